@@ -1,0 +1,37 @@
+PYTHON ?= python3
+UV = .tools/uv/bin/uv
+
+.DEFAULT_GOAL = help
+.PHONY: help setup test check demo bench wheel lock clean
+
+help: ## say what there is
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+
+setup: ## all that is needed, pinned and checked, into .venv, .tools and .jars
+	@$(PYTHON) tools/setup.py
+
+test: setup ## all tests but the slow ones
+	@.venv/bin/pytest
+
+check: setup ## format, lint, types
+	@.venv/bin/ruff format --check --quiet .
+	@.venv/bin/ruff check --quiet .
+	@.venv/bin/mypy
+
+demo: setup ## 200 prompts against the simulator, no key needed
+	@.venv/bin/python -m deltatap.demo
+
+bench: setup ## measure speed and the honesty of the times
+	@.venv/bin/python -m bench
+
+wheel: setup ## dist/deltatap-*.whl, vocabularies inside
+	@$(UV) build --quiet --wheel --no-build-isolation --python .venv/bin/python --out-dir dist .
+	@ls dist/*.whl
+
+lock: setup ## requirements.lock anew, from pyproject.toml
+	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+		--custom-compile-command "make lock" --extra spark --group dev pyproject.toml -o requirements.lock
+
+clean: ## remove what set-up and the runs made here
+	rm -rf .venv .tools .jars .mypy_cache .ruff_cache .pytest_cache .hypothesis dist data artifacts spark-warehouse \
+		src/deltatap/vocabularies
