@@ -21,7 +21,7 @@ def main(folder: Path) -> None:
     conf.set("spark.jars.packages", ",".join(coordinates))
     conf.set("spark.jars.ivy", str(folder / "ivy"))
     with java_home():
-        gateway = launch_gateway(conf)
+        gateway = launch_gateway(conf)  # type: ignore[no-untyped-call]
     gateway.shutdown()
     for each in coordinates:
         group = each.split(":")[0]
