@@ -1,0 +1,319 @@
+"""Typed settings: every key, its default and its bounds, read from YAML, a dict and ``--set`` overrides.
+
+Knows what a configuration may say and reports all that is wrong with it at once, each with the file and the key's path.
+Leaves to others whether what it names (a table, a key, an endpoint) exists. Values under ``endpoint.api_key`` never reach
+a message, since people paste keys where the name of a variable is expected.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from deltatap.errors import ConfigError
+
+def _absolute(location: str) -> str:
+    """A path is made absolute once, so that two names of one table are one; catalog names and URIs stay."""
+    return str(Path(location).absolute()) if "/" in location and ":" not in location.split("/", 1)[0] else location
+
+
+Location = Annotated[str, Field(min_length=1, pattern=r"^[^`]+$"), AfterValidator(_absolute)]
+PositiveInt = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(ge=0, le=1)]
+RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True, validate_default=True)
+
+
+class Prompts(_Section):
+    """Where the prompts come from: a table (name or path) or a query, and which columns to carry along."""
+
+    table: Location | None = "data/prompts"
+    sql: str | None = None
+    keep: list[str] = []
+
+    @property
+    def source(self) -> str:
+        """What messages call the source."""
+        return self.table if self.table is not None else f"query {self.sql!r}"
+
+
+class Table(_Section):
+    """A catalog name or, where it has a ``/``, a path."""
+
+    table: Location
+
+
+class Captures(Table):
+    """The table of answers."""
+
+    table: Location = "data/captures"
+
+
+class Runs(Table):
+    """The table of runs."""
+
+    table: Location = "data/runs"
+
+
+class Run(_Section):
+    """Which run this is: the same id again goes on with that run."""
+
+    id: RunId | None = None
+    labels: dict[str, str] = {}
+
+
+class ApiKey(_Section):
+    """The name of the environment variable that holds the key; it is read in the worker."""
+
+    env: Annotated[str, Field(min_length=1)]
+
+
+class Endpoint(_Section):
+    """The OpenAI-compatible server that is called."""
+
+    name: str | None = None
+    kind: Literal["openai"] = "openai"
+    api: Literal["chat"] = "chat"
+    base_url: str = "http://127.0.0.1:8089/v1"
+    model: str | None = "gpt-4o-mini"
+    api_key: ApiKey | None = ApiKey(env="OPENAI_API_KEY")
+    include_usage: bool = True
+
+    @property
+    def label(self) -> str:
+        """The endpoint's name in the tables: ``name``, else the base URL."""
+        return self.name or self.base_url
+
+
+class Capture(_Section):
+    """How requests are captured: how many streams at once, how often one is tried again."""
+
+    mode: Literal["stream"] = "stream"
+    owed: Literal["new", "all"] = "new"
+    concurrency: PositiveInt = 64
+    streams_per_worker: PositiveInt = 256
+    limit: PositiveInt | None = None
+    max_attempts: PositiveInt = 5
+    max_broken: PositiveInt = 2
+    max_runs: PositiveInt = 3
+    retry_for_s: Annotated[float, Field(ge=0)] = 600
+    keep_interrupted: bool = False
+    fail_above_error_rate: Rate = 0.5
+
+
+class Timeouts(_Section):
+    """Seconds: to connect, to the first byte of the answer, between bytes, for a whole call, to drain."""
+
+    connect_s: Seconds = 10
+    first_byte_s: Seconds = 120
+    idle_s: Seconds = 60
+    total_s: Seconds = 900
+    grace_s: Annotated[float, Field(ge=0)] = 30
+
+
+class Tokens(_Section):
+    """The encoding for models that tiktoken does not know."""
+
+    fallback_encoding: Literal["o200k_base", "cl100k_base", "o200k_harmony"] = "o200k_base"
+
+
+class State(_Section):
+    """The folder of journal, plan and control files, and how often a worker flushes its journal, in seconds."""
+
+    dir: Annotated[str, Field(min_length=1), AfterValidator(lambda path: str(Path(path).absolute()))] = "data/state"
+    flush_s: Seconds = 1
+
+
+class Spark(_Section):
+    """The master of a local session; where a session is given, as on Databricks, it is not used."""
+
+    master: str = "local[*]"
+
+
+class Settings(_Section):
+    """The whole configuration; see ``conf/local.yml`` for each key with a comment."""
+
+    prompts: Prompts = Field(default_factory=Prompts)
+    captures: Captures = Field(default_factory=Captures)
+    runs: Runs = Field(default_factory=Runs)
+    run: Run = Field(default_factory=Run)
+    endpoint: Endpoint = Field(default_factory=Endpoint)
+    request: dict[str, Any] = {"temperature": 0}
+    capture: Capture = Field(default_factory=Capture)
+    timeouts: Timeouts = Field(default_factory=Timeouts)
+    tokens: Tokens = Field(default_factory=Tokens)
+    prices: str | None = "conf/prices.yml"
+    state: State = Field(default_factory=State)
+    spark: Spark = Field(default_factory=Spark)
+
+
+def load_settings(
+    source: Settings | Mapping[str, Any] | str | Path,
+    overrides: Iterable[str] = (),
+) -> Settings:
+    """Settings from a YAML file, a dict or ready settings, with ``a.b=c`` overrides.
+
+    Args:
+        source: the path of a YAML file, its content as a dict, or settings.
+        overrides: ``a.b=c``; an empty ``c`` unsets: null where the key may be null, else its default.
+
+    Raises:
+        ConfigError: with everything that is wrong, each as ``file: key.path: what was expected``.
+    """
+    if isinstance(source, Settings):
+        name, tree = "settings", source.model_dump(exclude_unset=True)
+    elif isinstance(source, Mapping):
+        name, tree = "settings", _copied(source)
+    else:
+        name, tree = str(source), _read(Path(source))
+    problems = [problem for text in overrides if (problem := _override(tree, text))]
+    try:
+        settings = Settings.model_validate(tree)
+    except ValidationError as error:
+        problems += [f"{name}: {_described(e)}" for e in error.errors(include_url=False)]
+    else:
+        problems += [f"{name}: {problem}" for problem in _conflicts(settings)]
+        if not problems:
+            return settings
+    # `from None`: pydantic's error holds the input, which may hold a key.
+    raise ConfigError(problems) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{path}: is no UTF-8 text (byte {error.start})"]) from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigError([f"{path}{where}: is no YAML: {getattr(error, 'problem', None) or 'malformed'}"]) from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError([f"{path}: expected a mapping of sections, found {type(tree).__name__}"])
+    return tree
+
+
+def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copied(value) if isinstance(value, Mapping) else value for key, value in tree.items()}
+
+
+def _override(tree: dict[str, Any], text: str) -> str | None:
+    path, equals, value = text.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        return f"--set {path}: expected a.b=c"
+    node = tree
+    for key in keys[:-1]:
+        child = node.get(key)
+        if not isinstance(child, dict):
+            child = node[key] = {}
+        node = child
+    kinds = _kinds(keys)
+    if value:
+        try:
+            node[keys[-1]] = value if str in kinds else yaml.safe_load(value)
+        except yaml.YAMLError:
+            return f"--set {path}: the value is no YAML"
+    elif type(None) in kinds or not kinds:
+        node[keys[-1]] = None
+    else:
+        node.pop(keys[-1], None)
+    return None
+
+
+def _kinds(keys: list[str]) -> set[Any]:
+    """The types that the key at this path may have; empty for an unknown key."""
+    kinds: set[Any] = {Settings}
+    for key in keys:
+        annotations = []
+        for kind in kinds:
+            if isinstance(kind, type) and issubclass(kind, BaseModel) and key in kind.model_fields:
+                annotations.append(kind.model_fields[key].annotation)
+            elif get_origin(kind) is dict:
+                annotations.append(get_args(kind)[1])
+        kinds = {kind for annotation in annotations for kind in _alternatives(annotation)}
+    return kinds
+
+
+def _alternatives(annotation: Any) -> list[Any]:  # noqa: ANN401 - a type expression has no better type
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if origin in (Union, UnionType):
+        return [kind for part in get_args(annotation) for kind in _alternatives(part)]
+    if origin is Literal:
+        return [type(value) for value in get_args(annotation)]
+    return [annotation]
+
+
+# Keys of the design that a later version brings. Saying so beats calling them unknown, and beats ignoring a limit on money.
+_NOT_YET = {
+    "limits": "rate limits are not in this version",
+    "budget": "budgets are not in this version; `capture.limit` bounds a run by its number of requests",
+    "keep_raw": "not in this version",
+    "api_version": "not in this version; `endpoint.kind` is openai only",
+    "secret": "secret scopes are not in this version; give the name of an environment variable: {env: NAME}",
+}
+
+
+def _described(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails, narrowed by use
+    path = [str(part) for part in error["loc"]]
+    where = ".".join(path) or "settings"
+    if error["type"] == "extra_forbidden":
+        if path[-1] in _NOT_YET:
+            return f"{where}: {_NOT_YET[path[-1]]}"
+        known = _known_keys(path[:-1])
+        near = difflib.get_close_matches(path[-1], known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+        return f"{where}: unknown key; {hint}"
+    message = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    if "api_key" in path:
+        return f"{where}: expected {{env: NAME}}, the name of an environment variable that holds the key, or null"
+    value = error.get("input")
+    found = f", found {value!r}" if isinstance(value, str | int | float | bool) or value is None else ""
+    return f"{where}: expected {message}{found}"
+
+
+def _known_keys(path: list[str]) -> list[str]:
+    return sorted(
+        key
+        for kind in (_kinds(path) if path else {Settings})
+        if isinstance(kind, type) and issubclass(kind, BaseModel)
+        for key in kind.model_fields
+    )
+
+
+def _conflicts(settings: Settings) -> list[str]:
+    """Keys that are right alone and wrong together."""
+    problems = []
+    if (settings.prompts.table is None) == (settings.prompts.sql is None):
+        problems.append("prompts: expected either table or sql, not both and not neither (unset one: `table: null`)")
+    url = urlsplit(settings.endpoint.base_url)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        problems.append("endpoint.base_url: expected an http:// or https:// URL")
+    if url.username or url.password:
+        problems.append("endpoint.base_url: must hold no user name or password; use endpoint.api_key")
+    ours = sorted({"stream", "stream_options", "messages", "model"} & settings.request.keys())
+    problems += [f"request.{key}: is set by deltatap, not here" for key in ours]
+    if settings.captures.table == settings.runs.table:
+        problems.append("captures.table and runs.table: expected two tables, found one name for both")
+    if settings.prompts.table in (settings.captures.table, settings.runs.table):
+        problems.append("prompts.table: is also the captures or the runs table")
+    if settings.timeouts.total_s < max(settings.timeouts.first_byte_s, settings.timeouts.idle_s):
+        problems.append("timeouts.total_s: expected at least first_byte_s and idle_s, which it would cut short")
+    return problems

@@ -1,0 +1,287 @@
+"""Many streams at once on one event loop, in a thread of its own, so that a Spark worker's thread may feed it and wait.
+
+Knows how to keep a share of streams open over all batches, when a request's story is over, and how late its own loop
+runs. Leaves to others what a call is (``client.py``), what may start (``schedule.py``), what is tried again
+(``outcomes.py``) and what becomes of a finished capture (its ``deliver``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import uvloop
+
+from deltatap.outcomes import CaptureError, RetryPolicy, next_try, stops_run
+from deltatap.schedule import Job, Scheduler
+from deltatap.timing import LagRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from deltatap.client import Call
+
+_LAG_TICK_S = 0.01
+_JOIN_S = 10.0
+
+
+class Client(Protocol):
+    """What makes one call."""
+
+    async def stream(self, body: str, choices: int = 1) -> Call:
+        """One streamed call, however it ends."""
+        ...
+
+    async def close(self) -> None:
+        """Close all connections."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """A request's story, over as far as this worker goes.
+
+    Attributes:
+        job: the request and its calls; without any, ``error`` says why.
+        error: why nothing was sent; None when something was.
+        queued_ms: from planned to the first call's start; None when nothing was sent.
+        loop_lag_ms: the event loop's worst delay during the last call.
+    """
+
+    job: Job
+    error: CaptureError | None = None
+    queued_ms: float | None = None
+    loop_lag_ms: float | None = None
+
+
+class Engine:
+    """Runs jobs to their end. ``submit`` blocks while ``look_ahead`` of them are unfinished, so memory is bounded."""
+
+    def __init__(
+        self,
+        make_client: Callable[[], Client],
+        *,
+        policy: RetryPolicy,
+        look_ahead: int,
+        deliver: Callable[[Capture], None],
+        share: int = 0,
+    ) -> None:
+        """Nothing runs before the engine is entered.
+
+        Args:
+            make_client: called on the event loop.
+            policy: how often a request is tried.
+            look_ahead: how many jobs may be unfinished before ``submit`` waits.
+            deliver: takes each capture, once, on the event loop's thread; must not block.
+            share: how many streams may be open until told otherwise.
+        """
+        self._make_client, self._policy, self._deliver = make_client, policy, deliver
+        self._room = threading.BoundedSemaphore(look_ahead)
+        self._scheduler = Scheduler(share)
+        self._loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._main, name="deltatap-engine", daemon=True)
+        self._lag = LagRecord()
+        self._tasks: dict[asyncio.Task[None], Job] = {}
+        self._submitted = 0
+        self._finished = 0
+        self._progress = threading.Event()
+        self._ready = threading.Event()
+        self._broken: BaseException | None = None
+        self._random = random.Random()  # noqa: S311 - jitter, not secrets
+        self._cool_until = 0.0
+        self.requests = 0
+        self.fatal: CaptureError | None = None
+
+    def __enter__(self) -> Engine:
+        self._thread.start()
+        self._ready.wait()
+        self.check()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._end)
+            self._thread.join(_JOIN_S)
+
+    @property
+    def open(self) -> int:
+        """How many streams are open."""
+        return self._scheduler.open
+
+    @property
+    def cool_until(self) -> float:
+        """Until when this worker was asked to wait, in seconds since the epoch; 0 when it never was."""
+        return self._cool_until
+
+    def lag_ms(self, seconds: float) -> float:
+        """The event loop's worst delay in the last seconds."""
+        now = time.perf_counter()
+        return self._lag.worst(now - seconds) * 1e3
+
+    def submit(self, job: Job) -> bool:
+        """Take a job; blocks while too many are unfinished. False when the engine was stopped and takes none."""
+        while not self._room.acquire(timeout=0.5):
+            self.check()
+        self.check()
+        self._submitted += 1
+        self._loop.call_soon_threadsafe(self._take, job)
+        return not self._scheduler.stopped
+
+    def join(self) -> None:
+        """Wait until every submitted job is delivered or dropped."""
+        while self._finished < self._submitted:
+            self.check()
+            self._progress.wait(0.2)
+            self._progress.clear()
+
+    def control(self, *, share: int, cool_until: float = 0.0) -> None:
+        """Set the share of streams, and start nothing before a time in seconds since the epoch; from any thread."""
+        self._loop.call_soon_threadsafe(self._control, share, cool_until)
+
+    def stop(self, grace_s: float) -> None:
+        """Start nothing more; cut what is still open after the grace period. From any thread, more than once."""
+        self._loop.call_soon_threadsafe(self._stop, grace_s)
+
+    def check(self) -> None:
+        """Raise when the engine has broken down, which no outcome of a call does.
+
+        Raises:
+            RuntimeError: with the cause.
+        """
+        if self._broken is not None:
+            raise RuntimeError("the engine broke down") from self._broken
+
+    def _main(self) -> None:
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+                runner.run(self._serve())
+        except BaseException as error:  # noqa: BLE001 - handed to the feeding thread, which raises it
+            self._broken = error
+        finally:
+            self._ready.set()
+
+    async def _serve(self) -> None:
+        self._wake = asyncio.Event()
+        self._over = False
+        self._client = self._make_client()
+        self._ready.set()
+        lag = asyncio.create_task(self._watch_lag())
+        try:
+            while not self._over:
+                if job := self._scheduler.start(time.perf_counter()):
+                    self._start(job)
+                else:
+                    await self._something()
+        finally:
+            lag.cancel()
+            await asyncio.gather(lag, *self._tasks, return_exceptions=True)
+            await self._client.close()
+
+    async def _something(self) -> None:
+        """Wait for whatever may let a job start."""
+        at = self._scheduler.wake_at()
+        timer = None if at is None else self._loop.call_later(max(0.0, at - time.perf_counter()), self._wake.set)
+        await self._wake.wait()
+        self._wake.clear()
+        if timer is not None:
+            timer.cancel()
+
+    def _start(self, job: Job) -> None:
+        self.requests += 1
+        task = asyncio.create_task(self._call(job))
+        self._tasks[task] = job
+        task.add_done_callback(self._ended)
+
+    async def _call(self, job: Job) -> None:
+        call = await self._client.stream(job.wire, job.choices)
+        job.calls.append(call)
+        if stops_run(call.error) and self.fatal is None:
+            self.fatal = call.error
+            self._stop(None)
+        now = time.perf_counter()
+        again = next_try(job.tries, call.status, call.error, self._policy, now=now, jitter=self._random.random())
+        if again is not None:
+            self._scheduler.cool_down(now + again.cool_s)
+            if again.cool_s:
+                self._cool_until = max(self._cool_until, time.time() + again.cool_s)
+        if again is None or self._scheduler.stopped:
+            self._finish(job)
+        else:
+            self._scheduler.again(job, now + again.delay_s)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        job = self._tasks.pop(task)
+        self._scheduler.ended()
+        self._wake.set()
+        if task.cancelled():  # before its first step
+            self._finish(job)
+        elif (error := task.exception()) is not None:
+            # A fault of ours, not of the API: fail loudly rather than lose the request.
+            self._broken = error
+            self._over = True
+
+    def _take(self, job: Job) -> None:
+        if job.request.error is not None:
+            self._done(Capture(job, CaptureError("invalid_request", None, job.request.error)))
+        elif self._scheduler.stopped:
+            self._drop(job)
+        else:
+            self._scheduler.plan(job)
+            self._wake.set()
+
+    def _finish(self, job: Job) -> None:
+        worth_a_row = any(
+            call.received.output or (call.error is None or call.error.type != "cancelled") for call in job.calls
+        )
+        if not worth_a_row:
+            self._drop(job)
+            return
+        first, last = job.calls[0], job.calls[-1]
+        self._done(
+            Capture(
+                job,
+                queued_ms=(first.started - job.planned) * 1e3,
+                loop_lag_ms=self._lag.worst(last.started) * 1e3,
+            )
+        )
+
+    def _drop(self, job: Job) -> None:
+        self._done(Capture(job, CaptureError("cancelled", None, "the run was stopped before the request was sent")))
+
+    def _done(self, capture: Capture) -> None:
+        self._deliver(capture)
+        self._finished += 1
+        self._room.release()
+        self._progress.set()
+
+    def _control(self, share: int, cool_until: float) -> None:
+        self._scheduler.share = share
+        self._scheduler.cool_down(time.perf_counter() + cool_until - time.time())
+        self._wake.set()
+
+    def _stop(self, grace_s: float | None) -> None:
+        for job in self._scheduler.stop():
+            self._finish(job)
+        if grace_s is not None:
+            self._loop.call_later(grace_s, self._cut)
+
+    def _cut(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+    def _end(self) -> None:
+        self._over = True
+        self._wake.set()
+        self._cut()
+
+    async def _watch_lag(self) -> None:
+        due = time.perf_counter() + _LAG_TICK_S
+        while True:
+            await asyncio.sleep(due - time.perf_counter())
+            now = time.perf_counter()
+            self._lag.add(now, max(0.0, now - due))
+            due = now + _LAG_TICK_S

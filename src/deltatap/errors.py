@@ -1,0 +1,48 @@
+"""What goes wrong with deltatap itself; what goes wrong with a call is an outcome (``outcomes.py``), never an exception."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class DeltatapError(Exception):
+    """The root of all errors that deltatap raises."""
+
+
+class ConfigError(DeltatapError):
+    """Something that the configuration says, or names, is wrong; nothing was called.
+
+    Attributes:
+        problems: each as ``where: what was expected``.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class VocabularyError(DeltatapError):
+    """A vocabulary of tiktoken's is missing or damaged."""
+
+
+class ProtocolError(DeltatapError):
+    """A server sent what is no event stream."""
+
+
+class EventTooLargeError(ProtocolError):
+    """An event is longer than the limit."""
+
+
+class RunningError(DeltatapError):
+    """A run on the same captures table lives."""
+
+
+class LeaseLostError(DeltatapError):
+    """Another driver has taken over."""
+
+
+class LandingError(DeltatapError):
+    """The journal does not land."""

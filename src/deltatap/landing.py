@@ -1,0 +1,160 @@
+"""The journal lands in ``captures``, once each: a Structured Streaming query whose batches are merged.
+
+Knows how journal files become rows and when a file may go: after the commit and after its rows are remembered. Every step
+may be repeated; the journal and the MERGE are the truth, the query's checkpoint is disposable. Leaves to others when to
+land (``run.py``).
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
+
+from deltatap import tables
+from deltatap.errors import LandingError
+from deltatap.journal import readable
+from deltatap.outcomes import final_sql
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+    from deltatap.state import RunState
+
+_KEY = ("run_id", "request_id", "mode")
+_FILES_A_BATCH = 200
+# The streaming source remembers every file name for ever; a new checkpoint now and then keeps that short.
+_RENEW_AFTER_FILES = 5_000
+
+
+@dataclass(slots=True)
+class Landing:
+    """Lands one run's journal.
+
+    Attributes:
+        spark: the session.
+        captures: the table.
+        state: the run's folder.
+        keep_interrupted: whether interrupted rows are final.
+        files: how many journal files have landed.
+        set_aside: journal files that could not be read; their requests are owed again.
+    """
+
+    spark: SparkSession
+    captures: str
+    state: RunState
+    keep_interrupted: bool
+    files: int = 0
+    set_aside: list[Path] = field(default_factory=list)
+    _checkpoint: Path | None = None
+    _in_checkpoint: int = 0
+
+    def tick(self) -> int:
+        """Land what is in the journal now; how many files that were."""
+        before = self.files
+        if not any(self.state.journal.glob("*.parquet")):
+            return 0
+        if self._checkpoint is None or self._in_checkpoint > _RENEW_AFTER_FILES:
+            self._checkpoint = self.state.folder / f"checkpoint-{uuid.uuid4().hex}"
+            self._in_checkpoint = 0
+        try:
+            self._query()
+        except Exception:
+            # One file that is cut short blocks its whole batch.
+            damaged = [path for path in sorted(self.state.journal.glob("*.parquet")) if not readable(path)]
+            if not damaged:
+                raise
+            for path in damaged:
+                path.replace(self.state.aside / path.name)
+            self.set_aside += damaged
+            self._checkpoint = None
+            return self.tick()
+        landed = self.files - before
+        self._in_checkpoint += landed
+        return landed
+
+    def drain(self) -> None:
+        """Land until the journal is empty.
+
+        Raises:
+            LandingError: when files stay that the query does not take.
+        """
+        while any(self.state.journal.glob("*.parquet")):
+            # A file that this checkpoint's query has seen, and that is still there, needs another to be seen again.
+            if self.tick() == 0:
+                self._checkpoint = None
+                if self.tick() == 0:
+                    raise LandingError(f"{self.state.journal}: its files do not land in {self.captures}")
+
+    def _query(self) -> None:
+        journal = (
+            self.spark.readStream.schema(tables.spark_schema(tables.JOURNAL))
+            .option("maxFilesPerTrigger", _FILES_A_BATCH)
+            .option("maxFileAge", "36500d")
+            .parquet(str(self.state.journal))
+            .select("*", F.col("_metadata.file_path").alias("_file"))
+        )
+        query = (
+            journal.writeStream.foreachBatch(self._merge)
+            .option("checkpointLocation", str(self._checkpoint))
+            .trigger(availableNow=True)
+            .start()
+        )
+        query.awaitTermination()
+
+    def _merge(self, batch: DataFrame, _batch_id: int) -> None:
+        """Merge a batch, remember its rows, delete its files; in this order."""
+        if not (where := batch.select("plan", "part", "row", "_file").collect()):
+            return
+        source = one_a_key(batch.drop("_file"), self.keep_interrupted).drop("plan", "part", "row")
+        view = f"deltatap_{uuid.uuid4().hex}"
+        source.createOrReplaceTempView(view)
+        spark = batch.sparkSession
+        try:
+            spark.sql(merge_sql(self.captures, view, self.state.folder.name, keep_interrupted=self.keep_interrupted))
+        finally:
+            spark.catalog.dropTempView(view)
+        rows = defaultdict(list)
+        for row in where:
+            rows[row["plan"]].append((row["part"], row["row"]))
+        for plan, pairs in rows.items():
+            self.state.plan(plan).add_landed(pairs)
+        for path in {_local(row["_file"]) for row in where}:
+            path.unlink(missing_ok=True)
+            self.files += 1
+
+
+def one_a_key(rows: DataFrame, keep_interrupted: bool) -> DataFrame:  # noqa: FBT001 - a DataFrame transformation
+    """One row a key: the final one, else the latest. A MERGE would insert both of two equal keys in its source."""
+    rank = F.struct(
+        F.expr(f"CAST({final_sql('_row', keep_interrupted=keep_interrupted)} AS INT)").alias("final"),
+        F.coalesce(F.col("_row.finished_at"), F.to_timestamp(F.lit("1970-01-01"))).alias("at"),
+    )
+    return (
+        rows.select(*_KEY, F.struct("*").alias("_row"))
+        .groupBy(*_KEY)
+        .agg(F.max_by("_row", rank).alias("_row"))
+        .select("_row.*")
+    )
+
+
+def merge_sql(captures: str, view: str, run_id: str, *, keep_interrupted: bool) -> str:
+    """The MERGE: insert what is new, replace only a row that is not final. Naming the run lets Delta skip other files."""
+    final = final_sql("t", keep_interrupted=keep_interrupted)
+    names = [column.name for column in tables.CAPTURES]
+    return f"""
+        MERGE INTO {tables.quoted(captures)} AS t USING {view} AS s
+        ON t.run_id = '{run_id}' AND {" AND ".join(f"t.{key} = s.{key}" for key in _KEY)}
+        WHEN MATCHED AND NOT {final} THEN UPDATE SET {", ".join(f"t.{name} = s.{name}" for name in names)}
+        WHEN NOT MATCHED THEN INSERT ({", ".join(names)}) VALUES ({", ".join(f"s.{name}" for name in names)})
+    """  # noqa: S608 - run ids are checked by the configuration
+
+
+def _local(uri: str) -> Path:
+    """The path of a file as Spark names it: ``file:/a%20b`` here, ``dbfs:/Volumes/…`` on Databricks."""
+    return Path(unquote(urlsplit(uri).path))

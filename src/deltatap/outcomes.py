@@ -1,0 +1,258 @@
+"""What happens to an outcome: which errors there are, what is tried again, what stops the run, what is owed. Pure.
+
+The design's table stands here once, as :data:`ERRORS`; the engine, the plan and the landing all read it. Knows no
+network and no clock: times and random numbers are passed in.
+"""
+
+from __future__ import annotations
+
+import email.utils
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from deltatap.accumulate import Received
+
+Status = Literal["completed", "interrupted", "failed"]
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorKind:
+    """How one kind of error is handled.
+
+    Attributes:
+        again: within this run: ``never``, as an ``attempt`` (up to max_attempts), or ``waiting`` (until retry_for_s, not
+            counted as an attempt, the whole run cools down).
+        owed: whether the next run owes the request when nothing had arrived.
+        stops_run: whether no other request can succeed either.
+    """
+
+    again: Literal["never", "attempt", "waiting"] = "never"
+    owed: bool = True
+    stops_run: bool = False
+
+
+# Once output has arrived, `again` gives way to max_broken: a broken stream is paid for.
+ERRORS: Mapping[str, ErrorKind] = {
+    "invalid_request": ErrorKind(owed=False),
+    "content_policy": ErrorKind(owed=False),
+    "authentication": ErrorKind(stops_run=True),
+    "permission": ErrorKind(stops_run=True),
+    "not_found": ErrorKind(stops_run=True),
+    "quota": ErrorKind(stops_run=True),
+    "rate_limit": ErrorKind(again="waiting"),
+    "timeout": ErrorKind(again="attempt"),
+    "connection": ErrorKind(again="attempt"),
+    "server": ErrorKind(again="attempt"),
+    "stream_interrupted": ErrorKind(again="attempt"),
+    "stream_error": ErrorKind(again="attempt"),
+    "protocol": ErrorKind(again="attempt"),
+    "cancelled": ErrorKind(),
+}
+_OF_STATUS = {
+    401: "authentication",
+    402: "quota",
+    403: "permission",
+    404: "not_found",
+    408: "server",
+    409: "server",
+    425: "server",
+    429: "rate_limit",
+}
+_POLICY_CODES = {"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"}
+_BACKOFF_S = 0.5
+_BACKOFF_MAX_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureError:
+    """The ``error`` column.
+
+    Attributes:
+        type: a key of :data:`ERRORS`.
+        code: the API's code; for a time-out, which: connect, first_byte, idle or total.
+        message: for people; holds no credentials.
+        http_status: None when no response came.
+        retry_after_s: what the server asked to wait, in seconds.
+    """
+
+    type: str
+    code: str | None
+    message: str
+    http_status: int | None = None
+    retry_after_s: float | None = None
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same request may succeed later without anybody's doing."""
+        return ERRORS[self.type].again != "never"
+
+
+def http_error(status: int, body: object, headers: Mapping[str, str], now: float) -> CaptureError:
+    """The error of a response that is not a success.
+
+    Args:
+        status: the HTTP status, 300 and above.
+        body: the decoded JSON, or the text.
+        headers: with lower-case names.
+        now: the time in seconds since the epoch, for a Retry-After that is a date.
+    """
+    given = body.get("error", body) if isinstance(body, dict) else body
+    code = message = kind = None
+    if isinstance(given, dict):
+        code, message, kind = (_text(given.get(key)) for key in ("code", "message", "type"))
+    elif isinstance(given, str):
+        message = " ".join(given.split())[:500] or None
+    marks = {code, kind}
+    if status >= 500:  # noqa: PLR2004 - the standard's class of server errors
+        type_ = "server"
+    elif status == 429 and marks & {"insufficient_quota", "billing_hard_limit_reached"}:  # noqa: PLR2004
+        type_ = "quota"
+    elif status in _OF_STATUS:
+        type_ = _OF_STATUS[status]
+    elif marks & _POLICY_CODES:
+        type_ = "content_policy"
+    else:
+        type_ = "invalid_request"
+    return CaptureError(type_, code or kind, message or f"HTTP {status}", status, retry_after_s(headers, now))
+
+
+def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
+    """How long the server asks to wait: ``retry-after-ms``, else ``retry-after`` in seconds or as an HTTP date (RFC 9110)."""
+    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        value = headers.get(name, "").strip()
+        if not value:
+            continue
+        try:
+            seconds = float(value) / unit
+        except ValueError:
+            try:
+                seconds = email.utils.parsedate_to_datetime(value).timestamp() - now
+            except ValueError:
+                continue
+        if seconds == seconds and seconds != float("inf"):  # noqa: PLR0124 - not NaN
+            return max(0.0, seconds)
+    return None
+
+
+def conclude(received: Received, failure: CaptureError | None) -> tuple[Status, CaptureError | None]:
+    """The status of a call, and its error.
+
+    Args:
+        received: what had arrived when the call ended.
+        failure: what ended it, when that was not the end of the response: a time-out, a lost connection, an HTTP status.
+    """
+    if received.finished or (received.done and received.output):
+        return "completed", None
+    error = _in_stream(received) or failure or _unfinished(received)
+    if received.output:
+        lost = error.type == "connection"
+        return "interrupted", replace(error, type="stream_interrupted") if lost else error
+    return "failed", error
+
+
+def _in_stream(received: Received) -> CaptureError | None:
+    if received.error is not None:
+        code = received.error.code or received.error.type
+        type_ = "content_policy" if code in _POLICY_CODES else "stream_error"
+        return CaptureError(type_, code, received.error.message or "the stream sent an error", 200)
+    if received.protocol_error is not None:
+        return CaptureError("protocol", None, received.protocol_error, 200)
+    return None
+
+
+def _unfinished(received: Received) -> CaptureError:
+    if received.done:
+        return CaptureError("protocol", None, "the stream ended with [DONE] but sent no output and no finish_reason", 200)
+    what = "without finish_reason and [DONE]" if received.output else "before any output"
+    return CaptureError("stream_interrupted", None, f"the stream ended {what}", 200)
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often one request is tried within a run; names and units as in the configuration."""
+
+    max_attempts: int = 5
+    max_broken: int = 2
+    retry_for_s: float = 600.0
+
+
+@dataclass(slots=True)
+class Tries:
+    """What one request has been through in this run so far."""
+
+    attempts: int = 0
+    broken: int = 0
+    waits: int = 0
+    waiting_since: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Try again after ``delay_s`` seconds; meanwhile the whole run starts nothing for ``cool_s`` seconds."""
+
+    delay_s: float
+    cool_s: float = 0.0
+
+
+def next_try(
+    tries: Tries, status: Status, error: CaptureError | None, policy: RetryPolicy, *, now: float, jitter: float
+) -> Again | None:
+    """Whether a call's outcome is tried again, and when; counts the call in ``tries``.
+
+    Args:
+        tries: updated in place.
+        status: of the call.
+        error: of the call; None when it completed.
+        policy: the limits.
+        now: monotonic seconds.
+        jitter: from 0 to 1: spreads back-off over half to the whole of its length.
+    """
+    if error is None:
+        return None
+    kind = ERRORS[error.type]
+    out_of_time = error.type == "timeout" and error.code == "total"
+    if status == "interrupted":
+        tries.broken += 1
+        if kind.again == "never" or out_of_time or tries.broken >= policy.max_broken:
+            return None
+        return Again(_backoff(tries.broken, jitter))
+    if kind.again == "waiting":
+        tries.waits += 1
+        if tries.waiting_since is None:
+            tries.waiting_since = now
+        wait = error.retry_after_s if error.retry_after_s is not None else _backoff(tries.waits, jitter)
+        if now + wait - tries.waiting_since > policy.retry_for_s:
+            return None
+        return Again(wait, cool_s=wait)
+    tries.attempts += 1
+    if kind.again == "never" or out_of_time or tries.attempts >= policy.max_attempts:
+        return None
+    return Again(max(_backoff(tries.attempts, jitter), error.retry_after_s or 0.0))
+
+
+def _backoff(tries: int, jitter: float) -> float:
+    return float(min(_BACKOFF_MAX_S, _BACKOFF_S * 2 ** (min(tries, 16) - 1)) * (0.5 + jitter / 2))
+
+
+def stops_run(error: CaptureError | None) -> bool:
+    """Whether no other request of the run can succeed either: a wrong key, a missing model, no quota."""
+    return error is not None and ERRORS[error.type].stops_run
+
+
+def final_sql(row: str, *, keep_interrupted: bool) -> str:
+    """The SQL condition under which a captures row is final: neither replaced nor owed again.
+
+    Args:
+        row: the table's alias.
+        keep_interrupted: whether interrupted rows are final.
+    """
+    settled = ", ".join(f"'{name}'" for name, kind in ERRORS.items() if not kind.owed)
+    final = f"{row}.status = 'completed' OR ({row}.status = 'failed' AND {row}.error.type IN ({settled}))"
+    return f"({final} OR {row}.status = 'interrupted')" if keep_interrupted else f"({final})"
+
+
+def _text(value: object) -> str | None:
+    return None if value is None or value == "" else str(value)

@@ -1,0 +1,188 @@
+"""What is owed: the prompts' requests less those that have a final row, written as one immutable part a capture task.
+
+Knows the prompts table's columns, identity, and when a row is final. The parts are files, so no shuffle feeds the UDF: a
+lost shuffle file would make Spark run partitions again that are still running elsewhere. Leaves what a row means to
+``prompts.py`` and who reads the parts to ``worker.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
+from pyspark.sql import types as T  # noqa: N812
+
+from deltatap import tables
+from deltatap.errors import ConfigError
+from deltatap.outcomes import final_sql
+from deltatap.prompts import build_request
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyspark.sql import DataFrame, SparkSession
+
+    from deltatap.config import Settings
+    from deltatap.state import PlanState
+
+REQUESTS_SCHEMA = tables.arrow_schema(tables.REQUESTS)
+_TEXTS = ("request_id", "prompt", "system", "model")
+
+
+def source(spark: SparkSession, settings: Settings) -> DataFrame:
+    """The prompts, with the columns that count.
+
+    Raises:
+        ConfigError: when the table is missing, or its columns are not a prompts table's.
+    """
+    prompts = settings.prompts
+    if prompts.table is not None and not tables.exists(spark, prompts.table):
+        raise ConfigError([f"prompts.table: {prompts.table}: there is no such Delta table"])
+    try:
+        frame = spark.sql(prompts.sql) if prompts.sql is not None else spark.table(tables.quoted(str(prompts.table)))
+        fields = {field.name: field.dataType for field in frame.schema.fields}
+    except Exception as error:
+        said = str(error).strip().splitlines()[0]
+        raise ConfigError([f"prompts: {prompts.source}: {said}"]) from error
+    if problems := list(_problems(fields, prompts.keep)):
+        raise ConfigError([f"prompts: {prompts.source}: {problem}" for problem in problems])
+    wanted = dict.fromkeys([*_TEXTS, "messages", "params", *prompts.keep])
+    return frame.select(*(F.col(f"`{name}`") for name in wanted if name in fields))
+
+
+def _problems(fields: dict[str, T.DataType], keep: list[str]) -> Iterator[str]:
+    for name in _TEXTS:
+        if name in fields and not isinstance(fields[name], T.StringType):
+            yield f"column {name}: expected STRING, found {_named(fields[name])}; cast it with prompts.sql"
+    if "prompt" not in fields and "messages" not in fields:
+        yield f"expected a column prompt or messages, found {', '.join(fields) or 'no columns'}"
+    if "messages" in fields and not _is_messages(fields["messages"]):
+        yield (
+            "column messages: expected ARRAY<STRUCT<role: STRING, content: STRING, …>> or a JSON STRING, "
+            f"found {_named(fields['messages'])}"
+        )
+    if "params" in fields and not isinstance(fields["params"], T.StringType) and not _is_params(fields["params"]):
+        yield f"column params: expected a JSON STRING or MAP<STRING, …>, found {_named(fields['params'])}"
+    yield from (f"prompts.keep: there is no column {name}" for name in keep if name not in fields)
+
+
+def _named(type_: T.DataType) -> str:
+    return type_.simpleString().upper()
+
+
+def _is_messages(type_: T.DataType) -> bool:
+    if isinstance(type_, T.StringType):
+        return True
+    message = type_.elementType if isinstance(type_, T.ArrayType) else None
+    return isinstance(message, T.StructType) and {"role", "content"} <= set(message.names)
+
+
+def _is_params(type_: T.DataType) -> bool:
+    return isinstance(type_, T.MapType) and isinstance(type_.keyType, T.StringType)
+
+
+def requests(prompts: DataFrame, settings: Settings) -> DataFrame:
+    """The prompts as requests, one for each request_id; costs nothing, so Spark may run it as often as it likes."""
+    model, defaults, keep = settings.endpoint.model, settings.request, tuple(settings.prompts.keep)
+
+    def build(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            built = [build_request(row, model=model, defaults=defaults, keep=keep) for row in batch.to_pylist()]
+            columns = {name: [getattr(request, name) for request in built] for name in REQUESTS_SCHEMA.names}
+            yield pa.RecordBatch.from_pydict(columns, REQUESTS_SCHEMA)
+
+    built = prompts.mapInArrow(build, tables.spark_schema(tables.REQUESTS))
+    one = F.min_by(F.struct(*REQUESTS_SCHEMA.names), "request_hash").alias("one")
+    unique = built.groupBy("request_id").agg(one, F.sort_array(F.collect_set("request_hash")).alias("hashes"))
+    several = F.size("hashes") > 1
+    joined = F.array_join(F.transform("hashes", lambda h: F.concat(F.lit('"'), h, F.lit('"'))), ",")
+    return unique.select(
+        "request_id",
+        F.when(several, F.sha2(F.concat(F.lit("["), joined, F.lit("]")), 256))
+        .otherwise(F.col("one.request_hash"))
+        .alias("request_hash"),
+        "one.model",
+        F.when(~several, F.col("one.body")).alias("body"),
+        "one.keep",
+        F.when(
+            several,
+            F.concat(
+                F.lit("request_id stands for "),
+                F.size("hashes").cast("string"),
+                F.lit(" different requests; expected one, or an id of its own for each"),
+            ),
+        )
+        .otherwise(F.col("one.error"))
+        .alias("error"),
+    )
+
+
+def owed(spark: SparkSession, settings: Settings, run_id: str) -> DataFrame:
+    """The requests that have no final row, each with the calls that this run made for it before."""
+    capture = settings.capture
+    captures = spark.table(tables.quoted(settings.captures.table)).where(
+        (F.col("endpoint") == settings.endpoint.label) & (F.col("mode") == capture.mode)
+    )
+    key = ["request_id", "request_hash"]
+    ours = captures.where(F.col("run_id") == run_id)
+    rows = ours if capture.owed == "all" else captures
+    final = F.expr(final_sql("c", keep_interrupted=capture.keep_interrupted))
+    broken = F.expr("c.status = 'interrupted' AND c.error.type != 'cancelled'")
+    settled = (
+        rows.alias("c")
+        .groupBy(*key)
+        .agg(F.max(final).alias("final"), F.count_if(broken & (F.col("run_id") != run_id)).alias("tried"))
+        .where(F.col("final") | (F.col("tried") >= capture.max_runs))
+    )
+    found = requests(source(spark, settings), settings).join(settled, key, "left_anti")
+    found = found.join(_earlier(ours), key, "left").select(*(column.name for column in tables.OWED))
+    return found if capture.limit is None else found.orderBy("request_id").limit(capture.limit)
+
+
+def _earlier(ours: DataFrame) -> DataFrame:
+    """What this run's rows that are not final have been through, as the `retries` of the rows that replace them."""
+    last = F.struct(
+        F.col("started_at"),
+        F.col("e2e_ms"),
+        F.col("error.http_status").alias("http_status"),
+        F.col("error.type").alias("error_type"),
+        F.col("text"),
+        F.col("chunks"),
+        _used("input_tokens"),
+        _used("output_tokens"),
+        (F.col("cost_usd") - F.expr("aggregate(retries, 0D, (sum, call) -> sum + coalesce(call.cost_usd, 0D))")).alias(
+            "cost_usd"
+        ),
+    )
+    return ours.where("status != 'completed' AND started_at IS NOT NULL").select(
+        "request_id", "request_hash", F.concat("retries", F.array(last)).cast(tables.spark_sql(tables.RETRIES)).alias("retries")
+    )
+
+
+def _used(name: str) -> Any:  # noqa: ANN401 - pyspark's Column has two classes
+    return (
+        F.coalesce(F.col(f"usage_reported.{name}"), F.when(F.col("cost_basis").isNotNull(), F.col(f"usage_tiktoken.{name}")))
+        .cast("bigint")
+        .alias(name)
+    )
+
+
+def slots(spark: SparkSession) -> int:
+    """How many tasks can run at once, as far as Spark tells by how it cuts a range; needs no SparkContext."""
+    cut = spark.range(1 << 16).select(F.spark_partition_id().alias("partition"))
+    return int(cut.agg(F.count_distinct("partition")).collect()[0][0])
+
+
+def tasks(settings: Settings, slots: int) -> int:
+    """How many capture tasks: enough for the streams, and a slot less than there are, so that landing is not starved."""
+    needed = math.ceil(settings.capture.concurrency / settings.capture.streams_per_worker)
+    return max(1, min(needed, slots - 1))
+
+
+def write(frame: DataFrame, plan: PlanState, tasks: int) -> int:
+    """Write the parts; how many requests they hold."""
+    frame.repartition(tasks).write.mode("overwrite").parquet(str(plan.parts))
+    return sum(pq.ParquetFile(path).metadata.num_rows for path in plan.part_files())

@@ -1,0 +1,334 @@
+"""Finished captures become rows of ``captures``, as Arrow columns: tokens are counted and costs summed on the way.
+
+Knows where each fact of a capture stands in the table. Leaves the columns' types to ``tables.py``, counting to
+``tokens.py``, prices to ``prices.py``. It takes milliseconds a row, so it runs off the event loop.
+
+Chunks are built as flat columns (offsets, one float buffer, one array of strings): dicts would cost more than the rest of
+the worker does for a chunk.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from deltatap import tables
+from deltatap.accumulate import KINDS, Chunks, Usage
+from deltatap.prices import cost_usd
+from deltatap.timing import Times, tpot_ms
+from deltatap.tokens import count_chat_input, count_text, encoding_name_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from deltatap.client import Call
+    from deltatap.engine import Capture
+    from deltatap.outcomes import CaptureError
+    from deltatap.prices import Price, Prices
+    from deltatap.schedule import Job
+
+CAPTURES_SCHEMA = tables.arrow_schema(tables.CAPTURES)
+JOURNAL_SCHEMA = tables.arrow_schema(tables.JOURNAL)
+_CHUNKS_TYPE = tables.arrow_type(tables.CHUNKS)
+_EMPTY = Chunks()
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What is the same for all rows of a worker.
+
+    Attributes:
+        run_id: the run; empty where there is none.
+        mode: stream.
+        endpoint: the endpoint's name.
+        api: chat.
+        worker: host and partition.
+        fallback_encoding: for models that tiktoken does not know.
+        prices: USD per million tokens.
+    """
+
+    run_id: str
+    mode: str
+    endpoint: str
+    api: str
+    worker: str
+    fallback_encoding: str
+    prices: Prices
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """What one call used: tokens, cost, and who counted them (None when nothing was used)."""
+
+    input_tokens: int
+    output_tokens: int
+    cost_usd: float | None
+    basis: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A capture with all that was counted for it; `bills` are one a call."""
+
+    capture: Capture
+    encoding: str
+    input_tokens: int
+    output_tokens: int
+    bills: tuple[Bill, ...]
+    cost_usd: float | None
+    cost_basis: str | None
+
+    @property
+    def last(self) -> Call | None:
+        """The call that the row tells of."""
+        calls = self.capture.job.calls
+        return calls[-1] if calls else None
+
+    @property
+    def status(self) -> str:
+        """The row's status; an interrupted call stays `interrupted`."""
+        return self.last.status if self.last else "failed"
+
+    @property
+    def error(self) -> CaptureError | None:
+        """The row's error."""
+        return self.last.error if self.last else self.capture.error
+
+
+def counted(capture: Capture, context: Context) -> Row:
+    """The capture with its tokens and costs; CPU for every token, so off the event loop."""
+    job = capture.job
+    model = job.request.model or ""
+    encoding = encoding_name_for(model, context.fallback_encoding)
+    inputs = count_chat_input(json.loads(job.wire)["messages"], model, encoding) if job.wire else 0
+    price = context.prices.find(model)
+    outputs = [_output_tokens(call, encoding) for call in job.calls]
+    bills = tuple(_bill(call, inputs, output, price) for call, output in zip(job.calls, outputs, strict=True))
+    cost, basis = _total(bills, job.earlier, priced=price is not None)
+    return Row(capture, encoding, inputs, outputs[-1] if outputs else 0, bills, cost, basis)
+
+
+def _output_tokens(call: Call, encoding: str) -> int:
+    return sum(
+        count_text(text, encoding)
+        for choice in call.received.choices
+        for text in (choice.text, choice.reasoning, choice.refusal, choice.tool_calls)
+        if text
+    )
+
+
+def _bill(call: Call, inputs: int, output: int, price: Price | None) -> Bill:
+    usage = call.received.usage
+    if usage is not None:
+        inputs, output, cached, basis = (
+            usage.input_tokens or 0,
+            usage.output_tokens or 0,
+            usage.cached_input_tokens or 0,
+            "reported",
+        )
+    elif call.received.output:
+        cached, basis = 0, "tiktoken"
+    else:
+        return Bill(0, 0, 0.0 if price else None, None)
+    return Bill(inputs, output, cost_usd(price, inputs, output, cached) if price else None, basis)
+
+
+def _total(
+    bills: Sequence[Bill], earlier: Sequence[dict[str, Any]], *, priced: bool
+) -> tuple[float | None, str | None]:
+    bases = {bill.basis for bill in bills if bill.basis}
+    if any(call["input_tokens"] for call in earlier):
+        bases.add("tiktoken")  # a call that was tried again broke off, before the usage that ends a stream
+    basis = None if not bases else bases.pop() if len(bases) == 1 else "mixed"
+    if not priced:
+        return None, basis
+    return sum(bill.cost_usd or 0.0 for bill in bills) + sum(call["cost_usd"] or 0.0 for call in earlier), basis
+
+
+def captures_batch(rows: Sequence[Row], context: Context) -> pa.RecordBatch:
+    """The rows as a batch with the schema of ``captures``."""
+    return pa.RecordBatch.from_arrays(_arrays(rows, context), schema=CAPTURES_SCHEMA)
+
+
+def journal_batch(rows: Sequence[Row], context: Context, *, plan: int, part: int) -> pa.RecordBatch:
+    """The rows as a batch of the journal: those of ``captures``, and where they came from."""
+    where = [
+        pa.array([plan] * len(rows), pa.int32()),
+        pa.array([part] * len(rows), pa.int32()),
+        pa.array([row.capture.job.row for row in rows], pa.int32()),
+    ]
+    return pa.RecordBatch.from_arrays([*_arrays(rows, context), *where], schema=JOURNAL_SCHEMA)
+
+
+def _arrays(rows: Sequence[Row], context: Context) -> list[pa.Array]:
+    special: dict[str, Callable[[], pa.Array]] = {
+        "chunks": lambda: chunks_array([row.last.received.chunks if row.last else _EMPTY for row in rows]),
+    }
+    values = [_values(row, context) for row in rows]
+    return [
+        special[column.name]()
+        if column.name in special
+        else pa.array([row[column.name] for row in values], CAPTURES_SCHEMA.field(column.name).type)
+        for column in tables.CAPTURES
+    ]
+
+
+def chunks_array(chunks: Sequence[Chunks]) -> pa.ListArray:
+    """The ``chunks`` column: one list a capture."""
+    offsets = np.zeros(len(chunks) + 1, np.int32)
+    np.cumsum([len(c) for c in chunks], out=offsets[1:])
+
+    def ints(name: str) -> np.ndarray[Any, Any]:
+        return np.concatenate([np.frombuffer(getattr(c, name), np.intc) for c in chunks if len(c)] or [np.empty(0, int)])
+
+    def floats(name: str) -> np.ndarray[Any, Any]:
+        return np.concatenate([np.frombuffer(getattr(c, name)) for c in chunks if len(c)] or [np.empty(0)])
+
+    kinds = np.concatenate([np.frombuffer(c.kind, np.int8) for c in chunks if len(c)] or [np.empty(0, np.int8)])
+    choice = ints("choice")
+    columns = [
+        pa.array(floats("ms"), pa.float64()),
+        pa.array(floats("gap_ms"), pa.float64(), from_pandas=True),  # NaN is null
+        pa.array(list(chain.from_iterable(c.text for c in chunks)), pa.string()),
+        pa.array(KINDS, pa.string()).take(pa.array(kinds)),
+        pa.array(choice, pa.int32(), mask=choice < 0),
+        pa.array(ints("event"), pa.int32()),
+        pa.array(ints("read"), pa.int32()),
+    ]
+    struct = pa.StructArray.from_arrays(columns, fields=list(_CHUNKS_TYPE.value_type))
+    return pa.ListArray.from_arrays(pa.array(offsets), struct, type=_CHUNKS_TYPE)
+
+
+def _values(row: Row, context: Context) -> dict[str, Any]:
+    capture, last = row.capture, row.last
+    job = capture.job
+    return {
+        "run_id": context.run_id,
+        "request_id": job.request.request_id,
+        "request_hash": job.request.request_hash,
+        "mode": context.mode,
+        "status": row.status,
+        "keep": job.request.keep,
+        "retries": _retries(job, row.bills),
+        "error": _error(row.error),
+        "queued_ms": capture.queued_ms,
+        "loop_lag_ms": capture.loop_lag_ms,
+        "usage_tiktoken": {
+            "encoding": row.encoding,
+            "input_tokens": row.input_tokens,
+            "output_tokens": row.output_tokens,
+            "total_tokens": row.input_tokens + row.output_tokens,
+        },
+        "cost_usd": row.cost_usd,
+        "cost_basis": row.cost_basis,
+        "endpoint": context.endpoint,
+        "api": context.api,
+        "request_model": job.request.model,
+        "request": job.wire or None,
+        "worker": context.worker,
+        **(_of_call(last, row.output_tokens) if last else _NO_CALL),
+    }
+
+
+def _of_call(call: Call, output_tokens: int) -> dict[str, Any]:
+    received = call.received
+    times = Times.of(received.chunks)
+    tokens = output_tokens if received.usage is None else received.usage.output_tokens
+    return {
+        "finish_reason": received.finish_reason,
+        "text": received.text,
+        "choices": [
+            {
+                "index": choice.index,
+                "text": choice.text,
+                "finish_reason": choice.finish_reason,
+                "refusal": choice.refusal,
+                "reasoning": choice.reasoning,
+                "tool_calls": choice.tool_calls,
+            }
+            for choice in received.choices
+        ],
+        "dispatch_ms": call.dispatch_ms,
+        "headers_ms": call.headers_ms,
+        "first_chunk_ms": times.first_chunk_ms,
+        "ttft_ms": times.ttft_ms,
+        "ttfot_ms": times.ttfot_ms,
+        "last_chunk_ms": times.last_chunk_ms,
+        "e2e_ms": call.e2e_ms,
+        "tpot_ms": tpot_ms(times.ttft_ms, times.last_chunk_ms, tokens),
+        "usage_reported": _usage(received.usage),
+        "response_model": received.response_model,
+        "response_id": received.response_id,
+        "server_request_id": call.server_request_id,
+        "system_fingerprint": received.system_fingerprint,
+        "service_tier": received.service_tier,
+        "content_filter": received.content_filter,
+        "logprobs": received.logprobs,
+        "moderation": received.moderation,
+        "started_at": _utc(call.started_at),
+        "finished_at": _utc(call.ended_at),
+    }
+
+
+def _retries(job: Job, bills: Sequence[Bill]) -> list[dict[str, Any]]:
+    return [
+        *job.earlier,
+        *(
+            {
+                "started_at": _utc(call.started_at),
+                "e2e_ms": call.e2e_ms,
+                "http_status": call.http_status,
+                "error_type": call.error.type if call.error else None,
+                "text": call.received.text,
+                "chunks": call.received.chunks.to_dicts(),
+                "input_tokens": bill.input_tokens,
+                "output_tokens": bill.output_tokens,
+                "cost_usd": bill.cost_usd,
+            }
+            for call, bill in zip(job.calls[:-1], bills[:-1], strict=True)
+        ),
+    ]
+
+
+def _error(error: CaptureError | None) -> dict[str, Any] | None:
+    if error is None:
+        return None
+    return {
+        "type": error.type,
+        "code": error.code,
+        "message": error.message,
+        "http_status": error.http_status,
+        "retryable": error.retryable,
+        "retry_after_s": error.retry_after_s,
+    }
+
+
+def _usage(usage: Usage | None) -> dict[str, int | None] | None:
+    if usage is None:
+        return None
+    return {
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "total_tokens": usage.total_tokens,
+        "cached_input_tokens": usage.cached_input_tokens,
+        "reasoning_tokens": usage.reasoning_tokens,
+    }
+
+
+def _utc(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+_CALL_COLUMNS = (
+    "finish_reason text choices dispatch_ms headers_ms first_chunk_ms ttft_ms ttfot_ms last_chunk_ms e2e_ms tpot_ms "
+    "usage_reported response_model response_id server_request_id system_fingerprint service_tier content_filter "
+    "logprobs moderation started_at finished_at"
+)
+# A row without any call: a bad prompt, or one that a stop came before.
+_NO_CALL: dict[str, Any] = dict.fromkeys(_CALL_COLUMNS.split()) | {"choices": []}

@@ -1,0 +1,427 @@
+"""The driver: what a dead run left is landed, what is owed is planned, captured and landed, and the run is closed.
+
+Knows the order of these, the threads that do them, and when to stop. Capture, landing and the lease each have a thread,
+since each waits for Spark; the main thread publishes the shares, which must never wait. Leaves each step to its module.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
+
+from deltatap import plan, runs, tables
+from deltatap.client import api_key
+from deltatap.config import load_settings
+from deltatap.errors import ConfigError, DeltatapError, LeaseLostError
+from deltatap.landing import Landing
+from deltatap.outcomes import final_sql
+from deltatap.prices import load_prices
+from deltatap.progress import Display, Snapshot, snapshot
+from deltatap.state import Control, RunState
+from deltatap.tokens import encoding, encoding_name_for
+from deltatap.udf import part_udf
+from deltatap.worker import POLL_S, CaptureTask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from pyspark.sql import SparkSession
+    from rich.console import Console
+
+    from deltatap.config import Settings
+    from deltatap.prices import Prices
+    from deltatap.runs import Lease
+    from deltatap.state import Heartbeat
+
+_BEAT_S = 15.0
+# A driver that could not renew its lease for so long may have a successor: it lets nothing start until it has.
+_UNSURE_S = runs.LEASE_S - _BEAT_S
+_LAND_EVERY_S = 1.0
+_LANDING_TRIES = 5
+_JOURNAL_FILES = 1000
+_SUBMISSIONS = 4  # once, and up to three times more
+_END_WAIT_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a run ended: its row in ``runs``, and what to tell."""
+
+    row: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def failed_share(self) -> float:
+        """Failed rows among this run's rows, 0 to 1."""
+        rows = sum(self.row[status] or 0 for status in ("completed", "interrupted", "failed"))
+        return (self.row["failed"] or 0) / rows if rows else 0.0
+
+
+def preflight(settings: Settings) -> Prices:
+    """Check all that can be checked without Spark and without a paid call; the prices.
+
+    Raises:
+        ConfigError: with everything that is wrong.
+    """
+    problems: list[str] = []
+    prices = None
+    checks: list[Callable[[], Any]] = [
+        lambda: api_key(settings.endpoint),
+        lambda: encoding(encoding_name_for(settings.endpoint.model or "", settings.tokens.fallback_encoding)),
+        lambda: encoding(settings.tokens.fallback_encoding),
+        lambda: RunState(Path(settings.state.dir) / "probe").prepare(),
+        lambda: _reach(settings),
+    ]
+    for check in checks:
+        try:
+            check()
+        except ConfigError as error:
+            problems += error.problems
+        except DeltatapError as error:
+            problems.append(str(error))
+    RunState(Path(settings.state.dir) / "probe").remove()
+    try:
+        prices = load_prices(settings.prices)
+    except ConfigError as error:
+        problems += error.problems
+    if problems or prices is None:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return prices
+
+
+def _reach(settings: Settings) -> None:
+    url = urlsplit(settings.endpoint.base_url)
+    port = url.port or (443 if url.scheme == "https" else 80)
+    try:
+        socket.create_connection((str(url.hostname), port), timeout=settings.timeouts.connect_s).close()
+    except OSError as error:
+        here = url.hostname in ("127.0.0.1", "localhost", "::1")
+        hint = "; is the server running? `deltatap simulate` starts the simulator" if here else ""
+        why = error.strerror or str(error) or type(error).__name__
+        raise ConfigError([f"endpoint.base_url: cannot reach {url.hostname} port {port}: {why}{hint}"]) from error
+
+
+def run(settings: Settings, spark: SparkSession, console: Console) -> Ended:
+    """Run a capture from start to end.
+
+    Raises:
+        ConfigError: before anything is paid.
+        RunningError: when a run on the same captures table lives.
+        LeaseLostError: when another driver took over meanwhile.
+    """
+    settings = load_settings(settings)
+    prices = preflight(settings)
+    _check_tables(spark, settings)
+    new_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
+    lease = runs.acquire(spark, settings, new_id)
+    for died in lease.died:
+        _bury(spark, settings, died)
+    state = RunState(Path(settings.state.dir) / lease.run_id)
+    try:
+        state.prepare()
+        with _signals() as asked:
+            return _Driver(settings, spark, console, prices, lease, state, asked).run()
+    except LeaseLostError:
+        raise
+    except BaseException as error:
+        _close_failed(spark, settings, lease, error)
+        raise
+
+
+def _check_tables(spark: SparkSession, settings: Settings) -> None:
+    plan.source(spark, settings)
+    problems = []
+    for name, table, columns in (
+        ("captures", settings.captures.table, tables.CAPTURES),
+        ("runs", settings.runs.table, tables.RUNS),
+    ):
+        try:
+            # Serializable: of two drivers that take the lease at once, one must fail.
+            properties = "'delta.isolationLevel' = 'Serializable'" if name == "runs" else ""
+            tables.ensure(spark, table, columns, properties)
+            different = tables.differences(spark.table(tables.quoted(table)).schema, columns)
+        except Exception as error:
+            said = str(error).strip().splitlines()[0]
+            raise ConfigError([f"{name}.table: {table}: {said}"]) from error
+        problems += [f"{name}.table: {table}: {problem}" for problem in different]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _bury(spark: SparkSession, settings: Settings, run_id: str) -> None:
+    """Land what a dead run left, and close it; workers of it that still live see its epoch gone."""
+    state = RunState(Path(settings.state.dir) / run_id)
+    if state.folder.exists():
+        state.prepare()
+        _landing(spark, settings, state).drain()
+        state.remove()
+    runs.close(spark, settings, run_id, "died", "its driver died", runs.totals(spark, settings, run_id))
+
+
+def _landing(spark: SparkSession, settings: Settings, state: RunState) -> Landing:
+    return Landing(spark, settings.captures.table, state, settings.capture.keep_interrupted)
+
+
+def _close_failed(spark: SparkSession, settings: Settings, lease: Lease, error: BaseException) -> None:
+    reason = f"{type(error).__name__}: {error}".splitlines()[0][:500]
+    try:
+        runs.close(spark, settings, lease.run_id, "failed", reason, runs.totals(spark, settings, lease.run_id))
+    except Exception:  # noqa: BLE001, S110 - the first error is the one to tell; the next start finds a dead run
+        pass
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """Set an event on Ctrl-C and SIGTERM; a second one ends the process at once, and the journal keeps what it has."""
+    asked = threading.Event()
+
+    def handle(number: int, _frame: object) -> None:
+        if asked.is_set():
+            os._exit(128 + number)
+        asked.set()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Background(threading.Thread):
+    """A thread whose error the main thread sees."""
+
+    def __init__(self, name: str, work: Callable[[], None]) -> None:
+        super().__init__(name=f"deltatap-{name}", daemon=True)
+        self._work = work
+        self.error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # noqa: BLE001 - the main thread decides
+            self.error = error
+
+
+class _Driver:
+    """One run of one driver, its lease held."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        spark: SparkSession,
+        console: Console,
+        prices: Prices,
+        lease: Lease,
+        state: RunState,
+        asked: threading.Event,
+    ) -> None:
+        self.settings, self.spark, self.console, self.prices = settings, spark, console, prices
+        self.lease, self.state, self.asked = lease, state, asked
+        self.plan = state.plan(lease.epoch)
+        self.landing = _landing(spark, settings, state)
+        self.stop: str | None = None
+        self.reason: str | None = None
+        self.notes: list[str] = []
+        self.stop_at: float | None = None
+        self.over = threading.Event()
+        self.landing_lock = threading.Lock()
+        self.guarded = False
+        self.renewed_at = time.time()
+        self.beat = 0
+        self.now = Snapshot(0)
+        self.before: dict[str, Any] = {}
+
+    def run(self) -> Ended:
+        lease, settings = self.lease, self.settings
+        # Workers of an older epoch that still live stop here, before we look at what they left.
+        self._publish({})
+        if lease.went_on:
+            self.notes.append(f"goes on with run {lease.run_id}")
+        self.landing.drain()
+        for old in self.state.plans():
+            RunState(old.folder).remove()
+        had = self._final_rows()
+        slots = plan.slots(self.spark)
+        owed = plan.write(plan.owed(self.spark, settings, lease.run_id), self.plan, plan.tasks(settings, slots))
+        self.before = runs.totals(self.spark, settings, lease.run_id)
+        runs.beat(self.spark, settings, lease, {"owed": had + owed, **self.before})
+        self.now = Snapshot(owed)
+        self._say(owed)
+        if owed:
+            self._capture(owed, slots)
+        return self._close()
+
+    def _say(self, owed: int) -> None:
+        settings = self.settings
+        for note in self.notes:
+            self.console.print(note, highlight=False)
+        if owed:
+            self.console.print(
+                f"run {self.lease.run_id}: {owed:,} requests owed, "
+                f"up to {settings.capture.concurrency} streams at once to {settings.endpoint.label}",
+                highlight=False,
+                soft_wrap=True,
+            )
+            if settings.endpoint.model and self.prices.find(settings.endpoint.model) is None:
+                self.console.print(
+                    f"no price for model {settings.endpoint.model} in {settings.prices}: costs will be null",
+                    style="yellow",
+                    highlight=False,
+                    soft_wrap=True,
+                )
+        elif plan.source(self.spark, settings).isEmpty():
+            self.notes.append(f"prompts {settings.prompts.source} has no rows: nothing to capture")
+        else:
+            self.notes.append("nothing is owed: every request has its final row; no call was made, nothing was paid")
+
+    def _final_rows(self) -> int:
+        final = final_sql("c", keep_interrupted=self.settings.capture.keep_interrupted)
+        rows = self.spark.table(tables.quoted(self.settings.captures.table)).alias("c")
+        return rows.where((F.col("run_id") == self.lease.run_id) & F.expr(final)).count()
+
+    def _capture(self, owed: int, slots: int) -> None:
+        # With a single slot their Spark jobs would wait behind the capture's: then landing comes after it.
+        threads = [_Background("lease", self._keep_lease), _Background("landing", self._keep_landing)] if slots > 1 else []
+        self.guarded = bool(threads)
+        failures = 0
+        try:
+            with Display(self.console) as display:
+                while self.stop is None:
+                    job = _Background("capture", self._submit)
+                    while job.is_alive():
+                        self._turn(threads, display)
+                        job.join(POLL_S)
+                    with self.landing_lock:
+                        self.landing.drain()
+                    if job.error is None and len(self.plan.landed()) >= owed:
+                        break
+                    failures += 1
+                    if self.stop is None and failures == _SUBMISSIONS:
+                        self._stop("failed", f"the capture did not complete in {failures} Spark jobs: {_told(job.error)}")
+                    elif self.stop is None:
+                        self.notes.append(f"Spark job {failures} did not complete: {_told(job.error)}; submitted again")
+                        self.console.print(self.notes[-1], style="yellow", highlight=False, soft_wrap=True)
+        finally:
+            self.over.set()
+            for thread in threads:
+                thread.join()
+        for thread in threads:
+            if isinstance(thread.error, LeaseLostError):
+                raise thread.error
+        self.landing.drain()
+
+    def _submit(self) -> None:
+        """One action over the paid UDF; it returns receipts, so nothing is lost with them."""
+        task = CaptureTask(self.settings, self.prices, self.lease.run_id, self.state.folder, self.lease.epoch)
+        parts = len(self.plan.part_files())
+        self.spark.addTag(self._tag)
+        frame = self.spark.range(0, parts, 1, parts)
+        frame.select(part_udf(task)("id").alias("receipt")).collect()
+
+    @property
+    def _tag(self) -> str:
+        return f"deltatap-{self.lease.epoch}"
+
+    def _turn(self, threads: list[_Background], display: Display) -> None:
+        """Twice a second: hear the workers, tell them what they may do, show where the run stands."""
+        beats = [beat for beat in self.state.heartbeats() if beat.epoch == self.lease.epoch]
+        for thread in threads:
+            if thread.error is not None:
+                self._stop("failed", f"{thread.name}: {_told(thread.error)}")
+        if fatal := next((beat.fatal for beat in beats if beat.fatal), None):
+            self._stop("failed", fatal)
+        if self.asked.is_set():
+            self._stop("stopped", "stopped by a signal")
+        newest = {beat.part: beat for beat in sorted(beats, key=lambda beat: beat.claim)}
+        self._publish(_shares(newest.values(), self.settings.capture.concurrency), beats)
+        self.now = snapshot(self.now.owed, beats, time.time())
+        note = None if self.stop is None else f"stopping ({self.reason}): waiting for {self.now.open} open streams"
+        display.update(self.now, note=note)
+        if self.stop_at is not None and time.monotonic() > self.stop_at:
+            self.spark.interruptTag(self._tag)
+
+    def _stop(self, status: str, reason: str) -> None:
+        if self.stop is None:
+            self.stop, self.reason = status, reason
+            # Workers drain by themselves; one that does not answer is ended with its job.
+            self.stop_at = time.monotonic() + self.settings.timeouts.grace_s + _END_WAIT_S
+
+    def _publish(self, shares: dict[str, int], beats: Iterable[Heartbeat] = ()) -> None:
+        self.beat += 1
+        unsure = self.guarded and time.time() - self.renewed_at > _UNSURE_S
+        backlog = sum(1 for _ in self.state.journal.glob("*.parquet")) > _JOURNAL_FILES
+        self.state.publish(
+            Control(
+                epoch=self.lease.epoch,
+                beat=self.beat,
+                shares={} if unsure or backlog else shares,
+                cool_until=max((beat.cool_until for beat in beats), default=0.0),
+                stop=self.stop,
+                grace_s=self.settings.timeouts.grace_s,
+            )
+        )
+
+    def _keep_lease(self) -> None:
+        while not self.over.wait(_BEAT_S):
+            counts = _added(self.before, self.now.counts())
+            at = time.time()
+            runs.beat(self.spark, self.settings, self.lease, counts)
+            self.renewed_at = at
+
+    def _keep_landing(self) -> None:
+        failures = 0
+        while not self.over.wait(_LAND_EVERY_S):
+            try:
+                with self.landing_lock:
+                    self.landing.tick()
+                failures = 0
+            except Exception:
+                # Another writer's commit may have come first; the journal still has it all.
+                failures += 1
+                if failures == _LANDING_TRIES:
+                    raise
+
+    def _close(self) -> Ended:
+        settings, run_id = self.settings, self.lease.run_id
+        self.notes += [f"journal file {path.name} could not be read; it was set aside" for path in self.landing.set_aside]
+        totals = runs.totals(self.spark, settings, run_id)
+        row = runs.close(self.spark, settings, run_id, self.stop or "completed", self.reason, totals)
+        self.state.publish(Control(self.lease.epoch, self.beat + 1, stop="ended"))
+        if not any(self.state.aside.iterdir()):
+            self.state.remove()
+        return Ended(row, tuple(self.notes))
+
+
+def _shares(beats: Iterable[Heartbeat], concurrency: int) -> dict[str, int]:
+    """Each working claim's share of the run's streams; their sum never exceeds it."""
+    claims = sorted(beat.claim for beat in beats if not beat.ended)
+    return {claim: (concurrency + at) // len(claims) for at, claim in enumerate(claims)}
+
+
+def _added(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    return {key: None if value is None else value + (before.get(key) or 0) for key, value in now.items()}
+
+
+def _told(error: BaseException | None) -> str:
+    """An error in one line; Spark's have the Python worker's last line far below their first."""
+    if error is None:
+        return "captures are missing"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "Error" in line or "crashed" in line), (lines or [type(error).__name__])[0])[:300]

@@ -1,0 +1,122 @@
+"""Which request of a worker may start now, and when the next one may. Pure: time is passed in.
+
+Knows the worker's share of the run's streams, what waits to be tried again, cool-downs and stops. Leaves the calls
+themselves to ``engine.py`` and why something is tried again to ``outcomes.py``.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from deltatap.outcomes import Tries
+
+if TYPE_CHECKING:
+    from deltatap.client import Call
+    from deltatap.prompts import Request
+
+# A burst of starts blocks the event loop, and the streams that are open then are measured late.
+SPACING_S = 0.003
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A request on its way through a worker.
+
+    Attributes:
+        request: what was asked.
+        wire: the JSON body to send; empty for a bad row.
+        choices: how many choices the body asks for.
+        row: where it stands in its part or batch.
+        earlier: the calls that the run made for it before this worker, as the ``retries`` column has them.
+        planned: monotonic seconds.
+        calls: made here, oldest first.
+        tries: what counts towards the limits.
+    """
+
+    request: Request
+    wire: str
+    choices: int
+    row: int
+    earlier: list[dict[str, object]]
+    planned: float
+    calls: list[Call] = field(default_factory=list)
+    tries: Tries = field(default_factory=Tries)
+
+
+class Scheduler:
+    """Hands out jobs: first those whose time to try again has come, then new ones, never more at once than the share.
+
+    Attributes:
+        share: how many streams may be open; what is open above it just ends.
+        stopped: whether nothing starts any more.
+        open: how many streams are open.
+    """
+
+    __slots__ = ("_again", "_cool_until", "_count", "_new", "_next_start", "open", "share", "stopped")
+
+    def __init__(self, share: int = 0) -> None:
+        self.share = share
+        self.stopped = False
+        self.open = 0
+        self._new: deque[Job] = deque()
+        self._again: list[tuple[float, int, Job]] = []
+        self._count = 0
+        self._cool_until = 0.0
+        self._next_start = 0.0
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs have not started, or wait to be tried again."""
+        return len(self._new) + len(self._again)
+
+    def plan(self, job: Job) -> None:
+        """A new job."""
+        self._new.append(job)
+
+    def again(self, job: Job, at: float) -> None:
+        """A job to try again at a time."""
+        self._count += 1
+        heapq.heappush(self._again, (at, self._count, job))
+
+    def cool_down(self, until: float) -> None:
+        """Start nothing before a time; the latest of such times counts."""
+        self._cool_until = max(self._cool_until, until)
+
+    def start(self, now: float) -> Job | None:
+        """The job that starts now, if one may; it counts as open until :meth:`ended`."""
+        if self._held() or now < self._next_start or now < self._cool_until:
+            return None
+        if self._again and self._again[0][0] <= now:
+            job = heapq.heappop(self._again)[2]
+        elif self._new:
+            job = self._new.popleft()
+        else:
+            return None
+        self.open += 1
+        self._next_start = now + SPACING_S
+        return job
+
+    def ended(self) -> None:
+        """A stream is no longer open."""
+        self.open -= 1
+
+    def wake_at(self) -> float | None:
+        """When a job may start though nothing else happens; None when only an event can change that."""
+        if self._held() or not self.waiting:
+            return None
+        ready = 0.0 if self._new else self._again[0][0]
+        return max(self._next_start, self._cool_until, ready)
+
+    def stop(self) -> list[Job]:
+        """Nothing starts any more; returns the jobs that therefore never end."""
+        self.stopped = True
+        left = [*self._new, *(job for _, _, job in self._again)]
+        self._new.clear()
+        self._again.clear()
+        return left
+
+    def _held(self) -> bool:
+        return self.stopped or self.open >= self.share

@@ -1,0 +1,236 @@
+"""The state folder of a run: what driver and workers tell one another through small files, and what has landed.
+
+Knows the layout, and how to write a file so that a reader sees all of it or nothing. Nothing is used but create, rename
+and delete, so that the folder may be a Databricks Volume. Leaves the journal's Parquet files to ``journal.py``.
+
+    <state.dir>/<run_id>/
+        control.json            the driver's word: epoch, beat, shares, stop; renewed every half second
+        workers/<claim>.json    a worker's heartbeat
+        journal/*.parquet       captures that have not landed
+        aside/*                 journal files that cannot be read, kept for a person to look at
+        checkpoint-*/           of the landing query; disposable
+        plan-<epoch>/parts/     what is owed, one file for each capture task
+        plan-<epoch>/claims/    <part>-<number>-<uuid>: the attempts at a part; the greatest number holds it
+        plan-<epoch>/landed/    which rows of which parts are in captures, 8 bytes each
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from deltatap.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+_LANDED = np.dtype([("part", "<i4"), ("row", "<i4")])
+_MERGE_LANDED_ABOVE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """The driver's word to its workers.
+
+    Attributes:
+        epoch: of the lease; a worker of an older one starts nothing more.
+        beat: counts up; a worker that sees no new one for too long starts nothing more.
+        shares: how many streams each claim may hold open; a claim that is not named has none.
+        cool_until: nobody starts anything before, in seconds since the epoch.
+        stop: why nothing starts any more; None while the run goes on.
+        grace_s: how long what is open may still run, once stopped.
+    """
+
+    epoch: int
+    beat: int
+    shares: Mapping[str, int] = field(default_factory=dict)
+    cool_until: float = 0.0
+    stop: str | None = None
+    grace_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """A worker's word to its driver; counts are since the worker's start.
+
+    Attributes:
+        epoch: of the plan.
+        claim: the attempt's name.
+        beat: counts up.
+        open: streams open now.
+        requests: calls made.
+        rows: captures finished, by status.
+        errors: calls that failed, by error type, those that were tried again included.
+        input_tokens, output_tokens, cost_usd: of all calls.
+        ttft_ms: the median of the last calls.
+        loop_lag_ms: the worst of the last seconds.
+        cool_until: until when the server wants no calls, in seconds since the epoch.
+        fatal: why no request can succeed.
+        ended: whether the worker is done.
+    """
+
+    epoch: int
+    claim: str
+    beat: int
+    open: int = 0
+    requests: int = 0
+    rows: Mapping[str, int] = field(default_factory=dict)
+    errors: Mapping[str, int] = field(default_factory=dict)
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: float | None = None
+    ttft_ms: float | None = None
+    loop_lag_ms: float = 0.0
+    cool_until: float = 0.0
+    fatal: str | None = None
+    ended: bool = False
+
+    @property
+    def part(self) -> str:
+        """The part that is claimed."""
+        return self.claim.split("-")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """The folder of one run."""
+
+    folder: Path
+
+    @property
+    def journal(self) -> Path:
+        """Captures that have not landed."""
+        return self.folder / "journal"
+
+    @property
+    def aside(self) -> Path:
+        """Journal files that cannot be read."""
+        return self.folder / "aside"
+
+    def plan(self, epoch: int) -> PlanState:
+        """The folder of the plan that the lease's epoch made."""
+        return PlanState(self.folder / f"plan-{epoch}")
+
+    def plans(self) -> list[PlanState]:
+        """All plans that are there."""
+        return [PlanState(path) for path in sorted(self.folder.glob("plan-*"))]
+
+    def prepare(self) -> None:
+        """Make the folders.
+
+        Raises:
+            ConfigError: when the folder cannot be written.
+        """
+        try:
+            for folder in (self.journal, self.aside, self.folder / "workers"):
+                folder.mkdir(parents=True, exist_ok=True)
+            write_whole(self.folder / "probe", b"")
+            (self.folder / "probe").unlink()
+        except OSError as error:
+            raise ConfigError([f"state.dir: {self.folder.parent}: cannot be written: {error.strerror}"]) from error
+
+    def remove(self) -> None:
+        """Everything of the run has landed: the folder goes."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def publish(self, control: Control) -> None:
+        """The driver's word."""
+        write_whole(self.folder / "control.json", json.dumps(asdict(control)).encode())
+
+    def control(self) -> Control | None:
+        """The driver's last word; None before the first."""
+        content = _content(self.folder / "control.json")
+        return None if content is None else Control(**content)
+
+    def beat(self, heartbeat: Heartbeat) -> None:
+        """A worker's word."""
+        write_whole(self.folder / "workers" / f"{heartbeat.claim}.json", json.dumps(asdict(heartbeat)).encode())
+
+    def heartbeats(self) -> list[Heartbeat]:
+        """Every worker's last word, those of ended and dead workers included."""
+        contents = (_content(path) for path in sorted((self.folder / "workers").glob("*.json")))
+        return [Heartbeat(**content) for content in contents if content is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class PlanState:
+    """The folder of one plan: its parts, the attempts at them, and what of them has landed."""
+
+    folder: Path
+
+    @property
+    def parts(self) -> Path:
+        """The parts, as Spark wrote them."""
+        return self.folder / "parts"
+
+    def part_files(self) -> list[Path]:
+        """The parts, in order; a part's number is its place here."""
+        return sorted(self.parts.glob("part-*.parquet"))
+
+    def claim(self, part: int) -> str:
+        """Claim a part for a new attempt; the attempt's name."""
+        claims = self.folder / "claims"
+        claims.mkdir(parents=True, exist_ok=True)
+        numbers = [int(path.name.split("-")[1]) for path in claims.glob(f"{part:05d}-*")]
+        name = f"{part:05d}-{max(numbers, default=0) + 1:06d}-{uuid.uuid4().hex}"
+        (claims / name).touch()
+        return name
+
+    def holds(self, claim: str) -> bool:
+        """Whether no newer attempt has claimed the part. Of two equal numbers the greater uuid is the newer."""
+        part = claim.split("-")[0]
+        return max(path.name for path in (self.folder / "claims").glob(f"{part}-*")) <= claim
+
+    def landed(self) -> np.ndarray[Any, Any]:
+        """The (part, row) pairs that are in ``captures``."""
+        while True:
+            try:
+                contents = [path.read_bytes() for path in self._landed_files()]
+            except FileNotFoundError:  # merged into another while we read
+                continue
+            return np.unique(np.frombuffer(b"".join(contents), _LANDED))
+
+    def landed_rows(self, part: int) -> np.ndarray[Any, Any]:
+        """The rows of a part that are in ``captures``."""
+        landed = self.landed()
+        rows: np.ndarray[Any, Any] = landed["row"][landed["part"] == part]
+        return rows
+
+    def add_landed(self, pairs: Iterable[tuple[int, int]]) -> None:
+        """Remember what is in ``captures`` now. Call it after the commit and before the journal's files go."""
+        folder = self.folder / "landed"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / f"{uuid.uuid4().hex}.rows", np.array(list(pairs), _LANDED).tobytes())
+        files = self._landed_files()
+        if len(files) > _MERGE_LANDED_ABOVE:
+            write_whole(folder / f"{uuid.uuid4().hex}.rows", self.landed().tobytes())
+            for path in files:
+                path.unlink(missing_ok=True)
+
+    def _landed_files(self) -> list[Path]:
+        return sorted((self.folder / "landed").glob("*.rows"))
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a crash, finds all of it or nothing."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _content(path: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    return content

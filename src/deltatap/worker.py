@@ -1,0 +1,237 @@
+"""One attempt at one part of the plan, in a Spark worker: read what is owed, capture it, journal it.
+
+Knows the order in which a retried attempt must look before it pays: claim the part, then the journal, then what has landed.
+Holds the line to the driver: its control file says how many streams are ours, our heartbeat says how we fare. Plain
+Python: Spark only calls :func:`capture_part`.
+"""
+
+from __future__ import annotations
+
+import gc
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from deltatap.client import StreamingClient
+from deltatap.engine import Engine
+from deltatap.journal import JournalWriter, journaled_rows
+from deltatap.outcomes import RetryPolicy
+from deltatap.prompts import Request, wire
+from deltatap.rows import Context
+from deltatap.schedule import Job
+from deltatap.state import Heartbeat, RunState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from deltatap.config import Settings
+    from deltatap.prices import Prices
+    from deltatap.state import PlanState
+
+POLL_S = 0.5
+# Below the lease (runs.LEASE_S), so that a successor starts only when the workers of a driver that sleeps have stopped.
+STALE_S = 15.0
+_LOST_S = 300.0
+_BACKLOG = 2048
+_BATCH_ROWS = 128
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureTask:
+    """What an attempt must know; pickled into Spark's plan, so it holds no secret.
+
+    Attributes:
+        settings: the configuration.
+        prices: USD per million tokens.
+        run_id: the run.
+        folder: the run's state folder.
+        epoch: of the lease and of the plan.
+    """
+
+    settings: Settings
+    prices: Prices
+    run_id: str
+    folder: Path
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What an attempt did: how many rows of its part were there before, and how many requests it made."""
+
+    part: int
+    claim: str
+    known: int
+    requests: int
+
+
+def retry_policy(settings: Settings) -> RetryPolicy:
+    """How often a request is tried, by the configuration."""
+    capture = settings.capture
+    return RetryPolicy(capture.max_attempts, capture.max_broken, capture.retry_for_s)
+
+
+def context_of(settings: Settings, prices: Prices, run_id: str, place: int) -> Context:
+    """What is the same for all rows of a worker; `place` is its part or partition."""
+    return Context(
+        run_id=run_id,
+        mode=settings.capture.mode,
+        endpoint=settings.endpoint.label,
+        api=settings.endpoint.api,
+        worker=f"{socket.gethostname()}/{place}",
+        fallback_encoding=settings.tokens.fallback_encoding,
+        prices=prices,
+    )
+
+
+def capture_part(task: CaptureTask, part: int) -> Receipt:
+    """Capture what of a part is neither journaled nor landed; returns when all of it is journaled, or on a stop."""
+    settings = task.settings
+    state = RunState(task.folder)
+    plan = state.plan(task.epoch)
+    claim = plan.claim(part)
+    # In this order: landing remembers rows before it deletes their files, so a row is always in one of the two.
+    journaled = journaled_rows(state.journal, task.epoch, part)
+    known = np.union1d(journaled, plan.landed_rows(part))
+    streams = min(settings.capture.streams_per_worker, settings.capture.concurrency)
+    journal = JournalWriter(
+        state.journal,
+        f"{task.run_id}-{claim}",
+        context_of(settings, task.prices, task.run_id, part),
+        plan=task.epoch,
+        part=part,
+        flush_s=settings.state.flush_s,
+    )
+    engine = Engine(
+        lambda: StreamingClient(settings.endpoint, settings.timeouts),
+        policy=retry_policy(settings),
+        look_ahead=2 * streams + _BATCH_ROWS,
+        deliver=journal.put,
+    )
+    with journal, engine, _Line(state, plan, claim, task, engine, journal):
+        settle_memory()
+        for job in _jobs(plan.part_files()[part], set(known.tolist()), include_usage=settings.endpoint.include_usage):
+            if not engine.submit(job):
+                break
+        engine.join()
+    state.beat(heartbeat(task.epoch, claim, 0, engine, journal, ended=True))
+    return Receipt(part, claim, len(known), engine.requests)
+
+
+def settle_memory() -> None:
+    """What is there now stays: collections that walk over it would stop the event loop for milliseconds."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 50, 1000)
+
+
+def _jobs(path: Path, known: set[int], *, include_usage: bool) -> Iterator[Job]:
+    at = 0
+    for batch in pq.ParquetFile(path).iter_batches(_BATCH_ROWS):
+        for columns in batch.to_pylist():
+            if at not in known:
+                yield _job(columns, at, include_usage=include_usage)
+            at += 1
+
+
+def _job(columns: dict[str, Any], row: int, *, include_usage: bool) -> Job:
+    earlier = columns.pop("retries") or []
+    request = Request(**{**columns, "keep": None if columns["keep"] is None else dict(columns["keep"])})
+    return job_of(request, row, earlier, include_usage=include_usage)
+
+
+def job_of(request: Request, row: int, earlier: list[dict[str, Any]], *, include_usage: bool) -> Job:
+    """A request as a job of this worker."""
+    body, choices = ("", 0) if request.body is None else wire(request.body, include_usage=include_usage)
+    return Job(request, body, choices, row, earlier, planned=time.perf_counter())
+
+
+def heartbeat(
+    epoch: int, claim: str, beat: int, engine: Engine, journal: JournalWriter, *, ended: bool = False
+) -> Heartbeat:
+    """The worker's word to its driver."""
+    totals = journal.totals
+    return Heartbeat(
+        epoch=epoch,
+        claim=claim,
+        beat=beat,
+        open=engine.open,
+        requests=engine.requests,
+        rows=dict(totals.rows),
+        errors=dict(totals.errors),
+        input_tokens=totals.input_tokens,
+        output_tokens=totals.output_tokens,
+        cost_usd=totals.cost_usd,
+        ttft_ms=totals.ttft_ms,
+        loop_lag_ms=engine.lag_ms(10 * POLL_S),
+        cool_until=engine.cool_until,
+        fatal=None if engine.fatal is None else f"{engine.fatal.type}: {engine.fatal.message}",
+        ended=ended,
+    )
+
+
+class _Line:
+    """The line to the driver, in a thread of its own: reads its word, sends ours, and ends the engine when it must."""
+
+    def __init__(
+        self,
+        state: RunState,
+        plan: PlanState,
+        claim: str,
+        task: CaptureTask,
+        engine: Engine,
+        journal: JournalWriter,
+    ) -> None:
+        self._state, self._plan, self._claim = state, plan, claim
+        self._task, self._engine, self._journal = task, engine, journal
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="deltatap-line", daemon=True)
+        self._seen: int | None = None
+        self._fresh_at = time.monotonic()
+        self._beat = 0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def _main(self) -> None:
+        while True:
+            try:
+                self._exchange()
+            except OSError:
+                # A folder that does not answer is a driver that does not: the beat grows stale.
+                self._engine.control(share=0)
+            if self._closed.wait(POLL_S):
+                return
+
+    def _exchange(self) -> None:
+        self._beat += 1
+        self._state.beat(heartbeat(self._task.epoch, self._claim, self._beat, self._engine, self._journal))
+        control = self._state.control()
+        now = time.monotonic()
+        if control is not None and control.beat != self._seen:
+            self._seen, self._fresh_at = control.beat, now
+        silent_s = now - self._fresh_at
+        grace_s = self._task.settings.timeouts.grace_s
+        if self._journal.failure is not None:
+            self._engine.stop(0)
+        elif control is not None and control.epoch == self._task.epoch and control.stop is not None:
+            self._engine.stop(control.grace_s)
+        elif (control is not None and control.epoch > self._task.epoch) or not self._plan.holds(self._claim):
+            self._engine.stop(grace_s)
+        elif silent_s > _LOST_S:
+            self._engine.stop(grace_s)
+        elif control is None or silent_s > STALE_S or self._journal.waiting > _BACKLOG:
+            self._engine.control(share=0)
+        else:
+            self._engine.control(share=control.shares.get(self._claim, 0), cool_until=control.cool_until)

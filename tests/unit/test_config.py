@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deltatap.config import Settings, load_settings
+from deltatap.errors import ConfigError
+
+LOCAL = Path(__file__).parents[2] / "conf/local.yml"
+
+
+def problems(source: object, *overrides: str) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(source, overrides)  # type: ignore[arg-type]
+    return caught.value.problems
+
+
+def test_local_yml_states_every_key_with_its_default() -> None:
+    stated = yaml.safe_load(LOCAL.read_text())
+    defaults = Settings().model_dump()
+    assert load_settings(LOCAL) == Settings()
+    assert {section: set(keys) for section, keys in stated.items() if isinstance(keys, dict)} == {
+        section: set(keys) for section, keys in defaults.items() if isinstance(keys, dict)
+    }
+
+
+def test_overrides_are_typed_by_the_key_they_set() -> None:
+    settings = load_settings(
+        LOCAL,
+        ["run.id=123", "capture.concurrency=8", "request.temperature=0.5", "run.labels.team=a.b", "endpoint.model=1e5"],
+    )
+    assert settings.run.id == "123"
+    assert settings.capture.concurrency == 8
+    assert settings.request == {"temperature": 0.5}
+    assert settings.run.labels == {"team": "a.b"}
+    assert settings.endpoint.model == "1e5"
+
+
+def test_an_empty_override_unsets() -> None:
+    settings = load_settings(
+        {"capture": {"concurrency": 3, "limit": 5}}, ["endpoint.api_key=", "capture.concurrency=", "capture.limit="]
+    )
+    assert settings.endpoint.api_key is None
+    assert settings.capture.concurrency == 64
+    assert settings.capture.limit is None
+
+
+@pytest.mark.parametrize(
+    ("tree", "expected"),
+    [
+        ({"captur": {}}, "settings: captur: unknown key; did you mean capture?"),
+        ({"capture": {"concurency": 3}}, "settings: capture.concurency: unknown key; did you mean concurrency?"),
+        ({"capture": {"zzz": 3}}, "settings: capture.zzz: unknown key; known here: concurrency, "),
+        ({"capture": {"concurrency": "8"}}, "settings: capture.concurrency: expected integer, found '8'"),
+        ({"capture": {"concurrency": 0}}, "settings: capture.concurrency: expected greater than or equal to 1, found 0"),
+        ({"capture": {"mode": "complete"}}, "settings: capture.mode: expected 'stream', found 'complete'"),
+        ({"limits": {"requests_per_minute": 3}}, "settings: limits: rate limits are not in this version"),
+        ({"budget": {"cost_usd": 3}}, "settings: budget: budgets are not in this version; "),
+        ({"run": {"id": "a/b"}}, "settings: run.id: expected "),
+        ({"prompts": {"table": None}}, "settings: prompts: expected either table or sql"),
+        ({"prompts": {"sql": "SELECT 1"}}, "settings: prompts: expected either table or sql"),
+        ({"endpoint": {"base_url": "localhost:8089"}}, "settings: endpoint.base_url: expected an http:// or https:// URL"),
+        ({"endpoint": {"base_url": "http://me:pw@x/v1"}}, "settings: endpoint.base_url: must hold no user name"),
+        ({"request": {"stream": False}}, "settings: request.stream: is set by deltatap, not here"),
+        ({"timeouts": {"total_s": 5}}, "settings: timeouts.total_s: expected at least first_byte_s and idle_s"),
+        ({"captures": {"table": "a.b"}, "runs": {"table": "a.b"}}, "settings: captures.table and runs.table: expected two"),
+        ({"prompts": {"table": "data/captures"}}, "settings: prompts.table: is also the captures or the runs table"),
+        ({"captures": {}}, "settings: captures.table: expected"),
+    ],
+)
+def test_each_mistake_is_told_with_its_path(tree: dict[str, object], expected: str) -> None:
+    if tree == {"captures": {}}:
+        assert load_settings(tree).captures.table.endswith("data/captures")
+        return
+    assert any(problem.startswith(expected) for problem in problems(tree)), problems(tree)
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    found = problems({"captur": 1, "capture": {"concurrency": 0}}, "nonsense", "capture.limit=-1")
+    assert len(found) == 4
+
+
+def test_a_pasted_key_is_in_no_message() -> None:
+    for value in ("sk-secret", {"env": 5, "sk-secret": "x"}, {"value": "sk-secret"}, ["sk-secret"]):
+        with pytest.raises(ConfigError) as caught:
+            load_settings({"endpoint": {"api_key": value}})
+        assert "sk-secret" not in repr(caught.value).replace("endpoint.api_key.sk-secret", "")
+        assert caught.value.__cause__ is None
+        assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"a: [1", ", line 1, column 6: is no YAML: "),
+        (b"- 1", ": expected a mapping of sections, found list"),
+        (b"\xff\xfe", ": is no UTF-8 text"),
+        (None, ": cannot be read: No such file or directory"),
+    ],
+)
+def test_a_bad_file_is_told_by_name_and_place(tmp_path: Path, content: bytes | None, expected: str) -> None:
+    path = tmp_path / "x.yml"
+    if content is not None:
+        path.write_bytes(content)
+    (problem,) = problems(path)
+    assert problem.startswith(f"{path}{expected}")
+
+
+def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
+    (tmp_path / "x.yml").write_text("# nothing\n")
+    assert load_settings(tmp_path / "x.yml") == Settings()
+
+
+def test_paths_are_absolute_and_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = load_settings({"captures": {"table": "x/y"}, "runs": {"table": "main.llm.runs"}, "prompts": {"table": "s3://b/p"}})
+    assert settings.captures.table == str(tmp_path / "x/y")
+    assert settings.runs.table == "main.llm.runs"
+    assert settings.prompts.table == "s3://b/p"
