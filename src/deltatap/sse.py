@@ -1,0 +1,116 @@
+"""Bytes become server-sent events. Sans-IO: knows the event stream's grammar and nothing of sockets, clocks or JSON.
+
+The grammar is WHATWG's (HTML Living Standard, 9.2.6): lines end with LF, CR or CRLF, wherever the reads cut them; a blank
+line ends an event; an event that the stream's end cuts short is dropped. Data stays bytes: whoever decodes the JSON finds
+out whether it is UTF-8. Only bytes not searched before are searched, so any cut of a stream costs O(bytes).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from deltatap.errors import EventTooLargeError
+
+MAX_EVENT_BYTES = 16 * 2**20
+_BOM = b"\xef\xbb\xbf"
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSentEvent:
+    """One event: its data lines joined by LF, and its type, empty when the stream named none."""
+
+    data: bytes
+    event: str = ""
+
+
+class SSEDecoder:
+    """Takes reads, gives events. One decoder a stream.
+
+    Args:
+        max_event_bytes: how much data one event, and how long one line, may have.
+    """
+
+    __slots__ = ("_after_cr", "_at_start", "_data", "_event", "_limit", "_line", "_line_bytes", "_size")
+
+    def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
+        self._limit = max_event_bytes
+        self._line: list[bytes] = []  # the pieces of a line that has not ended
+        self._line_bytes = 0
+        self._data: list[bytes] = []
+        self._size = 0
+        self._event = ""
+        self._after_cr = False
+        self._at_start = True
+
+    @property
+    def pending(self) -> bool:
+        """Whether bytes of an event that has not ended are held."""
+        return bool(self._line or self._data)
+
+    def feed(self, data: bytes) -> list[ServerSentEvent]:
+        """The events that these bytes complete.
+
+        Raises:
+            EventTooLargeError: when an event or a line exceeds the limit.
+        """
+        if self._at_start:
+            data = self._without_bom(data)
+        if self._after_cr and data:
+            # A CR that ended the read before may be half of a CRLF.
+            self._after_cr = False
+            if data[0] == 0x0A:
+                data = data[1:]
+        events: list[ServerSentEvent] = []
+        start = 0
+        for end in _LINE_END.finditer(data):
+            line = data[start : end.start()]
+            start = end.end()
+            if self._line:
+                line = b"".join((*self._line, line))
+                self._line.clear()
+                self._line_bytes = 0
+            if line:
+                self._field(line)
+            elif self._data:
+                events.append(ServerSentEvent(b"\n".join(self._data), self._event))
+                self._reset()
+            else:
+                self._event = ""
+        if start and start == len(data) and data[-1] == 0x0D:
+            self._after_cr = True
+        if start < len(data):
+            self._line.append(data[start:])
+            self._line_bytes += len(data) - start
+            if self._line_bytes > self._limit:
+                raise EventTooLargeError(f"a line of the event stream exceeds {self._limit:,} bytes")
+        return events
+
+    def _without_bom(self, data: bytes) -> bytes:
+        """Drop a byte order mark at the very start, which may come in pieces."""
+        start = b"".join((*self._line, data))
+        self._line.clear()
+        self._line_bytes = 0
+        if len(start) < len(_BOM) and _BOM.startswith(start):
+            if start:
+                self._line.append(start)
+            return b""
+        self._at_start = False
+        return start.removeprefix(_BOM)
+
+    def _field(self, line: bytes) -> None:
+        name, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if name == b"data":
+            self._size += len(value) + 1
+            if self._size > self._limit:
+                raise EventTooLargeError(f"an event's data exceeds {self._limit:,} bytes")
+            self._data.append(value)
+        elif name == b"event":
+            self._event = value.decode("utf-8", "replace")
+
+    def _reset(self) -> None:
+        self._data.clear()
+        self._size = 0
+        self._event = ""
