@@ -1,31 +1,75 @@
 """Lets Spark's own Ivy resolve the Delta jars by their coordinates, and puts them into the folder named as argument.
 
-Run by set-up under the project's Python. No Spark context is started: resolving is done when the JVM comes up.
+Run by set-up under the project's Python. It knows nothing of repositories: Spark, and whoever configured it, do.
 """
 
 from __future__ import annotations
 
+import hashlib
 import shutil
+import ssl
+import struct
+import subprocess
 import sys
 from pathlib import Path
 
-from pyspark import SparkConf
-from pyspark.java_gateway import launch_gateway
+import pyspark
 
 from deltatap.local import delta_coordinates, jar_name, java_home
 
 
 def main(folder: Path) -> None:
     coordinates = delta_coordinates()
-    conf = SparkConf(loadDefaults=False)
-    conf.set("spark.jars.packages", ",".join(coordinates))
-    conf.set("spark.jars.ivy", str(folder / "ivy"))
+    program = folder / "nothing.py"
+    program.touch()
+    command = [Path(pyspark.__file__).parent / "bin/spark-submit", "--packages", ",".join(coordinates)]
+    command += ["--conf", f"spark.jars.ivy={folder / 'ivy'}", "--conf", f"spark.pyspark.python={sys.executable}"]
+    if certificates := trusted():
+        # Java has a list of its own, which knows nothing of the certificates of this network's proxy or mirror.
+        store = folder / "trusted.jks"
+        store.write_bytes(key_store(certificates))
+        command += ["--driver-java-options", f"-Djavax.net.ssl.trustStore={store}"]
     with java_home():
-        gateway = launch_gateway(conf)  # type: ignore[no-untyped-call]
-    gateway.shutdown()
+        done = subprocess.run(
+            [*command, program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
+    if done.returncode:
+        lines = done.stdout.splitlines()
+        sys.exit("\n".join([line.strip() for line in lines if "error at url" in line] or lines[-15:]))
     for each in coordinates:
         group = each.split(":")[0]
         shutil.copyfile(folder / "ivy/jars" / f"{group}_{jar_name(each)}", folder / jar_name(each))
+
+
+def trusted() -> list[bytes]:
+    """Return the certificates (DER) that Python trusts on this machine."""
+    context = ssl.create_default_context()
+    if folder := ssl.get_default_verify_paths().capath:
+        # OpenSSL reads a folder one by one, when a certificate is asked for.
+        for certificate in Path(folder).glob("*.0"):
+            context.load_verify_locations(certificate)
+    return context.get_ca_certs(binary_form=True)
+
+
+def key_store(certificates: list[bytes]) -> bytes:
+    """Write trusted certificates as Java reads them: the JKS format, of sun.security.provider.JavaKeyStore."""
+    entries = b"".join(
+        struct.pack(">I", 2)
+        + text(str(number))
+        + struct.pack(">Q", 0)
+        + text("X.509")
+        + struct.pack(">I", len(der))
+        + der
+        for number, der in enumerate(certificates)
+    )
+    content = struct.pack(">III", 0xFEEDFEED, 2, len(certificates)) + entries
+    password = "changeit".encode("utf-16-be")
+    return content + hashlib.sha1(password + b"Mighty Aphrodite" + content, usedforsecurity=False).digest()
+
+
+def text(value: str) -> bytes:
+    encoded = value.encode()
+    return struct.pack(">H", len(encoded)) + encoded
 
 
 if __name__ == "__main__":
