@@ -8,6 +8,8 @@ help: ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
 
 setup: ## all that is needed, pinned and checked, into .venv, .tools and .jars
+	@$(PYTHON) -c 'import sys; sys.exit("setup: $(PYTHON) is older than 3.11: name another, as in make setup PYTHON=python3.12" \
+		if sys.version_info < (3, 11) else 0)'
 	@$(PYTHON) tools/setup.py
 
 test: setup ## all tests but the slow ones

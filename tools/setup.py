@@ -37,11 +37,6 @@ VOCABULARIES = {
 
 
 def main() -> None:
-    if sys.version_info < (3, 11):  # noqa: UP036 - the only place that an older Python reaches
-        fail(
-            f"Python 3.11 or later is needed, and {sys.executable} is {sys.version.split()[0]}",
-            "install one and name it: make setup PYTHON=python3.12",
-        )
     TOOLS.mkdir(exist_ok=True)
     with (TOOLS / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
