@@ -10,7 +10,6 @@ through ``client.post``, its public way for what it has no method for: credentia
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -22,7 +21,8 @@ import openai
 from openai import AsyncOpenAI, AsyncStream, Omit
 
 from deltatap.accumulate import ChatAccumulator, Received
-from deltatap.errors import ConfigError, ProtocolError
+from deltatap.credentials import api_key
+from deltatap.errors import ProtocolError
 from deltatap.outcomes import CaptureError, Status, conclude, http_error
 from deltatap.sse import SSEDecoder
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from deltatap.config import Endpoint, Timeouts
 
 PATH = "/chat/completions"
+_RESPONSE = "aiohttp_response"
 _SPENT_S = 0.5
 
 
@@ -121,7 +122,11 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
         )
         # aiohttp has undone any content-encoding by the time that the body is read.
         headers = [(k, v) for k, v in response.raw_headers if k.lower() != b"content-encoding"]
-        return httpx2.Response(response.status, headers=headers, stream=_Body(response), request=request)
+        # The stream is for the client, which reads errors; ours is read from the response itself, with nothing between.
+        extensions = {_RESPONSE: response}
+        return httpx2.Response(
+            response.status, headers=headers, stream=_Body(response), extensions=extensions, request=request
+        )
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -230,8 +235,8 @@ class StreamingClient:
             failure = CaptureError("connection", type(error).__name__, str(error) or type(error).__name__)
         finally:
             ended = reading.ended or time.perf_counter()
-            if reading.body is not None:
-                reading.body.response.close()
+            if reading.response is not None:
+                reading.response.close()
             _stopwatch.reset(token)
         received = reading.accumulator.finish()
         status, error = conclude(received, failure)
@@ -261,16 +266,14 @@ class StreamingClient:
         )
         reading.headers = time.perf_counter()
         reading.responded(response.status_code, response.headers.get("x-request-id"))
-        stream = response.stream
-        if not isinstance(stream, _Body) or watch.written is None:
-            raise TypeError("the response does not come from our transport")
-        reading.body = stream
-        written = watch.written
+        incoming: aiohttp.ClientResponse = response.extensions[_RESPONSE]
+        reading.response = incoming
+        written = watch.written or reading.headers
         content_type = response.headers.get("content-type", "")
         if not content_type.startswith("text/event-stream"):
-            start = " ".join((await stream.response.content.read(400)).decode("utf-8", "replace").split())
+            start = " ".join((await incoming.content.read(400)).decode("utf-8", "replace").split())
             raise ProtocolError(f"expected text/event-stream, found {content_type or 'no content-type'}: {start[:80]}")
-        readany, accumulator, decoder = stream.response.content.readany, reading.accumulator, SSEDecoder()
+        readany, accumulator, decoder = incoming.content.readany, reading.accumulator, SSEDecoder()
         read = 0
         while data := await readany():
             now = watchdog.last_read = time.perf_counter()
@@ -280,7 +283,7 @@ class StreamingClient:
             read += 1
             if accumulator.done:
                 reading.ended = now
-                await _let_it_end(stream.response)
+                await _let_it_end(incoming)
                 return
         reading.ended = time.perf_counter()
 
@@ -304,11 +307,11 @@ class StreamingClient:
 class _Reading:
     """How far a call got: what must be known when it breaks off anywhere."""
 
-    __slots__ = ("accumulator", "body", "ended", "headers", "http_status", "server_request_id")
+    __slots__ = ("accumulator", "ended", "headers", "http_status", "response", "server_request_id")
 
     def __init__(self, accumulator: ChatAccumulator) -> None:
         self.accumulator = accumulator
-        self.body: _Body | None = None
+        self.response: aiohttp.ClientResponse | None = None
         self.ended: float | None = None
         self.headers: float | None = None
         self.http_status: int | None = None
@@ -339,23 +342,3 @@ def _cancelled(fired: str | None, timeouts: Timeouts) -> CaptureError:
         "total": "the answer was not complete",
     }
     return CaptureError("timeout", fired, f"{waited[fired]} after {seconds:g} s (timeouts.{fired}_s)")
-
-
-def api_key(endpoint: Endpoint) -> str | None:
-    """The key, from the environment variable that the configuration names; None when it names none.
-
-    Raises:
-        ConfigError: when the variable is not set or empty.
-    """
-    if endpoint.api_key is None:
-        return None
-    name = endpoint.api_key.env
-    key = os.environ.get(name, "").strip()
-    if not key:
-        raise ConfigError(
-            [
-                f"endpoint.api_key.env: the environment variable {name} is not set; "
-                "set it, or use --set endpoint.api_key= where the endpoint needs no key"
-            ]
-        )
-    return key

@@ -153,7 +153,7 @@ class Engine:
             RuntimeError: with the cause.
         """
         if self._broken is not None:
-            raise RuntimeError("the engine broke down") from self._broken
+            raise RuntimeError(f"the engine broke down: {self._broken!r}") from self._broken
 
     def _main(self) -> None:
         try:

@@ -152,7 +152,7 @@ def merge_sql(captures: str, view: str, run_id: str, *, keep_interrupted: bool) 
         ON t.run_id = '{run_id}' AND {" AND ".join(f"t.{key} = s.{key}" for key in _KEY)}
         WHEN MATCHED AND NOT {final} THEN UPDATE SET {", ".join(f"t.{name} = s.{name}" for name in names)}
         WHEN NOT MATCHED THEN INSERT ({", ".join(names)}) VALUES ({", ".join(f"s.{name}" for name in names)})
-    """  # noqa: S608 - run ids are checked by the configuration
+    """
 
 
 def _local(uri: str) -> Path:

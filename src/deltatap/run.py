@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import threading
 import time
 import uuid
@@ -17,20 +16,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
 
 from deltatap import plan, runs, tables
-from deltatap.client import api_key
-from deltatap.config import load_settings
-from deltatap.errors import ConfigError, DeltatapError, LeaseLostError
+from deltatap.errors import ConfigError, LeaseLostError
 from deltatap.landing import Landing
 from deltatap.outcomes import final_sql
-from deltatap.prices import load_prices
 from deltatap.progress import Display, Snapshot, snapshot
 from deltatap.state import Control, RunState
-from deltatap.tokens import encoding, encoding_name_for
 from deltatap.udf import part_udf
 from deltatap.worker import POLL_S, CaptureTask
 
@@ -69,60 +63,14 @@ class Ended:
         return (self.row["failed"] or 0) / rows if rows else 0.0
 
 
-def preflight(settings: Settings) -> Prices:
-    """Check all that can be checked without Spark and without a paid call; the prices.
-
-    Raises:
-        ConfigError: with everything that is wrong.
-    """
-    problems: list[str] = []
-    prices = None
-    checks: list[Callable[[], Any]] = [
-        lambda: api_key(settings.endpoint),
-        lambda: encoding(encoding_name_for(settings.endpoint.model or "", settings.tokens.fallback_encoding)),
-        lambda: encoding(settings.tokens.fallback_encoding),
-        lambda: RunState(Path(settings.state.dir) / "probe").prepare(),
-        lambda: _reach(settings),
-    ]
-    for check in checks:
-        try:
-            check()
-        except ConfigError as error:
-            problems += error.problems
-        except DeltatapError as error:
-            problems.append(str(error))
-    RunState(Path(settings.state.dir) / "probe").remove()
-    try:
-        prices = load_prices(settings.prices)
-    except ConfigError as error:
-        problems += error.problems
-    if problems or prices is None:
-        raise ConfigError(list(dict.fromkeys(problems)))
-    return prices
-
-
-def _reach(settings: Settings) -> None:
-    url = urlsplit(settings.endpoint.base_url)
-    port = url.port or (443 if url.scheme == "https" else 80)
-    try:
-        socket.create_connection((str(url.hostname), port), timeout=settings.timeouts.connect_s).close()
-    except OSError as error:
-        here = url.hostname in ("127.0.0.1", "localhost", "::1")
-        hint = "; is the server running? `deltatap simulate` starts the simulator" if here else ""
-        why = error.strerror or str(error) or type(error).__name__
-        raise ConfigError([f"endpoint.base_url: cannot reach {url.hostname} port {port}: {why}{hint}"]) from error
-
-
-def run(settings: Settings, spark: SparkSession, console: Console) -> Ended:
-    """Run a capture from start to end.
+def run(settings: Settings, spark: SparkSession, prices: Prices, console: Console) -> Ended:
+    """Run a capture from start to end; :func:`deltatap.preflight.preflight` comes first and gives the prices.
 
     Raises:
         ConfigError: before anything is paid.
         RunningError: when a run on the same captures table lives.
         LeaseLostError: when another driver took over meanwhile.
     """
-    settings = load_settings(settings)
-    prices = preflight(settings)
     _check_tables(spark, settings)
     new_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
     lease = runs.acquire(spark, settings, new_id)

@@ -11,6 +11,8 @@ import os
 import platform
 import socket
 import time
+import uuid
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -18,21 +20,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltatap import tables
+from deltatap.config import Settings
 from deltatap.errors import LeaseLostError, RunningError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from pyspark.sql import Row, SparkSession
 
-    from deltatap.config import Settings
 
 LEASE_S = 60.0
 _NAMES = tuple(column.name for column in tables.RUNS)
 _SCHEMA = tables.spark_schema(tables.RUNS)
 _VERSIONS = ("deltatap", "openai", "aiohttp", "tiktoken", "pyspark", "delta-spark", "pyarrow", "pandas")
-# What makes two runs the same job: a dead one of the same job is gone on with.
-_SAME = (("endpoint",), ("request",), ("capture", "mode"), ("capture", "owed"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +137,13 @@ def _take(spark: SparkSession, settings: Settings, rows: list[Row], new_id: str)
     went_on = next(
         (row for row in rows if row["run_id"] == asked)
         if asked
-        else (row for row in dead if _job(json.loads(row["config"])) == _job(_config(settings))),
+        else (row for row in dead if _same_job(row, settings)),
         None,
     )
     run_id = asked or (went_on["run_id"] if went_on else new_id)
     epoch = max((row["epoch"] for row in rows), default=0) + 1
     now = _now()
-    values: dict[str, Any] = dict.fromkeys(_NAMES) | {
+    values = {
         "run_id": run_id,
         "status": "running",
         "started_at": went_on["started_at"] if went_on else now,
@@ -155,16 +155,15 @@ def _take(spark: SparkSession, settings: Settings, rows: list[Row], new_id: str)
         "epoch": epoch,
         "driver": this_driver(),
     }
-    table = tables.quoted(settings.runs.table)
-    spark.createDataFrame([tuple(values[name] for name in _NAMES)], _SCHEMA).createOrReplaceTempView("deltatap_lease")
     try:
-        # Any row with our epoch is another driver that was quicker: it matches, and we insert nothing.
-        spark.sql(f"""
-            MERGE INTO {table} AS t USING deltatap_lease AS s
-            ON t.captures = s.captures AND (t.run_id = s.run_id OR t.epoch >= s.epoch)
-            WHEN MATCHED AND t.run_id = s.run_id AND t.epoch < s.epoch THEN UPDATE SET *
-            WHEN NOT MATCHED THEN INSERT *
-        """)  # noqa: S608 - names of ours
+        with _view(spark, values) as view:
+            # Any row with our epoch is another driver that was quicker: it matches, and we insert nothing.
+            spark.sql(f"""
+                MERGE INTO {tables.quoted(settings.runs.table)} AS t USING {view} AS s
+                ON t.captures = s.captures AND (t.run_id = s.run_id OR t.epoch >= s.epoch)
+                WHEN MATCHED AND t.run_id = s.run_id AND t.epoch < s.epoch THEN UPDATE SET *
+                WHEN NOT MATCHED THEN INSERT *
+            """)
     except Exception as error:
         if "CONCURRENT" in str(error).upper():
             return None
@@ -209,19 +208,31 @@ def totals(spark: SparkSession, settings: Settings, run_id: str) -> dict[str, An
           coalesce(sum({used.format("input_tokens")} + {earlier.format("input_tokens")}), 0) AS input_tokens,
           coalesce(sum({used.format("output_tokens")} + {earlier.format("output_tokens")}), 0) AS output_tokens,
           sum(cost_usd) AS cost_usd
-        FROM {tables.quoted(settings.captures.table)} WHERE run_id = :run_id
-        """,  # noqa: S608 - names of ours
-        args={"run_id": run_id},
+        FROM {tables.quoted(settings.captures.table)} WHERE run_id = '{run_id}'
+        """
     ).collect()[0]
     return dict(row.asDict())
 
 
 def _update(spark: SparkSession, settings: Settings, run_id: str, values: Mapping[str, object], only: str) -> None:
-    assignments = ", ".join(f"{name} = :{name}" for name in values)
-    spark.sql(
-        f"UPDATE {tables.quoted(settings.runs.table)} SET {assignments} WHERE run_id = :id AND {only}",  # noqa: S608
-        args={**values, "id": run_id},
-    )
+    """Set columns of a run's row. A MERGE, since Delta's UPDATE binds no parameters."""
+    assignments = ", ".join(f"t.{name} = s.{name}" for name in values)
+    with _view(spark, {"run_id": run_id, **values}) as view:
+        spark.sql(f"""
+            MERGE INTO {tables.quoted(settings.runs.table)} AS t USING {view} AS s ON t.run_id = s.run_id
+            WHEN MATCHED AND t.{only} THEN UPDATE SET {assignments}
+        """)
+
+
+@contextmanager
+def _view(spark: SparkSession, values: Mapping[str, object]) -> Iterator[str]:
+    """A row as a view, its other columns null."""
+    view = f"deltatap_{uuid.uuid4().hex}"
+    spark.createDataFrame([tuple(values.get(name) for name in _NAMES)], _SCHEMA).createOrReplaceTempView(view)
+    try:
+        yield view
+    finally:
+        spark.catalog.dropTempView(view)
 
 
 def _rows(spark: SparkSession, settings: Settings) -> list[Row]:
@@ -241,14 +252,15 @@ def _config(settings: Settings) -> dict[str, Any]:
     return settings.model_dump(mode="json")
 
 
-def _job(config: Mapping[str, Any]) -> list[Any]:
-    found = []
-    for path in _SAME:
-        value: Any = config
-        for key in path:
-            value = value.get(key) if isinstance(value, dict) else None
-        found.append(value)
-    return found
+def _same_job(run: Row, settings: Settings) -> bool:
+    """Whether a dead run asked the same of the same endpoint, so that it can be gone on with."""
+    theirs = Settings.model_validate(json.loads(run["config"]))
+    return _job(theirs) == _job(settings)
+
+
+def _job(settings: Settings) -> tuple[object, ...]:
+    endpoint, capture = settings.endpoint, settings.capture
+    return endpoint.label, endpoint.model, settings.request, capture.mode, capture.owed
 
 
 def _versions(spark: SparkSession) -> dict[str, str]:

@@ -23,13 +23,12 @@ def summarize(spark: SparkSession, settings: Settings, run_id: str) -> tuple[lis
     outcomes = spark.sql(
         f"""
         SELECT status, coalesce(finish_reason, error.type) AS why, count(*) AS rows, sum(size(retries)) AS retries
-        FROM {captures} WHERE run_id = :run_id GROUP BY ALL ORDER BY status, rows DESC
-        """,  # noqa: S608 - names of ours
-        args={"run_id": run_id},
+        FROM {captures} WHERE run_id = '{run_id}' GROUP BY ALL ORDER BY status, rows DESC
+        """
     ).collect()
     figures = spark.sql(
         f"""
-        WITH run AS (SELECT * FROM {captures} WHERE run_id = :run_id),
+        WITH run AS (SELECT * FROM {captures} WHERE run_id = '{run_id}'),
         gaps AS (
           SELECT percentile(chunk.gap_ms, array(0.5, 0.9, 0.99)) AS itl_ms
           FROM run LATERAL VIEW explode(chunks) AS chunk WHERE chunk.{_OUTPUT}
@@ -37,8 +36,7 @@ def summarize(spark: SparkSession, settings: Settings, run_id: str) -> tuple[lis
         SELECT percentile(ttft_ms, array(0.5, 0.9, 0.99)) AS ttft_ms, any_value(itl_ms) AS itl_ms,
           percentile(e2e_ms, array(0.5, 0.9, 0.99)) AS e2e_ms, percentile(loop_lag_ms, array(0.5, 0.9, 0.99)) AS lag_ms
         FROM run CROSS JOIN gaps
-        """,  # noqa: S608 - names of ours
-        args={"run_id": run_id},
+        """
     ).collect()[0]
     return outcomes, figures
 

@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 
 from deltatap import tables
-from deltatap.client import StreamingClient, api_key
+from deltatap.client import StreamingClient
 from deltatap.config import Settings, load_settings
+from deltatap.credentials import api_key
 from deltatap.engine import Capture, Engine
 from deltatap.outcomes import CaptureError
 from deltatap.prices import load_prices

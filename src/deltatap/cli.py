@@ -1,0 +1,154 @@
+"""The command line: what people type, and what the job scripts call. Knows arguments, exit codes and what is printed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from deltatap.config import Settings, load_settings
+from deltatap.errors import ConfigError, DeltatapError, RunningError, VocabularyError
+
+app = typer.Typer(
+    help="Streams LLM completions from Spark into Delta, and keeps when every chunk came.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+OK, FAILED, CONFIGURATION, TOO_MANY_ERRORS = 0, 1, 2, 3
+
+_CONFIG = typer.Option("--config", "-c", help="The YAML file that says what to capture.")
+_SET = typer.Option("--set", help="Override a key: a.b=c. Empty unsets: a.b=", metavar="KEY=VALUE")
+
+
+@app.callback()
+def main() -> None:
+    """Streams LLM completions from Spark into Delta, and keeps when every chunk came."""
+
+
+@app.command()
+def capture(
+    config: Annotated[Path, _CONFIG] = Path("conf/local.yml"), overrides: Annotated[list[str] | None, _SET] = None
+) -> None:
+    """Capture what is owed: every prompt of the table that has no final row yet.
+
+    Exit code 0: completed, or stopped as asked. 1: failed. 2: configuration, nothing was called. 3: more rows failed than
+    capture.fail_above_error_rate. The last line printed is the run's row as JSON.
+    """
+    # A Databricks task takes any SystemExit for a failure.
+    if code := run_capture(config, overrides or []):
+        sys.exit(code)
+
+
+def capture_job() -> None:
+    """The entry point of ``jobs/capture.py``: the same command."""
+    job = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    job.command()(capture)
+    if code := job(standalone_mode=False):
+        sys.exit(code)
+
+
+def run_capture(config: Path, overrides: list[str]) -> int:
+    """Run a capture and print what it came to; the exit code."""
+    console = Console()
+    try:
+        settings = load_settings(config, overrides)
+        return _capture(settings, console)
+    except (ConfigError, VocabularyError) as error:
+        problems = error.problems if isinstance(error, ConfigError) else (str(error),)
+        for problem in problems:
+            console.print(f"[red]✗[/red] {_plain(problem)}", highlight=False, soft_wrap=True)
+        return CONFIGURATION
+    except RunningError as error:
+        console.print(f"[red]✗[/red] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        return CONFIGURATION
+    except DeltatapError as error:
+        console.print(f"[red]✗[/red] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        return FAILED
+
+
+def _capture(settings: Settings, console: Console) -> int:
+    # Spark takes seconds to import and to start: what can be refused without it is.
+    from deltatap.preflight import preflight  # noqa: PLC0415
+
+    prices = preflight(settings)
+    from deltatap.run import run  # noqa: PLC0415
+    from deltatap.summary import show, summarize  # noqa: PLC0415
+
+    spark = _session(settings)
+    ended = run(settings, spark, prices, console)
+    for note in ended.notes:
+        console.print(_plain(note), highlight=False, soft_wrap=True)
+    show(console, *summarize(spark, settings, ended.row["run_id"]), ended.row)
+    if ended.row["status"] == "failed":
+        console.print(f"[red]✗[/red] the run failed: {_plain(str(ended.row['reason']))}", highlight=False, soft_wrap=True)
+    print(json.dumps(ended.row, default=_jsonable))  # noqa: T201 - a line for machines: not wrapped, not coloured
+    if ended.row["status"] == "failed":
+        return FAILED
+    return TOO_MANY_ERRORS if ended.failed_share > settings.capture.fail_above_error_rate else OK
+
+
+def _session(settings: Settings) -> Any:  # noqa: ANN401 - imported where it is used
+    """The session that is there, as on Databricks, else a local one."""
+    from pyspark.sql import SparkSession  # noqa: PLC0415
+
+    from deltatap.local import local_session  # noqa: PLC0415
+
+    # What it logs is in the error that it raises, too.
+    logging.getLogger("SQLQueryContextLogger").disabled = True
+    return SparkSession.getActiveSession() or local_session(settings.spark.master)
+
+
+def _plain(text: str) -> str:
+    return text.replace("[", r"\[")
+
+
+def _jsonable(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
+
+
+@app.command()
+def simulate(  # noqa: PLR0913 - a command's options
+    host: Annotated[str, typer.Option(help="Where to listen; there is no protection, so stay on loopback.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8089,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same answers, waits and faults.")] = 0,
+    ttft_ms: Annotated[float, typer.Option(help="Median time to the first token.")] = 200.0,
+    itl_ms: Annotated[float, typer.Option(help="Median time between tokens.")] = 20.0,
+    tokens: Annotated[float, typer.Option(help="Median length of an answer.")] = 120.0,
+    sigma: Annotated[float, typer.Option(help="Spread of the three: of their logarithms, times a usual one.")] = 1.0,
+    speed: Annotated[float, typer.Option(help="How much faster everything goes; 0 is without any wait.")] = 1.0,
+    fault: Annotated[list[str] | None, typer.Option(help="A fault and how often: cut=0.02", metavar="FAULT=RATE")] = None,
+    in_a_row: Annotated[int, typer.Option(help="Calls in a row for one prompt that may meet a fault.")] = 2,
+    api_key_env: Annotated[str | None, typer.Option(help="Ask for the key in this environment variable.")] = None,
+) -> None:
+    """Serve an OpenAI-compatible endpoint that answers, misbehaves on demand and knows what it sent.
+
+    Point a client at the printed URL. A model's name may ask for faults: gpt-4o-mini!429=0.2:2!cut@5:1 is two rate limits,
+    then a connection cut after five pieces, then an answer. /sim/calls, /sim/counts and /sim/stats tell what was sent.
+    """
+    from deltatap.simulator.answers import Pace  # noqa: PLC0415 - tiktoken and uvicorn take their time
+    from deltatap.simulator.app import SimulatorSettings  # noqa: PLC0415
+    from deltatap.simulator.faults import BadFaultError, parse  # noqa: PLC0415
+    from deltatap.simulator.server import serve  # noqa: PLC0415
+
+    usual = Pace()
+    pace = Pace(
+        ttft_ms, usual.ttft_sigma * sigma, itl_ms, usual.itl_sigma * sigma, tokens, usual.tokens_sigma * sigma, speed
+    )
+    rates = {}
+    try:
+        for text in fault or []:
+            name, _, rate = text.rpartition("=")
+            parse(name)
+            rates[name] = float(rate)
+    except (BadFaultError, ValueError) as error:
+        raise typer.BadParameter(f"--fault {text}: expected FAULT=RATE ({error})") from None
+    settings = SimulatorSettings(seed=seed, pace=pace, faults=rates, in_a_row=in_a_row, api_key_env=api_key_env)
+    serve(settings, host, port)

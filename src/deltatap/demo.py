@@ -1,0 +1,108 @@
+"""The demonstration behind ``make demo``: 200 prompts, the simulator, the main job, and where to look afterwards."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from deltatap import tables
+from deltatap.local import CHECKOUT, local_session
+
+DATA = Path("data")
+CONFIG = Path("conf/local.yml")
+_COLUMNS = (
+    "request_id STRING, prompt STRING, messages ARRAY<STRUCT<role: STRING, content: STRING>>, system STRING, params STRING"
+)
+_TOPICS = (
+    "a stream of events", "a data lake", "an index that nobody uses", "a slow query", "back-pressure", "a dead letter queue",
+    "clock skew", "exactly-once delivery", "a schema that changed overnight", "a flaky test", "cold starts", "cache misses",
+    "a broken pipe", "small files", "a full disk", "retries", "a rate limit", "late data", "time zones", "a join gone wrong",
+)  # fmt: skip
+_ASKS = (
+    "Explain {} to a new colleague.",
+    "Write a haiku about {}.",
+    "List three ways to deal with {}.",
+    "What does {} cost a team in a year? Show your assumptions.",
+    "Write a short incident report about {}.",
+)
+
+
+def rows() -> list[tuple[Any, ...]]:
+    """200 prompts as people write them: texts, chats, one with a system message, own params, and two that are no prompts."""
+    made: list[tuple[Any, ...]] = []
+    for number in range(198):
+        text = _ASKS[number % len(_ASKS)].format(_TOPICS[number // len(_ASKS) % len(_TOPICS)])
+        text += "" if number < len(_ASKS) * len(_TOPICS) else " Keep it under a hundred words — naïveté is welcome 🙂."
+        request_id, params = f"demo-{number:03d}", None
+        if number % 10 == 7:  # noqa: PLR2004 - one in ten
+            params = '{"temperature": 0.8, "max_tokens": 40}'
+        if number % 4 == 3:  # noqa: PLR2004 - one in four
+            chat = [("user", "I keep hearing about this."), ("assistant", "About what?"), ("user", text)]
+            made.append((request_id, None, chat, None, params))
+        else:
+            made.append((request_id, text, None, "You answer like a pirate." if number == 0 else None, params))
+    made.append(("demo-bad-empty", "  ", None, None, None))
+    made.append(("demo-bad-params", "What is wrong with my params?", None, None, '{"temperature": 0.5'))
+    return made
+
+
+def write_prompts(path: Path) -> None:
+    """Write them to a Delta table, unless it is there."""
+    if (path / "_delta_log").exists():
+        return
+    spark = local_session()
+    spark.createDataFrame(rows(), tables.spark_sql(_COLUMNS)).write.format("delta").save(str(path.absolute()))
+    spark.stop()
+
+
+@contextmanager
+def simulator(*options: str) -> Iterator[str]:
+    """The simulator in a process of its own, on a free port; its base URL."""
+    command = [sys.executable, "-m", "deltatap", "simulate", "--port", "0", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 - ours
+    try:
+        line = process.stdout.readline() if process.stdout else ""
+        if not line.startswith("simulator: "):
+            raise RuntimeError("the simulator did not start; what it said stands above")
+        yield line.removeprefix("simulator: ").strip()
+    finally:
+        process.terminate()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
+
+
+def main() -> int:
+    """Run the demonstration; the job's exit code."""
+    prompts = DATA / "prompts"
+    print("deltatap demo: 200 prompts, a simulated endpoint on loopback, no key, no cost", flush=True)
+    write_prompts(prompts)
+    with simulator("--fault", "429=0.5=0.01", "--fault", "cut=0.02", "--fault", "500=0.02", "--fault", "content_filter=0.02") as url:
+        print(f"prompts: {prompts}  endpoint: {url}", flush=True)
+        command = [sys.executable, str(CHECKOUT / "jobs/capture.py"), "--config", str(CONFIG)]
+        # Its name is a part of a request's identity; its port is another one each time.
+        for override in (f"endpoint.base_url={url}", "endpoint.name=simulator", "endpoint.api_key="):
+            command += ["--set", override]
+        code = subprocess.run(command, check=False).returncode  # noqa: S603 - ours
+    if code == 0:
+        print(
+            f"""
+The answers are in the Delta table {DATA / "captures"}, the run in {DATA / "runs"}. To look at them, in {sys.executable}:
+
+    from deltatap.local import local_session
+    spark = local_session()
+    captures = spark.table("delta.`{(DATA / "captures").absolute()}`")
+    captures.select("request_id", "status", "finish_reason", "ttft_ms", "tpot_ms", "cost_usd", "text").show()
+    captures.selectExpr("request_id", "inline(chunks)").show()        # every chunk, and when it came
+
+Run `make demo` again: every request has its final row, so nothing is paid twice."""
+        )
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""What is checked before anything else is done, without Spark and without a call that costs: all of it, told at once."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from deltatap.credentials import api_key
+from deltatap.errors import ConfigError, DeltatapError
+from deltatap.prices import load_prices
+from deltatap.state import RunState
+from deltatap.tokens import encoding, encoding_name_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from deltatap.config import Settings
+    from deltatap.prices import Prices
+
+
+def preflight(settings: Settings) -> Prices:
+    """Check all that can be checked without Spark and without a paid call; the prices.
+
+    Raises:
+        ConfigError: with everything that is wrong.
+    """
+    problems: list[str] = []
+    prices = None
+    checks: list[Callable[[], Any]] = [
+        lambda: api_key(settings.endpoint),
+        lambda: encoding(encoding_name_for(settings.endpoint.model or "", settings.tokens.fallback_encoding)),
+        lambda: encoding(settings.tokens.fallback_encoding),
+        lambda: RunState(Path(settings.state.dir) / "probe").prepare(),
+        lambda: _reach(settings),
+    ]
+    for check in checks:
+        try:
+            check()
+        except ConfigError as error:
+            problems += error.problems
+        except DeltatapError as error:
+            problems.append(str(error))
+    RunState(Path(settings.state.dir) / "probe").remove()
+    try:
+        prices = load_prices(settings.prices)
+    except ConfigError as error:
+        problems += error.problems
+    if problems or prices is None:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return prices
+
+
+def _reach(settings: Settings) -> None:
+    url = urlsplit(settings.endpoint.base_url)
+    port = url.port or (443 if url.scheme == "https" else 80)
+    try:
+        socket.create_connection((str(url.hostname), port), timeout=settings.timeouts.connect_s).close()
+    except OSError as error:
+        here = url.hostname in ("127.0.0.1", "localhost", "::1")
+        hint = "; is the server running? `deltatap simulate` starts the simulator" if here else ""
+        why = error.strerror or str(error) or type(error).__name__
+        raise ConfigError([f"endpoint.base_url: cannot reach {url.hostname} port {port}: {why}{hint}"]) from error

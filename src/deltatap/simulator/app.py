@@ -1,0 +1,375 @@
+"""The simulator's endpoints: chat completions and models as OpenAI has them, and what was sent, under ``/sim``.
+
+Knows ASGI and the clock. Leaves what is answered to ``answers.py``, its JSON to ``frames.py``, what goes wrong to
+``faults.py`` and what was done to ``record.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import time
+from dataclasses import dataclass, field, replace
+from email.utils import formatdate
+from heapq import merge
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from starlette.applications import Starlette
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from deltatap.prompts import request_hash_of
+from deltatap.simulator import frames
+from deltatap.simulator.answers import Answer, Pace, answers, input_tokens
+from deltatap.simulator.faults import REFUSALS, BadFaultError, Fault, by_rate, in_sequence, of_model, parse
+from deltatap.simulator.frames import Frames
+from deltatap.simulator.record import Call, Record, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from starlette.requests import Request
+    from starlette.types import Receive, Scope, Send
+
+# One write of so many frames when a fault wants several in one.
+_COALESCED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatorSettings:
+    """How the simulator behaves.
+
+    Attributes:
+        seed: the same seed gives the same answers, waits and faults.
+        pace: how long answers are and how fast they come.
+        faults: how often each fault happens, 0 to 1, by its text.
+        in_a_row: how many calls in a row for one prompt may meet a fault by chance.
+        models: what ``/v1/models`` lists.
+        api_key_env: a key is asked for, the one in this environment variable; None asks for none.
+        keep_calls: of how many calls texts and times are kept.
+    """
+
+    seed: int = 0
+    pace: Pace = field(default_factory=Pace)
+    faults: Mapping[str, float] = field(default_factory=dict)
+    in_a_row: int = 2
+    models: tuple[str, ...] = ("gpt-4o-mini", "gpt-4o", "gpt-3.5-turbo")
+    api_key_env: str | None = None
+    keep_calls: int = 50_000
+
+
+class BrokenOff(Exception):  # noqa: N818 - not an error: what a fault asked for
+    """The connection is closed on purpose."""
+
+
+@dataclass(slots=True)
+class _Stream:
+    """Writes one streamed answer, as its fault wants it."""
+
+    simulator: Simulator
+    call: Call
+    fault: Fault
+    send: Send
+    transport: Any
+    gone: asyncio.Event
+    held: list[bytes] = field(default_factory=list)
+    begun: bool = False
+
+    async def write(self, frame: bytes) -> None:
+        """A frame, in the shape that the fault gives it."""
+        fault = self.fault
+        if "crlf" in fault or "cr" in fault:
+            frame = frames.reshaped(frame, newline=b"\r\n" if "crlf" in fault else b"\r")
+        if "bom" in fault and not self.begun:
+            frame = b"\xef\xbb\xbf" + frame
+        self.begun = True
+        if "coalesce" in fault:
+            self.held.append(frame)
+            if len(self.held) >= int(fault.seconds(_COALESCED)):
+                await self.flush()
+        elif "fragment" in fault:
+            for piece in frames.fragments(frame):
+                await self._out(piece)
+                await asyncio.sleep(0.001)
+        else:
+            await self._out(frame)
+
+    async def data(self, frame: bytes) -> None:
+        """A frame that counts as one."""
+        self.call.frames += 1
+        await self.write(frame)
+
+    async def flush(self) -> None:
+        """What is held to be written together."""
+        if self.held:
+            await self._out(b"".join(self.held))
+            self.held.clear()
+
+    async def _out(self, piece: bytes) -> None:
+        if self.gone.is_set():
+            raise ConnectionResetError
+        await self.send({"type": "http.response.body", "body": piece, "more_body": True})
+
+    async def break_off(self) -> None:
+        """What was written arrives, then the connection is gone."""
+        await self.flush()
+        self.transport.close()
+        raise BrokenOff
+
+
+class Simulator:
+    """The ASGI application with its state."""
+
+    def __init__(self, settings: SimulatorSettings) -> None:
+        self.settings = settings
+        self.record = Record(settings.keep_calls)
+        for text in settings.faults:
+            parse(text)
+
+    def application(self) -> Starlette:
+        """The routes."""
+        return Starlette(
+            routes=[
+                Route("/v1/chat/completions", self._chat),
+                Route("/v1/models", self._models),
+                Route("/sim/calls", lambda _: _json(self.record.told())),
+                Route("/sim/counts", lambda _: _json(self.record.counts())),
+                Route("/sim/stats", lambda _: _json(self.record.stats())),
+                Route("/sim/reset", self._reset, methods=["POST"]),
+                Route("/sim/settings", self._change, methods=["POST"]),
+            ]
+        )
+
+    @property
+    def _chat(self) -> _Chat:
+        return _Chat(self)
+
+    async def _models(self, _request: Request) -> Response:
+        data = [{"id": name, "object": "model", "created": 0, "owned_by": "simulator"} for name in self.settings.models]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def _reset(self, _request: Request) -> Response:
+        self.record.reset()
+        return JSONResponse({})
+
+    async def _change(self, request: Request) -> Response:
+        """Change faults, in_a_row or the pace while it runs."""
+        body = await request.json()
+        try:
+            for text in body.get("faults", {}):
+                parse(text)
+            pace = replace(self.settings.pace, **body.pop("pace", {}))
+            self.settings = replace(self.settings, pace=pace, **body)
+        except (BadFaultError, TypeError) as error:
+            return JSONResponse({"error": str(error)}, 400)
+        return JSONResponse({})
+
+    async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One call to ``/v1/chat/completions``."""
+        content = await _body(receive)
+        headers = {name.decode().lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        started = time.monotonic()
+        try:
+            body = orjson.loads(content)
+            key = request_hash_of(body)
+            if not isinstance(body["messages"], list) or not body["messages"]:
+                raise ValueError  # noqa: TRY301 - the same answer for all that is no request
+            tokens = input_tokens(body)
+            model, faults = of_model(str(body["model"]))
+            faults = (*faults, *parse(headers.get("x-simulate", "")))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            said = str(error) if isinstance(error, BadFaultError) else "expected a JSON body with model and messages."
+            await _refusal("400", said)(scope, receive, send)
+            return
+        bearer = headers.get("authorization", "").removeprefix("Bearer ").strip()
+        call = self.record.begin(
+            key=key,
+            prompt=shown(body["messages"]),
+            model=str(body["model"]),
+            started=started,
+            streamed=body.get("stream") is True,
+            bearer_sha256=hashlib.sha256(bearer.encode()).hexdigest() if bearer else None,
+        )
+        fault = in_sequence(faults, call.attempt)
+        settings = self.settings
+        if fault is None and not faults:
+            fault = by_rate(settings.faults, key, call.attempt, settings.seed, settings.in_a_row)
+        if settings.api_key_env is not None and bearer != os.environ.get(settings.api_key_env, ""):
+            fault = Fault(("401",))
+        call.fault = None if fault is None else fault.text
+        ended = "broken"
+        try:
+            ended = await self._answer(body, model, tokens, call, fault or Fault(()), scope, receive, send)
+        except BrokenOff:
+            pass
+        except ConnectionResetError:
+            ended = "client_gone"
+        finally:
+            self.record.end(call, ended)
+
+    async def _answer(  # noqa: PLR0913 - one call's facts
+        self, body: dict[str, Any], model: str, tokens: int, call: Call, fault: Fault, scope: Scope, receive: Receive, send: Send
+    ) -> str:
+        if "slow_headers" in fault:
+            await asyncio.sleep(fault.seconds(5))
+        transport = scope["extensions"]["transport"]
+        if "cut_first" in fault:
+            transport.close()
+            raise BrokenOff
+        if refused := next((name for name in fault.names if name in REFUSALS), None):
+            call.http_status = REFUSALS[refused][0]
+            await _refusal(refused, None, fault.argument)(scope, receive, send)
+            return "refused"
+        call.http_status = 200
+        if "html" in fault:
+            await PlainTextResponse("<html><body>Welcome</body></html>", media_type="text/html")(scope, receive, send)
+            return "broken"
+        pace = self.settings.pace
+        found = answers(body, call.key, self.settings.seed, pace)
+        if reason := next((name for name in ("content_filter", "length") if name in fault), None):
+            found = [replace(answer, finish_reason=reason) for answer in found]
+        options = body.get("stream_options")
+        wanted = isinstance(options, dict) and options.get("include_usage") is True
+        with_usage = wanted and "no_usage" not in fault
+        made = Frames(f"chatcmpl-sim{call.number:08d}", int(time.time()), model, with_usage)
+        usage = frames.usage(tokens, sum(answer.tokens for answer in found))
+        extra = {"x-request-id": f"req_sim{call.number:08d}", "openai-processing-ms": "1"}
+        if not call.streamed:
+            await asyncio.sleep(max(sum(answer.waits_s) for answer in found))
+            call.texts = {index: "".join(answer.pieces) for index, answer in enumerate(found)}
+            call.finish_reasons = {index: answer.finish_reason for index, answer in enumerate(found)}
+            call.usage = usage
+            await JSONResponse(made.whole(found, usage), headers=extra)(scope, receive, send)
+            return "done"
+        headers = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", **extra}
+        raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": raw})
+        gone = asyncio.Event()
+        watch = asyncio.create_task(_disconnected(receive, gone))
+        try:
+            stream = _Stream(self, call, fault, send, transport, gone)
+            await self._pieces(stream, made, found)
+            return await self._end(stream, made, found, usage if with_usage else None)
+        finally:
+            watch.cancel()
+
+    async def _pieces(self, stream: _Stream, made: Frames, found: list[Answer]) -> None:
+        """The pieces of all choices, each at its time; times are counted from the call's start, so delays do not add up."""
+        call, fault, record = stream.call, stream.fault, self.record
+        around = [made.content(index) for index in range(len(found))]
+        breaks = fault.piece if fault.piece is not None else max(1, sum(len(a.pieces) for a in found) // 2)
+        roles = set(range(len(found)))
+        sent = 0
+        for due, index, piece in merge(*(_timed(index, answer) for index, answer in enumerate(found))):
+            if sent == breaks:
+                await self._break(stream)
+            wait = call.started + due - time.monotonic()
+            await asyncio.sleep(max(0.0, wait))
+            if "comments" in fault:
+                await stream.write(frames.COMMENT)
+            if "empty_choices" in fault and sent % 5 == 0:
+                await stream.data(made.empty())
+            if index in roles and "role_with_content" not in fault:
+                await stream.data(made.role(index))
+            now = time.monotonic()
+            if due:
+                record.late_by(now - call.started - due)
+            call.write(now, index, piece)
+            if index in roles and "role_with_content" in fault:
+                await stream.data(made.role(index, piece))
+            else:
+                before, after = around[index]
+                await stream.data(before + json.dumps(piece, ensure_ascii=False).encode() + after)
+            roles.discard(index)
+            sent += 1
+        if sent <= breaks:
+            await self._break(stream)
+
+    async def _break(self, stream: _Stream) -> None:
+        """What breaks a stream breaks it here."""
+        fault = stream.fault
+        if "cut" in fault:
+            await stream.break_off()
+        if "stall" in fault:
+            await stream.flush()
+            try:
+                await asyncio.wait_for(stream.gone.wait(), fault.seconds(3600))
+            except TimeoutError:
+                pass
+            else:
+                raise ConnectionResetError
+        if "error_event" in fault:
+            content = json.dumps(frames.error("server_error", "server_error", "The server had an error in mid-stream."))
+            await stream.data(("event: error\n" if fault.argument == "event" else "").encode() + f"data: {content}\n\n".encode())
+        if "bad_json" in fault:
+            await stream.data(frames.BAD_JSON)
+        if "error_event" in fault or "no_end" in fault:
+            await stream.flush()
+            await stream.send({"type": "http.response.body", "body": b"", "more_body": False})
+            raise BrokenOff
+
+    async def _end(self, stream: _Stream, made: Frames, found: list[Answer], usage: dict[str, Any] | None) -> str:
+        call, fault = stream.call, stream.fault
+        if "no_finish" not in fault:
+            for index, answer in enumerate(found):
+                call.finish_reasons[index] = answer.finish_reason
+                await stream.data(made.finish(index, answer.finish_reason))
+        if usage is not None:
+            call.usage = usage
+            await stream.data(made.usage(usage))
+        if "no_done" not in fault:
+            await stream.write(frames.DONE)
+        await stream.flush()
+        await stream.send({"type": "http.response.body", "body": b"", "more_body": False})
+        return "broken" if "bad_json" in fault else "done"
+
+
+class _Chat:
+    """An instance, so that Starlette hands it ASGI itself and no response object stands between a frame and its write."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self._simulator = simulator
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
+            await PlainTextResponse("Method Not Allowed", 405)(scope, receive, send)
+            return
+        await self._simulator.chat(scope, receive, send)
+
+
+def _timed(index: int, answer: Answer) -> Iterator[tuple[float, int, str]]:
+    due = 0.0
+    for wait, piece in zip(answer.waits_s, answer.pieces, strict=True):
+        due += wait
+        yield due, index, piece
+
+
+async def _body(receive: Receive) -> bytes:
+    content, more = [], True
+    while more:
+        message = await receive()
+        content.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return b"".join(content)
+
+
+async def _disconnected(receive: Receive, gone: asyncio.Event) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    gone.set()
+
+
+def _json(content: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(content, option=orjson.OPT_NON_STR_KEYS), media_type="application/json")
+
+
+def _refusal(name: str, message: str | None, argument: str | None = None) -> Response:
+    status, kind, code, usual = REFUSALS[name]
+    headers = {}
+    if status == 429 and name != "quota":  # noqa: PLR2004 - too many requests
+        date = formatdate(time.time() + 1, usegmt=True)
+        headers = {"retry-after": date if argument == "date" else argument or "1", "x-ratelimit-remaining-requests": "0"}
+    return JSONResponse(frames.error(kind, code, message or usual), status, headers)

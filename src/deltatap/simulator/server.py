@@ -1,0 +1,58 @@
+"""The simulator as a process: uvicorn on uvloop, loopback by default."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from deltatap.simulator.answers import ENCODING
+from deltatap.simulator.app import Simulator, SimulatorSettings
+from deltatap.tokens import encoding
+
+if TYPE_CHECKING:
+    import socket
+
+
+class _Protocol(HttpToolsProtocol):
+    """Hands the connection to the application: only who holds it can cut it."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()  # type: ignore[no-untyped-call]
+        self.scope["extensions"] = {"transport": self.transport}  # type: ignore[index]
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens, once it does."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for server in self.servers:
+            host, port = server.sockets[0].getsockname()[:2]
+            print(f"simulator: http://{host}:{port}/v1", flush=True)  # noqa: T201 - whoever started it waits for this line
+
+
+def serve(settings: SimulatorSettings, host: str, port: int) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Args:
+        settings: how the simulator behaves.
+        host: loopback, unless you know what you do: there is no protection whatever.
+        port: 0 takes a free one.
+    """
+    encoding(ENCODING)  # now, so that no call waits for it
+    _Server(
+        uvicorn.Config(
+            Simulator(settings).application(),
+            host=host,
+            port=port,
+            loop="uvloop",
+            http=_Protocol,
+            lifespan="off",
+            log_level="critical",
+            access_log=False,
+            timeout_graceful_shutdown=1,
+            backlog=4096,
+        )
+    ).run()
