@@ -1,8 +1,9 @@
-"""Events of a chat completions stream become what was received: texts, choices, usage, and when each chunk came. Sans-IO.
+"""Events of a chat completions stream become what was received: texts, choices, usage, and when each chunk came.
+Sans-IO.
 
 Knows what OpenAI-compatible servers put into a chunk. Knows no sockets and no clock: a time and a read number come with
-each event. Nothing that a server sends raises here: what cannot be understood is kept as a protocol error, what is unknown
-is passed over, and what had arrived before stays. Leaves to ``outcomes.py`` whether it was enough.
+each event. Nothing that a server sends raises here: what cannot be understood is kept as a protocol error, what is
+unknown is passed over, and what had arrived before stays. Leaves to ``outcomes.py`` whether it was enough.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Chunks:
     def __len__(self) -> int:
         return len(self.ms)
 
-    def append(self, ms: float, gap_ms: float, text: str, kind: int, choice: int, event: int, read: int) -> None:  # noqa: PLR0913 - the columns
+    def append(self, ms: float, gap_ms: float, text: str, kind: int, choice: int, event: int, read: int) -> None:
         """Add an element."""
         self.ms.append(ms)
         self.gap_ms.append(gap_ms)
@@ -174,7 +175,18 @@ class ChatAccumulator:
         choices: how many the request asked for (``n``).
     """
 
-    __slots__ = ("_asked", "_chunks", "_choices", "_error", "_event", "_filters", "_names", "_protocol_error", "_usage", "done")
+    __slots__ = (
+        "_asked",
+        "_choices",
+        "_chunks",
+        "_error",
+        "_event",
+        "_filters",
+        "_names",
+        "_protocol_error",
+        "_usage",
+        "done",
+    )
 
     def __init__(self, choices: int = 1) -> None:
         self.done = False
@@ -282,7 +294,9 @@ class ChatAccumulator:
         if given.get("content_filter_results"):
             self._filters.append({"index": index, "content_filter_results": given["content_filter_results"]})
 
-    def _output(self, choice: _Growing, into: list[str], text: str, kind: int, index: int, ms: float, read: int) -> None:  # noqa: PLR0913
+    def _output(
+        self, choice: _Growing, into: list[str], text: str, kind: int, index: int, ms: float, read: int
+    ) -> None:
         self._chunks.append(ms, ms - choice.last_output_ms, text, kind, index, self._event, read)
         into.append(text)
         choice.last_output_ms = ms
@@ -312,7 +326,9 @@ class ChatAccumulator:
     def _refuse(self, chunk: dict[str, Any], data: bytes, ms: float, read: int) -> None:
         given = chunk.get("error") or chunk
         error = given if type(given) is dict else {"message": given}
-        self._error = StreamError(*(None if error.get(k) is None else str(error[k]) for k in ("type", "code", "message")))
+        self._error = StreamError(
+            *(None if error.get(k) is None else str(error[k]) for k in ("type", "code", "message"))
+        )
         self._chunks.append(ms, _NAN, data.decode("utf-8", "replace"), ERROR, NO_CHOICE, self._event, read)
 
     def _fail(self, what: str, data: bytes) -> None:
@@ -333,7 +349,9 @@ class ChatAccumulator:
             system_fingerprint=self._names.get("system_fingerprint"),
             service_tier=self._names.get("service_tier"),
             content_filter=_json(self._filters) if self._filters else None,
-            logprobs=_json([{"index": index, "logprobs": found} for index, found in logprobs.items()]) if logprobs else None,
+            logprobs=_json([{"index": index, "logprobs": found} for index, found in logprobs.items()])
+            if logprobs
+            else None,
             done=self.done,
             error=self._error,
             protocol_error=self._protocol_error,

@@ -1,4 +1,7 @@
-"""The command line: what people type, and what the job scripts call. Knows arguments, exit codes and what is printed."""
+"""The command line: what people type, and what the job scripts call.
+
+Knows arguments, exit codes and what is printed.
+"""
 
 from __future__ import annotations
 
@@ -39,8 +42,8 @@ def capture(
 ) -> None:
     """Capture what is owed: every prompt of the table that has no final row yet.
 
-    Exit code 0: completed, or stopped as asked. 1: failed. 2: configuration, nothing was called. 3: more rows failed than
-    capture.fail_above_error_rate. The last line printed is the run's row as JSON.
+    Exit code 0: completed, or stopped as asked. 1: failed. 2: configuration, nothing was called. 3: more rows failed
+    than capture.fail_above_error_rate. The last line printed is the run's row as JSON.
     """
     # A Databricks task takes any SystemExit for a failure.
     if code := run_capture(config, overrides or []):
@@ -88,7 +91,9 @@ def _capture(settings: Settings, console: Console) -> int:
         console.print(_plain(note), highlight=False, soft_wrap=True)
     show(console, *summarize(spark, settings, ended.row["run_id"]), ended.row)
     if ended.row["status"] == "failed":
-        console.print(f"[red]✗[/red] the run failed: {_plain(str(ended.row['reason']))}", highlight=False, soft_wrap=True)
+        console.print(
+            f"[red]✗[/red] the run failed: {_plain(str(ended.row['reason']))}", highlight=False, soft_wrap=True
+        )
     print(json.dumps(ended.row, default=_jsonable))  # noqa: T201 - a line for machines: not wrapped, not coloured
     if ended.row["status"] == "failed":
         return FAILED
@@ -115,8 +120,10 @@ def _jsonable(value: object) -> str:
 
 
 @app.command()
-def simulate(  # noqa: PLR0913 - a command's options
-    host: Annotated[str, typer.Option(help="Where to listen; there is no protection, so stay on loopback.")] = "127.0.0.1",
+def simulate(
+    host: Annotated[
+        str, typer.Option(help="Where to listen; there is no protection, so stay on loopback.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8089,
     seed: Annotated[int, typer.Option(help="The same seed gives the same answers, waits and faults.")] = 0,
     ttft_ms: Annotated[float, typer.Option(help="Median time to the first token.")] = 200.0,
@@ -124,14 +131,17 @@ def simulate(  # noqa: PLR0913 - a command's options
     tokens: Annotated[float, typer.Option(help="Median length of an answer.")] = 120.0,
     sigma: Annotated[float, typer.Option(help="Spread of the three: of their logarithms, times a usual one.")] = 1.0,
     speed: Annotated[float, typer.Option(help="How much faster everything goes; 0 is without any wait.")] = 1.0,
-    fault: Annotated[list[str] | None, typer.Option(help="A fault and how often: cut=0.02", metavar="FAULT=RATE")] = None,
+    fault: Annotated[
+        list[str] | None, typer.Option(help="A fault and how often: cut=0.02", metavar="FAULT=RATE")
+    ] = None,
     in_a_row: Annotated[int, typer.Option(help="Calls in a row for one prompt that may meet a fault.")] = 2,
     api_key_env: Annotated[str | None, typer.Option(help="Ask for the key in this environment variable.")] = None,
 ) -> None:
     """Serve an OpenAI-compatible endpoint that answers, misbehaves on demand and knows what it sent.
 
-    Point a client at the printed URL. A model's name may ask for faults: gpt-4o-mini!429=0.2:2!cut@5:1 is two rate limits,
-    then a connection cut after five pieces, then an answer. /sim/calls, /sim/counts and /sim/stats tell what was sent.
+    Point a client at the printed URL. A model's name may ask for faults: gpt-4o-mini!429=0.2:2!cut@5:1 is two rate
+    limits, then a connection cut after five pieces, then an answer. /sim/calls, /sim/counts and /sim/stats tell what
+    was sent.
     """
     from deltatap.simulator.answers import Pace  # noqa: PLC0415 - tiktoken and uvicorn take their time
     from deltatap.simulator.app import SimulatorSettings  # noqa: PLC0415

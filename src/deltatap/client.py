@@ -3,8 +3,9 @@
 Knows sockets, headers, time-outs and which exceptions they raise; they become the outcomes' errors here, once. Leaves
 decoding to ``sse.py``, what the events mean to ``accumulate.py``, and what happens next to ``outcomes.py``.
 
-The client's typed chunk objects would cost several times what the rest of the worker does for a chunk, so the request goes
-through ``client.post``, its public way for what it has no method for: credentials, base URL, headers and errors stay its own.
+The client's typed chunk objects would cost several times what the rest of the worker does for a chunk, so the request
+goes through ``client.post``, its public way for what it has no method for: credentials, base URL, headers and errors
+stay its own.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import asyncio
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import aiohttp
 import httpx2
@@ -225,14 +226,14 @@ class StreamingClient:
                 await self._read(body, reading, watch, watchdog)
         except asyncio.CancelledError:
             failure = _cancelled(watchdog.fired, self._timeouts)
-        except openai.APIStatusError as error:
-            response = error.response
+        except openai.APIStatusError as refused:
+            response = refused.response
             reading.responded(response.status_code, response.headers.get("x-request-id"))
-            failure = http_error(response.status_code, error.body, response.headers, self._wall())
-        except ProtocolError as error:
-            failure = CaptureError("protocol", None, str(error), reading.http_status)
-        except (aiohttp.ClientError, openai.APIConnectionError, httpx2.HTTPError, OSError) as error:
-            failure = CaptureError("connection", type(error).__name__, str(error) or type(error).__name__)
+            failure = http_error(response.status_code, refused.body, response.headers, self._wall())
+        except ProtocolError as strange:
+            failure = CaptureError("protocol", None, str(strange), reading.http_status)
+        except (aiohttp.ClientError, openai.APIConnectionError, httpx2.HTTPError, OSError) as lost:
+            failure = CaptureError("connection", type(lost).__name__, str(lost) or type(lost).__name__)
         finally:
             ended = reading.ended or time.perf_counter()
             if reading.response is not None:
@@ -256,13 +257,17 @@ class StreamingClient:
         )
 
     async def _read(self, body: str, reading: _Reading, watch: _Stopwatch, watchdog: _Watchdog) -> None:
-        response = await self._client.post(
-            PATH,
-            cast_to=httpx2.Response,
-            content=body.encode(),
-            options={"headers": self._headers},
-            stream=True,
-            stream_cls=AsyncStream[Any],
+        # Asked for an httpx2.Response, the client hands out just that, whatever `stream_cls` promises to type checkers.
+        response = cast(
+            "httpx2.Response",
+            await self._client.post(
+                PATH,
+                cast_to=httpx2.Response,
+                content=body.encode(),
+                options={"headers": self._headers},
+                stream=True,
+                stream_cls=AsyncStream[Any],
+            ),
         )
         reading.headers = time.perf_counter()
         reading.responded(response.status_code, response.headers.get("x-request-id"))

@@ -1,8 +1,8 @@
 """Typed settings: every key, its default and its bounds, read from YAML, a dict and ``--set`` overrides.
 
 Knows what a configuration may say and reports all that is wrong with it at once, each with the file and the key's path.
-Leaves to others whether what it names (a table, a key, an endpoint) exists. Values under ``endpoint.api_key`` never reach
-a message, since people paste keys where the name of a variable is expected.
+Leaves to others whether what it names (a table, a key, an endpoint) exists. Values under ``endpoint.api_key`` never
+reach a message, since people paste keys where the name of a variable is expected.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from deltatap.errors import ConfigError
 
+
 def _absolute(location: str) -> str:
     """A path is made absolute once, so that two names of one table are one; catalog names and URIs stay."""
     return str(Path(location).absolute()) if "/" in location and ":" not in location.split("/", 1)[0] else location
@@ -32,7 +33,9 @@ RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, hide_input_in_errors=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, hide_input_in_errors=True, validate_default=True
+    )
 
 
 class Prompts(_Section):
@@ -261,7 +264,8 @@ def _alternatives(annotation: Any) -> list[Any]:  # noqa: ANN401 - a type expres
     return [annotation]
 
 
-# Keys of the design that a later version brings. Saying so beats calling them unknown, and beats ignoring a limit on money.
+# Keys of the design that a later version brings. Saying so beats calling them unknown, and beats ignoring a limit on
+# money.
 _NOT_YET = {
     "limits": "rate limits are not in this version",
     "budget": "budgets are not in this version; `capture.limit` bounds a run by its number of requests",

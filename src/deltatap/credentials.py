@@ -1,4 +1,7 @@
-"""The key, read where it is used: in the process that makes the calls. The one place where an environment variable counts."""
+"""The key, read where it is used: in the process that makes the calls.
+
+The one place where an environment variable counts.
+"""
 
 from __future__ import annotations
 

@@ -4,24 +4,44 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deltatap import tables
 from deltatap.local import CHECKOUT, local_session
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 DATA = Path("data")
 CONFIG = Path("conf/local.yml")
 _COLUMNS = (
-    "request_id STRING, prompt STRING, messages ARRAY<STRUCT<role: STRING, content: STRING>>, system STRING, params STRING"
+    "request_id STRING, prompt STRING, messages ARRAY<STRUCT<role: STRING, content: STRING>>, "
+    "system STRING, params STRING"
 )
 _TOPICS = (
-    "a stream of events", "a data lake", "an index that nobody uses", "a slow query", "back-pressure", "a dead letter queue",
-    "clock skew", "exactly-once delivery", "a schema that changed overnight", "a flaky test", "cold starts", "cache misses",
-    "a broken pipe", "small files", "a full disk", "retries", "a rate limit", "late data", "time zones", "a join gone wrong",
-)  # fmt: skip
+    "a stream of events",
+    "a data lake",
+    "an index that nobody uses",
+    "a slow query",
+    "back-pressure",
+    "a dead letter queue",
+    "clock skew",
+    "exactly-once delivery",
+    "a schema that changed overnight",
+    "a flaky test",
+    "cold starts",
+    "cache misses",
+    "a broken pipe",
+    "small files",
+    "a full disk",
+    "retries",
+    "a rate limit",
+    "late data",
+    "time zones",
+    "a join gone wrong",
+)
 _ASKS = (
     "Explain {} to a new colleague.",
     "Write a haiku about {}.",
@@ -32,7 +52,7 @@ _ASKS = (
 
 
 def rows() -> list[tuple[Any, ...]]:
-    """200 prompts as people write them: texts, chats, one with a system message, own params, and two that are no prompts."""
+    """200 prompts as people write them: texts, chats, a system message, own params, and two that are no prompts."""
     made: list[tuple[Any, ...]] = []
     for number in range(198):
         text = _ASKS[number % len(_ASKS)].format(_TOPICS[number // len(_ASKS) % len(_TOPICS)])
@@ -81,7 +101,9 @@ def main() -> int:
     prompts = DATA / "prompts"
     print("deltatap demo: 200 prompts, a simulated endpoint on loopback, no key, no cost", flush=True)
     write_prompts(prompts)
-    with simulator("--fault", "429=0.5=0.01", "--fault", "cut=0.02", "--fault", "500=0.02", "--fault", "content_filter=0.02") as url:
+    with simulator(
+        "--fault", "429=0.5=0.01", "--fault", "cut=0.02", "--fault", "500=0.02", "--fault", "content_filter=0.02"
+    ) as url:
         print(f"prompts: {prompts}  endpoint: {url}", flush=True)
         command = [sys.executable, str(CHECKOUT / "jobs/capture.py"), "--config", str(CONFIG)]
         # Its name is a part of a request's identity; its port is another one each time.
@@ -91,7 +113,8 @@ def main() -> int:
     if code == 0:
         print(
             f"""
-The answers are in the Delta table {DATA / "captures"}, the run in {DATA / "runs"}. To look at them, in {sys.executable}:
+The answers are in the Delta table {DATA / "captures"}, the run in {DATA / "runs"}. To look at them, in
+{sys.executable}:
 
     from deltatap.local import local_session
     spark = local_session()

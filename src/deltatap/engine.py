@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 import uvloop
 
@@ -21,7 +21,7 @@ from deltatap.schedule import Job, Scheduler
 from deltatap.timing import LagRecord
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from deltatap.client import Call
 
@@ -96,7 +96,7 @@ class Engine:
         self.requests = 0
         self.fatal: CaptureError | None = None
 
-    def __enter__(self) -> Engine:
+    def __enter__(self) -> Self:
         self._thread.start()
         self._ready.wait()
         self.check()

@@ -1,4 +1,7 @@
-"""What goes wrong with deltatap itself; what goes wrong with a call is an outcome (``outcomes.py``), never an exception."""
+"""What goes wrong with deltatap itself.
+
+What goes wrong with a call is an outcome (``outcomes.py``), never an exception.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -71,9 +71,7 @@ class Totals:
 class JournalWriter:
     """Writes captures as they finish: a file each flush interval, and a last one on exit."""
 
-    def __init__(
-        self, folder: Path, prefix: str, context: Context, *, plan: int, part: int, flush_s: float
-    ) -> None:
+    def __init__(self, folder: Path, prefix: str, context: Context, *, plan: int, part: int, flush_s: float) -> None:
         """Nothing runs before the writer is entered.
 
         Args:
@@ -91,11 +89,13 @@ class JournalWriter:
         self.totals = Totals()
         self.failure: BaseException | None = None
 
-    def __enter__(self) -> JournalWriter:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._queue.put(None)
         self._thread.join()
         if self.failure is not None and error is None:

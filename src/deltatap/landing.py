@@ -1,8 +1,8 @@
 """The journal lands in ``captures``, once each: a Structured Streaming query whose batches are merged.
 
-Knows how journal files become rows and when a file may go: after the commit and after its rows are remembered. Every step
-may be repeated; the journal and the MERGE are the truth, the query's checkpoint is disposable. Leaves to others when to
-land (``run.py``).
+Knows how journal files become rows and when a file may go: after the commit and after its rows are remembered. Every
+step may be repeated; the journal and the MERGE are the truth, the query's checkpoint is disposable. Leaves to others
+when to land (``run.py``).
 """
 
 from __future__ import annotations
@@ -144,7 +144,10 @@ def one_a_key(rows: DataFrame, keep_interrupted: bool) -> DataFrame:  # noqa: FB
 
 
 def merge_sql(captures: str, view: str, run_id: str, *, keep_interrupted: bool) -> str:
-    """The MERGE: insert what is new, replace only a row that is not final. Naming the run lets Delta skip other files."""
+    """The MERGE: insert what is new, replace only a row that is not final.
+
+    Naming the run lets Delta skip the files of others.
+    """
     final = final_sql("t", keep_interrupted=keep_interrupted)
     names = [column.name for column in tables.CAPTURES]
     return f"""

@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deltatap.errors import DeltatapError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -32,7 +34,7 @@ _LOGGING = Path(__file__).with_name("local-log4j2.properties")
 _QUICK_JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 
 
-class NoJavaError(RuntimeError):
+class NoJavaError(DeltatapError):
     """No Java that Spark can use was found; the message says where it was looked for."""
 
 

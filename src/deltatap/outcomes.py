@@ -23,7 +23,8 @@ class ErrorKind:
     """How one kind of error is handled.
 
     Attributes:
-        again: within this run: ``never``, as an ``attempt`` (up to max_attempts), or ``waiting`` (until retry_for_s, not
+        again: within this run: ``never``, as an ``attempt`` (up to max_attempts), or ``waiting`` (until retry_for_s,
+        not
             counted as an attempt, the whole run cools down).
         owed: whether the next run owes the request when nothing had arrived.
         stops_run: whether no other request can succeed either.
@@ -120,7 +121,7 @@ def http_error(status: int, body: object, headers: Mapping[str, str], now: float
 
 
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
-    """How long the server asks to wait: ``retry-after-ms``, else ``retry-after`` in seconds or as an HTTP date (RFC 9110)."""
+    """How long the server asks to wait: ``retry-after-ms``, else ``retry-after``, seconds or a date (RFC 9110)."""
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         value = headers.get(name, "").strip()
         if not value:
@@ -142,7 +143,8 @@ def conclude(received: Received, failure: CaptureError | None) -> tuple[Status, 
 
     Args:
         received: what had arrived when the call ended.
-        failure: what ended it, when that was not the end of the response: a time-out, a lost connection, an HTTP status.
+        failure: what ended it, when that was not the end of the response: a time-out, a lost connection, an HTTP
+        status.
     """
     if received.finished or (received.done and received.output):
         return "completed", None
@@ -165,7 +167,9 @@ def _in_stream(received: Received) -> CaptureError | None:
 
 def _unfinished(received: Received) -> CaptureError:
     if received.done:
-        return CaptureError("protocol", None, "the stream ended with [DONE] but sent no output and no finish_reason", 200)
+        return CaptureError(
+            "protocol", None, "the stream ended with [DONE] but sent no output and no finish_reason", 200
+        )
     what = "without finish_reason and [DONE]" if received.output else "before any output"
     return CaptureError("stream_interrupted", None, f"the stream ended {what}", 200)
 
@@ -197,7 +201,7 @@ class Again:
     cool_s: float = 0.0
 
 
-def next_try(
+def next_try(  # noqa: PLR0911 - one return for each line of the design's table
     tries: Tries, status: Status, error: CaptureError | None, policy: RetryPolicy, *, now: float, jitter: float
 ) -> Again | None:
     """Whether a call's outcome is tried again, and when; counts the call in ``tries``.

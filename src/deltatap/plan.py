@@ -1,7 +1,7 @@
 """What is owed: the prompts' requests less those that have a final row, written as one immutable part a capture task.
 
-Knows the prompts table's columns, identity, and when a row is final. The parts are files, so no shuffle feeds the UDF: a
-lost shuffle file would make Spark run partitions again that are still running elsewhere. Leaves what a row means to
+Knows the prompts table's columns, identity, and when a row is final. The parts are files, so no shuffle feeds the UDF:
+a lost shuffle file would make Spark run partitions again that are still running elsewhere. Leaves what a row means to
 ``prompts.py`` and who reads the parts to ``worker.py``.
 """
 
@@ -21,7 +21,7 @@ from deltatap.outcomes import final_sql
 from deltatap.prompts import build_request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from pyspark.sql import DataFrame, SparkSession
 
@@ -88,7 +88,7 @@ def requests(prompts: DataFrame, settings: Settings) -> DataFrame:
     """The prompts as requests, one for each request_id; costs nothing, so Spark may run it as often as it likes."""
     model, defaults, keep = settings.endpoint.model, settings.request, tuple(settings.prompts.keep)
 
-    def build(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def build(batches: Iterable[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
         for batch in batches:
             built = [build_request(row, model=model, defaults=defaults, keep=keep) for row in batch.to_pylist()]
             columns = {name: [getattr(request, name) for request in built] for name in REQUESTS_SCHEMA.names}
@@ -158,13 +158,17 @@ def _earlier(ours: DataFrame) -> DataFrame:
         ),
     )
     return ours.where("status != 'completed' AND started_at IS NOT NULL").select(
-        "request_id", "request_hash", F.concat("retries", F.array(last)).cast(tables.spark_sql(tables.RETRIES)).alias("retries")
+        "request_id",
+        "request_hash",
+        F.concat("retries", F.array(last)).cast(tables.spark_sql(tables.RETRIES)).alias("retries"),
     )
 
 
 def _used(name: str) -> Any:  # noqa: ANN401 - pyspark's Column has two classes
     return (
-        F.coalesce(F.col(f"usage_reported.{name}"), F.when(F.col("cost_basis").isNotNull(), F.col(f"usage_tiktoken.{name}")))
+        F.coalesce(
+            F.col(f"usage_reported.{name}"), F.when(F.col("cost_basis").isNotNull(), F.col(f"usage_tiktoken.{name}"))
+        )
         .cast("bigint")
         .alias(name)
     )
@@ -177,7 +181,7 @@ def slots(spark: SparkSession) -> int:
 
 
 def tasks(settings: Settings, slots: int) -> int:
-    """How many capture tasks: enough for the streams, and a slot less than there are, so that landing is not starved."""
+    """How many capture tasks: enough for the streams, a slot fewer than there are, so that landing never starves."""
     needed = math.ceil(settings.capture.concurrency / settings.capture.streams_per_worker)
     return max(1, min(needed, slots - 1))
 

@@ -1,4 +1,4 @@
-"""What is checked before anything else is done, without Spark and without a call that costs: all of it, told at once."""
+"""What is checked before anything else is done, without Spark and without a paid call: all of it, told at once."""
 
 from __future__ import annotations
 

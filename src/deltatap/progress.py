@@ -143,7 +143,11 @@ class Display:
 def line(now: Snapshot, elapsed_s: float, note: str | None = None) -> str:
     """A snapshot as one plain line."""
     parts = [f"captured {now.done:,}/{now.owed:,}", *(f"{n:,} {status}" for status, n in now.rows.items() if n)]
-    parts += [f"{now.open:,} streams open", f"{now.requests:,} calls", f"{_rate(now.output_tokens, elapsed_s)} tokens/s"]
+    parts += [
+        f"{now.open:,} streams open",
+        f"{now.requests:,} calls",
+        f"{_rate(now.output_tokens, elapsed_s)} tokens/s",
+    ]
     if now.ttft_ms is not None:
         parts.append(f"TTFT p50 {now.ttft_ms:,.0f} ms")
     if now.cost_usd is not None:

@@ -1,7 +1,8 @@
 """A row of the prompts table becomes a request: checked, in the API's form, with its hash. Pure.
 
-Knows what a prompts row may hold and what the chat API takes. Leaves to others where rows come from (``plan.py``) and how
-a request is sent. A bad row never raises: it becomes a request without a body that says what is wrong with the row.
+Knows what a prompts row may hold and what the chat API takes. Leaves to others where rows come from (``plan.py``) and
+how a request is sent. A bad row never raises: it becomes a request without a body that says what is wrong with the
+row.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ class Request:
 
     Attributes:
         request_id: of the row, else the request's hash.
-        request_hash: sha256, hex, of the body's compact UTF-8 JSON with sorted keys; of a bad row, of its source columns.
-        model: the model asked for; None when a bad row names none.
-        body: the JSON body without stream options, keys in the order given (JSON schemas mean something by theirs);
+        request_hash: sha256, hex, of the body's compact UTF-8 JSON with sorted keys; of a bad row, of its source
+        columns. model: the model asked for; None when a bad row names none. body: the JSON body without stream
+        options, keys in the order given (JSON schemas mean something by theirs);
             None for a bad row.
         keep: the columns carried along.
         error: what is wrong with a bad row; None otherwise.

@@ -3,8 +3,8 @@
 Knows where each fact of a capture stands in the table. Leaves the columns' types to ``tables.py``, counting to
 ``tokens.py``, prices to ``prices.py``. It takes milliseconds a row, so it runs off the event loop.
 
-Chunks are built as flat columns (offsets, one float buffer, one array of strings): dicts would cost more than the rest of
-the worker does for a chunk.
+Chunks are built as flat columns (offsets, one float buffer, one array of strings): dicts would cost more than the rest
+of the worker does for a chunk.
 """
 
 from __future__ import annotations
@@ -185,7 +185,9 @@ def chunks_array(chunks: Sequence[Chunks]) -> pa.ListArray:
     np.cumsum([len(c) for c in chunks], out=offsets[1:])
 
     def ints(name: str) -> np.ndarray[Any, Any]:
-        return np.concatenate([np.frombuffer(getattr(c, name), np.intc) for c in chunks if len(c)] or [np.empty(0, int)])
+        return np.concatenate(
+            [np.frombuffer(getattr(c, name), np.intc) for c in chunks if len(c)] or [np.empty(0, int)]
+        )
 
     def floats(name: str) -> np.ndarray[Any, Any]:
         return np.concatenate([np.frombuffer(getattr(c, name)) for c in chunks if len(c)] or [np.empty(0)])

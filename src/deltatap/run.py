@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -124,10 +124,9 @@ def _landing(spark: SparkSession, settings: Settings, state: RunState) -> Landin
 
 def _close_failed(spark: SparkSession, settings: Settings, lease: Lease, error: BaseException) -> None:
     reason = f"{type(error).__name__}: {error}".splitlines()[0][:500]
-    try:
+    # The first error is the one to tell; where this fails, too, the next start finds a dead run.
+    with suppress(Exception):
         runs.close(spark, settings, lease.run_id, "failed", reason, runs.totals(spark, settings, lease.run_id))
-    except Exception:  # noqa: BLE001, S110 - the first error is the one to tell; the next start finds a dead run
-        pass
 
 
 @contextmanager
@@ -246,7 +245,9 @@ class _Driver:
 
     def _capture(self, owed: int, slots: int) -> None:
         # With a single slot their Spark jobs would wait behind the capture's: then landing comes after it.
-        threads = [_Background("lease", self._keep_lease), _Background("landing", self._keep_landing)] if slots > 1 else []
+        threads = (
+            [_Background("lease", self._keep_lease), _Background("landing", self._keep_landing)] if slots > 1 else []
+        )
         self.guarded = bool(threads)
         failures = 0
         try:
@@ -262,7 +263,9 @@ class _Driver:
                         break
                     failures += 1
                     if self.stop is None and failures == _SUBMISSIONS:
-                        self._stop("failed", f"the capture did not complete in {failures} Spark jobs: {_told(job.error)}")
+                        self._stop(
+                            "failed", f"the capture did not complete in {failures} Spark jobs: {_told(job.error)}"
+                        )
                     elif self.stop is None:
                         self.notes.append(f"Spark job {failures} did not complete: {_told(job.error)}; submitted again")
                         self.console.print(self.notes[-1], style="yellow", highlight=False, soft_wrap=True)
@@ -348,7 +351,9 @@ class _Driver:
 
     def _close(self) -> Ended:
         settings, run_id = self.settings, self.lease.run_id
-        self.notes += [f"journal file {path.name} could not be read; it was set aside" for path in self.landing.set_aside]
+        self.notes += [
+            f"journal file {path.name} could not be read; it was set aside" for path in self.landing.set_aside
+        ]
         totals = runs.totals(self.spark, settings, run_id)
         row = runs.close(self.spark, settings, run_id, self.stop or "completed", self.reason, totals)
         self.state.publish(Control(self.lease.epoch, self.beat + 1, stop="ended"))
@@ -372,4 +377,6 @@ def _told(error: BaseException | None) -> str:
     if error is None:
         return "captures are missing"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "Error" in line or "crashed" in line), (lines or [type(error).__name__])[0])[:300]
+    return next((line for line in lines if "Error" in line or "crashed" in line), (lines or [type(error).__name__])[0])[
+        :300
+    ]

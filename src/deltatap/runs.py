@@ -1,7 +1,7 @@
 """The ``runs`` table, and the lease that it holds: one run at a time for each captures table.
 
-Knows how a driver takes the lease, keeps it and loses it. It is a run's row with an epoch, written by a MERGE that Delta's
-conflict check lets only one of two drivers commit. Leaves to ``run.py`` what a run does with it.
+Knows how a driver takes the lease, keeps it and loses it. It is a run's row with an epoch, written by a MERGE that
+Delta's conflict check lets only one of two drivers commit. Leaves to ``run.py`` what a run does with it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def this_driver() -> str:
 
 
 def lives(driver: str, heartbeat_age_s: float) -> bool | None:
-    """Whether a lease's holder lives: on this host by its process, elsewhere by its heartbeat; None when one must wait."""
+    """Whether a lease's holder lives: here by its process, elsewhere by its heartbeat; None when one must wait."""
     holder = json.loads(driver)
     if holder["host"] == socket.gethostname() and holder["boot"] == _boot():
         start = _start(holder["pid"])
@@ -100,7 +100,8 @@ def acquire(
     wait: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Lease:
-    """Take the lease of the captures table, for the run that is asked for, for a dead one of the same job, or a new one.
+    """Take the lease of the captures table, for the run that is asked for, for a dead one of the same job, or a new
+    one.
 
     A holder on another host whose heartbeat is fresh is watched until it beats (it lives) or its lease expires.
 
@@ -135,15 +136,13 @@ def _take(spark: SparkSession, settings: Settings, rows: list[Row], new_id: str)
     dead = [row for row in rows if row["status"] == "running"]
     asked = settings.run.id
     went_on = next(
-        (row for row in rows if row["run_id"] == asked)
-        if asked
-        else (row for row in dead if _same_job(row, settings)),
+        (row for row in rows if row["run_id"] == asked) if asked else (row for row in dead if _same_job(row, settings)),
         None,
     )
     run_id = asked or (went_on["run_id"] if went_on else new_id)
     epoch = max((row["epoch"] for row in rows), default=0) + 1
     now = _now()
-    values = {
+    values: dict[str, Any] = {
         "run_id": run_id,
         "status": "running",
         "started_at": went_on["started_at"] if went_on else now,
@@ -184,7 +183,9 @@ def beat(spark: SparkSession, settings: Settings, lease: Lease, values: Mapping[
     _update(spark, settings, lease.run_id, {"heartbeat_at": _now(), **values}, f"epoch = {lease.epoch}")
     row = next((row for row in _rows(spark, settings) if row["run_id"] == lease.run_id), None)
     if row is None or row["epoch"] != lease.epoch:
-        raise LeaseLostError(f"run {lease.run_id}: another driver has taken over captures table {settings.captures.table}")
+        raise LeaseLostError(
+            f"run {lease.run_id}: another driver has taken over captures table {settings.captures.table}"
+        )
 
 
 def close(
@@ -199,7 +200,9 @@ def close(
 def totals(spark: SparkSession, settings: Settings, run_id: str) -> dict[str, Any]:
     """A run's counts, as its rows in ``captures`` add up to."""
     calls = "size(retries) + IF(started_at IS NULL, 0, 1)"
-    used = "coalesce(usage_reported.{0}, IF(usage_reported IS NULL AND cost_basis IS NOT NULL, usage_tiktoken.{0}, 0), 0)"
+    used = (
+        "coalesce(usage_reported.{0}, IF(usage_reported IS NULL AND cost_basis IS NOT NULL, usage_tiktoken.{0}, 0), 0)"
+    )
     earlier = "aggregate(retries, 0L, (sum, call) -> sum + coalesce(call.{0}, 0))"
     row = spark.sql(
         f"""
@@ -243,9 +246,12 @@ def _rows(spark: SparkSession, settings: Settings) -> list[Row]:
 
 def _in_utc(row: Row) -> Row:
     """The row with its times in UTC: Spark's Python rows have them in the machine's own zone, and do not say so."""
-    return type(row)(**{
-        name: value.astimezone(UTC) if isinstance(value, datetime) else value for name, value in row.asDict().items()
-    })
+    return type(row)(
+        **{
+            name: value.astimezone(UTC) if isinstance(value, datetime) else value
+            for name, value in row.asDict().items()
+        }
+    )
 
 
 def _config(settings: Settings) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Bytes become server-sent events. Sans-IO: knows the event stream's grammar and nothing of sockets, clocks or JSON.
 
-The grammar is WHATWG's (HTML Living Standard, 9.2.6): lines end with LF, CR or CRLF, wherever the reads cut them; a blank
-line ends an event; an event that the stream's end cuts short is dropped. Data stays bytes: whoever decodes the JSON finds
-out whether it is UTF-8. Only bytes not searched before are searched, so any cut of a stream costs O(bytes).
+The grammar is WHATWG's (HTML Living Standard, 9.2.6): lines end with LF, CR or CRLF, wherever the reads cut them; a
+blank line ends an event; an event that the stream's end cuts short is dropped. Data stays bytes: whoever decodes the
+JSON finds out whether it is UTF-8. Only bytes not searched before are searched, so any cut of a stream costs O(bytes).
 """
 
 from __future__ import annotations

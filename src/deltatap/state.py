@@ -21,7 +21,6 @@ import os
 import shutil
 import uuid
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +28,7 @@ import numpy as np
 from deltatap.errors import ConfigError
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from collections.abc import Iterable, Mapping
 
 _LANDED = np.dtype([("part", "<i4"), ("row", "<i4")])
@@ -185,7 +185,7 @@ class PlanState:
 
     def holds(self, claim: str) -> bool:
         """Whether no newer attempt has claimed the part. Of two equal numbers the greater uuid is the newer."""
-        part = claim.split("-")[0]
+        part = claim.split("-", maxsplit=1)[0]
         return max(path.name for path in (self.folder / "claims").glob(f"{part}-*")) <= claim
 
     def landed(self) -> np.ndarray[Any, Any]:

@@ -62,8 +62,9 @@ def show(console: Console, outcomes: list[Row], figures: Row, row: dict[str, Any
     if times.row_count:
         console.print(times)
     cost = "no price" if row["cost_usd"] is None else f"${row['cost_usd']:,.4f}"
+    used = f"{row['input_tokens']:,} input tokens, {row['output_tokens']:,} output tokens"
     console.print(
-        f"{row['requests']:,} calls, {row['input_tokens']:,} input tokens, {row['output_tokens']:,} output tokens, {cost}",
+        f"{row['requests']:,} calls, {used}, {cost}",
         highlight=False,
         soft_wrap=True,
     )

@@ -49,7 +49,9 @@ CAPTURES: tuple[Column, ...] = (
         "tool_calls STRING>>",
         "all choices; tool_calls as JSON",
     ),
-    Column("chunks", CHUNKS, "one element per (event, choice, kind) of the last call; ms since the request was written"),
+    Column(
+        "chunks", CHUNKS, "one element per (event, choice, kind) of the last call; ms since the request was written"
+    ),
     Column("retries", RETRIES, "the earlier calls for this row in this run, oldest first"),
     Column(
         "error",

@@ -89,9 +89,9 @@ def count_text(text: str, encoding_name: str) -> int:
 def count_chat_input(messages: Sequence[Mapping[str, Any]], model: str, encoding_name: str) -> int:
     """How many tokens the messages of a chat have as input.
 
-    By OpenAI's cookbook (How to count tokens with tiktoken): 3 for each message, 1 for a name, the tokens of every value,
-    and 3 that prime the reply. gpt-3.5-turbo-0301 takes 4 for a message and 1 less where there is a name. What the
-    cookbook has no rule for (images, audio, tool calls) is counted as its JSON text, which is approximate.
+    By OpenAI's cookbook (How to count tokens with tiktoken): 3 for each message, 1 for a name, the tokens of every
+    value, and 3 that prime the reply. gpt-3.5-turbo-0301 takes 4 for a message and 1 less where there is a name. What
+    the cookbook has no rule for (images, audio, tool calls) is counted as its JSON text, which is approximate.
     """
     old = model.rpartition("/")[2].startswith("gpt-3.5-turbo-0301")
     a_message, a_name = (4, -1) if old else (3, 1)

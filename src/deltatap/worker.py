@@ -1,8 +1,8 @@
 """One attempt at one part of the plan, in a Spark worker: read what is owed, capture it, journal it.
 
-Knows the order in which a retried attempt must look before it pays: claim the part, then the journal, then what has landed.
-Holds the line to the driver: its control file says how many streams are ours, our heartbeat says how we fare. Plain
-Python: Spark only calls :func:`capture_part`.
+Knows the order in which a retried attempt must look before it pays: claim the part, then the journal, then what has
+landed. Holds the line to the driver: its control file says how many streams are ours, our heartbeat says how we fare.
+Plain Python: Spark only calls :func:`capture_part`.
 """
 
 from __future__ import annotations
@@ -227,9 +227,11 @@ class _Line:
             self._engine.stop(0)
         elif control is not None and control.epoch == self._task.epoch and control.stop is not None:
             self._engine.stop(control.grace_s)
-        elif (control is not None and control.epoch > self._task.epoch) or not self._plan.holds(self._claim):
-            self._engine.stop(grace_s)
-        elif silent_s > _LOST_S:
+        elif (
+            (control is not None and control.epoch > self._task.epoch)
+            or not self._plan.holds(self._claim)
+            or silent_s > _LOST_S
+        ):
             self._engine.stop(grace_s)
         elif control is None or silent_s > STALE_S or self._journal.waiting > _BACKLOG:
             self._engine.control(share=0)

@@ -54,18 +54,27 @@ def test_an_empty_override_unsets() -> None:
         ({"capture": {"concurency": 3}}, "settings: capture.concurency: unknown key; did you mean concurrency?"),
         ({"capture": {"zzz": 3}}, "settings: capture.zzz: unknown key; known here: concurrency, "),
         ({"capture": {"concurrency": "8"}}, "settings: capture.concurrency: expected integer, found '8'"),
-        ({"capture": {"concurrency": 0}}, "settings: capture.concurrency: expected greater than or equal to 1, found 0"),
+        (
+            {"capture": {"concurrency": 0}},
+            "settings: capture.concurrency: expected greater than or equal to 1, found 0",
+        ),
         ({"capture": {"mode": "complete"}}, "settings: capture.mode: expected 'stream', found 'complete'"),
         ({"limits": {"requests_per_minute": 3}}, "settings: limits: rate limits are not in this version"),
         ({"budget": {"cost_usd": 3}}, "settings: budget: budgets are not in this version; "),
         ({"run": {"id": "a/b"}}, "settings: run.id: expected "),
         ({"prompts": {"table": None}}, "settings: prompts: expected either table or sql"),
         ({"prompts": {"sql": "SELECT 1"}}, "settings: prompts: expected either table or sql"),
-        ({"endpoint": {"base_url": "localhost:8089"}}, "settings: endpoint.base_url: expected an http:// or https:// URL"),
+        (
+            {"endpoint": {"base_url": "localhost:8089"}},
+            "settings: endpoint.base_url: expected an http:// or https:// URL",
+        ),
         ({"endpoint": {"base_url": "http://me:pw@x/v1"}}, "settings: endpoint.base_url: must hold no user name"),
         ({"request": {"stream": False}}, "settings: request.stream: is set by deltatap, not here"),
         ({"timeouts": {"total_s": 5}}, "settings: timeouts.total_s: expected at least first_byte_s and idle_s"),
-        ({"captures": {"table": "a.b"}, "runs": {"table": "a.b"}}, "settings: captures.table and runs.table: expected two"),
+        (
+            {"captures": {"table": "a.b"}, "runs": {"table": "a.b"}},
+            "settings: captures.table and runs.table: expected two",
+        ),
         ({"prompts": {"table": "data/captures"}}, "settings: prompts.table: is also the captures or the runs table"),
         ({"captures": {}}, "settings: captures.table: expected"),
     ],
@@ -115,7 +124,9 @@ def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
 
 def test_paths_are_absolute_and_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    settings = load_settings({"captures": {"table": "x/y"}, "runs": {"table": "main.llm.runs"}, "prompts": {"table": "s3://b/p"}})
+    settings = load_settings(
+        {"captures": {"table": "x/y"}, "runs": {"table": "main.llm.runs"}, "prompts": {"table": "s3://b/p"}}
+    )
     assert settings.captures.table == str(tmp_path / "x/y")
     assert settings.runs.table == "main.llm.runs"
     assert settings.prompts.table == "s3://b/p"

@@ -18,16 +18,7 @@ if TYPE_CHECKING:
 
 ENCODING = "o200k_base"
 _MAX_TOKENS = 16_384
-_WORDS = (
-    "the a of to and in is that for it as was with be by on not he his but at are this have from or had an they which "
-    "one you were all her she there would their we him been has when who will no more if out so up said what its about "
-    "than into them can only other time new some could these two may first then do any like my now over such our man "
-    "even most made after also did many off before must well back through years where much your way down should because "
-    "long each just state those people too mister how little good world make very year still see own work men day get "
-    "here between both under last while never same another know life us against three come great came right used take "
-    "house use during without again place around home small found thought went say part once general high upon school "
-    "every café naïve façade — “quoted” señor über Straße 東京 データ 你好 привет 🙂 🚀 π ≈ 3.14 100 2,048 C++ e.g."
-).split()
+_WORDS = ["the", "a", "of", "to", "and", "in", "is", "that", "for", "it", "as", "was", "with", "be", "by", "on", "not", "he", "his", "but", "at", "are", "this", "have", "from", "or", "had", "an", "they", "which", "one", "you", "were", "all", "her", "she", "there", "would", "their", "we", "him", "been", "has", "when", "who", "will", "no", "more", "if", "out", "so", "up", "said", "what", "its", "about", "than", "into", "them", "can", "only", "other", "time", "new", "some", "could", "these", "two", "may", "first", "then", "do", "any", "like", "my", "now", "over", "such", "our", "man", "even", "most", "made", "after", "also", "did", "many", "off", "before", "must", "well", "back", "through", "years", "where", "much", "your", "way", "down", "should", "because", "long", "each", "just", "state", "those", "people", "too", "mister", "how", "little", "good", "world", "make", "very", "year", "still", "see", "own", "work", "men", "day", "get", "here", "between", "both", "under", "last", "while", "never", "same", "another", "know", "life", "us", "against", "three", "come", "great", "came", "right", "used", "take", "house", "use", "during", "without", "again", "place", "around", "home", "small", "found", "thought", "went", "say", "part", "once", "general", "high", "upon", "school", "every", "café", "naïve", "façade", "—", "“quoted”", "señor", "über", "Straße", "東京", "データ", "你好", "привет", "🙂", "🚀", "π", "≈", "3.14", "100", "2,048", "C++", "e.g."]
 
 
 @dataclass(frozen=True, slots=True)

@@ -210,8 +210,16 @@ class Simulator:
         finally:
             self.record.end(call, ended)
 
-    async def _answer(  # noqa: PLR0913 - one call's facts
-        self, body: dict[str, Any], model: str, tokens: int, call: Call, fault: Fault, scope: Scope, receive: Receive, send: Send
+    async def _answer(
+        self,
+        body: dict[str, Any],
+        model: str,
+        tokens: int,
+        call: Call,
+        fault: Fault,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
     ) -> str:
         if "slow_headers" in fault:
             await asyncio.sleep(fault.seconds(5))
@@ -303,7 +311,9 @@ class Simulator:
                 raise ConnectionResetError
         if "error_event" in fault:
             content = json.dumps(frames.error("server_error", "server_error", "The server had an error in mid-stream."))
-            await stream.data(("event: error\n" if fault.argument == "event" else "").encode() + f"data: {content}\n\n".encode())
+            await stream.data(
+                ("event: error\n" if fault.argument == "event" else "").encode() + f"data: {content}\n\n".encode()
+            )
         if "bad_json" in fault:
             await stream.data(frames.BAD_JSON)
         if "error_event" in fault or "no_end" in fault:
@@ -371,5 +381,8 @@ def _refusal(name: str, message: str | None, argument: str | None = None) -> Res
     headers = {}
     if status == 429 and name != "quota":  # noqa: PLR2004 - too many requests
         date = formatdate(time.time() + 1, usegmt=True)
-        headers = {"retry-after": date if argument == "date" else argument or "1", "x-ratelimit-remaining-requests": "0"}
+        headers = {
+            "retry-after": date if argument == "date" else argument or "1",
+            "x-ratelimit-remaining-requests": "0",
+        }
     return JSONResponse(frames.error(kind, code, message or usual), status, headers)

@@ -1,4 +1,5 @@
-"""What the simulator did: each call, what was written for it and when, and counts that stay exact when texts are dropped.
+"""What the simulator did: each call, what was written for it and when, and counts that stay exact when texts are
+dropped.
 
 Times are ``time.monotonic()``, which all processes of one machine share.
 """
@@ -117,7 +118,11 @@ class Record:
     def stats(self) -> dict[str, Any]:
         """Open streams, and how late pieces were written, in ms."""
         late = sorted(self.late)
-        at = {name: late[min(len(late) - 1, int(len(late) * share))] * 1e3 for name, share in _SHARES.items()} if late else {}
+        at = (
+            {name: late[min(len(late) - 1, int(len(late) * share))] * 1e3 for name, share in _SHARES.items()}
+            if late
+            else {}
+        )
         return {"open": self.open, "most_open": self.most_open, "pieces": len(late), "late_ms": at}
 
 
