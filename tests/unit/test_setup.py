@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import hashlib
+import struct
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tools import fetch_jars, setup
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_kept_files_are_sound_until_one_is_damaged_or_gone(tmp_path: Path) -> None:
+    files = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("one", "two")}
+    fetched, folder = tmp_path / "fetched", tmp_path / "folder"
+    fetched.mkdir()
+    for name in files:
+        (fetched / name).write_bytes(name.encode())
+    assert not setup.sound(folder, files)
+    setup.keep(fetched, folder, files)
+    assert setup.sound(folder, files)
+    (folder / "two").write_bytes(b"damaged")
+    assert not setup.sound(folder, files)
+    (folder / "two").unlink()
+    assert not setup.sound(folder, files)
+
+
+def test_file_that_is_not_the_pinned_one_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "jar").write_bytes(b"forged")
+    with pytest.raises(SystemExit, match=r"jar has sha256 .* not the pinned 00ff"):
+        setup.keep(tmp_path, tmp_path / "folder", {"jar": "00ff"})
+    assert not (tmp_path / "folder/jar").exists()
+
+
+def test_stamp_holds_while_the_pins_and_the_python_are_the_same(tmp_path: Path) -> None:
+    pins = tmp_path / "pins.txt"
+    pins.write_text("uv==1")
+    python = tmp_path / "venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to(sys.executable)
+    assert not setup.stamped(tmp_path / "venv", pins)
+    setup.stamp(tmp_path / "venv", pins)
+    assert setup.stamped(tmp_path / "venv", pins)
+    pins.write_text("uv==2")
+    assert not setup.stamped(tmp_path / "venv", pins)
+    setup.stamp(tmp_path / "venv", pins)
+    python.unlink()
+    python.symlink_to(tmp_path / "removed")
+    assert not setup.stamped(tmp_path / "venv", pins)
+
+
+def test_command_that_fails_shows_what_it_said_and_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    setup.run([sys.executable, "-c", "print('quiet')"], "it failed", "do this")
+    with pytest.raises(SystemExit, match="setup: it failed\nsetup: do this"):
+        setup.run([sys.executable, "-c", "import sys; sys.exit('why')"], "it failed", "do this")
+    assert capsys.readouterr() == ("", "why\n")
+
+
+def test_key_store_holds_each_certificate_and_ends_in_its_digest() -> None:
+    store = fetch_jars.key_store([b"first", b"second"])
+    content, digest = store[:-20], store[-20:]
+    assert struct.unpack(">III", content[:12]) == (0xFEEDFEED, 2, 2)
+    # Tag 2, alias, time, kind and certificate: the length stands before each text.
+    entry = struct.pack(">IH1sQH5sI", 2, 1, b"0", 0, 5, b"X.509", 5) + b"first"
+    assert content[12:].startswith(entry)
+    assert content.endswith(struct.pack(">I", 6) + b"second")
+    assert digest == hashlib.sha1("changeit".encode("utf-16-be") + b"Mighty Aphrodite" + content).digest()  # noqa: S324
