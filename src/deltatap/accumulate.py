@@ -1,5 +1,4 @@
-"""Events of a chat completions stream become what was received: texts, choices, usage, and when each chunk came.
-Sans-IO.
+"""Events of a chat completions stream become what was received: texts, choices, usage, when each chunk came. Sans-IO.
 
 Knows what OpenAI-compatible servers put into a chunk. Knows no sockets and no clock: a time and a read number come with
 each event. Nothing that a server sends raises here: what cannot be understood is kept as a protocol error, what is

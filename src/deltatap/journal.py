@@ -19,8 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from deltatap.rows import Context, Row, counted, journal_batch
+from deltatap.rows import JOURNAL_SCHEMA, Context, Row, counted, journal_batch
 from deltatap.timing import Times
+from deltatap.tokens import encoding
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -152,6 +153,13 @@ class JournalWriter:
                 time.sleep(1)
             else:
                 return
+
+
+def warm_up(context: Context) -> None:
+    """Load vocabularies and what pyarrow imports on first use, which would hold the event loop for a second."""
+    encoding(context.fallback_encoding)
+    with pq.ParquetWriter(pa.BufferOutputStream(), JOURNAL_SCHEMA, compression="zstd") as writer:
+        writer.write_batch(journal_batch([], context, plan=0, part=0))
 
 
 def write_journal(folder: Path, name: str, batch: pa.RecordBatch) -> Path:

@@ -262,13 +262,7 @@ class _Driver:
                     if job.error is None and len(self.plan.landed()) >= owed:
                         break
                     failures += 1
-                    if self.stop is None and failures == _SUBMISSIONS:
-                        self._stop(
-                            "failed", f"the capture did not complete in {failures} Spark jobs: {_told(job.error)}"
-                        )
-                    elif self.stop is None:
-                        self.notes.append(f"Spark job {failures} did not complete: {_told(job.error)}; submitted again")
-                        self.console.print(self.notes[-1], style="yellow", highlight=False, soft_wrap=True)
+                    self._incomplete(failures, _told(job.error))
         finally:
             self.over.set()
             for thread in threads:
@@ -277,6 +271,14 @@ class _Driver:
             if isinstance(thread.error, LeaseLostError):
                 raise thread.error
         self.landing.drain()
+
+    def _incomplete(self, failures: int, why: str) -> None:
+        """A Spark job left captures missing: submit it again, or give up. Its tasks skip what is there."""
+        if failures == _SUBMISSIONS:
+            self._stop("failed", f"the capture did not complete in {failures} Spark jobs: {why}")
+        elif self.stop is None:
+            note = f"Spark job {failures} did not complete: {why}; submitted again"
+            self.console.print(note, style="yellow", highlight=False, soft_wrap=True)
 
     def _submit(self) -> None:
         """One action over the paid UDF; it returns receipts, so nothing is lost with them."""

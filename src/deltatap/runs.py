@@ -100,8 +100,7 @@ def acquire(
     wait: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Lease:
-    """Take the lease of the captures table, for the run that is asked for, for a dead one of the same job, or a new
-    one.
+    """Take the lease of the captures table for a run: the one asked for, a dead one of the same job, or a new one.
 
     A holder on another host whose heartbeat is fresh is watched until it beats (it lives) or its lease expires.
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from deltatap.client import StreamingClient
 from deltatap.engine import Engine
-from deltatap.journal import JournalWriter, journaled_rows
+from deltatap.journal import JournalWriter, journaled_rows, warm_up
 from deltatap.outcomes import RetryPolicy
 from deltatap.prompts import Request, wire
 from deltatap.rows import Context
@@ -100,10 +100,12 @@ def capture_part(task: CaptureTask, part: int) -> Receipt:
     journaled = journaled_rows(state.journal, task.epoch, part)
     known = np.union1d(journaled, plan.landed_rows(part))
     streams = min(settings.capture.streams_per_worker, settings.capture.concurrency)
+    context = context_of(settings, task.prices, task.run_id, part)
+    warm_up(context)
     journal = JournalWriter(
         state.journal,
         f"{task.run_id}-{claim}",
-        context_of(settings, task.prices, task.run_id, part),
+        context,
         plan=task.epoch,
         part=part,
         flush_s=settings.state.flush_s,
