@@ -1,0 +1,34 @@
+"""Prompts tables and configurations for the tests of whole runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pyspark.sql import SparkSession
+
+SCHEMA = "request_id STRING, prompt STRING, model STRING, params STRING"
+
+
+def write(spark: SparkSession, path: Path, rows: list[tuple[Any, ...]], schema: str = SCHEMA) -> None:
+    """Write a prompts table; short rows are filled up with nulls."""
+    width = schema.count(",") + 1 if schema == SCHEMA else 0
+    filled = [(*row, *[None] * (width - len(row))) for row in rows]
+    spark.createDataFrame(filled, schema).coalesce(1).write.format("delta").mode("overwrite").save(str(path))
+
+
+def config(folder: Path, base_url: str, **sections: dict[str, Any]) -> dict[str, Any]:
+    """A configuration with everything under one folder; sections are merged into it."""
+    tree: dict[str, Any] = {
+        "prompts": {"table": str(folder / "prompts")},
+        "captures": {"table": str(folder / "captures")},
+        "runs": {"table": str(folder / "runs")},
+        "state": {"dir": str(folder / "state"), "flush_s": 0.5},
+        "endpoint": {"name": "sim", "base_url": base_url, "api_key": None},
+        "prices": None,
+    }
+    for name, section in sections.items():
+        tree[name] = {**tree.get(name, {}), **section} if isinstance(section, dict) else section
+    return tree
