@@ -96,7 +96,9 @@ OUTCOMES: dict[str, tuple[str, str | None, int]] = {
 PROMPTS = 1000
 
 
-def test_every_row_agrees_with_what_the_simulator_sent(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
+def test_every_row_agrees_with_what_the_simulator_sent(
+    spark: SparkSession, tables: Path, simulator: Simulation
+) -> None:
     faults = [*OUTCOMES] * 3 + [""] * (PROMPTS - 3 * len(OUTCOMES))
     rows = [
         (f"r{n:04d}", f"Prompt {n}?", f"gpt-4o-mini!{fault}" if fault else None, '{"n": 2}' if n % 50 == 0 else None)

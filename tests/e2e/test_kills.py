@@ -1,0 +1,153 @@
+"""Real processes killed with SIGKILL: nothing is lost, nothing is there twice, and what was paid stays paid."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import pytest
+import yaml
+
+from deltatap.tables import quoted
+from tests import prompts
+from tests.simulation import start_simulator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyspark.sql import SparkSession
+
+    from tests.simulation import Simulation
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+CHECKOUT = Path(__file__).parents[2]
+PROMPTS = 600
+CONCURRENCY = 32
+FLUSH_S = 0.5
+
+
+def start(config: Path, log: Path) -> psutil.Popen:
+    with log.open("ab") as out:
+        command = [sys.executable, str(CHECKOUT / "jobs/capture.py"), "--config", str(config)]
+        return psutil.Popen(command, stdout=out, stderr=out, start_new_session=True)
+
+
+def wait_until(condition: Callable[[], bool], job: psutil.Popen, log: Path) -> None:
+    """Wait for an event, as long as the job lives."""
+    while not condition():
+        assert job.poll() is None, log.read_text()
+        time.sleep(0.05)
+
+
+def finished(simulator: Simulation, share: float) -> Callable[[], bool]:
+    return lambda: simulator.counts()["finished"] >= share * PROMPTS
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        process.suspend()  # at once: none sees another die
+    for process in processes:
+        process.kill()
+    psutil.wait_procs(processes, timeout=30)
+
+
+def running(job: psutil.Popen, what: str) -> list[psutil.Process]:
+    """The job's processes with this in their command line; some may just have ended."""
+    found = []
+    for process in job.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if what in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def talking(job: psutil.Popen, simulator: Simulation) -> list[psutil.Process]:
+    """The Python workers that hold streams open."""
+    port = int(simulator.base_url.rpartition(":")[2].partition("/")[0])
+    return [
+        process
+        for process in running(job, "pyspark.daemon")
+        if any(link.raddr and link.raddr.port == port for link in process.net_connections())
+    ]
+
+
+def in_one_flush(simulator: Simulation) -> int:
+    """How many answers at most ended within a flush interval and the time of its write, taken as long again."""
+    ends = sorted(call["chunks"][-1][0] for call in simulator.calls() if call["ended"] == "done")
+    return max(sum(1 for end in ends if at <= end < at + 2 * FLUSH_S) for at in ends)
+
+
+@pytest.mark.parametrize("master", ["local[2]", "local-cluster[2,1,1024]"])
+def test_killed_twice_and_every_request_has_one_row(
+    spark: SparkSession, tables: Path, tmp_path: Path, master: str
+) -> None:
+    prompts.write(spark, tables / "prompts", [(f"r{n:04d}", f"Prompt {n}?") for n in range(PROMPTS)])
+    log = tmp_path / "log"
+    with start_simulator("--ttft-ms", "150", "--itl-ms", "15", "--tokens", "60") as simulator:
+        config = tmp_path / "config.yml"
+        tree = prompts.config(
+            tables, simulator.base_url, capture={"concurrency": CONCURRENCY}, state={"flush_s": FLUSH_S},
+            spark={"master": master},
+        )  # fmt: skip
+        config.write_text(yaml.safe_dump(tree))
+
+        first = start(config, log)
+        wait_until(finished(simulator, 0.4), first, log)
+        kill([first, *first.children(recursive=True)])  # driver, JVM, executors and Python workers
+        assert simulator.counts()["finished"] < 0.7 * PROMPTS
+
+        second = start(config, log)
+        wait_until(finished(simulator, 0.7), second, log)
+        victims = talking(second, simulator)
+        assert victims, "nobody talks to the simulator"
+        if master.startswith("local-cluster"):
+            victims = [
+                next(
+                    e
+                    for e in running(second, "CoarseGrainedExecutorBackend")
+                    if victims[0] in e.children(recursive=True)
+                )
+            ]
+        kill(victims[:1])
+        assert second.wait(timeout=600) == 0, log.read_text()
+
+        counts = simulator.counts()
+        rows = (
+            spark.table(quoted(str(tables / "captures")))
+            .select("run_id", "request_id", "mode", "status", "text")
+            .collect()
+        )
+        assert Counter(row["status"] for row in rows) == {"completed": PROMPTS}, log.read_text()
+        assert len({row["request_id"] for row in rows}) == PROMPTS
+        assert len({row["run_id"] for row in rows}) == 1, "the second start goes on with the first one's run"
+        allowed = 2 * (CONCURRENCY + in_one_flush(simulator))
+        print(f"{master}: {counts['calls']} calls for {PROMPTS} prompts, {allowed} more allowed")
+        assert PROMPTS <= counts["calls"] <= PROMPTS + allowed
+    assert not os.listdir(tables / "state"), "a run that ended leaves no state"
+
+
+def test_a_second_start_while_one_runs_is_refused(spark: SparkSession, tables: Path, tmp_path: Path) -> None:
+    prompts.write(spark, tables / "prompts", [(f"r{n:04d}", f"Prompt {n}?") for n in range(40)])
+    with start_simulator("--ttft-ms", "3000") as simulator:
+        config = tmp_path / "config.yml"
+        config.write_text(yaml.safe_dump(prompts.config(tables, simulator.base_url, capture={"concurrency": 8})))
+        log = tmp_path / "log"
+        first = start(config, log)
+        wait_until(lambda: simulator.counts()["calls"] > 0, first, log)
+        second = subprocess.run(
+            [sys.executable, str(CHECKOUT / "jobs/capture.py"), "--config", str(config)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert second.returncode == 2, second.stdout + second.stderr
+        assert "is running" in second.stdout
+        assert f"pid {first.pid}" in second.stdout
+        assert first.wait(timeout=300) == 0, log.read_text()
+        assert simulator.counts()["calls"] == 40
