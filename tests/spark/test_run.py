@@ -1,17 +1,11 @@
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from rich.console import Console
-
-from deltatap.config import load_settings
-from deltatap.preflight import preflight
-from deltatap.run import Ended, run
-from deltatap.tables import quoted
 from tests import prompts
+from tests.runs import capture, captured
 from tests.simulation import start_simulator
 
 if TYPE_CHECKING:
@@ -34,17 +28,6 @@ def simulator() -> Iterator[Simulation]:
 @pytest.fixture(autouse=True)
 def fresh(simulator: Simulation) -> None:
     simulator.reset()
-
-
-def capture(spark: SparkSession, folder: Path, simulator: Simulation, **sections: Any) -> tuple[Ended, str]:
-    settings = load_settings(prompts.config(folder, simulator.base_url, **sections))
-    said = io.StringIO()
-    ended = run(settings, spark, preflight(settings), Console(file=said, width=200))
-    return ended, said.getvalue() + "\n".join(ended.notes)
-
-
-def captured(spark: SparkSession, folder: Path) -> list[Row]:
-    return spark.table(quoted(str(folder / "captures"))).collect()
 
 
 # fault → status, error type, calls. With max_attempts 3, max_broken 2.

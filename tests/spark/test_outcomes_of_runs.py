@@ -1,0 +1,207 @@
+"""What the next run owes, what stops a run, and what a user is told: the design's table, with real Spark and Delta."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from deltatap import cli
+from tests import prompts
+from tests.runs import capture, captured, run_rows
+from tests.simulation import start_simulator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyspark.sql import SparkSession
+
+    from tests.simulation import Simulation
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[Simulation]:
+    with start_simulator("--speed", "0", "--tokens", "20") as simulation:
+        yield simulation
+
+
+@pytest.fixture(autouse=True)
+def fresh(simulator: Simulation) -> None:
+    simulator.reset()
+
+
+def test_what_has_a_final_row_is_never_sent_again(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
+    rows = [
+        ("ok", "a"),
+        ("bad", " "),
+        ("refused", "b", "m!400"),
+        ("policy", "c", "m!content_policy"),
+        ("down", "d", "m!500"),
+    ]
+    prompts.write(spark, tables / "prompts", rows)
+    tries = {"max_attempts": 1}
+    first, said = capture(spark, tables, simulator, capture=tries)
+    assert "5 requests owed" in said
+    assert first.row["owed"] == 5
+    assert (first.row["completed"], first.row["failed"], first.row["requests"]) == (1, 4, 4)
+    second, said = capture(spark, tables, simulator, capture=tries)
+    assert "1 requests owed" in said
+    assert second.row["requests"] == 1, "only what may succeed now is owed"
+    assert Counter(row["request_id"] for row in captured(spark, tables)) == {
+        "ok": 1, "bad": 1, "refused": 1, "policy": 1, "down": 2,
+    }  # fmt: skip
+    everything, _ = capture(spark, tables, simulator, capture={**tries, "owed": "all"})
+    assert everything.row["requests"] == 4
+    assert everything.row["owed"] == 5
+
+
+def test_nothing_owed_is_said_and_nothing_is_called(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
+    prompts.write(spark, tables / "prompts", [("a", "x")])
+    capture(spark, tables, simulator)
+    simulator.reset()
+    ended, said = capture(spark, tables, simulator)
+    assert "nothing is owed: every request has its final row; no call was made, nothing was paid" in said
+    assert ended.row["status"] == "completed"
+    assert simulator.counts()["calls"] == 0
+
+
+def test_an_empty_table_is_said_to_be_empty(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
+    prompts.write(spark, tables / "prompts", [])
+    ended, said = capture(spark, tables, simulator)
+    assert f"prompts {tables / 'prompts'} has no rows: nothing to capture" in said
+    assert ended.row["owed"] == 0
+
+
+def test_one_request_id_is_one_request_or_one_failed_row(
+    spark: SparkSession, tables: Path, simulator: Simulation
+) -> None:
+    rows = [("same", "x"), ("same", "x"), ("other", "y"), ("other", "z"), (None, "w"), (None, "w")]
+    prompts.write(spark, tables / "prompts", rows)
+    capture(spark, tables, simulator)
+    found = {row["request_id"]: row for row in captured(spark, tables)}
+    assert len(found) == 3
+    assert found["same"]["status"] == "completed"
+    assert found["other"]["error"]["type"] == "invalid_request"
+    assert found["other"]["error"]["message"].startswith("request_id stands for 2 different requests")
+    derived = next(row for row in found.values() if row["request_id"] == row["request_hash"])
+    assert derived["status"] == "completed"
+    assert simulator.counts()["calls"] == 2
+    again, _ = capture(spark, tables, simulator)
+    assert again.row["owed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("401", "authentication: Incorrect"),
+        ("403", "permission: "),
+        ("404", "not_found: "),
+        ("quota", "quota: You exceeded"),
+    ],
+)
+def test_what_no_request_can_survive_stops_the_run(
+    spark: SparkSession, tables: Path, simulator: Simulation, fault: str, said: str
+) -> None:
+    prompts.write(spark, tables / "prompts", [(f"r{n}", f"p{n}", f"gpt-4o!{fault}:1") for n in range(60)])
+    ended, _ = capture(spark, tables, simulator, capture={"concurrency": 2})
+    assert ended.row["status"] == "failed"
+    assert ended.row["reason"].startswith(said)
+    assert simulator.counts()["calls"] <= 6, "the run stops at once"
+    assert {row["error"]["type"] for row in captured(spark, tables)} == {said.split(":")[0]}
+    simulator.reset()
+    # The owner has mended it: all of it is owed, the failed rows too.
+    prompts.write(spark, tables / "prompts", [(f"r{n}", f"p{n}", "gpt-4o") for n in range(3)])
+    again, _ = capture(spark, tables, simulator)
+    assert (again.row["status"], again.row["completed"]) == ("completed", 3)
+
+
+def test_the_same_run_id_goes_on_and_keeps_the_earlier_calls(
+    spark: SparkSession, tables: Path, simulator: Simulation
+) -> None:
+    rows = [("ok", "a"), ("broken", "b", "gpt-4o-mini!cut@2:2"), ("down", "c", "gpt-4o-mini!500:1")]
+    prompts.write(spark, tables / "prompts", rows)
+    once = {"max_attempts": 1, "max_broken": 1}
+    first, _ = capture(spark, tables, simulator, capture=once, run={"id": "nightly-7"})
+    assert (first.row["completed"], first.row["interrupted"], first.row["failed"]) == (1, 1, 1)
+    second, said = capture(spark, tables, simulator, capture=once, run={"id": "nightly-7"})
+    assert "goes on with run nightly-7" in said
+    assert (second.row["completed"], second.row["interrupted"], second.row["failed"]) == (2, 1, 0)
+    third, _ = capture(spark, tables, simulator, capture=once, run={"id": "nightly-7"})
+    assert (third.row["owed"], third.row["completed"], third.row["requests"]) == (3, 3, 6)
+    found = {row["request_id"]: row for row in captured(spark, tables)}
+    assert len(found) == 3
+    calls = [call for call in simulator.calls() if call["model"] == "gpt-4o-mini!cut@2:2"]
+    assert [retry["text"] for retry in found["broken"]["retries"]] == [call["texts"]["0"] for call in calls[:2]]
+    assert [retry["error_type"] for retry in found["down"]["retries"]] == ["server"]
+    assert len(run_rows(spark, tables)) == 1
+
+
+def test_a_request_that_keeps_breaking_off_is_owed_until_max_runs(
+    spark: SparkSession, tables: Path, simulator: Simulation
+) -> None:
+    prompts.write(spark, tables / "prompts", [("broken", "b", "gpt-4o-mini!cut@2")])
+    twice = {"max_broken": 1, "max_runs": 2}
+    owed = [capture(spark, tables, simulator, capture=twice)[0].row["owed"] for _ in range(3)]
+    assert owed == [1, 1, 0]
+    assert simulator.counts()["calls"] == 2
+
+
+def test_kept_interrupted_rows_are_final(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
+    prompts.write(spark, tables / "prompts", [("broken", "b", "gpt-4o-mini!cut@2")])
+    keep = {"max_broken": 1, "keep_interrupted": True}
+    owed = [capture(spark, tables, simulator, capture=keep)[0].row["owed"] for _ in range(2)]
+    assert owed == [1, 0]
+
+
+def job(config: Path, *options: str, **popen: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, str(CHECKOUT / "jobs/capture.py"), "--config", str(config), *options]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **popen)
+
+
+def test_the_job_s_last_line_and_exit_codes(
+    spark: SparkSession, tables: Path, simulator: Simulation, tmp_path: Path
+) -> None:
+    prompts.write(spark, tables / "prompts", [("ok", "a"), ("down1", "b", "m!500"), ("down2", "c", "m!500")])
+    config = tmp_path / "c.yml"
+    config.write_text(yaml.safe_dump(prompts.config(tables, simulator.base_url, capture={"max_attempts": 1})))
+    process = job(config, "--set", "run.labels.why=test")
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == cli.TOO_MANY_ERRORS, said
+    last = json.loads(said.strip().splitlines()[-1])
+    (row,) = run_rows(spark, tables)
+    assert (last["status"], last["completed"], last["failed"]) == ("completed", 1, 2)
+    assert set(last) == set(row.asDict())
+    assert last["labels"] == {"why": "test"}
+    assert "Exception" not in said
+
+
+def test_sigterm_drains_and_closes_the_run_as_stopped(
+    spark: SparkSession, tables: Path, simulator: Simulation, tmp_path: Path
+) -> None:
+    prompts.write(spark, tables / "prompts", [(f"r{n}", f"p{n}", "m!stall@2") for n in range(3)] + [("ok", "x")])
+    config = tmp_path / "c.yml"
+    tree = prompts.config(tables, simulator.base_url, capture={"concurrency": 4}, timeouts={"grace_s": 1})
+    config.write_text(yaml.safe_dump(tree))
+    process = job(config)
+    while simulator.counts()["calls"] < 4:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == cli.OK, said
+    assert json.loads(said.strip().splitlines()[-1])["status"] == "stopped"
+    rows = captured(spark, tables)
+    assert Counter(row["status"] for row in rows) == {"interrupted": 3, "completed": 1}
+    cut = next(row for row in rows if row["status"] == "interrupted")
+    assert cut["error"]["type"] == "cancelled"
+    assert cut["text"], "what had arrived is kept"

@@ -1,0 +1,225 @@
+"""One call over a real socket to a server that misbehaves as told."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from deltatap.client import Call, StreamingClient
+from deltatap.config import ApiKey, Endpoint, Timeouts
+from deltatap.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+KEY = "sk-test-4711-do-not-tell"
+BODY = '{"model":"m","messages":[],"stream":true}'
+OK = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\nx-request-id: req_1\r\n\r\n"
+HI = b'data: {"choices":[{"index":0,"delta":{"content":"Hi"}}]}\n\n'
+STOP = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+@asynccontextmanager
+async def server(handler: Handler) -> AsyncIterator[str]:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await handler(reader, writer)
+        finally:
+            writer.close()
+
+    listening = await asyncio.start_server(handle, "127.0.0.1", 0)
+    async with listening:
+        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1"
+
+
+def call(handler: Handler, *, key: bool = False, seen: list[bytes] | None = None, **timeouts: float) -> Call:
+    """What a call to this handler brings; `seen` gets the request's bytes."""
+
+    async def made() -> Call:
+        async def reading(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = next(
+                int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")
+            )
+            body = await reader.readexactly(length)
+            if seen is not None:
+                seen.extend((head, body))
+            await handler(reader, writer)
+
+        async with server(reading) as base_url:
+            endpoint = Endpoint(base_url=base_url, api_key=ApiKey(env="TEST_KEY") if key else None)
+            client = StreamingClient(endpoint, Timeouts(**timeouts))
+            try:
+                return await asyncio.create_task(client.stream(BODY))
+            finally:
+                await client.close()
+
+    return asyncio.run(made())
+
+
+def answering(*writes: bytes, linger: bool = False) -> Handler:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for data in writes:
+            writer.write(data)
+            await writer.drain()
+        if linger:
+            await reader.read()
+
+    return handler
+
+
+def refusing(status: str, body: bytes, *headers: bytes) -> Handler:
+    head = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n" % (
+        status.encode(), len(body), b"".join(h + b"\r\n" for h in headers),
+    )  # fmt: skip
+    return answering(head + body)
+
+
+def test_a_stream_is_received_with_its_times() -> None:
+    seen: list[bytes] = []
+    made = call(answering(OK + chunk(HI), chunk(STOP) + chunk(DONE) + chunk(b"")), key=False, seen=seen)
+    assert (made.status, made.error, made.http_status) == ("completed", None, 200)
+    assert made.received.text == "Hi"
+    assert made.server_request_id == "req_1"
+    assert made.dispatch_ms is not None
+    assert made.headers_ms is not None
+    assert made.e2e_ms is not None
+    assert 0 < made.headers_ms <= made.received.chunks.ms[0] <= made.e2e_ms
+    head, body = seen
+    assert head.startswith(b"POST /v1/chat/completions HTTP/1.1\r\n")
+    assert body == BODY.encode(), "the body goes out as it was built"
+    assert b"authorization" not in head.lower()
+
+
+def test_no_variable_of_the_environment_is_sent_but_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_KEY", KEY)
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://leak.invalid")
+    seen: list[bytes] = []
+    call(answering(OK + chunk(DONE) + chunk(b"")), key=True, seen=seen)
+    assert b"leak" not in seen[0]
+    assert f"authorization: bearer {KEY}".encode() in seen[0].lower()
+
+
+def test_a_server_that_repeats_the_key_does_not_get_it_into_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_KEY", KEY)
+    body = b'{"error": {"message": "Incorrect API key provided: %b", "code": "%b"}}' % (KEY.encode(), KEY.encode())
+    made = call(refusing("401 Unauthorized", body), key=True)
+    assert made.error is not None
+    assert made.error.type == "authentication"
+    assert made.error.message == "Incorrect API key provided: ***"
+    assert KEY not in repr(made)
+
+
+def test_a_key_that_is_not_set_is_told_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TEST_KEY", raising=False)
+    with pytest.raises(ConfigError, match="the environment variable TEST_KEY is not set; set it, or use --set"):
+        StreamingClient(Endpoint(api_key=ApiKey(env="TEST_KEY")), Timeouts())
+
+
+def test_a_connection_that_breaks_keeps_what_had_arrived() -> None:
+    made = call(answering(OK + chunk(HI)))
+    assert (made.status, made.received.text) == ("interrupted", "Hi")
+    assert made.error is not None
+    assert made.error.type == "stream_interrupted"
+    assert made.error.retryable
+
+
+def test_a_connection_that_breaks_before_output_is_a_failed_connection() -> None:
+    made = call(answering())
+    assert made.error is not None
+    assert (made.status, made.error.type, made.http_status) == ("failed", "connection", None)
+
+
+def test_nobody_listens() -> None:
+    async def made() -> Call:
+        async with server(answering()) as base_url:
+            pass
+        client = StreamingClient(Endpoint(base_url=base_url, api_key=None), Timeouts())
+        try:
+            return await asyncio.create_task(client.stream(BODY))
+        finally:
+            await client.close()
+
+    found = asyncio.run(made())
+    assert found.error is not None
+    assert (found.status, found.error.type) == ("failed", "connection")
+    assert (found.dispatch_ms, found.e2e_ms) == (None, None), "what was never written has no times"
+
+
+@pytest.mark.parametrize(
+    ("writes", "timeouts", "code", "status"),
+    [
+        ((), {"first_byte_s": 0.1}, "first_byte", "failed"),
+        ((OK,), {"first_byte_s": 0.1}, "first_byte", "failed"),
+        ((OK + chunk(HI),), {"idle_s": 0.1}, "idle", "interrupted"),
+        ((OK + chunk(HI),), {"total_s": 0.2}, "total", "interrupted"),
+        ((OK + chunk(b": keep-alive\n\n"),), {"idle_s": 0.1}, "idle", "failed"),
+    ],
+)
+def test_each_wait_has_its_time_out(
+    writes: tuple[bytes, ...], timeouts: dict[str, float], code: str, status: str
+) -> None:
+    made = call(answering(*writes, linger=True), **timeouts)
+    assert made.error is not None
+    assert (made.status, made.error.type, made.error.code) == (status, "timeout", code)
+    assert f"(timeouts.{code}_s)" in made.error.message
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "headers", "expected"),
+    [
+        ("429 X", b'{"error":{"code":"rate_limit_exceeded"}}', (b"retry-after: 7",), ("rate_limit", 7.0)),
+        ("429 X", b'{"error":{"code":"insufficient_quota"}}', (), ("quota", None)),
+        ("503 X", b"<html>overloaded</html>", (), ("server", None)),
+        ("400 X", b'{"error":{"code":"content_filter"}}', (), ("content_policy", None)),
+        ("307 X", b"", (b"location: /elsewhere",), ("invalid_request", None)),
+    ],
+)
+def test_a_refusal_is_told_by_its_kind(
+    status: str, body: bytes, headers: tuple[bytes, ...], expected: tuple[str, float | None]
+) -> None:
+    made = call(refusing(status, body, *headers))
+    assert made.error is not None
+    assert (made.error.type, made.error.retry_after_s) == expected
+    assert made.http_status == int(status[:3])
+
+
+@pytest.mark.parametrize("body", [b'{"choices": []}', b"<html></html>"])
+def test_an_answer_that_is_no_stream_is_a_protocol_error(body: bytes) -> None:
+    made = call(refusing("200 OK", body))
+    assert made.error is not None
+    assert made.error.type == "protocol"
+    assert made.error.message.startswith("expected text/event-stream, found application/json: ")
+
+
+def test_a_compressed_stream_is_read() -> None:
+    import gzip  # noqa: PLC0415
+
+    packed = gzip.compress(HI + STOP + DONE)
+    head = OK.replace(b"x-request-id", b"content-encoding: gzip\r\nx-request-id")
+    made = call(answering(head + chunk(packed) + chunk(b"")))
+    assert (made.status, made.received.text) == ("completed", "Hi")
+
+
+def test_events_of_one_read_share_its_number_and_time() -> None:
+    made = call(answering(OK + chunk(HI + HI + STOP + DONE) + chunk(b"")))
+    chunks = made.received.chunks
+    assert list(chunks.event) == [0, 1, 2]
+    assert len(set(chunks.read)) == len(set(chunks.ms)) == 1
+
+
+def test_after_done_nothing_is_waited_for() -> None:
+    made = call(answering(OK + chunk(HI + STOP + DONE), linger=True))
+    assert made.status == "completed"
+    assert made.e2e_ms == made.received.chunks.ms[-1]
