@@ -69,18 +69,11 @@ class Call:
     http_status: int | None
 
 
-@dataclass(slots=True)
-class _Stopwatch:
-    """When the request of the current task was written to the socket."""
-
-    written: float | None = None
-
-
-_stopwatch: ContextVar[_Stopwatch] = ContextVar("stopwatch")
+_current: ContextVar[_Watchdog] = ContextVar("current")
 
 
 async def _on_written(_session: aiohttp.ClientSession, _context: SimpleNamespace, _params: object) -> None:
-    _stopwatch.get().written = time.perf_counter()
+    _current.get().wrote(time.perf_counter())
 
 
 class _Body(httpx2.AsyncByteStream):
@@ -136,15 +129,17 @@ class AiohttpTransport(httpx2.AsyncBaseTransport):
 
 
 class _Watchdog:
-    """Ends a call that waits too long: to connect, for the first byte, between bytes, or in all.
+    """Knows when a call's request was written and when it last brought something; ends a call that waits too long.
 
-    Re-arms only when its timer fires, so that a byte costs one assignment.
+    Re-arms when what is waited for changes, and when its timer fires: so a read costs one assignment.
     """
 
-    def __init__(self, timeouts: Timeouts, watch: _Stopwatch, started: float) -> None:
+    def __init__(self, timeouts: Timeouts, started: float) -> None:
+        self.written: float | None = None
         self.last_read: float | None = None
         self.fired: str | None = None
-        self._timeouts, self._watch, self._started = timeouts, watch, started
+        self._timeouts, self._started = timeouts, started
+        self._handle: asyncio.Handle | None = None
 
     def __enter__(self) -> Self:
         task = asyncio.current_task()
@@ -152,31 +147,47 @@ class _Watchdog:
             raise RuntimeError("a call needs a task to end")
         self._task = task
         self._loop = asyncio.get_running_loop()
-        self._handle = self._loop.call_later(self._timeouts.connect_s, self._check)
+        self._arm()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._handle.cancel()
+        self._disarm()
+
+    def wrote(self, at: float) -> None:
+        """The request was written to the socket."""
+        self.written = at
+        self._arm()
+
+    def first_read(self, at: float) -> None:
+        """The answer's first bytes are there; later reads set `last_read`."""
+        self.last_read = at
+        self._arm()
 
     def due(self) -> tuple[float, str]:
         """When, in monotonic seconds, the call has waited too long, and for what."""
-        timeouts, written = self._timeouts, self._watch.written
+        timeouts = self._timeouts
         if self.last_read is not None:
             stage = (self.last_read + timeouts.idle_s, "idle")
-        elif written is not None:
-            stage = (written + timeouts.first_byte_s, "first_byte")
+        elif self.written is not None:
+            stage = (self.written + timeouts.first_byte_s, "first_byte")
         else:
             stage = (self._started + timeouts.connect_s, "connect")
         return min(stage, (self._started + timeouts.total_s, "total"))
 
-    def _check(self) -> None:
+    def _arm(self) -> None:
+        self._disarm()
         when, what = self.due()
         wait = when - time.perf_counter()
         if wait <= 0:
             self.fired = what
             self._task.cancel()
         else:
-            self._handle = self._loop.call_later(wait, self._check)
+            self._handle = self._loop.call_later(wait, self._arm)
+
+    def _disarm(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
 
 
 class StreamingClient:
@@ -216,14 +227,13 @@ class StreamingClient:
             What arrived, however it ended. A cancelled task is an outcome like any other: `cancelled`.
         """
         started_at, started = self._wall(), time.perf_counter()
-        watch = _Stopwatch()
-        token = _stopwatch.set(watch)
         reading = _Reading(ChatAccumulator(choices))
         failure: CaptureError | None = None
-        watchdog = _Watchdog(self._timeouts, watch, started)
+        watchdog = _Watchdog(self._timeouts, started)
+        token = _current.set(watchdog)
         try:
             with watchdog:
-                await self._read(body, reading, watch, watchdog)
+                await self._read(body, reading, watchdog)
         except asyncio.CancelledError:
             failure = _cancelled(watchdog.fired, self._timeouts)
         except openai.APIStatusError as refused:
@@ -238,10 +248,10 @@ class StreamingClient:
             ended = reading.ended or time.perf_counter()
             if reading.response is not None:
                 reading.response.close()
-            _stopwatch.reset(token)
+            _current.reset(token)
         received = reading.accumulator.finish()
         status, error = conclude(received, failure)
-        written = watch.written
+        written = watchdog.written
         return Call(
             started_at=started_at,
             ended_at=started_at + ended - started,
@@ -256,7 +266,7 @@ class StreamingClient:
             http_status=reading.http_status,
         )
 
-    async def _read(self, body: str, reading: _Reading, watch: _Stopwatch, watchdog: _Watchdog) -> None:
+    async def _read(self, body: str, reading: _Reading, watchdog: _Watchdog) -> None:
         # Asked for an httpx2.Response, the client hands out just that, whatever `stream_cls` promises to type checkers.
         response = cast(
             "httpx2.Response",
@@ -273,7 +283,7 @@ class StreamingClient:
         reading.responded(response.status_code, response.headers.get("x-request-id"))
         incoming: aiohttp.ClientResponse = response.extensions[_RESPONSE]
         reading.response = incoming
-        written = watch.written or reading.headers
+        written = watchdog.written or reading.headers
         content_type = response.headers.get("content-type", "")
         if not content_type.startswith("text/event-stream"):
             start = " ".join((await incoming.content.read(400)).decode("utf-8", "replace").split())
@@ -282,6 +292,8 @@ class StreamingClient:
         read = 0
         while data := await readany():
             now = watchdog.last_read = time.perf_counter()
+            if read == 0:
+                watchdog.first_read(now)
             ms = (now - written) * 1e3
             for event in decoder.feed(data):
                 accumulator.add(event.data, ms, read, event.event)
