@@ -7,7 +7,9 @@ unknown is passed over, and what had arrived before stays. Leaves to ``outcomes.
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from array import array
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +23,7 @@ NO_CHOICE = -1
 _DONE = b"[DONE]"
 _NAN = math.nan
 _SHOWN = 80
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class Chunks:
@@ -181,6 +184,7 @@ class ChatAccumulator:
         "_error",
         "_event",
         "_filters",
+        "_halves",
         "_names",
         "_protocol_error",
         "_usage",
@@ -193,6 +197,7 @@ class ChatAccumulator:
         self._chunks = Chunks()
         self._choices: dict[int, _Growing] = {}
         self._event = -1
+        self._halves = False
         self._usage: Usage | None = None
         self._names: dict[str, str] = {}
         self._filters: list[Any] = []
@@ -217,8 +222,13 @@ class ChatAccumulator:
         try:
             chunk = orjson.loads(data)
         except orjson.JSONDecodeError as error:
-            self._fail(f"is no JSON ({error})", data)
-            return
+            try:
+                # orjson refuses half a surrogate pair, which servers that cut between UTF-16 units do send.
+                chunk = _cleaned(json.loads(data))
+                self._halves = True
+            except (ValueError, RecursionError):
+                self._fail(f"is no JSON ({error})", data)
+                return
         if type(chunk) is not dict:
             self._fail("is no JSON object", data)
             return
@@ -273,7 +283,7 @@ class ChatAccumulator:
             content = delta.get("content")
             if type(content) is str and content:
                 self._output(choice, choice.text, content, CONTENT, index, ms, read)
-            if len(delta) > 1:
+            if not content or len(delta) > 1:
                 refusal = delta.get("refusal")
                 if type(refusal) is str and refusal:
                     self._output(choice, choice.refusal, refusal, REFUSAL, index, ms, read)
@@ -296,7 +306,8 @@ class ChatAccumulator:
     def _output(
         self, choice: _Growing, into: list[str], text: str, kind: int, index: int, ms: float, read: int
     ) -> None:
-        self._chunks.append(ms, ms - choice.last_output_ms, text, kind, index, self._event, read)
+        shown = _SURROGATE.sub("\ufffd", text) if self._halves else text
+        self._chunks.append(ms, ms - choice.last_output_ms, shown, kind, index, self._event, read)
         into.append(text)
         choice.last_output_ms = ms
 
@@ -367,18 +378,26 @@ def _grown(index: int, choice: _Growing) -> Choice:
         {
             "id": call["id"],
             "type": call["type"],
-            "function": {"name": "".join(call["name"]), "arguments": "".join(call["arguments"])},
+            "function": {"name": _joined(call["name"]), "arguments": _joined(call["arguments"])},
         }
         for _, call in sorted(choice.tool_calls.items())
     ]
     return Choice(
         index=index,
-        text="".join(choice.text),
+        text=_joined(choice.text),
         finish_reason=choice.finish_reason,
-        refusal="".join(choice.refusal) or None,
-        reasoning="".join(choice.reasoning) or None,
+        refusal=_joined(choice.refusal) or None,
+        reasoning=_joined(choice.reasoning) or None,
         tool_calls=_json(calls) if calls else None,
     )
+
+
+def _joined(pieces: list[str]) -> str:
+    """The whole text; halves of a surrogate pair that came in two pieces become one character again."""
+    text = "".join(pieces)
+    if text.isascii() or _SURROGATE.search(text) is None:
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _usage(given: dict[str, Any]) -> Usage:
@@ -397,5 +416,22 @@ def _count(value: object) -> int | None:
     return value if type(value) is int and abs(value) < 2**63 else None
 
 
+_TEXTS = frozenset(("content", "reasoning_content", "reasoning", "refusal", "name", "arguments"))
+
+
+def _cleaned(value: Any, key: str = "") -> Any:  # noqa: ANN401 - any JSON
+    """Without halves of surrogate pairs, but for texts that come in pieces: their other half may come in the next one."""
+    if type(value) is str:
+        return value if key in _TEXTS else _SURROGATE.sub("\ufffd", value)
+    if type(value) is list:
+        return [_cleaned(item) for item in value]
+    if type(value) is dict:
+        return {_cleaned(name): _cleaned(item, name) for name, item in value.items()}
+    return value
+
+
 def _json(value: object) -> str:
-    return orjson.dumps(value).decode()
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # an integer beyond 64 bits, half a surrogate pair
+        return json.dumps(value)

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pytest
+
+from deltatap import tables as schema
+from deltatap.journal import write_journal
+from deltatap.landing import Landing
+from deltatap.state import RunState
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pyspark.sql import SparkSession
+
+RUN = "run-1"
+AT = datetime(2026, 11, 20, tzinfo=UTC)
+
+
+@pytest.fixture
+def landing(spark: SparkSession, tables: Path, tmp_path: Path) -> Landing:
+    schema.ensure(spark, str(tables / "captures"), schema.CAPTURES)
+    state = RunState(tmp_path / "state" / RUN)
+    state.prepare()
+    return Landing(spark, str(tables / "captures"), state, keep_interrupted=False)
+
+
+def row(at: int, status: str = "completed", **columns: Any) -> dict[str, Any]:
+    error = None if status == "completed" else {"type": "server"}
+    made: dict[str, Any] = dict.fromkeys(column.name for column in schema.JOURNAL)
+    return made | {
+        "run_id": RUN, "request_id": f"r{at}", "mode": "stream", "status": status, "error": error, "text": "t",
+        "retries": [], "finished_at": AT, "plan": 1, "part": 0, "row": at, **columns,
+    }  # fmt: skip
+
+
+def write(landing: Landing, name: str, *rows: dict[str, Any]) -> Path:
+    batch = pa.RecordBatch.from_pylist(list(rows), schema.arrow_schema(schema.JOURNAL))
+    return write_journal(landing.state.journal, name, batch)
+
+
+def landed(landing: Landing) -> dict[str, Any]:
+    rows = landing.spark.table(schema.quoted(landing.captures)).collect()
+    assert len({r["request_id"] for r in rows}) == len(rows)
+    return {r["request_id"]: r for r in rows}
+
+
+def remembered(landing: Landing) -> list[int]:
+    return sorted(landing.state.plan(1).landed_rows(0).tolist())
+
+
+def test_files_land_are_remembered_and_go(landing: Landing) -> None:
+    write(landing, "a", row(0), row(1))
+    write(landing, "b", row(2))
+    assert landing.tick() == 2
+    assert set(landed(landing)) == {"r0", "r1", "r2"}
+    assert remembered(landing) == [0, 1, 2]
+    assert list(landing.state.journal.iterdir()) == []
+    assert landing.tick() == 0
+
+
+def test_the_same_rows_again_change_nothing(landing: Landing) -> None:
+    write(landing, "a", row(0, text="first"))
+    landing.tick()
+    # A crash after the commit and before the deletion: the same rows come again, beside others, in a new process.
+    write(landing, "b", row(0, text="again"), row(0, text="and again"), row(1))
+    again = Landing(landing.spark, landing.captures, landing.state, keep_interrupted=False)
+    again.drain()
+    assert {key: r["text"] for key, r in landed(landing).items()} == {"r0": "first", "r1": "t"}
+    assert remembered(landing) == [0, 1]
+
+
+def test_only_a_row_that_is_not_final_is_replaced(landing: Landing) -> None:
+    later = AT + timedelta(seconds=5)
+    write(
+        landing,
+        "a",
+        row(0, "failed"),
+        row(1, "interrupted"),
+        row(2, "failed", error={"type": "invalid_request"}),
+        row(3),
+    )
+    landing.tick()
+    write(landing, "b", *(row(at, text="new", finished_at=later) for at in range(4)))
+    landing.tick()
+    assert {key: r["text"] for key, r in landed(landing).items()} == {"r0": "new", "r1": "new", "r2": "t", "r3": "t"}
+
+
+def test_of_equal_keys_in_one_batch_the_final_one_counts_then_the_latest(landing: Landing) -> None:
+    later = AT + timedelta(seconds=5)
+    write(landing, "a", row(0, text="final"), row(1, "failed", text="early"))
+    write(
+        landing, "b", row(0, "failed", text="late", finished_at=later), row(1, "failed", text="late", finished_at=later)
+    )
+    landing.tick()
+    assert {key: r["text"] for key, r in landed(landing).items()} == {"r0": "final", "r1": "late"}
+
+
+def test_a_file_cut_short_is_set_aside_and_the_others_land(landing: Landing) -> None:
+    write(landing, "a", row(0))
+    broken = write(landing, "b", row(1))
+    broken.write_bytes(broken.read_bytes()[:100])
+    landing.drain()
+    assert set(landed(landing)) == {"r0"}
+    assert [path.name for path in landing.set_aside] == ["b.parquet"]
+    assert (landing.state.aside / "b.parquet").exists()
+    assert remembered(landing) == [0], "its requests are owed again"
+
+
+def test_a_file_that_the_query_has_seen_and_that_is_still_there_lands(landing: Landing) -> None:
+    path = write(landing, "a", row(0))
+    content = path.read_bytes()
+    landing.tick()
+    path.write_bytes(content)  # as if its deletion had failed
+    landing.drain()
+    assert not path.exists()
+    assert set(landed(landing)) == {"r0"}
+
+
+def test_what_has_landed_stays_short(landing: Landing) -> None:
+    plan = landing.state.plan(1)
+    for at in range(200):
+        plan.add_landed([(0, at), (1, at)])
+    assert plan.landed_rows(1).tolist() == list(range(200))
+    files = list((plan.folder / "landed").iterdir())
+    assert len(files) < 100
+    assert sum(path.stat().st_size for path in files) < 400 * 16

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+import os
+import threading
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from deltatap import runs
+from deltatap import tables as schema
+from deltatap.config import Settings, load_settings
+from deltatap.errors import LeaseLostError, RunningError
+from tests import prompts
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pyspark.sql import SparkSession
+
+
+@pytest.fixture
+def settings(spark: SparkSession, tables: Path) -> Settings:
+    made = load_settings(prompts.config(tables, "http://127.0.0.1:9/v1"))
+    schema.ensure(spark, made.runs.table, schema.RUNS, "'delta.isolationLevel' = 'Serializable'")
+    return made
+
+
+def elsewhere(spark: SparkSession, settings: Settings, run_id: str, age_s: float) -> None:
+    """Make a run's driver one of another host, last heard of so long ago."""
+    at = datetime.now(UTC) - timedelta(seconds=age_s)
+    driver = json.dumps({"host": "other", "boot": "x", "pid": 1, "start": "1"})
+    runs._update(spark, settings, run_id, {"heartbeat_at": at, "driver": driver}, "epoch > 0")
+
+
+def dead(spark: SparkSession, settings: Settings, run_id: str) -> None:
+    driver = json.dumps({**json.loads(runs.this_driver()), "start": "0"})  # another process had our number
+    runs._update(spark, settings, run_id, {"driver": driver}, "epoch > 0")
+
+
+def test_a_lease_is_refused_while_its_holder_lives(spark: SparkSession, settings: Settings) -> None:
+    lease = runs.acquire(spark, settings, "a")
+    assert (lease.run_id, lease.epoch, lease.went_on, lease.died) == ("a", 1, False, ())
+    with pytest.raises(RunningError, match=rf"run a on captures table .* is running \(driver pid {os.getpid()} on "):
+        runs.acquire(spark, settings, "b")
+
+
+def test_a_closed_run_leaves_the_lease(spark: SparkSession, settings: Settings) -> None:
+    runs.acquire(spark, settings, "a")
+    row = runs.close(spark, settings, "a", "completed", None, {"completed": 3})
+    assert (row["status"], row["completed"]) == ("completed", 3)
+    assert runs.acquire(spark, settings, "b").epoch == 2
+
+
+def test_a_dead_run_of_the_same_job_is_gone_on_with_another_is_not(spark: SparkSession, settings: Settings) -> None:
+    started = runs.acquire(spark, settings, "a").started_at
+    dead(spark, settings, "a")
+    lease = runs.acquire(spark, settings, "b")
+    assert (lease.run_id, lease.epoch, lease.went_on, lease.died) == ("a", 2, True, ())
+    assert abs(lease.started_at - started) < timedelta(seconds=1)
+    dead(spark, settings, "a")
+    other = load_settings(settings.model_dump() | {"request": {"temperature": 1}})
+    lease = runs.acquire(spark, other, "c")
+    assert (lease.run_id, lease.epoch, lease.went_on, lease.died) == ("c", 3, False, ("a",))
+
+
+def test_a_holder_elsewhere_is_watched_until_it_beats(spark: SparkSession, settings: Settings) -> None:
+    runs.acquire(spark, settings, "a")
+    elsewhere(spark, settings, "a", age_s=5)
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            elsewhere(spark, settings, "a", age_s=0)
+
+    with pytest.raises(RunningError, match="driver pid 1 on other"):
+        runs.acquire(spark, settings, "b", wait=wait, clock=lambda: 0.0)
+    assert len(waits) == 2
+
+
+def test_a_holder_elsewhere_that_is_silent_loses_its_lease(spark: SparkSession, settings: Settings) -> None:
+    runs.acquire(spark, settings, "a")
+    elsewhere(spark, settings, "a", age_s=5)
+    now = [0.0]
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+
+    lease = runs.acquire(spark, settings, "b", wait=wait, clock=lambda: now[0])
+    assert now[0] >= runs.LEASE_S
+    assert (lease.run_id, lease.epoch) == ("a", 2)
+
+
+def test_a_driver_that_lost_its_lease_hears_of_it(spark: SparkSession, settings: Settings) -> None:
+    first = runs.acquire(spark, settings, "a")
+    runs.beat(spark, settings, first, {"completed": 1})
+    dead(spark, settings, "a")
+    second = runs.acquire(spark, settings, "b")
+    with pytest.raises(LeaseLostError, match="run a: another driver has taken over"):
+        runs.beat(spark, settings, first, {"completed": 99})
+    runs.beat(spark, settings, second, {"completed": 2})
+    (row,) = spark.table(schema.quoted(settings.runs.table)).collect()
+    assert row["completed"] == 2, "the older driver's counts are not written"
+
+
+def test_of_drivers_that_start_at_once_one_gets_the_lease(spark: SparkSession, settings: Settings) -> None:
+    at_once = threading.Barrier(3)
+    outcomes: list[Any] = []
+
+    def start(name: str) -> None:
+        at_once.wait()
+        try:
+            outcomes.append(runs.acquire(spark, settings, name).run_id)
+        except RunningError:
+            outcomes.append(None)
+
+    threads = [threading.Thread(target=start, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    winners = [name for name in outcomes if name]
+    assert len(winners) == 1, outcomes
+    rows = spark.table(schema.quoted(settings.runs.table)).collect()
+    assert [row["run_id"] for row in rows if row["status"] == "running"] == winners
+
+
+def test_two_tables_have_two_leases(spark: SparkSession, settings: Settings, tables: Path) -> None:
+    runs.acquire(spark, settings, "a")
+    other = load_settings(settings.model_dump() | {"captures": {"table": str(tables / "other")}})
+    assert runs.acquire(spark, other, "b").run_id == "b"

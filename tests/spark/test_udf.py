@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from deltatap import ConfigError, capture_udf
+from deltatap import tables as schema
+from tests.simulation import start_simulator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pyspark.sql import SparkSession
+
+    from tests.simulation import Simulation
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[Simulation]:
+    with start_simulator("--speed", "0", "--tokens", "20") as simulation:
+        yield simulation
+
+
+@pytest.fixture(autouse=True)
+def fresh(simulator: Simulation) -> None:
+    simulator.reset()
+
+
+def config(simulator: Simulation, **sections: Any) -> dict[str, Any]:
+    return {"endpoint": {"base_url": simulator.base_url, "api_key": None}, "prices": None, **sections}
+
+
+def test_a_column_of_prompts_becomes_captures_in_order(
+    spark: SparkSession, tables: Path, simulator: Simulation
+) -> None:
+    spark.conf.set("spark.sql.execution.arrow.maxRecordsPerBatch", "7")
+    spark.conf.set("spark.sql.session.timeZone", "Asia/Tokyo")
+    try:
+        prompts = spark.createDataFrame([(n, f"p{n}" if n != 3 else None) for n in range(40)], "n INT, prompt STRING")
+        captured = prompts.coalesce(2).withColumn("c", capture_udf(config(simulator), max_requests=100)("prompt"))
+        assert captured.schema["c"].dataType.simpleString() == schema.spark_schema(schema.CAPTURES).simpleString()
+        captured.write.format("delta").save(str(tables / "c"))
+        rows = spark.read.format("delta").load(str(tables / "c")).orderBy("n").collect()
+        late = (
+            spark.read.format("delta")
+            .load(str(tables / "c"))
+            .where("c.started_at > now() OR c.started_at < now() - INTERVAL 1 HOUR")
+        )
+        assert late.count() == 0, "times are instants, whatever the session's zone"
+    finally:
+        spark.conf.unset("spark.sql.execution.arrow.maxRecordsPerBatch")
+        spark.conf.set("spark.sql.session.timeZone", "UTC")
+    calls = {call["prompt"]: call for call in simulator.calls()}
+    assert len(calls) == 39
+    for row in rows:
+        c = row["c"]
+        if row["n"] == 3:
+            assert (c["status"], c["error"]["type"]) == ("failed", "invalid_request")
+            continue
+        call = calls[f"p{row['n']}"]
+        assert (c["status"], c["text"], c["request_hash"]) == ("completed", call["texts"]["0"], call["key"])
+        assert [chunk["text"] for chunk in c["chunks"] if chunk["kind"] == "content"] == [t for _, t in call["chunks"]]
+        assert {chunk["choice"] for chunk in c["chunks"]} == {0, None}
+
+
+def test_a_struct_with_the_columns_of_a_prompts_table(spark: SparkSession, simulator: Simulation) -> None:
+    rows = [
+        ("a", None, [("system", "Be brief."), ("user", "Hi")], "gpt-4o", {"max_tokens": "3"}),
+        ("b", "Hello", None, None, None),
+    ]
+    columns = "request_id STRING, prompt STRING, messages ARRAY<STRUCT<role: STRING, content: STRING>>, model STRING, params MAP<STRING, STRING>"
+    frame = spark.createDataFrame(rows, columns).coalesce(1)
+    udf = capture_udf(config(simulator), max_requests=10)
+    found = {
+        row["c"]["request_id"]: row["c"]
+        for row in frame.selectExpr("struct(*) AS s").select(udf("s").alias("c")).collect()
+    }
+    assert found["a"]["request_model"] == "gpt-4o"
+    assert found["a"]["finish_reason"] == "length"
+    assert found["a"]["usage_reported"]["output_tokens"] == 3
+    assert (
+        '"messages":[{"role":"system","content":"Be brief."},{"role":"user","content":"Hi"}]' in found["a"]["request"]
+    )
+    assert found["b"]["status"] == "completed"
+
+
+def test_in_sql(spark: SparkSession, simulator: Simulation) -> None:
+    spark.udf.register("capture", capture_udf(config(simulator), max_requests=10))
+    rows = spark.sql("SELECT c.* FROM (SELECT capture(prompt) AS c FROM VALUES ('x'), ('y') AS t(prompt))").collect()
+    assert {row["status"] for row in rows} == {"completed"}
+    assert simulator.counts()["calls"] == 2
+
+
+def test_no_more_than_max_requests_are_sent_by_a_task(spark: SparkSession, simulator: Simulation) -> None:
+    frame = spark.createDataFrame([(f"p{n}",) for n in range(9)], "prompt STRING").coalesce(1)
+    rows = frame.select(capture_udf(config(simulator), max_requests=4)("prompt").alias("c")).collect()
+    assert simulator.counts()["calls"] == 4
+    left = [row["c"] for row in rows if row["c"]["status"] == "failed"]
+    assert {c["error"]["message"] for c in left} == {"max_requests=4 was reached"}
+
+
+def test_a_wrong_key_is_not_tried_for_every_row(spark: SparkSession, simulator: Simulation) -> None:
+    rows = [(f"p{n}",) for n in range(200)]
+    frame = spark.createDataFrame(rows, "prompt STRING").coalesce(1)
+    settings = config(simulator, capture={"concurrency": 2})
+    settings["endpoint"]["model"] = "gpt-4o!401"
+    found = frame.select(capture_udf(settings, max_requests=1000)("prompt").alias("c")).collect()
+    assert simulator.counts()["calls"] <= 6
+    assert {row["c"]["error"]["type"] for row in found} == {"authentication", "cancelled"}
+    assert any(row["c"]["error"]["message"].startswith("not sent, since authentication: ") for row in found)
+
+
+def test_a_bad_configuration_is_refused_before_any_call() -> None:
+    with pytest.raises(ConfigError, match="capture.concurrency"):
+        capture_udf({"capture": {"concurrency": 0}}, max_requests=1)
+    with pytest.raises(ValueError, match="max_requests"):
+        capture_udf({"endpoint": {"api_key": None}}, max_requests=0)
