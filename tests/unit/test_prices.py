@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deltatap.errors import ConfigError
+from deltatap.prices import DEFAULT_FILE, cost_usd, load_prices
+
+OURS = Path(__file__).parents[2] / DEFAULT_FILE
+ENTRY = "- {model: 'a-*', input: 2, output: 8, date: 2026-01-01, source: here}\n"
+
+
+def test_our_prices_load_and_find_models() -> None:
+    prices = load_prices(str(OURS))
+    found = {
+        model: prices.find(model)
+        for model in ("gpt-4o-mini", "gpt-4o-mini-2024-07-18", "gpt-4o", "openai/gpt-4.1", "my-own")
+    }
+    assert {model: price and price.input for model, price in found.items()} == {
+        "gpt-4o-mini": 0.15, "gpt-4o-mini-2024-07-18": 0.15, "gpt-4o": 2.5, "openai/gpt-4.1": 2.0, "my-own": None,
+    }  # fmt: skip
+
+
+def test_the_first_pattern_that_fits_counts(tmp_path: Path) -> None:
+    path = tmp_path / "p.yml"
+    path.write_text(ENTRY + ENTRY.replace("a-*", "a-b").replace("input: 2", "input: 7"))
+    price = load_prices(str(path)).find("a-b")
+    assert price is not None
+    assert price.input == 2
+
+
+def test_what_a_call_costs(tmp_path: Path) -> None:
+    path = tmp_path / "p.yml"
+    path.write_text(ENTRY + "- {model: c, input: 2, cached_input: 1, output: 8, date: 2026-01-01, source: here}\n")
+    prices = load_prices(str(path))
+    plain, cached = prices.find("a-x"), prices.find("c")
+    assert plain is not None
+    assert cached is not None
+    assert cost_usd(plain, 1000, 500) == (1000 * 2 + 500 * 8) / 1e6
+    assert cost_usd(plain, 1000, 500, 400) == (1000 * 2 + 500 * 8) / 1e6, (
+        "without a cached price all input costs the same"
+    )
+    assert cost_usd(cached, 1000, 500, 400) == (600 * 2 + 400 * 1 + 500 * 8) / 1e6
+
+
+def test_no_file_is_no_price(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_prices(None).find("gpt-4o") is None
+    assert load_prices(DEFAULT_FILE).find("gpt-4o") is None, "the default file need not be there"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("a: 1", "expected a list of entries"),
+        ("- [", "is no YAML"),
+        (ENTRY + "- {model: x, output: 1, date: 2026-01-01, source: s}", "entry 2: input: Field required"),
+        (ENTRY.replace("input: 2", "input: -2"), "entry 1: input: Input should be greater than or equal to 0"),
+        (ENTRY.replace("input:", "inptu:"), "entry 1: inptu: Extra inputs are not permitted"),
+        ("- 3", "entry 1: entry: "),
+    ],
+)
+def test_a_mistake_is_told_by_file_entry_and_key(tmp_path: Path, content: str, expected: str) -> None:
+    path = tmp_path / "p.yml"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as caught:
+        load_prices(str(path))
+    assert any(problem.startswith(f"prices: {path}: {expected}") for problem in caught.value.problems), caught.value
+
+
+def test_a_file_that_is_named_must_be_there() -> None:
+    with pytest.raises(ConfigError, match=r"prices: nowhere.yml: cannot be read: No such file or directory"):
+        load_prices("nowhere.yml")

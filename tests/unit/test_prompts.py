@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deltatap.prompts import Request, build_request, request_hash_of, wire
+
+HI = [{"role": "user", "content": "Hi"}]
+
+
+def build(keep: tuple[str, ...] = (), defaults: dict[str, Any] | None = None, **row: Any) -> Request:
+    return build_request(row, model="gpt-4o-mini", defaults=defaults or {}, keep=keep)
+
+
+def body(**row: Any) -> dict[str, Any]:
+    request = build(**row)
+    assert request.error is None, request.error
+    made: dict[str, Any] = json.loads(request.body or "")
+    return made
+
+
+def test_a_prompt_is_one_user_message() -> None:
+    assert body(prompt="Hi") == {"model": "gpt-4o-mini", "messages": HI}
+
+
+def test_a_system_text_comes_first() -> None:
+    assert body(prompt="Hi", system="Be brief.")["messages"] == [{"role": "system", "content": "Be brief."}, *HI]
+    assert body(messages=HI, system="Be brief.")["messages"] == [{"role": "system", "content": "Be brief."}, *HI]
+
+
+def test_a_row_s_model_and_params_win() -> None:
+    request = build(
+        defaults={"temperature": 0, "seed": 1}, prompt="Hi", model="gpt-4o", params='{"temperature": 1, "n": 2}'
+    )
+    assert request.model == "gpt-4o"
+    assert json.loads(request.body or "") == {"model": "gpt-4o", "messages": HI, "temperature": 1, "seed": 1, "n": 2}
+
+
+def test_a_map_s_values_are_json_where_they_read_as_json() -> None:
+    pairs = [("temperature", "0.5"), ("stop", '["a"]'), ("user", "me"), ("seed", None)]
+    made = body(prompt="Hi", params=pairs)
+    assert (made["temperature"], made["stop"], made["user"]) == (0.5, ["a"], "me")
+    assert "seed" not in made
+
+
+def test_messages_may_be_json_and_nulls_are_left_away() -> None:
+    struct = [{"role": "user", "content": "Hi", "name": None}]
+    assert body(messages=struct)["messages"] == HI
+    assert body(messages=json.dumps(HI))["messages"] == HI
+
+
+def test_tool_calls_may_be_json_text() -> None:
+    calls = [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    chat = [
+        *HI,
+        {"role": "assistant", "content": None, "tool_calls": json.dumps(calls)},
+        {"role": "tool", "content": "7", "tool_call_id": "c"},
+    ]
+    made = body(messages=chat)["messages"]
+    assert made[1] == {"role": "assistant", "tool_calls": calls}
+    assert made[2]["tool_call_id"] == "c"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ('[{"type": "text", "text": "Hi"}]', [{"type": "text", "text": "Hi"}]),
+        ("[1, 2]", "[1, 2]"),
+        ('[{"text": "no type"}]', '[{"text": "no type"}]'),
+        ("[]", "[]"),
+        ("[not json", "[not json"),
+        (' [{"type": "text"}]', [{"type": "text"}]),
+    ],
+)
+def test_content_is_parts_only_when_it_is_objects_with_a_type(content: str, expected: Any) -> None:
+    assert body(messages=[{"role": "user", "content": content}])["messages"][0]["content"] == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({}, "no prompt: expected a text in prompt, or messages"),
+        ({"prompt": "  "}, "no prompt: expected a text in prompt, or messages"),
+        ({"messages": []}, "no prompt: messages is empty"),
+        ({"prompt": "x", "messages": HI}, "both prompt and messages: expected one of them"),
+        ({"messages": "nope"}, "messages is no JSON"),
+        ({"messages": '{"role": "user"}'}, "messages: expected a JSON array of objects with role and content"),
+        ({"messages": "[1]"}, "messages[0]: expected an object with role and content"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role: expected one of system, "),
+        ({"messages": [{"role": "user"}]}, "messages[0].content: is missing"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content: expected text or a list of parts"),
+        (
+            {"messages": [*HI, {"role": "assistant", "content": "x", "tool_calls": "{"}]},
+            "messages[1].tool_calls is no JSON",
+        ),
+        ({"prompt": "x", "params": "{"}, "params is no JSON"),
+        ({"prompt": "x", "params": "[]"}, "params: expected a JSON object"),
+        ({"prompt": "x", "params": '{"stream": false}'}, "params must not hold stream: deltatap sets it"),
+        ({"prompt": "x", "params": '{"temperature": NaN}'}, "params hold NaN or an infinite number"),
+        ({"prompt": "x\ud800"}, "text that is no valid Unicode"),
+    ],
+)
+def test_a_bad_row_says_what_is_wrong(row: dict[str, Any], message: str) -> None:
+    request = build(**row)
+    assert request.body is None
+    assert (request.error or "").startswith(message)
+    assert request.request_id == request.request_hash, "an id is derived for it, too"
+    assert build(**row).request_hash == request.request_hash
+    assert build(request_id="mine", **row).request_id == "mine"
+
+
+def test_no_model_anywhere_is_a_bad_row() -> None:
+    request = build_request({"prompt": "x"}, model=None, defaults={}, keep=())
+    assert request.error == "no model: the row has none and endpoint.model is null"
+
+
+def test_the_hash_is_of_compact_json_with_sorted_keys_in_utf_8() -> None:
+    request = build(prompt="Grüße 🙂", params='{"top_p": 1, "n": 2}')
+    canonical = json.dumps(json.loads(request.body or ""), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    assert request.request_hash == hashlib.sha256(canonical.encode()).hexdigest()
+    assert request.request_hash == build(prompt="Grüße 🙂", params='{"n": 2, "top_p": 1}').request_hash
+    assert request.request_id == request.request_hash
+
+
+def test_streaming_is_no_part_of_the_identity() -> None:
+    request = build(prompt="Hi")
+    text, _ = wire(request.body or "", include_usage=True)
+    assert request_hash_of(json.loads(text)) == request.request_hash
+
+
+def test_the_wire_asks_for_a_stream_and_keeps_the_order_of_keys() -> None:
+    schema = '{"response_format": {"z": 1, "a": 2}, "n": 3}'
+    request = build(prompt="Hi", params=schema)
+    text, choices = wire(request.body or "", include_usage=True)
+    assert text.endswith('"response_format":{"z":1,"a":2},"n":3,"stream":true,"stream_options":{"include_usage":true}}')
+    assert choices == 3
+    text, choices = wire(build(prompt="Hi").body or "", include_usage=False)
+    assert "stream_options" not in text
+    assert choices == 1
+
+
+def test_columns_are_carried_along_as_text() -> None:
+    request = build(keep=("a", "b", "c", "d"), prompt="Hi", a="x", b=3, c=None, d=[{"e": 1}])
+    assert request.keep == {"a": "x", "b": "3", "c": None, "d": '[{"e": 1}]'}
+    assert build(prompt="Hi").keep is None
+
+
+_ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.text(st.characters(categories=["Cs"])),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+_TEXT = st.none() | st.text()
+
+
+@given(
+    prompt=_TEXT | st.text(st.characters(categories=["Cs"])),
+    messages=st.none()
+    | st.text()
+    | st.lists(st.dictionaries(st.sampled_from(["role", "content", "name", "tool_calls"]), _ANY) | _ANY),
+    system=_TEXT,
+    params=st.none() | st.text() | st.dictionaries(st.text(), st.text()) | _ANY.map(lambda v: json.dumps(v)),
+)
+def test_no_row_raises(**row: Any) -> None:
+    request = build(**row)
+    assert (request.body is None) == (request.error is not None)
+    assert len(request.request_hash) == 64
+    if request.body is not None:
+        wire(request.body, include_usage=True)[0].encode()
