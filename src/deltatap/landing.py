@@ -57,7 +57,7 @@ class Landing:
     def tick(self) -> int:
         """Land what is in the journal now; how many files that were."""
         before = self.files
-        if not any(self.state.journal.glob("*.parquet")):
+        if not self._waiting():
             return 0
         if self._checkpoint is None or self._in_checkpoint > _RENEW_AFTER_FILES:
             self._checkpoint = self.state.folder / f"checkpoint-{uuid.uuid4().hex}"
@@ -66,7 +66,7 @@ class Landing:
             self._query()
         except Exception:
             # One file that is cut short blocks its whole batch.
-            damaged = [path for path in sorted(self.state.journal.glob("*.parquet")) if not readable(path)]
+            damaged = [path for path in self._waiting() if not readable(path)]
             if not damaged:
                 raise
             for path in damaged:
@@ -84,12 +84,19 @@ class Landing:
         Raises:
             LandingError: when files stay that the query does not take.
         """
-        while any(self.state.journal.glob("*.parquet")):
-            # A file that this checkpoint's query has seen, and that is still there, needs another to be seen again.
-            if self.tick() == 0:
-                self._checkpoint = None
-                if self.tick() == 0:
-                    raise LandingError(f"{self.state.journal}: its files do not land in {self.captures}")
+        renewed = False
+        while waiting := self._waiting():
+            self.tick()
+            if self._waiting() != waiting:
+                renewed = False
+            elif renewed:
+                raise LandingError(f"{self.state.journal}: its files do not land in {self.captures}")
+            else:
+                # A file that this checkpoint's query has seen, and that is still there, needs another to be seen again.
+                self._checkpoint, renewed = None, True
+
+    def _waiting(self) -> list[Path]:
+        return sorted(self.state.journal.glob("*.parquet"))
 
     def _query(self) -> None:
         journal = (

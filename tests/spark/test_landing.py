@@ -110,6 +110,12 @@ def test_a_file_cut_short_is_set_aside_and_the_others_land(landing: Landing) -> 
     assert remembered(landing) == [0], "its requests are owed again"
 
 
+def test_a_journal_of_one_file_cut_short_is_empty_then(landing: Landing) -> None:
+    (landing.state.journal / "only.parquet").write_bytes(b"PAR1")
+    landing.drain()
+    assert [path.name for path in landing.set_aside] == ["only.parquet"]
+
+
 def test_a_file_that_the_query_has_seen_and_that_is_still_there_lands(landing: Landing) -> None:
     path = write(landing, "a", row(0))
     content = path.read_bytes()
