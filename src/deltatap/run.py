@@ -7,6 +7,7 @@ since each waits for Spark; the main thread publishes the shares, which must nev
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -257,6 +258,7 @@ class _Driver:
                     while job.is_alive():
                         self._turn(threads, display)
                         job.join(POLL_S)
+                    self._turn(threads, display)
                     with self.landing_lock:
                         self.landing.drain()
                     if job.error is None and len(self.plan.landed()) >= owed:
@@ -374,11 +376,15 @@ def _added(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     return {key: None if value is None else value + (before.get(key) or 0) for key, value in now.items()}
 
 
+_ERROR = re.compile(
+    r"^(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception): \S.*|.*Python worker exited unexpectedly.*", re.MULTILINE
+)
+
+
 def _told(error: BaseException | None) -> str:
-    """An error in one line; Spark's have the Python worker's last line far below their first."""
+    """An error in one line. Spark's texts hold the Python worker's traceback: its last line says what happened."""
     if error is None:
         return "captures are missing"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return next((line for line in lines if "Error" in line or "crashed" in line), (lines or [type(error).__name__])[0])[
-        :300
-    ]
+    found = [line for line in _ERROR.findall(str(error)) if not line.startswith(("org.", "java.", "pyspark."))]
+    text = found[-1] if found else next(iter(str(error).splitlines()), "") or type(error).__name__
+    return " ".join(text.split())[:300]

@@ -18,7 +18,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from deltatap.client import StreamingClient
+from deltatap.credentials import api_key
 from deltatap.engine import Engine
+from deltatap.errors import ConfigError
 from deltatap.journal import JournalWriter, journaled_rows, warm_up
 from deltatap.outcomes import RetryPolicy
 from deltatap.prompts import Request, wire
@@ -96,6 +98,13 @@ def capture_part(task: CaptureTask, part: int) -> Receipt:
     state = RunState(task.folder)
     plan = state.plan(task.epoch)
     claim = plan.claim(part)
+    try:
+        api_key(settings.endpoint)
+    except ConfigError as error:
+        # The driver has it, this process has not: no attempt can help.
+        fatal = f"{error} (in the Spark worker; it inherits the variables of where Spark was started)"
+        state.beat(Heartbeat(task.epoch, claim, 0, fatal=fatal, ended=True))
+        return Receipt(part, claim, 0, 0)
     # In this order: landing remembers rows before it deletes their files, so a row is always in one of the two.
     journaled = journaled_rows(state.journal, task.epoch, part)
     known = np.union1d(journaled, plan.landed_rows(part))

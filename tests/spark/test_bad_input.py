@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
+import sys
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
 
-from deltatap import cli, tokens
+from deltatap import capture_udf, cli, load_settings, tokens
 from tests import prompts
-from tests.runs import captured
+from tests.runs import capture, captured
 from tests.simulation import start_simulator
 
 if TYPE_CHECKING:
@@ -146,13 +148,25 @@ def test_all_that_is_wrong_is_said_at_once(job: Job, monkeypatch: pytest.MonkeyP
     assert said.count("✗") == 3
 
 
+def test_a_key_that_the_worker_has_not_ends_the_run(
+    spark: SparkSession, tables: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts.write(spark, tables / "prompts", [("a", "x")])
+    monkeypatch.setenv("SET_TOO_LATE", KEY)  # Spark runs already
+    ended, _ = capture(spark, tables, simulator, endpoint={"api_key": {"env": "SET_TOO_LATE"}})
+    assert ended.row["status"] == "failed"
+    assert "the environment variable SET_TOO_LATE is not set" in ended.row["reason"]
+    assert "in the Spark worker" in ended.row["reason"]
+    assert simulator.counts()["calls"] == 0
+
+
 def test_a_key_is_in_no_table_journal_log_plan_or_message(
     spark: SparkSession,
     tables: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """The whole job with a key, one model that the server refuses, and the state kept by a file that cannot be read."""
+    """A whole job with a key and with failures; a file that cannot be read keeps its state folder, to be searched."""
     monkeypatch.setenv("SIMULATOR_KEY", KEY)
     with start_simulator("--speed", "0", "--tokens", "5", "--api-key-env", "SIMULATOR_KEY") as simulator:
         prompts.write(spark, tables / "prompts", [("a", "x"), ("b", "y"), ("c", "z", "m!400"), ("d", "z", "m!cut@1")])
@@ -163,22 +177,24 @@ def test_a_key_is_in_no_table_journal_log_plan_or_message(
         journal = tables / "state" / "with-a-key" / "journal"
         journal.mkdir(parents=True)
         (journal / "broken.parquet").write_bytes(b"PAR1 cut short")
-        assert cli.run_capture(path, []) == cli.OK
+        job = subprocess.run(
+            [sys.executable, "-m", "deltatap", "capture", "--config", str(path)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert job.returncode == cli.OK, job.stdout + job.stderr
         assert {call["http_status"] for call in simulator.calls()} == {200, 400}
     assert len(captured(spark, tables)) == 4
     kept = [path for path in tables.rglob("*") if path.is_file()]
     assert any("aside" in path.parts for path in kept), "the state folder is there to be searched"
     assert [path for path in kept if KEY.encode() in path.read_bytes()] == []
-    said = capfd.readouterr()
-    assert "it was set aside" in said.out
-    assert KEY not in said.out + said.err
-
-    from deltatap import capture_udf, load_settings  # noqa: PLC0415
+    assert "it was set aside" in job.stdout
+    assert KEY not in job.stdout + job.stderr
 
     frame = spark.createDataFrame([("x",)], "prompt STRING").select(capture_udf(path, max_requests=1)("prompt"))
     frame.explain(extended=True)
     assert KEY not in capfd.readouterr().out + repr(load_settings(path)) + repr(frame)
-    with pytest.raises(Exception, match="max_requests") as caught:
+    with pytest.raises(ValueError, match="max_requests") as caught:
         capture_udf(path, max_requests=-1)
-    assert KEY not in repr(caught.value)
-    assert os.environ["SIMULATOR_KEY"] == KEY
+    assert KEY not in "".join(traceback.format_exception(caught.value))
