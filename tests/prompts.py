@@ -30,5 +30,5 @@ def config(folder: Path, base_url: str, **sections: dict[str, Any]) -> dict[str,
         "prices": None,
     }
     for name, section in sections.items():
-        tree[name] = {**tree.get(name, {}), **section} if isinstance(section, dict) else section
+        tree[name] = {**tree.get(name, {}), **section}
     return tree

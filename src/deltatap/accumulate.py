@@ -237,7 +237,7 @@ class ChatAccumulator:
             return
         self._take(chunk, data, ms, read)
 
-    def _take(self, chunk: dict[str, Any], data: bytes, ms: float, read: int) -> None:
+    def _take(self, chunk: dict[str, Any], data: bytes, ms: float, read: int) -> None:  # noqa: C901 - runs per chunk
         choices = chunk.get("choices")
         if choices is None:
             choices = ()
@@ -264,7 +264,7 @@ class ChatAccumulator:
         if "prompt_filter_results" in chunk:
             self._filters.append({"prompt_filter_results": chunk["prompt_filter_results"]})
 
-    def _choice(self, given: dict[str, Any], ms: float, read: int) -> None:
+    def _choice(self, given: dict[str, Any], ms: float, read: int) -> None:  # noqa: C901, PLR0912 - runs per chunk
         index = given.get("index")
         if type(index) is not int or not 0 <= index < 2**31:
             index = 0
@@ -420,7 +420,7 @@ _TEXTS = frozenset(("content", "reasoning_content", "reasoning", "refusal", "nam
 
 
 def _cleaned(value: Any, key: str = "") -> Any:  # noqa: ANN401 - any JSON
-    """Without halves of surrogate pairs, but for texts that come in pieces: their other half may come in the next one."""
+    """Without halves of surrogate pairs, but for texts that come in pieces: the next may bring the other half."""
     if type(value) is str:
         return value if key in _TEXTS else _SURROGATE.sub("\ufffd", value)
     if type(value) is list:

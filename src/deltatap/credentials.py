@@ -25,10 +25,7 @@ def api_key(endpoint: Endpoint) -> str | None:
     name = endpoint.api_key.env
     key = os.environ.get(name, "").strip()
     if not key:
-        raise ConfigError(
-            [
-                f"endpoint.api_key.env: the environment variable {name} is not set; "
-                "set it, or use --set endpoint.api_key= where the endpoint needs no key"
-            ]
-        )
+        unset = f"the environment variable {name} is not set"
+        how = "set it, or use --set endpoint.api_key= where the endpoint needs no key"
+        raise ConfigError([f"endpoint.api_key.env: {unset}; {how}"])
     return key

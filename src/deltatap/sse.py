@@ -49,7 +49,7 @@ class SSEDecoder:
         """Whether bytes of an event that has not ended are held."""
         return bool(self._line or self._data)
 
-    def feed(self, data: bytes) -> list[ServerSentEvent]:
+    def feed(self, data: bytes) -> list[ServerSentEvent]:  # noqa: C901 - runs per read, where a call costs more
         """The events that these bytes complete.
 
         Raises:
@@ -60,7 +60,7 @@ class SSEDecoder:
         if self._after_cr and data:
             # A CR that ended the read before may be half of a CRLF.
             self._after_cr = False
-            if data[0] == 0x0A:
+            if data.startswith(b"\n"):
                 data = data[1:]
         events: list[ServerSentEvent] = []
         start = 0
@@ -78,7 +78,7 @@ class SSEDecoder:
                 self._reset()
             else:
                 self._event = ""
-        if start and start == len(data) and data[-1] == 0x0D:
+        if start and start == len(data) and data.endswith(b"\r"):
             self._after_cr = True
         if start < len(data):
             self._line.append(data[start:])

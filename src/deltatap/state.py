@@ -28,8 +28,8 @@ import numpy as np
 from deltatap.errors import ConfigError
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
 _LANDED = np.dtype([("part", "<i4"), ("row", "<i4")])
 _MERGE_LANDED_ABOVE = 64

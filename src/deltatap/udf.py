@@ -28,6 +28,7 @@ from deltatap.worker import CaptureTask, capture_part, context_of, job_of, retry
 
 if TYPE_CHECKING:
     from pathlib import Path
+
     from pyspark.sql._typing import UserDefinedFunctionLike
 
     from deltatap.prices import Prices

@@ -117,7 +117,7 @@ def test_what_no_request_can_survive_stops_the_run(
     assert ended.row["status"] == "failed"
     assert ended.row["reason"].startswith(said)
     assert simulator.counts()["calls"] <= 6, "the run stops at once"
-    assert {row["error"]["type"] for row in captured(spark, tables)} == {said.split(":")[0]}
+    assert {row["error"]["type"] for row in captured(spark, tables)} == {said.split(":", maxsplit=1)[0]}
     simulator.reset()
     # The owner has mended it: all of it is owed, the failed rows too.
     prompts.write(spark, tables / "prompts", [(f"r{n}", f"p{n}", "gpt-4o") for n in range(3)])

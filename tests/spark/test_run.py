@@ -4,6 +4,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from tests import prompts
 from tests.runs import capture, captured
 from tests.simulation import start_simulator
@@ -144,7 +145,7 @@ def agrees(row: Row, fault: str, calls: list[dict[str, Any]]) -> None:
 
 def cut(call: dict[str, Any], fault: str) -> list[tuple[float, str]]:
     """What of a call's pieces counts: nothing after the frame that is no JSON."""
-    chunks = call["chunks"]
+    chunks: list[tuple[float, str]] = call["chunks"]
     return chunks[: int(fault.partition("@")[2])] if fault.startswith("bad_json") else chunks
 
 

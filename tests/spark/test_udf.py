@@ -113,7 +113,7 @@ def test_a_wrong_key_is_not_tried_for_every_row(spark: SparkSession, simulator: 
 
 
 def test_a_bad_configuration_is_refused_before_any_call() -> None:
-    with pytest.raises(ConfigError, match="capture.concurrency"):
+    with pytest.raises(ConfigError, match=r"capture\.concurrency"):
         capture_udf({"capture": {"concurrency": 0}}, max_requests=1)
     with pytest.raises(ValueError, match="max_requests"):
         capture_udf({"endpoint": {"api_key": None}}, max_requests=0)

@@ -4,13 +4,11 @@ import json
 from typing import Any
 
 import orjson
-import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deltatap.accumulate import OUTPUT_KINDS, ChatAccumulator, Received, StreamError, Usage
-from deltatap.rows import chunks_array
 
 
 def receive(*events: Any, choices: int = 1) -> Received:

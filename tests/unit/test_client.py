@@ -42,7 +42,9 @@ async def server(handler: Handler) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1"
 
 
-def call(handler: Handler, *, key: bool = False, seen: list[bytes] | None = None, **timeouts: float) -> Call:
+def call(
+    handler: Handler, *, key: bool = False, seen: list[bytes] | None = None, timeouts: Timeouts | None = None
+) -> Call:
     """What a call to this handler brings; `seen` gets the request's bytes."""
 
     async def made() -> Call:
@@ -58,7 +60,7 @@ def call(handler: Handler, *, key: bool = False, seen: list[bytes] | None = None
 
         async with server(reading) as base_url:
             endpoint = Endpoint(base_url=base_url, api_key=ApiKey(env="TEST_KEY") if key else None)
-            client = StreamingClient(endpoint, Timeouts(**timeouts))
+            client = StreamingClient(endpoint, timeouts or Timeouts())
             try:
                 return await asyncio.create_task(client.stream(BODY))
             finally:
@@ -170,7 +172,7 @@ def test_nobody_listens() -> None:
 def test_each_wait_has_its_time_out(
     writes: tuple[bytes, ...], timeouts: dict[str, float], code: str, status: str
 ) -> None:
-    made = call(answering(*writes, linger=True), **timeouts)
+    made = call(answering(*writes, linger=True), timeouts=Timeouts.model_validate(timeouts))
     assert made.error is not None
     assert (made.status, made.error.type, made.error.code) == (status, "timeout", code)
     assert f"(timeouts.{code}_s)" in made.error.message

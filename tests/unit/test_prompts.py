@@ -164,7 +164,7 @@ _TEXT = st.none() | st.text()
     | st.text()
     | st.lists(st.dictionaries(st.sampled_from(["role", "content", "name", "tool_calls"]), _ANY) | _ANY),
     system=_TEXT,
-    params=st.none() | st.text() | st.dictionaries(st.text(), st.text()) | _ANY.map(lambda v: json.dumps(v)),
+    params=st.none() | st.text() | st.dictionaries(st.text(), st.text()) | _ANY.map(json.dumps),
 )
 def test_no_row_raises(**row: Any) -> None:
     request = build(**row)

@@ -265,7 +265,7 @@ class Simulator:
             watch.cancel()
 
     async def _pieces(self, stream: _Stream, made: Frames, found: list[Answer]) -> None:
-        """The pieces of all choices, each at its time; times are counted from the call's start, so delays do not add up."""
+        """The pieces of all choices, each at its time, counted from the call's start: delays do not add up."""
         call, fault, record = stream.call, stream.fault, self.record
         around = [made.content(index) for index in range(len(found))]
         breaks = fault.piece if fault.piece is not None else max(1, sum(len(a.pieces) for a in found) // 2)
@@ -338,7 +338,7 @@ class Simulator:
 
 
 class _Chat:
-    """An instance, so that Starlette hands it ASGI itself and no response object stands between a frame and its write."""
+    """An instance, so that Starlette hands it ASGI itself: nothing stands between a frame and its write."""
 
     def __init__(self, simulator: Simulator) -> None:
         self._simulator = simulator

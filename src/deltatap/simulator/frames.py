@@ -109,6 +109,7 @@ def reshaped(frame: bytes, *, newline: bytes) -> bytes:
 
 def fragments(frame: bytes) -> list[bytes]:
     """The frame cut into three, one cut inside a character that has several bytes, where it has any."""
-    inside = next((at for at, byte in enumerate(frame) if 0x80 <= byte < 0xC0), len(frame) // 2)
+    continued = (at for at, byte in enumerate(frame) if byte >> 6 == 0b10)  # noqa: PLR2004 - UTF-8's mark
+    inside = next(continued, len(frame) // 2)
     first = min(8, inside)
     return [piece for piece in (frame[:first], frame[first:inside], frame[inside:]) if piece]

@@ -1,5 +1,4 @@
-"""What the simulator did: each call, what was written for it and when, and counts that stay exact when texts are
-dropped.
+"""What the simulator did: each call, what was written for it and when; counts that stay exact when texts are dropped.
 
 Times are ``time.monotonic()``, which all processes of one machine share.
 """

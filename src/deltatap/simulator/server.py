@@ -19,8 +19,8 @@ class _Protocol(HttpToolsProtocol):
     """Hands the connection to the application: only who holds it can cut it."""
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()  # type: ignore[no-untyped-call]
-        self.scope["extensions"] = {"transport": self.transport}  # type: ignore[index]
+        super().on_message_begin()
+        self.scope["extensions"] = {"transport": self.transport}  # type: ignore[dict-item] # not ASGI's: ours
 
 
 class _Server(uvicorn.Server):

@@ -1,0 +1,270 @@
+"""The simulator over real sockets: what it writes for each fault, what it says it wrote, and the openai client on it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import socket
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import httpx2
+import pytest
+from openai import AsyncOpenAI, OpenAI, RateLimitError
+
+from deltatap.prompts import request_hash_of
+from tests.simulation import Simulation, start_simulator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MESSAGES = [{"role": "user", "content": "Tell me."}]
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[Simulation]:
+    with start_simulator("--speed", "0", "--tokens", "30") as simulation:
+        yield simulation
+
+
+@pytest.fixture(autouse=True)
+def fresh(simulator: Simulation) -> None:
+    simulator.reset()
+
+
+def raw(
+    simulator: Simulation, fault: str = "", header: str = "", seconds: float = 5, **body: Any
+) -> tuple[int, dict[str, str], bytes]:
+    """One call with a bare socket: status, headers, and the body's chunks joined, however it ends; 0 when nothing came."""
+    url = urlsplit(simulator.base_url)
+    made = {"model": f"gpt-4o-mini!{fault}" if fault else "gpt-4o-mini", "messages": MESSAGES, "stream": True, **body}
+    content = json.dumps(made).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(content)}\r\n"
+    head += f"x-simulate: {header}\r\n" if header else ""
+    received = b""
+    with socket.create_connection((str(url.hostname), url.port or 0), timeout=seconds) as connection:
+        connection.sendall(head.encode() + b"\r\n" + content)
+        try:
+            while data := connection.recv(1 << 16):
+                received += data
+        except TimeoutError:
+            pass
+    if not received:
+        return 0, {}, b""
+    top, _, rest = received.partition(b"\r\n\r\n")
+    status, *lines = top.decode().split("\r\n")
+    headers = dict(line.lower().split(": ", 1) for line in lines)
+    if headers.get("transfer-encoding") == "chunked":
+        rest = unchunked(rest)
+    return int(status.split()[1]), headers, rest
+
+
+def unchunked(data: bytes) -> bytes:
+    joined = b""
+    while data:
+        size, _, data = data.partition(b"\r\n")
+        length = int(size, 16)
+        joined, data = joined + data[:length], data[length + 2 :]
+    return joined
+
+
+def events(content: bytes) -> list[Any]:
+    text = content.decode().replace("\r\n", "\n").replace("\r", "\n").removeprefix("\ufeff")
+    frames = [line[6:] for line in text.split("\n") if line.startswith("data: ")]
+    return [frame if frame == "[DONE]" else json.loads(frame) for frame in frames]
+
+
+def said(content: bytes) -> str:
+    return "".join(
+        e["choices"][0]["delta"].get("content") or "" for e in events(content) if e != "[DONE]" and e["choices"]
+    )
+
+
+def test_a_stream_has_openai_s_shape(simulator: Simulation) -> None:
+    status, headers, content = raw(simulator, stream_options={"include_usage": True})
+    assert status == 200
+    assert headers["content-type"] == "text/event-stream; charset=utf-8"
+    assert headers["x-request-id"].startswith("req_")
+    first, *middle, finish, usage, done = events(content)
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": "", "refusal": None}
+    assert first["object"] == "chat.completion.chunk"
+    assert finish["choices"] == [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "stop"}]
+    assert usage["choices"] == []
+    assert usage["usage"]["completion_tokens"] > 0
+    assert done == "[DONE]"
+    (call,) = simulator.calls()
+    assert call["texts"]["0"] == said(content) == "".join(text for _, text in call["chunks"])
+    assert call["frames"] == len(middle) + 3
+    assert call["usage"] == usage["usage"]
+    assert (call["ended"], call["http_status"], call["finish_reasons"]) == ("done", 200, {"0": "stop"})
+    body = {"model": "gpt-4o-mini", "messages": MESSAGES}
+    assert call["key"] == request_hash_of(body)
+    assert simulator.counts()["by_key"] == {call["key"]: {"calls": 1, "finished": 1}}
+
+
+REFUSED = {"400": 400, "401": 401, "403": 403, "404": 404, "408": 408, "409": 409, "413": 413, "422": 422, "429": 429,
+           "quota": 429, "500": 500, "502": 502, "503": 503, "content_policy": 400}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_refusals(simulator: Simulation, fault: str) -> None:
+    status, headers, content = raw(simulator, fault)
+    assert status == REFUSED[fault]
+    error = json.loads(content)["error"]
+    assert error["message"]
+    codes = {"quota": "insufficient_quota", "content_policy": "content_policy_violation", "429": "rate_limit_exceeded"}
+    assert fault not in codes or error["code"] == codes[fault]
+    assert ("retry-after" in headers) == (fault == "429")
+    (call,) = simulator.calls()
+    assert (call["ended"], call["http_status"], call["texts"]) == ("refused", status, {})
+
+
+def test_retry_after_in_seconds_and_as_a_date(simulator: Simulation) -> None:
+    assert raw(simulator, "429=7")[1]["retry-after"] == "7"
+    assert raw(simulator, "429=date")[1]["retry-after"].endswith(" gmt")
+
+
+@pytest.mark.parametrize("fault", ["comments", "crlf", "cr", "bom", "coalesce", "coalesce=9", "fragment", "empty_choices",
+                                   "role_only", "role_with_content", "bom+crlf+comments+fragment+empty_choices"])  # fmt: skip
+def test_shapes_change_the_bytes_and_not_the_text(simulator: Simulation, fault: str) -> None:
+    plain, shaped = raw(simulator)[2], raw(simulator, header=fault)[2]
+    assert said(shaped) == said(plain)
+    assert {"comments": b": keep-alive\n\n", "crlf": b"\r\n\r\n", "cr": b"\r\rdata", "bom": b"\xef\xbb\xbfdata",
+            "empty_choices": b'"choices":[]', "role_with_content": b'"role":"assistant","content":"'}.get(fault, b"") in shaped  # fmt: skip
+    if fault == "crlf":
+        assert b"\n\n" not in shaped
+    (call,) = [call for call in simulator.calls() if call["fault"]]
+    assert call["frames"] == len(events(shaped)) - 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "last", "ended"),
+    [
+        ("cut@3", "content", "broken"),
+        ("no_end@3", "content", "broken"),
+        ("stall=0.1@3", "[DONE]", "done"),
+        ("error_event@3", "error", "broken"),
+        ("error_event=event@3", "error", "broken"),
+        ("no_finish", "[DONE]", "done"),
+        ("no_done", "finish", "done"),
+        ("content_filter", "[DONE]", "done"),
+        ("length", "[DONE]", "done"),
+        ("no_usage", "[DONE]", "done"),
+    ],
+)
+def test_how_streams_end(simulator: Simulation, fault: str, last: str, ended: str) -> None:
+    content = raw(simulator, fault, stream_options={"include_usage": True})[2]
+    *_, final = events(content)
+    kinds = {
+        "[DONE]": final == "[DONE]",
+        "error": "error" in final,
+        "finish": bool(final != "[DONE]" and "usage" in final),
+    }
+    assert kinds.get(last, final != "[DONE]" and "content" in str(final))
+    (call,) = simulator.calls()
+    assert call["ended"] == ended
+    if "@3" in fault and last != "[DONE]":
+        assert len(call["chunks"]) == 3
+    if fault in ("content_filter", "length"):
+        assert call["finish_reasons"] == {"0": fault}
+    if fault == "no_finish":
+        assert call["finish_reasons"] == {}
+    assert (call["usage"] is None) == (fault == "no_usage" or ended == "broken")
+    assert (b"event: error\n" in content) == (fault == "error_event=event@3")
+
+
+def test_bad_json_html_and_a_connection_that_is_closed_at_once(simulator: Simulation) -> None:
+    assert b'data: {"id": "chatcmpl-broken", "choices": [\n\n' in raw(simulator, "bad_json@2")[2]
+    status, headers, content = raw(simulator, "html")
+    assert (status, headers["content-type"].partition(";")[0], content[:6]) == (200, "text/html", b"<html>")
+    assert raw(simulator, "cut_first") == (0, {}, b"")
+
+
+def test_slow_headers_and_a_stall_until_the_client_goes(simulator: Simulation) -> None:
+    assert raw(simulator, "slow_headers=9", seconds=0.3)[0] == 0
+    status, _, content = raw(simulator, "stall@2", seconds=0.3)
+    assert status == 200
+    assert len(said(content)) > 0
+    while (stalled := simulator.calls()[-1])["ended"] == "open":
+        pass
+    assert stalled["ended"] == "client_gone"
+    assert len(stalled["chunks"]) == 2
+
+
+def test_faults_follow_one_another_over_the_calls_for_one_prompt(simulator: Simulation) -> None:
+    assert [raw(simulator, "429:2!500:1")[0] for _ in range(4)] == [429, 429, 500, 200]
+    (counts,) = simulator.counts()["by_key"].values()
+    assert counts == {"calls": 4, "finished": 1}
+
+
+def test_rates_can_be_changed_while_it_runs(simulator: Simulation) -> None:
+    simulator.change(faults={"503": 1.0}, in_a_row=1)
+    assert [raw(simulator)[0] for _ in range(2)] == [503, 200]
+    simulator.change(faults={})
+    assert raw(simulator)[0] == 200
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"model": "m"}', b'{"model": "m!nope", "messages": [{}]}'])
+def test_a_request_that_is_none_is_refused(simulator: Simulation, content: bytes) -> None:
+    response = httpx2.post(f"{simulator.base_url}/chat/completions", content=content)
+    assert response.status_code == 400
+    assert response.json()["error"]["message"]
+    assert simulator.counts()["calls"] == 0
+
+
+def test_it_is_the_same_in_another_process(simulator: Simulation) -> None:
+    with start_simulator("--speed", "0", "--tokens", "30") as other:
+        assert said(raw(other)[2]) == said(raw(simulator)[2])
+    with start_simulator("--speed", "0", "--tokens", "30", "--seed", "1") as other:
+        assert said(raw(other)[2]) != said(raw(simulator)[2])
+
+
+def test_a_key_is_asked_for_and_never_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIM_KEY", "sk-right")
+    with start_simulator("--speed", "0", "--api-key-env", "SIM_KEY") as locked:
+        assert raw(locked)[0] == 401
+        client = OpenAI(base_url=locked.base_url, api_key="sk-right", max_retries=0)
+        client.chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": "Hi"}])
+        first, second = locked.calls()
+        client.close()
+    assert first["bearer_sha256"] is None
+    assert second["bearer_sha256"] == hashlib.sha256(b"sk-right").hexdigest()
+
+
+def test_the_openai_client_streams_and_completes(simulator: Simulation) -> None:
+    async def both() -> tuple[str, str, int | None]:
+        async with AsyncOpenAI(base_url=simulator.base_url, api_key="x", max_retries=0) as client:
+            stream = await client.chat.completions.create(
+                model="gpt-4o-mini", messages=[{"role": "user", "content": "Hi"}], stream=True, n=2,
+                stream_options={"include_usage": True},
+            )  # fmt: skip
+            chunks = [chunk async for chunk in stream]
+            whole = await client.chat.completions.create(
+                model="gpt-4o-mini", messages=[{"role": "user", "content": "Hi"}], n=2
+            )
+            streamed = "".join(
+                c.choices[0].delta.content or "" for c in chunks if c.choices and c.choices[0].index == 1
+            )
+            models = [model.id async for model in client.models.list()]
+            assert "gpt-4o-mini" in models
+            assert whole.usage == chunks[-1].usage
+            return (
+                streamed,
+                whole.choices[1].message.content or "",
+                whole.usage.completion_tokens if whole.usage else None,
+            )
+
+    streamed, whole, tokens = asyncio.run(both())
+    assert streamed == whole
+    assert tokens
+
+
+def test_the_openai_client_meets_its_own_errors(simulator: Simulation) -> None:
+    with (
+        OpenAI(base_url=simulator.base_url, api_key="x", max_retries=0) as client,
+        pytest.raises(RateLimitError) as caught,
+    ):
+        client.chat.completions.create(model="gpt-4o-mini!429=3", messages=[{"role": "user", "content": "Hi"}])
+    assert caught.value.code == "rate_limit_exceeded"
+    assert caught.value.response.headers["retry-after"] == "3"

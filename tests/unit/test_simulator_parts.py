@@ -1,0 +1,135 @@
+"""The simulator's pure parts: what is answered, what goes wrong, how it is put into frames."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deltatap.simulator import frames
+from deltatap.simulator.answers import ENCODING, Pace, answers, input_tokens
+from deltatap.simulator.faults import NAMES, BadFaultError, Fault, by_rate, in_sequence, of_model, parse
+from deltatap.simulator.frames import Frames
+from deltatap.tokens import count_text
+
+BODY: dict[str, Any] = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hi"}]}
+PACE = Pace(tokens=60)
+
+
+def texts(body: dict[str, Any], key: str = "k", seed: int = 0) -> list[str]:
+    return ["".join(answer.pieces) for answer in answers(body, key, seed, PACE)]
+
+
+def test_an_answer_is_the_same_for_the_same_prompt_and_seed() -> None:
+    assert answers(BODY, "k", 1, PACE) == answers(BODY, "k", 1, PACE)
+    assert texts(BODY, "k") != texts(BODY, "other")
+    assert texts(BODY, seed=1) != texts(BODY, seed=2)
+
+
+def test_tokens_are_tiktoken_s_and_every_piece_is_text() -> None:
+    for key in range(50):
+        (answer,) = answers(BODY, str(key), 0, PACE)
+        assert len(answer.pieces) == len(answer.waits_s)
+        for piece in answer.pieces:
+            piece.encode()
+            assert "\ufffd" not in piece
+        assert abs(answer.tokens - count_text("".join(answer.pieces), ENCODING)) <= 2
+    everything = "".join(texts(BODY, str(key))[0] for key in range(50))
+    assert not everything.isascii(), "some of it is beyond ASCII, so that cuts inside characters happen"
+
+
+def test_lengths_and_waits_have_a_tail() -> None:
+    many = [answers(BODY, str(key), 0, PACE)[0] for key in range(400)]
+    lengths = sorted(answer.tokens for answer in many)
+    assert 50 < lengths[200] < 72
+    assert lengths[-4] > 2.5 * lengths[200]
+    first = sorted(answer.waits_s[0] for answer in many)
+    assert 0.17 < first[200] < 0.23
+    assert first[-4] > 1.8 * first[200]
+
+
+def test_limits_choices_and_stops_are_kept() -> None:
+    (cut,) = answers({**BODY, "max_tokens": 5}, "k", 0, PACE)
+    assert (cut.tokens, cut.finish_reason) == (5, "length")
+    assert answers({**BODY, "max_completion_tokens": 5}, "k", 0, PACE) == [cut]
+    assert len(texts({**BODY, "n": 3})) == 3
+    whole = texts(BODY)[0]
+    word = whole.split()[7]
+    assert texts({**BODY, "stop": word}) == [whole[: whole.index(word)]]
+    assert texts({**BODY, "stop": ["nowhere to be found", word]}) == [whole[: whole.index(word)]]
+
+
+def test_speed_scales_every_wait() -> None:
+    usual, quick = answers(BODY, "k", 0, PACE)[0], answers(BODY, "k", 0, Pace(tokens=60, speed=10))[0]
+    assert sum(quick.waits_s) == pytest.approx(sum(usual.waits_s) / 10)
+    assert set(answers(BODY, "k", 0, Pace(speed=0))[0].waits_s) == {0.0}
+
+
+def test_input_is_counted_by_openai_s_rule() -> None:
+    assert input_tokens(BODY) == 8
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("cut", Fault(("cut",))),
+        ("cut@5:1", Fault(("cut",), None, 5, 1)),
+        ("429=0.2:2", Fault(("429",), "0.2", None, 2)),
+        ("bom+crlf", Fault(("bom", "crlf"))),
+        ("stall=3@2", Fault(("stall",), "3", 2)),
+    ],
+)
+def test_a_fault_is_read_and_written(text: str, fault: Fault) -> None:
+    assert parse(text) == (fault,)
+    assert text.startswith(fault.text)
+
+
+@pytest.mark.parametrize("text", ["nope", "cut@x", "cut:x", "bom+nope"])
+def test_a_fault_that_there_is_not_is_told(text: str) -> None:
+    with pytest.raises(BadFaultError, match=r"no fault nope; there are 400|expected name"):
+        parse(text)
+
+
+def test_faults_follow_one_another() -> None:
+    model, faults = of_model("gpt-4o!429:2!cut@5:1")
+    assert model == "gpt-4o"
+    texts_ = [fault and fault.text for fault in (in_sequence(faults, call) for call in range(5))]
+    assert texts_ == ["429", "429", "cut@5", None, None]
+    stays = parse("500")
+    assert in_sequence(stays, 99) == stays[0]
+
+
+def test_rates_are_kept_and_repeatable() -> None:
+    rates = {"cut": 0.2, "500": 0.1}
+    drawn = [by_rate(rates, str(key), 0, 7, in_a_row=2) for key in range(4000)]
+    counts = Counter(fault.text if fault else None for fault in drawn)
+    assert 700 < counts["cut"] < 900
+    assert 330 < counts["500"] < 470
+    assert drawn == [by_rate(rates, str(key), 0, 7, in_a_row=2) for key in range(4000)]
+    assert by_rate({"cut": 1.0}, "k", 2, 7, in_a_row=2) is None
+
+
+def test_every_fault_has_one_name() -> None:
+    assert len(set(NAMES)) == len(NAMES)
+
+
+@given(st.text(max_size=20))
+def test_a_frame_put_together_from_halves_is_json(piece: str) -> None:
+    before, after = Frames("id", 1, "m", with_usage=True).content(3)
+    frame = before + json.dumps(piece, ensure_ascii=False).encode() + after
+    chunk = json.loads(frame.removeprefix(b"data: "))
+    assert chunk["choices"] == [{"index": 3, "delta": {"content": piece}, "logprobs": None, "finish_reason": None}]
+    assert chunk["usage"] is None
+
+
+def test_fragments_cut_inside_a_character() -> None:
+    frame = 'data: {"x": "a🙂"}\n\n'.encode()
+    pieces = frames.fragments(frame)
+    assert b"".join(pieces) == frame
+    assert len(pieces) == 3
+    with pytest.raises(UnicodeDecodeError):
+        (pieces[0] + pieces[1]).decode()
