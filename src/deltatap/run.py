@@ -107,6 +107,19 @@ def _check_tables(spark: SparkSession, settings: Settings) -> None:
         problems += [f"{name}.table: {table}: {problem}" for problem in different]
     if problems:
         raise ConfigError(problems)
+    if not tables.is_path(settings.captures.table):
+        newest = current_sql(settings.captures.table)
+        spark.sql(f"CREATE VIEW IF NOT EXISTS {tables.quoted(settings.captures.table + '_current')} AS {newest}")
+
+
+def current_sql(captures: str) -> str:
+    """The newest row of each request, final ones first."""
+    newest = f"struct({final_sql('c', keep_interrupted=False)}, c.finished_at)"
+    return f"""
+        SELECT row.* FROM (
+          SELECT max_by(struct(c.*), {newest}) AS row FROM {tables.quoted(captures)} AS c
+          GROUP BY c.request_id, c.request_hash, c.endpoint, c.mode)
+    """
 
 
 def _bury(spark: SparkSession, settings: Settings, run_id: str) -> None:
@@ -195,6 +208,7 @@ class _Driver:
         self.beat = 0
         self.now = Snapshot(0)
         self.before: dict[str, Any] = {}
+        self.owed = 0
 
     def run(self) -> Ended:
         lease, settings = self.lease, self.settings
@@ -209,7 +223,7 @@ class _Driver:
         slots = plan.slots(self.spark)
         owed = plan.write(plan.owed(self.spark, settings, lease.run_id), self.plan, plan.tasks(settings, slots))
         self.before = runs.totals(self.spark, settings, lease.run_id)
-        runs.beat(self.spark, settings, lease, {"owed": had + owed, **self.before})
+        self.owed = had + owed
         self.now = Snapshot(owed)
         self._say(owed)
         if owed:
@@ -334,11 +348,13 @@ class _Driver:
         )
 
     def _keep_lease(self) -> None:
-        while not self.over.wait(_BEAT_S):
+        while True:
             counts = _added(self.before, self.now.counts())
             at = time.time()
-            runs.beat(self.spark, self.settings, self.lease, counts)
+            runs.beat(self.spark, self.settings, self.lease, {"owed": self.owed, **counts})
             self.renewed_at = at
+            if self.over.wait(_BEAT_S):
+                return
 
     def _keep_landing(self) -> None:
         failures = 0
@@ -358,7 +374,7 @@ class _Driver:
         self.notes += [
             f"journal file {path.name} could not be read; it was set aside" for path in self.landing.set_aside
         ]
-        totals = runs.totals(self.spark, settings, run_id)
+        totals = {"owed": self.owed, **runs.totals(self.spark, settings, run_id)}
         row = runs.close(self.spark, settings, run_id, self.stop or "completed", self.reason, totals)
         self.state.publish(Control(self.lease.epoch, self.beat + 1, stop="ended"))
         if not any(self.state.aside.iterdir()):

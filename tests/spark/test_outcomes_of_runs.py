@@ -104,9 +104,9 @@ def test_one_request_id_is_one_request_or_one_failed_row(
     ("fault", "said"),
     [
         ("401", "authentication: Incorrect"),
-        ("403", "permission: "),
-        ("404", "not_found: "),
-        ("quota", "quota: You exceeded"),
+        pytest.param("403", "permission: ", marks=pytest.mark.slow),
+        pytest.param("404", "not_found: ", marks=pytest.mark.slow),
+        pytest.param("quota", "quota: You exceeded", marks=pytest.mark.slow),
     ],
 )
 def test_what_no_request_can_survive_stops_the_run(
@@ -146,6 +146,7 @@ def test_the_same_run_id_goes_on_and_keeps_the_earlier_calls(
     assert len(run_rows(spark, tables)) == 1
 
 
+@pytest.mark.slow
 def test_a_request_that_keeps_breaking_off_is_owed_until_max_runs(
     spark: SparkSession, tables: Path, simulator: Simulation
 ) -> None:
@@ -156,11 +157,25 @@ def test_a_request_that_keeps_breaking_off_is_owed_until_max_runs(
     assert simulator.counts()["calls"] == 2
 
 
+@pytest.mark.slow
 def test_kept_interrupted_rows_are_final(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
     prompts.write(spark, tables / "prompts", [("broken", "b", "gpt-4o-mini!cut@2")])
     keep = {"max_broken": 1, "keep_interrupted": True}
     owed = [capture(spark, tables, simulator, capture=keep)[0].row["owed"] for _ in range(2)]
     assert owed == [1, 0]
+
+
+def test_tables_of_a_catalog(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
+    spark.sql("CREATE SCHEMA IF NOT EXISTS llm")
+    spark.sql("CREATE OR REPLACE TABLE llm.prompts USING DELTA AS SELECT 'a' AS request_id, 'Hi' AS prompt, 'm!500:1' AS model")
+    names = {name: {"table": f"llm.{name}"} for name in ("prompts", "captures", "runs")}
+    first, _ = capture(spark, tables, simulator, **names, capture={"max_attempts": 1})
+    second, _ = capture(spark, tables, simulator, **names, capture={"max_attempts": 1})
+    assert (first.row["failed"], second.row["completed"]) == (1, 1)
+    assert spark.table("llm.captures").count() == 2
+    assert [row["status"] for row in spark.table("llm.captures_current").collect()] == ["completed"]
+    comments = {row["col_name"]: row["comment"] for row in spark.sql("DESCRIBE TABLE llm.captures").collect()}
+    assert comments["ttft_ms"] == "from written to the first output; reasoning counts"
 
 
 def job(config: Path, *options: str, **popen: Any) -> subprocess.Popen[str]:
@@ -185,6 +200,7 @@ def test_the_job_s_last_line_and_exit_codes(
     assert "Exception" not in said
 
 
+@pytest.mark.slow
 def test_sigterm_drains_and_closes_the_run_as_stopped(
     spark: SparkSession, tables: Path, simulator: Simulation, tmp_path: Path
 ) -> None:
