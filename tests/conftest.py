@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from deltatap.local import local_session
+from tests.simulation import start_simulator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from pyspark.sql import SparkSession
+
+    from tests.simulation import Simulation
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +32,17 @@ def tables(tmp_path: Path) -> Path:
     folder = tmp_path / "tables"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture(scope="module")
+def simulation(request: pytest.FixtureRequest) -> Iterator[Simulation]:
+    """The module's simulator; without waits, unless the module has options of its own in SIMULATOR."""
+    with start_simulator(*getattr(request.module, "SIMULATOR", ("--speed", "0", "--tokens", "20"))) as running:
+        yield running
+
+
+@pytest.fixture
+def simulator(simulation: Simulation) -> Simulation:
+    """The module's simulator, with all calls forgotten."""
+    simulation.reset()
+    return simulation

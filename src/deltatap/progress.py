@@ -143,17 +143,9 @@ class Display:
 def line(now: Snapshot, elapsed_s: float, note: str | None = None) -> str:
     """A snapshot as one plain line."""
     parts = [f"captured {now.done:,}/{now.owed:,}", *(f"{n:,} {status}" for status, n in now.rows.items() if n)]
-    parts += [
-        f"{now.open:,} streams open",
-        f"{now.requests:,} calls",
-        f"{_rate(now.output_tokens, elapsed_s)} tokens/s",
-    ]
-    if now.ttft_ms is not None:
-        parts.append(f"TTFT p50 {now.ttft_ms:,.0f} ms")
-    if now.cost_usd is not None:
-        parts.append(f"${now.cost_usd:,.4f}")
+    parts += _facts(now, elapsed_s)
     if now.errors:
-        parts.append("errors " + ", ".join(f"{kind} {n:,}" for kind, n in now.errors.items()))
+        parts.append("errors: " + " ".join(f"{kind} {n:,}" for kind, n in now.errors.items()))
     if now.cool_down_s:
         parts.append(f"cooling down {now.cool_down_s:.0f} s")
     if note:
@@ -164,6 +156,17 @@ def line(now: Snapshot, elapsed_s: float, note: str | None = None) -> str:
 def _shown(bar: Progress, now: Snapshot, elapsed_s: float, note: str | None) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_row(bar)
+    table.add_row(Text("  ".join(_facts(now, elapsed_s)), style="dim"))
+    if now.errors:
+        table.add_row(Text("errors  " + "  ".join(f"{kind} {n:,}" for kind, n in now.errors.items()), style="yellow"))
+    if now.cool_down_s:
+        table.add_row(Text(f"cooling down for {now.cool_down_s:.0f} s: the server asked to wait", style="yellow"))
+    if note:
+        table.add_row(Text(note, style="bold"))
+    return table
+
+
+def _facts(now: Snapshot, elapsed_s: float) -> list[str]:
     facts = [
         f"{now.open:,} streams open",
         f"{now.requests:,} calls",
@@ -174,14 +177,7 @@ def _shown(bar: Progress, now: Snapshot, elapsed_s: float, note: str | None) -> 
         facts.append(f"TTFT p50 {now.ttft_ms:,.0f} ms")
     if now.cost_usd is not None:
         facts.append(f"${now.cost_usd:,.4f}")
-    table.add_row(Text("  ".join(facts), style="dim"))
-    if now.errors:
-        table.add_row(Text("errors  " + "  ".join(f"{kind} {n:,}" for kind, n in now.errors.items()), style="yellow"))
-    if now.cool_down_s:
-        table.add_row(Text(f"cooling down for {now.cool_down_s:.0f} s: the server asked to wait", style="yellow"))
-    if note:
-        table.add_row(Text(note, style="bold"))
-    return table
+    return facts
 
 
 def _rate(count: int, seconds: float) -> str:

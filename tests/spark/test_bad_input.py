@@ -16,7 +16,6 @@ from tests.runs import capture, captured
 from tests.simulation import start_simulator
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from pyspark.sql import SparkSession
@@ -24,17 +23,6 @@ if TYPE_CHECKING:
     from tests.simulation import Simulation
 
 KEY = "sk-test-4711-do-not-tell"
-
-
-@pytest.fixture(scope="module")
-def simulator() -> Iterator[Simulation]:
-    with start_simulator("--speed", "0", "--tokens", "5") as simulation:
-        yield simulation
-
-
-@pytest.fixture(autouse=True)
-def fresh(simulator: Simulation) -> None:
-    simulator.reset()
 
 
 class Job:

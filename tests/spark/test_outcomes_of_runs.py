@@ -17,27 +17,13 @@ import yaml
 from deltatap import cli
 from tests import prompts
 from tests.runs import capture, captured, run_rows
-from tests.simulation import start_simulator
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from pyspark.sql import SparkSession
 
     from tests.simulation import Simulation
 
 CHECKOUT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def simulator() -> Iterator[Simulation]:
-    with start_simulator("--speed", "0", "--tokens", "20") as simulation:
-        yield simulation
-
-
-@pytest.fixture(autouse=True)
-def fresh(simulator: Simulation) -> None:
-    simulator.reset()
 
 
 def test_what_has_a_final_row_is_never_sent_again(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
@@ -167,7 +153,9 @@ def test_kept_interrupted_rows_are_final(spark: SparkSession, tables: Path, simu
 
 def test_tables_of_a_catalog(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
     spark.sql("CREATE SCHEMA IF NOT EXISTS llm")
-    spark.sql("CREATE OR REPLACE TABLE llm.prompts USING DELTA AS SELECT 'a' AS request_id, 'Hi' AS prompt, 'm!500:1' AS model")
+    spark.sql(
+        "CREATE OR REPLACE TABLE llm.prompts USING DELTA AS SELECT 'a' AS request_id, 'Hi' AS prompt, 'm!500:1' AS model"
+    )
     names = {name: {"table": f"llm.{name}"} for name in ("prompts", "captures", "runs")}
     first, _ = capture(spark, tables, simulator, **names, capture={"max_attempts": 1})
     second, _ = capture(spark, tables, simulator, **names, capture={"max_attempts": 1})

@@ -3,14 +3,10 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from tests import prompts
 from tests.runs import capture, captured
-from tests.simulation import start_simulator
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from pyspark.sql import Row, SparkSession
@@ -20,15 +16,7 @@ if TYPE_CHECKING:
 IDLE_S = 1.0
 
 
-@pytest.fixture(scope="module")
-def simulator() -> Iterator[Simulation]:
-    with start_simulator("--speed", "20", "--tokens", "40") as simulation:
-        yield simulation
-
-
-@pytest.fixture(autouse=True)
-def fresh(simulator: Simulation) -> None:
-    simulator.reset()
+SIMULATOR = ("--speed", "20", "--tokens", "40")
 
 
 # fault → status, error type, calls. With max_attempts 3, max_broken 2.

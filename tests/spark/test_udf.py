@@ -6,26 +6,13 @@ import pytest
 
 from deltatap import ConfigError, capture_udf
 from deltatap import tables as schema
-from tests.simulation import start_simulator
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from pyspark.sql import SparkSession
 
     from tests.simulation import Simulation
-
-
-@pytest.fixture(scope="module")
-def simulator() -> Iterator[Simulation]:
-    with start_simulator("--speed", "0", "--tokens", "20") as simulation:
-        yield simulation
-
-
-@pytest.fixture(autouse=True)
-def fresh(simulator: Simulation) -> None:
-    simulator.reset()
 
 
 def config(simulator: Simulation, **sections: Any) -> dict[str, Any]:

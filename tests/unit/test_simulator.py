@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
@@ -16,21 +16,10 @@ from openai import AsyncOpenAI, OpenAI, RateLimitError
 from deltatap.prompts import request_hash_of
 from tests.simulation import Simulation, start_simulator
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 MESSAGES = [{"role": "user", "content": "Tell me."}]
 
 
-@pytest.fixture(scope="module")
-def simulator() -> Iterator[Simulation]:
-    with start_simulator("--speed", "0", "--tokens", "30") as simulation:
-        yield simulation
-
-
-@pytest.fixture(autouse=True)
-def fresh(simulator: Simulation) -> None:
-    simulator.reset()
+SIMULATOR = ("--speed", "0", "--tokens", "30")
 
 
 def raw(

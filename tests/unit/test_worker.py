@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 from deltatap import tables
 from deltatap.config import load_settings
@@ -24,20 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    import pytest
+
     from tests.simulation import Simulation
 
 KEY = "sk-test-4711-do-not-tell"
-
-
-@pytest.fixture(scope="module")
-def simulator() -> Iterator[Simulation]:
-    with start_simulator("--speed", "0", "--tokens", "20") as simulation:
-        yield simulation
-
-
-@pytest.fixture(autouse=True)
-def fresh(simulator: Simulation) -> None:
-    simulator.reset()
 
 
 def task(folder: Path, simulator: Simulation, rows: list[dict[str, Any]], **sections: Any) -> CaptureTask:
