@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import traceback
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -74,6 +75,12 @@ def run_capture(config: Path, overrides: list[str]) -> int:
         return CONFIGURATION
     except DeltatapError as error:
         console.print(f"[red]✗[/red] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        return FAILED
+    except Exception as error:  # noqa: BLE001 - Spark or the machine; nothing that was journaled is lost
+        traceback.print_exc()
+        said = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+        console.print(f"[red]✗[/red] {_plain(said)}", highlight=False, soft_wrap=True)
+        console.print("start it again: what was captured is kept, and is not paid for twice", highlight=False)
         return FAILED
 
 

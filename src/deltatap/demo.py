@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -83,7 +84,8 @@ def write_prompts(path: Path) -> None:
 def simulator(*options: str) -> Iterator[str]:
     """The simulator in a process of its own, on a free port; its base URL."""
     command = [sys.executable, "-m", "deltatap", "simulate", "--port", "0", *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 - ours
+    # In a session of its own, so that Ctrl-C stops the job and leaves it the server to drain from.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)  # noqa: S603 - ours
     try:
         line = process.stdout.readline() if process.stdout else ""
         if not line.startswith("simulator: "):
@@ -109,7 +111,9 @@ def main() -> int:
         # Its name is a part of a request's identity; its port is another one each time.
         for override in (f"endpoint.base_url={url}", "endpoint.name=simulator", "endpoint.api_key="):
             command += ["--set", override]
-        code = subprocess.run(command, check=False).returncode  # noqa: S603 - ours
+        with subprocess.Popen(command) as job:  # noqa: S603 - ours
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the job hears it, too, and drains
+            code = job.wait()
     if code == 0:
         print(
             f"""

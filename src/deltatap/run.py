@@ -48,6 +48,8 @@ _LANDING_TRIES = 5
 _JOURNAL_FILES = 1000
 _SUBMISSIONS = 4  # once, and up to three times more
 _END_WAIT_S = 30.0
+# A cancelled job's Python worker may go on for 3 s (spark.python.task.killTimeout), and journal what it has.
+_KILLED_S = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,7 @@ def run(settings: Settings, spark: SparkSession, prices: Prices, console: Consol
     _check_tables(spark, settings)
     new_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
     lease = runs.acquire(spark, settings, new_id)
-    for died in lease.died:
-        _bury(spark, settings, died)
+    _land_left(spark, settings, lease)
     state = RunState(Path(settings.state.dir) / lease.run_id)
     try:
         state.prepare()
@@ -122,14 +123,20 @@ def current_sql(captures: str) -> str:
     """
 
 
-def _bury(spark: SparkSession, settings: Settings, run_id: str) -> None:
-    """Land what a dead run left, and close it; workers of it that still live see its epoch gone."""
-    state = RunState(Path(settings.state.dir) / run_id)
-    if state.folder.exists():
-        state.prepare()
-        _landing(spark, settings, state).drain()
-        state.remove()
-    runs.close(spark, settings, run_id, "died", "its driver died", runs.totals(spark, settings, run_id))
+def _land_left(spark: SparkSession, settings: Settings, lease: Lease) -> None:
+    """Land what other runs on this table left: dead ones, and failed ones that could not land. The lease is ours.
+
+    Workers of theirs that still live see their epoch gone, since the folder goes.
+    """
+    for run_id in runs.others(spark, settings, lease):
+        state = RunState(Path(settings.state.dir) / run_id)
+        left = state.folder.exists()
+        if left:
+            state.prepare()
+            _landing(spark, settings, state).drain()
+            state.remove()
+        if left or run_id in lease.died:
+            runs.settle(spark, settings, run_id, runs.totals(spark, settings, run_id))
 
 
 def _landing(spark: SparkSession, settings: Settings, state: RunState) -> Landing:
@@ -273,6 +280,8 @@ class _Driver:
                         self._turn(threads, display)
                         job.join(POLL_S)
                     self._turn(threads, display)
+                    if self._overdue():
+                        time.sleep(_KILLED_S)
                     with self.landing_lock:
                         self.landing.drain()
                     if job.error is None and len(self.plan.landed()) >= owed:
@@ -323,8 +332,11 @@ class _Driver:
         self.now = snapshot(self.now.owed, beats, time.time())
         note = None if self.stop is None else f"stopping ({self.reason}): waiting for {self.now.open} open streams"
         display.update(self.now, note=note)
-        if self.stop_at is not None and time.monotonic() > self.stop_at:
+        if self._overdue():
             self.spark.interruptTag(self._tag)
+
+    def _overdue(self) -> bool:
+        return self.stop_at is not None and time.monotonic() > self.stop_at
 
     def _stop(self, status: str, reason: str) -> None:
         if self.stop is None:
@@ -377,8 +389,7 @@ class _Driver:
         totals = {"owed": self.owed, **runs.totals(self.spark, settings, run_id)}
         row = runs.close(self.spark, settings, run_id, self.stop or "completed", self.reason, totals)
         self.state.publish(Control(self.lease.epoch, self.beat + 1, stop="ended"))
-        if not any(self.state.aside.iterdir()):
-            self.state.remove()
+        self.state.remove()
         return Ended(row, tuple(self.notes))
 
 

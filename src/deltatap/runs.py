@@ -196,6 +196,17 @@ def close(
     return next(row.asDict(recursive=True) for row in _rows(spark, settings) if row["run_id"] == run_id)
 
 
+def others(spark: SparkSession, settings: Settings, lease: Lease) -> list[str]:
+    """The other runs on this captures table."""
+    return sorted(row["run_id"] for row in _rows(spark, settings) if row["run_id"] != lease.run_id)
+
+
+def settle(spark: SparkSession, settings: Settings, run_id: str, values: Mapping[str, object]) -> None:
+    """Write what a run came to after all; one that was running has died."""
+    close(spark, settings, run_id, "died", "its driver died", {})
+    _update(spark, settings, run_id, values, "status != 'running'")
+
+
 def totals(spark: SparkSession, settings: Settings, run_id: str) -> dict[str, Any]:
     """A run's counts, as its rows in ``captures`` add up to."""
     calls = "size(retries) + IF(started_at IS NULL, 0, 1)"

@@ -137,8 +137,10 @@ class RunState:
             raise ConfigError([f"state.dir: {self.folder.parent}: cannot be written: {error.strerror}"]) from error
 
     def remove(self) -> None:
-        """Everything of the run has landed: the folder goes."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Everything of the run has landed: the folder goes, but for what was set aside for a person to look at."""
+        keep = self.aside.exists() and any(self.aside.iterdir())
+        for path in [path for path in self.folder.iterdir() if path != self.aside] if keep else [self.folder]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def publish(self, control: Control) -> None:
         """The driver's word."""

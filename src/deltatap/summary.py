@@ -43,6 +43,9 @@ def summarize(spark: SparkSession, settings: Settings, run_id: str) -> tuple[lis
 
 def show(console: Console, outcomes: list[Row], figures: Row, row: dict[str, Any]) -> None:
     """Print the summary of a run."""
+    if not outcomes:
+        console.print(f"run {row['run_id']}: {row['status']}, no rows", highlight=False)
+        return
     counts = Table(title=f"run {row['run_id']}: {row['status']}", title_justify="left", title_style="bold")
     for name in ("status", "finish_reason or error"):
         counts.add_column(name)

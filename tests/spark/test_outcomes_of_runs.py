@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from deltatap import cli
+from deltatap.landing import Landing
 from tests import prompts
 from tests.runs import capture, captured, run_rows
 
@@ -209,3 +210,26 @@ def test_sigterm_drains_and_closes_the_run_as_stopped(
     cut = next(row for row in rows if row["status"] == "interrupted")
     assert cut["error"]["type"] == "cancelled"
     assert cut["text"], "what had arrived is kept"
+
+
+def test_what_a_failed_run_could_not_land_is_landed_by_the_next(
+    spark: SparkSession, tables: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Landing breaks down after the capture: paid for, journaled, and the run closed as failed."""
+    prompts.write(spark, tables / "prompts", [(f"r{n}", f"p{n}") for n in range(5)])
+
+    def refuse(_: Landing) -> int:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Landing, "tick", refuse)
+        with pytest.raises(OSError, match="no space left"):
+            capture(spark, tables, simulator)
+    assert captured(spark, tables) == []
+    assert [row["status"] for row in run_rows(spark, tables)] == ["failed"]
+    ended, _ = capture(spark, tables, simulator)
+    assert (ended.row["owed"], simulator.counts()["calls"]) == (0, 5)
+    assert len(captured(spark, tables)) == 5
+    before = min(run_rows(spark, tables), key=lambda row: row["started_at"])
+    assert (before["status"], before["completed"]) == ("failed", 5)
+    assert not list((tables / "state").iterdir())
