@@ -126,7 +126,7 @@ The answers are in the Delta table {DATA / "captures"}, the run in {DATA / "runs
     captures.select("request_id", "status", "finish_reason", "ttft_ms", "tpot_ms", "cost_usd", "text").show()
     captures.selectExpr("request_id", "inline(chunks)").show()        # every chunk, and when it came
 
-Run `make demo` again: every request has its final row, so nothing is paid twice."""
+Run `make demo` again: what has its final row is not paid for twice."""
         )
     return code
 
