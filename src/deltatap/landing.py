@@ -7,6 +7,7 @@ when to land (``run.py``).
 
 from __future__ import annotations
 
+import shutil
 import uuid
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -60,6 +61,8 @@ class Landing:
         if not self._waiting():
             return 0
         if self._checkpoint is None or self._in_checkpoint > _RENEW_AFTER_FILES:
+            if self._checkpoint is not None:
+                shutil.rmtree(self._checkpoint)
             self._checkpoint = self.state.folder / f"checkpoint-{uuid.uuid4().hex}"
             self._in_checkpoint = 0
         try:

@@ -32,7 +32,7 @@ def preflight(settings: Settings) -> Prices:
         lambda: api_key(settings.endpoint),
         lambda: encoding(encoding_name_for(settings.endpoint.model or "", settings.tokens.fallback_encoding)),
         lambda: encoding(settings.tokens.fallback_encoding),
-        lambda: RunState(Path(settings.state.dir) / "probe").prepare(),
+        lambda: RunState(Path(settings.state.dir) / ".probe").prepare(),
         lambda: _reach(settings),
     ]
     for check in checks:
@@ -42,7 +42,7 @@ def preflight(settings: Settings) -> Prices:
             problems += error.problems
         except DeltatapError as error:
             problems.append(str(error))
-    RunState(Path(settings.state.dir) / "probe").remove()
+    RunState(Path(settings.state.dir) / ".probe").remove()
     try:
         prices = load_prices(settings.prices)
     except ConfigError as error:

@@ -84,7 +84,8 @@ def snapshot(owed: int, heartbeats: Iterable[Heartbeat], now: float) -> Snapshot
         rows.update(beat.rows)
         errors.update(beat.errors)
     costs = [beat.cost_usd for beat in beats if beat.cost_usd is not None]
-    alive = [beat for beat in beats if not beat.ended]
+    newest = {beat.part: beat for beat in sorted(beats, key=lambda beat: beat.claim)}
+    alive = [beat for beat in newest.values() if not beat.ended]
     ttft = sorted(beat.ttft_ms for beat in alive or beats if beat.ttft_ms is not None)
     return Snapshot(
         owed=owed,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -126,13 +127,14 @@ def current_sql(captures: str) -> str:
 def _land_left(spark: SparkSession, settings: Settings, lease: Lease) -> None:
     """Land what other runs on this table left: dead ones, and failed ones that could not land. The lease is ours.
 
-    Workers of theirs that still live see their epoch gone, since the folder goes.
+    Workers of theirs that still live see the newer epoch, and start nothing more.
     """
     for run_id in runs.others(spark, settings, lease):
         state = RunState(Path(settings.state.dir) / run_id)
         left = state.folder.exists()
         if left:
             state.prepare()
+            state.publish(Control(lease.epoch, beat=1))
             _landing(spark, settings, state).drain()
             state.remove()
         if left or run_id in lease.died:
@@ -209,38 +211,57 @@ class _Driver:
         self.notes: list[str] = []
         self.stop_at: float | None = None
         self.over = threading.Event()
+        self.captured = threading.Event()
         self.landing_lock = threading.Lock()
-        self.guarded = False
-        self.renewed_at = time.time()
+        self.slots = 0
+        self.renewed_at = lease.taken_at
         self.beat = 0
         self.now = Snapshot(0)
         self.before: dict[str, Any] = {}
-        self.owed = 0
+        self.owed: int | None = None
 
     def run(self) -> Ended:
-        lease, settings = self.lease, self.settings
         # Workers of an older epoch that still live stop here, before we look at what they left.
         self._publish({})
+        self.slots = plan.slots(self.spark)
+        # With a single slot the threads' Spark jobs would wait behind the capture's: then landing comes after it.
+        keepers = [_Background("lease", self._keep_lease)] if self.slots > 1 else []
+        try:
+            if owed := self._plan():
+                self._capture(owed, keepers)
+        finally:
+            self.over.set()
+            for thread in keepers:
+                thread.join()
+        for thread in keepers:
+            if isinstance(thread.error, LeaseLostError):
+                raise thread.error
+        return self._close()
+
+    def _plan(self) -> int:
+        """Land what this run left when it was started before, then write what is owed; how many requests that is."""
+        lease, settings = self.lease, self.settings
         if lease.went_on:
-            self.notes.append(f"goes on with run {lease.run_id}")
+            self.console.print(f"goes on with run {lease.run_id}", highlight=False)
         self.landing.drain()
         for old in self.state.plans():
-            RunState(old.folder).remove()
+            shutil.rmtree(old.folder)
         had = self._final_rows()
-        slots = plan.slots(self.spark)
-        owed = plan.write(plan.owed(self.spark, settings, lease.run_id), self.plan, plan.tasks(settings, slots))
+        tasks = plan.tasks(settings, self.slots)
+        owed = plan.write(plan.owed(self.spark, settings, lease.run_id), self.plan, tasks)
         self.before = runs.totals(self.spark, settings, lease.run_id)
         self.owed = had + owed
         self.now = Snapshot(owed)
+        if tasks * settings.capture.streams_per_worker < settings.capture.concurrency:
+            self.notes.append(
+                f"{self.slots} slots hold {tasks} capture tasks of {settings.capture.streams_per_worker} streams: "
+                f"fewer than capture.concurrency={settings.capture.concurrency}"
+            )
         self._say(owed)
-        if owed:
-            self._capture(owed, slots)
-        return self._close()
+        return owed
 
     def _say(self, owed: int) -> None:
         settings = self.settings
-        for note in self.notes:
-            self.console.print(note, highlight=False)
         if owed:
             self.console.print(
                 f"run {self.lease.run_id}: {owed:,} requests owed, "
@@ -265,12 +286,9 @@ class _Driver:
         rows = self.spark.table(tables.quoted(self.settings.captures.table)).alias("c")
         return rows.where((F.col("run_id") == self.lease.run_id) & F.expr(final)).count()
 
-    def _capture(self, owed: int, slots: int) -> None:
-        # With a single slot their Spark jobs would wait behind the capture's: then landing comes after it.
-        threads = (
-            [_Background("lease", self._keep_lease), _Background("landing", self._keep_landing)] if slots > 1 else []
-        )
-        self.guarded = bool(threads)
+    def _capture(self, owed: int, keepers: list[_Background]) -> None:
+        landers = [_Background("landing", self._keep_landing)] if self.slots > 1 else []
+        threads = keepers + landers
         failures = 0
         try:
             with Display(self.console) as display:
@@ -289,12 +307,9 @@ class _Driver:
                     failures += 1
                     self._incomplete(failures, _told(job.error))
         finally:
-            self.over.set()
-            for thread in threads:
+            self.captured.set()
+            for thread in landers:
                 thread.join()
-        for thread in threads:
-            if isinstance(thread.error, LeaseLostError):
-                raise thread.error
         self.landing.drain()
 
     def _incomplete(self, failures: int, why: str) -> None:
@@ -328,7 +343,8 @@ class _Driver:
         if self.asked.is_set():
             self._stop("stopped", "stopped by a signal")
         newest = {beat.part: beat for beat in sorted(beats, key=lambda beat: beat.claim)}
-        self._publish(_shares(newest.values(), self.settings.capture.concurrency), beats)
+        capture = self.settings.capture
+        self._publish(_shares(newest.values(), capture.concurrency, capture.streams_per_worker), beats)
         self.now = snapshot(self.now.owed, beats, time.time())
         note = None if self.stop is None else f"stopping ({self.reason}): waiting for {self.now.open} open streams"
         display.update(self.now, note=note)
@@ -346,7 +362,7 @@ class _Driver:
 
     def _publish(self, shares: dict[str, int], beats: Iterable[Heartbeat] = ()) -> None:
         self.beat += 1
-        unsure = self.guarded and time.time() - self.renewed_at > _UNSURE_S
+        unsure = self.slots > 1 and time.time() - self.renewed_at > _UNSURE_S
         backlog = sum(1 for _ in self.state.journal.glob("*.parquet")) > _JOURNAL_FILES
         self.state.publish(
             Control(
@@ -360,17 +376,15 @@ class _Driver:
         )
 
     def _keep_lease(self) -> None:
-        while True:
-            counts = _added(self.before, self.now.counts())
+        while not self.over.wait(_BEAT_S):
+            counts = {} if self.owed is None else {"owed": self.owed, **_added(self.before, self.now.counts())}
             at = time.time()
-            runs.beat(self.spark, self.settings, self.lease, {"owed": self.owed, **counts})
+            runs.beat(self.spark, self.settings, self.lease, counts)
             self.renewed_at = at
-            if self.over.wait(_BEAT_S):
-                return
 
     def _keep_landing(self) -> None:
         failures = 0
-        while not self.over.wait(_LAND_EVERY_S):
+        while not self.captured.wait(_LAND_EVERY_S):
             try:
                 with self.landing_lock:
                     self.landing.tick()
@@ -393,25 +407,27 @@ class _Driver:
         return Ended(row, tuple(self.notes))
 
 
-def _shares(beats: Iterable[Heartbeat], concurrency: int) -> dict[str, int]:
-    """Each working claim's share of the run's streams; their sum never exceeds it."""
+def _shares(beats: Iterable[Heartbeat], concurrency: int, most: int) -> dict[str, int]:
+    """Each working claim's share of the run's streams, `most` at the most; their sum never exceeds it."""
     claims = sorted(beat.claim for beat in beats if not beat.ended)
-    return {claim: (concurrency + at) // len(claims) for at, claim in enumerate(claims)}
+    return {claim: min(most, (concurrency + at) // len(claims)) for at, claim in enumerate(claims)}
 
 
 def _added(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     return {key: None if value is None else value + (before.get(key) or 0) for key, value in now.items()}
 
 
-_ERROR = re.compile(
-    r"^(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception): \S.*|.*Python worker exited unexpectedly.*", re.MULTILINE
-)
+_PYTHON_ERROR = re.compile(r"^(?!org\.|java\.|pyspark\.)(?:\w+\.)*\w*(?:Error|Exception): \S.*", re.MULTILINE)
+_CRASHED = "Python worker exited unexpectedly"
 
 
 def _told(error: BaseException | None) -> str:
     """An error in one line. Spark's texts hold the Python worker's traceback: its last line says what happened."""
     if error is None:
         return "captures are missing"
-    found = [line for line in _ERROR.findall(str(error)) if not line.startswith(("org.", "java.", "pyspark."))]
-    text = found[-1] if found else next(iter(str(error).splitlines()), "") or type(error).__name__
-    return " ".join(text.split())[:300]
+    text = str(error)
+    if found := _PYTHON_ERROR.findall(text):
+        return " ".join(found[-1].split())[:300]
+    if _CRASHED in text:
+        return _CRASHED
+    return next(iter(text.splitlines()), "")[:300] or type(error).__name__

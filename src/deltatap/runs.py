@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 
 LEASE_S = 60.0
+_TRIES = 10
 _NAMES = tuple(column.name for column in tables.RUNS)
 _SCHEMA = tables.spark_schema(tables.RUNS)
 _VERSIONS = ("deltatap", "openai", "aiohttp", "tiktoken", "pyspark", "delta-spark", "pyarrow", "pandas")
@@ -45,6 +46,7 @@ class Lease:
         started_at: of the run.
         went_on: whether the run had been started before.
         died: other runs that were found dead; they are to be landed and closed.
+        taken_at: when it was last known to be ours, in seconds since the epoch.
     """
 
     run_id: str
@@ -52,6 +54,7 @@ class Lease:
     started_at: datetime
     went_on: bool
     died: tuple[str, ...]
+    taken_at: float
 
 
 def this_driver() -> str:
@@ -163,14 +166,14 @@ def _take(spark: SparkSession, settings: Settings, rows: list[Row], new_id: str)
                 WHEN NOT MATCHED THEN INSERT *
             """)
     except Exception as error:
-        if "CONCURRENT" in str(error).upper():
-            return None
-        raise
+        if not _conflicts(error):
+            raise
+        return None
     holders = [row for row in _rows(spark, settings) if row["epoch"] >= epoch]
     if [(row["run_id"], row["driver"]) for row in holders] != [(run_id, values["driver"])]:
         return None
     died = tuple(row["run_id"] for row in dead if row["run_id"] != run_id)
-    return Lease(run_id, epoch, values["started_at"], went_on is not None, died)
+    return Lease(run_id, epoch, values["started_at"], went_on is not None, died, now.timestamp())
 
 
 def beat(spark: SparkSession, settings: Settings, lease: Lease, values: Mapping[str, object]) -> None:
@@ -231,10 +234,24 @@ def _update(spark: SparkSession, settings: Settings, run_id: str, values: Mappin
     """Set columns of a run's row. A MERGE, since Delta's UPDATE binds no parameters."""
     assignments = ", ".join(f"t.{name} = s.{name}" for name in values)
     with _view(spark, {"run_id": run_id, **values}) as view:
-        spark.sql(f"""
+        merge = f"""
             MERGE INTO {tables.quoted(settings.runs.table)} AS t USING {view} AS s ON t.run_id = s.run_id
             WHEN MATCHED AND t.{only} THEN UPDATE SET {assignments}
-        """)
+        """
+        for left in reversed(range(_TRIES)):
+            try:
+                spark.sql(merge)
+            except Exception as error:
+                # Runs on other captures tables write here, too, and the table is Serializable.
+                if not (left and _conflicts(error)):
+                    raise
+            else:
+                return
+
+
+def _conflicts(error: Exception) -> bool:
+    """Whether another commit came first."""
+    return "CONCURRENT" in f"{type(error).__name__}: {error}".upper()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import gc
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -219,9 +220,9 @@ class _Line:
         while True:
             try:
                 self._exchange()
-            except OSError:
-                # A folder that does not answer is a driver that does not: the beat grows stale.
-                self._engine.control(share=0)
+            except Exception:  # noqa: BLE001 - whatever keeps us from hearing the driver, nothing starts unheard
+                with suppress(RuntimeError):  # the engine is over
+                    self._engine.control(share=0)
             if self._closed.wait(POLL_S):
                 return
 

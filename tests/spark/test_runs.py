@@ -131,3 +131,26 @@ def test_two_tables_have_two_leases(spark: SparkSession, settings: Settings, tab
     runs.acquire(spark, settings, "a")
     other = load_settings(settings.model_dump() | {"captures": {"table": str(tables / "other")}})
     assert runs.acquire(spark, other, "b").run_id == "b"
+
+
+def test_runs_on_other_captures_tables_beat_at_the_same_time(
+    spark: SparkSession, settings: Settings, tables: Path
+) -> None:
+    other = load_settings(settings.model_dump() | {"captures": {"table": str(tables / "other")}})
+    leases = [(settings, runs.acquire(spark, settings, "a")), (other, runs.acquire(spark, other, "b"))]
+    failures: list[BaseException] = []
+
+    def beat(of: Settings, lease: runs.Lease) -> None:
+        try:
+            for count in range(4):
+                runs.beat(spark, of, lease, {"completed": count})
+        except BaseException as error:  # noqa: BLE001 - asserted below
+            failures.append(error)
+
+    threads = [threading.Thread(target=beat, args=pair) for pair in leases]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert [row["completed"] for row in spark.table(schema.quoted(settings.runs.table)).collect()] == [3, 3]

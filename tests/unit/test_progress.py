@@ -12,7 +12,7 @@ NOW = 1_800_000_000.0
 
 def test_heartbeats_add_up_and_the_dead_count_with_what_they_wrote() -> None:
     beats = [
-        Heartbeat(1, "00000-000001-a", 9, open=5, requests=10, rows={"completed": 4}, errors={"server": 2}, output_tokens=7, ended=True),
+        Heartbeat(1, "00000-000001-a", 9, open=5, requests=10, rows={"completed": 4}, errors={"server": 2}, output_tokens=7),
         Heartbeat(1, "00000-000002-b", 3, open=2, requests=3, rows={"completed": 1, "failed": 1}, errors={"server": 1}, cost_usd=0.5,
                   ttft_ms=200.0, cool_until=NOW + 8),
         Heartbeat(1, "00001-000001-c", 3, open=3, rows={}, cost_usd=0.25, ttft_ms=100.0, input_tokens=4),
