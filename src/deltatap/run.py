@@ -210,6 +210,7 @@ class _Driver:
         self.reason: str | None = None
         self.notes: list[str] = []
         self.stop_at: float | None = None
+        self.interrupted = False
         self.over = threading.Event()
         self.captured = threading.Event()
         self.landing_lock = threading.Lock()
@@ -298,7 +299,7 @@ class _Driver:
                         self._turn(threads, display)
                         job.join(POLL_S)
                     self._turn(threads, display)
-                    if self._overdue():
+                    if self.interrupted:
                         time.sleep(_KILLED_S)
                     with self.landing_lock:
                         self.landing.drain()
@@ -324,13 +325,8 @@ class _Driver:
         """One action over the paid UDF; it returns receipts, so nothing is lost with them."""
         task = CaptureTask(self.settings, self.prices, self.lease.run_id, self.state.folder, self.lease.epoch)
         parts = len(self.plan.part_files())
-        self.spark.addTag(self._tag)
         frame = self.spark.range(0, parts, 1, parts)
         frame.select(part_udf(task)("id").alias("receipt")).collect()
-
-    @property
-    def _tag(self) -> str:
-        return f"deltatap-{self.lease.epoch}"
 
     def _turn(self, threads: list[_Background], display: Display) -> None:
         """Twice a second: hear the workers, tell them what they may do, show where the run stands."""
@@ -348,11 +344,10 @@ class _Driver:
         self.now = snapshot(self.now.owed, beats, time.time())
         note = None if self.stop is None else f"stopping ({self.reason}): waiting for {self.now.open} open streams"
         display.update(self.now, note=note)
-        if self._overdue():
-            self.spark.interruptTag(self._tag)
-
-    def _overdue(self) -> bool:
-        return self.stop_at is not None and time.monotonic() > self.stop_at
+        if self.stop_at is not None and time.monotonic() > self.stop_at:
+            # Landing and the lease's thread lose a job, too, and try again: interruptTag does not reach other threads.
+            self.interrupted, self.stop_at = True, time.monotonic() + _END_WAIT_S
+            self.spark.interruptAll()
 
     def _stop(self, status: str, reason: str) -> None:
         if self.stop is None:

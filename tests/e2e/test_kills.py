@@ -137,6 +137,26 @@ def test_killed_twice_and_every_request_has_one_row(
     assert not list((tables / "state").iterdir()), "a run that ended leaves no state"
 
 
+def test_a_worker_that_does_not_answer_is_ended_with_its_job(spark: SparkSession, tables: Path, tmp_path: Path) -> None:
+    prompts.write(spark, tables / "prompts", [(f"r{n:04d}", f"Prompt {n}?") for n in range(40)])
+    with start_simulator("--ttft-ms", "2000") as simulator:
+        config = tmp_path / "config.yml"
+        tree = prompts.config(tables, simulator.base_url, capture={"concurrency": 8}, timeouts={"grace_s": 0})
+        config.write_text(yaml.safe_dump(tree))
+        log = tmp_path / "log"
+        job = start(config, log)
+        wait_until(finished(simulator, 8 / PROMPTS), job, log)
+        wait_until(lambda: any((tables / "captures").glob("*.parquet")), job, log)
+        (worker,) = talking(job, simulator)
+        worker.suspend()
+        job.terminate()
+        assert job.wait(timeout=200) == 0, log.read_text()
+        assert '"status": "stopped"' in log.read_text().splitlines()[-1]
+        assert not worker.is_running()
+    rows = spark.table(quoted(str(tables / "captures"))).collect()
+    assert len({row["request_id"] for row in rows}) == len(rows) > 0
+
+
 def test_a_second_start_while_one_runs_is_refused(spark: SparkSession, tables: Path, tmp_path: Path) -> None:
     prompts.write(spark, tables / "prompts", [(f"r{n:04d}", f"Prompt {n}?") for n in range(40)])
     with start_simulator("--ttft-ms", "3000") as simulator:
