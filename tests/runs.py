@@ -9,7 +9,7 @@ from rich.console import Console
 
 from deltatap.config import load_settings
 from deltatap.preflight import preflight
-from deltatap.run import Ended, run
+from deltatap.run import run
 from deltatap.tables import quoted
 from tests import prompts
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from pyspark.sql import Row, SparkSession
 
+    from deltatap.driver import Ended
     from tests.simulation import Simulation
 
 

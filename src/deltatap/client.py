@@ -21,7 +21,7 @@ import httpx2
 import openai
 from openai import AsyncOpenAI, AsyncStream, Omit
 
-from deltatap.accumulate import ChatAccumulator, Received
+from deltatap.accumulate import ChatAccumulator
 from deltatap.credentials import api_key
 from deltatap.errors import ProtocolError
 from deltatap.outcomes import CaptureError, Status, conclude, http_error
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from types import SimpleNamespace
 
     from deltatap.config import Endpoint, Timeouts
+    from deltatap.received import Received
 
 PATH = "/chat/completions"
 _RESPONSE = "aiohttp_response"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from deltatap.accumulate import Received
+    from deltatap.received import Received
 
 Status = Literal["completed", "interrupted", "failed"]
 

@@ -10,7 +10,7 @@ of the worker does for a chunk.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 
 from deltatap import tables
-from deltatap.accumulate import KINDS, Chunks, Usage
 from deltatap.prices import cost_usd
+from deltatap.received import KINDS, Chunks
 from deltatap.timing import Times, tpot_ms
 from deltatap.tokens import count_chat_input, count_text, encoding_name_for
 
@@ -245,17 +245,7 @@ def _of_call(call: Call, output_tokens: int) -> dict[str, Any]:
     return {
         "finish_reason": received.finish_reason,
         "text": received.text,
-        "choices": [
-            {
-                "index": choice.index,
-                "text": choice.text,
-                "finish_reason": choice.finish_reason,
-                "refusal": choice.refusal,
-                "reasoning": choice.reasoning,
-                "tool_calls": choice.tool_calls,
-            }
-            for choice in received.choices
-        ],
+        "choices": [asdict(choice) for choice in received.choices],
         "dispatch_ms": call.dispatch_ms,
         "headers_ms": call.headers_ms,
         "first_chunk_ms": times.first_chunk_ms,
@@ -264,7 +254,7 @@ def _of_call(call: Call, output_tokens: int) -> dict[str, Any]:
         "last_chunk_ms": times.last_chunk_ms,
         "e2e_ms": call.e2e_ms,
         "tpot_ms": tpot_ms(times.ttft_ms, times.last_chunk_ms, tokens),
-        "usage_reported": _usage(received.usage),
+        "usage_reported": None if received.usage is None else asdict(received.usage),
         "response_model": received.response_model,
         "response_id": received.response_id,
         "server_request_id": call.server_request_id,
@@ -299,28 +289,7 @@ def _retries(job: Job, bills: Sequence[Bill]) -> list[dict[str, Any]]:
 
 
 def _error(error: CaptureError | None) -> dict[str, Any] | None:
-    if error is None:
-        return None
-    return {
-        "type": error.type,
-        "code": error.code,
-        "message": error.message,
-        "http_status": error.http_status,
-        "retryable": error.retryable,
-        "retry_after_s": error.retry_after_s,
-    }
-
-
-def _usage(usage: Usage | None) -> dict[str, int | None] | None:
-    if usage is None:
-        return None
-    return {
-        "input_tokens": usage.input_tokens,
-        "output_tokens": usage.output_tokens,
-        "total_tokens": usage.total_tokens,
-        "cached_input_tokens": usage.cached_input_tokens,
-        "reasoning_tokens": usage.reasoning_tokens,
-    }
+    return None if error is None else {**asdict(error), "retryable": error.retryable}
 
 
 def _utc(seconds: float) -> datetime:

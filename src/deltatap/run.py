@@ -1,37 +1,27 @@
-"""The driver: what a dead run left is landed, what is owed is planned, captured and landed, and the run is closed.
+"""A run from start to end: its tables, its lease, what other runs left behind, then the driver.
 
-Knows the order of these, the threads that do them, and when to stop. Capture, landing and the lease each have a thread,
-since each waits for Spark; the main thread publishes the shares, which must never wait. Leaves each step to its module.
+Knows the order of these and how a run is closed when it fails. Leaves the run itself to ``driver.py``.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import shutil
 import signal
 import threading
-import time
 import uuid
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
+from typing import TYPE_CHECKING
 
 from deltatap import plan, runs, tables
+from deltatap.driver import Driver, Ended, landing_of
 from deltatap.errors import ConfigError, LeaseLostError
-from deltatap.landing import Landing
 from deltatap.outcomes import final_sql
-from deltatap.progress import Display, Snapshot, snapshot
 from deltatap.state import Control, RunState
-from deltatap.udf import part_udf
-from deltatap.worker import POLL_S, CaptureTask
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterator
 
     from pyspark.sql import SparkSession
     from rich.console import Console
@@ -39,32 +29,6 @@ if TYPE_CHECKING:
     from deltatap.config import Settings
     from deltatap.prices import Prices
     from deltatap.runs import Lease
-    from deltatap.state import Heartbeat
-
-_BEAT_S = 15.0
-# A driver that could not renew its lease for so long may have a successor: it lets nothing start until it has.
-_UNSURE_S = runs.LEASE_S - _BEAT_S
-_LAND_EVERY_S = 1.0
-_LANDING_TRIES = 5
-_JOURNAL_FILES = 1000
-_SUBMISSIONS = 4  # once, and up to three times more
-_END_WAIT_S = 30.0
-# A cancelled job's Python worker may go on for 3 s (spark.python.task.killTimeout), and journal what it has.
-_KILLED_S = 4.0
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How a run ended: its row in ``runs``, and what to tell."""
-
-    row: dict[str, Any]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def failed_share(self) -> float:
-        """Failed rows among this run's rows, 0 to 1."""
-        rows = sum(self.row[status] or 0 for status in ("completed", "interrupted", "failed"))
-        return (self.row["failed"] or 0) / rows if rows else 0.0
 
 
 def run(settings: Settings, spark: SparkSession, prices: Prices, console: Console) -> Ended:
@@ -83,7 +47,7 @@ def run(settings: Settings, spark: SparkSession, prices: Prices, console: Consol
     try:
         state.prepare()
         with _signals() as asked:
-            return _Driver(settings, spark, console, prices, lease, state, asked).run()
+            return Driver(settings, spark, console, prices, lease, state, asked).run()
     except LeaseLostError:
         raise
     except BaseException as error:
@@ -135,14 +99,10 @@ def _land_left(spark: SparkSession, settings: Settings, lease: Lease) -> None:
         if left:
             state.prepare()
             state.publish(Control(lease.epoch, beat=1))
-            _landing(spark, settings, state).drain()
+            landing_of(spark, settings, state).drain()
             state.remove()
         if left or run_id in lease.died:
             runs.settle(spark, settings, run_id, runs.totals(spark, settings, run_id))
-
-
-def _landing(spark: SparkSession, settings: Settings, state: RunState) -> Landing:
-    return Landing(spark, settings.captures.table, state, settings.capture.keep_interrupted)
 
 
 def _close_failed(spark: SparkSession, settings: Settings, lease: Lease, error: BaseException) -> None:
@@ -171,258 +131,3 @@ def _signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class _Background(threading.Thread):
-    """A thread whose error the main thread sees."""
-
-    def __init__(self, name: str, work: Callable[[], None]) -> None:
-        super().__init__(name=f"deltatap-{name}", daemon=True)
-        self._work = work
-        self.error: BaseException | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._work()
-        except BaseException as error:  # noqa: BLE001 - the main thread decides
-            self.error = error
-
-
-class _Driver:
-    """One run of one driver, its lease held."""
-
-    def __init__(
-        self,
-        settings: Settings,
-        spark: SparkSession,
-        console: Console,
-        prices: Prices,
-        lease: Lease,
-        state: RunState,
-        asked: threading.Event,
-    ) -> None:
-        self.settings, self.spark, self.console, self.prices = settings, spark, console, prices
-        self.lease, self.state, self.asked = lease, state, asked
-        self.plan = state.plan(lease.epoch)
-        self.landing = _landing(spark, settings, state)
-        self.stop: str | None = None
-        self.reason: str | None = None
-        self.notes: list[str] = []
-        self.stop_at: float | None = None
-        self.interrupted = False
-        self.over = threading.Event()
-        self.captured = threading.Event()
-        self.landing_lock = threading.Lock()
-        self.slots = 0
-        self.renewed_at = lease.taken_at
-        self.beat = 0
-        self.now = Snapshot(0)
-        self.before: dict[str, Any] = {}
-        self.owed: int | None = None
-
-    def run(self) -> Ended:
-        # Workers of an older epoch that still live stop here, before we look at what they left.
-        self._publish({})
-        self.slots = plan.slots(self.spark)
-        # With a single slot the threads' Spark jobs would wait behind the capture's: then landing comes after it.
-        keepers = [_Background("lease", self._keep_lease)] if self.slots > 1 else []
-        try:
-            if owed := self._plan():
-                self._capture(owed, keepers)
-        finally:
-            self.over.set()
-            for thread in keepers:
-                thread.join()
-        for thread in keepers:
-            if isinstance(thread.error, LeaseLostError):
-                raise thread.error
-        return self._close()
-
-    def _plan(self) -> int:
-        """Land what this run left when it was started before, then write what is owed; how many requests that is."""
-        lease, settings = self.lease, self.settings
-        if lease.went_on:
-            self.console.print(f"goes on with run {lease.run_id}", highlight=False)
-        self.landing.drain()
-        for old in self.state.plans():
-            shutil.rmtree(old.folder)
-        had = self._final_rows()
-        tasks = plan.tasks(settings, self.slots)
-        owed = plan.write(plan.owed(self.spark, settings, lease.run_id), self.plan, tasks)
-        self.before = runs.totals(self.spark, settings, lease.run_id)
-        self.owed = had + owed
-        self.now = Snapshot(owed)
-        if tasks * settings.capture.streams_per_worker < settings.capture.concurrency:
-            self.notes.append(
-                f"{self.slots} slots hold {tasks} capture tasks of {settings.capture.streams_per_worker} streams: "
-                f"fewer than capture.concurrency={settings.capture.concurrency}"
-            )
-        self._say(owed)
-        return owed
-
-    def _say(self, owed: int) -> None:
-        settings = self.settings
-        if owed:
-            self.console.print(
-                f"run {self.lease.run_id}: {owed:,} requests owed, "
-                f"up to {settings.capture.concurrency} streams at once to {settings.endpoint.label}",
-                highlight=False,
-                soft_wrap=True,
-            )
-            if settings.endpoint.model and self.prices.find(settings.endpoint.model) is None:
-                self.console.print(
-                    f"no price for model {settings.endpoint.model} in {settings.prices}: costs will be null",
-                    style="yellow",
-                    highlight=False,
-                    soft_wrap=True,
-                )
-        elif plan.source(self.spark, settings).isEmpty():
-            self.notes.append(f"prompts {settings.prompts.source} has no rows: nothing to capture")
-        else:
-            self.notes.append("nothing is owed: every request has its final row; no call was made, nothing was paid")
-
-    def _final_rows(self) -> int:
-        final = final_sql("c", keep_interrupted=self.settings.capture.keep_interrupted)
-        rows = self.spark.table(tables.quoted(self.settings.captures.table)).alias("c")
-        return rows.where((F.col("run_id") == self.lease.run_id) & F.expr(final)).count()
-
-    def _capture(self, owed: int, keepers: list[_Background]) -> None:
-        landers = [_Background("landing", self._keep_landing)] if self.slots > 1 else []
-        threads = keepers + landers
-        failures = 0
-        try:
-            with Display(self.console) as display:
-                while self.stop is None:
-                    job = _Background("capture", self._submit)
-                    while job.is_alive():
-                        self._turn(threads, display)
-                        job.join(POLL_S)
-                    self._turn(threads, display)
-                    if self.interrupted:
-                        time.sleep(_KILLED_S)
-                    with self.landing_lock:
-                        self.landing.drain()
-                    if job.error is None and len(self.plan.landed()) >= owed:
-                        break
-                    failures += 1
-                    self._incomplete(failures, _told(job.error))
-        finally:
-            self.captured.set()
-            for thread in landers:
-                thread.join()
-        self.landing.drain()
-
-    def _incomplete(self, failures: int, why: str) -> None:
-        """A Spark job left captures missing: submit it again, or give up. Its tasks skip what is there."""
-        if failures == _SUBMISSIONS:
-            self._stop("failed", f"the capture did not complete in {failures} Spark jobs: {why}")
-        elif self.stop is None:
-            note = f"Spark job {failures} did not complete: {why}; submitted again"
-            self.console.print(note, style="yellow", highlight=False, soft_wrap=True)
-
-    def _submit(self) -> None:
-        """One action over the paid UDF; it returns receipts, so nothing is lost with them."""
-        task = CaptureTask(self.settings, self.prices, self.lease.run_id, self.state.folder, self.lease.epoch)
-        parts = len(self.plan.part_files())
-        frame = self.spark.range(0, parts, 1, parts)
-        frame.select(part_udf(task)("id").alias("receipt")).collect()
-
-    def _turn(self, threads: list[_Background], display: Display) -> None:
-        """Twice a second: hear the workers, tell them what they may do, show where the run stands."""
-        beats = [beat for beat in self.state.heartbeats() if beat.epoch == self.lease.epoch]
-        for thread in threads:
-            if thread.error is not None:
-                self._stop("failed", f"{thread.name}: {_told(thread.error)}")
-        if fatal := next((beat.fatal for beat in beats if beat.fatal), None):
-            self._stop("failed", fatal)
-        if self.asked.is_set():
-            self._stop("stopped", "stopped by a signal")
-        newest = {beat.part: beat for beat in sorted(beats, key=lambda beat: beat.claim)}
-        capture = self.settings.capture
-        self._publish(_shares(newest.values(), capture.concurrency, capture.streams_per_worker), beats)
-        self.now = snapshot(self.now.owed, beats, time.time())
-        note = None if self.stop is None else f"stopping ({self.reason}): waiting for {self.now.open} open streams"
-        display.update(self.now, note=note)
-        if self.stop_at is not None and time.monotonic() > self.stop_at:
-            # Landing and the lease's thread lose a job, too, and try again: interruptTag does not reach other threads.
-            self.interrupted, self.stop_at = True, time.monotonic() + _END_WAIT_S
-            self.spark.interruptAll()
-
-    def _stop(self, status: str, reason: str) -> None:
-        if self.stop is None:
-            self.stop, self.reason = status, reason
-            # Workers drain by themselves; one that does not answer is ended with its job.
-            self.stop_at = time.monotonic() + self.settings.timeouts.grace_s + _END_WAIT_S
-
-    def _publish(self, shares: dict[str, int], beats: Iterable[Heartbeat] = ()) -> None:
-        self.beat += 1
-        unsure = self.slots > 1 and time.time() - self.renewed_at > _UNSURE_S
-        backlog = sum(1 for _ in self.state.journal.glob("*.parquet")) > _JOURNAL_FILES
-        self.state.publish(
-            Control(
-                epoch=self.lease.epoch,
-                beat=self.beat,
-                shares={} if unsure or backlog else shares,
-                cool_until=max((beat.cool_until for beat in beats), default=0.0),
-                stop=self.stop,
-                grace_s=self.settings.timeouts.grace_s,
-            )
-        )
-
-    def _keep_lease(self) -> None:
-        while not self.over.wait(_BEAT_S):
-            counts = {} if self.owed is None else {"owed": self.owed, **_added(self.before, self.now.counts())}
-            at = time.time()
-            runs.beat(self.spark, self.settings, self.lease, counts)
-            self.renewed_at = at
-
-    def _keep_landing(self) -> None:
-        failures = 0
-        while not self.captured.wait(_LAND_EVERY_S):
-            try:
-                with self.landing_lock:
-                    self.landing.tick()
-                failures = 0
-            except Exception:
-                # Another writer's commit may have come first; the journal still has it all.
-                failures += 1
-                if failures == _LANDING_TRIES:
-                    raise
-
-    def _close(self) -> Ended:
-        settings, run_id = self.settings, self.lease.run_id
-        self.notes += [
-            f"journal file {path.name} could not be read; it was set aside" for path in self.landing.set_aside
-        ]
-        totals = {"owed": self.owed, **runs.totals(self.spark, settings, run_id)}
-        row = runs.close(self.spark, settings, run_id, self.stop or "completed", self.reason, totals)
-        self.state.publish(Control(self.lease.epoch, self.beat + 1, stop="ended"))
-        self.state.remove()
-        return Ended(row, tuple(self.notes))
-
-
-def _shares(beats: Iterable[Heartbeat], concurrency: int, most: int) -> dict[str, int]:
-    """Each working claim's share of the run's streams, `most` at the most; their sum never exceeds it."""
-    claims = sorted(beat.claim for beat in beats if not beat.ended)
-    return {claim: min(most, (concurrency + at) // len(claims)) for at, claim in enumerate(claims)}
-
-
-def _added(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
-    return {key: None if value is None else value + (before.get(key) or 0) for key, value in now.items()}
-
-
-_PYTHON_ERROR = re.compile(r"^(?!org\.|java\.|pyspark\.)(?:\w+\.)*\w*(?:Error|Exception): \S.*", re.MULTILINE)
-_CRASHED = "Python worker exited unexpectedly"
-
-
-def _told(error: BaseException | None) -> str:
-    """An error in one line. Spark's texts hold the Python worker's traceback: its last line says what happened."""
-    if error is None:
-        return "captures are missing"
-    text = str(error)
-    if found := _PYTHON_ERROR.findall(text):
-        return " ".join(found[-1].split())[:300]
-    if _CRASHED in text:
-        return _CRASHED
-    return next(iter(text.splitlines()), "")[:300] or type(error).__name__

@@ -138,9 +138,14 @@ class RunState:
 
     def remove(self) -> None:
         """Everything of the run has landed: the folder goes, but for what was set aside for a person to look at."""
-        keep = self.aside.exists() and any(self.aside.iterdir())
-        for path in [path for path in self.folder.iterdir() if path != self.aside] if keep else [self.folder]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if not any(self.aside.glob("*")):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return
+        for path in self.folder.iterdir():
+            if path.is_dir() and path != self.aside:
+                shutil.rmtree(path, ignore_errors=True)
+            elif not path.is_dir():
+                path.unlink(missing_ok=True)
 
     def publish(self, control: Control) -> None:
         """The driver's word."""

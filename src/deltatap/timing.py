@@ -6,10 +6,10 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from deltatap.accumulate import KINDS, OUTPUT_KINDS
+from deltatap.received import KINDS, OUTPUT_KINDS
 
 if TYPE_CHECKING:
-    from deltatap.accumulate import Chunks
+    from deltatap.received import Chunks
 
 _OUTPUT = frozenset(KINDS.index(kind) for kind in OUTPUT_KINDS)
 _REASONING = KINDS.index("reasoning")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from tests.simulation import Simulation
 
-IDLE_S = 1.0
+IDLE_S = 2.0
 
 
 SIMULATOR = ("--speed", "20", "--tokens", "40")
@@ -82,7 +82,7 @@ def test_every_row_agrees_with_what_the_simulator_sent(
         tables,
         simulator,
         capture={"concurrency": 64, "max_attempts": 3, "max_broken": 2},
-        timeouts={"first_byte_s": 2, "idle_s": IDLE_S, "total_s": 30},
+        timeouts={"first_byte_s": 4, "idle_s": IDLE_S, "total_s": 30},
     )
     calls = defaultdict(list)
     for call in simulator.calls():

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltatap.accumulate import OUTPUT_KINDS, ChatAccumulator, Received, StreamError, Usage
+from deltatap.accumulate import ChatAccumulator
+from deltatap.received import OUTPUT_KINDS, Received, StreamError, Usage
 
 
 def receive(*events: Any, choices: int = 1) -> Received:

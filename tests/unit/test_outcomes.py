@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from deltatap.accumulate import Choice, Chunks, Received, StreamError
 from deltatap.outcomes import (
     ERRORS,
     Again,
@@ -21,6 +20,7 @@ from deltatap.outcomes import (
     retry_after_s,
     stops_run,
 )
+from deltatap.received import Choice, Chunks, Received, StreamError
 
 POLICY = RetryPolicy(max_attempts=3, max_broken=2, retry_for_s=10)
 NOW = 1_800_000_000.0

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltatap.accumulate import KINDS, Chunks
+from deltatap.received import KINDS, Chunks
 from deltatap.timing import LagRecord, Times, tpot_ms
 
 

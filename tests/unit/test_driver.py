@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltatap.run import _shares, _told
+from deltatap.driver import _shares, _told
 from deltatap.state import Heartbeat
 
 
