@@ -8,6 +8,7 @@ runs. Leaves to others what a call is (``client.py``), what may start (``schedul
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import threading
 import time
@@ -85,6 +86,7 @@ class Engine:
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._main, name="deltatap-engine", daemon=True)
         self._lag = LagRecord()
+        self._tick_due = math.inf
         self._tasks: dict[asyncio.Task[None], Job] = {}
         self._submitted = 0
         self._finished = 0
@@ -119,8 +121,7 @@ class Engine:
 
     def lag_ms(self, seconds: float) -> float:
         """The event loop's worst delay in the last seconds."""
-        now = time.perf_counter()
-        return self._lag.worst(now - seconds) * 1e3
+        return self._worst_lag(time.perf_counter() - seconds) * 1e3
 
     def submit(self, job: Job) -> bool:
         """Take a job; blocks while too many are unfinished. False when the engine was stopped and takes none."""
@@ -223,6 +224,7 @@ class Engine:
             # A fault of ours, not of the API: fail loudly rather than lose the request.
             self._broken = error
             self._over = True
+            self._cut()
 
     def _take(self, job: Job) -> None:
         if job.request.error is not None:
@@ -245,7 +247,7 @@ class Engine:
             Capture(
                 job,
                 queued_ms=(first.started - job.planned) * 1e3,
-                loop_lag_ms=self._lag.worst(last.started) * 1e3,
+                loop_lag_ms=self._worst_lag(last.started) * 1e3,
             )
         )
 
@@ -278,10 +280,13 @@ class Engine:
         self._wake.set()
         self._cut()
 
+    def _worst_lag(self, since: float) -> float:
+        """In seconds; a tick that is late right now counts, too."""
+        return max(self._lag.worst(since), time.perf_counter() - self._tick_due)
+
     async def _watch_lag(self) -> None:
-        due = time.perf_counter() + _LAG_TICK_S
         while True:
-            await asyncio.sleep(due - time.perf_counter())
+            self._tick_due = time.perf_counter() + _LAG_TICK_S
+            await asyncio.sleep(_LAG_TICK_S)
             now = time.perf_counter()
-            self._lag.add(now, max(0.0, now - due))
-            due = now + _LAG_TICK_S
+            self._lag.add(now, max(0.0, now - self._tick_due))
