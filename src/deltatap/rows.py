@@ -124,19 +124,18 @@ def _output_tokens(call: Call, encoding: str) -> int:
 
 
 def _bill(call: Call, inputs: int, output: int, price: Price | None) -> Bill:
+    """What a call used: as reported, and what was not reported as tiktoken counts it; nothing when nothing came."""
     usage = call.received.usage
-    if usage is not None:
-        inputs, output, cached, basis = (
-            usage.input_tokens or 0,
-            usage.output_tokens or 0,
-            usage.cached_input_tokens or 0,
-            "reported",
-        )
-    elif call.received.output:
-        cached, basis = 0, "tiktoken"
-    else:
+    if usage is None and not call.received.output:
         return Bill(0, 0, 0.0 if price else None, None)
-    return Bill(inputs, output, cost_usd(price, inputs, output, cached) if price else None, basis)
+    reported = [None, None] if usage is None else [usage.input_tokens, usage.output_tokens]
+    bases = {"tiktoken" if tokens is None else "reported" for tokens in reported}
+    used_in, used_out = (
+        counted if tokens is None else tokens for tokens, counted in zip(reported, (inputs, output), strict=True)
+    )
+    cached = usage.cached_input_tokens or 0 if usage else 0
+    cost = cost_usd(price, used_in, used_out, cached) if price else None
+    return Bill(used_in, used_out, cost, bases.pop() if len(bases) == 1 else "mixed")
 
 
 def _total(
@@ -241,7 +240,8 @@ def _values(row: Row, context: Context) -> dict[str, Any]:
 def _of_call(call: Call, output_tokens: int) -> dict[str, Any]:
     received = call.received
     times = Times.of(received.chunks)
-    tokens = output_tokens if received.usage is None else received.usage.output_tokens
+    reported = received.usage.output_tokens if received.usage else None
+    tokens = output_tokens if reported is None else reported
     return {
         "finish_reason": received.finish_reason,
         "text": received.text,
