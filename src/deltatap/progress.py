@@ -38,7 +38,6 @@ class Snapshot:
         ttft_ms: the median of the last calls, by worker, and of these the median.
         errors: failed calls by type, those that were tried again included.
         cool_down_s: how long nothing starts.
-        workers: at work.
     """
 
     owed: int
@@ -51,7 +50,6 @@ class Snapshot:
     ttft_ms: float | None = None
     errors: Mapping[str, int] = field(default_factory=dict)
     cool_down_s: float = 0.0
-    workers: int = 0
 
     @property
     def done(self) -> int:
@@ -98,7 +96,6 @@ def snapshot(owed: int, heartbeats: Iterable[Heartbeat], now: float) -> Snapshot
         ttft_ms=ttft[len(ttft) // 2] if ttft else None,
         errors=errors,
         cool_down_s=max(0.0, max((beat.cool_until for beat in alive), default=0.0) - now),
-        workers=len(alive),
     )
 
 

@@ -44,11 +44,6 @@ class SSEDecoder:
         self._after_cr = False
         self._at_start = True
 
-    @property
-    def pending(self) -> bool:
-        """Whether bytes of an event that has not ended are held."""
-        return bool(self._line or self._data)
-
     def feed(self, data: bytes) -> list[ServerSentEvent]:  # noqa: C901 - runs per read, where a call costs more
         """The events that these bytes complete.
 

@@ -18,7 +18,7 @@ def test_heartbeats_add_up_and_the_dead_count_with_what_they_wrote() -> None:
         Heartbeat(1, "00001-000001-c", 3, open=3, rows={}, cost_usd=0.25, ttft_ms=100.0, input_tokens=4),
     ]  # fmt: skip
     now = snapshot(20, beats, NOW)
-    assert (now.done, now.rows, now.open, now.requests, now.workers) == (6, {"completed": 5, "failed": 1}, 5, 13, 2)
+    assert (now.done, now.rows, now.open, now.requests) == (6, {"completed": 5, "failed": 1}, 5, 13)
     assert (now.errors, now.cost_usd, now.input_tokens, now.output_tokens) == ({"server": 3}, 0.75, 4, 7)
     assert (now.ttft_ms, now.cool_down_s) == (200.0, 8.0)
     assert now.counts()["completed"] == 5
@@ -29,7 +29,7 @@ def test_no_heartbeat_is_no_progress() -> None:
 
 
 def test_a_line_for_a_log() -> None:
-    now = Snapshot(100, {"completed": 40, "failed": 1}, 8, 44, 10, 500, 0.1234, 210.0, {"rate_limit": 3}, 7.0, 1)
+    now = Snapshot(100, {"completed": 40, "failed": 1}, 8, 44, 10, 500, 0.1234, 210.0, {"rate_limit": 3}, 7.0)
     assert line(now, 10.0) == (
         "captured 41/100, 40 completed, 1 failed, 8 streams open, 44 calls, 4.1 requests/s, 50 tokens/s, "
         "TTFT p50 210 ms, $0.1234, errors: rate_limit 3, cooling down 7 s"

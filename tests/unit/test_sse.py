@@ -111,14 +111,3 @@ def test_what_is_too_long_is_refused(content: bytes) -> None:
 def test_the_limit_is_an_event_s_not_the_stream_s() -> None:
     decoder = SSEDecoder(max_event_bytes=40)
     assert sum(len(decoder.feed(b"data: xxxxxxxxxxxxxxxx\n\n")) for _ in range(100)) == 100
-
-
-def test_pending_tells_of_an_event_that_has_not_ended() -> None:
-    decoder = SSEDecoder()
-    assert not decoder.pending
-    decoder.feed(b"data: a")
-    assert decoder.pending
-    decoder.feed(b"\n")
-    assert decoder.pending
-    decoder.feed(b"\n")
-    assert not decoder.pending
