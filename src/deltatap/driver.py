@@ -170,9 +170,10 @@ class Driver:
                 highlight=False,
                 soft_wrap=True,
             )
-            if settings.endpoint.model and self.prices.find(settings.endpoint.model) is None:
+            model = settings.endpoint.model
+            if settings.prices and model and self.prices.find(model) is None:
                 self.console.print(
-                    f"no price for model {settings.endpoint.model} in {settings.prices}: costs will be null",
+                    f"no price for model {model} in {settings.prices}: costs will be null",
                     style="yellow",
                     highlight=False,
                     soft_wrap=True,
