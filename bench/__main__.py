@@ -20,7 +20,7 @@ from openai.types.chat import ChatCompletionChunk
 from rich.console import Console
 from rich.table import Table
 
-from deltatap.accumulate import ChatAccumulator
+from deltatap.apis import ChatAccumulator
 from deltatap.sse import SSEDecoder
 from tests.simulation import Simulation, start_simulator
 

@@ -1,8 +1,9 @@
-"""Events of a chat completions stream become what was received: texts, choices, usage, when each chunk came. Sans-IO.
+"""What a call receives grows here: texts, choices, usage, names, when each chunk came. Sans-IO, the same for all APIs.
 
-Knows what OpenAI-compatible servers put into a chunk. Knows no sockets and no clock: a time and a read number come with
+Knows how events become elements and how they end. Knows no sockets and no clock: a time and a read number come with
 each event. Nothing that a server sends raises here: what cannot be understood is kept as a protocol error, what is
-unknown is passed over, and what had arrived before stays. Leaves to ``outcomes.py`` whether it was enough.
+unknown is passed over, and what had arrived before stays. What an event means is its API's: one table each, in
+``apis.py``. Leaves to ``outcomes.py`` whether it was enough.
 """
 
 from __future__ import annotations
@@ -16,13 +17,10 @@ from typing import Any
 import orjson
 
 from deltatap.received import (
-    CONTENT,
     EMPTY,
     ERROR,
     FINISH,
     NO_CHOICE,
-    REASONING,
-    REFUSAL,
     ROLE,
     TOOL_CALLS,
     USAGE,
@@ -37,26 +35,59 @@ _DONE = b"[DONE]"
 _NAN = math.nan
 _SHOWN = 80
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_NAMES = ("model", "id", "system_fingerprint", "service_tier")
 
 
 @dataclass(slots=True)
-class _Growing:
+class ToolCall:
+    """A tool call as it grows; `item` is one that a server ran itself, as it said it."""
+
+    id: str | None = None
+    type: str = "function"
+    name: list[str] = field(default_factory=list)
+    arguments: list[str] = field(default_factory=list)
+    item: dict[str, Any] | None = None
+
+    def grown(self) -> dict[str, Any]:
+        """As chat completions have it."""
+        if self.item is not None:
+            return self.item
+        function = {"name": _joined(self.name), "arguments": _joined(self.arguments)}
+        return {"id": self.id, "type": self.type, "function": function}
+
+
+@dataclass(slots=True)
+class Growing:
     """A choice as it grows."""
 
+    index: int
     text: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
     refusal: list[str] = field(default_factory=list)
-    tool_calls: dict[int, dict[str, Any]] = field(default_factory=dict)
+    tool_calls: dict[int, ToolCall] = field(default_factory=dict)
     logprobs: list[Any] = field(default_factory=list)
     finish_reason: str | None = None
     last_output_ms: float = _NAN
 
+    def grown(self) -> Choice:
+        """The choice as it stands."""
+        calls = [call.grown() for _, call in sorted(self.tool_calls.items())]
+        return Choice(
+            index=self.index,
+            text=_joined(self.text),
+            finish_reason=self.finish_reason,
+            refusal=_joined(self.refusal) or None,
+            reasoning=_joined(self.reasoning) or None,
+            tool_calls=to_json(calls) if calls else None,
+        )
 
-class ChatAccumulator:
-    """Takes the events of a chat completions stream. One accumulator a call.
+
+class Accumulator:
+    """Takes the events of a stream, or a whole answer. One accumulator a call; a subclass for each API.
 
     Args:
         choices: how many the request asked for (``n``).
+        keep_raw: whether every event's bytes are kept.
     """
 
     __slots__ = (
@@ -67,22 +98,34 @@ class ChatAccumulator:
         "_event",
         "_filters",
         "_halves",
+        "_moderation",
+        "_ms",
         "_names",
+        "_output_came",
         "_protocol_error",
+        "_raw",
+        "_read",
         "_usage",
+        "_whole",
         "done",
     )
 
-    def __init__(self, choices: int = 1) -> None:
+    def __init__(self, choices: int = 1, *, keep_raw: bool = False) -> None:
         self.done = False
         self._asked = choices
+        self._raw: list[tuple[str, bytes]] | None = [] if keep_raw else None
         self._chunks = Chunks()
-        self._choices: dict[int, _Growing] = {}
+        self._choices: dict[int, Growing] = {}
+        self._ms = 0.0
+        self._read = 0
         self._event = -1
+        self._whole = False
         self._halves = False
+        self._output_came = False
         self._usage: Usage | None = None
         self._names: dict[str, str] = {}
         self._filters: list[Any] = []
+        self._moderation: Any = None
         self._error: StreamError | None = None
         self._protocol_error: str | None = None
 
@@ -95,183 +138,188 @@ class ChatAccumulator:
             read: the number of the socket read that brought it.
             event: the event's type; most servers name none.
         """
+        if self._raw is not None:
+            self._raw.append((event, data))
         if self.done or self._error is not None or self._protocol_error is not None:
             return
         if data == _DONE:
             self.done = True
             return
         self._event += 1
+        self._ms = ms
+        self._read = read
+        chunk = self._object(data)
+        if chunk is None:
+            return
+        said = len(self._chunks)
+        if event == "error" or chunk.get("error"):
+            self._refuse(chunk, data)
+        else:
+            self._take(chunk, data, event)
+        if len(self._chunks) == said:
+            self._mark(EMPTY)
+
+    def add_whole(self, data: bytes) -> None:
+        """The body of an answer that is not streamed. It has no chunks."""
+        if self._raw is not None:
+            self._raw.append(("", data))
+        self._whole = self.done = True
+        self._event = 0
+        answer = self._object(data)
+        if answer is None:
+            return
+        if answer.get("error"):
+            self._refuse(answer, data)
+        else:
+            self._take_whole(answer, data)
+
+    def add_refusal(self, body: object) -> None:
+        """What a refused request's body says of the filter that refused it, as Azure's does."""
+        error = body.get("error", body) if type(body) is dict else None
+        inner = error.get("innererror") if type(error) is dict else None
+        found = inner.get("content_filter_result") if type(inner) is dict else None
+        if found:
+            self._filters.append({"content_filter_result": found})
+
+    def _take(self, chunk: dict[str, Any], data: bytes, event: str) -> None:
+        """What an event means; the API's."""
+        raise NotImplementedError
+
+    def _take_whole(self, answer: dict[str, Any], data: bytes) -> None:
+        """What a whole answer means; the API's."""
+        raise NotImplementedError
+
+    def _object(self, data: bytes) -> dict[str, Any] | None:
         try:
-            chunk = orjson.loads(data)
+            value = orjson.loads(data)
         except orjson.JSONDecodeError as error:
             try:
                 # orjson refuses half a surrogate pair, which servers that cut between UTF-16 units do send.
-                chunk = _cleaned(json.loads(data))
+                value = _cleaned(json.loads(data))
                 self._halves = True
             except (ValueError, RecursionError):
                 self._fail(f"is no JSON ({error})", data)
-                return
-        if type(chunk) is not dict:
+                return None
+        if type(value) is not dict:
             self._fail("is no JSON object", data)
-            return
-        if event == "error" or chunk.get("error"):
-            self._refuse(chunk, data, ms, read)
-            return
-        self._take(chunk, data, ms, read)
+            return None
+        return value
 
-    def _take(self, chunk: dict[str, Any], data: bytes, ms: float, read: int) -> None:  # noqa: C901 - runs per chunk
-        choices = chunk.get("choices")
-        if choices is None:
-            choices = ()
-        elif type(choices) is not list:
-            self._fail("has choices that are no list", data)
-            return
-        said = len(self._chunks)
-        for choice in choices:
-            if type(choice) is not dict:
-                self._fail("has a choice that is no object", data)
-                return
-            self._choice(choice, ms, read)
-        usage = chunk.get("usage")
-        if type(usage) is dict:
-            self._usage = _usage(usage)
-            self._chunks.append(ms, _NAN, "", USAGE, NO_CHOICE, self._event, read)
-        if len(self._chunks) == said:
-            self._chunks.append(ms, _NAN, "", EMPTY, NO_CHOICE, self._event, read)
-        if len(self._names) < len(_NAMES):
-            for name in _NAMES:
-                value = chunk.get(name)
-                if type(value) is str and value:
-                    self._names[name] = value
-        if "prompt_filter_results" in chunk:
-            self._filters.append({"prompt_filter_results": chunk["prompt_filter_results"]})
-
-    def _choice(self, given: dict[str, Any], ms: float, read: int) -> None:  # noqa: C901, PLR0912 - runs per chunk
-        index = given.get("index")
+    def _choice(self, index: object = 0) -> Growing:
         if type(index) is not int or not 0 <= index < 2**31:
             index = 0
         choice = self._choices.get(index)
         if choice is None:
-            choice = self._choices[index] = _Growing()
-        chunks, event, said = self._chunks, self._event, len(self._chunks)
-        delta = given.get("delta")
-        if type(delta) is dict:
-            role = delta.get("role")
-            if type(role) is str and role:
-                chunks.append(ms, ms - choice.last_output_ms, role, ROLE, index, event, read)
-            reasoning = delta.get("reasoning_content") or delta.get("reasoning")
-            if type(reasoning) is str and reasoning:
-                self._output(choice, choice.reasoning, reasoning, REASONING, index, ms, read)
-            content = delta.get("content")
-            if type(content) is str and content:
-                self._output(choice, choice.text, content, CONTENT, index, ms, read)
-            if not content or len(delta) > 1:
-                refusal = delta.get("refusal")
-                if type(refusal) is str and refusal:
-                    self._output(choice, choice.refusal, refusal, REFUSAL, index, ms, read)
-                calls = delta.get("tool_calls")
-                if type(calls) is list and calls:
-                    self._tool_calls(choice, calls, index, ms, read)
-        elif type(given.get("tool_calls")) is list:
-            self._tool_calls(choice, given["tool_calls"], index, ms, read)
-        finish = given.get("finish_reason")
-        if type(finish) is str and finish:
-            choice.finish_reason = finish
-            chunks.append(ms, ms - choice.last_output_ms, finish, FINISH, index, event, read)
-        if len(chunks) == said:
-            chunks.append(ms, ms - choice.last_output_ms, "", EMPTY, index, event, read)
-        if given.get("logprobs"):
-            choice.logprobs.append(given["logprobs"])
-        if given.get("content_filter_results"):
-            self._filters.append({"index": index, "content_filter_results": given["content_filter_results"]})
+            choice = self._choices[index] = Growing(index)
+        return choice
 
-    def _output(
-        self, choice: _Growing, into: list[str], text: str, kind: int, index: int, ms: float, read: int
-    ) -> None:
+    def _output(self, choice: Growing, into: list[str], text: object, kind: int) -> None:
+        """A piece of output; nothing for an empty one and for what is no text."""
+        if type(text) is not str or not text:
+            return
         shown = _SURROGATE.sub("\ufffd", text) if self._halves else text
-        self._chunks.append(ms, ms - choice.last_output_ms, shown, kind, index, self._event, read)
+        ms = self._ms
+        self._chunks.append(ms, ms - choice.last_output_ms, shown, kind, choice.index, self._event, self._read)
         into.append(text)
         choice.last_output_ms = ms
+        self._output_came = True
 
-    def _tool_calls(self, choice: _Growing, calls: list[Any], index: int, ms: float, read: int) -> None:
-        fragments: list[str] = []
-        for at, given in enumerate(calls):
-            if type(given) is not dict:
-                continue
-            number = given.get("index")
-            call = choice.tool_calls.setdefault(
-                number if type(number) is int else at, {"id": None, "type": "function", "name": [], "arguments": []}
-            )
-            for key in ("id", "type"):
-                if type(given.get(key)) is str and given[key]:
-                    call[key] = given[key]
-            function = given.get("function")
-            if type(function) is dict:
-                for key in ("name", "arguments"):
-                    text = function.get(key)
-                    if type(text) is str and text:
-                        call[key].append(text)
-                        fragments.append(text)
-        if fragments:
-            self._output(choice, [], "".join(fragments), TOOL_CALLS, index, ms, read)
+    def _called(self, choice: Growing, call: ToolCall, name: object, arguments: object) -> None:
+        """A piece of a tool call: one element, whatever it brings."""
+        pieces = []
+        for into, text in ((call.name, name), (call.arguments, arguments)):
+            if type(text) is str and text:
+                into.append(text)
+                pieces.append(text)
+        self._output(choice, [], "".join(pieces), TOOL_CALLS)
 
-    def _refuse(self, chunk: dict[str, Any], data: bytes, ms: float, read: int) -> None:
+    def _mark(self, kind: int, text: str = "", choice: Growing | None = None) -> None:
+        """An element that is no output."""
+        gap = _NAN if choice is None else self._ms - choice.last_output_ms
+        index = NO_CHOICE if choice is None else choice.index
+        self._chunks.append(self._ms, gap, text, kind, index, self._event, self._read)
+
+    def role(self, choice: Growing, role: object) -> None:
+        """Who speaks."""
+        if type(role) is str and role:
+            self._mark(ROLE, role, choice)
+
+    def _finish(self, choice: Growing, reason: object) -> None:
+        if type(reason) is str and reason:
+            choice.finish_reason = reason
+            self._mark(FINISH, reason, choice)
+
+    def _said(self, names: dict[str, Any]) -> None:
+        """Who answered, under which id; the first word counts, and most events repeat it."""
+        if len(self._names) < len(_NAMES):
+            for name in _NAMES:
+                value = names.get(name)
+                if type(value) is str and value:
+                    self._names[name] = value
+
+    def _used(self, given: object) -> None:
+        """Usage, in the words of chat completions or of Responses; the last word counts."""
+        if type(given) is not dict:
+            return
+        cached = _detail(given, "prompt_tokens_details", "input_tokens_details")
+        output = _detail(given, "completion_tokens_details", "output_tokens_details")
+        self._usage = Usage(
+            input_tokens=_count(given.get("prompt_tokens", given.get("input_tokens"))),
+            output_tokens=_count(given.get("completion_tokens", given.get("output_tokens"))),
+            total_tokens=_count(given.get("total_tokens")),
+            # DeepSeek's word for it stands beside the tokens.
+            cached_input_tokens=_count(cached.get("cached_tokens", given.get("prompt_cache_hit_tokens"))),
+            reasoning_tokens=_count(output.get("reasoning_tokens")),
+            audio_input_tokens=_count(cached.get("audio_tokens")),
+            audio_output_tokens=_count(output.get("audio_tokens")),
+        )
+        self._mark(USAGE)
+
+    def _refuse(self, chunk: dict[str, Any], data: bytes) -> None:
         given = chunk.get("error") or chunk
         error = given if type(given) is dict else {"message": given}
         self._error = StreamError(
-            *(None if error.get(k) is None else str(error[k]) for k in ("type", "code", "message"))
+            *(None if error.get(key) is None else str(error[key]) for key in ("type", "code", "message"))
         )
-        self._chunks.append(ms, _NAN, data.decode("utf-8", "replace"), ERROR, NO_CHOICE, self._event, read)
+        self._mark(ERROR, data.decode("utf-8", "replace"))
 
     def _fail(self, what: str, data: bytes) -> None:
         shown = data[:_SHOWN].decode("utf-8", "replace")
-        self._protocol_error = f"event {self._event} {what}: {shown}"
+        where = "the answer" if self._whole else f"event {self._event}"
+        self._protocol_error = f"{where} {what}: {shown}"
 
     def finish(self) -> Received:
         """What was received until now."""
-        choices = tuple(_grown(index, choice) for index, choice in sorted(self._choices.items()))
-        logprobs = {index: choice.logprobs for index, choice in sorted(self._choices.items()) if choice.logprobs}
+        growing = [choice for _, choice in sorted(self._choices.items())]
+        choices = tuple(choice.grown() for choice in growing)
+        logprobs = [{"index": choice.index, "logprobs": choice.logprobs} for choice in growing if choice.logprobs]
         finished = [choice for choice in choices if choice.finish_reason is not None]
         return Received(
-            chunks=self._chunks,
+            chunks=Chunks() if self._whole else self._chunks,
             choices=choices,
             usage=self._usage,
             response_model=self._names.get("model"),
             response_id=self._names.get("id"),
             system_fingerprint=self._names.get("system_fingerprint"),
             service_tier=self._names.get("service_tier"),
-            content_filter=_json(self._filters) if self._filters else None,
-            logprobs=_json([{"index": index, "logprobs": found} for index, found in logprobs.items()])
-            if logprobs
-            else None,
+            content_filter=to_json(self._filters) if self._filters else None,
+            logprobs=to_json(logprobs) if logprobs else None,
+            moderation=to_json(self._moderation) if self._moderation else None,
             done=self.done,
             error=self._error,
             protocol_error=self._protocol_error,
-            output=any(choice.text or choice.reasoning or choice.refusal or choice.tool_calls for choice in choices),
+            output=self._output_came,
             finished=len(finished) >= self._asked and len(finished) == len(choices),
+            raw=None if self._raw is None else tuple(self._raw),
         )
 
 
-_NAMES = ("model", "id", "system_fingerprint", "service_tier")
-
-
-def _grown(index: int, choice: _Growing) -> Choice:
-    calls = [
-        {
-            "id": call["id"],
-            "type": call["type"],
-            "function": {"name": _joined(call["name"]), "arguments": _joined(call["arguments"])},
-        }
-        for _, call in sorted(choice.tool_calls.items())
-    ]
-    return Choice(
-        index=index,
-        text=_joined(choice.text),
-        finish_reason=choice.finish_reason,
-        refusal=_joined(choice.refusal) or None,
-        reasoning=_joined(choice.reasoning) or None,
-        tool_calls=_json(calls) if calls else None,
-    )
+def to_json(value: object) -> str:
+    """Compact JSON of what came as JSON."""
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:  # an integer beyond 64 bits, half a surrogate pair
+        return json.dumps(value)
 
 
 def _joined(pieces: list[str]) -> str:
@@ -282,23 +330,18 @@ def _joined(pieces: list[str]) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def _usage(given: dict[str, Any]) -> Usage:
-    prompt = given.get("prompt_tokens_details")
-    completion = given.get("completion_tokens_details")
-    return Usage(
-        input_tokens=_count(given.get("prompt_tokens")),
-        output_tokens=_count(given.get("completion_tokens")),
-        total_tokens=_count(given.get("total_tokens")),
-        cached_input_tokens=_count(prompt.get("cached_tokens")) if type(prompt) is dict else None,
-        reasoning_tokens=_count(completion.get("reasoning_tokens")) if type(completion) is dict else None,
-    )
+def _detail(usage: dict[str, Any], *names: str) -> dict[str, Any]:
+    found = next((usage[name] for name in names if usage.get(name)), None)
+    return found if type(found) is dict else {}
 
 
 def _count(value: object) -> int | None:
     return value if type(value) is int and abs(value) < 2**63 else None
 
 
-_TEXTS = frozenset(("content", "reasoning_content", "reasoning", "refusal", "name", "arguments"))
+_TEXTS = frozenset(
+    ("content", "reasoning_content", "reasoning", "refusal", "name", "arguments", "text", "delta", "transcript")
+)
 
 
 def _cleaned(value: Any, key: str = "") -> Any:  # noqa: ANN401 - any JSON
@@ -310,10 +353,3 @@ def _cleaned(value: Any, key: str = "") -> Any:  # noqa: ANN401 - any JSON
     if type(value) is dict:
         return {_cleaned(name): _cleaned(item, name) for name, item in value.items()}
     return value
-
-
-def _json(value: object) -> str:
-    try:
-        return orjson.dumps(value).decode()
-    except TypeError:  # an integer beyond 64 bits, half a surrogate pair
-        return json.dumps(value)

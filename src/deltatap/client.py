@@ -1,7 +1,8 @@
-"""One streamed call: the openai client sends it over aiohttp, the body's bytes are read as they come.
+"""One call, streamed or whole: the openai client sends it over aiohttp, the body's bytes are read as they come.
 
-Knows sockets, headers, time-outs and which exceptions they raise; they become the outcomes' errors here, once. Leaves
-decoding to ``sse.py``, what the events mean to ``accumulate.py``, and what happens next to ``outcomes.py``.
+Knows URLs, sockets, headers, time-outs and which exceptions they raise; they become the outcomes' errors here, once.
+Leaves decoding to ``sse.py``, what the events mean to ``apis.py``, tokens to ``credentials.py``, and what happens next
+to ``outcomes.py``.
 
 The client's typed chunk objects would cost several times what the rest of the worker does for a chunk, so the request
 goes through ``client.post``, its public way for what it has no method for: credentials, base URL, headers and errors
@@ -13,30 +14,36 @@ from __future__ import annotations
 import asyncio
 import time
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self, cast
+from urllib.parse import quote
 
 import aiohttp
 import httpx2
 import openai
 from openai import AsyncOpenAI, AsyncStream, Omit
 
-from deltatap.accumulate import ChatAccumulator
-from deltatap.credentials import api_key
-from deltatap.errors import ProtocolError
+from deltatap.apis import ACCUMULATORS, PATHS
+from deltatap.credentials import credential_of
+from deltatap.errors import CredentialError, ProtocolError
 from deltatap.outcomes import CaptureError, Status, conclude, http_error
+from deltatap.prompts import without_stream_options
+from deltatap.received import Chunks
 from deltatap.sse import SSEDecoder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from types import SimpleNamespace
 
+    from deltatap.accumulate import Accumulator
     from deltatap.config import Endpoint, Timeouts
+    from deltatap.credentials import Credential
+    from deltatap.prompts import Mode, Wire
     from deltatap.received import Received
 
-PATH = "/chat/completions"
 _RESPONSE = "aiohttp_response"
 _SPENT_S = 0.5
+_MAX_WHOLE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +62,9 @@ class Call:
         status: of the call.
         error: None when it completed.
         http_status: of the response; None when none came.
+        body: the JSON body that was sent.
+        mended: whether the same request may go out again at once, since the client knows now what the server did not
+            take: an expired token, or stream options.
     """
 
     started_at: float
@@ -68,6 +78,8 @@ class Call:
     status: Status
     error: CaptureError | None
     http_status: int | None
+    body: str = ""
+    mended: bool = False
 
 
 _current: ContextVar[_Watchdog] = ContextVar("current")
@@ -135,11 +147,13 @@ class _Watchdog:
     Re-arms when what is waited for changes, and when its timer fires: so a read costs one assignment.
     """
 
-    def __init__(self, timeouts: Timeouts, started: float) -> None:
+    def __init__(self, timeouts: Timeouts, started: float, mode: Mode) -> None:
         self.written: float | None = None
         self.last_read: float | None = None
         self.fired: str | None = None
         self._timeouts, self._started = timeouts, started
+        # Of a whole answer the first byte comes when all of it has been generated.
+        self._first_byte_s = timeouts.first_byte_s if mode == "stream" else timeouts.total_s
         self._handle: asyncio.Handle | None = None
 
     def __enter__(self) -> Self:
@@ -170,7 +184,7 @@ class _Watchdog:
         if self.last_read is not None:
             stage = (self.last_read + timeouts.idle_s, "idle")
         elif self.written is not None:
-            stage = (self.written + timeouts.first_byte_s, "first_byte")
+            stage = (self.written + self._first_byte_s, "first_byte")
         else:
             stage = (self._started + timeouts.connect_s, "connect")
         return min(stage, (self._started + timeouts.total_s, "total"))
@@ -191,56 +205,77 @@ class _Watchdog:
             self._handle = None
 
 
-class StreamingClient:
-    """Streamed chat completions from one endpoint. Make it, use it and close it on one event loop."""
+class EndpointClient:
+    """Calls to one endpoint. Make it, use it and close it on one event loop."""
 
-    def __init__(self, endpoint: Endpoint, timeouts: Timeouts, *, wall: Callable[[], float] = time.time) -> None:
-        """Read the key, once, from the variable that the configuration names.
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        timeouts: Timeouts,
+        *,
+        keep_raw: bool = False,
+        credential: Credential | None = None,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """Open nothing yet.
+
+        Args:
+            endpoint: where to call, and whose form the answers have.
+            timeouts: how long to wait for what.
+            keep_raw: whether every event's bytes are kept.
+            credential: instead of the one that the endpoint's configuration names.
+            wall: the time in seconds since the epoch.
 
         Raises:
-            ConfigError: when the variable is not set.
+            ConfigError: when the variable that holds the key is not set.
         """
-        self._timeouts, self._wall = timeouts, wall
-        self._key = api_key(endpoint)
+        self._endpoint, self._timeouts, self._keep_raw, self._wall = endpoint, timeouts, keep_raw, wall
+        self._credential = credential or credential_of(endpoint)
+        # Behind a router each model is another server.
+        self._refuse_stream_options: set[str] = set()
         # No environment variable but the key's is read: OPENAI_ORG_ID and the like would be sent along.
         unsaid: dict[str, Any] = {"OpenAI-Organization": Omit(), "OpenAI-Project": Omit()}
-        self._headers: dict[str, Any] = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
-        if self._key is None:
-            self._headers["Authorization"] = Omit()
         self._client = AsyncOpenAI(
-            api_key=self._key or "",
+            api_key="",
             admin_api_key="",
-            base_url=endpoint.base_url,
+            base_url=_base_url(endpoint),
             max_retries=0,
             timeout=None,
             default_headers=unsaid,
+            default_query={"api-version": endpoint.api_version} if endpoint.api_version else None,
             http_client=httpx2.AsyncClient(transport=AiohttpTransport(), timeout=None, trust_env=False),
         )
 
-    async def stream(self, body: str, choices: int = 1) -> Call:
-        """One call with ``stream=True``; never raises for what the API or the network does.
+    async def call(self, wire: Wire) -> Call:
+        """One call; never raises for what the API or the network does.
 
         Args:
-            body: the JSON body; it holds ``"stream": true``.
-            choices: how many choices the body asks for.
+            wire: the body, and whether the answer is streamed.
 
         Returns:
             What arrived, however it ended. A cancelled task is an outcome like any other: `cancelled`.
         """
         started_at, started = self._wall(), time.perf_counter()
-        reading = _Reading(ChatAccumulator(choices))
+        with_options = wire.usage and wire.model not in self._refuse_stream_options
+        body = without_stream_options(wire.body) if wire.usage and not with_options else wire.body
+        reading = _Reading(ACCUMULATORS[self._endpoint.api](wire.choices, keep_raw=self._keep_raw))
         failure: CaptureError | None = None
-        watchdog = _Watchdog(self._timeouts, started)
+        mended = False
+        watchdog = _Watchdog(self._timeouts, started, wire.mode)
         token = _current.set(watchdog)
         try:
             with watchdog:
-                await self._read(body, reading, watchdog)
+                await self._read(wire, body, reading, watchdog)
         except asyncio.CancelledError:
             failure = _cancelled(watchdog.fired, self._timeouts)
         except openai.APIStatusError as refused:
             response = refused.response
-            reading.responded(response.status_code, response.headers.get("x-request-id"))
+            reading.responded(response.status_code, _request_id(response.headers))
+            reading.accumulator.add_refusal(refused.body)
             failure = http_error(response.status_code, refused.body, response.headers, self._wall())
+            mended = await self._mend(failure, reading, wire.model if with_options else None)
+        except CredentialError as absent:
+            failure = CaptureError("connection", "credential", str(absent))
         except ProtocolError as strange:
             failure = CaptureError("protocol", None, str(strange), reading.http_status)
         except (aiohttp.ClientError, openai.APIConnectionError, httpx2.HTTPError, OSError) as lost:
@@ -251,6 +286,8 @@ class StreamingClient:
                 reading.response.close()
             _current.reset(token)
         received = reading.accumulator.finish()
+        if wire.mode == "complete":
+            received = replace(received, chunks=Chunks())
         status, error = conclude(received, failure)
         written = watchdog.written
         return Call(
@@ -265,57 +302,71 @@ class StreamingClient:
             status=status,
             error=None if error is None else self._without_key(error),
             http_status=reading.http_status,
+            body=body,
+            mended=mended,
         )
 
-    async def _read(self, body: str, reading: _Reading, watchdog: _Watchdog) -> None:
+    async def _read(self, wire: Wire, body: str, reading: _Reading, watchdog: _Watchdog) -> None:
+        headers = {"Accept-Encoding": "identity", "Content-Type": "application/json", **await self._signed(reading)}
         # Asked for an httpx2.Response, the client hands out just that, whatever `stream_cls` promises to type checkers.
         response = cast(
             "httpx2.Response",
             await self._client.post(
-                PATH,
+                self._path(wire.model),
                 cast_to=httpx2.Response,
                 content=body.encode(),
-                options={"headers": self._headers},
+                options={"headers": headers},
                 stream=True,
                 stream_cls=AsyncStream[Any],
             ),
         )
         reading.headers = time.perf_counter()
-        reading.responded(response.status_code, response.headers.get("x-request-id"))
+        reading.responded(response.status_code, _request_id(response.headers))
         incoming: aiohttp.ClientResponse = response.extensions[_RESPONSE]
         reading.response = incoming
         written = watchdog.written or reading.headers
         content_type = response.headers.get("content-type", "")
-        if not content_type.startswith("text/event-stream"):
-            start = " ".join((await incoming.content.read(400)).decode("utf-8", "replace").split())
-            raise ProtocolError(f"expected text/event-stream, found {content_type or 'no content-type'}: {start[:80]}")
-        readany, accumulator, decoder = incoming.content.readany, reading.accumulator, SSEDecoder()
-        read = 0
-        while data := await readany():
-            now = watchdog.last_read = time.perf_counter()
-            if read == 0:
-                watchdog.first_read(now)
-            ms = (now - written) * 1e3
-            for event in decoder.feed(data):
-                accumulator.add(event.data, ms, read, event.event)
-            read += 1
-            if accumulator.done:
-                reading.ended = now
-                await _let_it_end(incoming)
-                return
-        reading.ended = time.perf_counter()
+        # What is not what was asked for is paid for all the same, so it is kept.
+        if content_type.startswith("text/event-stream"):
+            await _read_stream(incoming, reading, watchdog, written)
+        else:
+            await _read_whole(incoming, reading, watchdog)
+
+    def _path(self, model: str) -> str:
+        endpoint = self._endpoint
+        path = PATHS[endpoint.api]
+        if endpoint.kind == "azure" and not endpoint.azure_v1 and endpoint.api != "responses":
+            return f"/deployments/{quote(model, safe='')}{path}"
+        return path
+
+    async def _signed(self, reading: _Reading) -> dict[str, Any]:
+        """The header with the key or the token; a token that must be renewed is fetched off the event loop."""
+        credential = self._credential
+        if credential is None:
+            return {"Authorization": Omit()}
+        reading.token = credential.current or await asyncio.to_thread(credential.token)
+        if self._endpoint.kind == "azure" and self._endpoint.api_key is not None and self._endpoint.api_key.env:
+            return {"Authorization": Omit(), "api-key": reading.token}
+        return {"Authorization": f"Bearer {reading.token}"}
+
+    async def _mend(self, refusal: CaptureError, reading: _Reading, asked_usage_of: str | None) -> bool:
+        """Learn from a refusal what the server does not take; whether the same request may do better now."""
+        if asked_usage_of and refusal.http_status in (400, 422) and "stream_options" in refusal.message:
+            self._refuse_stream_options.add(asked_usage_of)
+            return True
+        if refusal.type == "authentication" and self._credential is not None and reading.token is not None:
+            try:
+                return await asyncio.to_thread(self._credential.refused, reading.token)
+            except CredentialError:
+                return False
+        return False
 
     def _without_key(self, error: CaptureError) -> CaptureError:
         """The error, with our key struck out: some servers repeat it."""
-        if self._key is None or self._key not in f"{error.message}{error.code}":
+        if self._credential is None:
             return error
-        return CaptureError(
-            error.type,
-            error.code and error.code.replace(self._key, "***"),
-            error.message.replace(self._key, "***"),
-            error.http_status,
-            error.retry_after_s,
-        )
+        hide = self._credential.hide
+        return replace(error, code=error.code and hide(error.code), message=hide(error.message))
 
     async def close(self) -> None:
         """Close all connections."""
@@ -325,18 +376,73 @@ class StreamingClient:
 class _Reading:
     """How far a call got: what must be known when it breaks off anywhere."""
 
-    __slots__ = ("accumulator", "ended", "headers", "http_status", "response", "server_request_id")
+    __slots__ = ("accumulator", "ended", "headers", "http_status", "response", "server_request_id", "token")
 
-    def __init__(self, accumulator: ChatAccumulator) -> None:
+    def __init__(self, accumulator: Accumulator) -> None:
         self.accumulator = accumulator
         self.response: aiohttp.ClientResponse | None = None
         self.ended: float | None = None
         self.headers: float | None = None
         self.http_status: int | None = None
         self.server_request_id: str | None = None
+        self.token: str | None = None
 
     def responded(self, status: int, request_id: str | None) -> None:
         self.http_status, self.server_request_id = status, request_id
+
+
+def _base_url(endpoint: Endpoint) -> str:
+    """Azure's older URLs have the deployments under ``/openai``."""
+    url = endpoint.base_url.rstrip("/")
+    if endpoint.kind == "azure" and not endpoint.azure_v1:
+        return url if url.endswith("/openai") else f"{url}/openai"
+    return url
+
+
+def _request_id(headers: httpx2.Headers) -> str | None:
+    """OpenAI's and Databricks' name for it, or Azure's API management's."""
+    found = headers.get("x-request-id") or headers.get("apim-request-id")
+    return None if found is None else str(found)
+
+
+async def _read_stream(
+    incoming: aiohttp.ClientResponse, reading: _Reading, watchdog: _Watchdog, written: float
+) -> None:
+    readany, accumulator, decoder = incoming.content.readany, reading.accumulator, SSEDecoder()
+    read = 0
+    while data := await readany():
+        now = watchdog.last_read = time.perf_counter()
+        if read == 0:
+            watchdog.first_read(now)
+        ms = (now - written) * 1e3
+        for event in decoder.feed(data):
+            accumulator.add(event.data, ms, read, event.event)
+        read += 1
+        if accumulator.done:
+            reading.ended = now
+            await _let_it_end(incoming)
+            return
+    reading.ended = time.perf_counter()
+
+
+async def _read_whole(incoming: aiohttp.ClientResponse, reading: _Reading, watchdog: _Watchdog) -> None:
+    pieces: list[bytes] = []
+    size = 0
+    while data := await incoming.content.readany():
+        now = watchdog.last_read = time.perf_counter()
+        if not pieces:
+            watchdog.first_read(now)
+        pieces.append(data)
+        size += len(data)
+        if size > _MAX_WHOLE_BYTES:
+            raise ProtocolError(f"the answer exceeds {_MAX_WHOLE_BYTES:,} bytes")
+    reading.ended = time.perf_counter()
+    body = b"".join(pieces)
+    if not body.lstrip().startswith(b"{"):
+        kind = incoming.headers.get("content-type", "no content-type")
+        start = " ".join(body[:400].decode("utf-8", "replace").split())
+        raise ProtocolError(f"expected an event stream or a JSON object, found {kind}: {start[:80]}")
+    reading.accumulator.add_whole(body)
 
 
 async def _let_it_end(response: aiohttp.ClientResponse) -> None:

@@ -17,7 +17,9 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from deltatap.apis import Api
 from deltatap.errors import ConfigError
+from deltatap.prompts import INPUTS, OURS, Mode
 
 
 def _absolute(location: str) -> str:
@@ -77,21 +79,34 @@ class Run(_Section):
 
 
 class ApiKey(_Section):
-    """The name of the environment variable that holds the key; it is read in the worker."""
+    """Where the key comes from; it is read in the worker.
 
-    env: Annotated[str, Field(min_length=1)]
+    Attributes:
+        env: the name of the environment variable that holds the key.
+        identity: instead of a key, tokens of the identity that the process has, renewed before they expire: ``azure``
+            by azure-identity (Entra ID), ``databricks`` by the Databricks SDK's unified authentication.
+    """
+
+    env: Annotated[str, Field(min_length=1)] | None = None
+    identity: Literal["azure", "databricks"] | None = None
 
 
 class Endpoint(_Section):
     """The OpenAI-compatible server that is called."""
 
     name: str | None = None
-    kind: Literal["openai"] = "openai"
-    api: Literal["chat"] = "chat"
+    kind: Literal["openai", "azure", "databricks"] = "openai"
+    api: Api = "chat"
     base_url: str = "http://127.0.0.1:8089/v1"
     model: str | None = "gpt-4o-mini"
+    api_version: str | None = None
     api_key: ApiKey | None = ApiKey(env="OPENAI_API_KEY")
     include_usage: bool = True
+
+    @property
+    def azure_v1(self) -> bool:
+        """Whether the base URL is Azure's newer one, which is OpenAI's in all but the key's header."""
+        return urlsplit(self.base_url).path.rstrip("/").endswith("/openai/v1")
 
     @property
     def label(self) -> str:
@@ -102,7 +117,7 @@ class Endpoint(_Section):
 class Capture(_Section):
     """How requests are captured: how many streams at once, how often one is tried again."""
 
-    mode: Literal["stream"] = "stream"
+    mode: Literal["stream", "complete", "paired"] = "stream"
     owed: Literal["new", "all"] = "new"
     concurrency: PositiveInt = 64
     streams_per_worker: PositiveInt = 256
@@ -112,7 +127,13 @@ class Capture(_Section):
     max_runs: PositiveInt = 3
     retry_for_s: Annotated[float, Field(ge=0)] = 600
     keep_interrupted: bool = False
+    keep_raw: bool = False
     fail_above_error_rate: Rate = 0.5
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """The modes that each prompt is captured in."""
+        return ("stream", "complete") if self.mode == "paired" else (self.mode,)
 
 
 class Timeouts(_Section):
@@ -156,7 +177,7 @@ class Settings(_Section):
     capture: Capture = Field(default_factory=Capture)
     timeouts: Timeouts = Field(default_factory=Timeouts)
     tokens: Tokens = Field(default_factory=Tokens)
-    prices: str | None = "conf/prices.yml"
+    prices: str | list[str] | None = "conf/prices.yml"
     state: State = Field(default_factory=State)
     spark: Spark = Field(default_factory=Spark)
 
@@ -269,8 +290,6 @@ def _alternatives(annotation: Any) -> list[Any]:  # noqa: ANN401 - a type expres
 _NOT_YET = {
     "limits": "rate limits are not in this version",
     "budget": "budgets are not in this version; `capture.limit` bounds a run by its number of requests",
-    "keep_raw": "not in this version",
-    "api_version": "not in this version; `endpoint.kind` is openai only",
     "secret": "secret scopes are not in this version; give the name of an environment variable: {env: NAME}",
 }
 
@@ -287,7 +306,10 @@ def _described(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails, na
         return f"{where}: unknown key; {hint}"
     message = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     if "api_key" in path:
-        return f"{where}: expected {{env: NAME}}, the name of an environment variable that holds the key, or null"
+        return (
+            f"{where}: expected {{env: NAME}}, the name of an environment variable that holds the key, "
+            "{identity: azure} or {identity: databricks}, or null"
+        )
     value = error.get("input")
     found = f", found {value!r}" if isinstance(value, str | int | float | bool) or value is None else ""
     return f"{where}: expected {message}{found}"
@@ -312,12 +334,27 @@ def _conflicts(settings: Settings) -> list[str]:
         problems.append("endpoint.base_url: expected an http:// or https:// URL")
     if url.username or url.password:
         problems.append("endpoint.base_url: must hold no user name or password; use endpoint.api_key")
-    ours = sorted({"stream", "stream_options", "messages", "model"} & settings.request.keys())
+    ours = sorted({*OURS, *INPUTS[settings.endpoint.api], "model"} & settings.request.keys())
     problems += [f"request.{key}: is set by deltatap, not here" for key in ours]
+    problems += _endpoint_conflicts(settings.endpoint)
     if settings.captures.table == settings.runs.table:
         problems.append("captures.table and runs.table: expected two tables, found one name for both")
     if settings.prompts.table in (settings.captures.table, settings.runs.table):
         problems.append("prompts.table: is also the captures or the runs table")
     if settings.timeouts.total_s < max(settings.timeouts.first_byte_s, settings.timeouts.idle_s):
         problems.append("timeouts.total_s: expected at least first_byte_s and idle_s, which it would cut short")
+    return problems
+
+
+def _endpoint_conflicts(endpoint: Endpoint) -> list[str]:
+    problems = []
+    key = endpoint.api_key
+    if key is not None and (key.env is None) == (key.identity is None):
+        problems.append("endpoint.api_key: expected one of env and identity")
+    if endpoint.api_version is not None and endpoint.kind != "azure":
+        problems.append("endpoint.api_version: is for kind azure only")
+    if endpoint.kind == "azure" and endpoint.api_version is None and not endpoint.azure_v1:
+        problems.append(
+            "endpoint.api_version: is missing; expected one such as 2024-10-21, or a base_url that ends with /openai/v1"
+        )
     return problems

@@ -44,6 +44,7 @@ _LANDING_TRIES = 5
 _JOURNAL_FILES = 1000
 _SUBMISSIONS = 4  # once, and up to three times more
 _END_WAIT_S = 30.0
+_SHOWN_MODELS = 5
 # A cancelled job's Python worker may go on for 3 s (spark.python.task.killTimeout), and journal what it has.
 _KILLED_S = 4.0
 
@@ -149,7 +150,9 @@ class Driver:
             shutil.rmtree(old.folder)
         had = self._final_rows()
         tasks = plan.tasks(settings, self.slots)
-        owed = plan.write(plan.owed(self.spark, settings, lease.run_id), self.plan, tasks)
+        modes = len(settings.capture.modes)
+        found = plan.owed(self.spark, settings, lease.run_id)
+        owed = plan.write(found, self.plan, tasks, modes=modes, seed=lease.run_id)
         self.before = runs.totals(self.spark, settings, lease.run_id)
         self.owed = had + owed
         self.now = Snapshot(owed)
@@ -170,10 +173,12 @@ class Driver:
                 highlight=False,
                 soft_wrap=True,
             )
-            model = settings.endpoint.model
-            if settings.prices and model and self.prices.find(model) is None:
+            unpriced = [model for model in plan.models(self.plan) if self.prices.find(model) is None]
+            if settings.prices and unpriced:
+                files = settings.prices if isinstance(settings.prices, str) else ", ".join(settings.prices)
                 self.console.print(
-                    f"no price for model {model} in {settings.prices}: costs will be null",
+                    f"no price for {_models(unpriced)} in {files}: costs will be null, "
+                    "unless the answers name a model that has one",
                     style="yellow",
                     highlight=False,
                     soft_wrap=True,
@@ -307,6 +312,12 @@ def _shares(beats: Iterable[Heartbeat], concurrency: int, most: int) -> dict[str
     """Each working claim's share of the run's streams, `most` at the most; their sum never exceeds it."""
     claims = sorted(beat.claim for beat in beats if not beat.ended)
     return {claim: min(most, (concurrency + at) // len(claims)) for at, claim in enumerate(claims)}
+
+
+def _models(names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN_MODELS])
+    more = f" and {len(names) - _SHOWN_MODELS} more" if len(names) > _SHOWN_MODELS else ""
+    return f"{'model' if len(names) == 1 else 'models'} {shown}{more}"
 
 
 def _added(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:

@@ -25,16 +25,19 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from deltatap.client import Call
+    from deltatap.prompts import Wire
 
 _LAG_TICK_S = 0.01
 _JOIN_S = 10.0
+# A call that the client has mended (a token renewed, stream options left away) goes out again at once, so often.
+_MENDED = 2
 
 
 class Client(Protocol):
     """What makes one call."""
 
-    async def stream(self, body: str, choices: int = 1) -> Call:
-        """One streamed call, however it ends."""
+    async def call(self, wire: Wire) -> Call:
+        """One call, however it ends."""
         ...
 
     async def close(self) -> None:
@@ -124,11 +127,14 @@ class Engine:
         return self._worst_lag(time.perf_counter() - seconds) * 1e3
 
     def submit(self, job: Job) -> bool:
-        """Take a job; blocks while too many are unfinished. False when the engine was stopped and takes none."""
-        while not self._room.acquire(timeout=0.5):
+        """Take a job and what follows it; blocks while too many are unfinished. False when the engine was stopped."""
+        following: Job | None = job
+        while following is not None:
+            while not self._room.acquire(timeout=0.5):
+                self.check()
             self.check()
-        self.check()
-        self._submitted += 1
+            self._submitted += 1
+            following = following.then
         self._loop.call_soon_threadsafe(self._take, job)
         return not self._scheduler.stopped
 
@@ -198,8 +204,14 @@ class Engine:
         task.add_done_callback(self._ended)
 
     async def _call(self, job: Job) -> None:
-        call = await self._client.stream(job.wire, job.choices)
+        if job.wire is None:
+            raise RuntimeError("a bad row is never scheduled")
+        call = await self._client.call(job.wire)
         job.calls.append(call)
+        if call.mended and job.tries.mended < _MENDED and not self._scheduler.stopped:
+            job.tries.mended += 1
+            self._scheduler.again(job, time.perf_counter())
+            return
         if stops_run(call.error) and self.fatal is None:
             self.fatal = call.error
             self._stop(None)
@@ -227,8 +239,8 @@ class Engine:
             self._cut()
 
     def _take(self, job: Job) -> None:
-        if job.request.error is not None:
-            self._done(Capture(job, CaptureError("invalid_request", None, job.request.error)))
+        if job.wire is None:
+            self._done(Capture(job, CaptureError("invalid_request", None, job.request.error or "no request")))
         elif self._scheduler.stopped:
             self._drop(job)
         else:
@@ -259,6 +271,9 @@ class Engine:
         self._finished += 1
         self._room.release()
         self._progress.set()
+        if (following := capture.job.then) is not None:
+            following.planned = time.perf_counter()
+            self._take(following)
 
     def _control(self, share: int, cool_until: float) -> None:
         self._scheduler.share = share

@@ -31,6 +31,10 @@ class VocabularyError(DeltatapError):
     """A vocabulary of tiktoken's is missing or damaged."""
 
 
+class CredentialError(DeltatapError):
+    """No token is to be had; the message holds none."""
+
+
 class ProtocolError(DeltatapError):
     """A server sent what is no event stream."""
 

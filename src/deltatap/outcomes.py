@@ -24,8 +24,7 @@ class ErrorKind:
 
     Attributes:
         again: within this run: ``never``, as an ``attempt`` (up to max_attempts), or ``waiting`` (until retry_for_s,
-        not
-            counted as an attempt, the whole run cools down).
+            not counted as an attempt, the whole run cools down).
         owed: whether the next run owes the request when nothing had arrived.
         stops_run: whether no other request can succeed either.
     """
@@ -62,7 +61,24 @@ _OF_STATUS = {
     425: "server",
     429: "rate_limit",
 }
-_POLICY_CODES = {"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"}
+_POLICY_CODES = {
+    "content_filter",
+    "content_policy_violation",
+    "image_content_policy_violation",
+    "bio_policy",
+    "misalignment_policy_violation",
+    "ResponsibleAIPolicyViolation",
+}
+_QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached"}
+# Words for what an HTTP status says otherwise, where an error comes in a stream that had begun with 200.
+_STATUS_OF_CODE = {
+    "rate_limit_exceeded": 429,
+    "invalid_prompt": 400,
+    "invalid_request_error": 400,
+    "invalid_api_key": 401,
+    "model_not_found": 404,
+    "server_error": 500,
+}
 _BACKOFF_S = 0.5
 _BACKOFF_MAX_S = 30.0
 
@@ -103,21 +119,25 @@ def http_error(status: int, body: object, headers: Mapping[str, str], now: float
     given = body.get("error", body) if isinstance(body, dict) else body
     code = message = kind = None
     if isinstance(given, dict):
-        code, message, kind = (_text(given.get(key)) for key in ("code", "message", "type"))
+        # Databricks says error_code where OpenAI says code.
+        code, message, kind = (
+            _text(given.get(key)) for key in ("code" if given.get("code") else "error_code", "message", "type")
+        )
     elif isinstance(given, str):
         message = " ".join(given.split())[:500] or None
-    marks = {code, kind}
-    if status >= 500:  # noqa: PLR2004 - the standard's class of server errors
-        type_ = "server"
-    elif status == 429 and marks & {"insufficient_quota", "billing_hard_limit_reached"}:  # noqa: PLR2004
-        type_ = "quota"
-    elif status in _OF_STATUS:
-        type_ = _OF_STATUS[status]
-    elif marks & _POLICY_CODES:
-        type_ = "content_policy"
-    else:
-        type_ = "invalid_request"
+    type_ = _type_of(status, {code, kind})
     return CaptureError(type_, code or kind, message or f"HTTP {status}", status, retry_after_s(headers, now))
+
+
+def _type_of(status: int, marks: set[str | None]) -> str:
+    """The error's type, by the HTTP status and the API's own words for it."""
+    if status >= 500:  # noqa: PLR2004 - the standard's class of server errors
+        return "server"
+    if status == 429 and marks & _QUOTA_CODES:  # noqa: PLR2004
+        return "quota"
+    if status in _OF_STATUS:
+        return _OF_STATUS[status]
+    return "content_policy" if marks & _POLICY_CODES else "invalid_request"
 
 
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
@@ -157,19 +177,30 @@ def conclude(received: Received, failure: CaptureError | None) -> tuple[Status, 
 
 def _in_stream(received: Received) -> CaptureError | None:
     if received.error is not None:
-        code = received.error.code or received.error.type
-        type_ = "content_policy" if code in _POLICY_CODES else "stream_error"
-        return CaptureError(type_, code, received.error.message or "the stream sent an error", 200)
+        message = received.error.message or "the stream sent an error"
+        return CaptureError(_type_in_stream(received), received.error.code or received.error.type, message, 200)
     if received.protocol_error is not None:
         return CaptureError("protocol", None, received.protocol_error, 200)
     return None
 
 
+def _type_in_stream(received: Received) -> str:
+    """An error event instead of any output may say what a status would have said; after output the stream broke off."""
+    marks = [mark for mark in (received.error.code, received.error.type) if mark] if received.error else []
+    if not _POLICY_CODES.isdisjoint(marks):
+        return "content_policy"
+    if received.output:
+        return "stream_error"
+    if not _QUOTA_CODES.isdisjoint(marks):
+        return "quota"
+    statuses = [int(mark) if mark.isdecimal() else _STATUS_OF_CODE.get(mark, 0) for mark in marks]
+    refused = next((status for status in statuses if 400 <= status < 500), None)  # noqa: PLR2004 - client errors
+    return "stream_error" if refused is None else _type_of(refused, set(marks))
+
+
 def _unfinished(received: Received) -> CaptureError:
     if received.done:
-        return CaptureError(
-            "protocol", None, "the stream ended with [DONE] but sent no output and no finish_reason", 200
-        )
+        return CaptureError("protocol", None, "the answer ended without any output and without a finish_reason", 200)
     what = "without finish_reason and [DONE]" if received.output else "before any output"
     return CaptureError("stream_interrupted", None, f"the stream ended {what}", 200)
 
@@ -190,6 +221,7 @@ class Tries:
     attempts: int = 0
     broken: int = 0
     waits: int = 0
+    mended: int = 0
     waiting_since: float | None = None
 
 

@@ -18,6 +18,7 @@ from pyspark.sql import types as T  # noqa: N812
 from deltatap import tables
 from deltatap.errors import ConfigError
 from deltatap.outcomes import final_sql
+from deltatap.prices import exact_usd
 from deltatap.prompts import build_request
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from deltatap.state import PlanState
 
 REQUESTS_SCHEMA = tables.arrow_schema(tables.REQUESTS)
+_EARLIER_USD = f"""aggregate(retries, {exact_usd("0")}, (sum, call) ->
+    {exact_usd(f"sum + {exact_usd('coalesce(call.cost_usd, 0)')}")})"""
 _TEXTS = ("request_id", "prompt", "system", "model")
 
 
@@ -86,11 +89,14 @@ def _is_params(type_: T.DataType) -> bool:
 
 def requests(prompts: DataFrame, settings: Settings) -> DataFrame:
     """The prompts as requests, one for each request_id; costs nothing, so Spark may run it as often as it likes."""
-    model, defaults, keep = settings.endpoint.model, settings.request, tuple(settings.prompts.keep)
+    api, model, defaults = settings.endpoint.api, settings.endpoint.model, settings.request
+    keep = tuple(settings.prompts.keep)
 
     def build(batches: Iterable[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
         for batch in batches:
-            built = [build_request(row, model=model, defaults=defaults, keep=keep) for row in batch.to_pylist()]
+            built = [
+                build_request(row, api=api, model=model, defaults=defaults, keep=keep) for row in batch.to_pylist()
+            ]
             columns = {name: [getattr(request, name) for request in built] for name in REQUESTS_SCHEMA.names}
             yield pa.RecordBatch.from_pydict(columns, REQUESTS_SCHEMA)
 
@@ -121,12 +127,10 @@ def requests(prompts: DataFrame, settings: Settings) -> DataFrame:
 
 
 def owed(spark: SparkSession, settings: Settings, run_id: str) -> DataFrame:
-    """The requests that have no final row, each with the calls that this run made for it before."""
+    """The requests that have no final row in a mode that is captured, each with the calls that this run made before."""
     capture = settings.capture
-    captures = spark.table(tables.quoted(settings.captures.table)).where(
-        (F.col("endpoint") == settings.endpoint.label) & (F.col("mode") == capture.mode)
-    )
-    key = ["request_id", "request_hash"]
+    captures = spark.table(tables.quoted(settings.captures.table)).where(F.col("endpoint") == settings.endpoint.label)
+    key = ["request_id", "request_hash", "mode"]
     ours = captures.where(F.col("run_id") == run_id)
     rows = ours if capture.owed == "all" else captures
     final = F.expr(final_sql("c", keep_interrupted=capture.keep_interrupted))
@@ -137,9 +141,11 @@ def owed(spark: SparkSession, settings: Settings, run_id: str) -> DataFrame:
         .agg(F.max(final).alias("final"), F.count_if(broken & (F.col("run_id") != run_id)).alias("tried"))
         .where(F.col("final") | (F.col("tried") >= capture.max_runs))
     )
-    found = requests(source(spark, settings), settings).join(settled, key, "left_anti")
+    modes = F.explode(F.array(*(F.lit(mode) for mode in capture.modes))).alias("mode")
+    asked = requests(source(spark, settings), settings).select("*", modes)
+    found = asked.join(settled, key, "left_anti")
     found = found.join(_earlier(ours), key, "left").select(*(column.name for column in tables.OWED))
-    return found if capture.limit is None else found.orderBy("request_id").limit(capture.limit)
+    return found if capture.limit is None else found.orderBy("request_id", "mode").limit(capture.limit)
 
 
 def _earlier(ours: DataFrame) -> DataFrame:
@@ -153,13 +159,12 @@ def _earlier(ours: DataFrame) -> DataFrame:
         F.col("chunks"),
         _used("input_tokens"),
         _used("output_tokens"),
-        (F.col("cost_usd") - F.expr("aggregate(retries, 0D, (sum, call) -> sum + coalesce(call.cost_usd, 0D))")).alias(
-            "cost_usd"
-        ),
+        F.expr(f"CAST({exact_usd('cost_usd')} - {_EARLIER_USD} AS DOUBLE)").alias("cost_usd"),
     )
     return ours.where("status != 'completed' AND started_at IS NOT NULL").select(
         "request_id",
         "request_hash",
+        "mode",
         F.concat("retries", F.array(last)).cast(tables.spark_sql(tables.RETRIES)).alias("retries"),
     )
 
@@ -186,7 +191,31 @@ def tasks(settings: Settings, slots: int) -> int:
     return max(1, min(needed, slots - 1))
 
 
-def write(frame: DataFrame, plan: PlanState, tasks: int) -> int:
-    """Write the parts; how many requests they hold."""
-    frame.repartition(tasks).write.mode("overwrite").parquet(str(plan.parts))
+def write(frame: DataFrame, plan: PlanState, tasks: int, *, modes: int, seed: str) -> int:
+    """Write the parts; how many requests they hold.
+
+    Of several modes, those of one request stand together, in an order that the seed draws for each request: a worker
+    makes the second call when the first has ended.
+    """
+    if modes == 1:
+        cut = frame.repartition(tasks)
+    else:
+        drawn = F.xxhash64(F.lit(seed), "request_id").alias("_order")
+        first = F.when(F.col("_order") % 2 == 0, F.lit("stream")).otherwise(F.lit("complete"))
+        cut = (
+            frame.select("*", drawn)
+            .repartition(tasks, "request_id")
+            .sortWithinPartitions("_order", "request_id", F.when(F.col("mode") == first, 0).otherwise(1))
+            .drop("_order")
+        )
+    cut.write.mode("overwrite").parquet(str(plan.parts))
     return sum(pq.ParquetFile(path).metadata.num_rows for path in plan.part_files())
+
+
+def models(plan: PlanState) -> list[str]:
+    """The models that the plan's requests ask for."""
+    found: set[str] = set()
+    for path in plan.part_files():
+        for batch in pq.ParquetFile(path).iter_batches(1 << 16, columns=["model"]):
+            found |= {model for model in batch["model"].unique().to_pylist() if model}
+    return sorted(found)

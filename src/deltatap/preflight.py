@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from deltatap.credentials import api_key
-from deltatap.errors import ConfigError, DeltatapError
+from deltatap.credentials import credential_of
+from deltatap.errors import ConfigError, CredentialError, DeltatapError
 from deltatap.prices import load_prices
 from deltatap.state import RunState
-from deltatap.tokens import encoding, encoding_name_for
+from deltatap.tokens import encoding, known_encoding
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,9 +29,9 @@ def preflight(settings: Settings) -> Prices:
     problems: list[str] = []
     prices = None
     checks: list[Callable[[], Any]] = [
-        lambda: api_key(settings.endpoint),
-        lambda: encoding(encoding_name_for(settings.endpoint.model or "", settings.tokens.fallback_encoding)),
+        lambda: _authenticate(settings),
         lambda: encoding(settings.tokens.fallback_encoding),
+        lambda: encoding(known_encoding(settings.endpoint.model or "") or settings.tokens.fallback_encoding),
         lambda: RunState(Path(settings.state.dir) / ".probe").prepare(),
         lambda: _reach(settings),
     ]
@@ -50,6 +50,15 @@ def preflight(settings: Settings) -> Prices:
     if problems or prices is None:
         raise ConfigError(list(dict.fromkeys(problems)))
     return prices
+
+
+def _authenticate(settings: Settings) -> None:
+    credential = credential_of(settings.endpoint)
+    if credential is not None:
+        try:
+            credential.token()
+        except CredentialError as error:
+            raise ConfigError([f"endpoint.api_key: {error}"]) from error
 
 
 def _reach(settings: Settings) -> None:

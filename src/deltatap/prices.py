@@ -1,21 +1,26 @@
-"""What tokens cost: a file of prices by model pattern, and the sum of a call."""
+"""What tokens cost: files of prices by model pattern, and the sum of a call, exact to the last digit."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date
+from decimal import Decimal
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from deltatap.errors import ConfigError
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 DEFAULT_FILE = "conf/prices.yml"
 _MILLION = 1_000_000
-_Usd = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Through its text: 0.15 is 0.15, not the binary fraction next to it.
+_Usd = Annotated[Decimal, BeforeValidator(lambda usd: str(usd) if isinstance(usd, float) else usd), Field(ge=0)]
 
 
 class Price(BaseModel):
@@ -37,20 +42,29 @@ class Prices:
 
     entries: tuple[Price, ...] = ()
 
-    def find(self, model: str) -> Price | None:
-        """The price of a model, a provider's prefix (``openai/``) left away where only so it is found."""
-        names = (model, model.rpartition("/")[2])
+    def find(self, *models: str | None) -> Price | None:
+        """The price of the first of these names that has one.
+
+        Args:
+            models: the model asked for, and the one that answered: an Azure deployment or a serving endpoint has a name
+                of its owner's. A provider's prefix (``openai/``) is left away where only so a price is found.
+        """
+        names = [name for model in models if model for name in (model, model.rpartition("/")[2])]
         return next((price for name in names for price in self.entries if fnmatchcase(name, price.model)), None)
 
 
-def load_prices(path: str | None) -> Prices:
-    """Read a file of prices; none for None, and where the default file is not there.
+def load_prices(paths: str | Sequence[str] | None) -> Prices:
+    """Read files of prices, the first that has a model counts; none for None, and where the default file is not there.
 
     Raises:
         ConfigError: with each mistake, by file, entry and key.
     """
-    if path is None or (path == DEFAULT_FILE and not Path(path).exists()):
-        return Prices()
+    files = [paths] if isinstance(paths, str) else paths or ()
+    found = [_load(path) for path in files if path != DEFAULT_FILE or Path(path).exists()]
+    return Prices(tuple(price for prices in found for price in prices))
+
+
+def _load(path: str) -> list[Price]:
     try:
         entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -69,11 +83,16 @@ def load_prices(path: str | None) -> Prices:
                 problems.append(f"prices: {path}: entry {number}: {where}: {found['msg']}")
     if problems:
         raise ConfigError(problems)
-    return Prices(tuple(prices))
+    return prices
 
 
-def cost_usd(price: Price, input_tokens: int, output_tokens: int, cached_input_tokens: int = 0) -> float:
-    """What a call costs in USD; cached input tokens are a part of the input tokens."""
+def cost_usd(price: Price, input_tokens: int, output_tokens: int, cached_input_tokens: int = 0) -> Decimal:
+    """What a call costs in USD, exactly; cached input tokens are a part of the input tokens."""
     cached = price.input if price.cached_input is None else price.cached_input
     fresh = max(0, input_tokens - cached_input_tokens)
     return (fresh * price.input + cached_input_tokens * cached + output_tokens * price.output) / _MILLION
+
+
+def exact_usd(expression: str) -> str:
+    """SQL for USD that add up to the last digit that a token costs, which sums of DOUBLE do not."""
+    return f"CAST({expression} AS DECIMAL(30, 12))"

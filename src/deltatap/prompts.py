@@ -1,6 +1,6 @@
 """A row of the prompts table becomes a request: checked, in the API's form, with its hash. Pure.
 
-Knows what a prompts row may hold and what the chat API takes. Leaves to others where rows come from (``plan.py``) and
+Knows what a prompts row may hold and what each API takes. Leaves to others where rows come from (``plan.py``) and
 how a request is sent. A bad row never raises: it becomes a request without a body that says what is wrong with the
 row.
 """
@@ -11,11 +11,20 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
+if TYPE_CHECKING:
+    from deltatap.apis import Api
+
+Mode = Literal["stream", "complete"]
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 OURS = ("stream", "stream_options")
-_BODY_KEYS = ("messages", *OURS)
+# What of the body is the prompt: a row's own, never a parameter.
+INPUTS: Mapping[Api, tuple[str, ...]] = {
+    "chat": ("messages",),
+    "completions": ("prompt",),
+    "responses": ("input",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +34,9 @@ class Request:
     Attributes:
         request_id: of the row, else the request's hash.
         request_hash: sha256, hex, of the body's compact UTF-8 JSON with sorted keys; of a bad row, of its source
-        columns. model: the model asked for; None when a bad row names none. body: the JSON body without stream
-        options, keys in the order given (JSON schemas mean something by theirs);
+            columns.
+        model: the model asked for; None when a bad row names none.
+        body: the JSON body without stream options, keys in the order given (JSON schemas mean something by theirs);
             None for a bad row.
         keep: the columns carried along.
         error: what is wrong with a bad row; None otherwise.
@@ -38,6 +48,25 @@ class Request:
     body: str | None
     keep: dict[str, str | None] | None
     error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """What goes out for a request.
+
+    Attributes:
+        body: the JSON body.
+        model: the model asked for.
+        mode: whether the answer is streamed.
+        choices: how many the body asks for.
+        usage: whether the body asks for usage by stream options, which some servers refuse.
+    """
+
+    body: str
+    model: str
+    mode: Mode
+    choices: int
+    usage: bool = False
 
 
 class BadPromptError(ValueError):
@@ -59,12 +88,13 @@ def sha256(text: str) -> str:
 
 
 def build_request(
-    row: Mapping[str, Any], *, model: str | None, defaults: Mapping[str, Any], keep: Sequence[str]
+    row: Mapping[str, Any], *, api: Api, model: str | None, defaults: Mapping[str, Any], keep: Sequence[str]
 ) -> Request:
     """The request of a row.
 
     Args:
         row: the prompts table's columns by name; nested values as lists and dicts, a MAP as pairs.
+        api: whose form the body takes.
         model: the model for rows that name none.
         defaults: parameters of the body; a row's own params win.
         keep: columns to carry along, as text.
@@ -73,7 +103,7 @@ def build_request(
     request_id = row.get("request_id")
     asked = row.get("model") or model
     try:
-        body = _body(row, asked, defaults)
+        body = _body(row, api, asked, defaults)
         request_hash = request_hash_of(body)
         text = json.dumps(body, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         text.encode()
@@ -92,29 +122,43 @@ def request_hash_of(body: Mapping[str, Any]) -> str:
     return sha256(compact({key: value for key, value in body.items() if key not in OURS}))
 
 
-def wire(body: str, *, include_usage: bool) -> tuple[str, int]:
-    """The body to send, with ``stream=True``, and how many choices it asks for.
+def wire(body: str, *, api: Api, mode: Mode, include_usage: bool) -> Wire:
+    """The body to send.
 
     Args:
         body: of a :class:`Request`.
-        include_usage: whether to ask for usage (``stream_options.include_usage``).
+        api: the API it is for.
+        mode: whether to stream.
+        include_usage: whether to ask for usage in a stream (``stream_options.include_usage``). Responses always has it.
     """
-    sent = {**json.loads(body), "stream": True}
-    if include_usage:
+    sent = json.loads(body)
+    usage = include_usage and mode == "stream" and api != "responses"
+    if mode == "stream":
+        sent["stream"] = True
+    if usage:
         sent["stream_options"] = {"include_usage": True}
-    choices = sent.get("n")
+    choices = sent.get("n") if api != "responses" else None
     text = json.dumps(sent, separators=(",", ":"), ensure_ascii=False)
-    return text, choices if isinstance(choices, int) and choices > 1 else 1
+    return Wire(text, str(sent["model"]), mode, choices if isinstance(choices, int) and choices > 1 else 1, usage)
 
 
-def _body(row: Mapping[str, Any], model: str | None, defaults: Mapping[str, Any]) -> dict[str, Any]:
+def without_stream_options(body: str) -> str:
+    """The body for a server that does not know them."""
+    sent = json.loads(body)
+    del sent["stream_options"]
+    return json.dumps(sent, separators=(",", ":"), ensure_ascii=False)
+
+
+def _body(row: Mapping[str, Any], api: Api, model: str | None, defaults: Mapping[str, Any]) -> dict[str, Any]:
     if not model:
         raise BadPromptError("no model: the row has none and endpoint.model is null")
     params = _params(row.get("params"))
-    ours = [key for key in _BODY_KEYS if key in params]
+    given = {"chat": _chat, "completions": _completions, "responses": _responses}[api](row)
+    ours = [key for key in (*INPUTS[api], *OURS) if key in params]
+    ours += [key for key in given if key in params and key not in ours]
     if ours:
         raise BadPromptError(f"params must not hold {', '.join(ours)}: deltatap sets it")
-    body = {"model": model, "messages": _messages(row), **defaults, **params}
+    body = {"model": model, **given, **{key: value for key, value in defaults.items() if key not in given}, **params}
     try:
         compact(body)
     except ValueError:
@@ -122,19 +166,47 @@ def _body(row: Mapping[str, Any], model: str | None, defaults: Mapping[str, Any]
     return body
 
 
-def _messages(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    prompt, given, system = row.get("prompt"), row.get("messages"), row.get("system")
-    if prompt is not None and given is not None:
+def _chat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Chat completions take messages."""
+    messages = _messages(row)
+    system = row.get("system")
+    return {"messages": [{"role": "system", "content": system}, *messages] if system else messages}
+
+
+def _completions(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Legacy completions take one text."""
+    for name in ("messages", "system"):
+        if row.get(name):
+            raise BadPromptError(
+                f"{name}: endpoint.api is completions, which takes a text in prompt and knows no roles"
+            )
+    return {"prompt": _prompt(row)}
+
+
+def _responses(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Responses takes a text or items, and the system's word as instructions."""
+    system = row.get("system")
+    given = _prompt(row) if row.get("messages") is None else _messages(row, items=True)
+    return {"input": given, "instructions": system} if system else {"input": given}
+
+
+def _prompt(row: Mapping[str, Any]) -> str:
+    prompt = row.get("prompt")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise BadPromptError("no prompt: expected a text in prompt, or messages")
+    return prompt
+
+
+def _messages(row: Mapping[str, Any], *, items: bool = False) -> list[dict[str, Any]]:
+    given = row.get("messages")
+    if row.get("prompt") is not None and given is not None:
         raise BadPromptError("both prompt and messages: expected one of them")
     if given is None:
-        if prompt is None or not prompt.strip():
-            raise BadPromptError("no prompt: expected a text in prompt, or messages")
-        messages: list[dict[str, Any]] = [{"role": "user", "content": prompt}]
-    else:
-        messages = [_message(at, message) for at, message in enumerate(_listed(given))]
-        if not messages:
-            raise BadPromptError("no prompt: messages is empty")
-    return [{"role": "system", "content": system}, *messages] if system else messages
+        return [{"role": "user", "content": _prompt(row)}]
+    messages = [_message(at, message, items=items) for at, message in enumerate(_listed(given))]
+    if not messages:
+        raise BadPromptError("no prompt: messages is empty")
+    return messages
 
 
 def _listed(given: object) -> Sequence[Any]:
@@ -148,10 +220,12 @@ def _listed(given: object) -> Sequence[Any]:
     return given if isinstance(given, list) else list(given)  # type: ignore[call-overload]
 
 
-def _message(at: int, given: object) -> dict[str, Any]:
+def _message(at: int, given: object, *, items: bool) -> dict[str, Any]:
     if not isinstance(given, Mapping):
         raise BadPromptError(f"messages[{at}]: expected an object with role and content")
     message = {key: _plain(value) for key, value in given.items() if value is not None}
+    if items and "role" not in message and "type" in message:
+        return message  # an item of Responses that is no message: a tool's output, a reference
     role = message.get("role")
     if role not in ROLES:
         raise BadPromptError(f"messages[{at}].role: expected one of {', '.join(ROLES)}, found {role!r}")

@@ -79,6 +79,8 @@ class Usage:
     total_tokens: int | None = None
     cached_input_tokens: int | None = None
     reasoning_tokens: int | None = None
+    audio_input_tokens: int | None = None
+    audio_output_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +113,15 @@ class Received:
         choices: by index.
         usage: as reported; the last word counts.
         response_model, response_id, system_fingerprint, service_tier: as the server said them.
-        content_filter: JSON of Azure's filter results.
+        content_filter: JSON of what filters said: Azure's results, Databricks' guardrails.
         logprobs: JSON of the log probabilities, by choice.
-        moderation: None; no chat API sends one.
-        done: whether [DONE] came.
+        moderation: JSON of the moderation that was asked for.
+        done: whether the end was said: [DONE], the last event of Responses, the end of a whole answer.
         error: an error that came in the stream.
         protocol_error: what could not be understood; nothing after it counts.
         output: whether any output came that is not empty.
         finished: whether every choice asked for has its finish_reason.
+        raw: every event's type and data, or the body of a whole answer; None when they are not kept.
     """
 
     chunks: Chunks
@@ -136,6 +139,7 @@ class Received:
     protocol_error: str | None = None
     output: bool = False
     finished: bool = False
+    raw: tuple[tuple[str, bytes], ...] | None = None
 
     @property
     def text(self) -> str | None:

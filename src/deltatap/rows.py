@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +20,16 @@ import numpy as np
 import pyarrow as pa
 
 from deltatap import tables
+from deltatap.input_tokens import InputTokens, count_input
 from deltatap.prices import cost_usd
 from deltatap.received import KINDS, Chunks
 from deltatap.timing import Times, tpot_ms
-from deltatap.tokens import count_chat_input, count_text, encoding_name_for
+from deltatap.tokens import count_text, known_encoding
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from deltatap.apis import Api
     from deltatap.client import Call
     from deltatap.engine import Capture
     from deltatap.outcomes import CaptureError
@@ -45,18 +48,16 @@ class Context:
 
     Attributes:
         run_id: the run; empty where there is none.
-        mode: stream.
         endpoint: the endpoint's name.
-        api: chat.
+        api: chat, completions or responses.
         worker: host and partition.
         fallback_encoding: for models that tiktoken does not know.
         prices: USD per million tokens.
     """
 
     run_id: str
-    mode: str
     endpoint: str
-    api: str
+    api: Api
     worker: str
     fallback_encoding: str
     prices: Prices
@@ -68,7 +69,7 @@ class Bill:
 
     input_tokens: int
     output_tokens: int
-    cost_usd: float | None
+    cost_usd: Decimal | None
     basis: str | None
 
 
@@ -78,7 +79,7 @@ class Row:
 
     capture: Capture
     encoding: str
-    input_tokens: int
+    input: InputTokens
     output_tokens: int
     bills: tuple[Bill, ...]
     cost_usd: float | None
@@ -104,30 +105,42 @@ class Row:
 def counted(capture: Capture, context: Context) -> Row:
     """The capture with its tokens and costs; CPU for every token, so off the event loop."""
     job = capture.job
-    model = job.request.model or ""
-    encoding = encoding_name_for(model, context.fallback_encoding)
-    inputs = count_chat_input(json.loads(job.wire)["messages"], model, encoding) if job.wire else 0
-    price = context.prices.find(model)
-    outputs = [_output_tokens(call, encoding) for call in job.calls]
-    bills = tuple(_bill(call, inputs, output, price) for call, output in zip(job.calls, outputs, strict=True))
+    body = json.loads(job.wire.body) if job.wire else None
+    asked = job.request.model
+    answered = next(
+        (call.received.response_model for call in reversed(job.calls) if call.received.response_model), None
+    )
+    # A deployment or a serving endpoint has a name of its owner's; the answer says which model it is.
+    model = next((name for name in (asked, answered) if name and known_encoding(name)), None)
+    encoding = (known_encoding(model) if model else None) or context.fallback_encoding
+    inputs = InputTokens() if body is None else count_input(body, context.api, model or asked or "", encoding)
+    inputs += InputTokens(0, approximate=body is not None and model is None)
+    price = context.prices.find(asked, answered)
+    echo = body["prompt"] if body and context.api == "completions" and body.get("echo") else None
+    outputs = [_output_tokens(call, encoding, echo) for call in job.calls]
+    bills = tuple(_bill(call, inputs.tokens, output, price) for call, output in zip(job.calls, outputs, strict=True))
     cost, basis = _total(bills, job.earlier, priced=price is not None)
     return Row(capture, encoding, inputs, outputs[-1] if outputs else 0, bills, cost, basis)
 
 
-def _output_tokens(call: Call, encoding: str) -> int:
-    return sum(
-        count_text(text, encoding)
+def _output_tokens(call: Call, encoding: str, echo: object) -> int:
+    """Of all that came in all choices; an echoed prompt is no output."""
+    texts = [
+        text
         for choice in call.received.choices
         for text in (choice.text, choice.reasoning, choice.refusal, choice.tool_calls)
         if text
-    )
+    ]
+    if isinstance(echo, str):
+        texts = [text.removeprefix(echo) for text in texts]
+    return sum(count_text(text, encoding) for text in texts)
 
 
 def _bill(call: Call, inputs: int, output: int, price: Price | None) -> Bill:
     """What a call used: as reported, and what was not reported as tiktoken counts it; nothing when nothing came."""
     usage = call.received.usage
     if usage is None and not call.received.output:
-        return Bill(0, 0, 0.0 if price else None, None)
+        return Bill(0, 0, Decimal(0) if price else None, None)
     reported = [None, None] if usage is None else [usage.input_tokens, usage.output_tokens]
     bases = {"tiktoken" if tokens is None else "reported" for tokens in reported}
     used_in, used_out = (
@@ -147,7 +160,9 @@ def _total(
     basis = None if not bases else bases.pop() if len(bases) == 1 else "mixed"
     if not priced:
         return None, basis
-    return sum(bill.cost_usd or 0.0 for bill in bills) + sum(call["cost_usd"] or 0.0 for call in earlier), basis
+    # Through their texts: the sum of prices in USD is exact to the last digit.
+    before = sum((Decimal(str(call["cost_usd"] or 0)) for call in earlier), Decimal(0))
+    return float(before + sum((bill.cost_usd or Decimal(0) for bill in bills), Decimal(0))), basis
 
 
 def captures_batch(rows: Sequence[Row], context: Context) -> pa.RecordBatch:
@@ -213,7 +228,7 @@ def _values(row: Row, context: Context) -> dict[str, Any]:
         "run_id": context.run_id,
         "request_id": job.request.request_id,
         "request_hash": job.request.request_hash,
-        "mode": context.mode,
+        "mode": job.mode,
         "status": row.status,
         "keep": job.request.keep,
         "retries": _retries(job, row.bills),
@@ -222,16 +237,17 @@ def _values(row: Row, context: Context) -> dict[str, Any]:
         "loop_lag_ms": capture.loop_lag_ms,
         "usage_tiktoken": {
             "encoding": row.encoding,
-            "input_tokens": row.input_tokens,
+            "input_tokens": row.input.tokens,
             "output_tokens": row.output_tokens,
-            "total_tokens": row.input_tokens + row.output_tokens,
+            "total_tokens": row.input.tokens + row.output_tokens,
+            "approximate": row.input.approximate,
         },
         "cost_usd": row.cost_usd,
         "cost_basis": row.cost_basis,
         "endpoint": context.endpoint,
         "api": context.api,
         "request_model": job.request.model,
-        "request": job.wire or None,
+        "request": (last.body if last else None) or (job.wire.body if job.wire else None),
         "worker": context.worker,
         **(_of_call(last, row.output_tokens) if last else _NO_CALL),
     }
@@ -263,6 +279,7 @@ def _of_call(call: Call, output_tokens: int) -> dict[str, Any]:
         "content_filter": received.content_filter,
         "logprobs": received.logprobs,
         "moderation": received.moderation,
+        "raw": None if received.raw is None else [{"event": kind, "data": data} for kind, data in received.raw],
         "started_at": _utc(call.started_at),
         "finished_at": _utc(call.ended_at),
     }
@@ -281,7 +298,7 @@ def _retries(job: Job, bills: Sequence[Bill]) -> list[dict[str, Any]]:
                 "chunks": call.received.chunks.to_dicts(),
                 "input_tokens": bill.input_tokens,
                 "output_tokens": bill.output_tokens,
-                "cost_usd": bill.cost_usd,
+                "cost_usd": None if bill.cost_usd is None else float(bill.cost_usd),
             }
             for call, bill in zip(job.calls[:-1], bills[:-1], strict=True)
         ),
@@ -299,7 +316,7 @@ def _utc(seconds: float) -> datetime:
 _CALL_COLUMNS = (
     "finish_reason text choices dispatch_ms headers_ms first_chunk_ms ttft_ms ttfot_ms last_chunk_ms e2e_ms tpot_ms "
     "usage_reported response_model response_id server_request_id system_fingerprint service_tier content_filter "
-    "logprobs moderation started_at finished_at"
+    "logprobs moderation raw started_at finished_at"
 )
 # A row without any call: a bad prompt, or one that a stop came before.
 _NO_CALL: dict[str, Any] = dict.fromkeys(_CALL_COLUMNS.split()) | {"choices": []}

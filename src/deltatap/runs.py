@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from deltatap import tables
 from deltatap.config import Settings
 from deltatap.errors import LeaseLostError, RunningError
+from deltatap.prices import exact_usd
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -223,7 +224,7 @@ def totals(spark: SparkSession, settings: Settings, run_id: str) -> dict[str, An
           count_if(status = 'failed') AS failed, coalesce(sum({calls}), 0) AS requests,
           coalesce(sum({used.format("input_tokens")} + {earlier.format("input_tokens")}), 0) AS input_tokens,
           coalesce(sum({used.format("output_tokens")} + {earlier.format("output_tokens")}), 0) AS output_tokens,
-          sum(cost_usd) AS cost_usd
+          CAST(sum({exact_usd("cost_usd")}) AS DOUBLE) AS cost_usd
         FROM {tables.quoted(settings.captures.table)} WHERE run_id = '{run_id}'
         """
     ).collect()[0]
@@ -293,7 +294,7 @@ def _same_job(run: Row, settings: Settings) -> bool:
 
 def _job(settings: Settings) -> tuple[object, ...]:
     endpoint, capture = settings.endpoint, settings.capture
-    return endpoint.label, endpoint.model, settings.request, capture.mode, capture.owed
+    return endpoint.label, endpoint.api, endpoint.model, settings.request, capture.mode, capture.owed
 
 
 def _versions(spark: SparkSession) -> dict[str, str]:

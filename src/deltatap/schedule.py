@@ -15,7 +15,7 @@ from deltatap.outcomes import Tries
 
 if TYPE_CHECKING:
     from deltatap.client import Call
-    from deltatap.prompts import Request
+    from deltatap.prompts import Mode, Request, Wire
 
 # A burst of starts blocks the event loop, and the streams that are open then are measured late.
 SPACING_S = 0.003
@@ -27,21 +27,23 @@ class Job:
 
     Attributes:
         request: what was asked.
-        wire: the JSON body to send; empty for a bad row.
-        choices: how many choices the body asks for.
+        wire: what to send; None for a bad row.
+        mode: of the row.
         row: where it stands in its part or batch.
         earlier: the calls that the run made for it before this worker, as the ``retries`` column has them.
         planned: monotonic seconds.
+        then: the same request in the other mode, to start when this one has ended.
         calls: made here, oldest first.
         tries: what counts towards the limits.
     """
 
     request: Request
-    wire: str
-    choices: int
+    wire: Wire | None
+    mode: Mode
     row: int
     earlier: list[dict[str, object]]
     planned: float
+    then: Job | None = None
     calls: list[Call] = field(default_factory=list)
     tries: Tries = field(default_factory=Tries)
 

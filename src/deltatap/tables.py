@@ -71,28 +71,34 @@ CAPTURES: tuple[Column, ...] = (
     Column(
         "usage_reported",
         "STRUCT<input_tokens BIGINT, output_tokens BIGINT, total_tokens BIGINT, cached_input_tokens BIGINT, "
-        "reasoning_tokens BIGINT>",
+        "reasoning_tokens BIGINT, audio_input_tokens BIGINT, audio_output_tokens BIGINT>",
         "what the server counted in the last call; null when it sent none",
     ),
     Column(
         "usage_tiktoken",
-        "STRUCT<encoding STRING, input_tokens BIGINT, output_tokens BIGINT, total_tokens BIGINT>",
-        "what tiktoken counts, for the text that did arrive",
+        "STRUCT<encoding STRING, input_tokens BIGINT, output_tokens BIGINT, total_tokens BIGINT, approximate BOOLEAN>",
+        "what tiktoken counts, for the text that did arrive; approximate where no rule or encoding is published",
     ),
     Column("cost_usd", "DOUBLE", "of all calls of the row; null where the model has no price"),
     Column("cost_basis", "STRING", "reported, tiktoken or mixed"),
     Column("endpoint", "STRING", "the endpoint's name"),
-    Column("api", "STRING", "chat"),
+    Column("api", "STRING", "chat, completions or responses"),
     Column("request_model", "STRING", "the model asked for"),
     Column("response_model", "STRING", "the model that answered"),
-    Column("response_id", "STRING", "the completion's id"),
+    Column("response_id", "STRING", "of the completion or the response"),
     Column("server_request_id", "STRING", "the header x-request-id"),
     Column("system_fingerprint", "STRING", "as the API sent it"),
     Column("service_tier", "STRING", "as the API sent it"),
     Column("request", "STRING", "the JSON body sent, without credentials; null when none could be built"),
-    Column("content_filter", "STRING", "JSON, where there is any"),
-    Column("logprobs", "STRING", "JSON, where there is any"),
-    Column("moderation", "STRING", "JSON, where there is any"),
+    Column("content_filter", "STRING", "JSON of what filters and guardrails said, in order, where there is any"),
+    Column("logprobs", "STRING", "JSON, by choice, where there is any"),
+    Column("moderation", "STRING", "JSON, where it was asked for"),
+    Column(
+        "raw",
+        "ARRAY<STRUCT<event STRING, data BINARY>>",
+        "every event's type and bytes, [DONE] included, or a whole answer's body, of the last call; "
+        "null unless capture.keep_raw",
+    ),
     Column("started_at", "TIMESTAMP", "the last call's start; UTC"),
     Column("finished_at", "TIMESTAMP", "the last call's end; UTC"),
     Column("worker", "STRING", "host and partition"),
@@ -139,7 +145,7 @@ REQUESTS: tuple[Column, ...] = (
 )
 
 # What a plan's part holds: a request, and the calls that this run made for it before.
-OWED: tuple[Column, ...] = (*REQUESTS, Column("retries", RETRIES, ""))
+OWED: tuple[Column, ...] = (*REQUESTS, Column("mode", "STRING", ""), Column("retries", RETRIES, ""))
 
 _PRIMITIVES = {
     "STRING": pa.string(),
@@ -147,6 +153,7 @@ _PRIMITIVES = {
     "INT": pa.int32(),
     "BIGINT": pa.int64(),
     "BOOLEAN": pa.bool_(),
+    "BINARY": pa.binary(),
     "TIMESTAMP": pa.timestamp("us", tz="UTC"),
 }
 _TOKEN = re.compile(r"\w+|[<>,]")

@@ -1,25 +1,20 @@
 """Tokens as tiktoken counts them, with vocabularies that the package carries: nothing is ever downloaded.
 
-Knows which encoding a model uses and OpenAI's rule for what a chat's messages cost. Leaves prices to ``prices.py``.
+Knows which encoding a model uses. Leaves what a request has as input to ``input_tokens.py``.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import os
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import tiktoken
 from tiktoken import model as tiktoken_model
 
 from deltatap.errors import VocabularyError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 VOCABULARIES = Path(__file__).with_name("vocabularies")
 # tiktoken's name for a file is the sha1 of the URL that it comes from; it checks the sha256.
@@ -68,52 +63,19 @@ def encoding(name: str) -> tiktoken.Encoding:
 
 
 @functools.lru_cache(maxsize=1024)
-def encoding_name_for(model: str, fallback: str) -> str:
-    """The encoding that a model uses, by tiktoken's tables; the fallback for models that it does not know.
+def known_encoding(model: str) -> str | None:
+    """The encoding that a model uses, by tiktoken's tables; None for models that it does not know.
 
-    A provider's prefix (``openai/gpt-4o``) does not count. Old models whose vocabulary the package does not carry
-    (p50k_base, r50k_base) get the fallback too; the row says which encoding was used.
+    A provider's prefix (``openai/gpt-4o``) does not count. Of old models (p50k_base, r50k_base) the package does not
+    carry the vocabulary.
     """
     try:
         name = tiktoken_model.encoding_name_for_model(model.rpartition("/")[2])
     except KeyError:
-        return fallback
-    return name if name in _FILES else fallback
+        return None
+    return name if name in _FILES else None
 
 
 def count_text(text: str, encoding_name: str) -> int:
     """How many tokens a text has; what looks like a special token is text."""
     return len(encoding(encoding_name).encode_ordinary(text))
-
-
-def count_chat_input(messages: Sequence[Mapping[str, Any]], model: str, encoding_name: str) -> int:
-    """How many tokens the messages of a chat have as input.
-
-    By OpenAI's cookbook (How to count tokens with tiktoken): 3 for each message, 1 for a name, the tokens of every
-    value, and 3 that prime the reply. gpt-3.5-turbo-0301 takes 4 for a message and 1 less where there is a name. What
-    the cookbook has no rule for (images, audio, tool calls) is counted as its JSON text, which is approximate.
-    """
-    old = model.rpartition("/")[2].startswith("gpt-3.5-turbo-0301")
-    a_message, a_name = (4, -1) if old else (3, 1)
-    total = 3
-    for message in messages:
-        total += a_message
-        for key, value in message.items():
-            total += sum(count_text(text, encoding_name) for text in _texts(value))
-            if key == "name":
-                total += a_name
-    return total
-
-
-def _texts(value: object) -> list[str]:
-    if isinstance(value, str):
-        return [value]
-    if value is None:
-        return []
-    if isinstance(value, list):
-        parts = []
-        for part in value:
-            text = part.get("text") if isinstance(part, dict) else None
-            parts.append(text if isinstance(text, str) else json.dumps(part, ensure_ascii=False))
-        return parts
-    return [json.dumps(value, ensure_ascii=False)]

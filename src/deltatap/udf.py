@@ -16,15 +16,15 @@ import numpy as np
 import pandas as pd
 
 from deltatap import tables
-from deltatap.client import StreamingClient
 from deltatap.config import Settings, load_settings
-from deltatap.credentials import api_key
+from deltatap.credentials import credential_of
 from deltatap.engine import Capture, Engine
+from deltatap.errors import ConfigError
 from deltatap.outcomes import CaptureError
 from deltatap.prices import load_prices
 from deltatap.prompts import build_request
 from deltatap.rows import captures_batch, counted
-from deltatap.worker import CaptureTask, capture_part, context_of, job_of, retry_policy, settle_memory
+from deltatap.worker import CaptureTask, capture_part, client_of, context_of, job_of, retry_policy, settle_memory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,7 +77,9 @@ def capture_udf(config: Settings | Mapping[str, Any] | str | Path, *, max_reques
         raise ValueError(f"max_requests: expected at least 1, found {max_requests}")
     settings = load_settings(config)
     prices = load_prices(settings.prices)
-    api_key(settings.endpoint)
+    credential_of(settings.endpoint)
+    if len(settings.capture.modes) > 1:
+        raise ConfigError(["capture.mode: paired gives two rows for a prompt, which a UDF cannot: use the job"])
 
     @pandas_udf(tables.spark_schema(tables.CAPTURES))  # type: ignore[call-overload,untyped-decorator]
     def capture(prompts: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
@@ -104,10 +106,11 @@ def capture_batches(
 ) -> Iterator[pd.DataFrame]:
     """Captures for batches of prompts, in order, a batch out for each batch in; the next batch streams meanwhile."""
     context = context_of(settings, prices, "", partition)
+    endpoint, (mode,) = settings.endpoint, settings.capture.modes
     streams = min(settings.capture.streams_per_worker, settings.capture.concurrency)
     results = _Results()
     engine = Engine(
-        lambda: StreamingClient(settings.endpoint, settings.timeouts),
+        lambda: client_of(settings, credential_of(settings.endpoint)),
         policy=retry_policy(settings),
         look_ahead=1 << 20,  # the batches bound it: two are in hand
         deliver=results.put,
@@ -127,8 +130,10 @@ def capture_batches(
         for batch in prompts:
             start = planned
             for columns in _columns(batch):
-                request = build_request(columns, model=settings.endpoint.model, defaults=settings.request, keep=())
-                job = job_of(request, planned, [], include_usage=settings.endpoint.include_usage)
+                request = build_request(
+                    columns, api=endpoint.api, model=endpoint.model, defaults=settings.request, keep=()
+                )
+                job = job_of(request, planned, [], endpoint, mode)
                 planned += 1
                 if planned > max_requests:
                     results.put(

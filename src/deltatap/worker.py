@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pyarrow.parquet as pq
 
-from deltatap.client import StreamingClient
-from deltatap.credentials import api_key
+from deltatap.client import EndpointClient
+from deltatap.credentials import credential_of
 from deltatap.engine import Engine
-from deltatap.errors import ConfigError
+from deltatap.errors import ConfigError, CredentialError
 from deltatap.journal import JournalWriter, journaled_rows, warm_up
 from deltatap.outcomes import RetryPolicy
 from deltatap.prompts import Request, wire
@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from deltatap.config import Settings
+    from deltatap.config import Endpoint, Settings
+    from deltatap.credentials import Credential
     from deltatap.prices import Prices
+    from deltatap.prompts import Mode
     from deltatap.state import PlanState
 
 POLL_S = 0.5
@@ -84,7 +86,6 @@ def context_of(settings: Settings, prices: Prices, run_id: str, place: int) -> C
     """What is the same for all rows of a worker; `place` is its part or partition."""
     return Context(
         run_id=run_id,
-        mode=settings.capture.mode,
         endpoint=settings.endpoint.label,
         api=settings.endpoint.api,
         worker=f"{socket.gethostname()}/{place}",
@@ -100,8 +101,9 @@ def capture_part(task: CaptureTask, part: int) -> Receipt:
     plan = state.plan(task.epoch)
     claim = plan.claim(part)
     try:
-        api_key(settings.endpoint)
-    except ConfigError as error:
+        if (credential := credential_of(settings.endpoint)) is not None:
+            credential.token()
+    except (ConfigError, CredentialError) as error:
         # The driver has it, this process has not: no attempt can help.
         fatal = f"{error} (in the Spark worker; it inherits the variables of where Spark was started)"
         state.beat(Heartbeat(task.epoch, claim, 0, fatal=fatal, ended=True))
@@ -121,14 +123,14 @@ def capture_part(task: CaptureTask, part: int) -> Receipt:
         flush_s=settings.state.flush_s,
     )
     engine = Engine(
-        lambda: StreamingClient(settings.endpoint, settings.timeouts),
+        lambda: client_of(settings, credential),
         policy=retry_policy(settings),
         look_ahead=2 * streams + _BATCH_ROWS,
         deliver=journal.put,
     )
     with journal, engine, _Line(state, plan, claim, task, engine, journal):
         settle_memory()
-        for job in _jobs(plan.part_files()[part], set(known.tolist()), include_usage=settings.endpoint.include_usage):
+        for job in _jobs(plan.part_files()[part], set(known.tolist()), settings.endpoint):
             if not engine.submit(job):
                 break
         engine.join()
@@ -143,25 +145,48 @@ def settle_memory() -> None:
     gc.set_threshold(50_000, 50, 1000)
 
 
-def _jobs(path: Path, known: set[int], *, include_usage: bool) -> Iterator[Job]:
-    at = 0
-    for batch in pq.ParquetFile(path).iter_batches(_BATCH_ROWS):
-        for columns in batch.to_pylist():
-            if at not in known:
-                yield _job(columns, at, include_usage=include_usage)
-            at += 1
+def client_of(settings: Settings, credential: Credential | None) -> EndpointClient:
+    """The client of a worker; made on the engine's event loop."""
+    return EndpointClient(
+        settings.endpoint, settings.timeouts, keep_raw=settings.capture.keep_raw, credential=credential
+    )
 
 
-def _job(columns: dict[str, Any], row: int, *, include_usage: bool) -> Job:
-    earlier = columns.pop("retries") or []
+def _jobs(path: Path, known: set[int], endpoint: Endpoint) -> Iterator[Job]:
+    """The jobs of a part but for the known rows; those of one request in both modes stand together: one follows."""
+    first: Job | None = None
+    for at, columns in enumerate(
+        row for batch in pq.ParquetFile(path).iter_batches(_BATCH_ROWS) for row in batch.to_pylist()
+    ):
+        if at in known:
+            continue
+        job = _job(columns, at, endpoint)
+        if first is not None and first.request.request_id == job.request.request_id:
+            first.then = job
+            yield first
+            first = None
+        else:
+            if first is not None:
+                yield first
+            first = job
+    if first is not None:
+        yield first
+
+
+def _job(columns: dict[str, Any], row: int, endpoint: Endpoint) -> Job:
+    mode, earlier = columns.pop("mode"), columns.pop("retries") or []
     request = Request(**{**columns, "keep": None if columns["keep"] is None else dict(columns["keep"])})
-    return job_of(request, row, earlier, include_usage=include_usage)
+    return job_of(request, row, earlier, endpoint, mode)
 
 
-def job_of(request: Request, row: int, earlier: list[dict[str, Any]], *, include_usage: bool) -> Job:
+def job_of(request: Request, row: int, earlier: list[dict[str, Any]], endpoint: Endpoint, mode: Mode) -> Job:
     """A request as a job of this worker."""
-    body, choices = ("", 0) if request.body is None else wire(request.body, include_usage=include_usage)
-    return Job(request, body, choices, row, earlier, planned=time.perf_counter())
+    sent = (
+        None
+        if request.body is None
+        else wire(request.body, api=endpoint.api, mode=mode, include_usage=endpoint.include_usage)
+    )
+    return Job(request, sent, mode, row, earlier, planned=time.perf_counter())
 
 
 def heartbeat(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltatap.accumulate import ChatAccumulator
+from deltatap.apis import ChatAccumulator
 from deltatap.received import OUTPUT_KINDS, Received, StreamError, Usage
 
 

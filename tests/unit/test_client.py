@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deltatap.client import Call, StreamingClient
+from deltatap.client import Call, EndpointClient
 from deltatap.config import ApiKey, Endpoint, Timeouts
 from deltatap.errors import ConfigError
+from deltatap.prompts import Wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 KEY = "sk-test-4711-do-not-tell"
 BODY = '{"model":"m","messages":[],"stream":true}'
+WIRE = Wire(BODY, "m", "stream", 1)
 OK = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\nx-request-id: req_1\r\n\r\n"
 HI = b'data: {"choices":[{"index":0,"delta":{"content":"Hi"}}]}\n\n'
 STOP = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
@@ -60,9 +62,9 @@ def call(
 
         async with server(reading) as base_url:
             endpoint = Endpoint(base_url=base_url, api_key=ApiKey(env="TEST_KEY") if key else None)
-            client = StreamingClient(endpoint, timeouts or Timeouts())
+            client = EndpointClient(endpoint, timeouts or Timeouts())
             try:
-                return await asyncio.create_task(client.stream(BODY))
+                return await asyncio.create_task(client.call(WIRE))
             finally:
                 await client.close()
 
@@ -126,7 +128,7 @@ def test_a_server_that_repeats_the_key_does_not_get_it_into_the_row(monkeypatch:
 def test_a_key_that_is_not_set_is_told_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TEST_KEY", raising=False)
     with pytest.raises(ConfigError, match="the environment variable TEST_KEY is not set; set it, or use --set"):
-        StreamingClient(Endpoint(api_key=ApiKey(env="TEST_KEY")), Timeouts())
+        EndpointClient(Endpoint(api_key=ApiKey(env="TEST_KEY")), Timeouts())
 
 
 def test_a_connection_that_breaks_keeps_what_had_arrived() -> None:
@@ -147,9 +149,9 @@ def test_nobody_listens() -> None:
     async def made() -> Call:
         async with server(answering()) as base_url:
             pass
-        client = StreamingClient(Endpoint(base_url=base_url, api_key=None), Timeouts())
+        client = EndpointClient(Endpoint(base_url=base_url, api_key=None), Timeouts())
         try:
-            return await asyncio.create_task(client.stream(BODY))
+            return await asyncio.create_task(client.call(WIRE))
         finally:
             await client.close()
 
@@ -197,12 +199,23 @@ def test_a_refusal_is_told_by_its_kind(
     assert made.http_status == int(status[:3])
 
 
-@pytest.mark.parametrize("body", [b'{"choices": []}', b"<html></html>"])
-def test_an_answer_that_is_no_stream_is_a_protocol_error(body: bytes) -> None:
-    made = call(refusing("200 OK", body))
+def test_an_answer_that_is_no_stream_and_no_json_is_a_protocol_error() -> None:
+    made = call(refusing("200 OK", b"<html></html>"))
     assert made.error is not None
     assert made.error.type == "protocol"
-    assert made.error.message.startswith("expected text/event-stream, found application/json: ")
+    assert made.error.message.startswith("expected an event stream or a JSON object, found application/json: <html>")
+
+
+def test_an_answer_without_any_output_is_a_protocol_error() -> None:
+    made = call(refusing("200 OK", b'{"choices": []}'))
+    assert made.error is not None
+    assert (made.status, made.error.type) == ("failed", "protocol")
+
+
+def test_a_whole_answer_from_a_server_that_does_not_stream_is_kept() -> None:
+    body = b'{"choices": [{"index": 0, "message": {"content": "Hi"}, "finish_reason": "stop"}]}'
+    made = call(refusing("200 OK", body))
+    assert (made.status, made.received.text, len(made.received.chunks)) == ("completed", "Hi", 0), "it is paid for"
 
 
 def test_a_compressed_stream_is_read() -> None:

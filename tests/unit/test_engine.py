@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from deltatap.client import Call
 from deltatap.engine import Capture, Engine
 from deltatap.outcomes import CaptureError, RetryPolicy
-from deltatap.prompts import Request
+from deltatap.prompts import Request, Wire
 from deltatap.received import Choice, Chunks, Received
 from deltatap.schedule import Job
 
@@ -36,8 +37,8 @@ class Told:
         self.started: list[str] = []
         self.closed = False
 
-    async def stream(self, body: str, choices: int = 1) -> Call:
-        assert choices == 1
+    async def call(self, wire: Wire) -> Call:
+        body = wire.body
         self.started.append(body)
         self.open += 1
         self.most_open = max(self.most_open, self.open)
@@ -49,6 +50,8 @@ class Told:
                 await asyncio.Event().wait()
             if isinstance(what, BaseException):
                 raise what
+            if isinstance(what, Call):
+                return what
             return called(what)
         except asyncio.CancelledError:
             return called(CaptureError("cancelled", None, "cut"))
@@ -80,11 +83,12 @@ class Delivered:
             error = capture.error or (capture.job.calls[-1].error if capture.job.calls else None)
             return None if error is None else error.type
 
-        return {capture.job.wire: of(capture) for capture in self.captures}
+        return {capture.job.request.request_id: of(capture) for capture in self.captures}
 
 
 def job(body: str, error: str | None = None) -> Job:
-    return Job(Request(body, "", None, body, None, error), body, 1, 0, [], time.perf_counter())
+    wire = None if error else Wire(body, "m", "stream", 1)
+    return Job(Request(body, "", None, body, None, error), wire, "stream", 0, [], time.perf_counter())
 
 
 def run(client: Told, bodies: list[str], *, share: int = 4) -> Delivered:
@@ -101,7 +105,7 @@ def test_every_job_is_delivered_once_and_no_more_than_the_share_is_open() -> Non
     client = Told()
     bodies = [f"b{n}" for n in range(60)]
     delivered = run(client, bodies, share=3)
-    assert sorted(capture.job.wire for capture in delivered.captures) == sorted(bodies)
+    assert sorted(capture.job.request.request_id for capture in delivered.captures) == sorted(bodies)
     assert client.most_open <= 3
     assert all(capture.queued_ms is not None and capture.loop_lag_ms is not None for capture in delivered.captures)
 
@@ -110,7 +114,9 @@ def test_what_fails_is_tried_again_and_keeps_its_calls() -> None:
     down = CaptureError("server", None, "x", 500)
     client = Told({"a": [down, down, None], "b": [down, down, down]})
     delivered = run(client, ["a", "b", "c"])
-    calls = {capture.job.wire: [call.status for call in capture.job.calls] for capture in delivered.captures}
+    calls = {
+        capture.job.request.request_id: [call.status for call in capture.job.calls] for capture in delivered.captures
+    }
     assert calls == {"a": ["failed", "failed", "completed"], "b": ["failed"] * 3, "c": ["completed"]}
 
 
@@ -126,7 +132,7 @@ def test_a_rate_limit_cools_everything_down() -> None:
     assert sorted(client.started) == ["a", "a", "b"]
     assert delivered.errors() == {"a": None, "b": None}
     first = min(capture.job.calls[-1].started for capture in delivered.captures)
-    limited_at = next(c.job.calls[0].started for c in delivered.captures if c.job.wire == "a")
+    limited_at = next(c.job.calls[0].started for c in delivered.captures if c.job.request.request_id == "a")
     assert first - limited_at >= 0.3
 
 
@@ -221,3 +227,50 @@ def test_a_client_that_cannot_be_made_is_told() -> None:
     engine = Engine(refuse, policy=POLICY, look_ahead=1, deliver=Delivered().put)
     with pytest.raises(RuntimeError, match="no key"), engine:
         pass
+
+
+def test_the_second_of_a_pair_starts_when_the_first_has_ended() -> None:
+    client = Told({"first": [CaptureError("server", None, "x", 500)]})
+    delivered = Delivered()
+    pair = job("first")
+    pair.then = job("second")
+    with Engine(lambda: client, policy=POLICY, look_ahead=2, deliver=delivered.put, share=4) as engine:
+        assert engine.submit(pair)
+        engine.join()
+    assert client.started == ["first", "first", "second"], "also after what was tried again"
+    assert client.most_open == 1
+    assert [capture.job.request.request_id for capture in delivered.captures] == ["first", "second"]
+
+
+def test_a_stop_between_the_two_of_a_pair_drops_the_second() -> None:
+    client = Told({"first": ["held"]})
+    delivered = Delivered()
+    pair = job("first")
+    pair.then = job("second")
+    with Engine(lambda: client, policy=POLICY, look_ahead=2, deliver=delivered.put, share=4) as engine:
+        engine.submit(pair)
+        while not client.started:
+            time.sleep(0.001)
+        engine.stop(0)
+        engine.join()
+    assert client.started == ["first"]
+    assert delivered.errors() == {"first": "cancelled", "second": "cancelled"}
+
+
+def test_a_mended_call_goes_out_again_at_once_and_stops_nothing() -> None:
+    expired = replace(called(CaptureError("authentication", None, "expired", 401)), mended=True)
+    client = Told({"b": [expired]})
+    (capture,) = run(client, ["b"]).captures
+    assert [call.status for call in capture.job.calls] == ["failed", "completed"]
+    assert capture.job.tries.attempts == 0, "it counts for nothing"
+
+
+def test_a_call_that_mending_does_not_help_stops_the_run_in_the_end() -> None:
+    refused = replace(called(CaptureError("authentication", None, "no", 401)), mended=True)
+    client = Told({"b": [refused] * 9})
+    delivered = Delivered()
+    with Engine(lambda: client, policy=POLICY, look_ahead=2, deliver=delivered.put, share=4) as engine:
+        engine.submit(job("b"))
+        engine.join()
+        assert engine.fatal is not None
+    assert len(client.started) == 3

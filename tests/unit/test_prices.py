@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,22 @@ def test_our_prices_load_and_find_models() -> None:
         model: prices.find(model)
         for model in ("gpt-4o-mini", "gpt-4o-mini-2024-07-18", "gpt-4o", "openai/gpt-4.1", "my-own")
     }
-    assert {model: price and price.input for model, price in found.items()} == {
-        "gpt-4o-mini": 0.15, "gpt-4o-mini-2024-07-18": 0.15, "gpt-4o": 2.5, "openai/gpt-4.1": 2.0, "my-own": None,
+    assert {model: price and str(price.input) for model, price in found.items()} == {
+        "gpt-4o-mini": "0.15", "gpt-4o-mini-2024-07-18": "0.15", "gpt-4o": "2.5", "openai/gpt-4.1": "2.0", "my-own": None,
     }  # fmt: skip
+
+
+def test_the_model_that_answered_is_looked_up_where_the_one_asked_for_has_no_price(tmp_path: Path) -> None:
+    prices = load_prices(str(OURS))
+    deployment = prices.find("my-deployment", "gpt-4o-2024-08-06")
+    assert deployment is not None
+    assert deployment.model == "gpt-4o-2024-*"
+    own = tmp_path / "own.yml"
+    own.write_text(ENTRY.replace("a-*", "my-deployment"))
+    mine = load_prices([str(own), str(OURS)])
+    assert mine.find("my-deployment", "gpt-4o") == load_prices(str(own)).entries[0], "a price of one's own comes first"
+    assert mine.find("gpt-4o") == prices.find("gpt-4o")
+    assert mine.find(None, None) is None
 
 
 def test_the_first_pattern_that_fits_counts(tmp_path: Path) -> None:
@@ -37,11 +51,9 @@ def test_what_a_call_costs(tmp_path: Path) -> None:
     plain, cached = prices.find("a-x"), prices.find("c")
     assert plain is not None
     assert cached is not None
-    assert cost_usd(plain, 1000, 500) == (1000 * 2 + 500 * 8) / 1e6
-    assert cost_usd(plain, 1000, 500, 400) == (1000 * 2 + 500 * 8) / 1e6, (
-        "without a cached price all input costs the same"
-    )
-    assert cost_usd(cached, 1000, 500, 400) == (600 * 2 + 400 * 1 + 500 * 8) / 1e6
+    assert cost_usd(plain, 1000, 500) == Decimal("0.006")
+    assert cost_usd(plain, 1000, 500, 400) == Decimal("0.006"), "without a cached price all input costs the same"
+    assert cost_usd(cached, 1000, 500, 400) == Decimal("0.0056")
 
 
 def test_no_file_is_no_price(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,19 +2,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltatap.prompts import Request, build_request, request_hash_of, wire
+from deltatap.prompts import Mode, Request, Wire, build_request, request_hash_of, wire
+
+if TYPE_CHECKING:
+    from deltatap.apis import Api
 
 HI = [{"role": "user", "content": "Hi"}]
 
 
 def build(keep: tuple[str, ...] = (), defaults: dict[str, Any] | None = None, **row: Any) -> Request:
-    return build_request(row, model="gpt-4o-mini", defaults=defaults or {}, keep=keep)
+    return build_request(row, api="chat", model="gpt-4o-mini", defaults=defaults or {}, keep=keep)
+
+
+def sent(request: Request, *, api: Api = "chat", mode: Mode = "stream", include_usage: bool = True) -> Wire:
+    return wire(request.body or "", api=api, mode=mode, include_usage=include_usage)
 
 
 def body(**row: Any) -> dict[str, Any]:
@@ -115,7 +122,7 @@ def test_a_bad_row_says_what_is_wrong(row: dict[str, Any], message: str) -> None
 
 
 def test_no_model_anywhere_is_a_bad_row() -> None:
-    request = build_request({"prompt": "x"}, model=None, defaults={}, keep=())
+    request = build_request({"prompt": "x"}, api="chat", model=None, defaults={}, keep=())
     assert request.error == "no model: the row has none and endpoint.model is null"
 
 
@@ -129,17 +136,18 @@ def test_the_hash_is_of_compact_json_with_sorted_keys_in_utf_8() -> None:
 
 def test_streaming_is_no_part_of_the_identity() -> None:
     request = build(prompt="Hi")
-    text, _ = wire(request.body or "", include_usage=True)
+    text = sent(request).body
     assert request_hash_of(json.loads(text)) == request.request_hash
 
 
 def test_the_wire_asks_for_a_stream_and_keeps_the_order_of_keys() -> None:
     schema = '{"response_format": {"z": 1, "a": 2}, "n": 3}'
     request = build(prompt="Hi", params=schema)
-    text, choices = wire(request.body or "", include_usage=True)
+    text, choices = sent(request).body, sent(request).choices
     assert text.endswith('"response_format":{"z":1,"a":2},"n":3,"stream":true,"stream_options":{"include_usage":true}}')
     assert choices == 3
-    text, choices = wire(build(prompt="Hi").body or "", include_usage=False)
+    plain = sent(build(prompt="Hi"), include_usage=False)
+    text, choices = plain.body, plain.choices
     assert "stream_options" not in text
     assert choices == 1
 
@@ -171,4 +179,4 @@ def test_no_row_raises(**row: Any) -> None:
     assert (request.body is None) == (request.error is not None)
     assert len(request.request_hash) == 64
     if request.body is not None:
-        wire(request.body, include_usage=True)[0].encode()
+        sent(request).body.encode()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deltatap.accumulate import ChatAccumulator
+from deltatap.apis import ChatAccumulator
 from deltatap.client import Call
 from deltatap.engine import Capture
 from deltatap.outcomes import CaptureError
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from deltatap.received import Received
 
 PRICE = Price(model="gpt-4o-mini", input=1, cached_input=0.5, output=10, date=date(2026, 1, 1), source="here")
-CONTEXT = Context("run-1", "stream", "sim", "chat", "host/3", "o200k_base", Prices((PRICE,)))
-REQUEST = build_request({"prompt": "Hi"}, model="gpt-4o-mini", defaults={}, keep=())  # 8 tokens
+CONTEXT = Context("run-1", "sim", "chat", "host/3", "o200k_base", Prices((PRICE,)))
+REQUEST = build_request({"prompt": "Hi"}, api="chat", model="gpt-4o-mini", defaults={}, keep=())  # 8 tokens
 LOST = CaptureError("stream_interrupted", "ClientPayloadError", "gone", 200)
 DOWN = CaptureError("server", None, "Oh", 503, 2.0)
 
@@ -46,8 +46,8 @@ def call(got: Received, status: Any = "completed", error: CaptureError | None = 
 def row(
     *calls: Call, earlier: list[dict[str, Any]] | None = None, request: Request = REQUEST, context: Context = CONTEXT
 ) -> dict[str, Any]:
-    body = wire(request.body, include_usage=True)[0] if request.body else ""
-    job = Job(request, body, 1, 7, earlier or [], 4.0, list(calls))
+    sent = wire(request.body, api="chat", mode="stream", include_usage=True) if request.body else None
+    job = Job(request, sent, "stream", 7, earlier or [], 4.0, calls=list(calls))
     capture = Capture(job, None if calls else CaptureError("invalid_request", None, "bad"), 3.0, 0.5)
     (made,) = captures_batch([counted(capture, context)], context).to_pylist()
     assert list(made) == CAPTURES_SCHEMA.names
@@ -105,12 +105,14 @@ def test_every_column_of_a_whole_answer() -> None:
     )
     assert made["usage_reported"] == {
         "input_tokens": 8, "output_tokens": 3, "total_tokens": 11, "cached_input_tokens": 4, "reasoning_tokens": None,
+        "audio_input_tokens": None, "audio_output_tokens": None,
     }  # fmt: skip
     assert made["usage_tiktoken"] == {
         "encoding": "o200k_base",
         "input_tokens": 8,
         "output_tokens": 2,
         "total_tokens": 10,
+        "approximate": False,
     }
     assert (made["cost_usd"], made["cost_basis"]) == ((4 * 1 + 4 * 0.5 + 3 * 10) / 1e6, "reported")
     assert json.loads(made["request"])["stream"] is True
@@ -154,7 +156,7 @@ def test_a_call_that_did_not_complete(status: str, error: CaptureError, text: st
 
 
 def test_a_bad_row_has_no_call_and_costs_nothing() -> None:
-    bad = build_request({"prompt": " "}, model="gpt-4o-mini", defaults={}, keep=())
+    bad = build_request({"prompt": " "}, api="chat", model="gpt-4o-mini", defaults={}, keep=())
     made = row(request=bad)
     assert (made["status"], made["error"]["type"], made["request"]) == ("failed", "invalid_request", None)
     assert (made["cost_usd"], made["cost_basis"], made["chunks"], made["retries"]) == (0.0, None, [], [])
@@ -163,13 +165,21 @@ def test_a_bad_row_has_no_call_and_costs_nothing() -> None:
 
 
 def test_a_model_without_a_price_has_no_cost() -> None:
-    free = Context("run-1", "stream", "sim", "chat", "host/3", "o200k_base", Prices())
+    free = Context("run-1", "sim", "chat", "host/3", "o200k_base", Prices())
     assert row(call(received("Hi")), context=free)["cost_usd"] is None
 
 
 def test_the_journal_says_where_a_row_came_from() -> None:
     capture = Capture(
-        Job(REQUEST, wire(REQUEST.body or "", include_usage=True)[0], 1, 7, [], 4.0, [call(received("x"))])
+        Job(
+            REQUEST,
+            wire(REQUEST.body or "", api="chat", mode="stream", include_usage=True),
+            "stream",
+            7,
+            [],
+            4.0,
+            calls=[call(received("x"))],
+        )
     )
     batch = journal_batch([counted(capture, CONTEXT)] * 3, CONTEXT, plan=2, part=5)
     assert batch.schema == JOURNAL_SCHEMA

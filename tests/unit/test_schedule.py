@@ -8,7 +8,7 @@ from deltatap.schedule import SPACING_S, Job, Scheduler
 
 
 def job(row: int) -> Job:
-    return Job(Request(f"r{row}", "", None, None, None, None), "", 1, row, [], 0.0)
+    return Job(Request(f"r{row}", "", None, None, None, None), None, "stream", row, [], 0.0)
 
 
 def drain(scheduler: Scheduler, now: float) -> list[int]:

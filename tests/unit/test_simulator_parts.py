@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltatap.simulator import frames
-from deltatap.simulator.answers import ENCODING, Pace, answers, input_tokens
+from deltatap.simulator.answers import ENCODING, Pace, Piece, answers, input_tokens
 from deltatap.simulator.faults import NAMES, BadFaultError, Fault, by_rate, in_sequence, of_model, parse
-from deltatap.simulator.frames import Frames
+from deltatap.simulator.frames import ChatFrames, Facts
 from deltatap.tokens import count_text
 
 BODY: dict[str, Any] = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hi"}]}
@@ -21,7 +21,7 @@ PACE = Pace(tokens=60)
 
 
 def texts(body: dict[str, Any], key: str = "k", seed: int = 0) -> list[str]:
-    return ["".join(answer.pieces) for answer in answers(body, key, seed, PACE)]
+    return [answer.text() for answer in answers(body, key, seed, PACE)]
 
 
 def test_an_answer_is_the_same_for_the_same_prompt_and_seed() -> None:
@@ -35,9 +35,9 @@ def test_tokens_are_tiktoken_s_and_every_piece_is_text() -> None:
         (answer,) = answers(BODY, str(key), 0, PACE)
         assert len(answer.pieces) == len(answer.waits_s)
         for piece in answer.pieces:
-            piece.encode()
-            assert "\ufffd" not in piece
-        assert abs(answer.tokens - count_text("".join(answer.pieces), ENCODING)) <= 2
+            piece.text.encode()
+            assert "\ufffd" not in piece.text
+        assert abs(answer.tokens - count_text(answer.text(), ENCODING)) <= 2
     everything = "".join(texts(BODY, str(key))[0] for key in range(50))
     assert not everything.isascii(), "some of it is beyond ASCII, so that cuts inside characters happen"
 
@@ -119,8 +119,7 @@ def test_every_fault_has_one_name() -> None:
 
 @given(st.text(max_size=20))
 def test_a_frame_put_together_from_halves_is_json(piece: str) -> None:
-    before, after = Frames("id", 1, "m", with_usage=True).content(3)
-    frame = before + json.dumps(piece, ensure_ascii=False).encode() + after
+    (frame,) = ChatFrames(Facts("id", 1, "m", {}, with_usage=True)).piece(3, Piece("content", piece))
     chunk = json.loads(frame.removeprefix(b"data: "))
     assert chunk["choices"] == [{"index": 3, "delta": {"content": piece}, "logprobs": None, "finish_reason": None}]
     assert chunk["usage"] is None

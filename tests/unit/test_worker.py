@@ -35,11 +35,13 @@ def task(folder: Path, simulator: Simulation, rows: list[dict[str, Any]], **sect
     settings = load_settings(prompts.config(folder, simulator.base_url, **sections))
     state = RunState(folder / "state" / "run-1")
     state.prepare()
-    requests = [build_request(row, model="gpt-4o-mini", defaults={}, keep=()) for row in rows]
+    requests = [build_request(row, api="chat", model="gpt-4o-mini", defaults={}, keep=()) for row in rows]
     columns = {name: [getattr(r, name) for r in requests] for name in tables.arrow_schema(tables.REQUESTS).names}
     parts = state.plan(1).parts
     parts.mkdir(parents=True)
-    table = pa.table({**columns, "retries": [None] * len(rows)}, tables.arrow_schema(tables.OWED))
+    table = pa.table(
+        {**columns, "mode": ["stream"] * len(rows), "retries": [None] * len(rows)}, tables.arrow_schema(tables.OWED)
+    )
     pq.write_table(table, parts / "part-00000-x.parquet")
     return CaptureTask(settings, Prices(), "run-1", state.folder, 1)
 

@@ -1,6 +1,6 @@
-"""The simulator's endpoints: chat completions and models as OpenAI has them, and what was sent, under ``/sim``.
+"""The simulator's endpoints: three APIs as OpenAI, Azure and Databricks have them, and what was sent, under ``/sim``.
 
-Knows ASGI and the clock. Leaves what is answered to ``answers.py``, its JSON to ``frames.py``, what goes wrong to
+Knows URLs, ASGI and the clock. Leaves what is answered to ``answers.py``, its JSON to ``frames.py``, what goes wrong to
 ``faults.py`` and what was done to ``record.py``.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import os
 import time
 from dataclasses import dataclass, field, replace
@@ -21,11 +20,12 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from deltatap.prompts import request_hash_of
+from deltatap.apis import PATHS, Api
+from deltatap.prompts import INPUTS, request_hash_of
 from deltatap.simulator import frames
-from deltatap.simulator.answers import Answer, Pace, answers, input_tokens
-from deltatap.simulator.faults import REFUSALS, BadFaultError, Fault, by_rate, in_sequence, of_model, parse
-from deltatap.simulator.frames import Frames
+from deltatap.simulator.answers import Answer, Pace, Piece, answers, input_tokens
+from deltatap.simulator.faults import REFUSALS, TRAITS, BadFaultError, Fault, by_rate, in_sequence, of_model, parse
+from deltatap.simulator.frames import FRAMES, Facts, Frames
 from deltatap.simulator.record import Call, Record, shown
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 # One write of so many frames when a fault wants several in one.
 _COALESCED = 4
+# Where the APIs are: OpenAI's and Azure's newer base, Azure's older one, Databricks' serving endpoints.
+_BASES = ("/v1", "/openai/v1", "/openai/deployments/{deployment}", "/openai", "/serving-endpoints")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,11 @@ class _Stream:
         self.call.frames += 1
         await self.write(frame)
 
+    async def all(self, made: list[bytes]) -> None:
+        """Frames that count as one each."""
+        for frame in made:
+            await self.data(frame)
+
     async def flush(self) -> None:
         """What is held to be written together."""
         if self.held:
@@ -133,7 +140,7 @@ class Simulator:
         """The routes."""
         return Starlette(
             routes=[
-                Route("/v1/chat/completions", self._chat),
+                *(Route(base + path, _Endpoint(self, api)) for base in _BASES for api, path in PATHS.items()),
                 Route("/v1/models", self._models),
                 Route("/sim/calls", lambda _: _json(self.record.told())),
                 Route("/sim/counts", lambda _: _json(self.record.counts())),
@@ -142,10 +149,6 @@ class Simulator:
                 Route("/sim/settings", self._change, methods=["POST"]),
             ]
         )
-
-    @property
-    def _chat(self) -> _Chat:
-        return _Chat(self)
 
     async def _models(self, _request: Request) -> Response:
         data = [{"id": name, "object": "model", "created": 0, "owned_by": "simulator"} for name in self.settings.models]
@@ -167,27 +170,33 @@ class Simulator:
             return JSONResponse({"error": str(error)}, 400)
         return JSONResponse({})
 
-    async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One call to ``/v1/chat/completions``."""
+    async def serve(self, api: Api, scope: Scope, receive: Receive, send: Send) -> None:
+        """One call."""
         content = await _body(receive)
         headers = {name.decode().lower(): value.decode("latin-1") for name, value in scope["headers"]}
         started = time.monotonic()
         try:
             body = orjson.loads(content)
             key = request_hash_of(body)
-            if not isinstance(body["messages"], list) or not body["messages"]:
+            prompt = body[INPUTS[api][0]]
+            if not prompt or (api == "chat" and not isinstance(prompt, list)):
                 raise ValueError  # noqa: TRY301 - the same answer for all that is no request
-            tokens = input_tokens(body)
+            tokens = input_tokens(body, api)
             model, faults = of_model(str(body["model"]))
             faults = (*faults, *parse(headers.get("x-simulate", "")))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            said = str(error) if isinstance(error, BadFaultError) else "expected a JSON body with model and messages."
+            said = (
+                str(error)
+                if isinstance(error, BadFaultError)
+                else f"expected a JSON body with model and {INPUTS[api][0]}."
+            )
             await _refusal("400", said)(scope, receive, send)
             return
-        bearer = headers.get("authorization", "").removeprefix("Bearer ").strip()
+        bearer = headers.get("authorization", "").removeprefix("Bearer ").strip() or headers.get("api-key", "")
         call = self.record.begin(
             key=key,
-            prompt=shown(body["messages"]),
+            prompt=shown(prompt),
+            path=scope["path"],
             model=str(body["model"]),
             started=started,
             streamed=body.get("stream") is True,
@@ -202,7 +211,7 @@ class Simulator:
         call.fault = None if fault is None else fault.text
         ended = "broken"
         try:
-            ended = await self._answer(body, model, tokens, call, fault or Fault(()), scope, receive, send)
+            ended = await self._answer(_Asked(api, body, model, tokens), call, fault or Fault(()), scope, receive, send)
         except BrokenOff:
             pass
         except ConnectionResetError:
@@ -210,23 +219,18 @@ class Simulator:
         finally:
             self.record.end(call, ended)
 
-    async def _answer(
-        self,
-        body: dict[str, Any],
-        model: str,
-        tokens: int,
-        call: Call,
-        fault: Fault,
-        scope: Scope,
-        receive: Receive,
-        send: Send,
-    ) -> str:
+    async def _answer(self, asked: _Asked, call: Call, fault: Fault, scope: Scope, receive: Receive, send: Send) -> str:
         if "slow_headers" in fault:
             await asyncio.sleep(fault.seconds(5))
         transport = scope["extensions"]["transport"]
         if "cut_first" in fault:
             transport.close()
             raise BrokenOff
+        body, api = asked.body, asked.api
+        if "no_stream_options" in fault and "stream_options" in body:
+            call.http_status = 400
+            await _refusal("400", "Unrecognized request argument supplied: stream_options")(scope, receive, send)
+            return "refused"
         if refused := next((name for name in fault.names if name in REFUSALS), None):
             call.http_status = REFUSALS[refused][0]
             await _refusal(refused, None, fault.argument)(scope, receive, send)
@@ -235,22 +239,21 @@ class Simulator:
         if "html" in fault:
             await PlainTextResponse("<html><body>Welcome</body></html>", media_type="text/html")(scope, receive, send)
             return "broken"
-        pace = self.settings.pace
-        found = answers(body, call.key, self.settings.seed, pace)
+        found = answers(body, call.key, self.settings.seed, self.settings.pace, api, fault.names)
         if reason := next((name for name in ("content_filter", "length") if name in fault), None):
             found = [replace(answer, finish_reason=reason) for answer in found]
-        options = body.get("stream_options")
-        wanted = isinstance(options, dict) and options.get("include_usage") is True
-        with_usage = wanted and "no_usage" not in fault
-        made = Frames(f"chatcmpl-sim{call.number:08d}", int(time.time()), model, with_usage)
-        usage = frames.usage(tokens, sum(answer.tokens for answer in found))
+        facts = _facts(asked, call, fault, found)
+        made = FRAMES[api](facts)
         extra = {"x-request-id": f"req_sim{call.number:08d}", "openai-processing-ms": "1"}
         if not call.streamed:
             await asyncio.sleep(max(sum(answer.waits_s) for answer in found))
-            call.texts = {index: "".join(answer.pieces) for index, answer in enumerate(found)}
-            call.finish_reasons = {index: answer.finish_reason for index, answer in enumerate(found)}
-            call.usage = usage
-            await JSONResponse(made.whole(found, usage), headers=extra)(scope, receive, send)
+            for index, answer in enumerate(found):
+                for piece in answer.pieces:
+                    call.write(time.monotonic(), index, piece)
+                call.finish_reasons[index] = answer.finish_reason
+            call.chunks.clear()
+            call.usage = facts.usage
+            await JSONResponse(made.whole(found), headers=extra)(scope, receive, send)
             return "done"
         headers = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", **extra}
         raw = [(name.encode(), value.encode()) for name, value in headers.items()]
@@ -259,44 +262,47 @@ class Simulator:
         watch = asyncio.create_task(_disconnected(receive, gone))
         try:
             stream = _Stream(self, call, fault, send, transport, gone)
+            await stream.all(made.begin())
             await self._pieces(stream, made, found)
-            return await self._end(stream, made, found, usage if with_usage else None)
+            return await self._end(stream, made, found, facts, api)
         finally:
             watch.cancel()
 
     async def _pieces(self, stream: _Stream, made: Frames, found: list[Answer]) -> None:
         """The pieces of all choices, each at its time, counted from the call's start: delays do not add up."""
         call, fault, record = stream.call, stream.fault, self.record
-        around = [made.content(index) for index in range(len(found))]
         breaks = fault.piece if fault.piece is not None else max(1, sum(len(a.pieces) for a in found) // 2)
         roles = set(range(len(found)))
+        left = [len(answer.pieces) for answer in found]
         sent = 0
         for due, index, piece in merge(*(_timed(index, answer) for index, answer in enumerate(found))):
             if sent == breaks:
-                await self._break(stream)
+                await self._break(stream, made)
             wait = call.started + due - time.monotonic()
             await asyncio.sleep(max(0.0, wait))
             if "comments" in fault:
                 await stream.write(frames.COMMENT)
             if "empty_choices" in fault and sent % 5 == 0:
-                await stream.data(made.empty())
-            if index in roles and "role_with_content" not in fault:
-                await stream.data(made.role(index))
+                await stream.all(made.empty())
+            left[index] -= 1
+            together = index in roles and "role_with_content" in fault and piece.kind == "content"
+            if index in roles and not together:
+                await stream.all(made.role(index))
+            roles.discard(index)
             now = time.monotonic()
             if due:
                 record.late_by(now - call.started - due)
             call.write(now, index, piece)
-            if index in roles and "role_with_content" in fault:
-                await stream.data(made.role(index, piece))
+            last = not left[index] and "finish_with_content" in fault
+            if together:
+                await stream.all(made.role(index, piece.text))
             else:
-                before, after = around[index]
-                await stream.data(before + json.dumps(piece, ensure_ascii=False).encode() + after)
-            roles.discard(index)
+                await stream.all(made.piece(index, piece, found[index].finish_reason if last else None))
             sent += 1
         if sent <= breaks:
-            await self._break(stream)
+            await self._break(stream, made)
 
-    async def _break(self, stream: _Stream) -> None:
+    async def _break(self, stream: _Stream, made: Frames) -> None:
         """What breaks a stream breaks it here."""
         fault = stream.fault
         if "cut" in fault:
@@ -309,11 +315,14 @@ class Simulator:
                 pass
             else:
                 raise ConnectionResetError
+        if "drip" in fault:
+            await stream.flush()
+            while not stream.gone.is_set():
+                await stream.write(frames.COMMENT)
+                await asyncio.sleep(fault.seconds(0.1))
+            raise ConnectionResetError
         if "error_event" in fault:
-            content = json.dumps(frames.error("server_error", "server_error", "The server had an error in mid-stream."))
-            await stream.data(
-                ("event: error\n" if fault.argument == "event" else "").encode() + f"data: {content}\n\n".encode()
-            )
+            await stream.all(made.error(named=fault.argument == "event"))
         if "bad_json" in fault:
             await stream.data(frames.BAD_JSON)
         if "error_event" in fault or "no_end" in fault:
@@ -321,36 +330,72 @@ class Simulator:
             await stream.send({"type": "http.response.body", "body": b"", "more_body": False})
             raise BrokenOff
 
-    async def _end(self, stream: _Stream, made: Frames, found: list[Answer], usage: dict[str, Any] | None) -> str:
+    async def _end(self, stream: _Stream, made: Frames, found: list[Answer], facts: Facts, api: Api) -> str:
         call, fault = stream.call, stream.fault
-        if "no_finish" not in fault:
-            for index, answer in enumerate(found):
+        for index, answer in enumerate(found):
+            if "no_finish" not in fault:
                 call.finish_reasons[index] = answer.finish_reason
-                await stream.data(made.finish(index, answer.finish_reason))
-        if usage is not None:
-            call.usage = usage
-            await stream.data(made.usage(usage))
-        if "no_done" not in fault:
+                await stream.all(made.finish(index, answer, answer.finish_reason))
+        if api != "responses" or "no_finish" not in fault:
+            if facts.with_usage or api == "responses" or "usage_with_finish" in fault:
+                call.usage = facts.usage
+            await stream.all(made.end(found, found[0].finish_reason))
+        if "no_done" not in fault and api != "responses":
             await stream.write(frames.DONE)
         await stream.flush()
         await stream.send({"type": "http.response.body", "body": b"", "more_body": False})
         return "broken" if "bad_json" in fault else "done"
 
 
-class _Chat:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request as it was understood."""
+
+    api: Api
+    body: dict[str, Any]
+    model: str
+    input_tokens: int
+
+
+def _facts(asked: _Asked, call: Call, fault: Fault, found: list[Answer]) -> Facts:
+    options = asked.body.get("stream_options")
+    wanted = isinstance(options, dict) and options.get("include_usage") is True
+    output, reasoning = sum(answer.tokens for answer in found), sum(answer.reasoning_tokens for answer in found)
+    traits = tuple(name for name in fault.names if name in TRAITS)
+    # Responses asks for logprobs among what to include; the others by name.
+    logprobs = bool(asked.body.get("logprobs")) or "message.output_text.logprobs" in (asked.body.get("include") or ())
+    return Facts(
+        f"sim{call.number:08d}",
+        int(time.time()),
+        asked.model,
+        frames.usage(asked.input_tokens, output, reasoning, traits),
+        with_usage=wanted and "no_usage" not in fault,
+        logprobs=logprobs,
+        traits=traits,
+    )
+
+
+class _Endpoint:
     """An instance, so that Starlette hands it ASGI itself: nothing stands between a frame and its write."""
 
-    def __init__(self, simulator: Simulator) -> None:
-        self._simulator = simulator
+    def __init__(self, simulator: Simulator, api: Api) -> None:
+        self._simulator, self._api = simulator, api
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] != "POST":
             await PlainTextResponse("Method Not Allowed", 405)(scope, receive, send)
             return
-        await self._simulator.chat(scope, receive, send)
+        if (
+            scope["path"].startswith("/openai/")
+            and "/v1/" not in scope["path"]
+            and b"api-version=" not in scope["query_string"]
+        ):
+            await _refusal("404", "Resource not found")(scope, receive, send)
+            return
+        await self._simulator.serve(self._api, scope, receive, send)
 
 
-def _timed(index: int, answer: Answer) -> Iterator[tuple[float, int, str]]:
+def _timed(index: int, answer: Answer) -> Iterator[tuple[float, int, Piece]]:
     due = 0.0
     for wait, piece in zip(answer.waits_s, answer.pieces, strict=True):
         due += wait

@@ -32,13 +32,18 @@ REFUSALS: Mapping[str, tuple[int, str, str | None, str]] = {
     "content_policy": (400, "invalid_request_error", "content_policy_violation", "Your request was rejected."),
 }
 # The stream breaks: what of it was sent counts.
-BREAKS = ("cut", "cut_first", "stall", "error_event", "bad_json", "no_end")
+BREAKS = ("cut", "cut_first", "stall", "drip", "error_event", "bad_json", "no_end")
 # The answer is whole, but ends or looks unlike the common one.
 ENDINGS = ("no_finish", "no_done", "content_filter", "length", "no_usage", "html", "slow_headers")
 SHAPES = (
     "role_only", "role_with_content", "empty_choices", "comments", "crlf", "cr", "coalesce", "fragment", "bom",
 )  # fmt: skip
-NAMES = (*REFUSALS, *BREAKS, *ENDINGS, *SHAPES)
+# What one server says and another does not.
+TRAITS = (
+    "refusal", "reasoning", "reasoning_field", "content_parts", "filters", "late_filters", "moderation", "details",
+    "usage_with_finish", "usage_each", "finish_with_content", "no_id", "float_created", "no_stream_options",
+)  # fmt: skip
+NAMES = (*REFUSALS, *BREAKS, *ENDINGS, *SHAPES, *TRAITS)
 
 
 class BadFaultError(ValueError):

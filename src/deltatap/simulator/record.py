@@ -8,7 +8,10 @@ from __future__ import annotations
 from array import array
 from collections import Counter, deque
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deltatap.simulator.answers import Piece
 
 _SHOWN = 200
 _ERRORS_KEPT = 200_000
@@ -22,13 +25,15 @@ class Call:
         number: from 0, over all calls.
         key: sha256 of the body without stream options: the request_hash.
         prompt: the last message's text, its start.
+        path: of the URL.
         model: as asked for.
         attempt: number of the call among those for its key, from 0.
         fault: what was made to go wrong.
         http_status: as answered; 0 when nothing was.
         streamed: whether it was asked for as a stream.
-        texts: what was written, by choice.
-        chunks: when each piece of text was written, and the piece.
+        texts: what was written as content, by choice.
+        others: what else was written, by choice and kind; a tool call's name and arguments by its number.
+        chunks: when each piece was written, and the piece's text.
         frames: how many data frames were written, [DONE] not counted.
         finish_reasons: as written, by choice.
         usage: as written.
@@ -40,6 +45,7 @@ class Call:
     number: int
     key: str
     prompt: str
+    path: str
     model: str
     attempt: int
     started: float
@@ -47,6 +53,7 @@ class Call:
     http_status: int = 0
     streamed: bool = False
     texts: dict[int, str] = field(default_factory=dict)
+    others: dict[int, dict[str, str]] = field(default_factory=dict)
     chunks: list[tuple[float, str]] = field(default_factory=list)
     frames: int = 0
     finish_reasons: dict[int, str] = field(default_factory=dict)
@@ -54,10 +61,15 @@ class Call:
     ended: str = "open"
     bearer_sha256: str | None = None
 
-    def write(self, at: float, choice: int, text: str) -> None:
-        """A piece of text is on its way."""
-        self.chunks.append((at, text))
-        self.texts[choice] = self.texts.get(choice, "") + text
+    def write(self, at: float, choice: int, piece: Piece) -> None:
+        """A piece is on its way."""
+        self.chunks.append((at, piece.text))
+        if piece.kind == "content":
+            self.texts[choice] = self.texts.get(choice, "") + piece.text
+            return
+        others = self.others.setdefault(choice, {})
+        kind = f"{piece.kind} {piece.call}" if piece.kind in ("call", "arguments") else piece.kind
+        others[kind] = others.get(kind, "") + piece.text
 
 
 class Record:
@@ -128,8 +140,8 @@ class Record:
 _SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
 
-def shown(messages: Any) -> str:  # noqa: ANN401 - whatever came
-    """The start of the last message's text."""
-    last = messages[-1] if isinstance(messages, list) and messages else None
-    content = last.get("content") if isinstance(last, dict) else None
+def shown(prompt: Any) -> str:  # noqa: ANN401 - whatever came
+    """The start of a prompt's text, or of the last message's."""
+    last = prompt[-1] if isinstance(prompt, list) and prompt else prompt
+    content = last.get("content") if isinstance(last, dict) else last
     return content[:_SHOWN] if isinstance(content, str) else ""
