@@ -19,7 +19,7 @@ def write(spark: SparkSession, path: Path, rows: list[tuple[Any, ...]], schema: 
     spark.createDataFrame(filled, schema).coalesce(1).write.format("delta").mode("overwrite").save(str(path))
 
 
-def config(folder: Path, base_url: str, **sections: dict[str, Any]) -> dict[str, Any]:
+def config(folder: Path, base_url: str, **sections: Any) -> dict[str, Any]:
     """A configuration with everything under one folder; sections are merged into it."""
     tree: dict[str, Any] = {
         "prompts": {"table": str(folder / "prompts")},
@@ -30,5 +30,5 @@ def config(folder: Path, base_url: str, **sections: dict[str, Any]) -> dict[str,
         "prices": None,
     }
     for name, section in sections.items():
-        tree[name] = {**tree.get(name, {}), **section}
+        tree[name] = {**tree.get(name, {}), **section} if isinstance(section, dict) else section
     return tree

@@ -27,13 +27,14 @@ from deltatap.timing import Times, tpot_ms
 from deltatap.tokens import count_text, known_encoding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from deltatap.apis import Api
     from deltatap.client import Call
     from deltatap.engine import Capture
     from deltatap.outcomes import CaptureError
     from deltatap.prices import Price, Prices
+    from deltatap.received import Choice
     from deltatap.schedule import Job
 
 CAPTURES_SCHEMA = tables.arrow_schema(tables.CAPTURES)
@@ -125,15 +126,17 @@ def counted(capture: Capture, context: Context) -> Row:
 
 def _output_tokens(call: Call, encoding: str, echo: object) -> int:
     """Of all that came in all choices; an echoed prompt is no output."""
-    texts = [
-        text
-        for choice in call.received.choices
-        for text in (choice.text, choice.reasoning, choice.refusal, choice.tool_calls)
-        if text
-    ]
+    texts = [text for choice in call.received.choices for text in _texts(choice) if text]
     if isinstance(echo, str):
         texts = [text.removeprefix(echo) for text in texts]
     return sum(count_text(text, encoding) for text in texts)
+
+
+def _texts(choice: Choice) -> Iterator[str | None]:
+    """What a model generated for a choice; of a tool call the name and the arguments, not the JSON around them."""
+    yield from (choice.text, choice.reasoning, choice.refusal)
+    for call in json.loads(choice.tool_calls) if choice.tool_calls else ():
+        yield from call.get("function", {}).values()
 
 
 def _bill(call: Call, inputs: int, output: int, price: Price | None) -> Bill:
