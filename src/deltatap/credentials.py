@@ -26,6 +26,7 @@ _AZURE_SCOPE = "https://cognitiveservices.azure.com/.default"
 _MARGIN_S = 300.0
 # The Databricks SDK renews its tokens 40 s before they end, when it is asked: so it is asked often.
 _ASK_DATABRICKS_S = 30.0
+_DATABRICKS_TRIES_S = 30
 _KEPT = 4
 
 
@@ -157,7 +158,7 @@ def _databricks(endpoint: Endpoint) -> Callable[[], Token]:
     def fetch() -> Token:
         nonlocal config
         if config is None:
-            config = Config(host=f"{url.scheme}://{url.netloc}")
+            config = Config(host=f"{url.scheme}://{url.netloc}", retry_timeout_seconds=_DATABRICKS_TRIES_S)
         value = config.authenticate()["Authorization"].removeprefix("Bearer ")
         return Token(value, time.time() + _ASK_DATABRICKS_S)
 
