@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -12,6 +14,7 @@ from deltatap.client import Call, EndpointClient
 from deltatap.config import ApiKey, Endpoint, Timeouts
 from deltatap.errors import ConfigError
 from deltatap.prompts import Wire
+from deltatap.received import Usage
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -45,7 +48,14 @@ async def server(handler: Handler) -> AsyncIterator[str]:
 
 
 def call(
-    handler: Handler, *, key: bool = False, seen: list[bytes] | None = None, timeouts: Timeouts | None = None
+    handler: Handler,
+    *,
+    key: bool = False,
+    seen: list[bytes] | None = None,
+    timeouts: Timeouts | None = None,
+    wire: Wire = WIRE,
+    path: str = "/v1",
+    **described: Any,
 ) -> Call:
     """What a call to this handler brings; `seen` gets the request's bytes."""
 
@@ -61,10 +71,11 @@ def call(
             await handler(reader, writer)
 
         async with server(reading) as base_url:
-            endpoint = Endpoint(base_url=base_url, api_key=ApiKey(env="TEST_KEY") if key else None)
+            url = base_url.removesuffix("/v1") + path
+            endpoint = Endpoint(base_url=url, **{"api_key": ApiKey(env="TEST_KEY") if key else None, **described})
             client = EndpointClient(endpoint, timeouts or Timeouts())
             try:
-                return await asyncio.create_task(client.call(WIRE))
+                return await asyncio.create_task(client.call(wire))
             finally:
                 await client.close()
 
@@ -238,3 +249,156 @@ def test_after_done_nothing_is_waited_for() -> None:
     made = call(answering(OK + chunk(HI + STOP + DONE), linger=True))
     assert made.status == "completed"
     assert made.e2e_ms == made.received.chunks.ms[-1]
+
+
+WHOLE = Wire('{"model":"m","messages":[]}', "m", "complete", 1)
+AZURE = {"kind": "azure", "api_version": "2024-10-21"}
+
+
+@pytest.mark.parametrize(
+    ("path", "described", "wire", "line"),
+    [
+        ("/v1", {}, WIRE, "POST /v1/chat/completions"),
+        ("/v1/", {"api": "completions"}, WIRE, "POST /v1/completions"),
+        ("/v1", {"api": "responses"}, WIRE, "POST /v1/responses"),
+        ("", AZURE, WIRE, "POST /openai/deployments/m/chat/completions?api-version=2024-10-21"),
+        ("/openai/", AZURE, WIRE, "POST /openai/deployments/m/chat/completions?api-version=2024-10-21"),
+        (
+            "",
+            AZURE,
+            replace(WIRE, model="a b/c"),
+            "POST /openai/deployments/a%20b%2Fc/chat/completions?api-version=2024-10-21",
+        ),
+        ("", {**AZURE, "api": "completions"}, WIRE, "POST /openai/deployments/m/completions?api-version=2024-10-21"),
+        ("", {**AZURE, "api": "responses"}, WIRE, "POST /openai/responses?api-version=2024-10-21"),
+        ("/openai/v1/", {"kind": "azure"}, WIRE, "POST /openai/v1/chat/completions"),
+        (
+            "/openai/v1",
+            {"kind": "azure", "api_version": "preview"},
+            WIRE,
+            "POST /openai/v1/chat/completions?api-version=preview",
+        ),
+        ("/serving-endpoints", {"kind": "databricks"}, WIRE, "POST /serving-endpoints/chat/completions"),
+    ],
+)
+def test_where_each_provider_is_called(path: str, described: dict[str, Any], wire: Wire, line: str) -> None:
+    seen: list[bytes] = []
+    call(answering(OK + chunk(HI + STOP + DONE) + chunk(b"")), seen=seen, wire=wire, path=path, **described)
+    assert seen[0].startswith(f"{line} HTTP/1.1\r\n".encode())
+
+
+@pytest.mark.parametrize(
+    ("described", "header"),
+    [
+        ({}, f"authorization: bearer {KEY}"),
+        ({"kind": "databricks"}, f"authorization: bearer {KEY}"),
+        ({"kind": "azure", "path": "/openai/v1"}, f"api-key: {KEY}"),
+        ({**AZURE, "path": ""}, f"api-key: {KEY}"),
+    ],
+)
+def test_how_each_provider_is_given_the_key(
+    monkeypatch: pytest.MonkeyPatch, described: dict[str, Any], header: str
+) -> None:
+    monkeypatch.setenv("TEST_KEY", KEY)
+    for name in ("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN", "OPENAI_API_VERSION", "DATABRICKS_TOKEN"):
+        monkeypatch.setenv(name, "leak")
+    seen: list[bytes] = []
+    call(answering(OK + chunk(DONE) + chunk(b"")), key=True, seen=seen, **described)
+    head = seen[0].decode().lower()
+    assert header in head
+    assert head.count(KEY) == 1
+    assert "leak" not in head
+
+
+def test_a_whole_answer_has_its_end_and_no_chunks() -> None:
+    body = b'{"id": "c-1", "choices": [{"index": 0, "message": {"content": "Hi"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 8, "completion_tokens": 1}}'
+    made = call(refusing("200 OK", body, b"x-request-id: req_2"), wire=WHOLE)
+    assert (made.status, made.received.text, made.received.finish_reason) == ("completed", "Hi", "stop")
+    assert (len(made.received.chunks), made.server_request_id, made.body) == (0, "req_2", WHOLE.body)
+    assert made.received.usage == Usage(8, 1)
+    assert made.headers_ms is not None
+    assert made.e2e_ms is not None
+    assert made.headers_ms <= made.e2e_ms
+
+
+def test_a_whole_answer_may_take_as_long_as_the_whole_call() -> None:
+    made = call(answering(linger=True), wire=WHOLE, timeouts=Timeouts(first_byte_s=0.05, idle_s=0.05, total_s=0.3))
+    assert made.error is not None
+    assert (made.status, made.error.code) == ("failed", "total"), "of a whole answer the first byte comes last"
+
+
+def test_a_stream_where_a_whole_answer_was_asked_for_is_kept_without_its_chunks() -> None:
+    made = call(answering(OK + chunk(HI + STOP + DONE) + chunk(b"")), wire=WHOLE)
+    assert (made.status, made.received.text, len(made.received.chunks)) == ("completed", "Hi", 0)
+
+
+@pytest.mark.parametrize("body", [b'{"choices": [{"message": {"content": "H', b"{}", b"[]"])
+def test_a_whole_answer_that_is_none_is_a_protocol_error(body: bytes) -> None:
+    made = call(refusing("200 OK", body), wire=WHOLE)
+    assert made.error is not None
+    assert (made.status, made.error.type) == ("failed", "protocol")
+
+
+@pytest.mark.parametrize("status", ["400 X", "422 X"])
+def test_a_server_that_refuses_stream_options_is_asked_without_them(status: str) -> None:
+    asking = Wire('{"model":"m","stream":true,"stream_options":{"include_usage":true}}', "m", "stream", 1, usage=True)
+    refusal = b'{"error": {"message": "Extra inputs are not permitted: stream_options"}}'
+    bodies: list[bytes] = []
+
+    async def both() -> tuple[Call, Call, Call]:
+        async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = next(
+                int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")
+            )
+            bodies.append(await reader.readexactly(length))
+            answer = (
+                refusing(status, refusal)
+                if b"stream_options" in bodies[-1]
+                else answering(OK + chunk(HI + STOP + DONE) + chunk(b""))
+            )
+            await answer(reader, writer)
+
+        async with server(handler) as base_url:
+            client = EndpointClient(Endpoint(base_url=base_url, api_key=None), Timeouts())
+            try:
+                made = [await asyncio.create_task(client.call(asking)) for _ in range(2)]
+                other = await asyncio.create_task(client.call(replace(asking, model="other")))
+                return made[0], made[1], other
+            finally:
+                await client.close()
+
+    refused, mended, other = asyncio.run(both())
+    assert (refused.status, refused.mended, refused.http_status) == ("failed", True, int(status[:3]))
+    assert (mended.status, mended.mended, json.loads(mended.body)) == (
+        "completed",
+        False,
+        {"model": "m", "stream": True},
+    )
+    assert other.mended, "behind a router each model is another server"
+    assert [b"stream_options" in body for body in bodies] == [True, False, True]
+
+
+def test_what_a_filter_said_when_it_refused_is_kept() -> None:
+    body = (
+        b'{"error": {"code": "content_filter", "message": "The response was filtered", "innererror": {'
+        b'"code": "ResponsibleAIPolicyViolation", "content_filter_result": {"hate": {"filtered": true, "severity": "high"}}}}}'
+    )
+    made = call(refusing("400 X", body), path="/openai/v1", kind="azure")
+    assert made.error is not None
+    assert (made.error.type, made.error.code) == ("content_policy", "content_filter")
+    assert json.loads(made.received.content_filter or "") == [
+        {"content_filter_result": {"hate": {"filtered": True, "severity": "high"}}}
+    ]
+
+
+def test_databricks_errors_are_told_by_their_code() -> None:
+    made = call(
+        refusing("404 X", b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "No endpoint."}'), kind="databricks"
+    )
+    assert made.error is not None
+    assert (made.error.type, made.error.code, made.error.message) == (
+        "not_found",
+        "RESOURCE_DOES_NOT_EXIST",
+        "No endpoint.",
+    )

@@ -180,3 +180,59 @@ def test_no_row_raises(**row: Any) -> None:
     assert len(request.request_hash) == 64
     if request.body is not None:
         sent(request).body.encode()
+
+
+def of(api: Api, **row: Any) -> Any:
+    request = build_request(row, api=api, model="m", defaults={"temperature": 0}, keep=())
+    return request.error or json.loads(request.body or "")
+
+
+def test_legacy_completions_take_a_text() -> None:
+    assert of("completions", prompt="Hi") == {"model": "m", "prompt": "Hi", "temperature": 0}
+    assert of("completions", prompt="Hi", params='{"echo": true}')["echo"] is True
+    assert of("completions", messages=HI).startswith("messages: endpoint.api is completions, which takes a text")
+    assert of("completions", prompt="Hi", system="Be brief.").startswith("system: endpoint.api is completions")
+    assert of("completions", prompt="Hi", params='{"prompt": "x"}') == "params must not hold prompt: deltatap sets it"
+    assert of("completions", prompt=" ") == "no prompt: expected a text in prompt, or messages"
+
+
+def test_responses_take_a_text_or_items() -> None:
+    assert of("responses", prompt="Hi") == {"model": "m", "input": "Hi", "temperature": 0}
+    assert of("responses", prompt="Hi", system="Be brief.") == {
+        "model": "m", "input": "Hi", "instructions": "Be brief.", "temperature": 0,
+    }  # fmt: skip
+    assert of("responses", prompt="Hi", params='{"instructions": "Be kind."}')["instructions"] == "Be kind."
+    twice = of("responses", prompt="Hi", system="Be brief.", params='{"instructions": "Be kind."}')
+    assert twice == "params must not hold instructions: deltatap sets it"
+    items = [*HI, {"type": "function_call_output", "call_id": "c", "output": "Rain"}]
+    assert of("responses", messages=json.dumps(items))["input"] == items
+    assert of("chat", messages=json.dumps(items)).startswith("messages[1].role: expected one of")
+    assert of("responses", prompt="Hi", params='{"input": "x"}') == "params must not hold input: deltatap sets it"
+    assert of("responses", prompt="x", messages=HI) == "both prompt and messages: expected one of them"
+
+
+@pytest.mark.parametrize(
+    ("api", "mode", "include_usage", "ours"),
+    [
+        ("chat", "stream", True, {"stream": True, "stream_options": {"include_usage": True}}),
+        ("chat", "stream", False, {"stream": True}),
+        ("chat", "complete", True, {}),
+        ("completions", "stream", True, {"stream": True, "stream_options": {"include_usage": True}}),
+        ("responses", "stream", True, {"stream": True}),
+        ("responses", "complete", True, {}),
+    ],
+)
+def test_what_we_add_to_a_body(api: Api, mode: Mode, include_usage: bool, ours: dict[str, Any]) -> None:  # noqa: FBT001
+    request = build_request({"prompt": "Hi"}, api=api, model="m", defaults={}, keep=())
+    wire_ = sent(request, api=api, mode=mode, include_usage=include_usage)
+    added = json.loads(wire_.body)
+    assert {key: added.pop(key) for key in ("stream", "stream_options") if key in added} == ours
+    assert added == json.loads(request.body or "")
+    assert (wire_.model, wire_.mode, wire_.usage) == ("m", mode, "stream_options" in ours)
+    assert request_hash_of(json.loads(wire_.body)) == request.request_hash, "the same request in each mode"
+
+
+def test_choices_are_counted_where_the_api_has_them() -> None:
+    for api, count in (("chat", 3), ("completions", 3), ("responses", 1)):
+        request = build_request({"prompt": "Hi", "params": '{"n": 3}'}, api=api, model="m", defaults={}, keep=())  # type: ignore[arg-type]
+        assert sent(request, api=api).choices == count  # type: ignore[arg-type]
