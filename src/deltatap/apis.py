@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Api = Literal["chat", "completions", "responses"]
 PATHS: Mapping[Api, str] = {"chat": "/chat/completions", "completions": "/completions", "responses": "/responses"}
 # Azure's filter results and Databricks' guardrails, as they stand in a chunk.
-_FILTERS = ("prompt_filter_results", "input_guardrail", "output_guardrail")
+_FILTERS = frozenset(("prompt_filter_results", "input_guardrail", "output_guardrail"))
 _CHOICE_FILTERS = ("content_filter_results", "content_filter_offsets")
 
 
@@ -49,9 +49,8 @@ class _Choices(Accumulator):
         if chunk.get("usage"):
             self._used(chunk["usage"])
         self._said(chunk)
-        for name in _FILTERS:
-            if chunk.get(name):
-                self._filters.append({name: chunk[name]})
+        if not _FILTERS.isdisjoint(chunk):
+            self._filters += [{name: chunk[name]} for name in chunk if name in _FILTERS and chunk[name]]
         if chunk.get("moderation"):
             self._moderation = chunk["moderation"]
 
@@ -73,9 +72,9 @@ class _Choices(Accumulator):
             self._mark(EMPTY, "", choice)
         if given.get("logprobs"):
             choice.logprobs.append(given["logprobs"])
-        filters = {name: given[name] for name in _CHOICE_FILTERS if given.get(name)}
-        if filters:
-            self._filters.append({"index": choice.index, **filters})
+        if given.get("content_filter_results") or given.get("content_filter_offsets"):
+            said_so = {name: given[name] for name in _CHOICE_FILTERS if given.get(name)}
+            self._filters.append({"index": choice.index, **said_so})
 
     def content(self, choice: Growing, value: object) -> None:
         """Text, or parts."""

@@ -1,8 +1,8 @@
 """One call, streamed or whole: the openai client sends it over aiohttp, the body's bytes are read as they come.
 
-Knows URLs, sockets, headers, time-outs and which exceptions they raise; they become the outcomes' errors here, once.
-Leaves decoding to ``sse.py``, what the events mean to ``apis.py``, tokens to ``credentials.py``, and what happens next
-to ``outcomes.py``.
+Knows URLs, headers and which exceptions a call may raise; they become the outcomes' errors here, once. Leaves sockets
+and waits to ``transport.py``, decoding to ``sse.py``, what the events mean to ``apis.py``, tokens to
+``credentials.py``, and what happens next to ``outcomes.py``.
 
 The client's typed chunk objects would cost several times what the rest of the worker does for a chunk, so the request
 goes through ``client.post``, its public way for what it has no method for: credentials, base URL, headers and errors
@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
 import aiohttp
@@ -30,18 +29,17 @@ from deltatap.outcomes import CaptureError, Status, conclude, http_error
 from deltatap.prompts import without_stream_options
 from deltatap.received import Chunks
 from deltatap.sse import SSEDecoder
+from deltatap.transport import RESPONSE, AiohttpTransport, Watchdog, current
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-    from types import SimpleNamespace
+    from collections.abc import Callable
 
     from deltatap.accumulate import Accumulator
     from deltatap.config import Endpoint, Timeouts
     from deltatap.credentials import Credential
-    from deltatap.prompts import Mode, Wire
+    from deltatap.prompts import Wire
     from deltatap.received import Received
 
-_RESPONSE = "aiohttp_response"
 _SPENT_S = 0.5
 _MAX_WHOLE_BYTES = 64 * 2**20
 
@@ -80,129 +78,6 @@ class Call:
     http_status: int | None
     body: str = ""
     mended: bool = False
-
-
-_current: ContextVar[_Watchdog] = ContextVar("current")
-
-
-async def _on_written(_session: aiohttp.ClientSession, _context: SimpleNamespace, _params: object) -> None:
-    _current.get().wrote(time.perf_counter())
-
-
-class _Body(httpx2.AsyncByteStream):
-    """A response's body as aiohttp reads it: one item for each time that the socket had something."""
-
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self.response = response
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        while data := await self.response.content.readany():
-            yield data
-
-    async def aclose(self) -> None:
-        self.response.close()
-
-
-class AiohttpTransport(httpx2.AsyncBaseTransport):
-    """Sends the openai client's requests through an aiohttp session, which tells when each was written."""
-
-    def __init__(self) -> None:
-        self._session: aiohttp.ClientSession | None = None
-
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send; return as soon as the headers are there. aiohttp's own time-outs are off: the caller watches."""
-        if self._session is None:
-            trace = aiohttp.TraceConfig()
-            trace.on_request_headers_sent.append(_on_written)
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
-                timeout=aiohttp.ClientTimeout(),
-                trace_configs=[trace],
-                cookie_jar=aiohttp.DummyCookieJar(),
-            )
-        response = await self._session.request(
-            request.method,
-            str(request.url),
-            headers=request.headers,
-            data=request.content or None,
-            allow_redirects=False,
-        )
-        # aiohttp has undone any content-encoding by the time that the body is read.
-        headers = [(k, v) for k, v in response.raw_headers if k.lower() != b"content-encoding"]
-        # The stream is for the client, which reads errors; ours is read from the response itself, with nothing between.
-        extensions = {_RESPONSE: response}
-        return httpx2.Response(
-            response.status, headers=headers, stream=_Body(response), extensions=extensions, request=request
-        )
-
-    async def aclose(self) -> None:
-        """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
-
-
-class _Watchdog:
-    """Knows when a call's request was written and when it last brought something; ends a call that waits too long.
-
-    Re-arms when what is waited for changes, and when its timer fires: so a read costs one assignment.
-    """
-
-    def __init__(self, timeouts: Timeouts, started: float, mode: Mode) -> None:
-        self.written: float | None = None
-        self.last_read: float | None = None
-        self.fired: str | None = None
-        self._timeouts, self._started = timeouts, started
-        # Of a whole answer the first byte comes when all of it has been generated.
-        self._first_byte_s = timeouts.first_byte_s if mode == "stream" else timeouts.total_s
-        self._handle: asyncio.Handle | None = None
-
-    def __enter__(self) -> Self:
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("a call needs a task to end")
-        self._task = task
-        self._loop = asyncio.get_running_loop()
-        self._arm()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._disarm()
-
-    def wrote(self, at: float) -> None:
-        """The request was written to the socket."""
-        self.written = at
-        self._arm()
-
-    def first_read(self, at: float) -> None:
-        """The answer's first bytes are there; later reads set `last_read`."""
-        self.last_read = at
-        self._arm()
-
-    def due(self) -> tuple[float, str]:
-        """When, in monotonic seconds, the call has waited too long, and for what."""
-        timeouts = self._timeouts
-        if self.last_read is not None:
-            stage = (self.last_read + timeouts.idle_s, "idle")
-        elif self.written is not None:
-            stage = (self.written + self._first_byte_s, "first_byte")
-        else:
-            stage = (self._started + timeouts.connect_s, "connect")
-        return min(stage, (self._started + timeouts.total_s, "total"))
-
-    def _arm(self) -> None:
-        self._disarm()
-        when, what = self.due()
-        wait = when - time.perf_counter()
-        if wait <= 0:
-            self.fired = what
-            self._task.cancel()
-        else:
-            self._handle = self._loop.call_later(wait, self._arm)
-
-    def _disarm(self) -> None:
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
 
 
 class EndpointClient:
@@ -261,8 +136,8 @@ class EndpointClient:
         reading = _Reading(ACCUMULATORS[self._endpoint.api](wire.choices, keep_raw=self._keep_raw))
         failure: CaptureError | None = None
         mended = False
-        watchdog = _Watchdog(self._timeouts, started, wire.mode)
-        token = _current.set(watchdog)
+        watchdog = Watchdog(self._timeouts, started, wire.mode)
+        token = current.set(watchdog)
         try:
             with watchdog:
                 await self._read(wire, body, reading, watchdog)
@@ -284,7 +159,7 @@ class EndpointClient:
             ended = reading.ended or time.perf_counter()
             if reading.response is not None:
                 reading.response.close()
-            _current.reset(token)
+            current.reset(token)
         received = reading.accumulator.finish()
         if wire.mode == "complete":
             received = replace(received, chunks=Chunks())
@@ -306,7 +181,7 @@ class EndpointClient:
             mended=mended,
         )
 
-    async def _read(self, wire: Wire, body: str, reading: _Reading, watchdog: _Watchdog) -> None:
+    async def _read(self, wire: Wire, body: str, reading: _Reading, watchdog: Watchdog) -> None:
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json", **await self._signed(reading)}
         # Asked for an httpx2.Response, the client hands out just that, whatever `stream_cls` promises to type checkers.
         response = cast(
@@ -322,7 +197,7 @@ class EndpointClient:
         )
         reading.headers = time.perf_counter()
         reading.responded(response.status_code, _request_id(response.headers))
-        incoming: aiohttp.ClientResponse = response.extensions[_RESPONSE]
+        incoming: aiohttp.ClientResponse = response.extensions[RESPONSE]
         reading.response = incoming
         written = watchdog.written or reading.headers
         content_type = response.headers.get("content-type", "")
@@ -405,9 +280,7 @@ def _request_id(headers: httpx2.Headers) -> str | None:
     return None if found is None else str(found)
 
 
-async def _read_stream(
-    incoming: aiohttp.ClientResponse, reading: _Reading, watchdog: _Watchdog, written: float
-) -> None:
+async def _read_stream(incoming: aiohttp.ClientResponse, reading: _Reading, watchdog: Watchdog, written: float) -> None:
     readany, accumulator, decoder = incoming.content.readany, reading.accumulator, SSEDecoder()
     read = 0
     while data := await readany():
@@ -425,7 +298,7 @@ async def _read_stream(
     reading.ended = time.perf_counter()
 
 
-async def _read_whole(incoming: aiohttp.ClientResponse, reading: _Reading, watchdog: _Watchdog) -> None:
+async def _read_whole(incoming: aiohttp.ClientResponse, reading: _Reading, watchdog: Watchdog) -> None:
     pieces: list[bytes] = []
     size = 0
     while data := await incoming.content.readany():

@@ -25,17 +25,23 @@ from deltatap.prompts import INPUTS, request_hash_of
 from deltatap.simulator import frames
 from deltatap.simulator.answers import Answer, Pace, Piece, answers, input_tokens
 from deltatap.simulator.faults import REFUSALS, TRAITS, BadFaultError, Fault, by_rate, in_sequence, of_model, parse
-from deltatap.simulator.frames import FRAMES, Facts, Frames
+from deltatap.simulator.frames import ChatFrames, CompletionsFrames, Facts, Frames
 from deltatap.simulator.record import Call, Record, shown
+from deltatap.simulator.responses import ResponsesFrames
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
 
 # One write of so many frames when a fault wants several in one.
 _COALESCED = 4
+_FRAMES: Mapping[Api, Callable[[Facts], Frames]] = {
+    "chat": ChatFrames,
+    "completions": CompletionsFrames,
+    "responses": ResponsesFrames,
+}
 # Where the APIs are: OpenAI's and Azure's newer base, Azure's older one, Databricks' serving endpoints.
 _BASES = ("/v1", "/openai/v1", "/openai/deployments/{deployment}", "/openai", "/serving-endpoints")
 
@@ -243,7 +249,7 @@ class Simulator:
         if reason := next((name for name in ("content_filter", "length") if name in fault), None):
             found = [replace(answer, finish_reason=reason) for answer in found]
         facts = _facts(asked, call, fault, found)
-        made = FRAMES[api](facts)
+        made = _FRAMES[api](facts)
         extra = {"x-request-id": f"req_sim{call.number:08d}", "openai-processing-ms": "1"}
         if not call.streamed:
             await asyncio.sleep(max(sum(answer.waits_s) for answer in found))
