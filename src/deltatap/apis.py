@@ -170,7 +170,7 @@ class ResponsesAccumulator(Accumulator):
     __slots__ = ()
 
     def _take(self, chunk: dict[str, Any], data: bytes, event: str) -> None:
-        type_ = chunk.get("type") or event
+        type_ = str(chunk.get("type") or event)
         if type_ == "error":
             self._refuse(chunk, data)
         elif type_ == "response.failed":

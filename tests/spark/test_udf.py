@@ -104,3 +104,15 @@ def test_a_bad_configuration_is_refused_before_any_call() -> None:
         capture_udf({"capture": {"concurrency": 0}}, max_requests=1)
     with pytest.raises(ValueError, match="max_requests"):
         capture_udf({"endpoint": {"api_key": None}}, max_requests=0)
+    with pytest.raises(ConfigError, match=r"capture\.mode: paired gives two rows for a prompt"):
+        capture_udf({"endpoint": {"api_key": None}, "capture": {"mode": "paired"}}, max_requests=1)
+
+
+def test_whole_answers_of_another_api(spark: SparkSession, simulator: Simulation) -> None:
+    settings = config(simulator, capture={"mode": "complete", "keep_raw": True}, request={})
+    settings["endpoint"]["api"] = "responses"
+    frame = spark.createDataFrame([("Hi",)], "prompt STRING").coalesce(1)
+    (row,) = frame.select(capture_udf(settings, max_requests=1)("prompt").alias("c")).collect()
+    (call,) = simulator.calls()
+    assert (row["c"]["mode"], row["c"]["api"], row["c"]["text"]) == ("complete", "responses", call["texts"]["0"])
+    assert (row["c"]["chunks"], len(row["c"]["raw"])) == ([], 1)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from deltatap.engine import Capture
 from deltatap.outcomes import CaptureError
 from deltatap.prices import Price, Prices
 from deltatap.prompts import Request, build_request, wire
+from deltatap.received import Choice
 from deltatap.rows import CAPTURES_SCHEMA, JOURNAL_SCHEMA, Context, captures_batch, counted, journal_batch
 from deltatap.schedule import Job
 
@@ -185,3 +187,43 @@ def test_the_journal_says_where_a_row_came_from() -> None:
     assert batch.schema == JOURNAL_SCHEMA
     assert [(r["plan"], r["part"], r["row"]) for r in batch.to_pylist()] == [(2, 5, 7)] * 3
     assert [len(r["chunks"]) for r in batch.to_pylist()] == [2, 2, 2]
+
+
+def test_an_owner_s_name_for_a_model_is_looked_up_by_the_answer_s() -> None:
+    """An Azure deployment or a serving endpoint: the price and the encoding are those of the model that answered."""
+    deployed = build_request({"prompt": "Hi"}, api="chat", model="our-deployment", defaults={}, keep=())
+    answered = replace(received("Hi"), response_model="gpt-4o-mini")
+    made = row(call(answered), request=deployed)
+    assert made["cost_usd"] == (8 * 1 + 1 * 10) / 1e6
+    assert (made["usage_tiktoken"]["encoding"], made["usage_tiktoken"]["approximate"]) == ("o200k_base", False)
+    unknown = row(call(received("Hi")), request=deployed)
+    assert (unknown["cost_usd"], unknown["usage_tiktoken"]["approximate"]) == (None, True)
+
+
+def test_an_echoed_prompt_is_no_output() -> None:
+    echoing = Context("run-1", "sim", "completions", "host/3", "o200k_base", Prices((PRICE,)))
+    given = {"prompt": "Hi there", "params": '{"echo": true}'}
+    request = build_request(given, api="completions", model="gpt-4o-mini", defaults={}, keep=())
+    sent = wire(request.body or "", api="completions", mode="stream", include_usage=True)
+    job = Job(request, sent, "stream", 7, [], 4.0, calls=[call(received("Hi there", " friend"))])
+    assert counted(Capture(job), echoing).output_tokens == 1
+
+
+def test_of_a_tool_call_the_name_and_the_arguments_are_output() -> None:
+    tools = '[{"id":"call_1","type":"function","function":{"name":"f","arguments":"{}"}},{"type":"web_search_call"}]'
+    called = replace(received("Hi"), choices=(Choice(0, "", "tool_calls", tool_calls=tools),))
+    assert row(call(called))["usage_tiktoken"]["output_tokens"] == 2
+
+
+def test_the_request_is_the_one_that_went_out_last() -> None:
+    mended = replace(call(received("Hi")), body='{"model":"gpt-4o-mini"}')
+    assert row(mended)["request"] == '{"model":"gpt-4o-mini"}'
+
+
+def test_raw_events_are_kept_as_bytes() -> None:
+    raw = (("", b'{"x": "\xff"}'), ("error", b"[DONE]"))
+    assert row(call(replace(received("Hi"), raw=raw)))["raw"] == [
+        {"event": "", "data": raw[0][1]},
+        {"event": "error", "data": b"[DONE]"},
+    ]
+    assert row(call(received("Hi")))["raw"] is None

@@ -257,3 +257,49 @@ def test_the_openai_client_meets_its_own_errors(simulator: Simulation) -> None:
         client.chat.completions.create(model="gpt-4o-mini!429=3", messages=[{"role": "user", "content": "Hi"}])
     assert caught.value.code == "rate_limit_exceeded"
     assert caught.value.response.headers["retry-after"] == "3"
+
+
+def test_the_openai_client_reads_legacy_completions(simulator: Simulation) -> None:
+    with OpenAI(base_url=simulator.base_url, api_key="x", max_retries=0) as client:
+        asked: dict[str, Any] = {"model": "gpt-4o-mini", "prompt": "Hi", "logprobs": 1}
+        streamed = "".join(chunk.choices[0].text for chunk in client.completions.create(**asked, stream=True))
+        whole = client.completions.create(**asked)
+    assert streamed == whole.choices[0].text != ""
+    assert whole.choices[0].logprobs is not None
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"reasoning": {"effort": "low"}}, {"tools": [{"type": "function", "name": "f", "parameters": {}}]}]
+)
+def test_the_openai_client_reads_responses(simulator: Simulation, more: dict[str, Any]) -> None:
+    """Its own accumulator, which checks the order of events, comes to what a whole answer says."""
+    with OpenAI(base_url=simulator.base_url, api_key="x", max_retries=0) as client:
+        asked: dict[str, Any] = {"model": "gpt-4o-mini", "input": "Hi", **more}
+        with client.responses.stream(**asked) as stream:
+            kinds = [event.type for event in stream]
+            final = stream.get_final_response()
+        whole = client.responses.create(**asked)
+    assert (kinds[0], kinds[-1]) == ("response.created", "response.completed")
+    assert final.output_text == whole.output_text
+    assert [item.type for item in final.output] == [item.type for item in whole.output]
+    assert final.usage == whole.usage
+
+
+def test_azure_s_and_databricks_urls_are_served(simulator: Simulation) -> None:
+    origin = simulator.base_url.removesuffix("/v1")
+    body = {"model": "gpt-4o-mini", "messages": MESSAGES}
+    with httpx2.Client() as client:
+        for url, status in (
+            ("/openai/v1/chat/completions", 200),
+            ("/openai/deployments/mine/chat/completions?api-version=2024-10-21", 200),
+            ("/openai/deployments/mine/chat/completions", 404),
+            ("/serving-endpoints/chat/completions", 200),
+        ):
+            assert client.post(origin + url, json=body, headers={"api-key": "x"}).status_code == status, url
+        asked = client.post(
+            f"{origin}/openai/responses?api-version=2025-04-01-preview", json={"model": "m", "input": "Hi"}
+        )
+        assert asked.json()["status"] == "completed"
+    assert {call["path"] for call in simulator.calls()} == {
+        "/openai/v1/chat/completions", "/openai/deployments/mine/chat/completions", "/serving-endpoints/chat/completions", "/openai/responses",
+    }  # fmt: skip
