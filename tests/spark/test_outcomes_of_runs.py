@@ -233,3 +233,13 @@ def test_what_a_failed_run_could_not_land_is_landed_by_the_next(
     before = min(run_rows(spark, tables), key=lambda row: row["started_at"])
     assert (before["status"], before["completed"]) == ("failed", 5)
     assert not list((tables / "state").iterdir())
+
+
+def test_each_mode_is_owed_for_itself(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
+    prompts.write(spark, tables / "prompts", [(f"r{n}", f"p{n}") for n in range(4)])
+    capture(spark, tables, simulator, capture={"limit": 3})
+    simulator.reset()
+    both, _ = capture(spark, tables, simulator, capture={"mode": "paired"})
+    assert both.row["owed"] == 5, "four whole answers, and the stream that is still missing"
+    assert Counter(call["streamed"] for call in simulator.calls()) == {False: 4, True: 1}
+    assert Counter(row["mode"] for row in captured(spark, tables)) == {"stream": 4, "complete": 4}
