@@ -183,10 +183,13 @@ class ChatFrames:
     def _choice(
         self, index: int, delta: dict[str, Any], finish: str | None = None, text: str = "", more: Mapping[str, Any] = {}
     ) -> bytes:
-        choice = {"index": index, "delta": delta, "logprobs": self._logprobs(text), "finish_reason": finish}
+        choice = self._of(index, delta, finish, text)
         if "filters" in self.facts.traits:
             choice["content_filter_results"] = SAFE
         return self._frame({"choices": [choice], **more})
+
+    def _of(self, index: int, delta: dict[str, Any], finish: str | None, text: str) -> dict[str, Any]:
+        return {"index": index, "delta": delta, "logprobs": self._logprobs(text), "finish_reason": finish}
 
     def _logprobs(self, text: str) -> dict[str, Any] | None:
         if not text or not self.facts.logprobs:
@@ -268,14 +271,9 @@ class CompletionsFrames(ChatFrames):
         """Nothing."""
         return []
 
-    def _choice(
-        self, index: int, delta: dict[str, Any], finish: str | None = None, text: str = "", more: Mapping[str, Any] = {}
-    ) -> bytes:
+    def _of(self, index: int, delta: dict[str, Any], finish: str | None, text: str) -> dict[str, Any]:
         said = delta.get("content", "")
-        choice = {"text": said, "index": index, "logprobs": self._logprobs(text), "finish_reason": finish}
-        if "filters" in self.facts.traits:
-            choice["content_filter_results"] = SAFE
-        return self._frame({"choices": [choice], **more})
+        return {"text": said, "index": index, "logprobs": self._logprobs(text), "finish_reason": finish}
 
     def _logprobs(self, text: str) -> dict[str, Any] | None:
         if not text or not self.facts.logprobs:
