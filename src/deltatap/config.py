@@ -250,7 +250,8 @@ def _override(tree: dict[str, Any], text: str) -> str | None:
     kinds = _kinds(keys)
     if value:
         try:
-            node[keys[-1]] = value if str in kinds else yaml.safe_load(value)
+            listed = value.startswith("[") and any(get_origin(kind) is list for kind in kinds)
+            node[keys[-1]] = value if str in kinds and not listed else yaml.safe_load(value)
         except yaml.YAMLError:
             return f"--set {path}: the value is no YAML"
     elif type(None) in kinds or not kinds:

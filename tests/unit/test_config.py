@@ -141,3 +141,15 @@ def test_paths_are_absolute_and_names_stay(tmp_path: Path, monkeypatch: pytest.M
     assert settings.captures.table == str(tmp_path / "x/y")
     assert settings.runs.table == "main.llm.runs"
     assert settings.prompts.table == "s3://b/p"
+
+
+def test_prices_may_be_a_file_or_several() -> None:
+    assert load_settings({}, ["prices=mine.yml"]).prices == "mine.yml"
+    assert load_settings({}, ["prices=[mine.yml, conf/prices.yml]"]).prices == ["mine.yml", "conf/prices.yml"]
+    assert load_settings({}, ["prices="]).prices is None
+
+
+def test_the_modes_of_a_run() -> None:
+    assert [load_settings({"capture": {"mode": mode}}).capture.modes for mode in ("stream", "complete", "paired")] == [
+        ("stream",), ("complete",), ("stream", "complete"),
+    ]  # fmt: skip
