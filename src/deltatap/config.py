@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from deltatap.apis import Api
 from deltatap.errors import ConfigError
+from deltatap.limits import Bounds
 from deltatap.prompts import INPUTS, OURS, Mode
 
 
@@ -146,6 +147,22 @@ class Timeouts(_Section):
     grace_s: Annotated[float, Field(ge=0)] = 30
 
 
+class Limits(_Section):
+    """What the whole run may start in any minute."""
+
+    requests_per_minute: Annotated[float, Field(gt=0)] | None = None
+    tokens_per_minute: Annotated[float, Field(gt=0)] | None = None
+
+
+class Budget(_Section):
+    """What the whole run may use; then it drains and closes as budget_exhausted, and the next one goes on."""
+
+    cost_usd: Annotated[float, Field(gt=0)] | None = None
+    tokens: PositiveInt | None = None
+    requests: PositiveInt | None = None
+    runtime_s: Seconds | None = None
+
+
 class Tokens(_Section):
     """The encoding for models that tiktoken does not know."""
 
@@ -176,10 +193,20 @@ class Settings(_Section):
     request: dict[str, Any] = {"temperature": 0}
     capture: Capture = Field(default_factory=Capture)
     timeouts: Timeouts = Field(default_factory=Timeouts)
+    limits: Limits = Field(default_factory=Limits)
+    budget: Budget = Field(default_factory=Budget)
     tokens: Tokens = Field(default_factory=Tokens)
     prices: str | list[str] | None = "conf/prices.yml"
     state: State = Field(default_factory=State)
     spark: Spark = Field(default_factory=Spark)
+
+    @property
+    def bounds(self) -> Bounds:
+        """What bounds the run's use."""
+        limits, budget = self.limits, self.budget
+        return Bounds(
+            limits.requests_per_minute, limits.tokens_per_minute, budget.requests, budget.tokens, budget.cost_usd
+        )
 
 
 def load_settings(
@@ -289,8 +316,6 @@ def _alternatives(annotation: Any) -> list[Any]:  # noqa: ANN401 - a type expres
 # Keys of the design that a later version brings. Saying so beats calling them unknown, and beats ignoring a limit on
 # money.
 _NOT_YET = {
-    "limits": "rate limits are not in this version",
-    "budget": "budgets are not in this version; `capture.limit` bounds a run by its number of requests",
     "secret": "secret scopes are not in this version; give the name of an environment variable: {env: NAME}",
 }
 

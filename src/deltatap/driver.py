@@ -7,8 +7,10 @@ before (tables, lease, what other runs left) to ``run.py``.
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
+import statistics
 import threading
 import time
 from dataclasses import dataclass
@@ -17,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
 
 from deltatap import plan, runs, tables
-from deltatap.errors import LeaseLostError
+from deltatap.errors import ConfigError, LeaseLostError
 from deltatap.landing import Landing
+from deltatap.limits import Pacer, Spent
 from deltatap.outcomes import final_sql
 from deltatap.progress import Display, Snapshot, snapshot
 from deltatap.state import Control, RunState
@@ -26,12 +29,13 @@ from deltatap.udf import part_udf
 from deltatap.worker import POLL_S, CaptureTask
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from pyspark.sql import SparkSession
     from rich.console import Console
 
     from deltatap.config import Settings
+    from deltatap.limits import Permit
     from deltatap.prices import Prices
     from deltatap.runs import Lease
     from deltatap.state import Heartbeat
@@ -114,6 +118,9 @@ class Driver:
         self.beat = 0
         self.now = Snapshot(0)
         self.before: dict[str, Any] = {}
+        self.pacer = Pacer(settings.bounds)
+        self.permits: Mapping[str, Permit] | None = None
+        self.ends_at = math.inf
         self.owed: int | None = None
 
     def run(self) -> Ended:
@@ -123,6 +130,8 @@ class Driver:
             LeaseLostError: when another driver took over.
             LandingError: when the journal does not land; the next start tries again.
         """
+        if self.settings.budget.runtime_s is not None:
+            self.ends_at = time.monotonic() + self.settings.budget.runtime_s
         # Workers of an older epoch that still live stop here, before we look at what they left.
         self._publish({})
         self.slots = plan.slots(self.spark)
@@ -155,6 +164,11 @@ class Driver:
         owed = plan.write(found, self.plan, tasks, modes=modes, seed=lease.run_id)
         self.before = runs.totals(self.spark, settings, lease.run_id)
         self.owed = had + owed
+        spent = {name: self.before.get(name) or 0 for name in ("requests", "input_tokens", "output_tokens", "cost_usd")}
+        self.pacer = Pacer(
+            settings.bounds,
+            Spent(spent["requests"], spent["input_tokens"] + spent["output_tokens"], spent["cost_usd"]),
+        )
         self.now = Snapshot(owed)
         if tasks * settings.capture.streams_per_worker < settings.capture.concurrency:
             self.notes.append(
@@ -174,6 +188,10 @@ class Driver:
                 soft_wrap=True,
             )
             unpriced = [model for model in plan.models(self.plan) if self.prices.find(model) is None]
+            if unpriced and settings.budget.cost_usd is not None:
+                raise ConfigError(
+                    [f"budget.cost_usd: no price for {_models(unpriced)}, so costs cannot be bounded; add it to prices"]
+                )
             if settings.prices and unpriced:
                 files = settings.prices if isinstance(settings.prices, str) else ", ".join(settings.prices)
                 self.console.print(
@@ -236,7 +254,8 @@ class Driver:
 
     def _turn(self, threads: list[_Background], display: Display) -> None:
         """Twice a second: hear the workers, tell them what they may do, show where the run stands."""
-        beats = [beat for beat in self.state.heartbeats() if beat.epoch == self.lease.epoch]
+        told = self.state.heartbeats()
+        beats = [beat for beat in told if beat.epoch == self.lease.epoch]
         for thread in threads:
             if thread.error is not None:
                 self._stop("failed", f"{thread.name}: {_told(thread.error)}")
@@ -244,6 +263,7 @@ class Driver:
             self._stop("failed", fatal)
         if self.asked.is_set():
             self._stop("stopped", "stopped by a signal")
+        self._pace(told)
         newest = {beat.part: beat for beat in sorted(beats, key=lambda beat: beat.claim)}
         capture = self.settings.capture
         self._publish(_shares(newest.values(), capture.concurrency, capture.streams_per_worker), beats)
@@ -255,6 +275,15 @@ class Driver:
             self.interrupted, self.stop_at = True, time.monotonic() + _END_WAIT_S
             self.spark.interruptAll()
 
+    def _pace(self, told: list[Heartbeat]) -> None:
+        """What may start now; what an earlier driver's workers started in the last minute counts, too."""
+        ages = {beat.claim: max(0.0, time.time() - beat.at) for beat in told if beat.epoch != self.lease.epoch}
+        self.permits = self.pacer.turn(time.monotonic(), told, ages)
+        if self.pacer.exhausted is not None:
+            self._stop("budget_exhausted", self.pacer.exhausted)
+        if time.monotonic() > self.ends_at:
+            self._stop("budget_exhausted", f"budget.runtime_s: {self.settings.budget.runtime_s:g} s are over")
+
     def _stop(self, status: str, reason: str) -> None:
         if self.stop is None:
             self.stop, self.reason = status, reason
@@ -264,6 +293,7 @@ class Driver:
     def _publish(self, shares: dict[str, int], beats: Iterable[Heartbeat] = ()) -> None:
         self.beat += 1
         unsure = self.slots > 1 and time.time() - self.renewed_at > _UNSURE_S
+        outputs = [beat.mean_output_tokens for beat in beats if beat.mean_output_tokens is not None]
         backlog = sum(1 for _ in self.state.journal.glob("*.parquet")) > _JOURNAL_FILES
         self.state.publish(
             Control(
@@ -273,6 +303,8 @@ class Driver:
                 cool_until=max((beat.cool_until for beat in beats), default=0.0),
                 stop=self.stop,
                 grace_s=self.settings.timeouts.grace_s,
+                permits=self.permits,
+                mean_output_tokens=statistics.fmean(outputs) if outputs else None,
             )
         )
 

@@ -12,19 +12,22 @@ import math
 import random
 import threading
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import uvloop
 
 from deltatap.outcomes import CaptureError, RetryPolicy, next_try, stops_run
 from deltatap.schedule import Job, Scheduler
+from deltatap.tally import Tally
 from deltatap.timing import LagRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from deltatap.client import Call
+    from deltatap.limits import Permit
     from deltatap.prompts import Wire
 
 _LAG_TICK_S = 0.01
@@ -89,6 +92,7 @@ class Engine:
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._main, name="deltatap-engine", daemon=True)
         self._lag = LagRecord()
+        self.tally = Tally()
         self._tick_due = math.inf
         self._tasks: dict[asyncio.Task[None], Job] = {}
         self._submitted = 0
@@ -145,9 +149,35 @@ class Engine:
             self._progress.wait(0.2)
             self._progress.clear()
 
-    def control(self, *, share: int, cool_until: float = 0.0) -> None:
-        """Set the share of streams, and start nothing before a time in seconds since the epoch; from any thread."""
-        self._loop.call_soon_threadsafe(self._control, share, cool_until)
+    def control(
+        self,
+        *,
+        share: int,
+        cool_until: float = 0.0,
+        permit: Permit | None = None,
+        mean_output_tokens: float | None = None,
+    ) -> None:
+        """Set the share of streams and what is permitted; from any thread.
+
+        Args:
+            share: how many streams may be open.
+            cool_until: nothing starts before, in seconds since the epoch.
+            permit: what may have started; None where nothing limits it.
+            mean_output_tokens: how long the outputs of all workers are.
+        """
+        self._loop.call_soon_threadsafe(self._control, share, cool_until, permit, mean_output_tokens)
+
+    def told(self) -> dict[str, Any]:
+        """What the engine's part of a heartbeat says; from any thread, also when the engine is over."""
+        if not self._thread.is_alive():
+            return self._tell()
+        answer: Future[dict[str, Any]] = Future()
+        self._loop.call_soon_threadsafe(lambda: answer.set_result(self._tell()))
+        return answer.result(_JOIN_S)
+
+    def _tell(self) -> dict[str, Any]:
+        scheduler = self._scheduler
+        return {"wants": scheduler.wants, **self.tally.told(scheduler.next(time.perf_counter()))}
 
     def stop(self, grace_s: float) -> None:
         """Start nothing more; cut what is still open after the grace period. From any thread, more than once."""
@@ -179,7 +209,7 @@ class Engine:
         lag = asyncio.create_task(self._watch_lag())
         try:
             while not self._over:
-                if job := self._scheduler.start(time.perf_counter()):
+                if job := self._scheduler.start(time.perf_counter(), self.tally.allows):
                     self._start(job)
                 else:
                     await self._something()
@@ -199,6 +229,7 @@ class Engine:
 
     def _start(self, job: Job) -> None:
         self.requests += 1
+        self.tally.started(job)
         task = asyncio.create_task(self._call(job))
         self._tasks[task] = job
         task.add_done_callback(self._ended)
@@ -208,6 +239,7 @@ class Engine:
             raise RuntimeError("a bad row is never scheduled")
         call = await self._client.call(job.wire)
         job.calls.append(call)
+        self.tally.ended(job, call)
         if call.mended and job.tries.mended < _MENDED and not self._scheduler.stopped:
             job.tries.mended += 1
             self._scheduler.again(job, time.perf_counter())
@@ -231,6 +263,7 @@ class Engine:
         self._scheduler.ended()
         self._wake.set()
         if task.cancelled():  # before its first step
+            self.tally.ended(job, None)
             self._finish(job)
         elif (error := task.exception()) is not None:
             # A fault of ours, not of the API: fail loudly rather than lose the request.
@@ -275,8 +308,10 @@ class Engine:
             following.planned = time.perf_counter()
             self._take(following)
 
-    def _control(self, share: int, cool_until: float) -> None:
+    def _control(self, share: int, cool_until: float, permit: Permit | None, mean_output_tokens: float | None) -> None:
         self._scheduler.share = share
+        self._scheduler.barred = False
+        self.tally.give(permit, mean_output_tokens)
         self._scheduler.cool_down(time.perf_counter() + cool_until - time.time())
         self._wake.set()
 

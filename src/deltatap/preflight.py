@@ -47,6 +47,12 @@ def preflight(settings: Settings) -> Prices:
         prices = load_prices(settings.prices)
     except ConfigError as error:
         problems += error.problems
+    else:
+        model = settings.endpoint.model
+        if settings.budget.cost_usd is not None and model is not None and prices.find(model) is None:
+            problems.append(
+                f"budget.cost_usd: model {model} has no price, so its cost cannot be bounded; add it to prices"
+            )
     if problems or prices is None:
         raise ConfigError(list(dict.fromkeys(problems)))
     return prices

@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING
 from deltatap.outcomes import Tries
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from deltatap.client import Call
     from deltatap.prompts import Mode, Request, Wire
+    from deltatap.tally import Expected
 
 # A burst of starts blocks the event loop, and the streams that are open then are measured late.
 SPACING_S = 0.003
@@ -33,6 +36,7 @@ class Job:
         earlier: the calls that the run made for it before this worker, as the ``retries`` column has them.
         planned: monotonic seconds.
         then: the same request in the other mode, to start when this one has ended.
+        expected: what it is expected to use; None where nothing asks.
         calls: made here, oldest first.
         tries: what counts towards the limits.
     """
@@ -44,6 +48,7 @@ class Job:
     earlier: list[dict[str, object]]
     planned: float
     then: Job | None = None
+    expected: Expected | None = None
     calls: list[Call] = field(default_factory=list)
     tries: Tries = field(default_factory=Tries)
 
@@ -55,13 +60,15 @@ class Scheduler:
         share: how many streams may be open; what is open above it just ends.
         stopped: whether nothing starts any more.
         open: how many streams are open.
+        barred: whether what would start next is not permitted; until somebody says otherwise.
     """
 
-    __slots__ = ("_again", "_cool_until", "_count", "_new", "_next_start", "open", "share", "stopped")
+    __slots__ = ("_again", "_cool_until", "_count", "_new", "_next_start", "barred", "open", "share", "stopped")
 
     def __init__(self, share: int = 0) -> None:
         self.share = share
         self.stopped = False
+        self.barred = False
         self.open = 0
         self._new: deque[Job] = deque()
         self._again: list[tuple[float, int, Job]] = []
@@ -87,16 +94,31 @@ class Scheduler:
         """Start nothing before a time; the latest of such times counts."""
         self._cool_until = max(self._cool_until, until)
 
-    def start(self, now: float) -> Job | None:
+    @property
+    def wants(self) -> int:
+        """How many jobs could start, if nothing but the share of streams held them."""
+        return 0 if self.stopped else max(0, min(self.waiting, self.share - self.open))
+
+    def next(self, now: float) -> Job | None:
+        """The job that would start next."""
+        if self._again and (self._again[0][0] <= now or not self._new):
+            return self._again[0][2]
+        return self._new[0] if self._new else None
+
+    def start(self, now: float, permitted: Callable[[Job], bool] = lambda _: True) -> Job | None:
         """The job that starts now, if one may; it counts as open until :meth:`ended`."""
         if self._held() or now < self._next_start or now < self._cool_until:
             return None
-        if self._again and self._again[0][0] <= now:
-            job = heapq.heappop(self._again)[2]
-        elif self._new:
-            job = self._new.popleft()
-        else:
+        job = self.next(now)
+        if job is None or (self._again and job is self._again[0][2] and now < self._again[0][0]):
             return None
+        if not permitted(job):
+            self.barred = True
+            return None
+        if self._again and job is self._again[0][2]:
+            heapq.heappop(self._again)
+        else:
+            self._new.popleft()
         self.open += 1
         self._next_start = now + SPACING_S
         return job
@@ -107,7 +129,7 @@ class Scheduler:
 
     def wake_at(self) -> float | None:
         """When a job may start though nothing else happens; None when only an event can change that."""
-        if self._held() or not self.waiting:
+        if self._held() or self.barred or not self.waiting:
             return None
         ready = 0.0 if self._new else self._again[0][0]
         return max(self._next_start, self._cool_until, ready)

@@ -26,9 +26,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltatap.errors import ConfigError
+from deltatap.limits import Permit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
 _LANDED = np.dtype([("part", "<i4"), ("row", "<i4")])
@@ -46,6 +47,8 @@ class Control:
         cool_until: nobody starts anything before, in seconds since the epoch.
         stop: why nothing starts any more; None while the run goes on.
         grace_s: how long what is open may still run, once stopped.
+        permits: what each claim may have started, where something limits it; None where nothing does.
+        mean_output_tokens: of the last captures of all workers; None before there is any.
     """
 
     epoch: int
@@ -54,6 +57,8 @@ class Control:
     cool_until: float = 0.0
     stop: str | None = None
     grace_s: float = 0.0
+    permits: Mapping[str, Permit] | None = None
+    mean_output_tokens: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +79,15 @@ class Heartbeat:
         cool_until: until when the server wants no calls, in seconds since the epoch.
         fatal: why no request can succeed.
         ended: whether the worker is done.
+        at: when this was said, in seconds since the epoch.
+        wants: how many requests could start now, if they were permitted.
+        next_tokens, next_usd: what the next of them is expected to use.
+        used: permits used or void, by number.
+        recent: what has started within the last minute: age, requests, tokens.
+        spent_tokens, spent_usd: of the calls that have ended.
+        flying_tokens, flying_usd: what the open ones are expected to use.
+        limited: how often a server said that it was too much (429).
+        mean_output_tokens: of a choice, by the last calls; None before any has ended.
     """
 
     epoch: int
@@ -91,6 +105,18 @@ class Heartbeat:
     cool_until: float = 0.0
     fatal: str | None = None
     ended: bool = False
+    at: float = 0.0
+    wants: int = 0
+    next_tokens: float = 0.0
+    next_usd: float = 0.0
+    used: int = 0
+    recent: Sequence[Sequence[float]] = field(default_factory=list)
+    spent_tokens: float = 0.0
+    spent_usd: float = 0.0
+    flying_tokens: float = 0.0
+    flying_usd: float = 0.0
+    limited: int = 0
+    mean_output_tokens: float | None = None
 
     @property
     def part(self) -> str:
@@ -154,7 +180,11 @@ class RunState:
     def control(self) -> Control | None:
         """The driver's last word; None before the first."""
         content = _content(self.folder / "control.json")
-        return None if content is None else Control(**content)
+        if content is None:
+            return None
+        if content["permits"] is not None:
+            content["permits"] = {claim: Permit(**permit) for claim, permit in content["permits"].items()}
+        return Control(**content)
 
     def beat(self, heartbeat: Heartbeat) -> None:
         """A worker's word."""

@@ -8,6 +8,7 @@ Plain Python: Spark only calls :func:`capture_part`.
 from __future__ import annotations
 
 import gc
+import json
 import socket
 import threading
 import time
@@ -22,21 +23,25 @@ from deltatap.client import EndpointClient
 from deltatap.credentials import credential_of
 from deltatap.engine import Engine
 from deltatap.errors import ConfigError, CredentialError
+from deltatap.input_tokens import count_input
 from deltatap.journal import JournalWriter, journaled_rows, warm_up
+from deltatap.limits import Permit
 from deltatap.outcomes import RetryPolicy
 from deltatap.prompts import Request, wire
 from deltatap.rows import Context
 from deltatap.schedule import Job
 from deltatap.state import Heartbeat, RunState
+from deltatap.tally import Expected, most_output
+from deltatap.tokens import known_encoding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from deltatap.config import Endpoint, Settings
     from deltatap.credentials import Credential
     from deltatap.prices import Prices
-    from deltatap.prompts import Mode
+    from deltatap.prompts import Mode, Wire
     from deltatap.state import PlanState
 
 POLL_S = 0.5
@@ -130,7 +135,8 @@ def capture_part(task: CaptureTask, part: int) -> Receipt:
     )
     with journal, engine, _Line(state, plan, claim, task, engine, journal):
         settle_memory()
-        for job in _jobs(plan.part_files()[part], set(known.tolist()), settings.endpoint):
+        expect = _expectation(settings, task.prices) if settings.bounds.any else None
+        for job in _jobs(plan.part_files()[part], set(known.tolist()), settings.endpoint, expect):
             if not engine.submit(job):
                 break
         engine.join()
@@ -152,7 +158,19 @@ def client_of(settings: Settings, credential: Credential | None) -> EndpointClie
     )
 
 
-def _jobs(path: Path, known: set[int], endpoint: Endpoint) -> Iterator[Job]:
+def _expectation(settings: Settings, prices: Prices) -> Callable[[Wire], Expected]:
+    """What a request is expected to use; counting tokens costs CPU, so it is asked only where something bounds them."""
+    api, fallback = settings.endpoint.api, settings.tokens.fallback_encoding
+
+    def expect(wire: Wire) -> Expected:
+        body = json.loads(wire.body)
+        inputs = count_input(body, api, wire.model, known_encoding(wire.model) or fallback)
+        return Expected(inputs.tokens, most_output(body), wire.choices, prices.find(wire.model))
+
+    return expect
+
+
+def _jobs(path: Path, known: set[int], endpoint: Endpoint, expect: Callable[[Wire], Expected] | None) -> Iterator[Job]:
     """The jobs of a part but for the known rows; those of one request in both modes stand together: one follows."""
     first: Job | None = None
     for at, columns in enumerate(
@@ -161,6 +179,8 @@ def _jobs(path: Path, known: set[int], endpoint: Endpoint) -> Iterator[Job]:
         if at in known:
             continue
         job = _job(columns, at, endpoint)
+        if expect is not None and job.wire is not None:
+            job.expected = expect(job.wire)
         if first is not None and first.request.request_id == job.request.request_id:
             first.then = job
             yield first
@@ -210,6 +230,8 @@ def heartbeat(
         cool_until=engine.cool_until,
         fatal=None if engine.fatal is None else f"{engine.fatal.type}: {engine.fatal.message}",
         ended=ended,
+        at=time.time(),
+        **engine.told(),
     )
 
 
@@ -273,4 +295,9 @@ class _Line:
         elif control is None or silent_s > STALE_S or self._journal.waiting > _BACKLOG:
             self._engine.control(share=0)
         else:
-            self._engine.control(share=control.shares.get(self._claim, 0), cool_until=control.cool_until)
+            self._engine.control(
+                share=control.shares.get(self._claim, 0),
+                cool_until=control.cool_until,
+                permit=None if control.permits is None else control.permits.get(self._claim, Permit()),
+                mean_output_tokens=control.mean_output_tokens,
+            )

@@ -1,0 +1,389 @@
+"""How much of the run may start now: limits a minute, budgets, and the pace after a 429. Pure: time is passed in.
+
+The driver's :class:`Pacer` gives out permits, each for one request and its expected tokens; a worker's
+:class:`Allowance` uses them, and its :class:`Meter` tells what was used when. A permit that is not used within a second
+or two is void, so nothing piles up, and a worker that hears nothing starts nothing. What has started within the last
+minute, by the workers' own words, what is permitted and not yet used, and what is permitted now never exceed the limit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from deltatap.state import Heartbeat
+
+MINUTE_S = 60.0
+# A permit is void after this, for the worker by its own clock, and for the driver's next word.
+PERMIT_S = 1.0
+# What may pass until the driver has heard of a start: a permit's life, and a word in each direction.
+_UNHEARD_S = 3.0
+_BUCKET_S = 0.5
+_TOLERATED = 1.5
+_BURST_S = 2.0
+# Smoothed a little faster than the limit, which holds by itself: so what was missed is caught up with.
+_CATCH_UP = 1.2
+# After a 429 the pace is halved, and grows by what it was in so many seconds; far above it there is no need of it.
+_RECOVERY_S = 10.0
+_NEEDLESS = 4.0
+_SLOWEST = 0.5
+_RATE_OVER_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Permit:
+    """What a worker may have started since it began, by number.
+
+    Attributes:
+        requests: up to which number.
+        void: up to which it is void.
+        tokens: that each of them may be expected to use.
+    """
+
+    requests: int = 0
+    void: int = 0
+    tokens: float = 0.0
+
+
+class Allowance:
+    """A worker's permits: what of them is left. Everything is allowed until a permit is given.
+
+    Attributes:
+        used: permits used or void, by number.
+    """
+
+    __slots__ = ("_permit", "_until", "used")
+
+    def __init__(self) -> None:
+        self.used = 0
+        self._permit: Permit | None = None
+        self._until = 0.0
+
+    def give(self, permit: Permit | None, now: float) -> None:
+        """The driver's word; None lifts all limits."""
+        self._permit = permit
+        self._until = now + PERMIT_S
+        if permit is not None:
+            self.used = max(self.used, permit.void)
+
+    def allows(self, now: float, tokens: float) -> bool:
+        """Whether a request of so many expected tokens may start."""
+        permit = self._permit
+        if permit is None:
+            return True
+        # The next request may be another by now, and its use may have been learned anew; but not much more.
+        return now < self._until and self.used < permit.requests and tokens <= _TOLERATED * permit.tokens
+
+    def take(self) -> None:
+        """A request has started."""
+        self.used += 1
+
+
+class Meter:
+    """What a worker has started in the last minute, by the time of its start."""
+
+    __slots__ = ("_buckets",)
+
+    def __init__(self) -> None:
+        self._buckets: deque[list[float]] = deque()
+
+    def started(self, at: float, tokens: float) -> None:
+        """A request started, with its expected tokens; times come in order."""
+        bucket = math.floor(at / _BUCKET_S) * _BUCKET_S
+        if not self._buckets or self._buckets[-1][0] < bucket:
+            self._buckets.append([bucket, 0.0, 0.0])
+        self._buckets[-1][1] += 1
+        self._buckets[-1][2] += tokens
+        while self._buckets[0][0] < at - 2 * MINUTE_S:
+            self._buckets.popleft()
+
+    def corrected(self, at: float, tokens: float) -> None:
+        """The request that started then had so many tokens more, or fewer, than expected."""
+        bucket = math.floor(at / _BUCKET_S) * _BUCKET_S
+        for entry in reversed(self._buckets):
+            if entry[0] <= bucket:
+                entry[2] += tokens
+                return
+
+    def recent(self, now: float) -> list[list[float]]:
+        """Age in seconds at least, requests and tokens of what started within the last minute."""
+        found = []
+        for at, requests, tokens in self._buckets:
+            age = max(0.0, now - at - _BUCKET_S)
+            if age < MINUTE_S:
+                found.append([round(age, 3), requests, round(tokens, 1)])
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What the whole run may use; None where there is no bound.
+
+    Attributes:
+        requests_per_minute, tokens_per_minute: in any sixty seconds.
+        requests, tokens, cost_usd: in all, expected use of what is in flight included.
+    """
+
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    requests: int | None = None
+    tokens: int | None = None
+    cost_usd: float | None = None
+
+    @property
+    def any(self) -> bool:
+        """Whether there is one."""
+        return any(getattr(self, name) is not None for name in self.__slots__)
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Requests, tokens and USD."""
+
+    requests: float = 0.0
+    tokens: float = 0.0
+    cost_usd: float = 0.0
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.requests + other.requests, self.tokens + other.tokens, self.cost_usd + other.cost_usd)
+
+    def times(self, count: float) -> Spent:
+        """So many of it."""
+        return Spent(self.requests * count, self.tokens * count, self.cost_usd * count)
+
+    def fits(self, one: Spent) -> float:
+        """How many of one fit into this; infinite where one is nothing."""
+        pairs = ((self.requests, one.requests), (self.tokens, one.tokens), (self.cost_usd, one.cost_usd))
+        return min((max(0.0, left) / part for left, part in pairs if part > 0), default=math.inf)
+
+
+@dataclass(slots=True)
+class _Worker:
+    """What the driver knows of a claim."""
+
+    beat: int = -1
+    heard_at: float = 0.0
+    recent: Sequence[Sequence[float]] = ()
+    limited: int = 0
+    # (when, requests granted until then, tokens and USD that each is expected to use)
+    grants: deque[tuple[float, int, float, float]] = field(default_factory=deque)
+
+    def granted(self, before: float = math.inf) -> int:
+        """Requests granted until a time."""
+        return next((requests for at, requests, *_ in reversed(self.grants) if at <= before), 0)
+
+    def outstanding(self, now: float, used: int) -> Spent:
+        """What is granted and may still be used, or has been, unheard."""
+        if not self.grants:
+            return Spent()
+        _, requests, tokens, cost = self.grants[-1]
+        return Spent(1, tokens, cost).times(max(0, requests - max(used, self.granted(now - _UNHEARD_S))))
+
+
+class Pacer:
+    """Gives out the run's permits, twice a second or so.
+
+    Attributes:
+        exhausted: which budget is at its end: nothing more fits, and nothing is in flight.
+        pace: requests a second after a 429; None while there is no need.
+    """
+
+    def __init__(self, bounds: Bounds, before: Spent | None = None) -> None:
+        """Nothing is granted yet.
+
+        Args:
+            bounds: what the run may use.
+            before: what it has used when it was started before.
+        """
+        self._bounds = bounds
+        self._before = before or Spent()
+        self._workers: dict[str, _Worker] = {}
+        self._levels = Spent()
+        self._turned_at: float | None = None
+        self._dealt = 0
+        self._recovering: float = 0.0
+        self._calm_at = -math.inf
+        self.exhausted: str | None = None
+        self.pace: float | None = None
+
+    def turn(
+        self, now: float, beats: Iterable[Heartbeat], ages: Mapping[str, float] | None = None
+    ) -> Mapping[str, Permit] | None:
+        """Hear the workers and grant what may start; None where nothing bounds it.
+
+        Args:
+            now: monotonic seconds.
+            beats: the workers' last words, those of ended, dead and earlier workers included.
+            ages: of words that are older than this driver, in seconds.
+        """
+        beats = list(beats)
+        limited = self._hear(now, beats, ages or {})
+        if limited:
+            self._slow_down(now)
+        elif self.pace is not None and self._turned_at is not None:
+            self.pace += (now - self._turned_at) * self._recovering / _RECOVERY_S
+            if self.pace > _NEEDLESS * self._recovering:
+                self.pace, self._recovering = None, 0.0
+        if not self._bounds.any and self.pace is None:
+            self._turned_at = now
+            return None
+        outstanding = {beat.claim: self._workers[beat.claim].outstanding(now, beat.used) for beat in beats}
+        flying = sum(outstanding.values(), Spent())
+        self._fill(now, beats)
+        windows, budget = self._left(now, flying), self._budget_left(beats, flying)
+        alive = [beat for beat in beats if not beat.ended and now - self._workers[beat.claim].heard_at < _UNHEARD_S]
+        hungry = [beat for beat in alive if beat.wants > outstanding[beat.claim].requests]
+        self._grant(now, hungry, outstanding, windows, budget)
+        self._judge(alive, hungry, flying, budget)
+        self._turned_at = now
+        return {beat.claim: self._permit(now, beat.claim) for beat in beats if not beat.ended}
+
+    def _hear(self, now: float, beats: Iterable[Heartbeat], ages: Mapping[str, float]) -> bool:
+        """Take in what is new; whether a server has said that it is too much."""
+        limited = False
+        for beat in beats:
+            worker = self._workers.get(beat.claim)
+            if worker is None:
+                worker = self._workers[beat.claim] = _Worker()
+                worker.limited = beat.limited if beat.claim in ages else 0
+            if beat.beat != worker.beat or beat.ended:
+                worker.beat = beat.beat
+                worker.heard_at = now - ages.get(beat.claim, 0.0)
+                worker.recent = beat.recent
+            limited |= beat.limited > worker.limited
+            worker.limited = beat.limited
+        return limited
+
+    def _slow_down(self, now: float) -> None:
+        """Halve the pace, once for all that was refused together."""
+        if now < self._calm_at:
+            return
+        self._calm_at = now + _RATE_OVER_S
+        started = [
+            (age + now - worker.heard_at, requests)
+            for worker in self._workers.values()
+            for age, requests, _ in worker.recent
+        ]
+        recent = [(age, requests) for age, requests in started if age < _RATE_OVER_S]
+        # Of a run that has just begun, as long as it has lasted.
+        span = max(1.0, max((age for age, _ in recent), default=0.0))
+        before = min(self.pace or math.inf, sum(requests for _, requests in recent) / span)
+        self._recovering = max(self._recovering, before, _SLOWEST)
+        self.pace = max(before / 2, _SLOWEST)
+
+    def _rates(self) -> Spent:
+        """A second's worth; infinite where there is no limit."""
+        bounds = self._bounds
+        requests, tokens = (
+            math.inf if limit is None else limit / MINUTE_S * _CATCH_UP
+            for limit in (bounds.requests_per_minute, bounds.tokens_per_minute)
+        )
+        return Spent(min(requests, self.pace or math.inf), tokens, math.inf)
+
+    def _fill(self, now: float, beats: Sequence[Heartbeat]) -> None:
+        """What may start at once grows with time, up to a short burst, or to one request where that is more."""
+        rates = self._rates()
+        passed = 0.0 if self._turned_at is None else now - self._turned_at
+        largest = max((self._cost(beat).tokens for beat in beats if not beat.ended), default=0.0)
+        self._levels = Spent(
+            _filled(self._levels.requests, rates.requests, passed, 1.0),
+            _filled(self._levels.tokens, rates.tokens, passed, largest),
+            math.inf,
+        )
+
+    def _left(self, now: float, flying: Spent) -> Spent:
+        """What of the limits a minute is left: of the window, and of what may start at once."""
+        bounds, levels = self._bounds, self._levels
+        requests = tokens = 0.0
+        for worker in self._workers.values():
+            for age, count, amount in worker.recent:
+                if age + now - worker.heard_at < MINUTE_S:
+                    requests += count
+                    tokens += amount
+        by_requests = (
+            math.inf if bounds.requests_per_minute is None else bounds.requests_per_minute - requests - flying.requests
+        )
+        by_tokens = math.inf if bounds.tokens_per_minute is None else bounds.tokens_per_minute - tokens - flying.tokens
+        return Spent(min(by_requests, levels.requests), min(by_tokens, levels.tokens), math.inf)
+
+    def _budget_left(self, beats: Iterable[Heartbeat], flying: Spent) -> Spent:
+        """What of the budgets is left, with what is in flight at its expected cost."""
+        spent = self._before + flying
+        for beat in beats:
+            spent += Spent(beat.requests, beat.spent_tokens + beat.flying_tokens, beat.spent_usd + beat.flying_usd)
+        bounds = self._bounds
+        return Spent(
+            math.inf if bounds.requests is None else bounds.requests - spent.requests,
+            math.inf if bounds.tokens is None else bounds.tokens - spent.tokens,
+            math.inf if bounds.cost_usd is None else bounds.cost_usd - spent.cost_usd,
+        )
+
+    def _cost(self, beat: Heartbeat) -> Spent:
+        """Of a worker's next request. What is larger than a minute's tokens goes out alone."""
+        limit = self._bounds.tokens_per_minute
+        tokens = beat.next_tokens if limit is None else min(beat.next_tokens, limit)
+        return Spent(1, tokens, beat.next_usd)
+
+    def _grant(
+        self, now: float, hungry: list[Heartbeat], outstanding: Mapping[str, Spent], windows: Spent, budget: Spent
+    ) -> None:
+        """Deal to who wants, in turn, as evenly as it goes."""
+        dealt = dict.fromkeys((beat.claim for beat in hungry), 0)
+        first = self._dealt % len(hungry) if hungry else 0
+        waiting = [*hungry[first:], *hungry[:first]]
+        while waiting:
+            still = []
+            for beat in waiting:
+                one = self._cost(beat)
+                wants = beat.wants - outstanding[beat.claim].requests - dealt[beat.claim]
+                fair = (
+                    max(1, math.floor(windows.fits(one) / len(waiting))) if math.isfinite(windows.fits(one)) else wants
+                )
+                count = math.floor(min(wants, fair, windows.fits(one), budget.fits(one)))
+                if count > 0:
+                    self._dealt += 1
+                    dealt[beat.claim] += count
+                    windows, budget = windows + one.times(-count), budget + one.times(-count)
+                    self._levels += Spent(-count, -one.tokens * count)
+                    still.append(beat)
+            waiting = [beat for beat in still if beat.wants - outstanding[beat.claim].requests > dealt[beat.claim]]
+        for beat in hungry:
+            worker = self._workers[beat.claim]
+            granted = worker.granted() + dealt[beat.claim]
+            worker.grants.append((now, granted, max(beat.next_tokens, 1.0), beat.next_usd))
+            while len(worker.grants) > 1 and worker.grants[1][0] < now - _UNHEARD_S:
+                worker.grants.popleft()
+
+    def _permit(self, now: float, claim: str) -> Permit:
+        worker = self._workers[claim]
+        tokens = worker.grants[-1][2] if worker.grants else 0.0
+        return Permit(worker.granted(), worker.granted(now - PERMIT_S), tokens)
+
+    def _judge(self, alive: Iterable[Heartbeat], hungry: Sequence[Heartbeat], flying: Spent, budget: Spent) -> None:
+        """A budget is at its end when somebody waits, nothing fits, and nothing is in flight that may cost less."""
+        if not hungry or flying.requests > 0 or any(beat.open for beat in alive):
+            return
+        one = min((self._cost(beat) for beat in hungry), key=lambda cost: cost.cost_usd or cost.tokens)
+        if budget.fits(one) >= 1:
+            return
+        for name, left, part in (
+            ("requests", budget.requests, one.requests),
+            ("tokens", budget.tokens, one.tokens),
+            ("cost_usd", budget.cost_usd, one.cost_usd),
+        ):
+            if part > 0 and left < part:
+                self.exhausted = f"budget.{name}: {getattr(self._bounds, name):,} is used up"
+                return
+
+
+def _filled(level: float, rate: float, passed: float, least: float) -> float:
+    """A bucket's level after some time."""
+    if math.isinf(rate):
+        return math.inf
+    level = 0.0 if math.isinf(level) else level
+    return min(max(rate * _BURST_S, least), level + rate * passed)
