@@ -11,13 +11,17 @@ import sys
 import traceback
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from deltatap.config import Settings, load_settings
 from deltatap.errors import ConfigError, DeltatapError, RunningError, VocabularyError
+from deltatap.state import RunState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 app = typer.Typer(
     help="Streams LLM completions from Spark into Delta, and keeps when every chunk came.",
@@ -39,7 +43,11 @@ def main() -> None:
 
 @app.command()
 def capture(
-    config: Annotated[Path, _CONFIG] = Path("conf/local.yml"), overrides: Annotated[list[str] | None, _SET] = None
+    config: Annotated[Path, _CONFIG] = Path("conf/local.yml"),
+    overrides: Annotated[list[str] | None, _SET] = None,
+    dry_run: Annotated[  # noqa: FBT002 - a flag of the command line
+        bool, typer.Option("--dry-run", help="Say what is owed, its tokens and what it may cost, without a call.")
+    ] = False,
 ) -> None:
     """Capture what is owed: every prompt of the table that has no final row yet.
 
@@ -47,8 +55,35 @@ def capture(
     than capture.fail_above_error_rate. The last line printed is the run's row as JSON.
     """
     # A Databricks task takes any SystemExit for a failure.
-    if code := run_capture(config, overrides or []):
+    if code := run_capture(config, overrides or [], dry_run=dry_run):
         sys.exit(code)
+
+
+@app.command()
+def stop(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, as its first line says.")],
+    config: Annotated[Path, _CONFIG] = Path("conf/local.yml"),
+    overrides: Annotated[list[str] | None, _SET] = None,
+) -> None:
+    """Stop a run that goes on, here or on another machine with the same state folder.
+
+    Nothing new starts; what is open ends, or is cut and kept as interrupted after timeouts.grace_s. The next start
+    goes on from there.
+    """
+    console = Console()
+    try:
+        folder = Path(load_settings(config, overrides or []).state.dir)
+    except ConfigError as error:
+        _refuse(console, error.problems)
+        sys.exit(CONFIGURATION)
+    state = RunState(folder / run_id)
+    if state.control() is None:
+        going = sorted(path.parent.name for path in folder.glob("*/control.json"))
+        known = f"; there are {', '.join(going)}" if going else ""
+        _refuse(console, [f"state.dir: {folder}: no run {run_id} goes on here{known}"])
+        sys.exit(CONFIGURATION)
+    state.ask_to_stop()
+    console.print(f"asked run {run_id} to stop", highlight=False)
 
 
 def capture_job() -> None:
@@ -59,29 +94,40 @@ def capture_job() -> None:
         sys.exit(code)
 
 
-def run_capture(config: Path, overrides: list[str]) -> int:
-    """Run a capture and print what it came to; the exit code."""
+def run_capture(config: Path, overrides: list[str], *, dry_run: bool = False) -> int:
+    """Run a capture, or say what one would do, and print what it came to; the exit code."""
     console = Console()
     try:
         settings = load_settings(config, overrides)
-        return _capture(settings, console)
+        return _foresee(settings, console) if dry_run else _capture(settings, console)
     except (ConfigError, VocabularyError) as error:
-        problems = error.problems if isinstance(error, ConfigError) else (str(error),)
-        for problem in problems:
-            console.print(f"[red]✗[/red] {_plain(problem)}", highlight=False, soft_wrap=True)
+        _refuse(console, error.problems if isinstance(error, ConfigError) else (str(error),))
         return CONFIGURATION
     except RunningError as error:
-        console.print(f"[red]✗[/red] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        _refuse(console, [str(error)])
         return CONFIGURATION
     except DeltatapError as error:
-        console.print(f"[red]✗[/red] {_plain(str(error))}", highlight=False, soft_wrap=True)
+        _refuse(console, [str(error)])
         return FAILED
     except Exception as error:  # noqa: BLE001 - Spark or the machine; nothing that was journaled is lost
         traceback.print_exc()
-        said = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-        console.print(f"[red]✗[/red] {_plain(said)}", highlight=False, soft_wrap=True)
+        _refuse(console, [f"{type(error).__name__}: {error}".strip().splitlines()[0]])
         console.print("start it again: what was captured is kept, and is not paid for twice", highlight=False)
         return FAILED
+
+
+def _refuse(console: Console, problems: Iterable[str]) -> None:
+    for problem in problems:
+        console.print(f"[red]✗[/red] {_plain(problem)}", highlight=False, soft_wrap=True)
+
+
+def _foresee(settings: Settings, console: Console) -> int:
+    from deltatap.foresight import foresee, show  # noqa: PLC0415
+    from deltatap.preflight import preflight  # noqa: PLC0415
+
+    prices = preflight(settings)
+    show(console, foresee(_session(settings), settings, prices))
+    return OK
 
 
 def _capture(settings: Settings, console: Console) -> int:
@@ -98,9 +144,9 @@ def _capture(settings: Settings, console: Console) -> int:
         console.print(_plain(note), highlight=False, soft_wrap=True)
     show(console, *summarize(spark, settings, ended.row["run_id"]), ended.row)
     if ended.row["status"] == "failed":
-        console.print(
-            f"[red]✗[/red] the run failed: {_plain(str(ended.row['reason']))}", highlight=False, soft_wrap=True
-        )
+        _refuse(console, [f"the run failed: {ended.row['reason']}"])
+    elif ended.row["reason"]:
+        console.print(f"{_plain(str(ended.row['reason']))}; the next start goes on from there", highlight=False)
     print(json.dumps(ended.row, default=_jsonable))  # noqa: T201 - a line for machines: not wrapped, not coloured
     if ended.row["status"] == "failed":
         return FAILED
@@ -143,6 +189,8 @@ def simulate(
     ] = None,
     in_a_row: Annotated[int, typer.Option(help="Calls in a row for one prompt that may meet a fault.")] = 2,
     api_key_env: Annotated[str | None, typer.Option(help="Ask for the key in this environment variable.")] = None,
+    requests_per_minute: Annotated[float | None, typer.Option(help="Refuse more with 429, in any 60 s.")] = None,
+    tokens_per_minute: Annotated[float | None, typer.Option(help="The same for input and output tokens.")] = None,
 ) -> None:
     """Serve an OpenAI-compatible endpoint that answers, misbehaves on demand and knows what it sent.
 
@@ -167,5 +215,13 @@ def simulate(
             rates[name] = float(rate)
     except (BadFaultError, ValueError) as error:
         raise typer.BadParameter(f"--fault {text}: expected FAULT=RATE ({error})") from None
-    settings = SimulatorSettings(seed=seed, pace=pace, faults=rates, in_a_row=in_a_row, api_key_env=api_key_env)
+    settings = SimulatorSettings(
+        seed=seed,
+        pace=pace,
+        faults=rates,
+        in_a_row=in_a_row,
+        api_key_env=api_key_env,
+        requests_per_minute=requests_per_minute,
+        tokens_per_minute=tokens_per_minute,
+    )
     serve(settings, host, port)

@@ -25,7 +25,7 @@ from openai import AsyncOpenAI, AsyncStream, Omit
 from deltatap.apis import ACCUMULATORS, PATHS
 from deltatap.credentials import credential_of
 from deltatap.errors import CredentialError, ProtocolError
-from deltatap.outcomes import CaptureError, Status, conclude, http_error
+from deltatap.outcomes import CaptureError, Status, conclude, http_error, used_up_for_s
 from deltatap.prompts import without_stream_options
 from deltatap.received import Chunks
 from deltatap.sse import SSEDecoder
@@ -63,6 +63,7 @@ class Call:
         body: the JSON body that was sent.
         mended: whether the same request may go out again at once, since the client knows now what the server did not
             take: an expired token, or stream options.
+        used_up_for_s: how long the server says that no request or no token is left.
     """
 
     started_at: float
@@ -78,6 +79,7 @@ class Call:
     http_status: int | None
     body: str = ""
     mended: bool = False
+    used_up_for_s: float | None = None
 
 
 class EndpointClient:
@@ -145,7 +147,7 @@ class EndpointClient:
             failure = _cancelled(watchdog.fired, self._timeouts)
         except openai.APIStatusError as refused:
             response = refused.response
-            reading.responded(response.status_code, _request_id(response.headers))
+            reading.responded(response)
             reading.accumulator.add_refusal(refused.body)
             failure = http_error(response.status_code, refused.body, response.headers, self._wall())
             mended = await self._mend(failure, reading, wire.model if with_options else None)
@@ -179,6 +181,7 @@ class EndpointClient:
             http_status=reading.http_status,
             body=body,
             mended=mended,
+            used_up_for_s=reading.used_up_for_s,
         )
 
     async def _read(self, wire: Wire, body: str, reading: _Reading, watchdog: Watchdog) -> None:
@@ -196,7 +199,7 @@ class EndpointClient:
             ),
         )
         reading.headers = time.perf_counter()
-        reading.responded(response.status_code, _request_id(response.headers))
+        reading.responded(response)
         incoming: aiohttp.ClientResponse = response.extensions[RESPONSE]
         reading.response = incoming
         written = watchdog.written or reading.headers
@@ -251,7 +254,16 @@ class EndpointClient:
 class _Reading:
     """How far a call got: what must be known when it breaks off anywhere."""
 
-    __slots__ = ("accumulator", "ended", "headers", "http_status", "response", "server_request_id", "token")
+    __slots__ = (
+        "accumulator",
+        "ended",
+        "headers",
+        "http_status",
+        "response",
+        "server_request_id",
+        "token",
+        "used_up_for_s",
+    )
 
     def __init__(self, accumulator: Accumulator) -> None:
         self.accumulator = accumulator
@@ -261,9 +273,11 @@ class _Reading:
         self.http_status: int | None = None
         self.server_request_id: str | None = None
         self.token: str | None = None
+        self.used_up_for_s: float | None = None
 
-    def responded(self, status: int, request_id: str | None) -> None:
-        self.http_status, self.server_request_id = status, request_id
+    def responded(self, response: httpx2.Response) -> None:
+        self.http_status, self.server_request_id = response.status_code, _request_id(response.headers)
+        self.used_up_for_s = used_up_for_s(response.headers)
 
 
 def _base_url(endpoint: Endpoint) -> str:

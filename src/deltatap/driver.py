@@ -132,6 +132,7 @@ class Driver:
         """
         if self.settings.budget.runtime_s is not None:
             self.ends_at = time.monotonic() + self.settings.budget.runtime_s
+        self.state.forget_stop()
         # Workers of an older epoch that still live stop here, before we look at what they left.
         self._publish({})
         self.slots = plan.slots(self.spark)
@@ -263,6 +264,8 @@ class Driver:
             self._stop("failed", fatal)
         if self.asked.is_set():
             self._stop("stopped", "stopped by a signal")
+        if self.state.asked_to_stop():
+            self._stop("stopped", "stopped by `deltatap stop`")
         self._pace(told)
         newest = {beat.part: beat for beat in sorted(beats, key=lambda beat: beat.claim)}
         capture = self.settings.capture

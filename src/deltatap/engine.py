@@ -249,10 +249,10 @@ class Engine:
             self._stop(None)
         now = time.perf_counter()
         again = next_try(job.tries, call.status, call.error, self._policy, now=now, jitter=self._random.random())
-        if again is not None:
-            self._scheduler.cool_down(now + again.cool_s)
-            if again.cool_s:
-                self._cool_until = max(self._cool_until, time.time() + again.cool_s)
+        if cool_s := max(call.used_up_for_s or 0.0, again.cool_s if again else 0.0):
+            # What the server wants of us it wants of all: the driver passes it on.
+            self._scheduler.cool_down(now + cool_s)
+            self._cool_until = max(self._cool_until, time.time() + cool_s)
         if again is None or self._scheduler.stopped:
             self._finish(job)
         else:

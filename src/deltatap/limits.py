@@ -156,6 +156,14 @@ class Spent:
         """So many of it."""
         return Spent(self.requests * count, self.tokens * count, self.cost_usd * count)
 
+    def with_one(self, one: Spent) -> Spent:
+        """The same, but enough for one where anything at all is left: the first request tells what one uses."""
+        return Spent(
+            self.requests,
+            max(self.tokens, one.tokens) if self.tokens > 0 else self.tokens,
+            max(self.cost_usd, one.cost_usd) if self.cost_usd > 0 else self.cost_usd,
+        )
+
     def fits(self, one: Spent) -> float:
         """How many of one fit into this; infinite where one is nothing."""
         pairs = ((self.requests, one.requests), (self.tokens, one.tokens), (self.cost_usd, one.cost_usd))
@@ -236,6 +244,14 @@ class Pacer:
         flying = sum(outstanding.values(), Spent())
         self._fill(now, beats)
         windows, budget = self._left(now, flying), self._budget_left(beats, flying)
+        if (
+            not any(beat.mean_output_tokens for beat in beats)
+            and not flying.requests
+            and not any(b.open for b in beats)
+        ):
+            budget = budget.with_one(
+                max((self._cost(beat) for beat in beats), key=lambda one: one.tokens, default=Spent())
+            )
         alive = [beat for beat in beats if not beat.ended and now - self._workers[beat.claim].heard_at < _UNHEARD_S]
         hungry = [beat for beat in alive if beat.wants > outstanding[beat.claim].requests]
         self._grant(now, hungry, outstanding, windows, budget)

@@ -7,6 +7,7 @@ network and no clock: times and random numbers are passed in.
 from __future__ import annotations
 
 import email.utils
+import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
@@ -141,7 +142,10 @@ def _type_of(status: int, marks: set[str | None]) -> str:
 
 
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
-    """How long the server asks to wait: ``retry-after-ms``, else ``retry-after``, seconds or a date (RFC 9110)."""
+    """How long the server asks to wait: ``retry-after-ms``, else ``retry-after``, seconds or a date (RFC 9110).
+
+    Where it does not say, until what is used up comes back.
+    """
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         value = headers.get(name, "").strip()
         if not value:
@@ -155,7 +159,34 @@ def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
                 continue
         if seconds == seconds and seconds != float("inf"):  # noqa: PLR0124 - not NaN
             return max(0.0, seconds)
-    return None
+    return used_up_for_s(headers)
+
+
+_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
+
+
+def used_up_for_s(headers: Mapping[str, str]) -> float | None:
+    """How long no request or no token is left, by ``x-ratelimit-remaining-*`` and ``-reset-*``; None while some are.
+
+    Resets are durations such as ``1s``, ``6m0s`` or ``20ms`` (OpenAI's guide "Rate limits"), or seconds.
+    """
+    waits = [
+        _duration_s(headers.get(f"x-ratelimit-reset-{what}", ""))
+        for what in ("requests", "tokens")
+        if headers.get(f"x-ratelimit-remaining-{what}", "").strip() == "0"
+    ]
+    return max((wait for wait in waits if wait is not None), default=None)
+
+
+def _duration_s(text: str) -> float | None:
+    try:
+        return max(0.0, float(text))
+    except ValueError:
+        found = _DURATION.fullmatch(text.strip())
+    if found is None or not text.strip():
+        return None
+    hours, minutes, seconds, milliseconds = (float(part or 0) for part in found.groups())
+    return hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
 
 
 def conclude(received: Received, failure: CaptureError | None) -> tuple[Status, CaptureError | None]:

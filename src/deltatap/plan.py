@@ -126,6 +126,12 @@ def requests(prompts: DataFrame, settings: Settings) -> DataFrame:
     )
 
 
+def asked(spark: SparkSession, settings: Settings) -> DataFrame:
+    """The requests of the prompts, once for each mode."""
+    modes = F.explode(F.array(*(F.lit(mode) for mode in settings.capture.modes))).alias("mode")
+    return requests(source(spark, settings), settings).select("*", modes)
+
+
 def owed(spark: SparkSession, settings: Settings, run_id: str) -> DataFrame:
     """The requests that have no final row in a mode that is captured, each with the calls that this run made before."""
     capture = settings.capture
@@ -141,9 +147,7 @@ def owed(spark: SparkSession, settings: Settings, run_id: str) -> DataFrame:
         .agg(F.max(final).alias("final"), F.count_if(broken & (F.col("run_id") != run_id)).alias("tried"))
         .where(F.col("final") | (F.col("tried") >= capture.max_runs))
     )
-    modes = F.explode(F.array(*(F.lit(mode) for mode in capture.modes))).alias("mode")
-    asked = requests(source(spark, settings), settings).select("*", modes)
-    found = asked.join(settled, key, "left_anti")
+    found = asked(spark, settings).join(settled, key, "left_anti")
     found = found.join(_earlier(ours), key, "left").select(*(column.name for column in tables.OWED))
     return found if capture.limit is None else found.orderBy("request_id", "mode").limit(capture.limit)
 

@@ -5,6 +5,7 @@ and delete, so that the folder may be a Databricks Volume. Leaves the journal's 
 
     <state.dir>/<run_id>/
         control.json            the driver's word: epoch, beat, shares, stop; renewed every half second
+        stop                    somebody wants the run to stop
         workers/<claim>.json    a worker's heartbeat
         journal/*.parquet       captures that have not landed
         aside/*                 journal files that cannot be read, kept for a person to look at
@@ -172,6 +173,18 @@ class RunState:
                 shutil.rmtree(path, ignore_errors=True)
             elif not path.is_dir():
                 path.unlink(missing_ok=True)
+
+    def ask_to_stop(self) -> None:
+        """Ask the driver to stop the run."""
+        write_whole(self.folder / "stop", b"")
+
+    def forget_stop(self) -> None:
+        """What was wanted of an earlier driver is not wanted of this one."""
+        (self.folder / "stop").unlink(missing_ok=True)
+
+    def asked_to_stop(self) -> bool:
+        """Whether somebody wants the run to stop."""
+        return (self.folder / "stop").exists()
 
     def publish(self, control: Control) -> None:
         """The driver's word."""

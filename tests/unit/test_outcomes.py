@@ -19,6 +19,7 @@ from deltatap.outcomes import (
     next_try,
     retry_after_s,
     stops_run,
+    used_up_for_s,
 )
 from deltatap.received import Choice, Chunks, Received, StreamError
 
@@ -205,3 +206,23 @@ def test_the_server_s_wait_is_kept_for_other_errors_too() -> None:
 def test_interrupted_rows_are_final_when_they_are_kept() -> None:
     assert "interrupted" not in final_sql("c", keep_interrupted=False)
     assert final_sql("c", keep_interrupted=True).endswith("OR c.status = 'interrupted')")
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1s"}, 1.0),
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "6m0s"}, 360.0),
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "1h2m3.5s"}, 3723.5),
+        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "20ms"}, 0.02),
+        ({"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "12"}, 12.0),
+        ({"x-ratelimit-remaining-requests": "3", "x-ratelimit-reset-requests": "1s"}, None),
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "soon"}, None),
+        ({"x-ratelimit-remaining-requests": "0"}, None),
+        ({}, None),
+    ],
+)
+def test_how_long_nothing_is_left(headers: dict[str, str], seconds: float | None) -> None:
+    assert used_up_for_s(headers) == seconds
+    assert retry_after_s(headers, NOW) == seconds
+    assert retry_after_s({**headers, "retry-after": "3"}, NOW) == 3.0, "the server's own word comes first"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import os
 import time
 from dataclasses import dataclass, field, replace
@@ -58,6 +59,7 @@ class SimulatorSettings:
         models: what ``/v1/models`` lists.
         api_key_env: a key is asked for, the one in this environment variable; None asks for none.
         keep_calls: of how many calls texts and times are kept.
+        requests_per_minute, tokens_per_minute: more within any sixty seconds are refused with 429.
     """
 
     seed: int = 0
@@ -67,6 +69,8 @@ class SimulatorSettings:
     models: tuple[str, ...] = ("gpt-4o-mini", "gpt-4o", "gpt-3.5-turbo")
     api_key_env: str | None = None
     keep_calls: int = 50_000
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
 
 
 class BrokenOff(Exception):  # noqa: N818 - not an error: what a fault asked for
@@ -233,24 +237,21 @@ class Simulator:
             transport.close()
             raise BrokenOff
         body, api = asked.body, asked.api
-        if "no_stream_options" in fault and "stream_options" in body:
-            call.http_status = 400
-            await _refusal("400", "Unrecognized request argument supplied: stream_options")(scope, receive, send)
-            return "refused"
-        if refused := next((name for name in fault.names if name in REFUSALS), None):
-            call.http_status = REFUSALS[refused][0]
-            await _refusal(refused, None, fault.argument)(scope, receive, send)
+        found = answers(body, call.key, self.settings.seed, self.settings.pace, api, fault.names)
+        limits = self._limits(call, asked.input_tokens + sum(answer.tokens for answer in found))
+        if refusal := _refused(asked, fault, limits):
+            call.http_status = refusal.status_code
+            await refusal(scope, receive, send)
             return "refused"
         call.http_status = 200
         if "html" in fault:
             await PlainTextResponse("<html><body>Welcome</body></html>", media_type="text/html")(scope, receive, send)
             return "broken"
-        found = answers(body, call.key, self.settings.seed, self.settings.pace, api, fault.names)
         if reason := next((name for name in ("content_filter", "length") if name in fault), None):
             found = [replace(answer, finish_reason=reason) for answer in found]
         facts = _facts(asked, call, fault, found)
         made = _FRAMES[api](facts)
-        extra = {"x-request-id": f"req_sim{call.number:08d}", "openai-processing-ms": "1"}
+        extra = {"x-request-id": f"req_sim{call.number:08d}", "openai-processing-ms": "1", **limits}
         if not call.streamed:
             await asyncio.sleep(max(sum(answer.waits_s) for answer in found))
             for index, answer in enumerate(found):
@@ -273,6 +274,29 @@ class Simulator:
             return await self._end(stream, made, found, facts, api)
         finally:
             watch.cancel()
+
+    def _limits(self, call: Call, tokens: int) -> dict[str, str]:
+        """Headers that say what is left of the limits; with a Retry-After where the call is too much."""
+        settings, record = self.settings, self.record
+        headers: dict[str, str] = {}
+        for what, limit, amount in (
+            ("requests", settings.requests_per_minute, 1),
+            ("tokens", settings.tokens_per_minute, tokens),
+        ):
+            if limit is None:
+                continue
+            used, free_in = record.within_a_minute(call.started, what)
+            left = math.floor(limit - used - amount)
+            headers |= {
+                f"x-ratelimit-limit-{what}": f"{limit:g}",
+                f"x-ratelimit-remaining-{what}": str(max(0, left)),
+                f"x-ratelimit-reset-{what}": f"{free_in:.3f}s",
+            }
+            if left < 0 and used:
+                headers["retry-after"] = f"{max(free_in, 0.05):.3f}"
+        if "retry-after" not in headers:
+            record.accept(call.started, tokens)
+        return headers
 
     async def _pieces(self, stream: _Stream, made: Frames, found: list[Answer]) -> None:
         """The pieces of all choices, each at its time, counted from the call's start: delays do not add up."""
@@ -363,6 +387,15 @@ class _Asked:
     input_tokens: int
 
 
+def _refused(asked: _Asked, fault: Fault, limits: dict[str, str]) -> Response | None:
+    """Why there is no answer, by the fault or by the limits."""
+    if "no_stream_options" in fault and "stream_options" in asked.body:
+        return _refusal("400", "Unrecognized request argument supplied: stream_options")
+    if refused := next((name for name in fault.names if name in REFUSALS), None):
+        return _refusal(refused, None, fault.argument)
+    return _refusal("429", None, None, limits) if "retry-after" in limits else None
+
+
 def _facts(asked: _Asked, call: Call, fault: Fault, found: list[Answer]) -> Facts:
     options = asked.body.get("stream_options")
     wanted = isinstance(options, dict) and options.get("include_usage") is True
@@ -427,10 +460,11 @@ def _json(content: dict[str, Any]) -> Response:
     return Response(orjson.dumps(content, option=orjson.OPT_NON_STR_KEYS), media_type="application/json")
 
 
-def _refusal(name: str, message: str | None, argument: str | None = None) -> Response:
+def _refusal(
+    name: str, message: str | None, argument: str | None = None, headers: dict[str, str] | None = None
+) -> Response:
     status, kind, code, usual = REFUSALS[name]
-    headers = {}
-    if status == 429 and name != "quota":  # noqa: PLR2004 - too many requests
+    if headers is None and status == 429 and name != "quota":  # noqa: PLR2004 - too many requests
         date = formatdate(time.time() + 1, usegmt=True)
         headers = {
             "retry-after": date if argument == "date" else argument or "1",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from deltatap.simulator.answers import Piece
 
 _SHOWN = 200
+_MINUTE_S = 60.0
 _ERRORS_KEPT = 200_000
 
 
@@ -89,6 +90,18 @@ class Record:
         self.most_open = 0
         self.total = 0
         self.late: array[float] = array("d")
+        self._accepted: deque[tuple[float, int]] = deque()
+
+    def within_a_minute(self, now: float, what: str) -> tuple[float, float]:
+        """Requests or tokens accepted within the last sixty seconds, and when the oldest of them does not count."""
+        while self._accepted and self._accepted[0][0] <= now - _MINUTE_S:
+            self._accepted.popleft()
+        used = len(self._accepted) if what == "requests" else sum(tokens for _, tokens in self._accepted)
+        return used, self._accepted[0][0] + _MINUTE_S - now if self._accepted else 0.0
+
+    def accept(self, now: float, tokens: int) -> None:
+        """A call counts towards the limits."""
+        self._accepted.append((now, tokens))
 
     def begin(self, **known: Any) -> Call:  # noqa: ANN401 - fields of Call
         """A call came."""

@@ -1,0 +1,135 @@
+"""Budgets and foresight with real Spark: how a run ends when a budget does, and what one would cost."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from rich.console import Console
+
+from deltatap import cli
+from deltatap.config import load_settings
+from deltatap.errors import ConfigError
+from deltatap.foresight import Foreseen, foresee, show
+from deltatap.prices import load_prices
+from tests import prompts
+from tests.runs import capture, captured, run_rows
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pyspark.sql import SparkSession
+
+    from tests.simulation import Simulation
+
+SIMULATOR = ("--ttft-ms", "100", "--itl-ms", "2", "--tokens", "40", "--sigma", "0.5")
+COUNT, CONCURRENCY = 60, 4
+PRICES = "- {model: 'gpt-4o-mini', input: 1, output: 2, date: 2026-01-01, source: here}\n"
+
+
+def spent(rows: list[Any], what: str) -> float:
+    if what == "requests":
+        return sum(len(row["retries"]) + 1 for row in rows)
+    if what == "tokens":
+        return float(sum(row["usage_reported"]["total_tokens"] for row in rows))
+    return float(sum(row["cost_usd"] for row in rows))
+
+
+@pytest.mark.parametrize(
+    ("name", "budget"),
+    [
+        ("requests", 25),
+        pytest.param("tokens", 1_500, marks=pytest.mark.slow),
+        pytest.param("cost_usd", 0.0025, marks=pytest.mark.slow),
+    ],
+)
+def test_a_budget_ends_the_run_and_the_next_completes_the_rest(
+    spark: SparkSession, tables: Path, simulator: Simulation, name: str, budget: float
+) -> None:
+    prompts.write(spark, tables / "prompts", [(f"r{n:02d}", f"Prompt {n}?") for n in range(COUNT)])
+    (tables / "prices.yml").write_text(PRICES)
+    sections: dict[str, Any] = {"prices": str(tables / "prices.yml"), "capture": {"concurrency": CONCURRENCY}}
+    first, _ = capture(spark, tables, simulator, budget={name: budget}, **sections)
+    assert (first.row["status"], first.row["interrupted"]) == ("budget_exhausted", 0)
+    assert first.row["reason"] == f"budget.{name}: {budget:,} is used up"
+    rows = captured(spark, tables)
+    assert {row["status"] for row in rows} == {"completed"}, "what was in flight has ended, whole"
+    largest = max(spent([row], name) for row in rows)
+    assert 0.7 * budget <= spent(rows, name) <= budget + CONCURRENCY * largest
+    if name == "requests":
+        assert simulator.counts()["calls"] == budget, "to the request"
+    (run,) = run_rows(spark, tables)
+    assert (run["requests"], run["completed"]) == (spent(rows, "requests"), len(rows))
+    assert run["input_tokens"] + run["output_tokens"] == spent(rows, "tokens")
+    assert run["cost_usd"] == pytest.approx(spent(rows, "cost_usd"), abs=1e-12)
+    second, _ = capture(spark, tables, simulator, **sections)
+    assert (second.row["status"], second.row["completed"]) == ("completed", COUNT - len(rows))
+    assert simulator.counts()["calls"] == COUNT
+
+
+def test_a_runtime_drains_the_run(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
+    rows = [(f"r{n}", f"p{n}", "gpt-4o-mini!drip@3") for n in range(4)]
+    prompts.write(spark, tables / "prompts", [*rows, *((f"s{n}", f"q{n}") for n in range(4))])
+    ended, _ = capture(
+        spark, tables, simulator, budget={"runtime_s": 12}, timeouts={"grace_s": 1}, capture={"concurrency": 8}
+    )
+    assert (ended.row["status"], ended.row["reason"]) == ("budget_exhausted", "budget.runtime_s: 12 s are over")
+    assert (ended.row["completed"], ended.row["interrupted"]) == (4, 4), "what had arrived is kept"
+    again, _ = capture(
+        spark, tables, simulator, capture={"limit": 1}, timeouts={"idle_s": 1, "total_s": 1, "first_byte_s": 1}
+    )
+    assert again.row["owed"] == 1, "and is owed again"
+
+
+def test_a_cost_budget_without_a_price_is_refused(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
+    prompts.write(spark, tables / "prompts", [("a", "x", "mystery"), ("b", "y")])
+    (tables / "prices.yml").write_text(PRICES)
+    sections: dict[str, Any] = {"prices": str(tables / "prices.yml"), "budget": {"cost_usd": 1}}
+    with pytest.raises(ConfigError, match=r"budget\.cost_usd: no price for model mystery"):
+        capture(spark, tables, simulator, **sections)
+    with pytest.raises(ConfigError, match=r"budget\.cost_usd: model gpt-9 has no price"):
+        capture(spark, tables, simulator, **sections, endpoint={"model": "gpt-9"})
+    assert simulator.counts()["calls"] == 0
+
+
+def test_a_dry_run_says_what_is_owed_and_calls_nobody(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
+    rows = [
+        ("a", "Hi", None, '{"max_tokens": 100}'),
+        ("b", "Hi", None, '{"max_tokens": 50, "n": 2}'),
+        ("c", "Hi", "mystery"),
+        ("d", " "),
+    ]
+    prompts.write(spark, tables / "prompts", rows)
+    (tables / "prices.yml").write_text(PRICES)
+    sections: dict[str, Any] = {"prices": str(tables / "prices.yml")}
+    settings = load_settings(prompts.config(tables, simulator.base_url, **sections))
+    prices = load_prices(settings.prices)
+    known, mystery = foresee(spark, settings, prices)
+    assert (known.model, known.requests, known.bad, known.input_tokens) == ("gpt-4o-mini", 2, 1, 16)
+    assert (known.least_output, known.most_output) == (2, 200)
+    assert (str(known.least_usd), str(known.most_usd)) == ("0.00002", "0.000416")
+    assert (mystery.requests, mystery.most_output, mystery.least_usd) == (1, None, None)
+    assert simulator.counts()["calls"] == 0
+    assert sorted(path.name for path in tables.iterdir()) == ["prices.yml", "prompts"], "no table is made"
+    capture(spark, tables, simulator, **sections, capture={"limit": 2})
+    found = foresee(spark, load_settings(prompts.config(tables, simulator.base_url, **sections)), prices)
+    assert sum(one.requests for one in found) == 1
+
+
+def test_what_a_dry_run_shows(
+    spark: SparkSession, tables: Path, simulator: Simulation, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = io.StringIO()
+    one = Foreseen("m", "stream", 1200, 3, 9600, 1200, None, None, None, 0)
+    show(Console(file=said, width=120), [one])
+    assert "1,200 or more" in said.getvalue()
+    assert "no price" in said.getvalue()
+    assert "nothing bounds the outputs" in said.getvalue()
+    assert spark is not None
+    prompts.write(spark, tables / "prompts", [("a", "Hi")])
+    tree = prompts.config(tables, simulator.base_url)
+    (tables / "c.yml").write_text(__import__("yaml").safe_dump(tree))
+    assert cli.run_capture(tables / "c.yml", [], dry_run=True) == 0
+    assert "what a run would do (no call was made)" in capsys.readouterr().out
+    assert simulator.counts()["calls"] == 0
