@@ -336,6 +336,10 @@ class Driver:
         self.notes += [
             f"journal file {path.name} could not be read; it was set aside" for path in self.landing.set_aside
         ]
+        try:
+            self.landing.compact()
+        except Exception as error:  # noqa: BLE001 - small files are slower to read, no reason to fail a run
+            self.notes.append(f"the captures table was not compacted: {_told(error)}")
         totals = {"owed": self.owed, **runs.totals(self.spark, settings, run_id)}
         row = runs.close(self.spark, settings, run_id, self.stop or "completed", self.reason, totals)
         self.state.publish(Control(self.lease.epoch, self.beat + 1, stop="ended"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 _KEY = ("run_id", "request_id", "mode")
 _FILES_A_BATCH = 200
+# Each merge adds a small file or two: after so many they are put together.
+_COMPACT_AFTER = 100
+_WORTH_COMPACTING = 20
 # The streaming source remembers every file name for ever; a new checkpoint now and then keeps that short.
 _RENEW_AFTER_FILES = 5_000
 
@@ -54,6 +58,7 @@ class Landing:
     set_aside: list[Path] = field(default_factory=list)
     _checkpoint: Path | None = None
     _in_checkpoint: int = 0
+    _merges: int = 0
 
     def tick(self) -> int:
         """Land what is in the journal now; how many files that were."""
@@ -79,7 +84,18 @@ class Landing:
             return self.tick()
         landed = self.files - before
         self._in_checkpoint += landed
+        if self._merges >= _COMPACT_AFTER:
+            # Small files are slower to read; that is no reason to land nothing more.
+            with suppress(Exception):
+                self.compact()
+            self._merges = min(self._merges, _WORTH_COMPACTING)
         return landed
+
+    def compact(self) -> None:
+        """Put the small files of many merges together, clustered by what analysis filters on."""
+        if self._merges >= _WORTH_COMPACTING:
+            self.spark.sql(f"OPTIMIZE {tables.quoted(self.captures)}")
+            self._merges = 0
 
     def drain(self) -> None:
         """Land until the journal is empty.
@@ -129,6 +145,7 @@ class Landing:
             spark.sql(merge_sql(self.captures, view, self.state.folder.name, keep_interrupted=self.keep_interrupted))
         finally:
             spark.catalog.dropTempView(view)
+        self._merges += 1
         rows = defaultdict(list)
         for row in where:
             rows[row["plan"]].append((row["part"], row["row"]))

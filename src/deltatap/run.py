@@ -64,8 +64,10 @@ def _check_tables(spark: SparkSession, settings: Settings) -> None:
     ):
         try:
             # Serializable: of two drivers that take the lease at once, one must fail.
-            properties = "'delta.isolationLevel' = 'Serializable'" if name == "runs" else ""
-            tables.ensure(spark, table, columns, properties)
+            if name == "runs":
+                tables.ensure(spark, table, columns, "'delta.isolationLevel' = 'Serializable'")
+            else:
+                tables.ensure(spark, table, columns, tables.CAPTURES_PROPERTIES, tables.CAPTURES_CLUSTERED_BY)
             different = tables.differences(spark.table(tables.quoted(table)).schema, columns)
         except Exception as error:
             said = str(error).strip().splitlines()[0]

@@ -237,10 +237,22 @@ def exists(spark: SparkSession, table: str) -> bool:
     return True
 
 
-def ensure(spark: SparkSession, table: str, columns: Sequence[Column], properties: str = "") -> None:
-    """Create the table unless it is there; a concurrent creator is no error."""
+# What analysis filters on. Statistics are kept of such columns, and not of the first thirty-two, mostly texts.
+CAPTURES_CLUSTERED_BY = ("run_id", "mode", "endpoint", "request_model")
+CAPTURES_PROPERTIES = (
+    "'delta.dataSkippingStatsColumns' = 'run_id,request_id,mode,status,endpoint,request_model,started_at'"
+)
+
+
+def ensure(
+    spark: SparkSession, table: str, columns: Sequence[Column], properties: str = "", cluster_by: Sequence[str] = ()
+) -> None:
+    """Create the table unless it is there, however its owner made it; a concurrent creator is no error."""
+    if exists(spark, table):
+        return
     spark.sql(
         f"CREATE TABLE IF NOT EXISTS {quoted(table)} (\n  {ddl(columns)}\n) USING DELTA"
+        + (f" CLUSTER BY ({', '.join(cluster_by)})" if cluster_by else "")
         + (f" TBLPROPERTIES ({properties})" if properties else "")
     )
 

@@ -134,3 +134,28 @@ def test_what_has_landed_stays_short(landing: Landing) -> None:
     files = list((plan.folder / "landed").iterdir())
     assert len(files) < 100
     assert sum(path.stat().st_size for path in files) < 400 * 16
+
+
+def test_many_small_merges_are_put_together(
+    landing: Landing, spark: SparkSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltatap.landing._WORTH_COMPACTING", 3)
+    for at in range(4):
+        write(landing, f"f{at}", row(at))
+        landing.tick()
+    before = spark.sql(f"DESCRIBE DETAIL {schema.quoted(landing.captures)}").collect()[0]["numFiles"]
+    landing.compact()
+    after = spark.sql(f"DESCRIBE DETAIL {schema.quoted(landing.captures)}").collect()[0]
+    assert (before, after["numFiles"]) == (4, 1)
+    assert len(landed(landing)) == 4
+    landing.compact()
+    version = spark.sql(f"DESCRIBE HISTORY {schema.quoted(landing.captures)}").count()
+    assert version == 6, "nothing to do, nothing done"
+
+
+def test_captures_are_clustered_by_what_analysis_filters_on(spark: SparkSession, tables: Path) -> None:
+    path = str(tables / "clustered")
+    for _ in range(2):
+        schema.ensure(spark, path, schema.CAPTURES, schema.CAPTURES_PROPERTIES, schema.CAPTURES_CLUSTERED_BY)
+    detail = spark.sql(f"DESCRIBE DETAIL {schema.quoted(path)}").collect()[0]
+    assert tuple(detail["clusteringColumns"]) == schema.CAPTURES_CLUSTERED_BY

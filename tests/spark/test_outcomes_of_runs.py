@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -187,29 +185,6 @@ def test_the_job_s_last_line_and_exit_codes(
     assert set(last) == set(row.asDict())
     assert last["labels"] == {"why": "test"}
     assert "Exception" not in said
-
-
-@pytest.mark.slow
-def test_sigterm_drains_and_closes_the_run_as_stopped(
-    spark: SparkSession, tables: Path, simulator: Simulation, tmp_path: Path
-) -> None:
-    prompts.write(spark, tables / "prompts", [(f"r{n}", f"p{n}", "m!stall@2") for n in range(3)] + [("ok", "x")])
-    config = tmp_path / "c.yml"
-    tree = prompts.config(tables, simulator.base_url, capture={"concurrency": 4}, timeouts={"grace_s": 1})
-    config.write_text(yaml.safe_dump(tree))
-    process = job(config)
-    while simulator.counts()["calls"] < 4:
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=240)
-    assert process.returncode == cli.OK, said
-    assert json.loads(said.strip().splitlines()[-1])["status"] == "stopped"
-    rows = captured(spark, tables)
-    assert Counter(row["status"] for row in rows) == {"interrupted": 3, "completed": 1}
-    cut = next(row for row in rows if row["status"] == "interrupted")
-    assert cut["error"]["type"] == "cancelled"
-    assert cut["text"], "what had arrived is kept"
 
 
 def test_what_a_failed_run_could_not_land_is_landed_by_the_next(

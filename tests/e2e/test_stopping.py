@@ -1,0 +1,113 @@
+"""Every way to stop a run, with real processes: nothing new starts, what arrived is kept, and the next start goes on."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+
+from deltatap import cli
+from deltatap.tables import quoted
+from tests import prompts
+from tests.e2e.test_kills import CHECKOUT, start, wait_until
+from tests.runs import captured, run_rows
+from tests.simulation import start_simulator
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import psutil
+    from pyspark.sql import SparkSession
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def stop(way: str, job: psutil.Popen, config: Path, state: Path) -> None:
+    if way == "the command":
+        (run,) = [path.parent.name for path in state.glob("*/control.json")]
+        command = [sys.executable, "-m", "deltatap", "stop", run, "--config", str(config)]
+        said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=CHECKOUT)
+        assert f"asked run {run} to stop" in said.stdout
+    else:
+        job.send_signal(signal.Signals[way])
+
+
+@pytest.mark.parametrize("way", ["SIGINT", "SIGTERM", "the command"])
+def test_a_run_that_is_stopped_drains_and_the_next_start_goes_on(
+    spark: SparkSession, tables: Path, tmp_path: Path, way: str
+) -> None:
+    stalled = [(f"r{n}", f"p{n}", "m!stall@2:1") for n in range(3)]
+    prompts.write(spark, tables / "prompts", [*stalled, ("ok", "x"), *((f"w{n}", f"q{n}") for n in range(20))])
+    config, log = tmp_path / "c.yml", tmp_path / "log"
+    with start_simulator("--ttft-ms", "50", "--itl-ms", "5", "--tokens", "10") as simulator:
+        tree = prompts.config(tables, simulator.base_url, capture={"concurrency": 4}, timeouts={"grace_s": 1})
+        config.write_text(yaml.safe_dump(tree))
+        job = start(config, log)
+        wait_until(lambda: sum("stall" in call["model"] for call in simulator.calls()) == 3, job, log)
+        stop(way, job, config, tables / "state")
+        assert job.wait(timeout=240) == cli.OK, log.read_text()
+        last = json.loads(log.read_text().splitlines()[-1])
+        assert last["status"] == "stopped"
+        assert "the next start goes on from there" in log.read_text()
+        rows = captured(spark, tables)
+        interrupted = [row for row in rows if row["status"] == "interrupted"]
+        assert len(interrupted) == 3
+        assert {row["error"]["type"] for row in interrupted} == {"cancelled"}
+        assert all(row["text"] for row in interrupted), "what had arrived is kept"
+        (run,) = run_rows(spark, tables)
+        assert run["requests"] == simulator.counts()["calls"] == len(rows)
+        assert not list((tables / "state").iterdir())
+
+        assert start(config, log).wait(timeout=240) == cli.OK, log.read_text()
+        finals = Counter(row["request_id"] for row in captured(spark, tables) if row["status"] == "completed")
+        assert len(finals) == 24
+        assert set(finals.values()) == {1}, "none is paid for twice"
+        assert simulator.counts()["calls"] == 24 + 3
+
+
+def test_a_second_ctrl_c_ends_at_once_and_loses_nothing(spark: SparkSession, tables: Path, tmp_path: Path) -> None:
+    count = 60
+    prompts.write(
+        spark, tables / "prompts", [("stalled", "p", "m!stall@2:1"), *((f"r{n}", f"p{n}") for n in range(count))]
+    )
+    config, log = tmp_path / "c.yml", tmp_path / "log"
+    with start_simulator("--ttft-ms", "100", "--itl-ms", "5", "--tokens", "20") as simulator:
+        tree = prompts.config(tables, simulator.base_url, capture={"concurrency": 4}, timeouts={"grace_s": 300})
+        config.write_text(yaml.safe_dump(tree))
+        job = start(config, log)
+        wait_until(lambda: simulator.counts()["finished"] >= 30, job, log)
+        children = job.children(recursive=True)
+        job.send_signal(signal.SIGINT)
+        wait_until(
+            lambda: "stop" in json.loads(next((tables / "state").glob("*/control.json")).read_text())["stop"], job, log
+        )
+        job.send_signal(signal.SIGINT)
+        assert job.wait(timeout=30) == 128 + signal.SIGINT
+        for child in children:
+            if child.is_running():
+                child.wait(timeout=60)
+        finished = simulator.counts()["finished"]
+        assert start(config, log).wait(timeout=240) == cli.OK, log.read_text()
+        rows = spark.table(quoted(str(tables / "captures"))).where("status = 'completed'").collect()
+        assert Counter(row["request_id"] for row in rows) == Counter(
+            {f"r{n}": 1 for n in range(count)} | {"stalled": 1}
+        )
+        assert finished >= 30
+        assert simulator.counts()["calls"] <= count + 1 + 4 + 1, "but for what was in flight"
+
+
+def test_a_run_that_is_not_there_cannot_be_stopped(
+    tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "c.yml"
+    config.write_text(yaml.safe_dump(prompts.config(tables, "http://127.0.0.1:9/v1")))
+    with pytest.raises(SystemExit) as ended:
+        cli.stop("nope", config, [])
+    assert ended.value.code == cli.CONFIGURATION
+    assert "no run nope goes on here" in capsys.readouterr().out.replace("\n", "")

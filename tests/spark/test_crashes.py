@@ -1,0 +1,178 @@
+"""Journal and landing driven through random crashes: whatever is cut off where, each row is there once, and stays paid."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import uuid
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+from unittest import mock
+
+import pyarrow as pa
+import pytest
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from deltatap import tables as schema
+from deltatap.journal import journaled_rows, write_journal
+from deltatap.landing import Landing
+from deltatap.state import PlanState, RunState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyspark.sql import SparkSession
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+RUN = "run-1"
+FINAL = ("completed", "failed")
+
+
+class Crash(Exception):  # noqa: N818 - not an error of ours: the process is gone
+    """The process dies here."""
+
+
+class JournalAndLanding(RuleBasedStateMachine):
+    """One run's state folder and captures table; the model knows what was written whole."""
+
+    spark: ClassVar[SparkSession]
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = Path(tempfile.mkdtemp())
+        self.captures = str(self.folder / "captures")
+        schema.ensure(self.spark, self.captures, schema.CAPTURES)
+        self.state = RunState(self.folder / "state" / RUN)
+        self.state.prepare()
+        self.landing = Landing(self.spark, self.captures, self.state, keep_interrupted=False)
+        self.clock = datetime(2026, 11, 21, tzinfo=UTC)
+        self.written: dict[int, list[tuple[str, str]]] = {}
+        self.damaged: set[int] = set()
+
+    def teardown(self) -> None:
+        if hasattr(self, "folder"):
+            try:
+                self.everything_lands_once()
+            finally:
+                shutil.rmtree(self.folder)
+
+    def row(self, at: int, status: str) -> dict[str, Any]:
+        self.clock += timedelta(seconds=1)
+        made: dict[str, Any] = dict.fromkeys(column.name for column in schema.JOURNAL)
+        error = {"type": "invalid_request" if status == "failed" else "server"} if status != "completed" else None
+        text = uuid.uuid4().hex
+        self.written.setdefault(at, []).append((status, text))
+        return made | {
+            "run_id": RUN, "request_id": f"r{at}", "mode": "stream", "status": status, "error": error, "text": text,
+            "retries": [], "finished_at": self.clock, "plan": 1, "part": at % 2, "row": at,
+        }  # fmt: skip
+
+    def write(self, rows: list[dict[str, Any]]) -> Path:
+        batch = pa.RecordBatch.from_pylist(rows, schema.arrow_schema(schema.JOURNAL))
+        return write_journal(self.state.journal, uuid.uuid4().hex, batch)
+
+    @rule(
+        rows=st.lists(
+            st.tuples(st.integers(0, 30), st.sampled_from(["completed", "failed", "interrupted"])),
+            min_size=1,
+            max_size=6,
+        )
+    )
+    def captures_are_journaled(self, rows: list[tuple[int, str]]) -> None:
+        self.write([self.row(at, status) for at, status in rows])
+
+    @rule(at=st.integers(0, 30))
+    def a_worker_dies_while_it_writes(self, at: int) -> None:
+        known = {key: list(value) for key, value in self.written.items()}
+        with mock.patch.object(Path, "replace", side_effect=Crash), pytest.raises(Crash):
+            self.write([self.row(at, "completed")])
+        self.written = known  # what was not renamed is not there
+
+    @rule(at=st.integers(31, 40))
+    def a_file_is_cut_short(self, at: int) -> None:
+        path = self.write([self.row(at, "completed")])
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        self.written.pop(at)
+        self.damaged.add(at)
+
+    @rule()
+    def landing_lands(self) -> None:
+        self.landing.tick()
+
+    @rule(where=st.sampled_from(["before the commit", "after the commit", "before the files go", "between the files"]))
+    def landing_dies(self, where: str) -> None:
+        with self.crashing(where):
+            died = None
+            try:
+                self.landing.tick()
+            except Exception as error:  # noqa: BLE001 - Spark wraps it
+                died = f"{type(error)} {error}"
+        assert died is None or "Crash" in died
+        self.a_driver_starts_anew()
+
+    @rule()
+    def a_driver_starts_anew(self) -> None:
+        self.landing = Landing(self.spark, self.captures, self.state, keep_interrupted=False)
+
+    @rule()
+    def checkpoints_are_lost(self) -> None:
+        for path in self.state.folder.glob("checkpoint-*"):
+            shutil.rmtree(path)
+        self.a_driver_starts_anew()
+
+    @contextmanager
+    def crashing(self, where: str) -> Iterator[None]:
+        if where == "before the commit":
+            with mock.patch("deltatap.landing.one_a_key", side_effect=Crash("Crash")):
+                yield
+        elif where == "after the commit":
+            with mock.patch.object(PlanState, "add_landed", side_effect=Crash("Crash")):
+                yield
+        elif where == "before the files go":
+            with mock.patch.object(Path, "unlink", side_effect=Crash("Crash")):
+                yield
+        else:
+            gone: list[Path] = []
+            unlink = Path.unlink
+
+            def once(path: Path, **options: Any) -> None:
+                if path.parent == self.state.journal and gone:
+                    raise Crash("Crash")
+                gone.append(path)
+                unlink(path, **options)
+
+            with mock.patch.object(Path, "unlink", once):
+                yield
+
+    @invariant()
+    def what_was_journaled_is_known_to_a_retried_task(self) -> None:
+        """So that nothing of it is paid for again."""
+        if not hasattr(self, "state"):
+            return
+        for part in (0, 1):
+            known = {*journaled_rows(self.state.journal, 1, part), *self.state.plan(1).landed_rows(part)}
+            assert {at for at in self.written if at % 2 == part} <= known
+
+    def everything_lands_once(self) -> None:
+        self.landing.drain()
+        assert not list(self.state.journal.glob("*.parquet"))
+        rows = self.spark.table(schema.quoted(self.captures)).collect()
+        assert sorted(row["request_id"] for row in rows) == sorted(f"r{at}" for at in self.written)
+        for row in rows:
+            history = self.written[int(row["request_id"][1:])]
+            assert (row["status"], row["text"]) in history
+            if any(status in FINAL for status, _ in history):
+                assert row["status"] in FINAL, "a final row is never replaced by one that is not"
+
+
+def test_random_crashes_lose_nothing_and_double_nothing(spark: SparkSession) -> None:
+    JournalAndLanding.spark = spark
+    run_state_machine_as_test(
+        JournalAndLanding,
+        settings=hypothesis_settings(max_examples=12, stateful_step_count=12, deadline=None, print_blob=True),
+    )
