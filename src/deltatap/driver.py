@@ -120,6 +120,7 @@ class Driver:
         self.before: dict[str, Any] = {}
         self.pacer = Pacer(settings.bounds)
         self.permits: Mapping[str, Permit] | None = None
+        self.cool_s = 0.0
         self.ends_at = math.inf
         self.owed: int | None = None
 
@@ -270,7 +271,7 @@ class Driver:
         newest = {beat.part: beat for beat in sorted(beats, key=lambda beat: beat.claim)}
         capture = self.settings.capture
         self._publish(_shares(newest.values(), capture.concurrency, capture.streams_per_worker), beats)
-        self.now = snapshot(self.now.owed, beats, time.time())
+        self.now = snapshot(self.now.owed, beats, self.cool_s)
         note = None if self.stop is None else f"stopping ({self.reason}): waiting for {self.now.open} open streams"
         display.update(self.now, note=note)
         if self.stop_at is not None and time.monotonic() > self.stop_at:
@@ -282,6 +283,7 @@ class Driver:
         """What may start now; what an earlier driver's workers started in the last minute counts, too."""
         ages = {beat.claim: max(0.0, time.time() - beat.at) for beat in told if beat.epoch != self.lease.epoch}
         self.permits = self.pacer.turn(time.monotonic(), told, ages)
+        self.cool_s = self.pacer.cool_s(time.monotonic(), told)
         if self.pacer.exhausted is not None:
             self._stop("budget_exhausted", self.pacer.exhausted)
         if time.monotonic() > self.ends_at:
@@ -303,7 +305,7 @@ class Driver:
                 epoch=self.lease.epoch,
                 beat=self.beat,
                 shares={} if unsure or backlog else shares,
-                cool_until=max((beat.cool_until for beat in beats), default=0.0),
+                cool_s=self.cool_s,
                 stop=self.stop,
                 grace_s=self.settings.timeouts.grace_s,
                 permits=self.permits,

@@ -122,9 +122,9 @@ class Engine:
         return self._scheduler.open
 
     @property
-    def cool_until(self) -> float:
-        """Until when this worker was asked to wait, in seconds since the epoch; 0 when it never was."""
-        return self._cool_until
+    def cool_s(self) -> float:
+        """For how long this worker was asked to wait, from now."""
+        return max(0.0, self._cool_until - time.perf_counter())
 
     def lag_ms(self, seconds: float) -> float:
         """The event loop's worst delay in the last seconds."""
@@ -153,7 +153,7 @@ class Engine:
         self,
         *,
         share: int,
-        cool_until: float = 0.0,
+        cool_s: float = 0.0,
         permit: Permit | None = None,
         mean_output_tokens: float | None = None,
     ) -> None:
@@ -161,11 +161,11 @@ class Engine:
 
         Args:
             share: how many streams may be open.
-            cool_until: nothing starts before, in seconds since the epoch.
+            cool_s: for so long nothing starts.
             permit: what may have started; None where nothing limits it.
             mean_output_tokens: how long the outputs of all workers are.
         """
-        self._loop.call_soon_threadsafe(self._control, share, cool_until, permit, mean_output_tokens)
+        self._loop.call_soon_threadsafe(self._control, share, cool_s, permit, mean_output_tokens)
 
     def told(self) -> dict[str, Any]:
         """What the engine's part of a heartbeat says; from any thread, also when the engine is over."""
@@ -252,7 +252,7 @@ class Engine:
         if cool_s := max(call.used_up_for_s or 0.0, again.cool_s if again else 0.0):
             # What the server wants of us it wants of all: the driver passes it on.
             self._scheduler.cool_down(now + cool_s)
-            self._cool_until = max(self._cool_until, time.time() + cool_s)
+            self._cool_until = max(self._cool_until, now + cool_s)
         if again is None or self._scheduler.stopped:
             self._finish(job)
         else:
@@ -308,11 +308,11 @@ class Engine:
             following.planned = time.perf_counter()
             self._take(following)
 
-    def _control(self, share: int, cool_until: float, permit: Permit | None, mean_output_tokens: float | None) -> None:
+    def _control(self, share: int, cool_s: float, permit: Permit | None, mean_output_tokens: float | None) -> None:
         self._scheduler.share = share
         self._scheduler.barred = False
         self.tally.give(permit, mean_output_tokens)
-        self._scheduler.cool_down(time.perf_counter() + cool_until - time.time())
+        self._scheduler.cool_down(time.perf_counter() + cool_s)
         self._wake.set()
 
     def _stop(self, grace_s: float | None) -> None:

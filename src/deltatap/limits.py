@@ -259,6 +259,11 @@ class Pacer:
         self._turned_at = now
         return {beat.claim: self._permit(now, beat.claim) for beat in beats if not beat.ended}
 
+    def cool_s(self, now: float, beats: Iterable[Heartbeat]) -> float:
+        """For how long nothing may start, by what servers told the workers; :meth:`turn` has heard them before."""
+        left = (beat.cool_s - (now - self._workers[beat.claim].heard_at) for beat in beats)
+        return max(0.0, max(left, default=0.0))
+
     def _hear(self, now: float, beats: Iterable[Heartbeat], ages: Mapping[str, float]) -> bool:
         """Take in what is new; whether a server has said that it is too much."""
         limited = False

@@ -67,13 +67,13 @@ class Snapshot:
         }
 
 
-def snapshot(owed: int, heartbeats: Iterable[Heartbeat], now: float) -> Snapshot:
+def snapshot(owed: int, heartbeats: Iterable[Heartbeat], cool_s: float) -> Snapshot:
     """Add up the workers' words, those of ended and dead ones included: what they wrote counts.
 
     Args:
         owed: requests of the plan.
         heartbeats: of the plan's workers.
-        now: seconds since the epoch.
+        cool_s: for how long nothing starts.
     """
     beats = list(heartbeats)
     rows: Counter[str] = Counter()
@@ -95,7 +95,7 @@ def snapshot(owed: int, heartbeats: Iterable[Heartbeat], now: float) -> Snapshot
         cost_usd=sum(costs) if costs else None,
         ttft_ms=ttft[len(ttft) // 2] if ttft else None,
         errors=errors,
-        cool_down_s=max(0.0, max((beat.cool_until for beat in alive), default=0.0) - now),
+        cool_down_s=cool_s,
     )
 
 
@@ -175,7 +175,16 @@ def _facts(now: Snapshot, elapsed_s: float) -> list[str]:
         facts.append(f"TTFT p50 {now.ttft_ms:,.0f} ms")
     if now.cost_usd is not None:
         facts.append(f"${now.cost_usd:,.4f}")
+    if 0 < now.done < now.owed and elapsed_s > 0:
+        facts.append(f"{_duration((now.owed - now.done) * elapsed_s / now.done)} left")
     return facts
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    if minutes < 2:  # noqa: PLR2004 - up to there seconds say more
+        return f"{seconds:,.0f} s"
+    return f"{minutes:,.0f} min" if minutes < 120 else f"{minutes / 60:,.1f} h"  # noqa: PLR2004 - the same for hours
 
 
 def _rate(count: int, seconds: float) -> str:

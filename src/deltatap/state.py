@@ -45,7 +45,7 @@ class Control:
         epoch: of the lease; a worker of an older one starts nothing more.
         beat: counts up; a worker that sees no new one for too long starts nothing more.
         shares: how many streams each claim may hold open; a claim that is not named has none.
-        cool_until: nobody starts anything before, in seconds since the epoch.
+        cool_s: for so long nobody starts anything.
         stop: why nothing starts any more; None while the run goes on.
         grace_s: how long what is open may still run, once stopped.
         permits: what each claim may have started, where something limits it; None where nothing does.
@@ -55,7 +55,7 @@ class Control:
     epoch: int
     beat: int
     shares: Mapping[str, int] = field(default_factory=dict)
-    cool_until: float = 0.0
+    cool_s: float = 0.0
     stop: str | None = None
     grace_s: float = 0.0
     permits: Mapping[str, Permit] | None = None
@@ -77,7 +77,7 @@ class Heartbeat:
         input_tokens, output_tokens, cost_usd: of all calls.
         ttft_ms: the median of the last calls.
         loop_lag_ms: the worst of the last seconds.
-        cool_until: until when the server wants no calls, in seconds since the epoch.
+        cool_s: for how long the server wants no calls, by what it told this worker; passed on, it does not grow.
         fatal: why no request can succeed.
         ended: whether the worker is done.
         at: when this was said, in seconds since the epoch.
@@ -103,7 +103,7 @@ class Heartbeat:
     cost_usd: float | None = None
     ttft_ms: float | None = None
     loop_lag_ms: float = 0.0
-    cool_until: float = 0.0
+    cool_s: float = 0.0
     fatal: str | None = None
     ended: bool = False
     at: float = 0.0

@@ -227,7 +227,7 @@ def heartbeat(
         cost_usd=totals.cost_usd,
         ttft_ms=totals.ttft_ms,
         loop_lag_ms=engine.lag_ms(10 * POLL_S),
-        cool_until=engine.cool_until,
+        cool_s=engine.cool_s,
         fatal=None if engine.fatal is None else f"{engine.fatal.type}: {engine.fatal.message}",
         ended=ended,
         at=time.time(),
@@ -297,7 +297,7 @@ class _Line:
         else:
             self._engine.control(
                 share=control.shares.get(self._claim, 0),
-                cool_until=control.cool_until,
+                cool_s=control.cool_s,
                 permit=None if control.permits is None else control.permits.get(self._claim, Permit()),
                 mean_output_tokens=control.mean_output_tokens,
             )

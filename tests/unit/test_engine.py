@@ -124,8 +124,9 @@ def test_a_rate_limit_cools_everything_down() -> None:
     limited = CaptureError("rate_limit", None, "x", 429, 0.3)
     client, delivered = Told({"a": [limited, None]}), Delivered()
     with Engine(lambda: client, policy=POLICY, look_ahead=8, deliver=delivered.put, share=4) as engine:
-        engine.submit(job("a"))
-        while not engine.cool_until:
+        limited_job = job("a")
+        engine.submit(limited_job)
+        while not limited_job.calls:
             time.sleep(0.01)
         engine.submit(job("b"))
         engine.join()
