@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 import time
 from contextlib import contextmanager
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+from deltatap import journal as journaling
 from deltatap import tables
 from deltatap.config import load_settings
 from deltatap.prices import Prices
@@ -22,8 +25,6 @@ from tests.simulation import start_simulator
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    import pytest
 
     from tests.simulation import Simulation
 
@@ -163,3 +164,84 @@ def test_the_key_is_sent_and_stands_nowhere(
     assert holders == []
     said = capfd.readouterr()
     assert KEY not in said.out + said.err + repr(work) + repr(work.settings)
+
+
+def test_a_disk_that_is_full_for_a_while_loses_nothing(
+    tmp_path: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = task(tmp_path, simulator, asked(30))
+    write = journaling.write_journal
+    refused: list[Any] = []
+
+    def full(*arguments: Any) -> Path:
+        if len(refused) < 2:
+            refused.append(arguments)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(*arguments)
+
+    monkeypatch.setattr(journaling, "write_journal", full)
+    with driver(work.folder):
+        receipt = capture_part(work, 0)
+    assert len(refused) == 2
+    assert receipt.requests == simulator.counts()["calls"] == 30, "none is called again for it"
+    assert sorted(row["row"] for row in journal(work)) == list(range(30))
+
+
+def test_a_disk_that_stays_full_ends_the_worker_and_starts_nothing_more(
+    tmp_path: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = task(tmp_path, simulator, asked(400), capture={"concurrency": 2}, timeouts={"grace_s": 0})
+
+    def full(*_: Any) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(journaling, "write_journal", full)
+    monkeypatch.setattr(journaling, "_GIVE_UP_S", 0.0)
+    monkeypatch.setattr("deltatap.worker.POLL_S", 0.05)
+    with driver(work.folder, share=1), pytest.raises(OSError, match="No space left on device"):
+        capture_part(work, 0)
+    assert simulator.counts()["calls"] < 400, "what cannot be kept is not paid for"
+
+
+def test_while_a_flush_takes_its_time_captures_go_on(
+    tmp_path: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow file system: the first write takes as long as thirty answers."""
+    work = task(tmp_path, simulator, asked(60), state={"flush_s": 0.05})
+    write = journaling.write_journal
+    meanwhile: list[int] = []
+
+    def slow(*arguments: Any) -> Path:
+        if not meanwhile:
+            before = simulator.counts()["finished"]
+            while simulator.counts()["finished"] < min(60, before + 30):
+                time.sleep(0.02)
+            meanwhile.append(simulator.counts()["finished"] - before)
+        return write(*arguments)
+
+    monkeypatch.setattr(journaling, "write_journal", slow)
+    with driver(work.folder, share=2):
+        capture_part(work, 0)
+    assert meanwhile
+    assert sorted(row["row"] for row in journal(work)) == list(range(60))
+
+
+@pytest.mark.parametrize("step_s", [-7200.0, 7200.0])
+def test_a_clock_that_is_set_changes_no_duration(
+    tmp_path: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch, step_s: float
+) -> None:
+    """The wall clock steps in mid-run, while the worker cools down after a 429: nothing waits longer, no time is wrong."""
+    rows = [{"request_id": "limited", "prompt": "p", "model": "m!429=0.3:1"}, *asked(20)]
+    work = task(tmp_path, simulator, rows)
+    wall, real = time.time, time.time
+    monkeypatch.setattr(time, "time", lambda: real() + (step_s if simulator.counts()["calls"] > 3 else 0.0))
+    with driver(work.folder, share=2):
+        capture_part(work, 0)
+    monkeypatch.setattr(time, "time", wall)
+    found = journal(work)
+    assert len(found) == 21
+    for row in found:
+        assert row["status"] == "completed"
+        assert 0 <= row["headers_ms"] <= row["e2e_ms"] < 60_000
+        assert row["finished_at"] >= row["started_at"]
+        assert row["queued_ms"] < 60_000
