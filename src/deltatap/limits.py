@@ -243,7 +243,9 @@ class Pacer:
         outstanding = {beat.claim: self._workers[beat.claim].outstanding(now, beat.used) for beat in beats}
         flying = sum(outstanding.values(), Spent())
         self._fill(now, beats)
-        windows, budget = self._left(now, flying), self._budget_left(beats, flying)
+        # What an earlier driver's workers used stands in the captures, so it is in `before`.
+        ours = [beat for beat in beats if beat.claim not in (ages or {})]
+        windows, budget = self._left(now, flying), self._budget_left(ours, flying)
         if (
             not any(beat.mean_output_tokens for beat in beats)
             and not flying.requests

@@ -12,6 +12,7 @@ import pytest
 
 from deltatap.client import Call
 from deltatap.engine import Capture, Engine
+from deltatap.limits import Permit
 from deltatap.outcomes import CaptureError, RetryPolicy
 from deltatap.prompts import Request, Wire
 from deltatap.received import Choice, Chunks, Received
@@ -275,3 +276,21 @@ def test_a_call_that_mending_does_not_help_stops_the_run_in_the_end() -> None:
         engine.join()
         assert engine.fatal is not None
     assert len(client.started) == 3
+
+
+def test_permits_hold_back_what_they_do_not_cover() -> None:
+    client, delivered = Told(), Delivered()
+    with Engine(lambda: client, policy=POLICY, look_ahead=20, deliver=delivered.put) as engine:
+        for number in range(9):
+            engine.submit(job(f"b{number}"))
+        engine.control(share=4, permit=Permit(2, tokens=1.0))
+        delivered.wait(2)
+        told = engine.told()
+        assert (len(client.started), told["used"], told["wants"]) == (2, 2, 4)
+        engine.control(share=4, permit=Permit(5, void=3, tokens=1.0))
+        delivered.wait(4)
+        assert engine.told()["used"] == 5, "one permit was void"
+        engine.control(share=4)
+        engine.join()
+    assert len(client.started) == 9
+    assert engine.told()["wants"] == 0, "also when the engine is over"

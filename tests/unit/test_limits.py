@@ -292,6 +292,14 @@ def test_a_budget_counts_what_was_spent_before() -> None:
     assert world.pacer.exhausted == "budget.requests: 500 is used up"
 
 
+def test_what_an_earlier_driver_s_workers_used_is_counted_once() -> None:
+    earlier = Heartbeat(1, "00000-1-old", 9, requests=60)
+    waiting = Heartbeat(2, "00000-2-new", 1, wants=50)
+    permits = Pacer(Bounds(requests=70), Spent(requests=60)).turn(100.0, [earlier, waiting], {"00000-1-old": 10.0})
+    assert permits is not None
+    assert permits["00000-2-new"].requests == 10
+
+
 def test_what_an_earlier_driver_s_workers_started_counts_for_the_minute() -> None:
     earlier = Heartbeat(1, "00000-1-old", 9, requests=60, recent=[[5.0, 60, 0.0]])
     waiting = Heartbeat(2, "00000-2-new", 1, wants=50)

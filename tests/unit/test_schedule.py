@@ -137,3 +137,16 @@ class AnyStory(RuleBasedStateMachine):
 
 
 TestAnyStory = AnyStory.TestCase
+
+
+def test_what_is_not_permitted_waits_for_the_next_word() -> None:
+    scheduler = Scheduler(share=2)
+    scheduler.plan(job(0))
+    assert scheduler.wants == 1
+    assert scheduler.start(10.0, lambda _: False) is None
+    assert scheduler.barred
+    assert scheduler.wake_at() is None, "no timer: only the driver's word can change it"
+    assert scheduler.waiting == 1
+    scheduler.barred = False
+    assert scheduler.start(10.0, lambda _: True) is not None
+    assert (scheduler.wants, scheduler.open) == (0, 1)

@@ -303,3 +303,15 @@ def test_azure_s_and_databricks_urls_are_served(simulator: Simulation) -> None:
     assert {call["path"] for call in simulator.calls()} == {
         "/openai/v1/chat/completions", "/openai/deployments/mine/chat/completions", "/serving-endpoints/chat/completions", "/openai/responses",
     }  # fmt: skip
+
+
+def test_limits_a_minute_are_enforced_and_told() -> None:
+    with start_simulator(
+        "--speed", "0", "--tokens", "5", "--requests-per-minute", "2", "--tokens-per-minute", "1000"
+    ) as limited:
+        first, second, third = (raw(limited) for _ in range(3))
+        assert (first[0], second[0], third[0]) == (200, 200, 429)
+        assert first[1]["x-ratelimit-limit-requests"] == "2"
+        assert (first[1]["x-ratelimit-remaining-requests"], second[1]["x-ratelimit-remaining-requests"]) == ("1", "0")
+        assert 0 < float(third[1]["retry-after"]) <= 60
+        assert 0 < int(second[1]["x-ratelimit-remaining-tokens"]) < 1000

@@ -1,0 +1,167 @@
+"""Faults at every step of a run, with real processes: after each, every request has one completed row and was paid once.
+
+What was in flight, and what had finished within a flush interval, may be paid for again; nothing else.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+
+from deltatap.tables import quoted
+from tests import prompts
+from tests.e2e.test_kills import in_one_flush, kill, start, talking, wait_until
+from tests.simulation import start_simulator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import psutil
+    from pyspark.sql import SparkSession
+
+    from tests.simulation import Simulation
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+COUNT, CONCURRENCY = 120, 8
+PACE = ("--ttft-ms", "150", "--itl-ms", "10", "--tokens", "40")
+
+
+class Scene:
+    """A prompts table, a configuration and a log, in a test's folder."""
+
+    def __init__(self, spark: SparkSession, folder: Path, simulator: Simulation, **sections: Any) -> None:
+        self.spark, self.folder, self.simulator = spark, folder, simulator
+        self.log = folder / "log"
+        self.config = folder / "config.yml"
+        self.state = folder / "state"
+        prompts.write(spark, folder / "prompts", [(f"r{n:03d}", f"Prompt {n}?") for n in range(COUNT)])
+        sections.setdefault("capture", {"concurrency": CONCURRENCY})
+        self.config.write_text(yaml.safe_dump(prompts.config(folder, simulator.base_url, **sections)))
+
+    def start(self) -> psutil.Popen:
+        return start(self.config, self.log)
+
+    def until(self, condition: Callable[[], object], job: psutil.Popen) -> None:
+        wait_until(lambda: bool(condition()), job, self.log)
+
+    def there(self, pattern: str) -> bool:
+        return any(self.state.glob(pattern))
+
+    def check(self, *, again: int) -> None:
+        """The promises: one completed row each, and no more paid twice than allowed."""
+        rows = self.spark.table(quoted(str(self.folder / "captures"))).where("status = 'completed'").collect()
+        assert Counter(row["request_id"] for row in rows) == {f"r{n:03d}": 1 for n in range(COUNT)}, (
+            self.log.read_text()
+        )
+        assert COUNT <= self.simulator.counts()["calls"] <= COUNT + again, self.log.read_text()
+        sent = {call["key"]: call["texts"]["0"] for call in self.simulator.calls() if call["ended"] == "done"}
+        assert {row["request_hash"]: row["text"] for row in rows} == sent
+        assert not list(self.state.iterdir()), "a run that ended leaves no state"
+
+
+def moments(scene: Scene) -> dict[str, Callable[[], object]]:
+    """When a driver is killed."""
+    return {
+        "planning": lambda: scene.there("*/plan-*/parts"),
+        "capture": lambda: scene.simulator.counts()["finished"] >= COUNT // 3,
+        "flush": lambda: scene.there("*/journal/.*.tmp"),
+        "landing": lambda: scene.there("*/checkpoint-*/offsets/0") and not scene.there("*/checkpoint-*/commits/0"),
+        "closing": lambda: scene.simulator.counts()["finished"] == COUNT,
+    }
+
+
+@pytest.mark.parametrize("moment", ["planning", "capture", "flush", "landing", "closing"])
+def test_the_driver_and_all_it_started_are_killed(spark: SparkSession, tables: Path, moment: str) -> None:
+    with start_simulator(*PACE) as simulator:
+        scene = Scene(spark, tables, simulator)
+        first = scene.start()
+        scene.until(moments(scene)[moment], first)
+        kill([first, *first.children(recursive=True)])
+        assert scene.start().wait(timeout=300) == 0, scene.log.read_text()
+        scene.check(again=CONCURRENCY + in_one_flush(simulator))
+
+
+@pytest.mark.parametrize("moment", ["capture", "flush"])
+def test_a_python_worker_is_killed(spark: SparkSession, tables: Path, moment: str) -> None:
+    with start_simulator(*PACE) as simulator:
+        scene = Scene(spark, tables, simulator)
+        job = scene.start()
+        scene.until(moments(scene)[moment], job)
+        scene.until(lambda: talking(job, simulator), job)
+        kill(talking(job, simulator))
+        assert job.wait(timeout=300) == 0, scene.log.read_text()
+        assert "submitted again" in scene.log.read_text()
+        scene.check(again=CONCURRENCY + in_one_flush(simulator))
+
+
+def test_a_journal_file_is_cut_short(spark: SparkSession, tables: Path) -> None:
+    """A file system that lost the end of a file: set aside, named, and its requests are owed again."""
+    with start_simulator(*PACE) as simulator:
+        scene = Scene(spark, tables, simulator)
+        first = scene.start()
+        scene.until(moments(scene)["capture"], first)
+        kill([first, *first.children(recursive=True)])
+        files = list(scene.state.glob("*/journal/*.parquet"))
+        for path in files[:1]:
+            path.write_bytes(path.read_bytes()[:100])
+        second = scene.start()
+        assert second.wait(timeout=300) == 0, scene.log.read_text()
+        rows = spark.table(quoted(str(tables / "captures"))).where("status = 'completed'")
+        assert rows.count() == rows.select("request_id").distinct().count() == COUNT
+        if files:
+            assert files[0].name in scene.log.read_text()
+            assert list(scene.state.glob("*/aside/*")), "kept for a person to look at"
+
+
+def test_another_writer_s_commits_conflict_with_ours(spark: SparkSession, tables: Path) -> None:
+    with start_simulator(*PACE) as simulator:
+        scene = Scene(spark, tables, simulator)
+        job = scene.start()
+        captures = quoted(str(tables / "captures"))
+        scene.until(moments(scene)["capture"], job)
+        over = threading.Event()
+
+        def meddle() -> None:
+            while not over.is_set():
+                spark.sql(
+                    f"INSERT INTO {captures} (run_id, request_id, mode, status) VALUES ('other', 'x', 'stream', 'failed')"
+                )
+                spark.sql(f"DELETE FROM {captures} WHERE run_id = 'other'")
+                spark.sql(f"OPTIMIZE {captures}")
+
+        thread = threading.Thread(target=meddle)
+        thread.start()
+        try:
+            assert job.wait(timeout=300) == 0, scene.log.read_text()
+        finally:
+            over.set()
+            thread.join()
+        spark.sql(f"DELETE FROM {captures} WHERE run_id = 'other'")
+        scene.check(again=0)
+
+
+def test_an_endpoint_that_is_down_for_a_while(spark: SparkSession, tables: Path) -> None:
+    """It goes away in mid-run and comes back on the same port; what failed meanwhile the next run completes."""
+    with start_simulator(*PACE) as simulator:
+        port = simulator.base_url.rpartition(":")[2].partition("/")[0]
+        scene = Scene(spark, tables, simulator, capture={"concurrency": CONCURRENCY, "max_attempts": 3})
+        job = scene.start()
+        scene.until(moments(scene)["capture"], job)
+        paid = {call["key"] for call in simulator.calls() if call["ended"] == "done"}
+    scene.until(lambda: "connection" in "".join(p.read_text() for p in scene.state.glob("*/workers/*.json")), job)
+    with start_simulator(*PACE, "--port", port) as back:
+        assert job.wait(timeout=300) in (0, 3), scene.log.read_text()
+        scene.simulator = back
+        assert scene.start().wait(timeout=300) == 0, scene.log.read_text()
+        rows = spark.table(quoted(str(tables / "captures"))).where("status = 'completed'").collect()
+        assert Counter(row["request_id"] for row in rows) == {f"r{n:03d}": 1 for n in range(COUNT)}, (
+            scene.log.read_text()
+        )
+        twice = paid & {call["key"] for call in back.calls()}
+        assert len(twice) <= CONCURRENCY, "but for what was in flight when it went"
