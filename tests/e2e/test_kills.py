@@ -51,10 +51,10 @@ def finished(simulator: Simulation, share: float) -> Callable[[], bool]:
 
 
 def kill(processes: list[psutil.Process]) -> None:
-    for process in processes:
-        process.suspend()  # at once: none sees another die
-    for process in processes:
-        process.kill()
+    for what in (psutil.Process.suspend, psutil.Process.kill):  # at once: none sees another die
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):  # it has just ended by itself
+                what(process)
     psutil.wait_procs(processes, timeout=30)
 
 
