@@ -246,14 +246,9 @@ class Pacer:
         # What an earlier driver's workers used stands in the captures, so it is in `before`.
         ours = [beat for beat in beats if beat.claim not in (ages or {})]
         windows, budget = self._left(now, flying), self._budget_left(ours, flying)
-        if (
-            not any(beat.mean_output_tokens for beat in beats)
-            and not flying.requests
-            and not any(b.open for b in beats)
-        ):
-            budget = budget.with_one(
-                max((self._cost(beat) for beat in beats), key=lambda one: one.tokens, default=Spent())
-            )
+        if not flying.requests and not any(beat.open or beat.mean_output_tokens for beat in beats):
+            largest = max((self._cost(beat) for beat in beats), key=lambda one: one.tokens, default=Spent())
+            budget = budget.with_one(largest)
         alive = [beat for beat in beats if not beat.ended and now - self._workers[beat.claim].heard_at < _UNHEARD_S]
         hungry = [beat for beat in alive if beat.wants > outstanding[beat.claim].requests]
         self._grant(now, hungry, outstanding, windows, budget)
@@ -274,7 +269,7 @@ class Pacer:
             if worker is None:
                 worker = self._workers[beat.claim] = _Worker()
                 worker.limited = beat.limited if beat.claim in ages else 0
-            if beat.beat != worker.beat or beat.ended:
+            if beat.beat != worker.beat:
                 worker.beat = beat.beat
                 worker.heard_at = now - ages.get(beat.claim, 0.0)
                 worker.recent = beat.recent

@@ -243,6 +243,19 @@ def test_both_limits_hold_at_once() -> None:
     assert world.windows(tokens=True, skip=30)[0] >= 45_000
 
 
+def test_what_an_ended_worker_started_leaves_the_minute_too() -> None:
+    ended_one = Heartbeat(1, "00000-1-x", 0, requests=60, recent=[[1.0, 60, 0.0]], ended=True)
+    pacer = Pacer(Bounds(requests_per_minute=60))
+    granted = []
+    for turn in range(150):
+        waiting = Heartbeat(1, "00001-1-x", turn, wants=50, used=granted[-1] if granted else 0)
+        permits = pacer.turn(turn * 0.5, [ended_one, waiting])
+        assert permits is not None
+        granted.append(permits["00001-1-x"].requests)
+    assert granted[110] == 0, "the minute is full"
+    assert granted[-1] > 10, "and then it is not"
+
+
 def test_without_bounds_nothing_is_held() -> None:
     pacer = Pacer(Bounds())
     assert pacer.turn(1.0, [Heartbeat(1, "a", 1, wants=5)]) is None
