@@ -246,7 +246,7 @@ def test_both_limits_hold_at_once() -> None:
 def test_what_an_ended_worker_started_leaves_the_minute_too() -> None:
     ended_one = Heartbeat(1, "00000-1-x", 0, requests=60, recent=[[1.0, 60, 0.0]], ended=True)
     pacer = Pacer(Bounds(requests_per_minute=60))
-    granted = []
+    granted: list[int] = []
     for turn in range(150):
         waiting = Heartbeat(1, "00001-1-x", turn, wants=50, used=granted[-1] if granted else 0)
         permits = pacer.turn(turn * 0.5, [ended_one, waiting])
