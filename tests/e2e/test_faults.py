@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 import yaml
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    import psutil
     from pyspark.sql import SparkSession
 
     from tests.simulation import Simulation
@@ -117,6 +117,22 @@ def test_a_journal_file_is_cut_short(spark: SparkSession, tables: Path) -> None:
         if files:
             assert files[0].name in scene.log.read_text()
             assert list(scene.state.glob("*/aside/*")), "kept for a person to look at"
+
+
+def test_a_state_folder_that_takes_no_writes_for_a_while(spark: SparkSession, tables: Path) -> None:
+    """As on a full disk: nothing that could not be kept is started, nothing that was paid for is lost."""
+    with start_simulator(*PACE) as simulator:
+        scene = Scene(spark, tables, simulator)
+        job = scene.start()
+        scene.until(moments(scene)["capture"], job)
+        (worker,) = talking(job, simulator)
+        _, hard = worker.rlimit(psutil.RLIMIT_FSIZE)
+        worker.rlimit(psutil.RLIMIT_FSIZE, (0, hard))
+        scene.until(lambda: simulator.stats()["open"] == 0, job)
+        assert simulator.counts()["calls"] < COUNT
+        worker.rlimit(psutil.RLIMIT_FSIZE, (hard, hard))
+        assert job.wait(timeout=300) == 0, scene.log.read_text()
+        scene.check(again=0)
 
 
 def test_another_writer_s_commits_conflict_with_ours(spark: SparkSession, tables: Path) -> None:
