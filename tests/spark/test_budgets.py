@@ -68,6 +68,7 @@ def test_a_budget_ends_the_run_and_the_next_completes_the_rest(
     assert simulator.counts()["calls"] == COUNT
 
 
+@pytest.mark.slow
 def test_a_runtime_drains_the_run(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
     rows = [(f"r{n}", f"p{n}", "gpt-4o-mini!drip@3") for n in range(4)]
     prompts.write(spark, tables / "prompts", [*rows, *((f"s{n}", f"q{n}") for n in range(4))])

@@ -6,6 +6,8 @@ from collections import defaultdict
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from deltatap.tokens import count_text
 from tests import prompts
 from tests.runs import capture, captured, run_rows
@@ -46,6 +48,7 @@ def paid(call: dict[str, Any]) -> Decimal:
     return cost / MILLION
 
 
+@pytest.mark.slow
 def test_the_cost_of_mixed_outcomes_is_the_sum_made_by_hand(
     spark: SparkSession, tables: Path, simulator: Simulation
 ) -> None:

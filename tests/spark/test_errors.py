@@ -102,6 +102,7 @@ def closed_port() -> int:
         return int(listening.getsockname()[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("server", "type_", "code"),
     [("silent", "timeout", "connect"), ("absent", "connection", "ClientConnectorError")],

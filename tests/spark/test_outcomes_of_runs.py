@@ -150,6 +150,7 @@ def test_kept_interrupted_rows_are_final(spark: SparkSession, tables: Path, simu
     assert owed == [1, 0]
 
 
+@pytest.mark.slow
 def test_tables_of_a_catalog(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
     spark.sql("CREATE SCHEMA IF NOT EXISTS llm")
     spark.sql(
@@ -210,6 +211,7 @@ def test_what_a_failed_run_could_not_land_is_landed_by_the_next(
     assert not list((tables / "state").iterdir())
 
 
+@pytest.mark.slow
 def test_each_mode_is_owed_for_itself(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
     prompts.write(spark, tables / "prompts", [(f"r{n}", f"p{n}") for n in range(4)])
     capture(spark, tables, simulator, capture={"limit": 3})

@@ -133,6 +133,7 @@ def test_two_tables_have_two_leases(spark: SparkSession, settings: Settings, tab
     assert runs.acquire(spark, other, "b").run_id == "b"
 
 
+@pytest.mark.slow
 def test_runs_on_other_captures_tables_beat_at_the_same_time(
     spark: SparkSession, settings: Settings, tables: Path
 ) -> None:

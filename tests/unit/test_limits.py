@@ -175,6 +175,7 @@ def test_of_a_limit_at_least_nine_tenths_are_used_and_never_more(workers: int, l
     assert most <= 1.05 * limit
 
 
+@pytest.mark.slow
 def test_a_thousand_workers_share_a_limit() -> None:
     world = World(Bounds(requests_per_minute=6000))
     world.join(1000)
