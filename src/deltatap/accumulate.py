@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,7 +83,7 @@ class Growing:
         )
 
 
-class Accumulator:
+class Accumulator(ABC):
     """Takes the events of a stream, or a whole answer. One accumulator a call; a subclass for each API.
 
     Args:
@@ -181,13 +182,13 @@ class Accumulator:
         if found:
             self._filters.append({"content_filter_result": found})
 
+    @abstractmethod
     def _take(self, chunk: dict[str, Any], data: bytes, event: str) -> None:
         """What an event means; the API's."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _take_whole(self, answer: dict[str, Any], data: bytes) -> None:
         """What a whole answer means; the API's."""
-        raise NotImplementedError
 
     def _object(self, data: bytes) -> dict[str, Any] | None:
         try:

@@ -6,6 +6,7 @@ docs/endpoints.md names the sources. Leaves to ``accumulate.py`` what becomes of
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from deltatap.accumulate import Accumulator, Growing, ToolCall
@@ -31,9 +32,9 @@ class _Choices(Accumulator):
     __slots__ = ()
     FIELDS: ClassVar[Mapping[str, Callable[[Any, Growing, Any], None]]]
 
+    @abstractmethod
     def _part(self, given: dict[str, Any]) -> object:
         """Where a choice has its output."""
-        raise NotImplementedError
 
     def _take(self, chunk: dict[str, Any], data: bytes, event: str) -> None:  # noqa: ARG002 - these events have no types
         choices = chunk.get("choices")

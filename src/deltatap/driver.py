@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from deltatap.config import Settings
-    from deltatap.limits import Permit
+    from deltatap.permits import Permit
     from deltatap.prices import Prices
     from deltatap.runs import Lease
     from deltatap.state import Heartbeat

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from deltatap.client import Call
-    from deltatap.limits import Permit
+    from deltatap.permits import Permit
     from deltatap.prompts import Wire
 
 _LAG_TICK_S = 0.01

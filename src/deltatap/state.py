@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltatap.errors import ConfigError
-from deltatap.limits import Permit
+from deltatap.permits import Permit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -11,14 +11,14 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from deltatap.limits import Allowance, Meter
+from deltatap.permits import Allowance, Meter
 from deltatap.prices import cost_usd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from deltatap.client import Call
-    from deltatap.limits import Permit
+    from deltatap.permits import Permit
     from deltatap.prices import Price
     from deltatap.schedule import Job
 

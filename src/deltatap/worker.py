@@ -25,8 +25,8 @@ from deltatap.engine import Engine
 from deltatap.errors import ConfigError, CredentialError
 from deltatap.input_tokens import count_input
 from deltatap.journal import JournalWriter, journaled_rows, warm_up
-from deltatap.limits import Permit
 from deltatap.outcomes import RetryPolicy
+from deltatap.permits import Permit
 from deltatap.prompts import Request, wire
 from deltatap.rows import Context
 from deltatap.schedule import Job

@@ -12,8 +12,8 @@ import pytest
 
 from deltatap.client import Call
 from deltatap.engine import Capture, Engine
-from deltatap.limits import Permit
 from deltatap.outcomes import CaptureError, RetryPolicy
+from deltatap.permits import Permit
 from deltatap.prompts import Request, Wire
 from deltatap.received import Choice, Chunks, Received
 from deltatap.schedule import Job

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deltatap.client import Call
-from deltatap.limits import Allowance, Bounds, Meter, Pacer, Permit, Spent
+from deltatap.limits import Bounds, Pacer, Spent
 from deltatap.outcomes import CaptureError
+from deltatap.permits import Allowance, Meter, Permit
 from deltatap.prompts import Request
 from deltatap.received import Chunks, Received, Usage
 from deltatap.schedule import Job
