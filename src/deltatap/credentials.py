@@ -90,7 +90,9 @@ class Credential:
                 return
             said = (str(error).strip().splitlines() or [""])[0][:300]
             raise CredentialError(f"no token: {type(error).__name__}: {said}") from error
-        self._tokens = [*self._tokens[1 - _KEPT :], token]
+        # Asked early, a library gives the token that it has: each counts once among those to strike out.
+        others = [known for known in self._tokens if known.value != token.value]
+        self._tokens = [*others[1 - _KEPT :], token]
         if token.expires_at is None:
             self._renew_at = float("inf")
         else:

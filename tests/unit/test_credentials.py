@@ -231,6 +231,16 @@ def test_what_was_given_out_is_struck_out() -> None:
     assert "sk-4711" not in repr(Token("sk-4711"))
 
 
+def test_a_token_that_a_library_gives_again_does_not_displace_those_before_it() -> None:
+    clock = Clock()
+    given = iter(["old", *["new"] * 9])
+    credential = Credential(lambda: Token(next(given), clock.now + 30), clock)
+    for _ in range(10):
+        credential.token()
+        clock.now += 30
+    assert credential.hide("old or new") == "*** or ***"
+
+
 # The real libraries.
 
 
