@@ -258,6 +258,15 @@ def test_what_an_ended_worker_started_leaves_the_minute_too() -> None:
     assert granted[-1] > 10, "and then it is not"
 
 
+def test_what_is_permitted_and_not_heard_of_counts_for_the_minute() -> None:
+    pacer = Pacer(Bounds(requests_per_minute=600))
+    for turn in range(11):
+        silent = Heartbeat(1, "00000-1-x", turn, wants=50, recent=[[1.0, 598, 0.0]])
+        permits = pacer.turn(turn * 0.25, [silent])
+    assert permits is not None
+    assert permits["00000-1-x"].requests == 2
+
+
 def test_without_bounds_nothing_is_held() -> None:
     pacer = Pacer(Bounds())
     assert pacer.turn(1.0, [Heartbeat(1, "a", 1, wants=5)]) is None
