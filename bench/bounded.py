@@ -100,7 +100,9 @@ def main(count: int) -> None:
         planned_s = time.monotonic() - started
         with (folder / "task.pickle").open("wb") as file:
             pickle.dump(CaptureTask(settings, Prices(), "run", state.folder, 1), file)
-        figures = _run(count, Landing(spark, settings.captures.table, state, keep_interrupted=False), state, folder)
+        figures = _run(
+            count, Landing(spark, settings.captures.table, state, keep_interrupted=False, fresh=1), state, folder
+        )
         rows = spark.table(tables.quoted(settings.captures.table))
         landed, unique = rows.count(), rows.select("request_id").distinct().count()
         files = spark.sql(f"DESCRIBE DETAIL {tables.quoted(settings.captures.table)}").collect()[0]["numFiles"]

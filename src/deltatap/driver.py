@@ -165,6 +165,8 @@ class Driver:
         found = plan.owed(self.spark, settings, lease.run_id)
         owed = plan.write(found, self.plan, tasks, modes=modes, seed=lease.run_id)
         self.before = runs.totals(self.spark, settings, lease.run_id)
+        if not (lease.went_on or any(self.before[status] for status in ("completed", "interrupted", "failed"))):
+            self.landing.fresh = lease.epoch
         self.owed = had + owed
         spent = {name: self.before.get(name) or 0 for name in ("requests", "input_tokens", "output_tokens", "cost_usd")}
         self.pacer = Pacer(

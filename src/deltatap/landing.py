@@ -9,21 +9,25 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
+import pyarrow.compute as pc
 from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
 
 from deltatap import tables
 from deltatap.errors import LandingError
 from deltatap.journal import readable
 from deltatap.outcomes import final_sql
+from deltatap.state import LANDED
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
 
     from deltatap.state import RunState
@@ -35,6 +39,8 @@ _COMPACT_AFTER = 100
 _WORTH_COMPACTING = 20
 # The streaming source remembers every file name for ever; a new checkpoint now and then keeps that short.
 _RENEW_AFTER_FILES = 5_000
+# A commit that came first is no failure: its writer is done, and ours may go on.
+_TRIES = 10
 
 
 @dataclass(slots=True)
@@ -46,6 +52,8 @@ class Landing:
         captures: the table.
         state: the run's folder.
         keep_interrupted: whether interrupted rows are final.
+        fresh: the epoch of this run's first plan: while no other driver has taken over, what is not remembered as
+            landed has no row. Unknown (None), every row is looked for among all of the run's.
         files: how many journal files have landed.
         set_aside: journal files that could not be read; their requests are owed again.
     """
@@ -54,11 +62,13 @@ class Landing:
     captures: str
     state: RunState
     keep_interrupted: bool
+    fresh: int | None = None
     files: int = 0
     set_aside: list[Path] = field(default_factory=list)
     _checkpoint: Path | None = None
     _in_checkpoint: int = 0
     _merges: int = 0
+    _committed: bool = True
 
     def tick(self) -> int:
         """Land what is in the journal now; how many files that were."""
@@ -135,25 +145,55 @@ class Landing:
 
     def _merge(self, batch: DataFrame, _batch_id: int) -> None:
         """Merge a batch, remember its rows, delete its files; in this order."""
-        if not (where := batch.select("plan", "part", "row", "_file").collect()):
+        where = batch.select("plan", "part", "row", "finished_at", "_file").toArrow()
+        if not where.num_rows:
             return
-        source = one_a_key(batch.drop("_file"), self.keep_interrupted).drop("plan", "part", "row")
+        plans = {
+            plan: _places(where.filter(pc.equal(where["plan"], plan))) for plan in pc.unique(where["plan"]).to_pylist()
+        }
+        rows = batch.drop("_file")
         view = f"deltatap_{uuid.uuid4().hex}"
-        source.createOrReplaceTempView(view)
-        spark = batch.sparkSession
+        if self._are_new(plans):
+            sql = insert_sql(self.captures, view, self.state.folder.name, where["finished_at"])
+        else:
+            rows = one_a_key(rows, self.keep_interrupted)
+            sql = merge_sql(self.captures, view, self.state.folder.name, keep_interrupted=self.keep_interrupted)
+        rows.drop("plan", "part", "row").createOrReplaceTempView(view)
+        self._committed = False
         try:
-            spark.sql(merge_sql(self.captures, view, self.state.folder.name, keep_interrupted=self.keep_interrupted))
+            self._commit(batch.sparkSession, sql)
         finally:
-            spark.catalog.dropTempView(view)
+            batch.sparkSession.catalog.dropTempView(view)
         self._merges += 1
-        rows = defaultdict(list)
-        for row in where:
-            rows[row["plan"]].append((row["part"], row["row"]))
-        for plan, pairs in rows.items():
-            self.state.plan(plan).add_landed(pairs)
-        for path in {_local(row["_file"]) for row in where}:
-            path.unlink(missing_ok=True)
+        for plan, places in plans.items():
+            self.state.plan(plan).add_landed(places)
+        self._committed = True
+        for file in pc.unique(where["_file"]).to_pylist():
+            _local(file).unlink(missing_ok=True)
             self.files += 1
+
+    def _are_new(self, plans: dict[int, np.ndarray[Any, Any]]) -> bool:
+        """Whether no row of a batch replaces one in ``captures`` or beside it.
+
+        Who has taken over tells so before landing what is in the journal: not yet told, so these rows, at least, are
+        seen by both.
+        """
+        if self.fresh is None or list(plans) != [self.fresh] or not self._committed:
+            return False
+        control, places = self.state.control(), plans[self.fresh]
+        alone = len(np.unique(places)) == len(places)
+        landed = self.state.plan(self.fresh).landed()
+        return alone and control is not None and control.epoch == self.fresh and not np.isin(places, landed).any()
+
+    def _commit(self, spark: SparkSession, sql: str) -> None:
+        for left in reversed(range(_TRIES)):
+            try:
+                spark.sql(sql)
+            except Exception as error:
+                if not (left and tables.came_second(error)):
+                    raise
+            else:
+                return
 
 
 def one_a_key(rows: DataFrame, keep_interrupted: bool) -> DataFrame:  # noqa: FBT001 - a DataFrame transformation
@@ -183,6 +223,37 @@ def merge_sql(captures: str, view: str, run_id: str, *, keep_interrupted: bool) 
         WHEN MATCHED AND NOT {final} THEN UPDATE SET {", ".join(f"t.{name} = s.{name}" for name in names)}
         WHEN NOT MATCHED THEN INSERT ({", ".join(names)}) VALUES ({", ".join(f"s.{name}" for name in names)})
     """
+
+
+def insert_sql(captures: str, view: str, run_id: str, finished_at: pa.ChunkedArray) -> str:
+    """The MERGE of rows that can be there only when this very batch was merged before: insert what is not.
+
+    Such a row finished when the batch's did, so Delta looks at the files of the last seconds only, by their statistics,
+    and reads the source once. It is no append: that would not conflict with another driver that lands the same files.
+
+    Args:
+        captures: the table.
+        view: of the batch.
+        run_id: of the run.
+        finished_at: of the batch's rows; null where none was sent.
+    """
+    since = pc.min(finished_at).as_py()
+    then = ["t.finished_at IS NULL"] * bool(finished_at.null_count)
+    if since is not None:
+        then.append(f"t.finished_at >= TIMESTAMP '{since.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}Z'")
+    names = [column.name for column in tables.CAPTURES]
+    return f"""
+        MERGE INTO {tables.quoted(captures)} AS t USING {view} AS s
+        ON t.run_id = '{run_id}' AND ({" OR ".join(then)}) AND {" AND ".join(f"t.{key} = s.{key}" for key in _KEY)}
+        WHEN NOT MATCHED THEN INSERT ({", ".join(names)}) VALUES ({", ".join(f"s.{name}" for name in names)})
+    """
+
+
+def _places(where: pa.Table) -> np.ndarray[Any, Any]:
+    """The (part, row) pairs of rows."""
+    places = np.empty(where.num_rows, LANDED)
+    places["part"], places["row"] = where["part"].to_numpy(), where["row"].to_numpy()
+    return places
 
 
 def _local(uri: str) -> Path:

@@ -167,7 +167,7 @@ def _take(spark: SparkSession, settings: Settings, rows: list[Row], new_id: str)
                 WHEN NOT MATCHED THEN INSERT *
             """)
     except Exception as error:
-        if not _conflicts(error):
+        if not tables.came_second(error):
             raise
         return None
     holders = [row for row in _rows(spark, settings) if row["epoch"] >= epoch]
@@ -244,15 +244,10 @@ def _update(spark: SparkSession, settings: Settings, run_id: str, values: Mappin
                 spark.sql(merge)
             except Exception as error:
                 # Runs on other captures tables write here, too, and the table is Serializable.
-                if not (left and _conflicts(error)):
+                if not (left and tables.came_second(error)):
                     raise
             else:
                 return
-
-
-def _conflicts(error: Exception) -> bool:
-    """Whether another commit came first."""
-    return "CONCURRENT" in f"{type(error).__name__}: {error}".upper()
 
 
 @contextmanager

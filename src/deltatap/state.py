@@ -30,10 +30,11 @@ from deltatap.errors import ConfigError
 from deltatap.permits import Permit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-_LANDED = np.dtype([("part", "<i4"), ("row", "<i4")])
+# Which row of which part.
+LANDED = np.dtype([("part", "<i4"), ("row", "<i4")])
 _MERGE_LANDED_ABOVE = 64
 
 
@@ -245,7 +246,7 @@ class PlanState:
                 contents = [path.read_bytes() for path in self._landed_files()]
             except FileNotFoundError:  # merged into another while we read
                 continue
-            return np.unique(np.frombuffer(b"".join(contents), _LANDED))
+            return np.unique(np.frombuffer(b"".join(contents), LANDED))
 
     def landed_rows(self, part: int) -> np.ndarray[Any, Any]:
         """The rows of a part that are in ``captures``."""
@@ -253,11 +254,11 @@ class PlanState:
         rows: np.ndarray[Any, Any] = landed["row"][landed["part"] == part]
         return rows
 
-    def add_landed(self, pairs: Iterable[tuple[int, int]]) -> None:
-        """Remember what is in ``captures`` now. Call it after the commit and before the journal's files go."""
+    def add_landed(self, pairs: np.ndarray[Any, Any]) -> None:
+        """Remember :data:`LANDED` pairs: in ``captures`` now. After the commit, before the journal's files go."""
         folder = self.folder / "landed"
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / f"{uuid.uuid4().hex}.rows", np.array(list(pairs), _LANDED).tobytes())
+        write_whole(folder / f"{uuid.uuid4().hex}.rows", pairs.tobytes())
         files = self._landed_files()
         if len(files) > _MERGE_LANDED_ABOVE:
             write_whole(folder / f"{uuid.uuid4().hex}.rows", self.landed().tobytes())

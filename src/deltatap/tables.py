@@ -240,7 +240,7 @@ def exists(spark: SparkSession, table: str) -> bool:
 # What analysis filters on. Statistics are kept of such columns, and not of the first thirty-two, mostly texts.
 CAPTURES_CLUSTERED_BY = ("run_id", "mode", "endpoint", "request_model")
 CAPTURES_PROPERTIES = (
-    "'delta.dataSkippingStatsColumns' = 'run_id,request_id,mode,status,endpoint,request_model,started_at'"
+    "'delta.dataSkippingStatsColumns' = 'run_id,request_id,mode,status,endpoint,request_model,started_at,finished_at'"
 )
 
 
@@ -255,6 +255,11 @@ def ensure(
         + (f" CLUSTER BY ({', '.join(cluster_by)})" if cluster_by else "")
         + (f" TBLPROPERTIES ({properties})" if properties else "")
     )
+
+
+def came_second(error: Exception) -> bool:
+    """Whether a commit failed because another, that touched what this one read, came first."""
+    return "CONCURRENT" in f"{type(error).__name__}: {error}".upper()
 
 
 def differences(found: StructType, columns: Sequence[Column]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from deltatap import tables as schema
 from deltatap.journal import journaled_rows, write_journal
 from deltatap.landing import Landing
-from deltatap.state import PlanState, RunState
+from deltatap.state import Control, PlanState, RunState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +49,8 @@ class JournalAndLanding(RuleBasedStateMachine):
         schema.ensure(self.spark, self.captures, schema.CAPTURES)
         self.state = RunState(self.folder / "state" / RUN)
         self.state.prepare()
-        self.landing = Landing(self.spark, self.captures, self.state, keep_interrupted=False)
+        self.state.publish(Control(epoch=1, beat=1))
+        self.landing = Landing(self.spark, self.captures, self.state, keep_interrupted=False, fresh=1)
         self.clock = datetime(2026, 11, 21, tzinfo=UTC)
         self.written: dict[int, list[tuple[str, str]]] = {}
         self.damaged: set[int] = set()
@@ -118,6 +119,12 @@ class JournalAndLanding(RuleBasedStateMachine):
     @rule()
     def a_driver_starts_anew(self) -> None:
         self.landing = Landing(self.spark, self.captures, self.state, keep_interrupted=False)
+
+    @rule()
+    def landing_fails_after_its_commit(self) -> None:
+        """The process lives on."""
+        with self.crashing("after the commit"), suppress(Exception):
+            self.landing.tick()
 
     @rule()
     def checkpoints_are_lost(self) -> None:

@@ -3,18 +3,19 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from deltatap import tables as schema
 from deltatap.journal import write_journal
 from deltatap.landing import Landing
-from deltatap.state import RunState
+from deltatap.state import LANDED, Control, PlanState, RunState
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
 RUN = "run-1"
 AT = datetime(2026, 11, 20, tzinfo=UTC)
@@ -60,6 +61,99 @@ def test_files_land_are_remembered_and_go(landing: Landing) -> None:
     assert remembered(landing) == [0, 1, 2]
     assert list(landing.state.journal.iterdir()) == []
     assert landing.tick() == 0
+
+
+@pytest.fixture
+def merges(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The statements that landing commits, in order."""
+    seen: list[str] = []
+    commit = Landing._commit
+
+    def note(self: Landing, spark: SparkSession, sql: str) -> None:
+        seen.append(sql)
+        commit(self, spark, sql)
+
+    monkeypatch.setattr(Landing, "_commit", note)
+    return seen
+
+
+@pytest.fixture
+def first(landing: Landing) -> Landing:
+    """The landing of a run's first driver."""
+    landing.state.publish(Control(epoch=1, beat=1))
+    landing.fresh = 1
+    return landing
+
+
+def only_inserts(sql: str) -> bool:
+    return "WHEN MATCHED" not in sql
+
+
+def test_a_first_driver_only_inserts(first: Landing, merges: list[str]) -> None:
+    write(first, "a", row(0), row(1, "failed", error={"type": "invalid_request"}, finished_at=None))
+    first.tick()
+    write(first, "b", row(2, finished_at=AT + timedelta(seconds=9)))
+    first.tick()
+    assert set(landed(first)) == {"r0", "r1", "r2"}
+    assert all(map(only_inserts, merges))
+    assert len(merges) == 2
+
+
+@pytest.mark.parametrize("finished_at", [AT, None])
+def test_what_was_committed_and_not_remembered_is_not_inserted_again(
+    first: Landing, merges: list[str], monkeypatch: pytest.MonkeyPatch, finished_at: datetime | None
+) -> None:
+    """The process lives on after an error; its next merge looks for these rows, whatever it takes them for."""
+    write(first, "a", row(0, finished_at=finished_at))
+    with monkeypatch.context() as patch:
+        patch.setattr(PlanState, "add_landed", lambda *_: 1 / 0)
+        with pytest.raises(Exception, match="division by zero"):
+            first.tick()
+    first.drain()
+    assert [only_inserts(sql) for sql in merges] == [True, False]
+    assert set(landed(first)) == {"r0"}
+    # And were it taken for new:
+    write(first, "b", row(0, finished_at=finished_at))
+    monkeypatch.setattr(Landing, "_are_new", lambda *_: True)
+    first.drain()
+    assert only_inserts(merges[-1])
+    assert set(landed(first)) == {"r0"}
+
+
+def test_rows_that_may_replace_others_are_merged(first: Landing, merges: list[str]) -> None:
+    write(first, "a", row(0, "interrupted"))
+    first.tick()
+    later = AT + timedelta(seconds=5)
+    write(first, "b", row(0, text="a zombie's", finished_at=later))
+    first.tick()
+    write(first, "c", row(1, "failed"), row(1, text="whole", finished_at=later))
+    first.tick()
+    write(first, "d", row(2, plan=7))
+    first.tick()
+    first.state.publish(Control(epoch=2, beat=1))
+    write(first, "e", row(3))
+    first.tick()
+    assert [only_inserts(sql) for sql in merges] == [True, False, False, False, False]
+    assert {key: r["text"] for key, r in landed(first).items()} == {
+        "r0": "a zombie's", "r1": "whole", "r2": "t", "r3": "t",
+    }  # fmt: skip
+
+
+def test_another_commit_that_came_first_is_no_failure(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Delta says it; test_faults.py has another writer that really commits beside a run."""
+    said = iter(["[DELTA_CONCURRENT_DELETE_READ] ConcurrentDeleteReadException: OPTIMIZE", "ConcurrentAppendException"])
+    commit = type(landing.spark).sql
+
+    def second(self: SparkSession, sql: str) -> DataFrame:
+        if "MERGE" in sql and (error := next(said, None)):
+            raise RuntimeError(error)
+        return commit(self, sql)
+
+    write(landing, "a", row(0))
+    monkeypatch.setattr(type(landing.spark), "sql", second)
+    landing.tick()
+    assert set(landed(landing)) == {"r0"}
+    assert next(said, None) is None
 
 
 def test_the_same_rows_again_change_nothing(landing: Landing) -> None:
@@ -129,7 +223,7 @@ def test_a_file_that_the_query_has_seen_and_that_is_still_there_lands(landing: L
 def test_what_has_landed_stays_short(landing: Landing) -> None:
     plan = landing.state.plan(1)
     for at in range(200):
-        plan.add_landed([(0, at), (1, at)])
+        plan.add_landed(np.array([(0, at), (1, at)], LANDED))
     assert plan.landed_rows(1).tolist() == list(range(200))
     files = list((plan.folder / "landed").iterdir())
     assert len(files) < 100

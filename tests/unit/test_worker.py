@@ -8,6 +8,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +18,7 @@ from deltatap import tables
 from deltatap.config import load_settings
 from deltatap.prices import Prices
 from deltatap.prompts import build_request
-from deltatap.state import Control, RunState
+from deltatap.state import LANDED, Control, RunState
 from deltatap.worker import CaptureTask, capture_part
 from tests import prompts
 from tests.simulation import start_simulator
@@ -101,7 +102,7 @@ def test_a_retried_attempt_pays_only_for_what_is_nowhere(tmp_path: Path, simulat
     # Half of it landed: remembered, its files gone. Some of the rest is still in the journal, one file was lost.
     for path in state.journal.glob("*.parquet"):
         path.unlink()
-    state.plan(1).add_landed([(0, row["row"]) for row in rows[:10]])
+    state.plan(1).add_landed(np.array([(0, row["row"]) for row in rows[:10]], LANDED))
     kept = pa.Table.from_pylist(rows[10:15], tables.arrow_schema(tables.JOURNAL))
     pq.write_table(kept, state.journal / "kept.parquet")
     simulator.reset()
