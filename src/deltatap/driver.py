@@ -72,6 +72,15 @@ def landing_of(spark: SparkSession, settings: Settings, state: RunState) -> Land
     return Landing(spark, settings.captures.table, state, settings.capture.keep_interrupted)
 
 
+def backlog(state: RunState) -> bool:
+    """Whether so much waits to land that nothing more should start."""
+    return sum(1 for _ in state.journal.glob("*.parquet")) > _JOURNAL_FILES
+
+
+def _clocks() -> tuple[float, float]:
+    return time.time(), time.monotonic()
+
+
 class _Background(threading.Thread):
     """A thread whose error the main thread sees."""
 
@@ -114,7 +123,7 @@ class Driver:
         self.captured = threading.Event()
         self.landing_lock = threading.Lock()
         self.slots = 0
-        self.renewed_at = lease.taken_at
+        self.renewed_at = lease.taken_at, time.monotonic() - (time.time() - lease.taken_at)
         self.beat = 0
         self.now = Snapshot(0)
         self.before: dict[str, Any] = {}
@@ -162,8 +171,8 @@ class Driver:
         had = self._final_rows()
         tasks = plan.tasks(settings, self.slots)
         modes = len(settings.capture.modes)
-        found = plan.owed(self.spark, settings, lease.run_id)
-        owed = plan.write(found, self.plan, tasks, modes=modes, seed=lease.run_id)
+        with plan.owed(self.spark, settings, lease.run_id) as found:
+            owed = plan.write(found, self.plan, tasks, modes=modes, seed=lease.run_id)
         self.before = runs.totals(self.spark, settings, lease.run_id)
         if not (lease.went_on or any(self.before[status] for status in ("completed", "interrupted", "failed"))):
             self.landing.fresh = lease.epoch
@@ -299,14 +308,15 @@ class Driver:
 
     def _publish(self, shares: dict[str, int], beats: Iterable[Heartbeat] = ()) -> None:
         self.beat += 1
-        unsure = self.slots > 1 and time.time() - self.renewed_at > _UNSURE_S
+        # The monotonic clock stands still while a machine sleeps, the other can be set back.
+        silent = max(now - then for now, then in zip(_clocks(), self.renewed_at, strict=True))
+        unsure = self.slots > 1 and silent > _UNSURE_S
         outputs = [beat.mean_output_tokens for beat in beats if beat.mean_output_tokens is not None]
-        backlog = sum(1 for _ in self.state.journal.glob("*.parquet")) > _JOURNAL_FILES
         self.state.publish(
             Control(
                 epoch=self.lease.epoch,
                 beat=self.beat,
-                shares={} if unsure or backlog else shares,
+                shares={} if unsure or backlog(self.state) else shares,
                 cool_s=self.cool_s,
                 stop=self.stop,
                 grace_s=self.settings.timeouts.grace_s,
@@ -318,7 +328,7 @@ class Driver:
     def _keep_lease(self) -> None:
         while not self.over.wait(_BEAT_S):
             counts = {} if self.owed is None else {"owed": self.owed, **_added(self.before, self.now.counts())}
-            at = time.time()
+            at = _clocks()
             runs.beat(self.spark, self.settings, self.lease, counts)
             self.renewed_at = at
 

@@ -6,6 +6,7 @@ Knows how long this endpoint's answers have been before. Writes nothing: no tabl
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from deltatap.tokens import known_encoding
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from contextlib import AbstractContextManager
     from decimal import Decimal
 
     from pyspark.sql import DataFrame, SparkSession
@@ -66,19 +68,20 @@ def foresee(spark: SparkSession, settings: Settings, prices: Prices) -> list[For
         ConfigError: as the run itself would, before anything is paid.
     """
     run_id = settings.run.id or ""
-    counted = _counted(_owed(spark, settings, run_id), settings)
-    rows = (
-        counted.groupBy("model", "mode")
-        .agg(
-            F.count_if(~F.col("bad")).alias("requests"),
-            F.count_if("bad").alias("bad"),
-            F.sum("input_tokens").alias("input_tokens"),
-            F.sum("most_output").alias("bounded"),
-            F.count_if(F.expr("NOT bad AND most_output IS NULL")).alias("unbounded"),
+    with _owed(spark, settings, run_id) as owed:
+        rows = (
+            _counted(owed, settings)
+            .groupBy("model", "mode")
+            .agg(
+                F.count_if(~F.col("bad")).alias("requests"),
+                F.count_if("bad").alias("bad"),
+                F.sum("input_tokens").alias("input_tokens"),
+                F.sum("most_output").alias("bounded"),
+                F.count_if(F.expr("NOT bad AND most_output IS NULL")).alias("unbounded"),
+            )
+            .orderBy("model", "mode")
+            .collect()
         )
-        .orderBy("model", "mode")
-        .collect()
-    )
     found = []
     for row in rows:
         model, requests, inputs = row["model"] or "", row["requests"], row["input_tokens"] or 0
@@ -106,12 +109,12 @@ def foresee(spark: SparkSession, settings: Settings, prices: Prices) -> list[For
     return found
 
 
-def _owed(spark: SparkSession, settings: Settings, run_id: str) -> DataFrame:
+def _owed(spark: SparkSession, settings: Settings, run_id: str) -> AbstractContextManager[DataFrame]:
     if tables.exists(spark, settings.captures.table):
         return plan.owed(spark, settings, run_id)
     asked = plan.asked(spark, settings)
     limit = settings.capture.limit
-    return asked if limit is None else asked.orderBy("request_id", "mode").limit(limit)
+    return nullcontext(asked if limit is None else asked.orderBy("request_id", "mode").limit(limit))
 
 
 def _counted(owed: DataFrame, settings: Settings) -> DataFrame:

@@ -7,11 +7,15 @@ a lost shuffle file would make Spark run partitions again that are still running
 
 from __future__ import annotations
 
+import json
 import math
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pyspark import StorageLevel
+from pyspark.sql import Window
 from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
 from pyspark.sql import types as T  # noqa: N812
 
@@ -87,8 +91,54 @@ def _is_params(type_: T.DataType) -> bool:
     return isinstance(type_, T.MapType) and isinstance(type_.keyType, T.StringType)
 
 
+def hashed(prompts: DataFrame, settings: Settings) -> DataFrame:
+    """The prompts with `source_hash`: of all that a row's request is built from."""
+    ours = [name for name in (*_TEXTS, "messages", "params") if name in prompts.columns]
+    around = [settings.endpoint.api, settings.endpoint.model, settings.request]
+    return prompts.withColumn(
+        "source_hash", F.xxhash64(F.to_json(F.struct(*ours)), F.lit(json.dumps(around, sort_keys=True)))
+    )
+
+
+def changed(prompts: DataFrame, rows: DataFrame, settings: Settings) -> DataFrame:
+    """The hashed prompts but for those that are seen to be settled without building their requests.
+
+    Building a request takes Python some ten times as long as Spark takes to look its row up, and of most tables most
+    rows are settled. Seen to be settled is the simple case: all prompts of a request_id are the same, and so are all
+    rows of it in ``captures``, with a final one for each mode.
+
+    Args:
+        prompts: as from :func:`hashed`.
+        rows: of ``captures``, that settle a request.
+        settings: the run's.
+    """
+    if "request_id" not in prompts.columns:
+        return prompts
+    final = f"{final_sql('c', keep_interrupted=settings.capture.keep_interrupted)} AND source_hash IS NOT NULL"
+    modes = settings.capture.modes
+    known = (
+        rows.alias("c")
+        .groupBy(F.col("request_id").alias("_id"))
+        .agg(
+            F.min("source_hash").alias("_low"),
+            F.max("source_hash").alias("_high"),
+            *(F.count_if(F.expr(f"{final} AND mode = '{mode}'")).alias(f"_{mode}") for mode in modes),
+        )
+    )
+    # A row without an id gets one when it is built: until then each is a group of its own.
+    keyed = prompts.withColumn("_id", F.coalesce("request_id", F.concat(F.lit("\0"), "source_hash")))
+    alike = Window.partitionBy("_id")
+    settled = " AND ".join(["source_hash = _low", "source_hash = _high", *(f"_{mode} > 0" for mode in modes)])
+    return (
+        keyed.join(known, "_id", "left")
+        .withColumn("_alike", F.min("source_hash").over(alike) == F.max("source_hash").over(alike))
+        .where(~(F.col("_alike") & F.expr(f"coalesce({settled}, false)")))
+        .select(*prompts.columns)
+    )
+
+
 def requests(prompts: DataFrame, settings: Settings) -> DataFrame:
-    """The prompts as requests, one for each request_id; costs nothing, so Spark may run it as often as it likes."""
+    """The hashed prompts as requests, one for each request_id; costs nothing, so Spark may run it twice."""
     api, model, defaults = settings.endpoint.api, settings.endpoint.model, settings.request
     keep = tuple(settings.prompts.keep)
 
@@ -98,11 +148,16 @@ def requests(prompts: DataFrame, settings: Settings) -> DataFrame:
                 build_request(row, api=api, model=model, defaults=defaults, keep=keep) for row in batch.to_pylist()
             ]
             columns = {name: [getattr(request, name) for request in built] for name in REQUESTS_SCHEMA.names}
+            columns["source_hash"] = batch["source_hash"]
             yield pa.RecordBatch.from_pydict(columns, REQUESTS_SCHEMA)
 
     built = prompts.mapInArrow(build, tables.spark_schema(tables.REQUESTS))
     one = F.min_by(F.struct(*REQUESTS_SCHEMA.names), "request_hash").alias("one")
-    unique = built.groupBy("request_id").agg(one, F.sort_array(F.collect_set("request_hash")).alias("hashes"))
+    unique = built.groupBy("request_id").agg(
+        one,
+        F.sort_array(F.collect_set("request_hash")).alias("hashes"),
+        (F.min("source_hash") == F.max("source_hash")).alias("alike"),
+    )
     several = F.size("hashes") > 1
     joined = F.array_join(F.transform("hashes", lambda h: F.concat(F.lit('"'), h, F.lit('"'))), ",")
     return unique.select(
@@ -123,33 +178,50 @@ def requests(prompts: DataFrame, settings: Settings) -> DataFrame:
         )
         .otherwise(F.col("one.error"))
         .alias("error"),
+        F.when(F.col("alike"), F.col("one.source_hash")).alias("source_hash"),
     )
 
 
 def asked(spark: SparkSession, settings: Settings) -> DataFrame:
     """The requests of the prompts, once for each mode."""
+    return _in_modes(requests(hashed(source(spark, settings), settings), settings), settings)
+
+
+def _in_modes(found: DataFrame, settings: Settings) -> DataFrame:
     modes = F.explode(F.array(*(F.lit(mode) for mode in settings.capture.modes))).alias("mode")
-    return requests(source(spark, settings), settings).select("*", modes)
+    return found.select("*", modes)
 
 
-def owed(spark: SparkSession, settings: Settings, run_id: str) -> DataFrame:
-    """The requests that have no final row in a mode that is captured, each with the calls that this run made before."""
+@contextmanager
+def owed(spark: SparkSession, settings: Settings, run_id: str) -> Iterator[DataFrame]:
+    """The requests that have no final row in a mode that is captured, each with the calls that this run made before.
+
+    What was built is kept on disk while the frame is used.
+    """
     capture = settings.capture
     captures = spark.table(tables.quoted(settings.captures.table)).where(F.col("endpoint") == settings.endpoint.label)
     key = ["request_id", "request_hash", "mode"]
     ours = captures.where(F.col("run_id") == run_id)
     rows = ours if capture.owed == "all" else captures
-    final = F.expr(final_sql("c", keep_interrupted=capture.keep_interrupted))
-    broken = F.expr("c.status = 'interrupted' AND c.error.type != 'cancelled'")
-    settled = (
-        rows.alias("c")
-        .groupBy(*key)
-        .agg(F.max(final).alias("final"), F.count_if(broken & (F.col("run_id") != run_id)).alias("tried"))
-        .where(F.col("final") | (F.col("tried") >= capture.max_runs))
-    )
-    found = asked(spark, settings).join(settled, key, "left_anti")
-    found = found.join(_earlier(ours), key, "left").select(*(column.name for column in tables.OWED))
-    return found if capture.limit is None else found.orderBy("request_id", "mode").limit(capture.limit)
+    left = changed(hashed(source(spark, settings), settings), rows, settings)
+    built = requests(left, settings).persist(StorageLevel.DISK_ONLY)
+    try:
+        # Now Spark knows how few they are, and looks them up without moving the rows of all others.
+        built.count()
+        final = F.expr(final_sql("c", keep_interrupted=capture.keep_interrupted))
+        broken = F.expr("c.status = 'interrupted' AND c.error.type != 'cancelled'")
+        settled = (
+            rows.join(built.select("request_id"), "request_id", "left_semi")
+            .alias("c")
+            .groupBy(*key)
+            .agg(F.max(final).alias("final"), F.count_if(broken & (F.col("run_id") != run_id)).alias("tried"))
+            .where(F.col("final") | (F.col("tried") >= capture.max_runs))
+        )
+        found = _in_modes(built, settings).join(settled, key, "left_anti")
+        found = found.join(_earlier(ours), key, "left").select(*(column.name for column in tables.OWED))
+        yield found if capture.limit is None else found.orderBy("request_id", "mode").limit(capture.limit)
+    finally:
+        built.unpersist()
 
 
 def _earlier(ours: DataFrame) -> DataFrame:

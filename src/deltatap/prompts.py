@@ -40,6 +40,7 @@ class Request:
             None for a bad row.
         keep: the columns carried along.
         error: what is wrong with a bad row; None otherwise.
+        source_hash: of the prompts row, as the plan has it; None where there is no plan.
     """
 
     request_id: str
@@ -48,6 +49,7 @@ class Request:
     body: str | None
     keep: dict[str, str | None] | None
     error: str | None
+    source_hash: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

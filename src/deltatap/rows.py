@@ -231,6 +231,7 @@ def _values(row: Row, context: Context) -> dict[str, Any]:
         "run_id": context.run_id,
         "request_id": job.request.request_id,
         "request_hash": job.request.request_hash,
+        "source_hash": job.request.source_hash,
         "mode": job.mode,
         "status": row.status,
         "keep": job.request.keep,

@@ -38,6 +38,11 @@ CAPTURES: tuple[Column, ...] = (
     Column("run_id", "STRING", "the run that captured the row"),
     Column("request_id", "STRING", "of the prompts table, or derived from request_hash"),
     Column("request_hash", "STRING", "sha256 of the body's compact JSON with sorted keys, without stream options"),
+    Column(
+        "source_hash",
+        "BIGINT",
+        "of the prompts row and the defaults: the next plan sees by it that nothing changed; null where rows differ",
+    ),
     Column("mode", "STRING", "stream or complete"),
     Column("status", "STRING", "completed, interrupted (something arrived, then it broke off) or failed"),
     Column("keep", "MAP<STRING, STRING>", "what prompts.keep named"),
@@ -142,6 +147,7 @@ REQUESTS: tuple[Column, ...] = (
     Column("body", "STRING", "the request's JSON body without stream options; null for a bad row"),
     Column("keep", "MAP<STRING, STRING>", ""),
     Column("error", "STRING", "what is wrong with a bad row"),
+    Column("source_hash", "BIGINT", ""),
 )
 
 # What a plan's part holds: a request, and the calls that this run made for it before.

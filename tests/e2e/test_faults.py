@@ -6,7 +6,9 @@ What was in flight, and what had finished within a flush interval, may be paid f
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -15,12 +17,11 @@ import yaml
 
 from deltatap.tables import quoted
 from tests import prompts
-from tests.e2e.test_kills import in_one_flush, kill, start, talking, wait_until
+from tests.e2e.test_kills import in_one_flush, kill, running, start, talking, wait_until
 from tests.simulation import start_simulator
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from pyspark.sql import SparkSession
 
@@ -29,23 +30,25 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 COUNT, CONCURRENCY = 120, 8
+PATCHES = Path(__file__).parent / "python"
 PACE = ("--ttft-ms", "150", "--itl-ms", "10", "--tokens", "40")
 
 
 class Scene:
     """A prompts table, a configuration and a log, in a test's folder."""
 
-    def __init__(self, spark: SparkSession, folder: Path, simulator: Simulation, **sections: Any) -> None:
-        self.spark, self.folder, self.simulator = spark, folder, simulator
+    def __init__(self, session: SparkSession, folder: Path, simulator: Simulation, **sections: Any) -> None:
+        self.spark, self.folder, self.simulator = session, folder, simulator
         self.log = folder / "log"
         self.config = folder / "config.yml"
         self.state = folder / "state"
-        prompts.write(spark, folder / "prompts", [(f"r{n:03d}", f"Prompt {n}?") for n in range(COUNT)])
+        prompts.write(session, folder / "prompts", [(f"r{n:03d}", f"Prompt {n}?") for n in range(COUNT)])
         sections.setdefault("capture", {"concurrency": CONCURRENCY})
         self.config.write_text(yaml.safe_dump(prompts.config(folder, simulator.base_url, **sections)))
 
-    def start(self) -> psutil.Popen:
-        return start(self.config, self.log)
+    def start(self, fault: str | None = None) -> psutil.Popen:
+        """The job; with a fault, each of its Python processes loads it (tests/e2e/python)."""
+        return start(self.config, self.log, {"PYTHONPATH": str(PATCHES), "FAULT": fault} if fault else None)
 
     def until(self, condition: Callable[[], object], job: psutil.Popen) -> None:
         wait_until(lambda: bool(condition()), job, self.log)
@@ -98,6 +101,47 @@ def test_a_python_worker_is_killed(spark: SparkSession, tables: Path, moment: st
         assert job.wait(timeout=300) == 0, scene.log.read_text()
         assert "submitted again" in scene.log.read_text()
         scene.check(again=CONCURRENCY + in_one_flush(simulator))
+
+
+@pytest.mark.parametrize("moment", ["planning", "flush", "landing", "closing"])
+def test_an_executor_is_killed(spark: SparkSession, tables: Path, moment: str) -> None:
+    """The one that captures, where one does; test_kills.py has the same in mid-capture."""
+    with start_simulator(*PACE) as simulator:
+        scene = Scene(spark, tables, simulator, spark={"master": "local-cluster[2,1,1024]"})
+        job = scene.start()
+        scene.until(moments(scene)[moment], job)
+        executors = running(job, "CoarseGrainedExecutorBackend")
+        workers = talking(job, simulator)
+        capturing = [each for each in executors if {*each.children(recursive=True)} & {*workers}]
+        kill((capturing or executors)[:1])
+        assert job.wait(timeout=300) == 0, scene.log.read_text()
+        scene.check(again=CONCURRENCY + in_one_flush(simulator))
+
+
+def test_a_slow_file_system_holds_up_nothing_but_itself(spark: SparkSession, tables: Path) -> None:
+    """A flush takes ten seconds: streams go on meanwhile."""
+    with start_simulator(*PACE) as simulator:
+        scene = Scene(spark, tables, simulator)
+        job = scene.start("slow-fsync")
+        scene.until(lambda: scene.there("*/journal/.*.tmp"), job)
+        then = simulator.counts()["finished"]
+        scene.until(lambda: simulator.counts()["finished"] >= then + COUNT // 2, job)
+        assert not scene.there("*/journal/*.parquet"), "the first flush is not over"
+        assert job.wait(timeout=300) == 0, scene.log.read_text()
+        scene.check(again=0)
+
+
+def test_the_clock_is_set(spark: SparkSession, tables: Path) -> None:
+    """Forth and back by hours, every two seconds, for driver and workers: times and promises hold."""
+    with start_simulator(*PACE) as simulator:
+        scene = Scene(spark, tables, simulator)
+        assert scene.start("clock-steps").wait(timeout=300) == 0, scene.log.read_text()
+        scene.check(again=0)
+        rows = spark.table(quoted(str(tables / "captures"))).collect()
+        for row in rows:
+            assert 150 <= row["ttft_ms"] < row["last_chunk_ms"] <= row["e2e_ms"] < 60_000
+        days = {row["finished_at"].replace(minute=0, second=0, microsecond=0) for row in rows}
+        assert len(days) > 1, "the clock was set while it ran"
 
 
 def test_a_journal_file_is_cut_short(spark: SparkSession, tables: Path) -> None:
@@ -162,7 +206,7 @@ def test_another_writer_s_commits_conflict_with_ours(spark: SparkSession, tables
         scene.check(again=0)
 
 
-def test_an_endpoint_that_is_down_for_a_while(spark: SparkSession, tables: Path) -> None:
+def test_an_endpoint_that_is_down_for_a_minute(spark: SparkSession, tables: Path) -> None:
     """It goes away in mid-run and comes back on the same port; what failed meanwhile the next run completes."""
     with start_simulator(*PACE) as simulator:
         port = simulator.base_url.rpartition(":")[2].partition("/")[0]
@@ -171,6 +215,7 @@ def test_an_endpoint_that_is_down_for_a_while(spark: SparkSession, tables: Path)
         scene.until(moments(scene)["capture"], job)
         paid = {call["key"] for call in simulator.calls() if call["ended"] == "done"}
     scene.until(lambda: "connection" in "".join(p.read_text() for p in scene.state.glob("*/workers/*.json")), job)
+    time.sleep(60)
     with start_simulator(*PACE, "--port", port) as back:
         assert job.wait(timeout=300) in (0, 3), scene.log.read_text()
         scene.simulator = back

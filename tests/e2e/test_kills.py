@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -33,10 +34,10 @@ CONCURRENCY = 32
 FLUSH_S = 0.5
 
 
-def start(config: Path, log: Path) -> psutil.Popen:
+def start(config: Path, log: Path, env: dict[str, str] | None = None) -> psutil.Popen:
     with log.open("ab") as out:
         command = [sys.executable, str(CHECKOUT / "jobs/capture.py"), "--config", str(config)]
-        return psutil.Popen(command, stdout=out, stderr=out, start_new_session=True)
+        return psutil.Popen(command, stdout=out, stderr=out, start_new_session=True, env={**os.environ, **(env or {})})
 
 
 def wait_until(condition: Callable[[], bool], job: psutil.Popen, log: Path) -> None:

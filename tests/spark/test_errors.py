@@ -77,7 +77,8 @@ def test_each_error_is_told_tried_and_owed_as_the_design_has_it(
         assert bool(row["text"]) == (status == "interrupted"), fault
         assert row["finish_reason"] is None, fault
     settings = load_settings(prompts.config(tables, simulator.base_url, **sections))
-    owed = {row["request_id"] for row in plan.owed(spark, settings, "the-next").select("request_id").collect()}
+    with plan.owed(spark, settings, "the-next") as frame:
+        owed = {row["request_id"] for row in frame.select("request_id").collect()}
     assert owed == {fault for fault, (*_, expected) in PROVOKED.items() if expected}
 
 
@@ -126,4 +127,5 @@ def test_what_cannot_be_connected_to(
     assert (row["status"], row["error"]["type"], row["error"]["code"]) == ("failed", type_, code)
     assert (row["dispatch_ms"], row["e2e_ms"], row["headers_ms"]) == (None, None, None), "nothing was ever written"
     assert [retry["error_type"] for retry in row["retries"]] == [type_]
-    assert plan.owed(spark, settings, "the-next").count() == 1
+    with plan.owed(spark, settings, "the-next") as frame:
+        assert frame.count() == 1

@@ -1,0 +1,96 @@
+"""What planning costs where most is settled: its time beside that of the bare anti-join of the same tables.
+
+    .venv/bin/python -m bench.planning [prompts]
+
+One prompt in a hundred is owed. Both write what they find, and take turns.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
+from rich.console import Console
+
+from deltatap import plan, tables
+from deltatap.config import load_settings
+from deltatap.local import local_session
+from deltatap.state import RunState
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    from deltatap.config import Settings
+
+PROMPTS = 5_000_000
+ROUNDS = 3
+TEXT = "Summarise this review in one sentence: product ", " came late, but it works as told, and I would buy it again."
+
+
+def main(count: int) -> None:
+    console = Console()
+    spark = local_session("local[2]", app_name="planning")
+    with tempfile.TemporaryDirectory(prefix="planning-") as name:
+        folder = Path(name)
+        settings = load_settings(
+            {
+                "prompts": {"table": str(folder / "prompts")},
+                "captures": {"table": str(folder / "captures")},
+                "runs": {"table": str(folder / "runs")},
+                "state": {"dir": str(folder / "state")},
+                "endpoint": {"api_key": None},
+                "prices": None,
+            }
+        )
+        _make(spark, settings, count)
+        bare, ours = [], []
+        for number in range(ROUNDS):
+            bare.append(_bare(spark, settings, folder / f"bare-{number}"))
+            ours.append(_ours(spark, settings, RunState(folder / f"run-{number}")))
+            console.print(f"bare anti-join {bare[-1]:.1f} s, planning {ours[-1]:.1f} s")
+    ratio = statistics.median(ours) / statistics.median(bare)
+    console.print(f"{count:,} prompts, 1 % owed: planning takes {ratio:.2f} times the bare anti-join (goal: at most 2)")
+    spark.stop()
+
+
+def _make(spark: SparkSession, settings: Settings, count: int) -> None:
+    prompt = F.concat(F.lit(TEXT[0]), "id", F.lit(TEXT[1]))
+    made = spark.range(count).select(F.concat(F.lit("r"), "id").alias("request_id"), prompt.alias("prompt"))
+    made.write.format("delta").save(str(settings.prompts.table))
+    tables.ensure(
+        spark, settings.captures.table, tables.CAPTURES, tables.CAPTURES_PROPERTIES, tables.CAPTURES_CLUSTERED_BY
+    )
+    there = plan.hashed(plan.source(spark, settings), settings).where("pmod(hash(request_id), 100) > 0")
+    there.select(
+        F.lit("earlier").alias("run_id"),
+        "request_id",
+        F.sha2("prompt", 256).alias("request_hash"),
+        "source_hash",
+        F.lit("stream").alias("mode"),
+        F.lit("completed").alias("status"),
+        F.lit(settings.endpoint.label).alias("endpoint"),
+        F.current_timestamp().alias("finished_at"),
+    ).write.format("delta").mode("append").save(settings.captures.table)
+
+
+def _bare(spark: SparkSession, settings: Settings, folder: Path) -> float:
+    started = time.monotonic()
+    captures = spark.table(tables.quoted(settings.captures.table))
+    plan.source(spark, settings).join(captures, "request_id", "left_anti").write.parquet(str(folder))
+    return time.monotonic() - started
+
+
+def _ours(spark: SparkSession, settings: Settings, state: RunState) -> float:
+    started = time.monotonic()
+    with plan.owed(spark, settings, "now") as owed:
+        plan.write(owed, state.plan(1), 1, modes=1, seed="now")
+    return time.monotonic() - started
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else PROMPTS)

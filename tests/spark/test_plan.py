@@ -1,0 +1,141 @@
+"""What is owed: the short cut past requests that need not be built finds the same as building them all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from deltatap import plan
+from deltatap import tables as schema
+from deltatap.config import Settings, load_settings
+from tests import prompts
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pyspark.sql import SparkSession
+
+SCHEMA = (
+    "request_id STRING, prompt STRING, system STRING, params MAP<STRING, STRING>, note STRING, "
+    "messages ARRAY<STRUCT<role: STRING, content: STRING>>"
+)
+LIMITED = {"type": "rate_limit"}
+BAD = {"type": "invalid_request"}
+
+# Prompts rows, and how their captures ended; then those of the next plan, and whether it owes them.
+SETTLED: list[tuple[dict[str, Any], str, dict[str, str] | None]] = [
+    ({"request_id": "same", "prompt": "p"}, "completed", None),
+    ({"request_id": "noted", "prompt": "p"}, "completed", None),
+    ({"request_id": "edited", "prompt": "p"}, "completed", None),
+    ({"request_id": "moved", "prompt": "p"}, "completed", None),
+    ({"request_id": "limited", "prompt": "p"}, "failed", LIMITED),
+    ({"request_id": "broken", "prompt": "p"}, "interrupted", {"type": "connection"}),
+    ({"request_id": "bad", "prompt": " "}, "failed", BAD),
+    ({"request_id": "doubled", "prompt": "p"}, "completed", None),
+    ({"request_id": "twice", "prompt": "p"}, "completed", None),
+    ({"request_id": None, "prompt": "without an id"}, "completed", None),
+    ({"request_id": "mapped", "prompt": "p", "params": {"seed": "1", "top_p": "0.5"}}, "completed", None),
+    ({"request_id": "told", "messages": [("user", "p")]}, "completed", None),
+    ({"request_id": "gone", "prompt": "p"}, "completed", None),
+]
+NOW: list[tuple[dict[str, Any], bool]] = [
+    ({"request_id": "same", "prompt": "p"}, False),
+    ({"request_id": "noted", "prompt": "p", "note": "a column that is not ours"}, False),
+    ({"request_id": "edited", "prompt": "q"}, True),
+    ({"request_id": "moved", "system": "p"}, True),
+    ({"request_id": "limited", "prompt": "p"}, True),
+    ({"request_id": "broken", "prompt": "p"}, True),
+    ({"request_id": "bad", "prompt": " "}, False),
+    ({"request_id": "doubled", "prompt": "p"}, True),
+    ({"request_id": "doubled", "prompt": "q"}, True),
+    ({"request_id": "twice", "prompt": "p"}, False),
+    ({"request_id": "twice", "prompt": "p"}, False),
+    ({"request_id": None, "prompt": "without an id"}, False),
+    ({"request_id": None, "prompt": "new, without an id"}, True),
+    ({"request_id": "mapped", "prompt": "p", "params": {"seed": "1", "top_p": "0.5"}}, False),
+    ({"request_id": "told", "messages": [("user", "p")]}, False),
+    ({"request_id": "new", "prompt": "p"}, True),
+]
+NAMES = ("request_id", "prompt", "system", "params", "note", "messages")
+
+
+def write_prompts(spark: SparkSession, folder: Path, rows: list[dict[str, Any]]) -> None:
+    prompts.write(spark, folder / "prompts", [tuple(row.get(name) for name in NAMES) for row in rows], SCHEMA)
+
+
+def settle(spark: SparkSession, settings: Settings, run_id: str, ends: dict[str, tuple[str, Any]]) -> None:
+    """Rows in captures for all that is owed, as a run would leave them."""
+    with plan.owed(spark, settings, run_id) as owed:
+        found = owed.collect()
+    rows = []
+    for row in found:
+        status, error = ends.get(row["request_id"], ("completed", None))
+        made: dict[str, Any] = dict.fromkeys(column.name for column in schema.CAPTURES)
+        made |= {name: row[name] for name in ("request_id", "request_hash", "source_hash", "mode")}
+        made |= {"run_id": run_id, "status": status, "endpoint": settings.endpoint.label, "retries": []}
+        rows.append(tuple((made | {"error": error and (error["type"], *[None] * 5)}).values()))
+    frame = spark.createDataFrame(rows, schema.spark_schema(schema.CAPTURES))
+    frame.write.format("delta").mode("append").save(settings.captures.table)
+
+
+@pytest.fixture
+def settings(spark: SparkSession, tables: Path) -> Settings:
+    schema.ensure(spark, str(tables / "captures"), schema.CAPTURES)
+    return load_settings(prompts.config(tables, "http://127.0.0.1:1/v1"))
+
+
+def owed_ids(spark: SparkSession, settings: Settings) -> set[tuple[str, str]]:
+    with plan.owed(spark, settings, "next") as owed:
+        return {(row["request_id"], row["mode"]) for row in owed.collect()}
+
+
+def built(spark: SparkSession, settings: Settings) -> list[str | None]:
+    rows = spark.table(schema.quoted(settings.captures.table))
+    left = plan.changed(plan.hashed(plan.source(spark, settings), settings), rows, settings)
+    return [row["request_id"] for row in left.collect()]
+
+
+def test_what_is_seen_to_be_settled_is_what_is_settled(spark: SparkSession, tables: Path, settings: Settings) -> None:
+    write_prompts(spark, tables, [row for row, *_ in SETTLED])
+    settle(spark, settings, "earlier", {row["request_id"]: (status, error) for row, status, error in SETTLED})
+    write_prompts(spark, tables, [row for row, _ in NOW])
+    expected = {row["request_id"] for row, is_owed in NOW if is_owed and row["request_id"]}
+    found = {id_ for id_, _ in owed_ids(spark, settings)}
+    assert {id_ for id_ in found if len(id_) < 64} == expected
+    assert len([id_ for id_ in found if len(id_) == 64]) == 1, "the new prompt without an id"
+    left = built(spark, settings)
+    assert {id_ for id_ in left if id_} == expected
+    assert left.count(None) == 2
+    # The same without any short cut.
+    captures = schema.quoted(settings.captures.table)
+    spark.sql(f"UPDATE {captures} SET source_hash = NULL")
+    assert len(built(spark, settings)) == len(NOW)
+    assert {id_ for id_, _ in owed_ids(spark, settings)} == found
+
+
+def test_a_changed_default_changes_every_request(spark: SparkSession, tables: Path, settings: Settings) -> None:
+    write_prompts(spark, tables, [{"request_id": "a", "prompt": "p"}])
+    settle(spark, settings, "earlier", {})
+    assert owed_ids(spark, settings) == set()
+    for section in ({"request": {"temperature": 1}}, {"endpoint": {"model": "another"}}):
+        other = load_settings(prompts.config(tables, "http://127.0.0.1:1/v1", **section))
+        assert owed_ids(spark, other) == {("a", "stream")}
+
+
+def test_a_request_is_settled_in_each_mode_by_itself(spark: SparkSession, tables: Path, settings: Settings) -> None:
+    write_prompts(spark, tables, [{"request_id": "a", "prompt": "p"}])
+    settle(spark, settings, "earlier", {})
+    paired = load_settings(prompts.config(tables, "http://127.0.0.1:1/v1", capture={"mode": "paired"}))
+    assert owed_ids(spark, paired) == {("a", "complete")}
+    settle(spark, paired, "second", {})
+    assert (owed_ids(spark, paired), built(spark, paired)) == (set(), [])
+
+
+def test_an_edit_that_is_taken_back_is_settled(spark: SparkSession, tables: Path, settings: Settings) -> None:
+    for number, text in enumerate(("p", "q")):
+        write_prompts(spark, tables, [{"request_id": "a", "prompt": text}])
+        settle(spark, settings, f"run-{number}", {})
+    write_prompts(spark, tables, [{"request_id": "a", "prompt": "p"}])
+    assert built(spark, settings) == ["a"], "with two versions in captures, its request is built to tell"
+    assert owed_ids(spark, settings) == set()
