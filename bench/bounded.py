@@ -4,8 +4,8 @@
 
 A process captures a part as a Spark worker does, with a client that answers in a moment what takes a server a third of
 a second, so that some 2,500 captures end in a second: four times what a worker of 256 streams with 50 chunks a second
-ends. This one plans with Spark, publishes shares and lands, as the driver does. It prints what grew: resident memory, journal files, the lag from a
-file's write to its end, its rows in Delta.
+ends. This one plans with Spark, publishes shares and lands, as the driver does. It prints what grew: resident memory,
+journal files, the lag from a file's write to its end, its rows in Delta.
 """
 
 from __future__ import annotations
@@ -159,6 +159,7 @@ def _run(count: int, landing: Landing, state: RunState, folder: Path) -> dict[st
             now = time.time()
             lags += [now - at for path, at in written.items() if not path.exists()]
             time.sleep(1)
+        landing.stop()
         landing.compact()
     finally:
         over.set()

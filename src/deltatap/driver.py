@@ -155,6 +155,7 @@ class Driver:
             self.over.set()
             for thread in keepers:
                 thread.join()
+            self.landing.stop()
         for thread in keepers:
             if isinstance(thread.error, LeaseLostError):
                 raise thread.error

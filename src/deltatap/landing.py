@@ -1,4 +1,4 @@
-"""The journal lands in ``captures``, once each: a Structured Streaming query whose batches are merged.
+"""The journal lands in ``captures``, once each: one Structured Streaming query a run, whose batches are merged.
 
 Knows how journal files become rows and when a file may go: after the commit and after its rows are remembered. Every
 step may be repeated; the journal and the MERGE are the truth, the query's checkpoint is disposable. Leaves to others
@@ -8,6 +8,7 @@ when to land (``run.py``).
 from __future__ import annotations
 
 import shutil
+import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ from deltatap.state import LANDED
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql.streaming.query import StreamingQuery
 
     from deltatap.state import RunState
 
@@ -38,7 +40,11 @@ _FILES_A_BATCH = 200
 _COMPACT_AFTER = 100
 _WORTH_COMPACTING = 20
 # The streaming source remembers every file name for ever; a new checkpoint now and then keeps that short.
-_RENEW_AFTER_FILES = 5_000
+_RENEW_AFTER_FILES = 20_000
+_EVERY = "1 second"
+_LOOK_S = 0.1
+# So many triggers in a row that found nothing.
+_IDLE_S = 5.0
 # A commit that came first is no failure: its writer is done, and ours may go on.
 _TRIES = 10
 
@@ -65,23 +71,19 @@ class Landing:
     fresh: int | None = None
     files: int = 0
     set_aside: list[Path] = field(default_factory=list)
+    _query: StreamingQuery | None = None
     _checkpoint: Path | None = None
     _in_checkpoint: int = 0
     _merges: int = 0
     _committed: bool = True
 
     def tick(self) -> int:
-        """Land what is in the journal now; how many files that were."""
-        before = self.files
-        if not self._waiting():
+        """Land what is in the journal now; how many files that were. The query goes on until it is stopped."""
+        before, waiting = self.files, self._waiting()
+        if not waiting:
             return 0
-        if self._checkpoint is None or self._in_checkpoint > _RENEW_AFTER_FILES:
-            if self._checkpoint is not None:
-                shutil.rmtree(self._checkpoint)
-            self._checkpoint = self.state.folder / f"checkpoint-{uuid.uuid4().hex}"
-            self._in_checkpoint = 0
         try:
-            self._query()
+            self._await(waiting)
         except Exception:
             # One file that is cut short blocks its whole batch.
             damaged = [path for path in self._waiting() if not readable(path)]
@@ -90,16 +92,27 @@ class Landing:
             for path in damaged:
                 path.replace(self.state.aside / path.name)
             self.set_aside += damaged
-            self._checkpoint = None
+            self._renew()
             return self.tick()
-        landed = self.files - before
-        self._in_checkpoint += landed
-        if self._merges >= _COMPACT_AFTER:
-            # Small files are slower to read; that is no reason to land nothing more.
-            with suppress(Exception):
-                self.compact()
-            self._merges = min(self._merges, _WORTH_COMPACTING)
-        return landed
+        if self._in_checkpoint > _RENEW_AFTER_FILES:
+            self._renew()
+        return self.files - before
+
+    def drain(self) -> None:
+        """Land until the journal is empty, and stop.
+
+        Raises:
+            LandingError: when files stay that the query does not take.
+        """
+        while self._waiting():
+            self.tick()
+        self.stop()
+
+    def stop(self) -> None:
+        """Stop the query; what has not landed stays in the journal."""
+        if self._query is not None:
+            self._query.stop()
+            self._query = None
 
     def compact(self) -> None:
         """Put the small files of many merges together, clustered by what analysis filters on."""
@@ -107,41 +120,51 @@ class Landing:
             self.spark.sql(f"OPTIMIZE {tables.quoted(self.captures)}")
             self._merges = 0
 
-    def drain(self) -> None:
-        """Land until the journal is empty.
-
-        Raises:
-            LandingError: when files stay that the query does not take.
-        """
-        renewed = False
-        while waiting := self._waiting():
-            self.tick()
-            if self._waiting() != waiting:
-                renewed = False
-            elif renewed:
-                raise LandingError(f"{self.state.journal}: its files do not land in {self.captures}")
-            else:
-                # A file that this checkpoint's query has seen, and that is still there, needs another to be seen again.
-                self._checkpoint, renewed = None, True
-
     def _waiting(self) -> list[Path]:
         return sorted(self.state.journal.glob("*.parquet"))
 
-    def _query(self) -> None:
-        journal = (
-            self.spark.readStream.schema(tables.spark_schema(tables.JOURNAL))
-            .option("maxFilesPerTrigger", _FILES_A_BATCH)
-            .option("maxFileAge", "36500d")
-            .parquet(str(self.state.journal))
-            .select("*", F.col("_metadata.file_path").alias("_file"))
-        )
-        query = (
-            journal.writeStream.foreachBatch(self._merge)
-            .option("checkpointLocation", str(self._checkpoint))
-            .trigger(availableNow=True)
-            .start()
-        )
-        query.awaitTermination()
+    def _await(self, files: list[Path]) -> None:
+        renewed, idle_since = False, time.monotonic()
+        while any(path.exists() for path in files):
+            query = self._running()
+            time.sleep(_LOOK_S)
+            if error := query.exception():
+                raise error
+            status = query.status
+            if status["isDataAvailable"] or status["isTriggerActive"]:
+                idle_since = time.monotonic()
+            elif time.monotonic() - idle_since > _IDLE_S:
+                # A file that this checkpoint's query has seen, and that is still there, needs another to be seen again.
+                if renewed:
+                    raise LandingError(f"{self.state.journal}: its files do not land in {self.captures}")
+                self._renew()
+                renewed, idle_since = True, time.monotonic()
+
+    def _renew(self) -> None:
+        self.stop()
+        if self._checkpoint is not None:
+            shutil.rmtree(self._checkpoint, ignore_errors=True)
+        self._checkpoint, self._in_checkpoint = None, 0
+
+    def _running(self) -> StreamingQuery:
+        """The query. One goes on for the whole run: each start of one leaves a socket open in Python and in the JVM."""
+        if self._query is None or not self._query.isActive:
+            if self._checkpoint is None:
+                self._checkpoint = self.state.folder / f"checkpoint-{uuid.uuid4().hex}"
+            journal = (
+                self.spark.readStream.schema(tables.spark_schema(tables.JOURNAL))
+                .option("maxFilesPerTrigger", _FILES_A_BATCH)
+                .option("maxFileAge", "36500d")
+                .parquet(str(self.state.journal))
+                .select("*", F.col("_metadata.file_path").alias("_file"))
+            )
+            self._query = (
+                journal.writeStream.foreachBatch(self._merge)
+                .option("checkpointLocation", str(self._checkpoint))
+                .trigger(processingTime=_EVERY)
+                .start()
+            )
+        return self._query
 
     def _merge(self, batch: DataFrame, _batch_id: int) -> None:
         """Merge a batch, remember its rows, delete its files; in this order."""
@@ -171,6 +194,12 @@ class Landing:
         for file in pc.unique(where["_file"]).to_pylist():
             _local(file).unlink(missing_ok=True)
             self.files += 1
+            self._in_checkpoint += 1
+        if self._merges >= _COMPACT_AFTER:
+            # Small files are slower to read; that is no reason to land nothing more.
+            with suppress(Exception):
+                self.compact()
+            self._merges = min(self._merges, _WORTH_COMPACTING)
 
     def _are_new(self, plans: dict[int, np.ndarray[Any, Any]]) -> bool:
         """Whether no row of a batch replaces one in ``captures`` or beside it.

@@ -101,7 +101,11 @@ def _land_left(spark: SparkSession, settings: Settings, lease: Lease) -> None:
         if left:
             state.prepare()
             state.publish(Control(lease.epoch, beat=1))
-            landing_of(spark, settings, state).drain()
+            landing = landing_of(spark, settings, state)
+            try:
+                landing.drain()
+            finally:
+                landing.stop()
             state.remove()
         if left or run_id in lease.died:
             runs.settle(spark, settings, run_id, runs.totals(spark, settings, run_id))

@@ -104,6 +104,7 @@ class JournalAndLanding(RuleBasedStateMachine):
     @rule()
     def landing_lands(self) -> None:
         self.landing.tick()
+        self.landing.stop()
 
     @rule(where=st.sampled_from(["before the commit", "after the commit", "before the files go", "between the files"]))
     def landing_dies(self, where: str) -> None:
@@ -118,6 +119,7 @@ class JournalAndLanding(RuleBasedStateMachine):
 
     @rule()
     def a_driver_starts_anew(self) -> None:
+        self.landing.stop()
         self.landing = Landing(self.spark, self.captures, self.state, keep_interrupted=False)
 
     @rule()
@@ -125,6 +127,7 @@ class JournalAndLanding(RuleBasedStateMachine):
         """The process lives on."""
         with self.crashing("after the commit"), suppress(Exception):
             self.landing.tick()
+        self.landing.stop()
 
     @rule()
     def checkpoints_are_lost(self) -> None:

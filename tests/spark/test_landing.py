@@ -13,6 +13,7 @@ from deltatap.landing import Landing
 from deltatap.state import LANDED, Control, PlanState, RunState
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from pyspark.sql import DataFrame, SparkSession
@@ -22,11 +23,13 @@ AT = datetime(2026, 11, 20, tzinfo=UTC)
 
 
 @pytest.fixture
-def landing(spark: SparkSession, tables: Path, tmp_path: Path) -> Landing:
+def landing(spark: SparkSession, tables: Path, tmp_path: Path) -> Iterator[Landing]:
     schema.ensure(spark, str(tables / "captures"), schema.CAPTURES)
     state = RunState(tmp_path / "state" / RUN)
     state.prepare()
-    return Landing(spark, str(tables / "captures"), state, keep_interrupted=False)
+    landing = Landing(spark, str(tables / "captures"), state, keep_interrupted=False)
+    yield landing
+    landing.stop()
 
 
 def row(at: int, status: str = "completed", **columns: Any) -> dict[str, Any]:
