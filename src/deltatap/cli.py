@@ -21,7 +21,7 @@ from deltatap.errors import ConfigError, DeltatapError, RunningError, Vocabulary
 from deltatap.state import RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 app = typer.Typer(
     help="Streams LLM completions from Spark into Delta, and keeps when every chunk came.",
@@ -86,20 +86,125 @@ def stop(
     console.print(f"asked run {run_id} to stop", highlight=False)
 
 
+@app.command()
+def analyze(
+    config: Annotated[Path, _CONFIG] = Path("conf/local.yml"),
+    overrides: Annotated[list[str] | None, _SET] = None,
+    everything: Annotated[  # noqa: FBT002 - a flag of the command line
+        bool, typer.Option("--all", help="Compute all runs anew, not only those that are new or have changed.")
+    ] = False,
+) -> None:
+    """Compute metrics_by_run, metrics_by_hour and stream_vs_complete from captures; see docs/metrics.md.
+
+    Twice in a row changes nothing. Exit code 0, or 2: configuration.
+    """
+
+    def look(settings: Settings, console: Console) -> int:
+        from deltatap.analysis import analyze, table_of  # noqa: PLC0415
+        from deltatap.look import show_metrics  # noqa: PLC0415
+
+        rows = analyze(_session(settings), settings, everything=everything)
+        show_metrics(console, rows)
+        runs = len({row["run_id"] for row in rows})
+        told = f"{runs:,} runs analyzed" if rows else "no run is new, and none has changed"
+        console.print(f"{told}: {table_of(settings, 'metrics_by_run')}", highlight=False, soft_wrap=True)
+        return OK
+
+    # A Databricks task takes any SystemExit for a failure.
+    if code := _run(config, overrides, look):
+        sys.exit(code)
+
+
+@app.command()
+def runs(
+    config: Annotated[Path, _CONFIG] = Path("conf/local.yml"),
+    overrides: Annotated[list[str] | None, _SET] = None,
+    most: Annotated[int, typer.Option("--limit", min=1, help="So many of them.")] = 20,
+) -> None:
+    """List the runs on the captures table, newest first."""
+
+    def look(settings: Settings, console: Console) -> int:
+        from deltatap.look import newest_runs, show_runs  # noqa: PLC0415
+
+        show_runs(console, newest_runs(_session(settings), settings, most))
+        return OK
+
+    sys.exit(_run(config, overrides, look))
+
+
+@app.command()
+def show(
+    request_id: Annotated[str, typer.Argument(metavar="REQUEST_ID")],
+    run_id: Annotated[
+        str | None, typer.Option("--run", metavar="RUN", help="Of this run; else the newest row.")
+    ] = None,
+    config: Annotated[Path, _CONFIG] = Path("conf/local.yml"),
+    overrides: Annotated[list[str] | None, _SET] = None,
+) -> None:
+    """Show one request: when its chunks came, its times, what it cost, its text, its error."""
+
+    def look(settings: Settings, console: Console) -> int:
+        from deltatap.look import newest_capture, show_capture  # noqa: PLC0415
+
+        for row in newest_capture(_session(settings), settings, request_id, run_id):
+            show_capture(console, row)
+        return OK
+
+    sys.exit(_run(config, overrides, look))
+
+
+@app.command()
+def compare(
+    first: Annotated[str, typer.Argument(metavar="RUN")],
+    second: Annotated[str, typer.Argument(metavar="RUN")],
+    config: Annotated[Path, _CONFIG] = Path("conf/local.yml"),
+    overrides: Annotated[list[str] | None, _SET] = None,
+) -> None:
+    """Compare two runs: the difference of each metric's median and p95, with a bootstrap 95 % interval.
+
+    Of more than 5,000 rows in a mode, 5,000 are drawn, the same ones each time.
+    """
+
+    def look(settings: Settings, console: Console) -> int:
+        from deltatap.comparison import compare  # noqa: PLC0415
+        from deltatap.look import known_run, show_comparison  # noqa: PLC0415
+
+        spark = _session(settings)
+        for run_id in (first, second):
+            known_run(spark, settings, run_id)
+        show_comparison(console, first, second, compare(spark, settings, first, second))
+        return OK
+
+    sys.exit(_run(config, overrides, look))
+
+
 def capture_job() -> None:
     """The entry point of ``jobs/capture.py``: the same command."""
+    _job(capture)
+
+
+def analyze_job() -> None:
+    """The entry point of ``jobs/analyze.py``: the same command."""
+    _job(analyze)
+
+
+def _job(command: Callable[..., None]) -> None:
     job = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    job.command()(capture)
+    job.command()(command)
     if code := job(standalone_mode=False):
         sys.exit(code)
 
 
 def run_capture(config: Path, overrides: list[str], *, dry_run: bool = False) -> int:
     """Run a capture, or say what one would do, and print what it came to; the exit code."""
+    return _run(config, overrides, _foresee if dry_run else _capture)
+
+
+def _run(config: Path, overrides: list[str] | None, work: Callable[[Settings, Console], int]) -> int:
+    """Load the settings and work; what goes wrong in a line each, and the exit code."""
     console = Console()
     try:
-        settings = load_settings(config, overrides)
-        return _foresee(settings, console) if dry_run else _capture(settings, console)
+        return work(load_settings(config, overrides or []), console)
     except (ConfigError, VocabularyError) as error:
         _refuse(console, error.problems if isinstance(error, ConfigError) else (str(error),))
         return CONFIGURATION
@@ -112,7 +217,8 @@ def run_capture(config: Path, overrides: list[str], *, dry_run: bool = False) ->
     except Exception as error:  # noqa: BLE001 - Spark or the machine; nothing that was journaled is lost
         traceback.print_exc()
         _refuse(console, [f"{type(error).__name__}: {error}".strip().splitlines()[0]])
-        console.print("start it again: what was captured is kept, and is not paid for twice", highlight=False)
+        if work is _capture:
+            console.print("start it again: what was captured is kept, and is not paid for twice", highlight=False)
         return FAILED
 
 

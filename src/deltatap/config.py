@@ -176,6 +176,29 @@ class State(_Section):
     flush_s: Seconds = 1
 
 
+class Slo(_Section):
+    """What a completed answer must keep to count as good; null: it does not matter."""
+
+    ttft_ms: Annotated[float, Field(gt=0)] | None = None
+    tpot_ms: Annotated[float, Field(gt=0)] | None = None
+    e2e_ms: Annotated[float, Field(gt=0)] | None = None
+
+
+class Analysis(_Section):
+    """Where the metrics go, and what counts.
+
+    Attributes:
+        tables: a schema (``catalog.schema``) or a folder; None: beside captures.
+        max_loop_lag_ms: rows measured while our own event loop ran later than this are left out of the times; None
+            takes all.
+        slo: what a good answer keeps.
+    """
+
+    tables: Location | None = None
+    max_loop_lag_ms: Annotated[float, Field(gt=0)] | None = 50
+    slo: Slo = Field(default_factory=Slo)
+
+
 class Spark(_Section):
     """The master of a local session; where a session is given, as on Databricks, it is not used."""
 
@@ -198,6 +221,7 @@ class Settings(_Section):
     tokens: Tokens = Field(default_factory=Tokens)
     prices: str | list[str] | None = "conf/prices.yml"
     state: State = Field(default_factory=State)
+    analysis: Analysis = Field(default_factory=Analysis)
     spark: Spark = Field(default_factory=Spark)
 
     @property

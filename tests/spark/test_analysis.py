@@ -1,0 +1,329 @@
+"""The metrics against examples worked out by hand, against numpy, and against what a run captured."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from deltatap import tables as schema
+from deltatap.analysis import analyze, quantile_sql, table_of
+from deltatap.comparison import compare
+from deltatap.config import Settings, load_settings
+from deltatap.errors import ConfigError
+from deltatap.look import newest_capture, newest_runs, show_capture, show_comparison, show_metrics, show_runs
+from deltatap.metrics import METRICS, PEERS, with_parts
+from deltatap.prices import Prices
+from deltatap.run import run
+from tests import prompts
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pyspark.sql import SparkSession
+
+    from tests.simulation import Simulation
+
+SIMULATOR = ("--ttft-ms", "30", "--itl-ms", "3", "--tokens", "20")
+AT = datetime(2026, 11, 21, 6, 30, tzinfo=UTC)
+
+# A stream by hand: the role at 80 ms, then reasoning, two outputs of which the second came in the same read, the finish
+# and the usage. Six tokens as the server counts, five as tiktoken does.
+CHUNKS = [
+    (80.0, None, "", "role", 0, 0, 0),
+    (100.0, None, "Hm", "reasoning", 0, 1, 1),
+    (130.0, 30.0, "Say", "content", 0, 2, 2),
+    (130.0, 0.0, " it", "content", 0, 3, 2),
+    (200.0, 70.0, " all.", "content", 0, 4, 3),
+    (210.0, None, "stop", "finish", 0, 5, 4),
+    (215.0, None, "", "usage", -1, 6, 5),
+]
+BY_HAND = {
+    "headers_ms": 70.0,
+    "first_chunk_ms": 80.0,
+    "ttft_ms": 100.0,
+    "ttfot_ms": 130.0,
+    "tpot_ms": (200.0 - 100.0) / 5,
+    "normalized_ms": 220.0 / 6,
+    "stall_ms": 70.0,
+    "e2e_ms": 220.0,
+    "tokens_per_s": 6 / 0.220,
+}
+THEIRS_BY_HAND = {
+    ("vLLM bench serve", "TTFT"): 80.0,
+    ("vLLM bench serve", "ITL"): [20.0, 30.0, 0.0, 70.0, 10.0],
+    ("vLLM bench serve", "TPOT"): (210.0 - 80.0) / 5,
+    ("vLLM bench serve", "E2EL"): 210.0,
+    ("guidellm", "TTFT"): 100.0,
+    ("guidellm", "ITL"): 20.0,
+    ("guidellm", "TPOT"): 200.0 / 6,
+    ("aiperf", "TTFT"): 100.0,
+    ("aiperf", "TTFO"): 130.0,
+    ("aiperf", "ITL"): (215.0 - 100.0) / 5,
+    ("aiperf", "request latency"): 215.0,
+    ("OpenTelemetry", "gen_ai.client.operation.time_to_first_chunk"): 80.0,
+    ("OpenTelemetry", "gen_ai.client.operation.duration"): 220.0,
+    ("OpenTelemetry", "gen_ai.server.time_per_output_token"): (220.0 - 100.0) / 5,
+}
+
+
+@pytest.fixture
+def settings(spark: SparkSession, tables: Path) -> Settings:
+    schema.ensure(spark, str(tables / "captures"), schema.CAPTURES)
+    schema.ensure(spark, str(tables / "runs"), schema.RUNS)
+    return load_settings(prompts.config(tables, "http://127.0.0.1:1/v1"))
+
+
+def capture_row(run_id: str, request_id: str, **columns: Any) -> dict[str, Any]:
+    made: dict[str, Any] = dict.fromkeys(column.name for column in schema.CAPTURES)
+    return made | {
+        "run_id": run_id, "request_id": request_id, "mode": "stream", "status": "completed", "finish_reason": "stop",
+        "chunks": CHUNKS, "retries": [], "loop_lag_ms": 1.0, "endpoint": "e", "request_model": "m",
+        "cost_basis": "reported", "cost_usd": 0.25, "usage_reported": (10, 6, 16, None, 2, None, None),
+        "usage_tiktoken": ("o200k_base", 9, 5, 14, False), "started_at": AT, "finished_at": AT + timedelta(seconds=1),
+        **{name: BY_HAND[name] for name in ("headers_ms", "first_chunk_ms", "ttft_ms", "ttfot_ms", "tpot_ms", "e2e_ms")},
+        **columns,
+    }  # fmt: skip
+
+
+def write_captures(spark: SparkSession, settings: Settings, *rows: dict[str, Any]) -> None:
+    names = [column.name for column in schema.CAPTURES]
+    frame = spark.createDataFrame(
+        [tuple(row[name] for name in names) for row in rows], schema.spark_schema(schema.CAPTURES)
+    )
+    frame.coalesce(1).write.format("delta").mode("append").save(settings.captures.table)
+
+
+def write_runs(spark: SparkSession, settings: Settings, *run_ids: str, heartbeat_at: datetime = AT) -> None:
+    made = dict.fromkeys(column.name for column in schema.RUNS)
+    rows = [
+        made | {"run_id": run_id, "status": "completed", "started_at": AT, "heartbeat_at": heartbeat_at,
+                "captures": settings.captures.table}
+        for run_id in run_ids
+    ]  # fmt: skip
+    frame = spark.createDataFrame([tuple(row.values()) for row in rows], schema.spark_schema(schema.RUNS))
+    frame.write.format("delta").mode("overwrite").save(settings.runs.table)
+
+
+def test_every_metric_by_hand(spark: SparkSession, settings: Settings) -> None:
+    assert {metric.name for metric in METRICS} == set(BY_HAND)
+    write_captures(spark, settings, capture_row("r", "a"))
+    columns = [f"{metric.sql} AS {metric.name}" for metric in METRICS]
+    columns += [f"{metric.from_chunks} AS {metric.name}_too" for metric in METRICS if metric.from_chunks]
+    parts = with_parts(schema.quoted(settings.captures.table))
+    row = spark.sql(f"SELECT {', '.join(columns)} FROM ({parts})").collect()[0].asDict()
+    for name, value in row.items():
+        assert value == pytest.approx(BY_HAND[name.removesuffix("_too")]), name
+
+
+def test_what_others_call_so_by_hand(spark: SparkSession, settings: Settings) -> None:
+    assert {(peer.tool, peer.name) for peer in PEERS} == set(THEIRS_BY_HAND)
+    write_captures(spark, settings, capture_row("r", "a"))
+    parts = with_parts(schema.quoted(settings.captures.table))
+    for peer in PEERS:
+        (value,) = spark.sql(f"SELECT {peer.sql} FROM ({parts})").collect()[0]
+        assert value == pytest.approx(THEIRS_BY_HAND[peer.tool, peer.name]), peer
+
+
+def test_nothing_divides_by_zero_where_nothing_came(spark: SparkSession, settings: Settings) -> None:
+    nothing = dict.fromkeys([*BY_HAND, "usage_reported", "usage_tiktoken", "loop_lag_ms"])
+    write_captures(spark, settings, {**capture_row("r", "a"), **{k: None for k in nothing if k in capture_row("", "")}})
+    spark.sql(f"UPDATE {schema.quoted(settings.captures.table)} SET chunks = array()")
+    parts = with_parts(schema.quoted(settings.captures.table))
+    every = [metric.sql for metric in METRICS] + [peer.sql for peer in PEERS]
+    for value in spark.sql(f"SELECT {', '.join(every)} FROM ({parts})").collect()[0]:
+        assert value is None or value == []
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 10, 1000])
+def test_quantiles_are_numpy_s_and_their_intervals_order_statistics(spark: SparkSession, count: int) -> None:
+    values = np.random.default_rng(count).lognormal(5, 1, count)
+    frame = spark.createDataFrame([(sorted(float(value) for value in values),)], "a ARRAY<DOUBLE>")
+    for p in (0.5, 0.9, 0.95, 0.99):
+        found = frame.selectExpr(f"inline(array({quantile_sql('a', p)}))").collect()[0]
+        assert found["value"] == pytest.approx(np.quantile(values, p))
+        ordered, spread = np.sort(values), 1.959964 * math.sqrt(count * p * (1 - p))
+        below, above = math.floor(count * p - spread), math.ceil(count * p + spread) + 1
+        assert found["low"] == (ordered[below - 1] if below >= 1 else None)
+        assert found["high"] == (ordered[above - 1] if above <= count else None)
+
+
+def test_intervals_hold_the_true_median_in_95_of_100_samples(spark: SparkSession) -> None:
+    samples = np.sort(np.random.default_rng(7).exponential(1.0, (2000, 101)), axis=1)
+    frame = spark.createDataFrame([(sample.tolist(),) for sample in samples], "a ARRAY<DOUBLE>")
+    found = frame.selectExpr(f"inline(array({quantile_sql('a', 0.5)}))").collect()
+    held = np.mean([row["low"] <= math.log(2) <= row["high"] for row in found])
+    assert 0.94 <= held <= 0.99
+
+
+def test_a_run_s_row_by_hand(spark: SparkSession, settings: Settings) -> None:
+    later = AT + timedelta(seconds=9)
+    retried: tuple[Any, ...] = (AT, 5.0, 429, "rate_limit", None, [], None, None, None)
+    write_captures(
+        spark,
+        settings,
+        capture_row("r", "a"),
+        capture_row("r", "b", ttft_ms=300.0, e2e_ms=440.0, retries=[retried], finished_at=later),
+        capture_row("r", "late", ttft_ms=9000.0, loop_lag_ms=51.0),
+        capture_row("r", "cut", status="interrupted", finish_reason=None, ttft_ms=7000.0,
+                    error=("connection", None, None, None, True, None)),
+        capture_row("r", "bad", status="failed", finish_reason=None, started_at=None, finished_at=None, cost_usd=None,
+                    cost_basis=None, chunks=[], error=("invalid_request", None, None, None, False, None)),
+        capture_row("other", "a", request_model=None),
+    )  # fmt: skip
+    write_runs(spark, settings, "r", "other")
+    slo = load_settings({**settings.model_dump(exclude={"endpoint"}), "analysis": {"slo": {"ttft_ms": 200}}})
+    rows = {row["run_id"]: row for row in analyze(spark, slo)}
+    row = rows["r"].asDict(recursive=True)
+    assert rows["other"]["rows"] == 1
+    expected = {
+        "endpoint": "e", "request_model": "m", "mode": "stream", "rows": 5, "completed": 3, "interrupted": 1,
+        "failed": 1, "late": 1, "requests": 5, "errors": {"rate_limit": 1, "connection": 1, "invalid_request": 1},
+        "finish_reasons": {"stop": 3}, "input_tokens": 40, "output_tokens": 24, "reported_output_tokens": 18,
+        "tiktoken_output_tokens": 15, "cost_usd": 1.0, "good": 1, "coalesced": 1 / 4,
+        "requests_per_s": 3 / 9, "output_tokens_per_s": 24 / 9, "good_per_s": 1 / 9,
+    }  # fmt: skip
+    for name, value in expected.items():
+        assert row[name] == (pytest.approx(value) if isinstance(value, float) else value), name
+    assert (row["ttft_ms"]["count"], row["ttft_ms"]["mean"], row["ttft_ms"]["p50"]["value"]) == (2, 200.0, 200.0)
+    assert row["e2e_ms"]["p50"]["value"] == 330.0
+    # Of each of the two streams that count: 30 and 70 ms; what came in one read has no gap.
+    assert row["inter_chunk_ms"] == pytest.approx(
+        {"count": 4, "mean": 50.0, "p50": 30.0, "p90": 70.0, "p95": 70.0, "p99": 70.0}
+    )
+    everything = load_settings({**slo.model_dump(exclude={"endpoint"}), "analysis": {"max_loop_lag_ms": None}})
+    again = next(each for each in analyze(spark, everything) if each["run_id"] == "r")
+    assert (again["late"], again["ttft_ms"]["count"], again["good"]) == (0, 3, None)
+
+
+def test_only_what_changed_is_computed_and_twice_is_once(spark: SparkSession, settings: Settings) -> None:
+    write_captures(spark, settings, capture_row("one", "a"), capture_row("two", "a"))
+    write_runs(spark, settings, "one", "two")
+    assert [row["run_id"] for row in analyze(spark, settings)] == ["one", "two"]
+    before = {name: contents(spark, settings, name) for name in ("metrics_by_run", "metrics_by_hour")}
+    assert analyze(spark, settings) == []
+    assert len(analyze(spark, settings, everything=True)) == 2
+    assert {name: contents(spark, settings, name) for name in before} == before
+    # The same run goes on an hour later, and a new one comes.
+    later = AT + timedelta(hours=1)
+    write_captures(spark, settings, capture_row("two", "b", started_at=later, finished_at=later))
+    write_captures(spark, settings, capture_row("three", "a"))
+    write_runs(spark, settings, "one", "two", "three", heartbeat_at=later)
+    spark.sql(
+        f"UPDATE {schema.quoted(settings.runs.table)} SET heartbeat_at = '{AT:%Y-%m-%d %H:%M}' WHERE run_id = 'one'"
+    )
+    spark.sql(f"UPDATE {schema.quoted(table_of(settings, 'metrics_by_run'))} SET heartbeat_at = "
+              f"'{AT:%Y-%m-%d %H:%M}' WHERE run_id = 'one'")  # fmt: skip
+    assert {(row["run_id"], row["rows"]) for row in analyze(spark, settings)} == {("two", 2), ("three", 1)}
+    hours = spark.table(schema.quoted(table_of(settings, "metrics_by_hour"))).orderBy("hour").collect()
+    assert [(row["hour"].astimezone(UTC), row["rows"]) for row in hours] == [
+        (AT.replace(minute=0), 3), (later.replace(minute=0), 1),
+    ]  # fmt: skip
+
+
+def contents(spark: SparkSession, settings: Settings, name: str) -> list[str]:
+    rows = spark.table(schema.quoted(table_of(settings, name))).collect()
+    return sorted(json.dumps(row.asDict(recursive=True), default=str, sort_keys=True) for row in rows)
+
+
+def test_time_saved_by_streaming(spark: SparkSession, settings: Settings) -> None:
+    """40 pairs: a whole answer takes 1,000 ms more than the streamed one's first token takes, give or take."""
+    spread = np.random.default_rng(3).normal(0, 50, 40)
+    rows = []
+    for at, more in enumerate(spread):
+        rows.append(capture_row("r", f"q{at}", usage_reported=(1, 10 if at < 30 else 100, 1, None, None, None, None)))
+        whole: dict[str, Any] = {
+            "mode": "complete",
+            "chunks": [],
+            "ttft_ms": None,
+            "tpot_ms": None,
+            "e2e_ms": 1100.0 + float(more),
+        }
+        rows.append(capture_row("r", f"q{at}", **whole))
+    rows.append(capture_row("r", "alone"))
+    write_captures(spark, settings, *rows)
+    write_runs(spark, settings, "r")
+    analyze(spark, settings)
+    found = {
+        r["output_tokens"]: r for r in spark.table(schema.quoted(table_of(settings, "stream_vs_complete"))).collect()
+    }
+    assert {name: row["pairs"] for name, row in found.items()} == {"all": 40, "1-16": 30, "65-256": 10}
+    saved = found["all"]["saved_ms"]
+    assert saved["value"] == pytest.approx(np.median(1000 + spread))
+    # As numpy's ordinary bootstrap has it, within a few ms.
+    generator = np.random.default_rng(0)
+    medians = [np.median(generator.choice(1000 + spread, 40)) for _ in range(4000)]
+    assert (saved["low"], saved["high"]) == pytest.approx(np.quantile(medians, (0.025, 0.975)), abs=12)
+    assert found["all"]["slower_ms"]["value"] == pytest.approx(-np.median(880 + spread))
+    assert found["all"]["ttft_ms"] == 100.0
+
+
+def test_there_is_nothing_to_analyze(spark: SparkSession, tables: Path) -> None:
+    settings = load_settings(prompts.config(tables, "http://127.0.0.1:1/v1"))
+    with pytest.raises(ConfigError, match="capture something first"):
+        analyze(spark, settings)
+
+
+@pytest.mark.parametrize(
+    ("captures", "beside", "table"),
+    [
+        ("/data/captures", None, "/data/t"),
+        ("main.llm.captures", None, "main.llm.t"),
+        ("captures", None, "t"),
+        ("/data/captures", "/else/where", "/else/where/t"),
+        ("/data/captures", "main.metrics", "main.metrics.t"),
+    ],
+)
+def test_where_the_tables_are(captures: str, beside: str | None, table: str) -> None:
+    settings = load_settings({"captures": {"table": captures}, "analysis": {"tables": beside}, "prices": None})
+    assert table_of(settings, "t") == table
+
+
+def test_two_real_runs_are_analyzed_compared_and_shown(
+    spark: SparkSession, tables: Path, simulator: Simulation
+) -> None:
+    """What is in captures equals what SQL makes of the chunks, for every stream that a run captured."""
+    prompts.write(spark, tables / "prompts", [(f"q{at:02d}", f"Prompt {at}?") for at in range(24)])
+    runs = []
+    for model in ("gpt-4o-mini", "gpt-4o"):
+        capture, endpoint = {"mode": "paired", "owed": "all"}, {"model": model}
+        settings = load_settings(prompts.config(tables, simulator.base_url, capture=capture, endpoint=endpoint))
+        ended = run(settings, spark, Prices(), Console(file=io.StringIO()))
+        runs.append(ended.row["run_id"])
+    parts = with_parts(schema.quoted(settings.captures.table))
+    told = [metric for metric in METRICS if metric.from_chunks and metric.sql == metric.name]
+    assert len(told) == 4
+    for metric in told:
+        differ = f"NOT ({metric.sql} <=> {metric.from_chunks}) AND NOT abs({metric.sql} - {metric.from_chunks}) < 1e-9"
+        assert spark.sql(f"SELECT 1 FROM ({parts}) WHERE {differ}").count() == 0, metric.name
+    rows = analyze(spark, settings)
+    assert {(row["run_id"], row["mode"], row["rows"]) for row in rows} == {
+        (run_id, mode, 24) for run_id in runs for mode in ("stream", "complete")
+    }
+    captured = spark.table(schema.quoted(settings.captures.table)).where("mode = 'stream'").collect()
+    for row in rows:
+        if row["mode"] == "stream":
+            mine = [each for each in captured if each["run_id"] == row["run_id"] and each["loop_lag_ms"] <= 50]
+            for name in ("ttft_ms", "tpot_ms", "e2e_ms"):
+                for quantile, p in {"p50": 0.5, "p99": 0.99}.items():
+                    assert row[name][quantile]["value"] == pytest.approx(np.quantile([each[name] for each in mine], p))
+    out = io.StringIO()
+    console = Console(file=out, width=80)
+    show_metrics(console, rows)
+    show_runs(console, newest_runs(spark, settings, 5))
+    (streamed, whole) = newest_capture(spark, settings, "q07", runs[0])
+    assert (streamed["mode"], whole["mode"], streamed["run_id"]) == ("stream", "complete", runs[0])
+    show_capture(console, streamed)
+    first, second = runs
+    show_comparison(console, first, second, compare(spark, settings, first, second))
+    said = out.getvalue()
+    for expected in (*runs, "time to first token", streamed["text"].split()[0], "│", "TTFT p50", "does not hold zero"):
+        assert expected in said
+    with pytest.raises(ConfigError, match="no row has request_id nobody"):
+        newest_capture(spark, settings, "nobody", None)
