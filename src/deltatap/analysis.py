@@ -70,7 +70,7 @@ def analyze(spark: SparkSession, settings: Settings, *, everything: bool = False
     runs = ", ".join(f"'{run_id}'" for run_id in changed)
     ours = f"run_id IN ({runs})"
     captures = tables.quoted(settings.captures.table)
-    with _view(spark.sql(_rows_sql(settings, f"SELECT * FROM {captures} WHERE {ours}"))) as rows:
+    with _view(spark.sql(measured_sql(settings, f"SELECT * FROM {captures} WHERE {ours}"))) as rows:
         _replace(spark.sql(_pairs_sql(rows)), paired, tables.STREAM_VS_COMPLETE, ours)
         found = spark.sql(f"SELECT DISTINCT hour FROM {rows} WHERE hour IS NOT NULL ORDER BY hour").collect()
         hours = [f"TIMESTAMP '{row['hour'].astimezone(UTC):%Y-%m-%d %H:%M:%S}Z'" for row in found]
@@ -80,7 +80,7 @@ def analyze(spark: SparkSession, settings: Settings, *, everything: bool = False
         # An hour may hold rows of runs that have not changed, too. The bounds let Delta skip the files of other days.
         then = f"{_HOUR} IN ({', '.join(hours)})"
         bounds = f"started_at >= {hours[0]} AND started_at < {hours[-1]} + INTERVAL 1 HOUR"
-        with _view(spark.sql(_rows_sql(settings, f"SELECT * FROM {captures} WHERE {bounds} AND {then}"))) as rows:
+        with _view(spark.sql(measured_sql(settings, f"SELECT * FROM {captures} WHERE {bounds} AND {then}"))) as rows:
             metrics_by_hour = spark.sql(_metrics_sql(rows, ("hour",), settings))
             _replace(metrics_by_hour, by_hour, tables.METRICS_BY_HOUR, f"hour IN ({', '.join(hours)})")
     return spark.sql(
@@ -90,12 +90,12 @@ def analyze(spark: SparkSession, settings: Settings, *, everything: bool = False
 
 def counting_rows(spark: SparkSession, settings: Settings, run_id: str, most: int) -> DataFrame:
     """A run's rows whose times count, with their metrics; of each mode at most so many, the same ones each time."""
-    run = f"SELECT * FROM {tables.quoted(settings.captures.table)} WHERE run_id = {_literal(run_id)}"
+    run = f"SELECT * FROM {tables.quoted(settings.captures.table)} WHERE run_id = {literal(run_id)}"
     return spark.sql(
         f"""
         SELECT mode, {", ".join(metric.name for metric in METRICS)} FROM (
           SELECT *, row_number() OVER (PARTITION BY mode ORDER BY xxhash64(request_id)) AS place
-          FROM ({_rows_sql(settings, run)}) WHERE counts
+          FROM ({measured_sql(settings, run)}) WHERE counts
         ) WHERE place <= {most}
         """
     )
@@ -113,17 +113,17 @@ def _changed(spark: SparkSession, settings: Settings, by_run: str, *, everything
     known = f"""
         SELECT run_id, max(heartbeat_at) AS seen, max(settings) AS with FROM {tables.quoted(by_run)} GROUP BY run_id
     """
-    same = "false" if everything else f"k.seen <=> r.heartbeat_at AND k.with <=> {_literal(_said(settings))}"
+    same = "false" if everything else f"k.seen <=> r.heartbeat_at AND k.with <=> {literal(_said(settings))}"
     return spark.sql(
         f"""
         SELECT r.run_id FROM {tables.quoted(settings.runs.table)} AS r LEFT JOIN ({known}) AS k USING (run_id)
-        WHERE r.captures = {_literal(settings.captures.table)} AND NOT coalesce({same}, false) ORDER BY r.started_at
+        WHERE r.captures = {literal(settings.captures.table)} AND NOT coalesce({same}, false) ORDER BY r.started_at
         """
     )
 
 
-def _rows_sql(settings: Settings, captures: str) -> str:
-    """The rows of captures with their metrics, and whether these count."""
+def measured_sql(settings: Settings, captures: str) -> str:
+    """SQL: the rows of captures (a query) with their metrics, and whether their times count."""
     lag, slo = settings.analysis.max_loop_lag_ms, settings.analysis.slo
     late = "false" if lag is None else f"coalesce(loop_lag_ms > {lag}, false)"
     kept = [f"{name} <= {most}" for name, most in slo.model_dump().items() if most is not None]
@@ -135,7 +135,7 @@ def _rows_sql(settings: Settings, captures: str) -> str:
           usage_reported, usage_tiktoken, cost_basis, started_at, finished_at,
           {_HOUR} AS hour, tokens AS output_tokens,
           coalesce(usage_reported.input_tokens, usage_tiktoken.input_tokens) AS input_tokens,
-          status = 'completed' AND {late} AS late, status = 'completed' AND NOT {late} AS counts,
+          loop_lag_ms, status = 'completed' AND {late} AS late, status = 'completed' AND NOT {late} AS counts,
           status = 'completed' AND ({good}) AS good,
           {COALESCED} AS coalesced, size(output) AS outputs, {GAPS} AS gaps,
           {", ".join(columns)}
@@ -186,7 +186,7 @@ def _by_run_sql(found: str, settings: Settings) -> str:
     span = "nullif(timestampdiff(MICROSECOND, f.started_at, f.finished_at), 0) / 1e6"
     return f"""
         SELECT f.*, f.completed / ({span}) AS requests_per_s, f.output_tokens / ({span}) AS output_tokens_per_s,
-          f.good / ({span}) AS good_per_s, {_literal(_said(settings))} AS settings, r.heartbeat_at
+          f.good / ({span}) AS good_per_s, {literal(_said(settings))} AS settings, r.heartbeat_at
         FROM {found} AS f LEFT JOIN {tables.quoted(settings.runs.table)} AS r USING (run_id)
     """
 
@@ -284,7 +284,8 @@ def _said(settings: Settings) -> str:
     return settings.analysis.model_dump_json(exclude={"tables"})
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
+    """A text as SQL has it."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
 

@@ -178,6 +178,30 @@ def compare(
     sys.exit(_run(config, overrides, look))
 
 
+@app.command()
+def report(
+    run_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="The runs; none: the newest that has rows.")
+    ] = None,
+    config: Annotated[Path, _CONFIG] = Path("conf/local.yml"),
+    overrides: Annotated[list[str] | None, _SET] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("report.html"),
+) -> None:
+    """Write one HTML page about a run, or several beside one another: charts, numbers, texts, and streams to replay.
+
+    It opens offline. The metrics of the runs are computed where they are not.
+    """
+
+    def look(settings: Settings, console: Console) -> int:
+        from deltatap.report import write_report  # noqa: PLC0415
+
+        written = write_report(_session(settings), settings, run_ids or [], out)
+        console.print(f"{out}: {' and '.join(written)}", highlight=False, soft_wrap=True)
+        return OK
+
+    sys.exit(_run(config, overrides, look))
+
+
 def capture_job() -> None:
     """The entry point of ``jobs/capture.py``: the same command."""
     _job(capture)

@@ -115,8 +115,12 @@ def main() -> int:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the job hears it, too, and drains
             code = job.wait()
     if code == 0:
+        report = DATA / "report.html"
+        command = [sys.executable, "-m", "deltatap", "report", "--config", str(CONFIG), "--out", str(report)]
+        subprocess.run(command, check=True)  # noqa: S603 - ours
         print(
             f"""
+Open {report.absolute()} in a browser: how long a reader waits, streamed answers to replay, every number.
 The answers are in the Delta table {DATA / "captures"}, the run in {DATA / "runs"}. To look at them, in
 {sys.executable}:
 

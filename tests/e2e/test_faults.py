@@ -139,7 +139,7 @@ def test_the_clock_is_set(spark: SparkSession, tables: Path) -> None:
         scene.check(again=0)
         rows = spark.table(quoted(str(tables / "captures"))).collect()
         for row in rows:
-            assert 150 <= row["ttft_ms"] < row["last_chunk_ms"] <= row["e2e_ms"] < 60_000
+            assert 0 < row["ttft_ms"] < row["last_chunk_ms"] <= row["e2e_ms"] < 60_000
         days = {row["finished_at"].replace(minute=0, second=0, microsecond=0) for row in rows}
         assert len(days) > 1, "the clock was set while it ran"
 

@@ -1,0 +1,131 @@
+"""The page: charts, cards and tables through a template into one file that needs nothing else."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment, PackageLoader
+from plotly.offline import get_plotlyjs
+
+from deltatap.comparison import Difference, compare
+from deltatap.errors import ConfigError
+from deltatap.look import known_run, newest_runs
+from deltatap.metrics import METRICS
+from deltatap.report.charts import charts, in_script
+from deltatap.report.data import ROWS, Gathered, gather
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from pyspark.sql import Row, SparkSession
+
+    from deltatap.config import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A figure to see at once."""
+
+    label: str
+    value: str
+    more: str = ""
+
+
+def write_report(spark: SparkSession, settings: Settings, run_ids: Sequence[str], path: Path) -> list[str]:
+    """Write the page about some runs, else about the newest one that has rows; the runs that it is about.
+
+    Raises:
+        ConfigError: when there is no such run, or none with rows.
+    """
+    for run_id in run_ids:
+        known_run(spark, settings, run_id)
+    if not run_ids:
+        newest = [row["run_id"] for row in newest_runs(spark, settings, 20) if _rows(row)]
+        if not newest:
+            raise ConfigError([f"runs.table: {settings.runs.table}: no run has rows yet; capture something first"])
+        run_ids = newest[:1]
+    gathered = gather(spark, settings, run_ids)
+    differences = compare(spark, settings, run_ids[0], run_ids[1]) if len(run_ids) > 1 else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(render(gathered, run_ids, differences), encoding="utf-8")
+    return list(run_ids)
+
+
+def _rows(run: Row) -> int:
+    return sum(run[name] or 0 for name in ("completed", "interrupted", "failed"))
+
+
+def render(gathered: Gathered, run_ids: Sequence[str], differences: dict[tuple[str, str, str], Difference]) -> str:
+    """The page as HTML."""
+    environment = Environment(loader=PackageLoader("deltatap", "report"), autoescape=True, trim_blocks=True)
+    environment.filters["ms"] = lambda value: "-" if value is None else f"{value:,.1f}"
+    labels = {metric.name: metric.label for metric in METRICS}
+    streams = [
+        {
+            "id": stream.request_id, "why": stream.why, "status": stream.status, "error": stream.error,
+            "chunks": [[ms, text, kind] for ms, text, kind in stream.chunks],
+            "end": stream.e2e_ms or (stream.chunks[-1][0] if stream.chunks else 0), "wholeMs": stream.whole_ms,
+            "whole": stream.whole, "paired": stream.paired,
+        }
+        for stream in gathered.streams
+    ]  # fmt: skip
+    return environment.get_template("page.html.j2").render(
+        run_ids=run_ids,
+        runs=gathered.runs,
+        metrics=gathered.metrics,
+        names=METRICS,
+        labels=labels,
+        cards=cards(gathered),
+        charts=charts(gathered),
+        paired=gathered.paired,
+        differences=differences,
+        streams=gathered.streams,
+        streams_json=in_script(json.dumps(streams)),
+        slowest=gathered.slowest,
+        broken=gathered.broken,
+        sampled=gathered.rows.num_rows < gathered.total,
+        shown=gathered.rows.num_rows,
+        most=ROWS,
+        total=gathered.total,
+        plotly=get_plotlyjs(),
+    )
+
+
+def cards(gathered: Gathered) -> list[Card]:
+    """What one wants to know first."""
+    metrics = gathered.metrics
+    rows, done = sum(row["rows"] for row in metrics), sum(row["completed"] for row in metrics)
+    broken, failed = sum(row["interrupted"] for row in metrics), sum(row["failed"] for row in metrics)
+    made = [
+        Card("completed", f"{done:,} of {rows:,}", f"{broken:,} broke off, {failed:,} failed"),
+        Card(
+            "calls", f"{sum(row['requests'] for row in metrics):,}", f"{_failed(metrics):,} failed, tried again or not"
+        ),
+    ]
+    for row in metrics[:4]:
+        mode = {"stream": "streamed", "complete": "whole"}.get(row["mode"], row["mode"])
+        which = f"{row['request_model']}, {mode}" if len(metrics) > 1 else row["request_model"]
+        name, label = ("ttft_ms", "TTFT") if row["mode"] == "stream" else ("e2e_ms", "E2E")
+        times = row[name]
+        if times["count"]:
+            middle = f"{times['p50']['value']:,.0f} ms"
+            made.append(Card(f"median {label}", middle, f"p95 {times['p95']['value']:,.0f} ms; {which}"))
+        if row["mode"] == "stream" and row["tpot_ms"]["count"]:
+            tpot = row["tpot_ms"]["p50"]["value"]
+            rate = f"{1000 / tpot:,.0f} tokens/s a stream" if tpot else ""
+            made.append(Card("median TPOT", f"{tpot:,.1f} ms", f"{rate}; {which}"))
+    tokens = sum(row["output_tokens"] or 0 for row in metrics)
+    made.append(Card("output tokens", f"{tokens:,}", f"{sum(row['input_tokens'] or 0 for row in metrics):,} in"))
+    costs = [row["cost_usd"] for row in metrics if row["cost_usd"] is not None]
+    made.append(Card("cost", f"${sum(costs):,.4f}" if costs else "no price", "retries included" if costs else ""))
+    late = sum(row["late"] for row in metrics)
+    if late:
+        made.append(Card("left out", f"{late:,} rows", "measured while our own event loop ran late"))
+    return made
+
+
+def _failed(metrics: Sequence[Row]) -> int:
+    return sum(count for row in metrics for count in (row["errors"] or {}).values())

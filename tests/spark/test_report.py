@@ -1,0 +1,128 @@
+"""The report, made from real runs and opened in a real browser."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+from rich.console import Console
+
+from deltatap import tables as schema
+from deltatap.config import Settings, load_settings
+from deltatap.errors import ConfigError
+from deltatap.prices import Prices
+from deltatap.report import write_report
+from deltatap.run import run
+from tests import prompts
+from tests.simulation import start_simulator
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pyspark.sql import SparkSession
+
+ATTACK = "</script><script>document.title='owned'</script><!--<script>"
+PLOTS = {"saved", "ttft", "gaps", "waterfall", "stalls", "load", "errors", "tokens"}
+
+
+@pytest.fixture(scope="module")
+def two_runs(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tuple[Settings, list[str]]:
+    folder = tmp_path_factory.mktemp("report")
+    rows: list[tuple[str | None, ...]] = [(f"q{at:02d}", f"Prompt {at}?", "gpt-4o-mini") for at in range(20)]
+    rows += [("cut", "x", "gpt-4o-mini!cut@5"), ("limited", "x", "gpt-4o-mini!429=0.05:1"), (ATTACK, ATTACK, None)]
+    rows.append(("bad", " ", None))
+    prompts.write(spark, folder / "prompts", rows)
+    runs = []
+    with start_simulator("--ttft-ms", "40", "--itl-ms", "4", "--tokens", "30") as simulator:
+        for temperature in (0, 1):
+            capture = {"mode": "paired", "owed": "all", "max_broken": 1, "max_attempts": 1}
+            request = {"temperature": temperature}
+            settings = load_settings(prompts.config(folder, simulator.base_url, capture=capture, request=request))
+            runs.append(run(settings, spark, Prices(), Console(file=io.StringIO())).row["run_id"])
+    return settings, runs
+
+
+def opened(page: Path, folder: Path, link: str = "") -> tuple[str, list[str]]:
+    """The page's elements after a few seconds in a browser, and what its console said."""
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("chromium is not on PATH")
+    command = [
+        browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--user-data-dir={folder}",
+        "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--virtual-time-budget=20000",
+        "--window-size=1200,2000", "--dump-dom", f"file://{page}{link}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+def inside(page: str, id_: str) -> str:
+    """The text of an element without children of its kind."""
+    found = re.search(rf'<(\w+)[^>]* id="{id_}"[^>]*>(.*?)</\1>', page, re.DOTALL)
+    assert found, id_
+    return html.unescape(re.sub(r"<[^>]+>", "", found[2]))
+
+
+def test_one_run_in_a_browser(spark: SparkSession, two_runs: tuple[Settings, list[str]], tmp_path: Path) -> None:
+    settings, runs = two_runs
+    page = tmp_path / "some" / "report.html"
+    assert write_report(spark, settings, [], page) == runs[-1:]
+    assert page.stat().st_size < 15_000_000
+    seen, said = opened(page, tmp_path / "browser", "#play=0")
+    assert said == []
+    assert "<title>deltatap: " in seen, "no text of a row is run as a script"
+    for name in PLOTS:
+        drawn = re.search(rf'id="plot-{name}".*?</figure>', seen, re.DOTALL)
+        assert drawn, name
+        assert "<svg" in drawn[0], name
+    texts = page.read_text()
+    streams = json.loads(re.search(r"^const STREAMS = (.*);$", texts, re.MULTILINE)[1])  # type: ignore[index]
+    assert any(stream["why"] == "broken" for stream in streams)
+    assert all(stream["paired"] for stream in streams if stream["why"] != "broken")
+    played = inside(seen, "replay-streamed")
+    assert played, "the replay goes on"
+    assert "".join(text for _, text, _ in streams[0]["chunks"]).startswith(played)
+    assert inside(seen, "replay-clock") != "0 ms"
+    for expected in ("median TTFT", "Time saved by streaming", "Broken and failed", "stream_interrupted", "rate_limit"):
+        assert expected in texts
+    assert "const FIGURES" in texts
+    assert "https://cdn" not in texts.split("<script>")[0], "it opens offline"
+
+
+def test_two_runs_beside_one_another(spark: SparkSession, two_runs: tuple[Settings, list[str]], tmp_path: Path) -> None:
+    settings, runs = two_runs
+    page = tmp_path / "report.html"
+    assert write_report(spark, settings, runs, page) == runs
+    seen, said = opened(page, tmp_path / "browser")
+    assert said == []
+    assert "Differences" in seen
+    assert seen.partition("<script>")[0].count("<caption>") == 13, "two runs, three models, two modes; and paired"
+    assert f"{runs[0]}, gpt-4o-mini, streamed" in seen
+
+
+def test_a_run_of_one_row(spark: SparkSession, tables: Path, tmp_path: Path) -> None:
+    prompts.write(spark, tables / "prompts", [("only", "x")])
+    with start_simulator("--speed", "0", "--tokens", "1", "--sigma", "0") as simulator:
+        settings = load_settings(prompts.config(tables, simulator.base_url))
+        run(settings, spark, Prices(), Console(file=io.StringIO()))
+    page = tmp_path / "report.html"
+    write_report(spark, settings, [], page)
+    _, said = opened(page, tmp_path / "browser")
+    assert said == []
+
+
+def test_there_is_nothing_to_report(spark: SparkSession, tables: Path, tmp_path: Path) -> None:
+    settings = load_settings(prompts.config(tables, "http://127.0.0.1:1/v1"))
+    with pytest.raises(ConfigError, match="capture something first"):
+        write_report(spark, settings, [], tmp_path / "report.html")
+    schema.ensure(spark, settings.runs.table, schema.RUNS)
+    with pytest.raises(ConfigError, match="no run nobody on these captures; newest: none"):
+        write_report(spark, settings, ["nobody"], tmp_path / "report.html")
+    with pytest.raises(ConfigError, match="no run has rows yet"):
+        write_report(spark, settings, [], tmp_path / "report.html")
