@@ -103,7 +103,7 @@ def analyze(
         from deltatap.analysis import analyze, table_of  # noqa: PLC0415
         from deltatap.look import show_metrics  # noqa: PLC0415
 
-        rows = analyze(_session(settings), settings, everything=everything)
+        rows = analyze(_session(settings, console), settings, everything=everything)
         show_metrics(console, rows)
         runs = len({row["run_id"] for row in rows})
         told = f"{runs:,} runs analyzed" if rows else "no run is new, and none has changed"
@@ -126,7 +126,7 @@ def runs(
     def look(settings: Settings, console: Console) -> int:
         from deltatap.look import newest_runs, show_runs  # noqa: PLC0415
 
-        show_runs(console, newest_runs(_session(settings), settings, most))
+        show_runs(console, newest_runs(_session(settings, console), settings, most))
         return OK
 
     sys.exit(_run(config, overrides, look))
@@ -146,7 +146,7 @@ def show(
     def look(settings: Settings, console: Console) -> int:
         from deltatap.look import newest_capture, show_capture  # noqa: PLC0415
 
-        for row in newest_capture(_session(settings), settings, request_id, run_id):
+        for row in newest_capture(_session(settings, console), settings, request_id, run_id):
             show_capture(console, row)
         return OK
 
@@ -169,7 +169,7 @@ def compare(
         from deltatap.comparison import compare  # noqa: PLC0415
         from deltatap.look import known_run, show_comparison  # noqa: PLC0415
 
-        spark = _session(settings)
+        spark = _session(settings, console)
         for run_id in (first, second):
             known_run(spark, settings, run_id)
         show_comparison(console, first, second, compare(spark, settings, first, second))
@@ -195,7 +195,7 @@ def report(
     def look(settings: Settings, console: Console) -> int:
         from deltatap.report import write_report  # noqa: PLC0415
 
-        written = write_report(_session(settings), settings, run_ids or [], out)
+        written = write_report(_session(settings, console), settings, run_ids or [], out)
         console.print(f"{out}: {' and '.join(written)}", highlight=False, soft_wrap=True)
         return OK
 
@@ -256,7 +256,7 @@ def _foresee(settings: Settings, console: Console) -> int:
     from deltatap.preflight import preflight  # noqa: PLC0415
 
     prices = preflight(settings)
-    show(console, foresee(_session(settings), settings, prices))
+    show(console, foresee(_session(settings, console), settings, prices))
     return OK
 
 
@@ -268,7 +268,7 @@ def _capture(settings: Settings, console: Console) -> int:
     from deltatap.run import run  # noqa: PLC0415
     from deltatap.summary import show, summarize  # noqa: PLC0415
 
-    spark = _session(settings)
+    spark = _session(settings, console)
     ended = run(settings, spark, prices, console)
     for note in ended.notes:
         console.print(_plain(note), highlight=False, soft_wrap=True)
@@ -283,15 +283,16 @@ def _capture(settings: Settings, console: Console) -> int:
     return TOO_MANY_ERRORS if ended.failed_share > settings.capture.fail_above_error_rate else OK
 
 
-def _session(settings: Settings) -> Any:  # noqa: ANN401 - imported where it is used
+def _session(settings: Settings, console: Console) -> Any:  # noqa: ANN401 - imported where it is used
     """The session that is there, as on Databricks, else a local one."""
-    from pyspark.sql import SparkSession  # noqa: PLC0415
+    with console.status("starting Spark"):
+        from pyspark.sql import SparkSession  # noqa: PLC0415
 
-    from deltatap.local import local_session  # noqa: PLC0415
+        from deltatap.local import local_session  # noqa: PLC0415
 
-    # What it logs is in the error that it raises, too.
-    logging.getLogger("SQLQueryContextLogger").disabled = True
-    return SparkSession.getActiveSession() or local_session(settings.spark.master)
+        # What it logs is in the error that it raises, too.
+        logging.getLogger("SQLQueryContextLogger").disabled = True
+        return SparkSession.getActiveSession() or local_session(settings.spark.master)
 
 
 def _plain(text: str) -> str:

@@ -172,7 +172,7 @@ class Driver:
         had = self._final_rows()
         tasks = plan.tasks(settings, self.slots)
         modes = len(settings.capture.modes)
-        with plan.owed(self.spark, settings, lease.run_id) as found:
+        with self.console.status("planning: what is owed"), plan.owed(self.spark, settings, lease.run_id) as found:
             owed = plan.write(found, self.plan, tasks, modes=modes, seed=lease.run_id)
         self.before = runs.totals(self.spark, settings, lease.run_id)
         if not (lease.went_on or any(self.before[status] for status in ("completed", "interrupted", "failed"))):

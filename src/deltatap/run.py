@@ -39,7 +39,8 @@ def run(settings: Settings, spark: SparkSession, prices: Prices, console: Consol
         RunningError: when a run on the same captures table lives.
         LeaseLostError: when another driver took over meanwhile.
     """
-    _check_tables(spark, settings)
+    with console.status("checking the tables"):
+        _check_tables(spark, settings)
     new_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
     lease = runs.acquire(spark, settings, new_id)
     _land_left(spark, settings, lease)
