@@ -45,8 +45,6 @@ _EVERY = "1 second"
 _LOOK_S = 0.1
 # So many triggers in a row that found nothing.
 _IDLE_S = 5.0
-# A commit that came first is no failure: its writer is done, and ours may go on.
-_TRIES = 10
 
 
 @dataclass(slots=True)
@@ -184,7 +182,7 @@ class Landing:
         rows.drop("plan", "part", "row").createOrReplaceTempView(view)
         self._committed = False
         try:
-            self._commit(batch.sparkSession, sql)
+            tables.commit(batch.sparkSession, sql)
         finally:
             batch.sparkSession.catalog.dropTempView(view)
         self._merges += 1
@@ -213,16 +211,6 @@ class Landing:
         alone = len(np.unique(places)) == len(places)
         landed = self.state.plan(self.fresh).landed()
         return alone and control is not None and control.epoch == self.fresh and not np.isin(places, landed).any()
-
-    def _commit(self, spark: SparkSession, sql: str) -> None:
-        for left in reversed(range(_TRIES)):
-            try:
-                spark.sql(sql)
-            except Exception as error:
-                if not (left and tables.came_second(error)):
-                    raise
-            else:
-                return
 
 
 def one_a_key(rows: DataFrame, keep_interrupted: bool) -> DataFrame:  # noqa: FBT001 - a DataFrame transformation

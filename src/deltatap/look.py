@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -81,7 +80,7 @@ def _there(spark: SparkSession, name: str, table: str) -> None:
 
 def show_runs(console: Console, rows: Sequence[Row]) -> None:
     """Print runs."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("run", no_wrap=True, min_width=22)
     table.add_column("status", min_width=9)
     table.add_column("started", no_wrap=True, min_width=11)

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 
 LEASE_S = 60.0
-_TRIES = 10
 _NAMES = tuple(column.name for column in tables.RUNS)
 _SCHEMA = tables.spark_schema(tables.RUNS)
 _VERSIONS = ("deltatap", "openai", "aiohttp", "tiktoken", "pyspark", "delta-spark", "pyarrow", "pandas")
@@ -239,15 +238,8 @@ def _update(spark: SparkSession, settings: Settings, run_id: str, values: Mappin
             MERGE INTO {tables.quoted(settings.runs.table)} AS t USING {view} AS s ON t.run_id = s.run_id
             WHEN MATCHED AND t.{only} THEN UPDATE SET {assignments}
         """
-        for left in reversed(range(_TRIES)):
-            try:
-                spark.sql(merge)
-            except Exception as error:
-                # Runs on other captures tables write here, too, and the table is Serializable.
-                if not (left and tables.came_second(error)):
-                    raise
-            else:
-                return
+        # Runs on other captures tables write here, too, and the table is Serializable.
+        tables.commit(spark, merge)
 
 
 @contextmanager

@@ -223,6 +223,7 @@ _PRIMITIVES = {
     "BINARY": pa.binary(),
     "TIMESTAMP": pa.timestamp("us", tz="UTC"),
 }
+_TRIES = 10
 _TOKEN = re.compile(r"\w+|[<>,]")
 
 
@@ -322,6 +323,18 @@ def ensure(
         + (f" CLUSTER BY ({', '.join(cluster_by)})" if cluster_by else "")
         + (f" TBLPROPERTIES ({properties})" if properties else "")
     )
+
+
+def commit(spark: SparkSession, sql: str) -> None:
+    """Commit a statement. Another commit that came first is no failure: its writer is done, and ours may go on."""
+    for left in reversed(range(_TRIES)):
+        try:
+            spark.sql(sql)
+        except Exception as error:
+            if not (left and came_second(error)):
+                raise
+        else:
+            return
 
 
 def came_second(error: Exception) -> bool:

@@ -70,13 +70,13 @@ def test_files_land_are_remembered_and_go(landing: Landing) -> None:
 def merges(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The statements that landing commits, in order."""
     seen: list[str] = []
-    commit = Landing._commit
+    commit = schema.commit
 
-    def note(self: Landing, spark: SparkSession, sql: str) -> None:
+    def note(spark: SparkSession, sql: str) -> None:
         seen.append(sql)
-        commit(self, spark, sql)
+        commit(spark, sql)
 
-    monkeypatch.setattr(Landing, "_commit", note)
+    monkeypatch.setattr(schema, "commit", note)
     return seen
 
 
