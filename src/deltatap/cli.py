@@ -202,6 +202,51 @@ def report(
     sys.exit(_run(config, overrides, look))
 
 
+@app.command()
+def replay(
+    run_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[RUN]...", help="The runs; none: all, the newest answers first.")
+    ] = None,
+    config: Annotated[Path, _CONFIG] = Path("conf/local.yml"),
+    overrides: Annotated[list[str] | None, _SET] = None,
+    host: Annotated[
+        str, typer.Option(help="Where to listen; there is no protection, so stay on loopback.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8089,
+    speed: Annotated[float, typer.Option(min=0, help="How much faster everything goes; 0 is without any wait.")] = 1.0,
+    most: Annotated[int, typer.Option("--limit", min=1, help="So many answers, the newest.")] = 10_000,
+) -> None:
+    """Serve captured answers as an OpenAI-compatible endpoint: the same chunks at the same times, broken ones included.
+
+    A request is answered by what was captured for the same body (request_hash), else for the same last prompt; by a
+    stream if it asks for one, else by a whole answer. The page at / shows one typed out.
+    """
+
+    def look(settings: Settings, console: Console) -> int:
+        from deltatap.look import newest_answers  # noqa: PLC0415
+        from deltatap.simulator.replay import Replay, recording  # noqa: PLC0415
+        from deltatap.simulator.server import serve  # noqa: PLC0415
+
+        spark = _session(settings, console)
+        rows = newest_answers(spark, settings, run_ids or [], most)
+        recordings, refused = [], ""
+        for row in rows:
+            try:
+                recordings.append(recording(row.asDict(recursive=True)))
+            except ValueError as error:
+                refused = str(error)
+        if refused:
+            console.print(f"{len(rows) - len(recordings):,} answers left out: {refused}", highlight=False)
+        if not recordings:
+            raise ConfigError([f"captures.table: {settings.captures.table}: no answer to say again"])
+        console.print(f"{len(recordings):,} answers; open / for a page", highlight=False)
+        spark.stop()
+        serve(Replay(recordings, speed=speed).application(), host, port, "replay")
+        return OK
+
+    sys.exit(_run(config, overrides, look))
+
+
 def capture_job() -> None:
     """The entry point of ``jobs/capture.py``: the same command."""
     _job(capture)
@@ -329,10 +374,11 @@ def simulate(
     limits, then a connection cut after five pieces, then an answer. /sim/calls, /sim/counts and /sim/stats tell what
     was sent.
     """
-    from deltatap.simulator.answers import Pace  # noqa: PLC0415 - tiktoken and uvicorn take their time
-    from deltatap.simulator.app import SimulatorSettings  # noqa: PLC0415
+    from deltatap.simulator.answers import ENCODING, Pace  # noqa: PLC0415 - tiktoken and uvicorn take their time
+    from deltatap.simulator.app import Simulator, SimulatorSettings  # noqa: PLC0415
     from deltatap.simulator.faults import BadFaultError, parse  # noqa: PLC0415
     from deltatap.simulator.server import serve  # noqa: PLC0415
+    from deltatap.tokens import encoding  # noqa: PLC0415
 
     usual = Pace()
     pace = Pace(
@@ -355,4 +401,5 @@ def simulate(
         requests_per_minute=requests_per_minute,
         tokens_per_minute=tokens_per_minute,
     )
-    serve(settings, host, port)
+    encoding(ENCODING)  # now, so that no call waits for it
+    serve(Simulator(settings).application(), host, port)

@@ -61,6 +61,21 @@ def newest_capture(spark: SparkSession, settings: Settings, request_id: str, run
     return [newest[mode] for mode in sorted(newest, reverse=True)]
 
 
+def newest_answers(spark: SparkSession, settings: Settings, run_ids: Sequence[str], most: int) -> list[Row]:
+    """The newest rows that were sent, of some runs or of all; oldest first.
+
+    Raises:
+        ConfigError: when there is no captures table, or no such run.
+    """
+    _there(spark, "captures", settings.captures.table)
+    for run_id in run_ids:
+        known_run(spark, settings, run_id)
+    rows = spark.table(tables.quoted(settings.captures.table)).where("started_at IS NOT NULL")
+    if run_ids:
+        rows = rows.where(rows["run_id"].isin(*run_ids))
+    return rows.orderBy(rows["finished_at"].desc_nulls_last()).limit(most).collect()[::-1]
+
+
 def known_run(spark: SparkSession, settings: Settings, run_id: str) -> None:
     """Refuse a run that is not there.
 

@@ -285,6 +285,7 @@ def test_where_the_tables_are(captures: str, beside: str | None, table: str) -> 
     assert table_of(settings, "t") == table
 
 
+@pytest.mark.slow
 def test_two_real_runs_are_analyzed_compared_and_shown(
     spark: SparkSession, tables: Path, simulator: Simulation
 ) -> None:

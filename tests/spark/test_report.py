@@ -6,8 +6,6 @@ import html
 import io
 import json
 import re
-import shutil
-import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,6 +18,7 @@ from deltatap.prices import Prices
 from deltatap.report import write_report
 from deltatap.run import run
 from tests import prompts
+from tests.browser import opened
 from tests.simulation import start_simulator
 
 if TYPE_CHECKING:
@@ -48,20 +47,6 @@ def two_runs(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> t
     return settings, runs
 
 
-def opened(page: Path, folder: Path, link: str = "") -> tuple[str, list[str]]:
-    """The page's elements after a few seconds in a browser, and what its console said."""
-    browser = shutil.which("chromium")
-    if browser is None:
-        pytest.skip("chromium is not on PATH")
-    command = [
-        browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", f"--user-data-dir={folder}",
-        "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr", "--virtual-time-budget=20000",
-        "--window-size=1200,2000", "--dump-dom", f"file://{page}{link}",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-
-
 def inside(page: str, id_: str) -> str:
     """The text of an element without children of its kind."""
     found = re.search(rf'<(\w+)[^>]* id="{id_}"[^>]*>(.*?)</\1>', page, re.DOTALL)
@@ -74,7 +59,9 @@ def test_one_run_in_a_browser(spark: SparkSession, two_runs: tuple[Settings, lis
     page = tmp_path / "some" / "report.html"
     assert write_report(spark, settings, [], page) == runs[-1:]
     assert page.stat().st_size < 15_000_000
-    seen, said = opened(page, tmp_path / "browser", "#play=0")
+    seen, said = opened(
+        page.as_uri() + "#play=0", tmp_path / "browser", "document.getElementById('replay-streamed').textContent"
+    )
     assert said == []
     assert "<title>deltatap: " in seen, "no text of a row is run as a script"
     for name in PLOTS:
@@ -95,17 +82,19 @@ def test_one_run_in_a_browser(spark: SparkSession, two_runs: tuple[Settings, lis
     assert "https://cdn" not in texts.split("<script>")[0], "it opens offline"
 
 
+@pytest.mark.slow
 def test_two_runs_beside_one_another(spark: SparkSession, two_runs: tuple[Settings, list[str]], tmp_path: Path) -> None:
     settings, runs = two_runs
     page = tmp_path / "report.html"
     assert write_report(spark, settings, runs, page) == runs
-    seen, said = opened(page, tmp_path / "browser")
+    seen, said = opened(page.as_uri(), tmp_path / "browser", "document.querySelectorAll('.plot svg').length")
     assert said == []
     assert "Differences" in seen
     assert seen.partition("<script>")[0].count("<caption>") == 13, "two runs, three models, two modes; and paired"
     assert f"{runs[0]}, gpt-4o-mini, streamed" in seen
 
 
+@pytest.mark.slow
 def test_a_run_of_one_row(spark: SparkSession, tables: Path, tmp_path: Path) -> None:
     prompts.write(spark, tables / "prompts", [("only", "x")])
     with start_simulator("--speed", "0", "--tokens", "1", "--sigma", "0") as simulator:
@@ -113,7 +102,7 @@ def test_a_run_of_one_row(spark: SparkSession, tables: Path, tmp_path: Path) -> 
         run(settings, spark, Prices(), Console(file=io.StringIO()))
     page = tmp_path / "report.html"
     write_report(spark, settings, [], page)
-    _, said = opened(page, tmp_path / "browser")
+    _, said = opened(page.as_uri(), tmp_path / "browser", "document.querySelectorAll('.plot svg').length")
     assert said == []
 
 

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from deltatap.simulator.answers import ENCODING
-from deltatap.simulator.app import Simulator, SimulatorSettings
-from deltatap.tokens import encoding
-
 if TYPE_CHECKING:
     import socket
+
+    from starlette.applications import Starlette
 
 
 class _Protocol(HttpToolsProtocol):
@@ -26,25 +24,27 @@ class _Protocol(HttpToolsProtocol):
 class _Server(uvicorn.Server):
     """Says where it listens, once it does."""
 
+    name = "simulator"
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         for server in self.servers:
             host, port = server.sockets[0].getsockname()[:2]
-            print(f"simulator: http://{host}:{port}/v1", flush=True)  # noqa: T201 - whoever started it waits for this line
+            print(f"{self.name}: http://{host}:{port}/v1", flush=True)  # noqa: T201 - whoever started it waits for this line
 
 
-def serve(settings: SimulatorSettings, host: str, port: int) -> None:
+def serve(application: Starlette, host: str, port: int, name: str = "simulator") -> None:
     """Serve until SIGTERM or Ctrl-C.
 
     Args:
-        settings: how the simulator behaves.
+        application: the simulator's, or a replay's.
         host: loopback, unless you know what you do: there is no protection whatever.
         port: 0 takes a free one.
+        name: what the line that says so begins with.
     """
-    encoding(ENCODING)  # now, so that no call waits for it
-    _Server(
+    server = _Server(
         uvicorn.Config(
-            Simulator(settings).application(),
+            application,
             host=host,
             port=port,
             loop="uvloop",
@@ -55,4 +55,6 @@ def serve(settings: SimulatorSettings, host: str, port: int) -> None:
             timeout_graceful_shutdown=1,
             backlog=4096,
         )
-    ).run()
+    )
+    server.name = name
+    server.run()

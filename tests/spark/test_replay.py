@@ -1,0 +1,157 @@
+"""Captured streams served again: to the real openai client, and in a real browser."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+import openai
+import pytest
+import yaml
+from rich.console import Console
+
+from deltatap import tables as schema
+from deltatap.config import load_settings
+from deltatap.prices import Prices
+from deltatap.run import run
+from tests import prompts
+from tests.browser import opened
+from tests.simulation import start_simulator
+from tests.spark.test_report import inside
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pyspark.sql import Row, SparkSession
+
+
+pytestmark = pytest.mark.slow
+
+TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
+
+
+@pytest.fixture(scope="module")
+def replayed(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[str, Row]]]:
+    """The endpoint's URL, and the captures by request_id and mode."""
+    folder = tmp_path_factory.mktemp("replay")
+    rows = [
+        ("plain", "Say it.", "gpt-4o-mini"),
+        ("other", "Say something else.", "gpt-4o-mini"),
+        ("calls", "Look it up.", "gpt-4o-mini", json.dumps({"tools": [TOOL]})),
+        ("thinks", "Think.", "gpt-4o-mini!reasoning"),
+        ("cut", "Break off.", "gpt-4o-mini!cut@8"),
+        ("refused", "No.", "gpt-4o-mini!400"),
+    ]
+    prompts.write(spark, folder / "prompts", rows)
+    config = folder / "config.yml"
+    with start_simulator("--ttft-ms", "120", "--itl-ms", "15", "--tokens", "30") as simulator:
+        capture = {"mode": "paired", "max_broken": 1, "max_attempts": 1}
+        tree = prompts.config(folder, simulator.base_url, capture=capture)
+        config.write_text(yaml.safe_dump(tree))
+        settings = load_settings(tree)
+        run(settings, spark, Prices(), Console(file=io.StringIO()))
+    captured = spark.table(schema.quoted(settings.captures.table)).collect()
+    command = [sys.executable, "-m", "deltatap", "replay", "--config", str(config), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        url = next(line for line in process.stdout if line.startswith("replay: ")).removeprefix("replay: ").strip()
+        yield url, {f"{row['request_id']} {row['mode']}": row for row in captured}
+        process.send_signal(signal.SIGTERM)
+
+
+def asked(row: Row, **changes: Any) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(row["request"])
+    return {**body, **changes}
+
+
+def test_a_stream_comes_again_at_its_pace(
+    replayed: tuple[str, dict[str, Row]], record_property: pytest.FixtureRequest
+) -> None:
+    url, rows = replayed
+    row = rows["plain stream"]
+    client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+    begun, came, text = time.perf_counter(), [], ""
+    for chunk in client.chat.completions.create(**asked(row)):
+        if chunk.choices and chunk.choices[0].delta.content:
+            came.append(1000 * (time.perf_counter() - begun))
+            text += chunk.choices[0].delta.content
+        if chunk.usage:
+            assert chunk.usage.completion_tokens == row["usage_reported"]["output_tokens"]
+    assert text == row["text"]
+    then = [chunk["ms"] for chunk in row["chunks"] if chunk["kind"] == "content"]
+    assert len(came) == len(then)
+    assert all(now >= at for now, at in zip(came, then, strict=True)), "nothing comes early"
+    with urllib.request.urlopen(f"{url.removesuffix('/v1')}/replay/stats") as response:  # noqa: S310 - loopback
+        stats = json.load(response)
+    assert stats["frames"] >= len(then)
+    record_property("late_ms", stats["late_ms"])  # type: ignore[operator]
+
+
+def test_a_whole_answer_comes_again(replayed: tuple[str, dict[str, Row]]) -> None:
+    url, rows = replayed
+    row = rows["plain complete"]
+    client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+    begun = time.perf_counter()
+    answer = client.chat.completions.create(**asked(row))
+    assert 1000 * (time.perf_counter() - begun) >= row["e2e_ms"]
+    assert answer.choices[0].message.content == row["text"]
+    assert answer.choices[0].finish_reason == row["finish_reason"]
+
+
+def test_another_body_is_matched_by_its_last_prompt(replayed: tuple[str, dict[str, Row]]) -> None:
+    url, rows = replayed
+    client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+    messages: Any = [{"role": "system", "content": "New."}, {"role": "user", "content": "Say something else."}]
+    answer = client.chat.completions.create(model="whatever", messages=messages)
+    assert answer.choices[0].message.content == rows["other complete"]["text"]
+    with pytest.raises(openai.NotFoundError, match="neither its request_hash nor its last prompt"):
+        client.chat.completions.create(model="m", messages=[{"role": "user", "content": "Never asked."}])
+
+
+def test_tool_calls_and_reasoning(replayed: tuple[str, dict[str, Row]]) -> None:
+    url, rows = replayed
+    client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+    row = rows["calls stream"]
+    said = [
+        call
+        for chunk in client.chat.completions.create(**asked(row))
+        for choice in chunk.choices
+        for call in choice.delta.tool_calls or ()
+    ]
+    captured = json.loads(row["choices"][0]["tool_calls"])
+    assert [call.function.arguments for call in said] == [call["function"]["arguments"] for call in captured]
+    row = rows["thinks stream"]
+    thought = "".join(
+        getattr(choice.delta, "reasoning_content", None) or ""
+        for chunk in client.chat.completions.create(**asked(row))
+        for choice in chunk.choices
+    )
+    assert thought == row["choices"][0]["reasoning"]
+
+
+def test_what_broke_breaks_again(replayed: tuple[str, dict[str, Row]]) -> None:
+    url, rows = replayed
+    client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
+    text = ""
+    chunks = iter(client.chat.completions.create(**asked(rows["cut stream"])))
+    with pytest.raises(openai.APIConnectionError):  # noqa: PT012 - where it breaks is what is asked
+        for chunk in chunks:
+            text += chunk.choices[0].delta.content or ""
+    assert text == rows["cut stream"]["text"]
+    with pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(**asked(rows["refused stream"]))
+
+
+def test_the_page_types_one_out(replayed: tuple[str, dict[str, Row]], tmp_path: Path) -> None:
+    url, rows = replayed
+    ended = "document.getElementById('state').textContent.startsWith('ended after')"
+    seen, said = opened(url.removesuffix("/v1") + "/#ask=plain", tmp_path, ended)
+    assert said == []
+    assert inside(seen, "said") == rows["plain stream"]["text"]
