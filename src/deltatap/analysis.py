@@ -67,8 +67,7 @@ def analyze(spark: SparkSession, settings: Settings, *, everything: bool = False
     changed = [row["run_id"] for row in _changed(spark, settings, by_run, everything=everything).collect()]
     if not changed:
         return []
-    runs = ", ".join(f"'{run_id}'" for run_id in changed)
-    ours = f"run_id IN ({runs})"
+    ours = f"run_id IN ({', '.join(map(literal, changed))})"
     captures = tables.quoted(settings.captures.table)
     with _view(spark.sql(measured_sql(settings, f"SELECT * FROM {captures} WHERE {ours}"))) as rows:
         _replace(spark.sql(_pairs_sql(rows)), paired, tables.STREAM_VS_COMPLETE, ours)
