@@ -103,6 +103,20 @@ def test_a_python_worker_is_killed(spark: SparkSession, tables: Path, moment: st
         scene.check(again=CONCURRENCY + in_one_flush(simulator))
 
 
+def test_a_python_worker_is_killed_while_it_plans(spark: SparkSession, tables: Path) -> None:
+    """Nothing was paid yet: the run may fail, and the next start does it all. Landing and closing have no worker."""
+    with start_simulator(*PACE) as simulator:
+        scene = Scene(spark, tables, simulator)
+        job = scene.start()
+        scene.until(lambda: running(job, "pyspark.daemon"), job)
+        kill(running(job, "pyspark.daemon"))
+        assert job.wait(timeout=300) in (0, 1), scene.log.read_text()
+        if job.returncode:
+            assert simulator.counts()["calls"] == 0
+            assert scene.start().wait(timeout=300) == 0, scene.log.read_text()
+        scene.check(again=0)
+
+
 @pytest.mark.parametrize("moment", ["planning", "flush", "landing", "closing"])
 def test_an_executor_is_killed(spark: SparkSession, tables: Path, moment: str) -> None:
     """The one that captures, where one does; test_kills.py has the same in mid-capture."""
