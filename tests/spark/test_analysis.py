@@ -202,6 +202,7 @@ def test_a_run_s_row_by_hand(spark: SparkSession, settings: Settings) -> None:
     assert (again["late"], again["ttft_ms"]["count"], again["good"]) == (0, 3, None)
 
 
+@pytest.mark.slow
 def test_only_what_changed_is_computed_and_twice_is_once(spark: SparkSession, settings: Settings) -> None:
     write_captures(spark, settings, capture_row("one", "a"), capture_row("two", "a"))
     write_runs(spark, settings, "one", "two")

@@ -148,6 +148,7 @@ def test_a_key_that_the_worker_has_not_ends_the_run(
     assert simulator.counts()["calls"] == 0
 
 
+@pytest.mark.slow
 def test_a_key_is_in_no_table_journal_log_plan_or_message(
     spark: SparkSession,
     tables: Path,

@@ -110,6 +110,7 @@ def test_what_no_request_can_survive_stops_the_run(
     assert (again.row["status"], again.row["completed"]) == ("completed", 3)
 
 
+@pytest.mark.slow
 def test_the_same_run_id_goes_on_and_keeps_the_earlier_calls(
     spark: SparkSession, tables: Path, simulator: Simulation
 ) -> None:
@@ -171,6 +172,7 @@ def job(config: Path, *options: str, **popen: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **popen)
 
 
+@pytest.mark.slow
 def test_the_job_s_last_line_and_exit_codes(
     spark: SparkSession, tables: Path, simulator: Simulation, tmp_path: Path
 ) -> None:
@@ -188,6 +190,7 @@ def test_the_job_s_last_line_and_exit_codes(
     assert "Exception" not in said
 
 
+@pytest.mark.slow
 def test_what_a_failed_run_could_not_land_is_landed_by_the_next(
     spark: SparkSession, tables: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:

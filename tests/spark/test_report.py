@@ -54,6 +54,7 @@ def inside(page: str, id_: str) -> str:
     return html.unescape(re.sub(r"<[^>]+>", "", found[2]))
 
 
+@pytest.mark.slow
 def test_one_run_in_a_browser(spark: SparkSession, two_runs: tuple[Settings, list[str]], tmp_path: Path) -> None:
     settings, runs = two_runs
     page = tmp_path / "some" / "report.html"
