@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from deltatap.metrics import METRICS, PEERS, with_parts
 from deltatap.prices import Prices
 from deltatap.run import run
 from tests import prompts
+from tests.captured import AT, BY_HAND, capture_row, empty_tables, write_captures, write_runs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,30 +32,6 @@ if TYPE_CHECKING:
     from tests.simulation import Simulation
 
 SIMULATOR = ("--ttft-ms", "30", "--itl-ms", "3", "--tokens", "20")
-AT = datetime(2026, 11, 21, 6, 30, tzinfo=UTC)
-
-# A stream by hand: the role at 80 ms, then reasoning, two outputs of which the second came in the same read, the finish
-# and the usage. Six tokens as the server counts, five as tiktoken does.
-CHUNKS = [
-    (80.0, None, "", "role", 0, 0, 0),
-    (100.0, None, "Hm", "reasoning", 0, 1, 1),
-    (130.0, 30.0, "Say", "content", 0, 2, 2),
-    (130.0, 0.0, " it", "content", 0, 3, 2),
-    (200.0, 70.0, " all.", "content", 0, 4, 3),
-    (210.0, None, "stop", "finish", 0, 5, 4),
-    (215.0, None, "", "usage", -1, 6, 5),
-]
-BY_HAND = {
-    "headers_ms": 70.0,
-    "first_chunk_ms": 80.0,
-    "ttft_ms": 100.0,
-    "ttfot_ms": 130.0,
-    "tpot_ms": (200.0 - 100.0) / 5,
-    "normalized_ms": 220.0 / 6,
-    "stall_ms": 70.0,
-    "e2e_ms": 220.0,
-    "tokens_per_s": 6 / 0.220,
-}
 THEIRS_BY_HAND = {
     ("vLLM bench serve", "TTFT"): 80.0,
     ("vLLM bench serve", "ITL"): [20.0, 30.0, 0.0, 70.0, 10.0],
@@ -75,40 +52,7 @@ THEIRS_BY_HAND = {
 
 @pytest.fixture
 def settings(spark: SparkSession, tables: Path) -> Settings:
-    schema.ensure(spark, str(tables / "captures"), schema.CAPTURES)
-    schema.ensure(spark, str(tables / "runs"), schema.RUNS)
-    return load_settings(prompts.config(tables, "http://127.0.0.1:1/v1"))
-
-
-def capture_row(run_id: str, request_id: str, **columns: Any) -> dict[str, Any]:
-    made: dict[str, Any] = dict.fromkeys(column.name for column in schema.CAPTURES)
-    return made | {
-        "run_id": run_id, "request_id": request_id, "mode": "stream", "status": "completed", "finish_reason": "stop",
-        "chunks": CHUNKS, "retries": [], "loop_lag_ms": 1.0, "endpoint": "e", "request_model": "m",
-        "cost_basis": "reported", "cost_usd": 0.25, "usage_reported": (10, 6, 16, None, 2, None, None),
-        "usage_tiktoken": ("o200k_base", 9, 5, 14, False), "started_at": AT, "finished_at": AT + timedelta(seconds=1),
-        **{name: BY_HAND[name] for name in ("headers_ms", "first_chunk_ms", "ttft_ms", "ttfot_ms", "tpot_ms", "e2e_ms")},
-        **columns,
-    }  # fmt: skip
-
-
-def write_captures(spark: SparkSession, settings: Settings, *rows: dict[str, Any]) -> None:
-    names = [column.name for column in schema.CAPTURES]
-    frame = spark.createDataFrame(
-        [tuple(row[name] for name in names) for row in rows], schema.spark_schema(schema.CAPTURES)
-    )
-    frame.coalesce(1).write.format("delta").mode("append").save(settings.captures.table)
-
-
-def write_runs(spark: SparkSession, settings: Settings, *run_ids: str, heartbeat_at: datetime = AT) -> None:
-    made = dict.fromkeys(column.name for column in schema.RUNS)
-    rows = [
-        made | {"run_id": run_id, "status": "completed", "started_at": AT, "heartbeat_at": heartbeat_at,
-                "captures": settings.captures.table}
-        for run_id in run_ids
-    ]  # fmt: skip
-    frame = spark.createDataFrame([tuple(row.values()) for row in rows], schema.spark_schema(schema.RUNS))
-    frame.write.format("delta").mode("overwrite").save(settings.runs.table)
+    return empty_tables(spark, tables)
 
 
 def test_every_metric_by_hand(spark: SparkSession, settings: Settings) -> None:
