@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import openai
@@ -27,13 +29,13 @@ from tests.spark.test_report import inside
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from pyspark.sql import Row, SparkSession
 
 
 pytestmark = pytest.mark.slow
 
+NODE = Path(__file__).parents[1] / "node"
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object", "properties": {}}}}
 
 
@@ -147,6 +149,31 @@ def test_what_broke_breaks_again(replayed: tuple[str, dict[str, Row]]) -> None:
     assert text == rows["cut stream"]["text"]
     with pytest.raises(openai.BadRequestError):
         client.chat.completions.create(**asked(rows["refused stream"]))
+
+
+@pytest.mark.skipif(
+    not (shutil.which("node") and (NODE / "node_modules" / "openai").is_dir()),
+    reason="npm ci in tests/node was not run",
+)
+def test_the_client_for_javascript(replayed: tuple[str, dict[str, Row]]) -> None:
+    url, rows = replayed
+
+    def streamed(row: Row) -> dict[str, Any]:
+        command = ["node", str(NODE / "stream.mjs"), url, row["request"]]
+        said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+        found: dict[str, Any] = json.loads(said)
+        return found
+
+    row = rows["plain stream"]
+    found = streamed(row)
+    assert (found["text"], found["finish_reason"], found["error"]) == (row["text"], row["finish_reason"], None)
+    assert found["usage"]["completion_tokens"] == row["usage_reported"]["output_tokens"]
+    then = [chunk["ms"] for chunk in row["chunks"] if chunk["kind"] == "content"]
+    assert len(found["ms"]) == len(then)
+    assert all(now >= at for now, at in zip(found["ms"], then, strict=True)), "nothing comes early"
+    broken = streamed(rows["cut stream"])
+    assert broken["text"] == rows["cut stream"]["text"]
+    assert broken["error"]
 
 
 def test_the_page_types_one_out(replayed: tuple[str, dict[str, Row]], tmp_path: Path) -> None:
