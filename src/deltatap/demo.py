@@ -101,16 +101,17 @@ def simulator(*options: str) -> Iterator[str]:
 def main() -> int:
     """Run the demonstration; the job's exit code."""
     prompts = DATA / "prompts"
-    print("deltatap demo: 200 prompts, a simulated endpoint on loopback, no key, no cost", flush=True)
+    print("deltatap demo: 200 prompts, each answered streamed and whole", flush=True)
+    print("by a simulated endpoint on loopback: no key, no cost", flush=True)
     write_prompts(prompts)
-    with simulator(
-        "--fault", "429=0.5=0.01", "--fault", "cut=0.02", "--fault", "500=0.02", "--fault", "content_filter=0.02"
-    ) as url:
+    faults = ("429=0.5=0.01", "cut=0.02", "500=0.02", "content_filter=0.02")
+    with simulator("--tokens", "60", *(word for fault in faults for word in ("--fault", fault))) as url:
         print(f"prompts: {prompts}  endpoint: {url}", flush=True)
         command = [sys.executable, str(CHECKOUT / "jobs/capture.py"), "--config", str(CONFIG)]
         # Its name is a part of a request's identity; its port is another one each time.
         for override in (f"endpoint.base_url={url}", "endpoint.name=simulator", "endpoint.api_key="):
             command += ["--set", override]
+        command += ["--set", "capture.mode=paired"]
         with subprocess.Popen(command) as job:  # noqa: S603 - ours
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # the job hears it, too, and drains
             code = job.wait()
@@ -127,7 +128,7 @@ The answers are in the Delta table {DATA / "captures"}, the run in {DATA / "runs
     from deltatap.local import local_session
     spark = local_session()
     captures = spark.table("delta.`{(DATA / "captures").absolute()}`")
-    captures.select("request_id", "status", "finish_reason", "ttft_ms", "tpot_ms", "cost_usd", "text").show()
+    captures.select("request_id", "mode", "status", "finish_reason", "ttft_ms", "e2e_ms", "cost_usd", "text").show()
     captures.selectExpr("request_id", "inline(chunks)").show()        # every chunk, and when it came
 
 Run `make demo` again: what has its final row is not paid for twice."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 ATTACK = "</script><script>document.title='owned'</script><!--<script>"
+DRAWN = "document.querySelectorAll('.plot').length === document.querySelectorAll('.js-plotly-plot').length"
 PLOTS = {"saved", "ttft", "gaps", "waterfall", "stalls", "load", "errors", "tokens"}
 
 
@@ -61,7 +62,9 @@ def test_one_run_in_a_browser(spark: SparkSession, two_runs: tuple[Settings, lis
     assert write_report(spark, settings, [], page) == runs[-1:]
     assert page.stat().st_size < 15_000_000
     seen, said = opened(
-        page.as_uri() + "#play=0", tmp_path / "browser", "document.getElementById('replay-streamed').textContent"
+        page.as_uri() + "#play=0",
+        tmp_path / "browser",
+        f"{DRAWN} && document.getElementById('replay-streamed').textContent",
     )
     assert said == []
     assert "<title>deltatap: " in seen, "no text of a row is run as a script"
@@ -88,7 +91,7 @@ def test_two_runs_beside_one_another(spark: SparkSession, two_runs: tuple[Settin
     settings, runs = two_runs
     page = tmp_path / "report.html"
     assert write_report(spark, settings, runs, page) == runs
-    seen, said = opened(page.as_uri(), tmp_path / "browser", "document.querySelectorAll('.plot svg').length")
+    seen, said = opened(page.as_uri(), tmp_path / "browser", DRAWN)
     assert said == []
     assert "Differences" in seen
     assert seen.partition("<script>")[0].count("<caption>") == 13, "two runs, three models, two modes; and paired"
@@ -103,7 +106,7 @@ def test_a_run_of_one_row(spark: SparkSession, tables: Path, tmp_path: Path) -> 
         run(settings, spark, Prices(), Console(file=io.StringIO()))
     page = tmp_path / "report.html"
     write_report(spark, settings, [], page)
-    _, said = opened(page.as_uri(), tmp_path / "browser", "document.querySelectorAll('.plot svg').length")
+    _, said = opened(page.as_uri(), tmp_path / "browser", DRAWN)
     assert said == []
 
 

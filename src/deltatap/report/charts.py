@@ -25,8 +25,9 @@ KINDS = {"content": "#1F8FD6", "reasoning": "#CC79A7", "refusal": "#D55E00", "to
 _POINTS = 2_000
 _TICK = 0.38
 _BINS = 60
-# Ticks at 1, 2 and 5 of each decade.
-_LOG = {"type": "log", "dtick": "D2"}
+# Ticks at 1, 2 and 5 of each decade, written out: plotly's own are a bare 2 and 5 in between.
+_TICKS = [digit * 10.0**decade for decade in range(-2, 8) for digit in (1, 2, 5)]
+_LOG = {"type": "log", "tickvals": _TICKS, "ticktext": [f"{tick:,.10g}" for tick in _TICKS]}
 _KEYS = ("run_id", "endpoint", "request_model", "mode")
 
 

@@ -9,9 +9,12 @@ function themed() {
   return { paper: colour("--paper"), ink: colour("--ink"), axis };
 }
 
-function draw() {
-  const theme = themed();
+// One chart a task: the first one and the replay are there at once, and the page can be used while the others come.
+let drawing = 0;
+async function draw() {
+  const theme = themed(), ours = ++drawing;
   for (const [name, figure] of Object.entries(FIGURES)) {
+    if (ours !== drawing) return;
     const layout = { ...figure.layout, paper_bgcolor: theme.paper, plot_bgcolor: theme.paper,
       font: { color: theme.ink, family: "system-ui, sans-serif", size: narrow.matches ? 11 : 13 } };
     delete layout.template;
@@ -20,6 +23,7 @@ function draw() {
     if (layout.yaxis2) Object.assign(layout.yaxis2, { showgrid: false, tickmode: "auto" });
     Plotly.react("plot-" + name, figure.data, layout, { responsive: true, displaylogo: false,
       displayModeBar: narrow.matches ? false : "hover" });
+    await new Promise((next) => setTimeout(next));
   }
 }
 draw();
