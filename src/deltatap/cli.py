@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import traceback
 from datetime import datetime
@@ -84,6 +85,36 @@ def stop(
         sys.exit(CONFIGURATION)
     state.ask_to_stop()
     console.print(f"asked run {run_id} to stop", highlight=False)
+
+
+@app.command()
+def check(
+    config: Annotated[Path, _CONFIG] = Path("conf/local.yml"),
+    overrides: Annotated[list[str] | None, _SET] = None,
+) -> None:
+    """Prove what a capture needs, where it will run, short of a paid call.
+
+    The key, the vocabularies, the network and the state folder, on the driver and in Spark's workers; prices; the
+    runtime; the tables and the right to write them (they are created where they are not); whether the endpoint lists
+    the model. Exit code 0, or 2 when something is wrong.
+    """
+
+    def look(settings: Settings, console: Console) -> int:
+        from deltatap.check import check  # noqa: PLC0415
+
+        marks = {"ok": "[green]✓[/green]", "warning": "[yellow]![/yellow]", "problem": "[red]✗[/red]"}
+        wrong = 0
+        for finding in check(settings, lambda: _session(settings, console)):
+            said = f": {_plain(finding.said)}" if finding.said else ""
+            console.print(f"{marks[finding.level]} {finding.what}{said}", highlight=False, soft_wrap=True)
+            wrong += finding.level == "problem"
+        told = "a capture can start" if not wrong else f"{wrong} to mend before a capture can start"
+        console.print(f"{told}; nothing was paid", highlight=False)
+        return CONFIGURATION if wrong else OK
+
+    # A Databricks task takes any SystemExit for a failure.
+    if code := _run(config, overrides, look):
+        sys.exit(code)
 
 
 @app.command()
@@ -199,7 +230,9 @@ def report(
         console.print(f"{out}: {' and '.join(written)}", highlight=False, soft_wrap=True)
         return OK
 
-    sys.exit(_run(config, overrides, look))
+    # A Databricks task takes any SystemExit for a failure.
+    if code := _run(config, overrides, look):
+        sys.exit(code)
 
 
 @app.command()
@@ -255,6 +288,16 @@ def capture_job() -> None:
 def analyze_job() -> None:
     """The entry point of ``jobs/analyze.py``: the same command."""
     _job(analyze)
+
+
+def check_job() -> None:
+    """The entry point of ``jobs/check.py``: the same command."""
+    _job(check)
+
+
+def report_job() -> None:
+    """The entry point of ``jobs/report.py``: the same command."""
+    _job(report)
 
 
 def _job(command: Callable[..., None]) -> None:
@@ -337,6 +380,8 @@ def _session(settings: Settings, console: Console) -> Any:  # noqa: ANN401 - imp
 
         # What it logs is in the error that it raises, too.
         logging.getLogger("SQLQueryContextLogger").disabled = True
+        if "DATABRICKS_RUNTIME_VERSION" in os.environ:
+            return SparkSession.builder.getOrCreate()
         return SparkSession.getActiveSession() or local_session(settings.spark.master)
 
 

@@ -184,6 +184,27 @@ class EndpointClient:
             used_up_for_s=reading.used_up_for_s,
         )
 
+    async def models(self) -> list[str] | CaptureError:
+        """The ids that the endpoint lists under ``/models``, or why it lists none; nothing is paid for it."""
+        headers = await self._signed(_Reading(ACCUMULATORS["chat"](1)))
+        watchdog = Watchdog(self._timeouts, time.perf_counter(), "complete")
+        token = current.set(watchdog)
+        try:
+            with watchdog:
+                response = await self._client.get("/models", cast_to=httpx2.Response, options={"headers": headers})
+            return [str(model["id"]) for model in response.json()["data"]]
+        except asyncio.CancelledError:
+            error = _cancelled(watchdog.fired, self._timeouts)
+        except openai.APIStatusError as refused:
+            error = http_error(refused.response.status_code, refused.body, refused.response.headers, self._wall())
+        except (aiohttp.ClientError, openai.APIConnectionError, httpx2.HTTPError, OSError) as lost:
+            error = CaptureError("connection", type(lost).__name__, str(lost) or type(lost).__name__)
+        except (ValueError, TypeError, KeyError):
+            error = CaptureError("protocol", None, "what it answers is no list of models")
+        finally:
+            current.reset(token)
+        return self._without_key(error)
+
     async def _read(self, wire: Wire, body: str, reading: _Reading, watchdog: Watchdog) -> None:
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json", **await self._signed(reading)}
         # Asked for an httpx2.Response, the client hands out just that, whatever `stream_cls` promises to type checkers.

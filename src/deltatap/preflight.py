@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import socket
+import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from deltatap.credentials import credential_of
@@ -14,7 +15,7 @@ from deltatap.state import RunState
 from deltatap.tokens import encoding, known_encoding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from deltatap.config import Settings
     from deltatap.prices import Prices
@@ -26,35 +27,51 @@ def preflight(settings: Settings) -> Prices:
     Raises:
         ConfigError: with everything that is wrong.
     """
-    problems: list[str] = []
-    prices = None
-    checks: list[Callable[[], Any]] = [
-        lambda: _authenticate(settings),
-        lambda: encoding(settings.tokens.fallback_encoding),
-        lambda: encoding(known_encoding(settings.endpoint.model or "") or settings.tokens.fallback_encoding),
-        lambda: RunState(Path(settings.state.dir) / ".probe").prepare(),
-        lambda: _reach(settings),
-    ]
-    for check in checks:
-        try:
-            check()
-        except ConfigError as error:
-            problems += error.problems
-        except DeltatapError as error:
-            problems.append(str(error))
-    RunState(Path(settings.state.dir) / ".probe").remove()
+    problems = [problem for _, found in examine(settings) for problem in found]
     try:
-        prices = load_prices(settings.prices)
+        prices = prices_of(settings)
     except ConfigError as error:
-        problems += error.problems
-    else:
-        model = settings.endpoint.model
-        if settings.budget.cost_usd is not None and model is not None and prices.find(model) is None:
-            problems.append(
-                f"budget.cost_usd: model {model} has no price, so its cost cannot be bounded; add it to prices"
-            )
-    if problems or prices is None:
+        raise ConfigError(list(dict.fromkeys([*problems, *error.problems]))) from error
+    if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
+    return prices
+
+
+def examine(settings: Settings) -> Iterator[tuple[str, list[str]]]:
+    """What driver and workers both need, a thing at a time, and what is wrong with it where this runs."""
+    fallback = settings.tokens.fallback_encoding
+    probe = RunState(Path(settings.state.dir) / f".probe-{uuid.uuid4().hex}")
+    needs: list[tuple[str, Callable[[], object]]] = [
+        ("key", lambda: _authenticate(settings)),
+        (
+            "vocabularies",
+            lambda: [encoding(fallback), encoding(known_encoding(settings.endpoint.model or "") or fallback)],
+        ),
+        ("state folder", probe.prepare),
+        ("network", lambda: _reach(settings)),
+    ]
+    for what, need in needs:
+        try:
+            need()
+        except ConfigError as error:
+            yield what, list(error.problems)
+        except DeltatapError as error:
+            yield what, [str(error)]
+        else:
+            yield what, []
+    probe.remove()
+
+
+def prices_of(settings: Settings) -> Prices:
+    """The prices; a budget in money needs one for the model.
+
+    Raises:
+        ConfigError: when a file is none of prices, or the model's cost cannot be bounded.
+    """
+    prices, model = load_prices(settings.prices), settings.endpoint.model
+    if settings.budget.cost_usd is not None and model is not None and prices.find(model) is None:
+        unbounded = f"model {model} has no price, so its cost cannot be bounded; add it to prices"
+        raise ConfigError([f"budget.cost_usd: {unbounded}"])
     return prices
 
 

@@ -40,7 +40,7 @@ def run(settings: Settings, spark: SparkSession, prices: Prices, console: Consol
         LeaseLostError: when another driver took over meanwhile.
     """
     with console.status("checking the tables"):
-        _check_tables(spark, settings)
+        check_tables(spark, settings)
     new_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
     lease = runs.acquire(spark, settings, new_id)
     _land_left(spark, settings, lease)
@@ -56,7 +56,12 @@ def run(settings: Settings, spark: SparkSession, prices: Prices, console: Consol
         raise
 
 
-def _check_tables(spark: SparkSession, settings: Settings) -> None:
+def check_tables(spark: SparkSession, settings: Settings) -> None:
+    """Look at the prompts' columns; make captures and runs where they are not, and look at theirs where they are.
+
+    Raises:
+        ConfigError: when a table is not there and cannot be made, or is not what it should be.
+    """
     plan.source(spark, settings)
     problems = []
     for name, table, columns in (

@@ -160,7 +160,13 @@ class Simulator:
             ]
         )
 
-    async def _models(self, _request: Request) -> Response:
+    def _refuses(self, bearer: str) -> bool:
+        variable = self.settings.api_key_env
+        return variable is not None and bearer != os.environ.get(variable, "")
+
+    async def _models(self, request: Request) -> Response:
+        if self._refuses(_bearer(request.headers)):
+            return _refusal("401", None)
         data = [{"id": name, "object": "model", "created": 0, "owned_by": "simulator"} for name in self.settings.models]
         return JSONResponse({"object": "list", "data": data})
 
@@ -202,7 +208,7 @@ class Simulator:
             )
             await _refusal("400", said)(scope, receive, send)
             return
-        bearer = headers.get("authorization", "").removeprefix("Bearer ").strip() or headers.get("api-key", "")
+        bearer = _bearer(headers)
         call = self.record.begin(
             key=key,
             prompt=shown(prompt),
@@ -216,7 +222,7 @@ class Simulator:
         settings = self.settings
         if fault is None and not faults:
             fault = by_rate(settings.faults, key, call.attempt, settings.seed, settings.in_a_row)
-        if settings.api_key_env is not None and bearer != os.environ.get(settings.api_key_env, ""):
+        if self._refuses(bearer):
             fault = Fault(("401",))
         call.fault = None if fault is None else fault.text
         ended = "broken"
@@ -471,3 +477,8 @@ def _refusal(
             "x-ratelimit-remaining-requests": "0",
         }
     return JSONResponse(frames.error(kind, code, message or usual), status, headers)
+
+
+def _bearer(headers: Mapping[str, str]) -> str:
+    """The key that a request brings, as OpenAI or as Azure has it."""
+    return headers.get("authorization", "").removeprefix("Bearer ").strip() or headers.get("api-key", "")
