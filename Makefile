@@ -2,7 +2,7 @@ PYTHON ?= python3
 UV = .tools/uv/bin/uv
 
 .DEFAULT_GOAL = help
-.PHONY: help setup test check demo bench wheel lock clean
+.PHONY: help setup test check demo bench matrix wheel lock clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -26,13 +26,16 @@ demo: setup ## 200 prompts against the simulator, no key needed
 bench: setup ## measure speed and the honesty of the times
 	@.venv/bin/python -m bench
 
+matrix: setup ## the quick Spark tests with each Spark and pandas of Databricks' runtimes
+	@.venv/bin/python tools/matrix.py
+
 wheel: setup ## dist/deltatap-*.whl, vocabularies inside
 	@$(UV) build --quiet --wheel --no-build-isolation --python .venv/bin/python --out-dir dist .
 	@ls dist/*.whl
 
 lock: setup ## requirements.lock anew, from pyproject.toml
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
-		--custom-compile-command "make lock" --extra spark --extra azure --extra databricks --group dev pyproject.toml -o requirements.lock
+		--custom-compile-command "make lock" --extra spark --extra azure --extra databricks --group dev --constraint tools/pins/spark.txt pyproject.toml -o requirements.lock
 
 clean: ## remove what set-up and the runs made here
 	rm -rf .venv .tools .jars .mypy_cache .ruff_cache .pytest_cache .hypothesis dist data artifacts spark-warehouse \

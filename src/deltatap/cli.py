@@ -88,6 +88,35 @@ def stop(
 
 
 @app.command()
+def load(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="It ends in .jsonl, .csv or .parquet.")],
+    config: Annotated[Path, _CONFIG] = Path("conf/local.yml"),
+    overrides: Annotated[list[str] | None, _SET] = None,
+) -> None:
+    """Append a file's prompts to the prompts table, which is made where it is not: all of the file, or nothing.
+
+    JSON lines are OpenAI's Batch format (custom_id, url, body), or have a prompts table's columns as keys, as CSV and
+    Parquet have: request_id, prompt or messages, system, model, params, and whatever prompts.keep is to carry along.
+    """
+
+    def look(settings: Settings, console: Console) -> int:
+        from deltatap.load import load  # noqa: PLC0415
+
+        loaded = load(_session(settings, console), settings, file)
+        for bad in loaded.bad[:5]:
+            console.print(f"[yellow]![/yellow] {file}: {_plain(bad)}", highlight=False, soft_wrap=True)
+        told = f"{loaded.rows:,} prompts appended to {settings.prompts.table}"
+        if loaded.bad:
+            told += (
+                f"; no request can be made of {len(loaded.bad):,} of them, which will be failed rows and cost nothing"
+            )
+        console.print(told, highlight=False, soft_wrap=True)
+        return OK
+
+    sys.exit(_run(config, overrides, look))
+
+
+@app.command()
 def check(
     config: Annotated[Path, _CONFIG] = Path("conf/local.yml"),
     overrides: Annotated[list[str] | None, _SET] = None,

@@ -54,13 +54,14 @@ def source(spark: SparkSession, settings: Settings) -> DataFrame:
     except Exception as error:
         said = str(error).strip().splitlines()[0]
         raise ConfigError([f"prompts: {prompts.source}: {said}"]) from error
-    if problems := list(_problems(fields, prompts.keep)):
+    if problems := list(wrong_columns(fields, prompts.keep)):
         raise ConfigError([f"prompts: {prompts.source}: {problem}" for problem in problems])
     wanted = dict.fromkeys([*_TEXTS, "messages", "params", *prompts.keep])
     return frame.select(*(F.col(f"`{name}`") for name in wanted if name in fields))
 
 
-def _problems(fields: dict[str, T.DataType], keep: list[str]) -> Iterator[str]:
+def wrong_columns(fields: dict[str, T.DataType], keep: list[str]) -> Iterator[str]:
+    """What keeps columns from being a prompts table's, a line each."""
     for name in _TEXTS:
         if name in fields and not isinstance(fields[name], T.StringType):
             yield f"column {name}: expected STRING, found {_named(fields[name])}; cast it with prompts.sql"

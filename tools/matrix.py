@@ -1,0 +1,77 @@
+"""Runs the quick Spark tests with each Spark and pandas that Databricks' runtimes carry, in environments of their own.
+
+    make matrix                       # all of them
+    python tools/matrix.py 4.0 -k landing
+
+The rest is as the lock has it. The Delta jars of another Spark than the lock's are fetched by Spark itself.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+UV = ROOT / ".tools/uv/bin/uv"
+# Spark, pandas, pyarrow: as Runtime 17.3 LTS and 18 LTS have them (a minor's last patch), and the newest of each.
+COMBINATIONS = {
+    "4.0": ("4.0.5", "2.2.3", "19.0.1"),
+    "4.1": ("4.1.4", "2.2.3", "21.0.0"),
+    "4.2": ("4.2.0", "3.1.1", "26.0.1"),
+}
+
+
+def main(names: list[str], options: list[str]) -> int:
+    failed = []
+    for name in names or COMBINATIONS:
+        python = environment(name)
+        begun = time.monotonic()
+        command: list[str | Path] = [
+            python,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            *(options or ["tests/spark"]),
+        ]
+        code = subprocess.run(command, cwd=ROOT, check=False).returncode
+        said = "passed" if code == 0 else "failed"
+        print(
+            f"matrix: Spark {', pandas '.join(COMBINATIONS[name][:2])}: {said}, {time.monotonic() - begun:.0f} s",
+            flush=True,
+        )
+        failed += [name] if code else []
+    return len(failed)
+
+
+def environment(name: str) -> Path:
+    """The combination's Python, made where it is not."""
+    spark, pandas, pyarrow = COMBINATIONS[name]
+    folder = ROOT / ".tools/matrix" / f"{name}-{pandas}-{pyarrow}"
+    python = folder / "bin/python"
+    if (folder / "made").exists():
+        return python
+    print(f"matrix: installing Spark {spark}, pandas {pandas}, pyarrow {pyarrow}", flush=True)
+    chosen = {"pyspark": spark, "pandas": pandas, "pyarrow": pyarrow}
+    lock = re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.MULTILINE)
+    # pandas 2 has no wheel for numpy's newest; uv finds one that fits.
+    pinned = [f"{package}=={version}" for package, version in lock if package not in {*chosen, "numpy", "pandas-stubs"}]
+    wanted = [f"{package}=={version}" for package, version in chosen.items()]
+    constraints = folder.with_suffix(".txt")
+    constraints.parent.mkdir(parents=True, exist_ok=True)
+    constraints.write_text("\n".join([*pinned, *wanted]) + "\n")
+    subprocess.run([UV, "venv", "--quiet", "--clear", "--python", sys.executable, folder], check=True)
+    install: list[str | Path] = [UV, "pip", "install", "--quiet", "--python", python, "--constraint", constraints]
+    subprocess.run([*install, "--group", "dev", "--editable", f"{ROOT}[spark,azure,databricks]"], cwd=ROOT, check=True)
+    (folder / "made").touch()
+    return python
+
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    chosen = [word for word in given if word in COMBINATIONS]
+    sys.exit(main(chosen, [word for word in given if word not in COMBINATIONS]))
