@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from zoneinfo import available_timezones
 
 import yaml
-from databricks.sdk.service.catalog import SchemasAPI, VolumesAPI
+from databricks.sdk.service.catalog import Privilege, SchemasAPI, VolumesAPI
 from databricks.sdk.service.dashboards import Dashboard
 from databricks.sdk.service.jobs import JobSettings
 
@@ -72,13 +72,25 @@ def read(root: Path = ROOT) -> dict[str, Any]:
     return json.loads(json.dumps(tree | {"resources": resources}))  # type: ignore[no-any-return]
 
 
+def merged(resources: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """The resources with what a target adds to them."""
+    kinds = resources.keys() | more.keys()
+    return {
+        kind: {
+            name: {**resources.get(kind, {}).get(name, {}), **more.get(kind, {}).get(name, {})}
+            for name in {**resources.get(kind, {}), **more.get(kind, {})}
+        }
+        for kind in sorted(kinds)
+    }
+
+
 def problems(tree: dict[str, Any], target: str, root: Path = ROOT) -> list[str]:
     """What is wrong with the bundle, deployed to a target; a line each."""
     found = [f"{key}: unknown key" for key in tree if key not in _TOP]
     if target not in tree["targets"]:
         return [*found, f"targets: there is no {target}"]
     resolver = Resolver(tree, target)
-    resources = resolver.resolved(tree["resources"])
+    resources = resolver.resolved(merged(tree["resources"], tree["targets"][target].get("resources", {})))
     resolver.resolved(tree["targets"][target])
     found += resolver.problems
     used = set(_REFERENCE.findall(json.dumps(tree)))
@@ -141,6 +153,9 @@ def _resource(kind: str, resource: dict[str, Any], root: Path) -> Iterator[str]:
         return
     own = {key: value for key, value in resource.items() if key not in _BUNDLE[kind]}
     yield from _lost(own, _KINDS[kind](own))
+    for grant in resource.get("grants", ()):
+        unknown = set(grant["privileges"]) - {privilege.value for privilege in Privilege}
+        yield from (f"grants: there is no privilege {name}" for name in sorted(unknown))
     if kind == "jobs":
         yield from _job(resource, root)
     if kind == "dashboards":
@@ -332,6 +347,7 @@ def _target(tree: dict[str, Any], target: str, resources: dict[str, Any]) -> Ite
             yield f"targets.{target}: expected a root_path that not everyone can write: what is there runs as run_as"
         if not given.get("run_as"):
             yield f"targets.{target}: expected run_as: else the jobs stop when their deployer leaves"
+        yield from _granted(resources)
     for name, job in resources["jobs"].items():
         # The job's outcome is its last task's, which runs whatever became of the others.
         if any(task.get("run_if") == "ALL_DONE" for task in job["tasks"]):
@@ -339,6 +355,19 @@ def _target(tree: dict[str, Any], target: str, resources: dict[str, Any]) -> Ite
                 t["task_key"] for t in job["tasks"] if "condition_task" not in t and "email_notifications" not in t
             ]
             yield from (f"jobs.{name}: task {key}: nobody is told when it fails" for key in silent)
+
+
+def _granted(resources: dict[str, Any]) -> Iterator[str]:
+    """Whether run_as, which owns nothing, may do what a run does."""
+    needs = {"schemas": {"USE_SCHEMA", "CREATE_TABLE", "SELECT", "MODIFY"}, "volumes": {"READ_VOLUME", "WRITE_VOLUME"}}
+    for kind, wanted in needs.items():
+        for name, resource in resources.get(kind, {}).items():
+            had = {privilege for grant in resource.get("grants", ()) for privilege in grant["privileges"]}
+            if missing := wanted - had:
+                yield f"{kind}.{name}: run_as needs {', '.join(sorted(missing))}"
+    for name, scope in resources.get("secret_scopes", {}).items():
+        if not any(each.get("level") in ("READ", "WRITE", "MANAGE") for each in scope.get("permissions", ())):
+            yield f"secret_scopes.{name}: run_as needs READ"
 
 
 def _artifacts(tree: dict[str, Any], root: Path) -> Iterator[str]:

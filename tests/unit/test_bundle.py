@@ -39,6 +39,10 @@ def words(tree: dict[str, Any]) -> Any:
     return task(tree)["spark_python_task"]["parameters"]
 
 
+def granted(tree: dict[str, Any]) -> Any:
+    return tree["resources"]["schemas"]["tables"]["grants"][0]["privileges"]
+
+
 def edit(tree: dict[str, Any], old: str, new: str) -> None:
     listed = words(tree)
     (at,) = [at for at, word in enumerate(listed) if old in word]
@@ -107,6 +111,10 @@ MUTATIONS: list[tuple[str, Any, str]] = [
 ]  # fmt: skip
 IN_PROD: list[tuple[str, Any, str]] = [
     ("a folder of all", lambda t: t["targets"]["prod"]["workspace"].update(root_path="/Workspace/Shared/x"), "not everyone"),
+    ("nothing is granted", lambda t: t["resources"]["volumes"]["state"].pop("grants"), "volumes.state: run_as needs READ_VOLUME, WRITE"),
+    ("no right to create", lambda t: granted(t).remove("CREATE_TABLE"), "schemas.tables: run_as needs CREATE_TABLE"),
+    ("no such right", lambda t: granted(t).append("MODIFIY"), "grants: there is no privilege MODIFIY"),
+    ("no key for run_as", lambda t: t["targets"]["prod"]["resources"].pop("secret_scopes"), "run_as needs READ"),
     ("runs as its deployer", lambda t: t["targets"]["prod"].pop("run_as"), "expected run_as"),
 ]  # fmt: skip
 
