@@ -340,7 +340,7 @@ def _alternatives(annotation: Any) -> list[Any]:  # noqa: ANN401 - a type expres
 # Keys of the design that a later version brings. Saying so beats calling them unknown, and beats ignoring a limit on
 # money.
 _NOT_YET = {
-    "secret": "secret scopes are not in this version; give the name of an environment variable: {env: NAME}",
+    "secret": "secret scopes are not read here; let the cluster set a variable from the scope and name it: {env: NAME}",
 }
 
 

@@ -75,7 +75,10 @@ def test_an_empty_override_unsets() -> None:
             "settings: limits.requests_per_minute: expected greater than 0, found 0",
         ),
         ({"budget": {"tokens": 1.5}}, "settings: budget.tokens: expected integer, found 1.5"),
-        ({"endpoint": {"api_key": {"secret": "a/b"}}}, "settings: endpoint.api_key.secret: secret scopes are not in"),
+        (
+            {"endpoint": {"api_key": {"secret": "a/b"}}},
+            "settings: endpoint.api_key.secret: secret scopes are not read here",
+        ),
         ({"run": {"id": "a/b"}}, "settings: run.id: expected "),
         ({"prompts": {"table": None}}, "settings: prompts: expected either table or sql"),
         ({"prompts": {"sql": "SELECT 1"}}, "settings: prompts: expected either table or sql"),
