@@ -21,9 +21,12 @@ if TYPE_CHECKING:
 
 # What may pass until the driver has heard of a start: a permit's life, and a word in each direction.
 _UNHEARD_S = 3.0
-_BURST_S = 2.0
-# Smoothed a little faster than the limit, which holds by itself: so what was missed is caught up with.
-_CATCH_UP = 1.2
+# The minute fills evenly, and what was missed is caught up with only a little faster: what starts in a heap leaves the
+# minute in a heap, and until that is heard and permitted anew part of the limit is not used, minute after minute.
+_BURST_S = 1.0
+_CATCH_UP = 1.25
+# Not nothing, since there is no such part of what has no limit.
+_MOMENT_S = 1e-6
 # After a 429 the pace is halved, and grows by what it was in so many seconds; far above it there is no need of it.
 _RECOVERY_S = 10.0
 _NEEDLESS = 4.0
@@ -75,10 +78,20 @@ class Spent:
             max(self.cost_usd, one.cost_usd) if self.cost_usd > 0 else self.cost_usd,
         )
 
+    def least(self, other: Spent) -> Spent:
+        """Of each what is less."""
+        return Spent(
+            min(self.requests, other.requests), min(self.tokens, other.tokens), min(self.cost_usd, other.cost_usd)
+        )
+
     def fits(self, one: Spent) -> float:
         """How many of one fit into this; infinite where one is nothing."""
         pairs = ((self.requests, one.requests), (self.tokens, one.tokens), (self.cost_usd, one.cost_usd))
         return min((max(0.0, left) / part for left, part in pairs if part > 0), default=math.inf)
+
+    def paces(self, one: Spent) -> float:
+        """How many of one may start now: while anything is left, one more, however large; the next ones wait for it."""
+        return self.fits(one) + 1 if min(self.requests, self.tokens, self.cost_usd) >= 0 else 0
 
 
 @dataclass(slots=True)
@@ -122,8 +135,9 @@ class Pacer:
         self._bounds = bounds
         self._before = before or Spent()
         self._workers: dict[str, _Worker] = {}
-        self._levels = Spent()
+        self._level = Spent()
         self._turned_at: float | None = None
+        self._began_at: float | None = None
         self._dealt = 0
         self._recovering: float = 0.0
         self._calm_at = -math.inf
@@ -153,16 +167,18 @@ class Pacer:
             return None
         outstanding = {beat.claim: self._workers[beat.claim].outstanding(now, beat.used) for beat in beats}
         flying = sum(outstanding.values(), Spent())
-        self._fill(now, beats)
+        if self._began_at is None and beats:
+            # An earlier driver's workers have begun the minute.
+            self._began_at = now - (MINUTE_S if ages else 0.0)
         # What an earlier driver's workers used stands in the captures, so it is in `before`.
         ours = [beat for beat in beats if beat.claim not in (ages or {})]
-        windows, budget = self._left(now, flying), self._budget_left(ours, flying)
+        (left, pace), budget = self._left(now, flying), self._budget_left(ours, flying)
         if not flying.requests and not any(beat.open or beat.mean_output_tokens for beat in beats):
-            largest = max((self._cost(beat) for beat in beats), key=lambda one: one.tokens, default=Spent())
-            budget = budget.with_one(largest)
+            one = max((self._cost(beat) for beat in beats), key=lambda one: one.tokens, default=Spent())
+            budget = budget.with_one(one)
         alive = [beat for beat in beats if not beat.ended and now - self._workers[beat.claim].heard_at < _UNHEARD_S]
         hungry = [beat for beat in alive if beat.wants > outstanding[beat.claim].requests]
-        self._grant(now, hungry, outstanding, windows, budget)
+        self._grant(now, hungry, outstanding, left, pace, budget)
         self._judge(alive, hungry, flying, budget)
         self._turned_at = now
         return {beat.claim: self._permit(now, beat.claim) for beat in beats if not beat.ended}
@@ -205,40 +221,24 @@ class Pacer:
         self._recovering = max(self._recovering, before, _SLOWEST)
         self.pace = max(before / 2, _SLOWEST)
 
-    def _rates(self) -> Spent:
-        """A second's worth; infinite where there is no limit."""
-        bounds = self._bounds
-        requests, tokens = (
-            math.inf if limit is None else limit / MINUTE_S * _CATCH_UP
-            for limit in (bounds.requests_per_minute, bounds.tokens_per_minute)
-        )
-        return Spent(min(requests, self.pace or math.inf), tokens, math.inf)
-
-    def _fill(self, now: float, beats: Sequence[Heartbeat]) -> None:
-        """What may start at once grows with time, up to a short burst, or to one request where that is more."""
-        rates = self._rates()
-        passed = 0.0 if self._turned_at is None else now - self._turned_at
-        largest = max((self._cost(beat).tokens for beat in beats if not beat.ended), default=0.0)
-        self._levels = Spent(
-            _filled(self._levels.requests, rates.requests, passed, 1.0),
-            _filled(self._levels.tokens, rates.tokens, passed, largest),
-            math.inf,
-        )
-
-    def _left(self, now: float, flying: Spent) -> Spent:
-        """What of the limits a minute is left: of the window, and of what may start at once."""
-        bounds, levels = self._bounds, self._levels
-        requests = tokens = 0.0
+    def _left(self, now: float, flying: Spent) -> tuple[Spent, Spent]:
+        """What of the limits a minute is left, and what of it may start at once, so that the minute fills evenly."""
+        requests, tokens = flying.requests, flying.tokens
         for worker in self._workers.values():
             for age, count, amount in worker.recent:
                 if age + now - worker.heard_at < MINUTE_S:
                     requests += count
                     tokens += amount
-        by_requests = (
-            math.inf if bounds.requests_per_minute is None else bounds.requests_per_minute - requests - flying.requests
-        )
-        by_tokens = math.inf if bounds.tokens_per_minute is None else bounds.tokens_per_minute - tokens - flying.tokens
-        return Spent(min(by_requests, levels.requests), min(by_tokens, levels.tokens), math.inf)
+        used, bounds = Spent(requests, tokens), self._bounds
+        limits = Spent(bounds.requests_per_minute or math.inf, bounds.tokens_per_minute or math.inf, math.inf)
+        rates = limits.times(_CATCH_UP / MINUTE_S).least(Spent(self.pace or math.inf, math.inf, math.inf))
+        passed = max(_MOMENT_S, 0.0 if self._turned_at is None else now - self._turned_at)
+        burst = rates.times(_BURST_S)
+        # Tokens may turn out to be far fewer than expected: nothing waits for long because of them.
+        level = Spent(self._level.requests, max(self._level.tokens, -burst.tokens), self._level.cost_usd)
+        self._level = (level + rates.times(passed)).least(burst)
+        minute = MINUTE_S if self._began_at is None else min(MINUTE_S, max(_MOMENT_S, now - self._began_at))
+        return limits + used.times(-1), self._level.least(limits.times(minute / MINUTE_S) + used.times(-1))
 
     def _budget_left(self, beats: Iterable[Heartbeat], flying: Spent) -> Spent:
         """What of the budgets is left, with what is in flight at its expected cost."""
@@ -259,7 +259,13 @@ class Pacer:
         return Spent(1, tokens, beat.next_usd)
 
     def _grant(
-        self, now: float, hungry: list[Heartbeat], outstanding: Mapping[str, Spent], windows: Spent, budget: Spent
+        self,
+        now: float,
+        hungry: list[Heartbeat],
+        outstanding: Mapping[str, Spent],
+        left: Spent,
+        pace: Spent,
+        budget: Spent,
     ) -> None:
         """Deal to who wants, in turn, as evenly as it goes."""
         dealt = dict.fromkeys((beat.claim for beat in hungry), 0)
@@ -270,15 +276,14 @@ class Pacer:
             for beat in waiting:
                 one = self._cost(beat)
                 wants = beat.wants - outstanding[beat.claim].requests - dealt[beat.claim]
-                fair = (
-                    max(1, math.floor(windows.fits(one) / len(waiting))) if math.isfinite(windows.fits(one)) else wants
-                )
-                count = math.floor(min(wants, fair, windows.fits(one), budget.fits(one)))
+                fits = min(left.fits(one), pace.paces(one))
+                fair = max(1, math.floor(fits / len(waiting))) if math.isfinite(fits) else wants
+                count = math.floor(min(wants, fair, fits, budget.fits(one)))
                 if count > 0:
                     self._dealt += 1
                     dealt[beat.claim] += count
-                    windows, budget = windows + one.times(-count), budget + one.times(-count)
-                    self._levels += Spent(-count, -one.tokens * count)
+                    used = one.times(-count)
+                    left, pace, budget, self._level = left + used, pace + used, budget + used, self._level + used
                     still.append(beat)
             waiting = [beat for beat in still if beat.wants - outstanding[beat.claim].requests > dealt[beat.claim]]
         for beat in hungry:
@@ -308,11 +313,3 @@ class Pacer:
             if part > 0 and left < part:
                 self.exhausted = f"budget.{name}: {getattr(self._bounds, name):,} is used up"
                 return
-
-
-def _filled(level: float, rate: float, passed: float, least: float) -> float:
-    """A bucket's level after some time."""
-    if math.isinf(rate):
-        return math.inf
-    level = 0.0 if math.isinf(level) else level
-    return min(max(rate * _BURST_S, least), level + rate * passed)
