@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from deltatap import plan, tables
 from deltatap.client import EndpointClient
-from deltatap.errors import ConfigError, CredentialError
+from deltatap.errors import ConfigError, CredentialError, said
 from deltatap.outcomes import CaptureError
 from deltatap.preflight import examine, prices_of
 from deltatap.run import check_tables
@@ -86,12 +86,12 @@ def _price(settings: Settings) -> Finding:
 
 def _runtime(spark: SparkSession) -> Finding:
     runtime = os.environ.get("DATABRICKS_RUNTIME_VERSION", "")
-    said = f"Spark {spark.version}" + (f", Databricks {runtime}" if runtime else "")
+    version = f"Spark {spark.version}" + (f", Databricks {runtime}" if runtime else "")
     if os.environ.get("IS_SERVERLESS", "").upper() == "TRUE" or runtime.startswith("client."):
         return Finding("runtime", "problem", _SERVERLESS)
     if tuple(int(part) for part in spark.version.split(".")[:2]) not in SPARK:
-        return Finding("runtime", "problem", f"{said}: expected Spark 4.0, 4.1 or 4.2")
-    return Finding("runtime", "ok", said)
+        return Finding("runtime", "problem", f"{version}: expected Spark 4.0, 4.1 or 4.2")
+    return Finding("runtime", "ok", version)
 
 
 def _tables(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
@@ -111,8 +111,7 @@ def _tables(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
             # Needs the right to change it, and changes nothing.
             spark.sql(f"DELETE FROM {tables.quoted(table)} WHERE run_id IS NULL AND run_id IS NOT NULL")
         except Exception as error:  # noqa: BLE001 - whatever the catalog says
-            said = str(error).strip().splitlines()[0]
-            yield Finding(name, "problem", f"{name}.table: {table}: cannot be written: {said}")
+            yield Finding(name, "problem", f"{name}.table: {table}: cannot be written: {said(error)}")
         else:
             yield Finding(name, "ok", f"{table}: can be written")
 
@@ -129,7 +128,7 @@ def _workers(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
     try:
         rows = spark.range(0, slots, 1, slots).mapInArrow(worker_examines(settings, str(mark)), _TOLD).collect()
     except Exception as error:  # noqa: BLE001 - what a worker cannot even start with
-        yield Finding("workers", "problem", str(error).strip().splitlines()[0])
+        yield Finding("workers", "problem", said(error))
         return
     finally:
         mark.unlink(missing_ok=True)

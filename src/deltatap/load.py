@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from deltatap import tables
 from deltatap.apis import PATHS
-from deltatap.errors import ConfigError
+from deltatap.errors import ConfigError, said
 from deltatap.plan import wrong_columns
 from deltatap.prompts import INPUTS, OURS, build_request
 
@@ -65,8 +65,7 @@ def load(spark: SparkSession, settings: Settings, path: Path) -> Loaded:
     try:
         writer.save(table) if tables.is_path(table) else writer.saveAsTable(table)
     except Exception as error:
-        said = str(error).strip().splitlines()[0]
-        raise ConfigError([f"prompts.table: {table}: does not take the columns of {path}: {said}"]) from error
+        raise ConfigError([f"prompts.table: {table}: does not take the columns of {path}: {said(error)}"]) from error
     return Loaded(read.num_rows, list(_bad(read, settings)))
 
 
@@ -89,7 +88,7 @@ def read_prompts(path: Path, api: Api) -> pa.Table:
     except OSError as error:
         raise ConfigError([f"{path}: {error.strerror or error}"]) from error
     except pa.ArrowInvalid as error:
-        raise ConfigError([f"{path}: {str(error).splitlines()[0]}"]) from error
+        raise ConfigError([f"{path}: {said(error)}"]) from error
     for at, field in enumerate(found.schema):
         if field.name in _TEXTS and not pa.types.is_string(field.type) and not pa.types.is_nested(field.type):
             found = found.set_column(at, field.name, pc.cast(found[field.name], pa.string()))

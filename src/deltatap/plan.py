@@ -20,7 +20,7 @@ from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation 
 from pyspark.sql import types as T  # noqa: N812
 
 from deltatap import tables
-from deltatap.errors import ConfigError
+from deltatap.errors import ConfigError, said
 from deltatap.outcomes import final_sql
 from deltatap.prices import exact_usd
 from deltatap.prompts import build_request
@@ -52,8 +52,7 @@ def source(spark: SparkSession, settings: Settings) -> DataFrame:
         frame = spark.sql(prompts.sql) if prompts.sql is not None else spark.table(tables.quoted(str(prompts.table)))
         fields = {field.name: field.dataType for field in frame.schema.fields}
     except Exception as error:
-        said = str(error).strip().splitlines()[0]
-        raise ConfigError([f"prompts: {prompts.source}: {said}"]) from error
+        raise ConfigError([f"prompts: {prompts.source}: {said(error)}"]) from error
     if problems := list(wrong_columns(fields, prompts.keep)):
         raise ConfigError([f"prompts: {prompts.source}: {problem}" for problem in problems])
     wanted = dict.fromkeys([*_TEXTS, "messages", "params", *prompts.keep])

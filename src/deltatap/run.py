@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from deltatap import plan, runs, tables
 from deltatap.driver import Driver, Ended, landing_of
-from deltatap.errors import ConfigError, LeaseLostError
+from deltatap.errors import ConfigError, LeaseLostError, said
 from deltatap.outcomes import final_sql
 from deltatap.state import Control, RunState
 
@@ -40,6 +40,7 @@ def run(settings: Settings, spark: SparkSession, prices: Prices, console: Consol
         LeaseLostError: when another driver took over meanwhile.
     """
     with console.status("checking the tables"):
+        plan.source(spark, settings)
         check_tables(spark, settings)
     new_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
     lease = runs.acquire(spark, settings, new_id)
@@ -57,12 +58,11 @@ def run(settings: Settings, spark: SparkSession, prices: Prices, console: Consol
 
 
 def check_tables(spark: SparkSession, settings: Settings) -> None:
-    """Look at the prompts' columns; make captures and runs where they are not, and look at theirs where they are.
+    """Make captures and runs where they are not, and look at their columns where they are.
 
     Raises:
         ConfigError: when a table is not there and cannot be made, or is not what it should be.
     """
-    plan.source(spark, settings)
     problems = []
     for name, table, columns in (
         ("captures", settings.captures.table, tables.CAPTURES),
@@ -76,8 +76,7 @@ def check_tables(spark: SparkSession, settings: Settings) -> None:
                 tables.ensure(spark, table, columns, tables.CAPTURES_PROPERTIES, tables.CAPTURES_CLUSTERED_BY)
             different = tables.differences(spark.table(tables.quoted(table)).schema, columns)
         except Exception as error:
-            said = str(error).strip().splitlines()[0]
-            raise ConfigError([f"{name}.table: {table}: {said}"]) from error
+            raise ConfigError([f"{name}.table: {table}: {said(error)}"]) from error
         problems += [f"{name}.table: {table}: {problem}" for problem in different]
     if problems:
         raise ConfigError(problems)
@@ -118,7 +117,7 @@ def _land_left(spark: SparkSession, settings: Settings, lease: Lease) -> None:
 
 
 def _close_failed(spark: SparkSession, settings: Settings, lease: Lease, error: BaseException) -> None:
-    reason = f"{type(error).__name__}: {error}".splitlines()[0][:500]
+    reason = f"{type(error).__name__}: {said(error)}"[:500]
     # The first error is the one to tell; where this fails, too, the next start finds a dead run.
     with suppress(Exception):
         runs.close(spark, settings, lease.run_id, "failed", reason, runs.totals(spark, settings, lease.run_id))

@@ -60,6 +60,8 @@ def test_everything_that_is_wrong_is_found(spark: SparkSession, tables: Path, mo
     assert "cannot reach 127.0.0.1 port 9" in told["network, driver"]
     assert "cannot reach 127.0.0.1 port 9" in told["network, workers"]
     assert "there is no such Delta table" in told["prompts"]
+    assert "tables" not in told, "once is enough"
+    assert found["captures"].level == found["runs"].level == "ok"
     assert "serverless compute" in told["runtime"]
     assert "NOT_THERE" in told["models"]
     assert wrong(found, "warning") == {"price": "model mine has none in prices: cost_usd will be null"}
