@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from deltatap import plan, tables
 from deltatap.client import EndpointClient
+from deltatap.credentials import handed_over
 from deltatap.errors import ConfigError, CredentialError, said
 from deltatap.outcomes import CaptureError
 from deltatap.preflight import examine, prices_of
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
     from deltatap.config import Settings
+    from deltatap.credentials import Token
 
 Level = Literal["ok", "warning", "problem"]
 SPARK = ((4, 0), (4, 1), (4, 2))
@@ -126,7 +128,11 @@ def _workers(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
         return
     slots = plan.slots(spark)
     try:
-        rows = spark.range(0, slots, 1, slots).mapInArrow(worker_examines(settings, str(mark)), _TOLD).collect()
+        key = handed_over(settings.endpoint)
+    except ConfigError:  # told of the driver
+        key = None
+    try:
+        rows = spark.range(0, slots, 1, slots).mapInArrow(worker_examines(settings, str(mark), key), _TOLD).collect()
     except Exception as error:  # noqa: BLE001 - what a worker cannot even start with
         yield Finding("workers", "problem", said(error))
         return
@@ -140,7 +146,9 @@ def _workers(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
         yield from _found(f"{what}, workers", wrong, f"{slots} slots on {', '.join(hosts)}")
 
 
-def worker_examines(settings: Settings, mark: str) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
+def worker_examines(
+    settings: Settings, mark: str, key: Token | None
+) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     """What a worker examines: rows of host, what, and the problem, null where there is none."""
 
     def work(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -149,7 +157,7 @@ def worker_examines(settings: Settings, mark: str) -> Callable[[Iterable[pa.Reco
         for batch in batches:
             if batch.num_rows:
                 found: list[tuple[str, str | None]] = []
-                for what, problems in examine(settings):
+                for what, problems in examine(settings, key):
                     found += [(what, problem) for problem in problems] or [(what, None)]
                 seen = None if Path(mark).exists() else f"state.dir: {settings.state.dir}: is not the driver's folder"
                 found.append(("one state folder", seen))

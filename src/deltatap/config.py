@@ -80,15 +80,18 @@ class Run(_Section):
 
 
 class ApiKey(_Section):
-    """Where the key comes from; it is read in the worker.
+    """Where the key comes from; it is read in the worker, but for a secret scope's.
 
     Attributes:
         env: the name of the environment variable that holds the key.
+        secret: ``scope/key`` of a Databricks secret, for notebooks: read on the driver, which alone can, and handed to
+            the workers in the UDF's closure.
         identity: instead of a key, tokens of the identity that the process has, renewed before they expire: ``azure``
             by azure-identity (Entra ID), ``databricks`` by the Databricks SDK's unified authentication.
     """
 
     env: Annotated[str, Field(min_length=1)] | None = None
+    secret: Annotated[str, Field(pattern="^[^/]+/.+$")] | None = None
     identity: Literal["azure", "databricks"] | None = None
 
 
@@ -337,19 +340,10 @@ def _alternatives(annotation: Any) -> list[Any]:  # noqa: ANN401 - a type expres
     return [annotation]
 
 
-# Keys of the design that a later version brings. Saying so beats calling them unknown, and beats ignoring a limit on
-# money.
-_NOT_YET = {
-    "secret": "secret scopes are not read here; let the cluster set a variable from the scope and name it: {env: NAME}",
-}
-
-
 def _described(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails, narrowed by use
     path = [str(part) for part in error["loc"]]
     where = ".".join(path) or "settings"
     if error["type"] == "extra_forbidden":
-        if path[-1] in _NOT_YET:
-            return f"{where}: {_NOT_YET[path[-1]]}"
         known = _known_keys(path[:-1])
         near = difflib.get_close_matches(path[-1], known, 1)
         hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
@@ -358,7 +352,7 @@ def _described(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails, na
     if "api_key" in path:
         return (
             f"{where}: expected {{env: NAME}}, the name of an environment variable that holds the key, "
-            "{identity: azure} or {identity: databricks}, or null"
+            "{secret: scope/key}, {identity: azure} or {identity: databricks}, or null"
         )
     value = error.get("input")
     found = f", found {value!r}" if isinstance(value, str | int | float | bool) or value is None else ""
@@ -399,8 +393,8 @@ def _conflicts(settings: Settings) -> list[str]:
 def _endpoint_conflicts(endpoint: Endpoint) -> list[str]:
     problems = []
     key = endpoint.api_key
-    if key is not None and (key.env is None) == (key.identity is None):
-        problems.append("endpoint.api_key: expected one of env and identity")
+    if key is not None and len(key.model_dump(exclude_none=True)) != 1:
+        problems.append("endpoint.api_key: expected one of env, secret and identity")
     if endpoint.api_version is not None and endpoint.kind != "azure":
         problems.append("endpoint.api_version: is for kind azure only")
     if endpoint.kind == "azure" and endpoint.api_version is None and not endpoint.azure_v1:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from deltatap.errors import ConfigError, CredentialError
+from deltatap.errors import ConfigError, CredentialError, said
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,8 +88,7 @@ class Credential:
             if current is not None and current.expires_at is not None and now < current.expires_at:
                 self._renew_at = min(current.expires_at, now + 1)  # it still holds; try again soon
                 return
-            said = (str(error).strip().splitlines() or [""])[0][:300]
-            raise CredentialError(f"no token: {type(error).__name__}: {said}") from error
+            raise CredentialError(f"no token: {type(error).__name__}: {said(error)[:300]}") from error
         # Asked early, a library gives the token that it has: each counts once among those to strike out.
         others = [known for known in self._tokens if known.value != token.value]
         self._tokens = [*others[1 - _KEPT :], token]
@@ -105,11 +104,40 @@ class Credential:
         return text
 
 
-def credential_of(endpoint: Endpoint) -> Credential | None:
-    """What the configuration names; None when it names nothing, and nothing is sent.
+def handed_over(endpoint: Endpoint) -> Token | None:
+    """The key of a secret scope, which the driver alone can read: workers get it in the UDF's closure. None of others.
 
     Raises:
-        ConfigError: when the variable is not set, or the library is not installed.
+        ConfigError: when this is no driver on Databricks, or the secret is not there, or is not ours to read.
+    """
+    key = endpoint.api_key
+    if key is None or key.secret is None:
+        return None
+    where = f"endpoint.api_key.secret: {key.secret}"
+    scope, _, name = key.secret.partition("/")
+    try:
+        # The notebook's own dbutils, or on any other machine one that asks the workspace.
+        from databricks.sdk.runtime import dbutils  # noqa: PLC0415 - an extra; on Databricks it is there
+
+        value = str(dbutils.secrets.get(scope, name)).strip()
+    except ImportError:
+        raise ConfigError([f"{where}: needs databricks-sdk: install deltatap[databricks]"]) from None
+    except Exception as error:
+        raise ConfigError([f"{where}: {type(error).__name__}: {said(error)[:300]}"]) from error
+    if not value:
+        raise ConfigError([f"{where}: is empty"])
+    return Token(value)
+
+
+def credential_of(endpoint: Endpoint, handed: Token | None = None) -> Credential | None:
+    """What the configuration names; None when it names nothing, and nothing is sent.
+
+    Args:
+        endpoint: the configuration.
+        handed: in a worker, what :func:`handed_over` gave on the driver.
+
+    Raises:
+        ConfigError: when the variable or the secret is not there, or the library is not installed.
     """
     key = endpoint.api_key
     if key is None:
@@ -118,7 +146,7 @@ def credential_of(endpoint: Endpoint) -> Credential | None:
         return Credential(_azure())
     if key.identity == "databricks":
         return Credential(_databricks(endpoint))
-    token = Token(_variable(str(key.env)))
+    token = handed or handed_over(endpoint) or Token(_variable(str(key.env)))
     return Credential(lambda: token)
 
 

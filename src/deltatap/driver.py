@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
 
 from deltatap import plan, runs, tables
+from deltatap.credentials import handed_over
 from deltatap.errors import ConfigError, LeaseLostError
 from deltatap.landing import Landing
 from deltatap.limits import Pacer, Spent
@@ -261,7 +262,8 @@ class Driver:
 
     def _submit(self) -> None:
         """One action over the paid UDF; it returns receipts, so nothing is lost with them."""
-        task = CaptureTask(self.settings, self.prices, self.lease.run_id, self.state.folder, self.lease.epoch)
+        key = handed_over(self.settings.endpoint)
+        task = CaptureTask(self.settings, self.prices, self.lease.run_id, self.state.folder, self.lease.epoch, key)
         parts = len(self.plan.part_files())
         frame = self.spark.range(0, parts, 1, parts)
         frame.select(part_udf(task)("id").alias("receipt")).collect()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from deltatap.config import Settings
+    from deltatap.credentials import Token
     from deltatap.prices import Prices
 
 
@@ -37,12 +38,17 @@ def preflight(settings: Settings) -> Prices:
     return prices
 
 
-def examine(settings: Settings) -> Iterator[tuple[str, list[str]]]:
-    """What driver and workers both need, a thing at a time, and what is wrong with it where this runs."""
+def examine(settings: Settings, key: Token | None = None) -> Iterator[tuple[str, list[str]]]:
+    """What driver and workers both need, a thing at a time, and what is wrong with it where this runs.
+
+    Args:
+        settings: of the run.
+        key: what the driver handed to a worker.
+    """
     fallback = settings.tokens.fallback_encoding
     probe = RunState(Path(settings.state.dir) / f".probe-{uuid.uuid4().hex}")
     needs: list[tuple[str, Callable[[], object]]] = [
-        ("key", lambda: _authenticate(settings)),
+        ("key", lambda: _authenticate(settings, key)),
         (
             "vocabularies",
             lambda: [encoding(fallback), encoding(known_encoding(settings.endpoint.model or "") or fallback)],
@@ -75,8 +81,8 @@ def prices_of(settings: Settings) -> Prices:
     return prices
 
 
-def _authenticate(settings: Settings) -> None:
-    credential = credential_of(settings.endpoint)
+def _authenticate(settings: Settings, key: Token | None) -> None:
+    credential = credential_of(settings.endpoint, key)
     if credential is not None:
         try:
             credential.token()

@@ -17,7 +17,7 @@ import pandas as pd
 
 from deltatap import tables
 from deltatap.config import Settings, load_settings
-from deltatap.credentials import credential_of
+from deltatap.credentials import credential_of, handed_over
 from deltatap.engine import Capture, Engine
 from deltatap.errors import ConfigError
 from deltatap.outcomes import CaptureError
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from pyspark.sql._typing import UserDefinedFunctionLike
 
+    from deltatap.credentials import Token
     from deltatap.prices import Prices
 
 RECEIPT = "part INT, claim STRING, known BIGINT, requests BIGINT"
@@ -77,13 +78,16 @@ def capture_udf(config: Settings | Mapping[str, Any] | str | Path, *, max_reques
         raise ValueError(f"max_requests: expected at least 1, found {max_requests}")
     settings = load_settings(config)
     prices = load_prices(settings.prices)
-    credential_of(settings.endpoint)
+    key = handed_over(settings.endpoint)
+    credential_of(settings.endpoint, key)
     if len(settings.capture.modes) > 1:
         raise ConfigError(["capture.mode: paired gives two rows for a prompt, which a UDF cannot: use the job"])
 
     @pandas_udf(tables.spark_schema(tables.CAPTURES))  # type: ignore[call-overload,untyped-decorator]
     def capture(prompts: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
-        yield from capture_batches(prompts, settings, prices, max_requests=max_requests, partition=_partition())
+        yield from capture_batches(
+            prompts, settings, prices, max_requests=max_requests, partition=_partition(), key=key
+        )
 
     udf: UserDefinedFunctionLike = capture.asNondeterministic()
     return udf
@@ -103,6 +107,7 @@ def capture_batches(
     *,
     max_requests: int,
     partition: int = 0,
+    key: Token | None = None,
 ) -> Iterator[pd.DataFrame]:
     """Captures for batches of prompts, in order, a batch out for each batch in; the next batch streams meanwhile."""
     context = context_of(settings, prices, "", partition)
@@ -110,7 +115,7 @@ def capture_batches(
     streams = min(settings.capture.streams_per_worker, settings.capture.concurrency)
     results = _Results()
     engine = Engine(
-        lambda: client_of(settings, credential_of(settings.endpoint)),
+        lambda: client_of(settings, credential_of(settings.endpoint, key)),
         policy=retry_policy(settings),
         look_ahead=1 << 20,  # the batches bound it: two are in hand
         deliver=results.put,

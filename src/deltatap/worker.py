@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deltatap.config import Endpoint, Settings
-    from deltatap.credentials import Credential
+    from deltatap.credentials import Credential, Token
     from deltatap.prices import Prices
     from deltatap.prompts import Mode, Wire
     from deltatap.state import PlanState
@@ -54,7 +54,7 @@ _BATCH_ROWS = 128
 
 @dataclass(frozen=True, slots=True)
 class CaptureTask:
-    """What an attempt must know; pickled into Spark's plan, so it holds no secret.
+    """What an attempt must know; pickled into the UDF's closure, so it holds no secret but the one that is asked to.
 
     Attributes:
         settings: the configuration.
@@ -62,6 +62,7 @@ class CaptureTask:
         run_id: the run.
         folder: the run's state folder.
         epoch: of the lease and of the plan.
+        key: of a secret scope, which a worker cannot read.
     """
 
     settings: Settings
@@ -69,6 +70,7 @@ class CaptureTask:
     run_id: str
     folder: Path
     epoch: int
+    key: Token | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,7 @@ def capture_part(task: CaptureTask, part: int) -> Receipt:
     plan = state.plan(task.epoch)
     claim = plan.claim(part)
     try:
-        if (credential := credential_of(settings.endpoint)) is not None:
+        if (credential := credential_of(settings.endpoint, task.key)) is not None:
             credential.token()
     except (ConfigError, CredentialError) as error:
         # The driver has it, this process has not: no attempt can help.

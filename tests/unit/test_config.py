@@ -62,7 +62,7 @@ def test_an_empty_override_unsets() -> None:
             {"capture": {"mode": "both"}},
             "settings: capture.mode: expected 'stream', 'complete' or 'paired', found 'both'",
         ),
-        ({"endpoint": {"api_key": {}}}, "settings: endpoint.api_key: expected one of env and identity"),
+        ({"endpoint": {"api_key": {}}}, "settings: endpoint.api_key: expected one of env, secret and identity"),
         (
             {"endpoint": {"kind": "azure", "base_url": "https://x.openai.azure.com"}},
             "settings: endpoint.api_version: is missing; expected one such as 2024-10-21, or a base_url that ends with",
@@ -76,8 +76,8 @@ def test_an_empty_override_unsets() -> None:
         ),
         ({"budget": {"tokens": 1.5}}, "settings: budget.tokens: expected integer, found 1.5"),
         (
-            {"endpoint": {"api_key": {"secret": "a/b"}}},
-            "settings: endpoint.api_key.secret: secret scopes are not read here",
+            {"endpoint": {"api_key": {"secret": "no-scope"}}},
+            "settings: endpoint.api_key.secret: expected {env: NAME}, the name of an environment variable",
         ),
         ({"run": {"id": "a/b"}}, "settings: run.id: expected "),
         ({"prompts": {"table": None}}, "settings: prompts: expected either table or sql"),

@@ -14,12 +14,13 @@ import pytest
 
 from deltatap.client import EndpointClient
 from deltatap.config import ApiKey, Endpoint, Timeouts
-from deltatap.credentials import Credential, Token, credential_of
+from deltatap.credentials import Credential, Token, credential_of, handed_over
 from deltatap.engine import Capture, Engine
 from deltatap.errors import ConfigError, CredentialError
 from deltatap.outcomes import RetryPolicy
 from deltatap.prompts import Request, Wire
 from deltatap.schedule import Job
+from tests.notebook import with_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -302,3 +303,26 @@ def test_an_extra_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setitem(__import__("sys").modules, module, None)
     with pytest.raises(ConfigError, match=rf"identity: {identity} needs .*: install deltatap\[{identity}\]"):
         credential_of(Endpoint(api_key=ApiKey(identity=identity)))
+
+
+def test_a_secret_scope_s_key_is_read_on_the_driver_and_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    def scoped(secret: str) -> Endpoint:
+        return Endpoint(api_key=ApiKey(secret=secret))
+
+    with_secrets(monkeypatch, {"team/open/ai": " s3cret\n", "team/empty": " "})
+    token = handed_over(scoped("team/open/ai"))
+    assert token is not None
+    assert token.value == "s3cret"
+    assert "s3cret" not in repr(token)
+    with pytest.raises(ConfigError, match=r"^endpoint.api_key.secret: team/empty: is empty$"):
+        handed_over(scoped("team/empty"))
+    with pytest.raises(ConfigError, match=r"team/gone: RuntimeError: Secret does not exist .* team and key: gone$"):
+        handed_over(scoped("team/gone"))
+    assert handed_over(Endpoint(api_key=ApiKey(env="KEY"))) is None
+    assert handed_over(Endpoint(api_key=None)) is None
+
+    with_secrets(monkeypatch, {})  # a worker has none
+    credential = credential_of(scoped("team/open/ai"), token)
+    assert credential is not None
+    assert credential.token() == "s3cret"
+    assert credential.hide("you said s3cret") == "you said ***"

@@ -1,0 +1,75 @@
+"""A key in a secret scope, in a notebook: read on the driver, at work in the workers, told nowhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from deltatap import capture_udf, load_settings
+from deltatap.check import check
+from tests import prompts
+from tests.notebook import with_secrets
+from tests.runs import capture, captured
+from tests.simulation import start_simulator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pyspark.sql import SparkSession
+
+    from tests.simulation import Simulation
+
+KEY = "dapi-test-4711-do-not-tell"
+SCOPED = {"api_key": {"secret": "team/openai"}}
+
+
+@pytest.fixture
+def locked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulation]:
+    """A simulator that wants the key."""
+    monkeypatch.setenv("SIMULATOR_KEY", KEY)
+    with start_simulator("--speed", "0", "--tokens", "5", "--api-key-env", "SIMULATOR_KEY") as simulator:
+        monkeypatch.delenv("SIMULATOR_KEY")
+        yield simulator
+
+
+def test_a_notebook_s_secret_reaches_the_workers_and_nothing_else(
+    spark: SparkSession,
+    tables: Path,
+    locked: Simulation,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with_secrets(monkeypatch, {"team/openai": f"{KEY}\n"})
+    prompts.write(spark, tables / "prompts", [("a", "x", None), ("b", "y", None)])
+    tree = prompts.config(tables, locked.base_url, endpoint=SCOPED)
+    settings = load_settings(tree)
+    found = {finding.what: finding for finding in check(settings, lambda: spark)}
+    assert [finding for finding in found.values() if finding.level == "problem"] == []
+    assert found["models"].level == "ok", "asked with the key"
+
+    ended, shown = capture(spark, tables, locked, endpoint=SCOPED)
+    assert ended.row["completed"] == 2
+    assert {row["status"] for row in captured(spark, tables)} == {"completed"}
+    frame = spark.createDataFrame([("x",)], "prompt STRING").select(capture_udf(tree, max_requests=1)("prompt"))
+    assert frame.collect()[0][0]["status"] == "completed"
+
+    frame.explain(extended=True)
+    told = shown + repr(ended) + repr(settings) + repr(frame) + repr(found) + "".join(capfd.readouterr())
+    assert KEY not in told
+    assert [path for path in tables.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()] == []
+
+
+def test_a_secret_that_is_not_there_is_told_once_and_nothing_is_called(
+    spark: SparkSession, tables: Path, locked: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_secrets(monkeypatch, {})
+    prompts.write(spark, tables / "prompts", [("a", "x", None)])
+    settings = load_settings(prompts.config(tables, locked.base_url, endpoint=SCOPED))
+    problems = {finding.what: finding.said for finding in check(settings, lambda: spark) if finding.level == "problem"}
+    absent = (
+        "endpoint.api_key.secret: team/openai: RuntimeError: Secret does not exist with scope: team and key: openai"
+    )
+    assert problems["key, driver"] == problems["models"] == absent
+    assert locked.counts()["calls"] == 0
