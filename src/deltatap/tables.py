@@ -348,7 +348,8 @@ def differences(found: StructType, columns: Sequence[Column]) -> list[str]:
     problems = []
     for field in spark_schema(columns).fields:
         if field.name not in theirs:
-            problems.append(f"column {field.name} is missing")
+            added = f"{field.name} {field.dataType.simpleString()}"
+            problems.append(f"column {field.name} is missing; ALTER TABLE … ADD COLUMN {added}")
         elif theirs[field.name].simpleString() != field.dataType.simpleString():
             problems.append(
                 f"column {field.name}: expected {field.dataType.simpleString()}, "

@@ -43,6 +43,8 @@ def test_a_table_is_a_name_or_a_path(table: str, sql: str) -> None:
 
 def test_differences_are_told_by_column() -> None:
     found = tables.spark_schema((*tables.CAPTURES[:-1], tables.Column("mine", "STRING", "")))
-    assert tables.differences(found, tables.CAPTURES) == ["column worker is missing"]
+    assert tables.differences(found, tables.CAPTURES) == [
+        "column worker is missing; ALTER TABLE … ADD COLUMN worker string"
+    ]
     other = tables.spark_schema((tables.Column("run_id", "BIGINT", ""), *tables.CAPTURES[1:]))
     assert tables.differences(other, tables.CAPTURES) == ["column run_id: expected string, found bigint"]
