@@ -15,10 +15,11 @@ setup: ## all that is needed, pinned and checked, into .venv, .tools and .jars
 test: setup ## all tests but the slow ones
 	@.venv/bin/pytest
 
-check: setup ## format, lint, types
+check: setup ## format, lint, types (of Python 3.11, and of 3.12, which Databricks' runtimes have)
 	@.venv/bin/ruff format --check --quiet .
 	@.venv/bin/ruff check --quiet .
 	@.venv/bin/mypy
+	@.venv/bin/mypy --python-version 3.12
 
 demo: setup ## 200 prompts against the simulator, no key needed
 	@.venv/bin/python -m deltatap.demo

@@ -3,12 +3,14 @@
     make matrix                       # all of them
     python tools/matrix.py 4.0 -k landing
 
-The rest is as the lock has it. The Delta jars of another Spark than the lock's are fetched by Spark itself.
+Under Python 3.12 where there is one, as the runtimes have it. The rest is as the lock has it. The Delta jars of another
+Spark than the lock's are fetched by Spark itself.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -22,6 +24,8 @@ COMBINATIONS = {
     "4.1": ("4.1.4", "2.2.3", "21.0.0"),
     "4.2": ("4.2.0", "3.1.1", "26.0.1"),
 }
+# What the runtimes have, where it is found.
+PYTHON = shutil.which("python3.12") or sys.executable
 
 
 def main(names: list[str], options: list[str]) -> int:
@@ -51,7 +55,7 @@ def main(names: list[str], options: list[str]) -> int:
 def environment(name: str) -> Path:
     """The combination's Python, made where it is not."""
     spark, pandas, pyarrow = COMBINATIONS[name]
-    folder = ROOT / ".tools/matrix" / f"{name}-{pandas}-{pyarrow}"
+    folder = ROOT / ".tools/matrix" / f"{name}-{pandas}-{pyarrow}-{Path(PYTHON).name}"
     python = folder / "bin/python"
     if (folder / "made").exists():
         return python
@@ -64,7 +68,7 @@ def environment(name: str) -> Path:
     constraints = folder.with_suffix(".txt")
     constraints.parent.mkdir(parents=True, exist_ok=True)
     constraints.write_text("\n".join([*pinned, *wanted]) + "\n")
-    subprocess.run([UV, "venv", "--quiet", "--clear", "--python", sys.executable, folder], check=True)
+    subprocess.run([UV, "venv", "--quiet", "--clear", "--python", PYTHON, folder], check=True)
     install: list[str | Path] = [UV, "pip", "install", "--quiet", "--python", python, "--constraint", constraints]
     subprocess.run([*install, "--group", "dev", "--editable", f"{ROOT}[spark,azure,databricks]"], cwd=ROOT, check=True)
     (folder / "made").touch()
