@@ -8,7 +8,7 @@ JSON finds out whether it is UTF-8. Only bytes not searched before are searched,
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from deltatap.errors import EventTooLargeError
 
@@ -17,8 +17,7 @@ _BOM = b"\xef\xbb\xbf"
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
-@dataclass(frozen=True, slots=True)
-class ServerSentEvent:
+class ServerSentEvent(NamedTuple):
     """One event: its data lines joined by LF, and its type, empty when the stream named none."""
 
     data: bytes
@@ -44,12 +43,17 @@ class SSEDecoder:
         self._after_cr = False
         self._at_start = True
 
-    def feed(self, data: bytes) -> list[ServerSentEvent]:  # noqa: C901 - runs per read, where a call costs more
+    def feed(self, data: bytes) -> list[ServerSentEvent]:
         """The events that these bytes complete.
 
         Raises:
             EventTooLargeError: when an event or a line exceeds the limit.
         """
+        pending = self._line or self._data or self._event or self._after_cr or self._at_start
+        whole = None if pending else _whole(data, self._limit)
+        return self._by_line(data) if whole is None else whole
+
+    def _by_line(self, data: bytes) -> list[ServerSentEvent]:  # noqa: C901 - runs per read, where a call costs more
         if self._at_start:
             data = self._without_bom(data)
         if self._after_cr and data:
@@ -109,3 +113,15 @@ class SSEDecoder:
         self._data.clear()
         self._size = 0
         self._event = ""
+
+
+def _whole(data: bytes, limit: int) -> list[ServerSentEvent] | None:
+    """The events of a read that holds nothing but whole ones of one data line each, as most do; None of any other."""
+    if not data.endswith(b"\n\n") or b"\r" in data or len(data) > limit:
+        return None
+    events = []
+    for line in data[:-2].split(b"\n\n"):
+        if not line.startswith(b"data: ") or b"\n" in line:
+            return None
+        events.append(ServerSentEvent(line[6:]))
+    return events
