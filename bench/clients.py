@@ -1,7 +1,8 @@
 """Clients that read many streams at once, from the cheapest that there can be to the plain one that people write.
 
 Each is a process of its own: ``python -m bench.clients NAME BASE_URL STREAMS REQUESTS`` prints one line of JSON with
-its CPU time, and what it measured.
+its CPU time, and what it measured. ``worker`` is a Spark worker's whole work without Spark; ``worker-journal``,
+``worker-tokens`` and ``worker-input`` leave one part of it out.
 """
 
 from __future__ import annotations
@@ -9,21 +10,33 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import orjson
-import pandas as pd
+import pyarrow.parquet as pq
 import uvloop
 from openai import AsyncOpenAI, DefaultAioHttpClient
 
+from deltatap import rows
 from deltatap.config import load_settings
+from deltatap.engine import Engine
+from deltatap.input_tokens import InputTokens
+from deltatap.journal import JournalWriter, warm_up
 from deltatap.prices import Prices
-from deltatap.udf import capture_batches
+from deltatap.prompts import build_request
+from deltatap.received import CONTENT
+from deltatap.worker import client_of, context_of, job_of, retry_policy, settle_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from deltatap.config import Settings
+    from deltatap.engine import Capture
+    from deltatap.schedule import Job
 
 MODEL = "gpt-4o-mini"
 _APART_S = 0.003
@@ -78,8 +91,11 @@ async def plain(base_url: str, streams: int, requests: int) -> list[int]:
         return await _spread(streams, requests, one)
 
 
-def ours(base_url: str, streams: int, requests: int) -> list[Any]:
-    """The worker's whole work for a chunk: read, decode, accumulate, time, count tokens, build Arrow."""
+def worker(base_url: str, streams: int, requests: int, without: str = "") -> tuple[float, list[Any]]:
+    """The worker's whole work: build, read, decode, accumulate, time, count tokens, build Arrow, write. Its CPU time.
+
+    It begins when what a worker loads once is loaded.
+    """
     settings = load_settings(
         {
             "endpoint": {"base_url": base_url, "api_key": None, "include_usage": False, "model": MODEL},
@@ -87,34 +103,59 @@ def ours(base_url: str, streams: int, requests: int) -> list[Any]:
             "capture": {"concurrency": streams},
         }
     )
-    batches = iter([pd.Series([f"p{number}" for number in range(requests)])])
-    found = pd.concat(capture_batches(batches, settings, Prices(), max_requests=requests))
-    columns = (found[name].tolist() for name in ("request_hash", "chunks", "loop_lag_ms"))
-    return [
-        (key, [chunk["ms"] for chunk in chunks if chunk["kind"] == "content"], lag)
-        for key, chunks, lag in zip(*columns, strict=True)
-    ]
+    context = context_of(settings, Prices(), "bench", 0)
+    warm_up(context)
+    if without == "tokens":
+        vars(rows).update(count_input=lambda *_: InputTokens(), _output_tokens=lambda *_: 0)
+    jobs: Iterable[Job] = (_job(number, settings) for number in range(requests))
+    if without == "input":
+        jobs = list(jobs)
+    kept: list[Capture] = []
+    with tempfile.TemporaryDirectory() as name:
+        journal = JournalWriter(Path(name), "bench", context, plan=1, part=0, flush_s=settings.state.flush_s)
+        engine = Engine(
+            lambda: client_of(settings, None),
+            policy=retry_policy(settings),
+            look_ahead=requests if without == "input" else 2 * streams + 128,
+            deliver=kept.append if without == "journal" else journal.put,
+            share=streams,
+        )
+        settle_memory()
+        started = time.process_time()
+        with journal, engine:
+            for job in jobs:
+                engine.submit(job)
+            engine.join()
+        cpu_s = time.process_time() - started
+        if without == "journal":
+            return cpu_s, [_kept(capture) for capture in kept]
+        found = pq.read_table(name, columns=["request_hash", "chunks", "loop_lag_ms"], partitioning=None).to_pylist()
+    times = ([chunk["ms"] for chunk in row["chunks"] if chunk["kind"] == "content"] for row in found)
+    return cpu_s, [(row["request_hash"], ms, row["loop_lag_ms"]) for row, ms in zip(found, times, strict=True)]
+
+
+def _job(number: int, settings: Settings) -> Job:
+    request = build_request({"prompt": f"p{number}"}, api="chat", model=MODEL, defaults={}, keep=())
+    return job_of(request, number, [], settings.endpoint, "stream")
+
+
+def _kept(capture: Capture) -> tuple[str, list[float], float]:
+    chunks = capture.job.calls[-1].received.chunks
+    ms = [at for at, kind in zip(chunks.ms, chunks.kind, strict=True) if kind == CONTENT]
+    return str(capture.job.request.request_hash), ms, capture.loop_lag_ms or 0.0
 
 
 def main() -> None:
     name, base_url, streams, requests = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    started = time.process_time()
     measured: list[Any] = []
-    if name == "ours":
-        measured = ours(base_url, streams, requests)
+    if name.startswith("worker"):
+        cpu_s, measured = worker(base_url, streams, requests, without=name.removeprefix("worker").removeprefix("-"))
         chunks = sum(len(times) for _, times, _ in measured)
     else:
+        started = time.process_time()
         chunks = sum(uvloop.run({"floor": floor, "plain": plain}[name](base_url, streams, requests)))
-    cpu_s = time.process_time() - started
-    print(
-        json.dumps(
-            {
-                "chunks": chunks,
-                "cpu_us": cpu_s / chunks * 1e6,
-                "streams": measured,
-            }
-        )
-    )
+        cpu_s = time.process_time() - started
+    print(json.dumps({"chunks": chunks, "cpu_us": cpu_s / chunks * 1e6, "streams": measured}))
 
 
 if __name__ == "__main__":

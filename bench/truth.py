@@ -1,0 +1,95 @@
+"""How true measured times are, and how busy the streams were. Pure: lists in, figures out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a client says of a stream.
+
+    Attributes:
+        key: the request's hash, by which the simulator knows it.
+        ms: when each content chunk came, since the request was written.
+        lag_ms: the event loop's worst delay meanwhile.
+    """
+
+    key: str
+    ms: Sequence[float]
+    lag_ms: float
+
+
+def errors(measured: Sequence[Measured], calls: Mapping[str, dict[str, Any]]) -> dict[str, float]:
+    """How far our times are from when the simulator wrote each piece, in ms; how many gaps are ours or its alone.
+
+    When the request was written is not known to the simulator, so of TTFT the time from its arrival counts.
+    """
+    first, gaps, worst, lags = [], [], [], []
+    missing = 0
+    for stream in measured:
+        call = calls[stream.key]
+        sent = np.array([at for at, _ in call["chunks"]]) * 1e3
+        ours = np.array(stream.ms)
+        missing += abs(len(sent) - len(ours))
+        if not len(sent) or len(sent) != len(ours):
+            continue
+        first.append(abs(ours[0] - (sent[0] - call["started"] * 1e3)))
+        off = np.abs(np.diff(ours) - np.diff(sent))
+        gaps.append(off)
+        worst.append(off.max(initial=0.0))
+        lags.append(stream.lag_ms)
+    every = np.concatenate(gaps)
+    return {
+        "TTFT error p50": float(np.percentile(first, 50)),
+        "TTFT error p99": float(np.percentile(first, 99)),
+        "gap error p50": float(np.percentile(every, 50)),
+        "gap error p99": float(np.percentile(every, 99)),
+        "gaps invented or lost": float(missing),
+        "loop lag p99": float(np.percentile(lags, 99)),
+        "loop lag and worst gap error, rank correlation": rank_correlation(lags, worst),
+    }
+
+
+def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Spearman's: of the ranks, equal values sharing their mean rank; NaN where all are equal."""
+    ranks = [_ranks(np.asarray(values, float)) for values in (a, b)]
+    if any(np.ptp(rank) == 0 for rank in ranks):
+        return float("nan")
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+
+
+def _ranks(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(count)
+    ranks: np.ndarray[Any, Any] = (ends - (count - 1) / 2)[place]
+    return ranks
+
+
+def busy(intervals: Sequence[tuple[float, float]], slots: int) -> float:
+    """The share of the slots that were open, from when all first were until the last request started.
+
+    From the first start where all never were.
+    """
+    starts = sorted(start for start, _ in intervals)
+    ends = sorted(end for _, end in intervals)
+    open_, at_end, full = 0, 0, starts[0]
+    for start in starts:
+        while at_end < len(ends) and ends[at_end] <= start:
+            open_ -= 1
+            at_end += 1
+        open_ += 1
+        if open_ >= slots:
+            full = start
+            break
+    last = starts[-1]
+    if last <= full:
+        return 1.0
+    inside = sum(max(0.0, min(end, last) - max(start, full)) for start, end in intervals)
+    return inside / (last - full) / slots

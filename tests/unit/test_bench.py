@@ -1,0 +1,39 @@
+"""The arithmetic of the benchmarks, worked out by hand: a benchmark that is wrong is worse than none."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from bench.truth import Measured, busy, errors, rank_correlation
+
+
+def test_errors_against_the_record() -> None:
+    calls = {
+        "a": {"started": 10.0, "chunks": [(10.1, "x"), (10.2, "y"), (10.3, "z")]},
+        "b": {"started": 20.0, "chunks": [(20.5, "x"), (20.6, "y")]},
+        "c": {"started": 30.0, "chunks": [(30.5, "x")]},
+    }
+    measured = [Measured("a", [101.0, 203.0, 303.0], 3.0), Measured("b", [505.0, 615.0], 11.0), Measured("c", [], 0.0)]
+    found = errors(measured, calls)
+    assert found["TTFT error p50"] == pytest.approx(3.0)  # of 1 and 5
+    assert found["gap error p50"] == pytest.approx(2.0)  # of 2, 0 and 10
+    assert found["gaps invented or lost"] == 1
+    assert found["loop lag and worst gap error, rank correlation"] == pytest.approx(1.0)
+
+
+def test_rank_correlation() -> None:
+    assert rank_correlation([1, 2, 3], [10, 20, 15]) == pytest.approx(0.5)
+    assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1.0)
+    # Ranks 1.5, 1.5, 3 and 1, 2, 3.
+    assert rank_correlation([5, 5, 9], [1, 2, 3]) == pytest.approx(math.sqrt(0.75))
+    assert math.isnan(rank_correlation([1, 1], [1, 2]))
+
+
+def test_busy_slots() -> None:
+    assert busy([(0, 10), (0, 10), (10, 20), (10, 11)], 2) == 1.0
+    # Full from 1 on; the first slot is free from 5 to 9.
+    assert busy([(0, 5), (1, 9), (9, 20)], 2) == pytest.approx((4 + 8) / 16)
+    assert busy([(0, 1)], 1) == 1.0
+    assert busy([(0, 2), (3, 4)], 2) == pytest.approx(2 / 6), "never full: from the first start"
