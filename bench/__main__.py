@@ -1,145 +1,144 @@
-"""``make bench``: what a chunk costs and how true the times are, beside floors measured in the same run.
+"""``make bench``: what a chunk costs, how true the times are, how busy the slots, each with its goal and a floor.
 
-About a minute. Everything runs on loopback: a simulator in one process, a client in another. The figures stand in
-data/bench.json, too.
+Some five minutes. Everything runs on loopback: a simulator in one process, a client in another. Ratios count: floor and
+rival are measured in the same run. The figures stand in data/bench.json, too; ``bench/last.json`` holds the last
+committed ones, which a ratio is shown beside. ``python -m bench --keep`` makes this run's the last ones.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 import subprocess
 import sys
-import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
-from openai._streaming import SSEDecoder as OpenAIDecoder
-from openai.types.chat import ChatCompletionChunk
 from rich.console import Console
 from rich.table import Table
 
-from deltatap.apis import ChatAccumulator
-from deltatap.sse import SSEDecoder
+from bench.decoding import decoding
+from bench.figure import Figure
+from bench.truth import Measured, busy, errors
 from tests.simulation import Simulation, start_simulator
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable, Iterator
 
-OUT = Path("data/bench.json")
-CHUNKS = 20_000
-FRAME = (
-    b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1700000000,"model":"gpt-4o-mini",'
-    b'"service_tier":"default","system_fingerprint":"fp_1","choices":[{"index":0,"delta":{"content":" hello"},'
-    b'"logprobs":null,"finish_reason":null}],"usage":null}\n\n'
-)
+OUT, LAST = Path("data/bench.json"), Path(__file__).parent / "last.json"
+STREAMS, REQUESTS = 256, 1024
+EVEN = ("--itl-ms", "20", "--sigma", "0", "--tokens", "100")
+# As lengths are in production: the median 60, the longest of 5,000 some forty times that.
+HEAVY_TAILED = ("--itl-ms", "10", "--tokens", "60", "--sigma", "1.7")
 
 
-def decoding() -> dict[str, float]:
-    """µs for a chunk without any network: the JSON alone, our decoder and accumulator, the openai client's."""
-
-    def json_alone() -> None:
-        for _ in range(CHUNKS):
-            orjson.loads(FRAME[6:-2])
-
-    def ours() -> None:
-        decoder, accumulator = SSEDecoder(), ChatAccumulator()
-        for at in range(CHUNKS):
-            for event in decoder.feed(FRAME):
-                accumulator.add(event.data, float(at), at, event.event)
-        accumulator.finish()
-
-    async def frames() -> AsyncIterator[bytes]:
-        for _ in range(CHUNKS):
-            yield FRAME
-
-    async def theirs() -> None:
-        async for event in OpenAIDecoder().aiter_bytes(frames()):
-            ChatCompletionChunk.construct(**event.json())
-
-    return {
-        "JSON alone": _us(json_alone),
-        "decoder and accumulator": _us(ours),
-        "openai decoder and chunk": _us(lambda: asyncio.run(theirs())),
-    }
+def capturing() -> Iterator[Figure]:
+    """CPU of a worker's whole work for a chunk, 256 streams with 50 chunks a second each, beside floor and rival."""
+    with start_simulator(*EVEN) as simulator:
+        cost = {}
+        for name in ("floor", "plain", "worker"):
+            found = _client(name, simulator)
+            cost[name] = found["cpu_us"] * found["chunks"] / sum(len(call["chunks"]) for call in simulator.calls())
+        whole = _errors(found, simulator)
+        yield Figure("aiohttp, a split, orjson: the floor", cost["floor"], "µs CPU a chunk")
+        yield Figure("async for chunk in AsyncOpenAI", cost["plain"], "µs CPU a chunk")
+        yield Figure("a worker's whole work", cost["worker"], "µs CPU a chunk")
+        yield Figure("a worker to the floor", cost["worker"] / cost["floor"], "ratio", most=1.5)
+        yield Figure("AsyncOpenAI's loop to a worker", cost["plain"] / cost["worker"], "ratio", least=4)
+        for part in ("journal", "tokens", "input"):
+            without = _errors(_client(f"worker-{part}", simulator), simulator)
+            for name in ("TTFT error p50", "gap error p99"):
+                yield Figure(f"{name} without {part} to with", without[name] / whole[name], "ratio", 1.2, 0.8)
 
 
-def _us(work: Callable[[], None]) -> float:
-    best = float("inf")
-    for _ in range(3):
-        started = time.perf_counter()
-        work()
-        best = min(best, time.perf_counter() - started)
-    return best / CHUNKS * 1e6
+def the_job(streams: int, requests: int, *, goals: bool) -> Iterator[Figure]:
+    """The whole job on ``local[2]``, against the simulator's record."""
+    with start_simulator(*EVEN) as simulator:
+        found = _run("bench.job", simulator, streams, requests)
+        calls = simulator.calls()
+        told, late = _errors(found, simulator), simulator.stats()["late_ms"]
+    most = {"TTFT error p50": 2.0, "TTFT error p99": 25.0, "gap error p99": 5.0, "gaps invented or lost": 0.0}
+    for name, value in told.items():
+        unit = "" if "lost" in name else "ratio" if "correlation" in name else "ms"
+        yield Figure(f"{streams} streams: {name}", value, unit, most=most.get(name) if goals else None)
+    yield Figure(f"{streams} streams: the simulator itself late p99", late["p99"], "ms")
+    spans = [(call["started"], call["chunks"][-1][0]) for call in calls]
+    open_ = busy(spans, streams)
+    yield Figure(f"{streams} streams: streams open to the ideal", open_, "ratio", least=0.9 if goals else None)
+    if not goals:
+        return
+    cpu, peak = found["cpu_s"], found["peak_mb"]
+    workers = sum(seconds for name, seconds in cpu.items() if name.startswith("worker"))
+    worker_mb = max(mb for name, mb in peak.items() if name.startswith("worker"))
+    yield Figure("session ready to first request", min(at for at, _ in spans) - found["ready"], "s", most=5)
+    yield Figure("last chunk to the run closed", found["closed"] - max(at for _, at in spans), "s", most=10)
+    yield Figure("CPU of the workers", workers, "s")
+    yield Figure("CPU of Spark: planning, landing, closing", cpu["jvm"], "s")
+    yield Figure("CPU of the driver's Python", cpu["driver"], "s")
+    yield Figure("memory of a worker", worker_mb, "MB", most=300)
 
 
-def client(name: str, simulator: Simulation, streams: int, requests: int) -> dict[str, Any]:
+def slots() -> Iterator[Figure]:
+    """Heavy-tailed lengths, 5,000 requests: whether a slot waits for others."""
+    with start_simulator(*HEAVY_TAILED) as simulator:
+        _run("bench.job", simulator, STREAMS, 5000)
+        spans = [(call["started"], call["chunks"][-1][0]) for call in simulator.calls()]
+    yield Figure("slots busy, heavy-tailed lengths", busy(spans, STREAMS), "ratio", least=0.95)
+
+
+def _client(name: str, simulator: Simulation) -> dict[str, Any]:
+    return _run("bench.clients", simulator, STREAMS, REQUESTS, name)
+
+
+def _run(module: str, simulator: Simulation, streams: int, requests: int, *names: str) -> dict[str, Any]:
     """Run a client in a process of its own; what it measured."""
     simulator.reset()
-    command = [sys.executable, "-m", "bench.clients", name, simulator.base_url, str(streams), str(requests)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    command = [sys.executable, "-m", module, *names, simulator.base_url, str(streams), str(requests)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command[1:])} ended with {done.returncode}:\n{done.stderr}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def truth(measured: list[Any], simulator: Simulation) -> dict[str, float]:
-    """How far our times are from when the simulator wrote each piece, in ms.
-
-    When the request was written is not known to the simulator, so of TTFT the time from its arrival counts.
-    """
+def _errors(found: dict[str, Any], simulator: Simulation) -> dict[str, float]:
     calls = {call["key"]: call for call in simulator.calls()}
-    first, gaps, lags = [], [], []
-    for key, ms, lag in measured:
-        sent = [at * 1e3 for at, _ in calls[key]["chunks"]]
-        first.append(abs(ms[0] - (sent[0] - calls[key]["started"] * 1e3)))
-        gaps += [abs((b - a) - (d - c)) for a, b, c, d in zip(ms, ms[1:], sent, sent[1:], strict=False)]
-        lags.append(lag)
-    return {
-        "TTFT error p50": _at(first, 0.5),
-        "TTFT error p99": _at(first, 0.99),
-        "gap error p50": _at(gaps, 0.5),
-        "gap error p99": _at(gaps, 0.99),
-        "loop lag p99": _at(lags, 0.99),
-    }
-
-
-def _at(values: list[float], share: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
+    return errors([Measured(*stream) for stream in found["streams"]], calls)
 
 
 def main() -> None:
     console = Console()
-    results: dict[str, Any] = {"µs a chunk, no network": decoding()}
-    table = Table("µs a chunk, no network", "µs", "ratio to JSON alone")
-    for name, us in results["µs a chunk, no network"].items():
-        table.add_row(name, f"{us:.2f}", f"{us / results['µs a chunk, no network']['JSON alone']:.1f}")
-    console.print(table)
-    with start_simulator("--itl-ms", "20", "--sigma", "0", "--tokens", "100") as simulator:
-        for streams in (64, 256):
-            results[f"{streams} streams"] = _streams(console, simulator, streams)
+    last = json.loads(LAST.read_text()) if LAST.exists() else {}
+    figures: list[Figure] = []
+    parts: dict[str, Callable[[], Iterator[Figure]]] = {
+        "A chunk, no network": decoding,
+        f"A worker: {STREAMS} streams, 50 chunks/s each, {REQUESTS:,} requests": capturing,
+        f"The whole job: {STREAMS} streams, 50 chunks/s each, {REQUESTS:,} requests": lambda: the_job(
+            STREAMS, REQUESTS, goals=True
+        ),
+        "Beyond one core": lambda: (figure for n in (512, 1024) for figure in the_job(n, 2 * n, goals=False)),
+        "Slots: 5,000 requests": slots,
+    }
+    for title, measure in parts.items():
+        table = Table("figure", "measured", "goal", "", "last", title=title, title_justify="left")
+        with console.status(title):
+            found = list(measure())
+        for figure in found:
+            table.add_row(
+                figure.what,
+                f"{figure.value:,.2f} {figure.unit}",
+                figure.goal,
+                {True: "[green]met", False: "[red]missed", None: ""}[figure.met],
+                f"{last[figure.what]:,.2f}" if figure.unit == "ratio" and figure.what in last else "",
+            )
+        console.print(table)
+        figures += found
     OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps(results, indent=1, ensure_ascii=False))
+    OUT.write_text(json.dumps([asdict(figure) for figure in figures], indent=1, ensure_ascii=False))
     console.print(f"the figures stand in {OUT}")
-
-
-def _streams(console: Console, simulator: Simulation, streams: int) -> dict[str, Any]:
-    found = {name: client(name, simulator, streams, 2 * streams) for name in ("floor", "plain")}
-    mine = client("ours", simulator, streams, 2 * streams)
-    late = simulator.stats()["late_ms"]
-    table = Table(f"{streams} streams, 50 chunks/s each", "CPU µs a chunk", "ratio to the floor")
-    names = {"floor": "aiohttp and orjson: the floor", "plain": "async for chunk in AsyncOpenAI"}
-    for name, label in names.items():
-        table.add_row(label, f"{found[name]['cpu_us']:.0f}", f"{found[name]['cpu_us'] / found['floor']['cpu_us']:.2f}")
-    table.add_row("deltatap", f"{mine['cpu_us']:.0f}", f"{mine['cpu_us'] / found['floor']['cpu_us']:.2f}")
-    console.print(table)
-    errors = truth(mine["streams"], simulator)
-    told = ", ".join(f"{name} {value:.1f} ms" for name, value in errors.items())
-    console.print(
-        f"deltatap against the simulator's record: {told} (the simulator itself: p99 {late['p99']:.1f} ms late)"
-    )
-    cpu = {"floor": found["floor"]["cpu_us"], "plain": found["plain"]["cpu_us"], "deltatap": mine["cpu_us"]}
-    return {"cpu_us": cpu, **errors, "simulator late p99 ms": late["p99"]}
+    if "--keep" in sys.argv:
+        kept = {figure.what: round(figure.value, 3) for figure in figures if figure.unit == "ratio"}
+        LAST.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from bench.figure import Figure
 from bench.truth import Measured, busy, errors, rank_correlation
 
 
@@ -37,3 +38,14 @@ def test_busy_slots() -> None:
     assert busy([(0, 5), (1, 9), (9, 20)], 2) == pytest.approx((4 + 8) / 16)
     assert busy([(0, 1)], 1) == 1.0
     assert busy([(0, 2), (3, 4)], 2) == pytest.approx(2 / 6), "never full: from the first start"
+
+
+def test_a_figure_and_its_goal() -> None:
+    assert Figure("x", 1.0, "ms").met is None
+    assert Figure("x", 2.0, "ms", most=2.0).met
+    assert not Figure("x", 2.1, "ms", most=2.0).met
+    assert Figure("x", 4.0, "ratio", least=4).met
+    assert not Figure("x", 1.3, "ratio", most=1.2, least=0.8).met
+    assert not Figure("x", 0.7, "ratio", most=1.2, least=0.8).met
+    assert not Figure("x", math.nan, "ratio", most=1.2).met
+    assert Figure("x", 1.0, "ratio", most=1.2, least=0.8).goal == "0.8 to 1.2"

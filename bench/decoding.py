@@ -1,0 +1,80 @@
+"""What a chunk costs without any network: the JSON alone, our decoder and accumulator, the openai client's."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import orjson
+from openai._streaming import SSEDecoder as OpenAIDecoder
+from openai.types.chat import ChatCompletionChunk
+
+from bench.figure import Figure
+from deltatap.apis import ChatAccumulator
+from deltatap.sse import SSEDecoder
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+CHUNKS = 20_000
+FRAME = (
+    b'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1700000000,"model":"gpt-4o-mini",'
+    b'"service_tier":"default","system_fingerprint":"fp_1","choices":[{"index":0,"delta":{"content":" hello"},'
+    b'"logprobs":null,"finish_reason":null}],"usage":null}\n\n'
+)
+
+
+def decoding() -> Iterator[Figure]:
+    """µs a chunk and MB/s, the best of three."""
+    floor, mine, rival = _us(_json_alone), _us(_ours), _us(lambda: asyncio.run(_theirs()))
+    yield Figure("JSON alone", floor, "µs a chunk")
+    yield Figure("decoder and accumulator", mine, "µs a chunk")
+    yield Figure("openai's decoder and chunk object", rival, "µs a chunk")
+    yield Figure("decoder and accumulator to JSON alone", mine / floor, "ratio")
+    yield Figure("openai's to ours", rival / mine, "ratio")
+    yield Figure("decoder", len(FRAME) / _us(_decoder), "MB/s")
+    yield Figure("openai's decoder", len(FRAME) / _us(lambda: asyncio.run(_their_decoder())), "MB/s")
+
+
+def _json_alone() -> None:
+    for _ in range(CHUNKS):
+        orjson.loads(FRAME[6:-2])
+
+
+def _ours() -> None:
+    decoder, accumulator = SSEDecoder(), ChatAccumulator()
+    for at in range(CHUNKS):
+        for event in decoder.feed(FRAME):
+            accumulator.add(event.data, float(at), at, event.event)
+    accumulator.finish()
+
+
+def _decoder() -> None:
+    decoder = SSEDecoder()
+    for _ in range(CHUNKS):
+        decoder.feed(FRAME)
+
+
+async def _frames() -> AsyncIterator[bytes]:
+    for _ in range(CHUNKS):
+        yield FRAME
+
+
+async def _their_decoder() -> None:
+    async for _ in OpenAIDecoder().aiter_bytes(_frames()):
+        pass
+
+
+async def _theirs() -> None:
+    async for event in OpenAIDecoder().aiter_bytes(_frames()):
+        ChatCompletionChunk.construct(**event.json())
+
+
+def _us(work: Callable[[], None]) -> float:
+    best = float("inf")
+    for _ in range(3):
+        started = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - started)
+    return best / CHUNKS * 1e6
