@@ -43,7 +43,7 @@ def test_requests_a_minute_are_used_and_never_exceeded(
     master: str,
     record_property: Callable[[str, object], None],
 ) -> None:
-    limit, count = 300, 520
+    limit, count = 300, 400
     prompts.write(spark, tables / "prompts", [(f"r{n:04d}", f"Prompt {n}?") for n in range(count)])
     with start_simulator(*PACE, "--requests-per-minute", str(1.05 * limit)) as simulator:
         config, log = tmp_path / "config.yml", tmp_path / "log"
@@ -75,7 +75,7 @@ def test_requests_a_minute_are_used_and_never_exceeded(
 def test_tokens_a_minute_are_used_and_never_exceeded(
     spark: SparkSession, tables: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    limit, count = 40_000, 800
+    limit, count = 40_000, 640
     prompts.write(spark, tables / "prompts", [(f"r{n:04d}", f"Prompt {n}?") for n in range(count)])
     with start_simulator(*PACE, "--tokens-per-minute", str(1.05 * limit)) as simulator:
         config, log = tmp_path / "config.yml", tmp_path / "log"
