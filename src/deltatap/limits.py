@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from deltatap.permits import MINUTE_S, PERMIT_S, Permit
+from deltatap.permits import MINUTE_S, PERMIT_S, TOLERATED, Permit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -102,7 +102,10 @@ class _Worker:
     heard_at: float = 0.0
     recent: Sequence[Sequence[float]] = ()
     limited: int = 0
-    # (when, requests granted until then, tokens and USD that each is expected to use)
+    waits_since: float | None = None
+    # Up to which number its permits are void, since they were for smaller requests than it has next.
+    void: int = 0
+    # (when, requests granted until then, tokens and USD that each of the last ones is expected to use)
     grants: deque[tuple[float, int, float, float]] = field(default_factory=deque)
 
     def granted(self, before: float = math.inf) -> int:
@@ -111,10 +114,29 @@ class _Worker:
 
     def outstanding(self, now: float, used: int) -> Spent:
         """What is granted and may still be used, or has been, unheard."""
-        if not self.grants:
-            return Spent()
-        _, requests, tokens, cost = self.grants[-1]
-        return Spent(1, tokens, cost).times(max(0, requests - max(used, self.granted(now - _UNHEARD_S))))
+        known, found = max(used, self.granted(now - _UNHEARD_S)), Spent()
+        for _, requests, tokens, cost in self.grants:
+            if requests > known:
+                found += Spent(1, tokens, cost).times(requests - known)
+                known = requests
+        return found
+
+    def grant(self, now: float, beat: Heartbeat, count: int) -> None:
+        """Grant so many more, or none; what was granted for a much smaller request is not for the next one."""
+        if count or self.waits_since is None:
+            self.waits_since = now
+        if self.grants and beat.next_tokens > TOLERATED * self.grants[-1][2]:
+            self.void = self.granted()
+        # Whatever started while nothing was limited has used up numbers, too.
+        granted = max(self.granted(), beat.used) + count
+        self.grants.append((now, granted, max(beat.next_tokens, 1.0), beat.next_usd))
+        while len(self.grants) > 1 and self.grants[1][0] < now - _UNHEARD_S:
+            self.grants.popleft()
+
+    def permit(self, now: float) -> Permit:
+        """What it may have started."""
+        tokens = self.grants[-1][2] if self.grants else 0.0
+        return Permit(self.granted(), max(self.void, self.granted(now - PERMIT_S)), tokens)
 
 
 class Pacer:
@@ -138,7 +160,7 @@ class Pacer:
         self._level = Spent()
         self._turned_at: float | None = None
         self._began_at: float | None = None
-        self._dealt = 0
+        self._served = ""
         self._recovering: float = 0.0
         self._calm_at = -math.inf
         self.exhausted: str | None = None
@@ -173,15 +195,17 @@ class Pacer:
         # What an earlier driver's workers used stands in the captures, so it is in `before`.
         ours = [beat for beat in beats if beat.claim not in (ages or {})]
         (left, pace), budget = self._left(now, flying), self._budget_left(ours, flying)
-        if not flying.requests and not any(beat.open or beat.mean_output_tokens for beat in beats):
-            one = max((self._cost(beat) for beat in beats), key=lambda one: one.tokens, default=Spent())
+        if not flying.requests and not any(beat.open or beat.mean_output_tokens for beat in ours):
+            one = max((_cost(beat) for beat in ours), key=lambda one: one.tokens, default=Spent())
             budget = budget.with_one(one)
         alive = [beat for beat in beats if not beat.ended and now - self._workers[beat.claim].heard_at < _UNHEARD_S]
         hungry = [beat for beat in alive if beat.wants > outstanding[beat.claim].requests]
+        for claim in self._workers.keys() - {beat.claim for beat in hungry}:
+            self._workers[claim].waits_since = None
         self._grant(now, hungry, outstanding, left, pace, budget)
         self._judge(alive, hungry, flying, budget)
         self._turned_at = now
-        return {beat.claim: self._permit(now, beat.claim) for beat in beats if not beat.ended}
+        return {beat.claim: self._workers[beat.claim].permit(now) for beat in beats if not beat.ended}
 
     def cool_s(self, now: float, beats: Iterable[Heartbeat]) -> float:
         """For how long nothing may start, by what servers told the workers; :meth:`turn` has heard them before."""
@@ -252,12 +276,6 @@ class Pacer:
             math.inf if bounds.cost_usd is None else bounds.cost_usd - spent.cost_usd,
         )
 
-    def _cost(self, beat: Heartbeat) -> Spent:
-        """Of a worker's next request. What is larger than a minute's tokens goes out alone."""
-        limit = self._bounds.tokens_per_minute
-        tokens = beat.next_tokens if limit is None else min(beat.next_tokens, limit)
-        return Spent(1, tokens, beat.next_usd)
-
     def _grant(
         self,
         now: float,
@@ -269,40 +287,46 @@ class Pacer:
     ) -> None:
         """Deal to who wants, in turn, as evenly as it goes."""
         dealt = dict.fromkeys((beat.claim for beat in hungry), 0)
-        first = self._dealt % len(hungry) if hungry else 0
-        waiting = [*hungry[first:], *hungry[:first]]
+        overdue = {beat.claim for beat in hungry if self._overdue(now, beat, len(hungry))}
+        order = sorted(hungry, key=lambda beat: (beat.claim not in overdue, beat.claim <= self._served, beat.claim))
+        # Where a large one is overdue all wait until there is room: for ever small ones would take it before.
+        blocked = any(left.fits(self._one(beat)) < 1 <= budget.fits(_cost(beat)) for beat in order[: len(overdue)])
+        waiting = [] if blocked else order
         while waiting:
             still = []
             for beat in waiting:
-                one = self._cost(beat)
+                cost, one = _cost(beat), self._one(beat)
                 wants = beat.wants - outstanding[beat.claim].requests - dealt[beat.claim]
                 fits = min(left.fits(one), pace.paces(one))
                 fair = max(1, math.floor(fits / len(waiting))) if math.isfinite(fits) else wants
-                count = math.floor(min(wants, fair, fits, budget.fits(one)))
+                count = math.floor(min(wants, fair, fits, budget.fits(cost)))
                 if count > 0:
-                    self._dealt += 1
+                    self._served = beat.claim
                     dealt[beat.claim] += count
                     used = one.times(-count)
-                    left, pace, budget, self._level = left + used, pace + used, budget + used, self._level + used
+                    left, pace, self._level = left + used, pace + used, self._level + used
+                    budget += cost.times(-count)
                     still.append(beat)
             waiting = [beat for beat in still if beat.wants - outstanding[beat.claim].requests > dealt[beat.claim]]
         for beat in hungry:
-            worker = self._workers[beat.claim]
-            granted = worker.granted() + dealt[beat.claim]
-            worker.grants.append((now, granted, max(beat.next_tokens, 1.0), beat.next_usd))
-            while len(worker.grants) > 1 and worker.grants[1][0] < now - _UNHEARD_S:
-                worker.grants.popleft()
+            self._workers[beat.claim].grant(now, beat, dealt[beat.claim])
 
-    def _permit(self, now: float, claim: str) -> Permit:
-        worker = self._workers[claim]
-        tokens = worker.grants[-1][2] if worker.grants else 0.0
-        return Permit(worker.granted(), worker.granted(now - PERMIT_S), tokens)
+    def _one(self, beat: Heartbeat) -> Spent:
+        """What a worker's next request takes of the minute. What is larger than a minute's tokens goes out alone."""
+        return _cost(beat).least(Spent(1, self._bounds.tokens_per_minute or math.inf, math.inf))
+
+    def _overdue(self, now: float, beat: Heartbeat, workers: int) -> bool:
+        """Whether a worker has waited for as long as its part of the tokens takes to come to its next request."""
+        since, limit = self._workers[beat.claim].waits_since, self._bounds.tokens_per_minute
+        if since is None or limit is None:
+            return False
+        return now - since >= workers * MINUTE_S * self._one(beat).tokens / limit
 
     def _judge(self, alive: Iterable[Heartbeat], hungry: Sequence[Heartbeat], flying: Spent, budget: Spent) -> None:
         """A budget is at its end when somebody waits, nothing fits, and nothing is in flight that may cost less."""
         if not hungry or flying.requests > 0 or any(beat.open for beat in alive):
             return
-        one = min((self._cost(beat) for beat in hungry), key=lambda cost: cost.cost_usd or cost.tokens)
+        one = min((_cost(beat) for beat in hungry), key=lambda cost: cost.cost_usd or cost.tokens)
         if budget.fits(one) >= 1:
             return
         for name, left, part in (
@@ -311,5 +335,12 @@ class Pacer:
             ("cost_usd", budget.cost_usd, one.cost_usd),
         ):
             if part > 0 and left < part:
-                self.exhausted = f"budget.{name}: {getattr(self._bounds, name):,} is used up"
+                bound = getattr(self._bounds, name)
+                rest = f"{left:,.10g} of {bound:,} left, and the next request is expected to use {part:,.10g}"
+                self.exhausted = f"budget.{name}: {rest if left > 0 else f'{bound:,} is used up'}"
                 return
+
+
+def _cost(beat: Heartbeat) -> Spent:
+    """Of a worker's next request."""
+    return Spent(1, beat.next_tokens, beat.next_usd)

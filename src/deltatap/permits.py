@@ -13,8 +13,9 @@ from dataclasses import dataclass
 MINUTE_S = 60.0
 # A permit is void after this, for the worker by its own clock, and for the driver's next word.
 PERMIT_S = 1.0
+# A permit is for a request of so many times the expected tokens at most.
+TOLERATED = 1.5
 _BUCKET_S = 0.5
-_TOLERATED = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class Allowance:
         if permit is None:
             return True
         # The next request may be another by now, and its use may have been learned anew; but not much more.
-        return now < self._until and self.used < permit.requests and tokens <= _TOLERATED * permit.tokens
+        return now < self._until and self.used < permit.requests and tokens <= TOLERATED * permit.tokens
 
     def take(self) -> None:
         """A request has started."""

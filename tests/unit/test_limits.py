@@ -6,6 +6,7 @@ import heapq
 import random
 import statistics
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,9 +28,9 @@ WORD_S = 0.5
 STEP_S = 0.05
 
 
-def ended(tokens: int, *, limited: bool = False) -> Call:
+def ended(tokens: int, inputs: int = 20, *, limited: bool = False) -> Call:
     error = CaptureError("rate_limit", None, "x", 429) if limited else None
-    received = Received(Chunks(), usage=None if limited else Usage(20, tokens), output=not limited)
+    received = Received(Chunks(), usage=None if limited else Usage(inputs, tokens), output=not limited)
     return Call(0, 0, 0, 0, 0, 0, None, received, "failed" if limited else "completed", error, 429 if limited else 200)
 
 
@@ -44,8 +45,10 @@ class Worker:
     work: int = 10**9
     lasts_s: float = 3.0
     output: float = 120.0
+    inputs: Callable[[float, random.Random], int] = lambda _now, _chance: 20
     beats: int = 0
     requests: int = 0
+    started: int = 0
     alive: bool = True
 
     def __post_init__(self) -> None:
@@ -57,9 +60,8 @@ class Worker:
         self.job = self._job()
 
     def _job(self) -> Job:
-        return Job(
-            Request("r", "", None, None, None, None), None, "stream", 0, [], 0.0, expected=Expected(20, None, 1, None)
-        )
+        expected = Expected(self.inputs(self.clock(), self.chance), None, 1, None)
+        return Job(Request("r", "", None, None, None, None), None, "stream", 0, [], 0.0, expected=expected)
 
     @property
     def wants(self) -> int:
@@ -71,15 +73,17 @@ class Worker:
         refused = False
         while self.open and self.open[0][0] <= now:
             _, _, tokens, job = heapq.heappop(self.open)
-            self.tally.ended(job, ended(abs(tokens), limited=tokens < 0))
+            self.tally.ended(job, ended(abs(tokens), self.inputs_of(job), limited=tokens < 0))
         while may and not refused and self.wants > 0 and self.tally.allows(self.job):
             job, self.job = self.job, self._job()
             self.tally.started(job)
             self.requests += 1
             self.work -= 1
             tokens = max(1, round(self.chance.lognormvariate(0, 0.6) * self.output))
-            if served(now, 20 + tokens):
-                started.append((now, 20 + tokens))
+            inputs = self.inputs_of(job)
+            if served(now, inputs + tokens):
+                started.append((now, inputs + tokens))
+                self.started += 1
                 heapq.heappush(
                     self.open, (now + self.chance.uniform(0.5, 1.5) * self.lasts_s, self.requests, tokens, job)
                 )
@@ -89,6 +93,10 @@ class Worker:
                 heapq.heappush(self.open, (now + 0.1, self.requests, -1, job))
 
         return refused
+
+    @staticmethod
+    def inputs_of(job: Job) -> int:
+        return 0 if job.expected is None else job.expected.input_tokens
 
     def word(self) -> Heartbeat:
         self.beats += 1
@@ -240,6 +248,39 @@ def test_a_request_larger_than_a_minute_s_tokens_goes_out_alone() -> None:
     assert 2 <= len(world.started) <= 7
 
 
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        lambda now, _chance: 100 if now < 1090 else 10_000,
+        lambda _now, chance: 10_000 if chance.random() < 0.01 else 100,
+        lambda _now, chance: round(min(20_000, chance.lognormvariate(5, 1.5))),
+    ],
+    ids=["larger from then on", "a few large ones", "of all sizes"],
+)
+def test_a_permit_for_a_small_request_is_none_for_a_large_one(
+    workers: int, inputs: Callable[[float, random.Random], int]
+) -> None:
+    world = World(Bounds(tokens_per_minute=60_000))
+    world.join(workers, output=30.0, inputs=inputs)
+    world.run(300)
+    _, most = world.windows(tokens=True)
+    assert most <= 1.05 * 60_000
+
+
+@pytest.mark.parametrize(("size", "least"), [(15_000, 8), (30_000, 4), (70_000, 2)])
+def test_a_large_request_does_not_wait_for_ever_for_small_ones(size: int, least: int) -> None:
+    world = World(Bounds(tokens_per_minute=60_000))
+    world.join(2, output=30.0, inputs=lambda _now, _chance: 500)
+    world.join(1, output=30.0, inputs=lambda _now, _chance: size)
+    world.run(600)
+    small, _, large = world.workers
+    assert large.started >= least
+    assert small.started >= 200
+    _, most = world.windows(tokens=True)
+    assert most <= 1.05 * max(60_000, size)
+
+
 def test_both_limits_hold_at_once() -> None:
     world = World(Bounds(requests_per_minute=1_200, tokens_per_minute=50_000))
     world.join(2)
@@ -295,6 +336,26 @@ def test_after_a_429_the_pace_is_halved_and_comes_back() -> None:
     assert refused < len(world.started) / 4
 
 
+def test_after_a_429_late_in_a_run_starts_go_on() -> None:
+    """Thousands have started while nothing bounded them: permits are numbered from there."""
+    full: list[float] = []
+
+    def served(now: float, _tokens: int) -> bool:
+        if now > 1200 and not full:
+            full.append(now)
+            return False
+        return True
+
+    world = World(Bounds(), served=served)
+    world.join(1, share=40, lasts_s=1.0)
+    world.run(260)
+    starts = [at for at, _ in world.started if at > full[0]]
+    assert starts[0] < full[0] + 8, "the server's Retry-After is 5 s"
+    assert max(b - a for a, b in pairwise(starts)) < 3
+    before = sum(1 for at, _ in world.started if 1190 < at < 1200)
+    assert sum(1 for at in starts if at < starts[0] + 2) < 0.2 * before * 0.8, "at first at about half the pace"
+
+
 @pytest.mark.parametrize(
     ("bounds", "spent"),
     [
@@ -326,6 +387,25 @@ def test_what_an_earlier_driver_s_workers_used_is_counted_once() -> None:
     permits = Pacer(Bounds(requests=70), Spent(requests=60)).turn(100.0, [earlier, waiting], {"00000-1-old": 10.0})
     assert permits is not None
     assert permits["00000-2-new"].requests == 10
+
+
+def test_what_an_earlier_driver_s_workers_knew_does_not_end_the_budget() -> None:
+    """They have learned how long outputs are, the new ones have not: what is left is enough for one, which tells."""
+    earlier = Heartbeat(1, "00000-1-old", 9, open=3, requests=60, mean_output_tokens=100.0)
+    waiting = Heartbeat(2, "00000-2-new", 1, wants=50, next_tokens=4020.0)
+    pacer = Pacer(Bounds(tokens=50_000), Spent(tokens=47_000))
+    permits = pacer.turn(100.0, [earlier, waiting], {"00000-1-old": 10.0})
+    assert pacer.exhausted is None
+    assert permits is not None
+    assert permits["00000-2-new"].requests == 1
+
+
+def test_a_budget_says_what_is_left() -> None:
+    waiting = Heartbeat(2, "00000-2-new", 1, wants=50, next_tokens=4020.0, mean_output_tokens=4000.0)
+    pacer = Pacer(Bounds(tokens=50_000), Spent(tokens=47_000))
+    pacer.turn(100.0, [waiting])
+    left = "3,000 of 50,000 left, and the next request is expected to use 4,020"
+    assert pacer.exhausted == f"budget.tokens: {left}"
 
 
 def test_what_an_earlier_driver_s_workers_started_counts_for_the_minute() -> None:
