@@ -24,8 +24,13 @@ COMBINATIONS = {
     "4.1": ("4.1.4", "2.2.3", "21.0.0"),
     "4.2": ("4.2.0", "3.1.1", "26.0.1"),
 }
-# What the runtimes have, where it is found.
-PYTHON = shutil.which("python3.12") or sys.executable
+
+
+def interpreter() -> str:
+    """Python 3.12, where there is one that runs: a version manager may have a name for what it does not start."""
+    found = shutil.which("python3.12")
+    runs = found is not None and subprocess.run([found, "--version"], check=False, capture_output=True).returncode == 0
+    return found if found is not None and runs else sys.executable
 
 
 def main(names: list[str], options: list[str]) -> int:
@@ -55,7 +60,8 @@ def main(names: list[str], options: list[str]) -> int:
 def environment(name: str) -> Path:
     """The combination's Python, made where it is not."""
     spark, pandas, pyarrow = COMBINATIONS[name]
-    folder = ROOT / ".tools/matrix" / f"{name}-{pandas}-{pyarrow}-{Path(PYTHON).name}"
+    runs = interpreter()
+    folder = ROOT / ".tools/matrix" / f"{name}-{pandas}-{pyarrow}-{Path(runs).name}"
     python = folder / "bin/python"
     if (folder / "made").exists():
         return python
@@ -68,7 +74,7 @@ def environment(name: str) -> Path:
     constraints = folder.with_suffix(".txt")
     constraints.parent.mkdir(parents=True, exist_ok=True)
     constraints.write_text("\n".join([*pinned, *wanted]) + "\n")
-    subprocess.run([UV, "venv", "--quiet", "--clear", "--python", PYTHON, folder], check=True)
+    subprocess.run([UV, "venv", "--quiet", "--clear", "--python", runs, folder], check=True)
     install: list[str | Path] = [UV, "pip", "install", "--quiet", "--python", python, "--constraint", constraints]
     subprocess.run([*install, "--group", "dev", "--editable", f"{ROOT}[spark,azure,databricks]"], cwd=ROOT, check=True)
     (folder / "made").touch()

@@ -129,8 +129,11 @@ def _workers(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
     slots = plan.slots(spark)
     try:
         key = handed_over(settings.endpoint)
-    except ConfigError:  # told of the driver
-        key = None
+    except ConfigError:  # told of the driver, and none is needed for the rest
+        key, settings = (
+            None,
+            settings.model_copy(update={"endpoint": settings.endpoint.model_copy(update={"api_key": None})}),
+        )
     try:
         rows = spark.range(0, slots, 1, slots).mapInArrow(worker_examines(settings, str(mark), key), _TOLD).collect()
     except Exception as error:  # noqa: BLE001 - what a worker cannot even start with

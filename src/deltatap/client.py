@@ -244,7 +244,11 @@ class EndpointClient:
         if credential is None:
             return {"Authorization": Omit()}
         reading.token = credential.current or await asyncio.to_thread(credential.token)
-        if self._endpoint.kind == "azure" and self._endpoint.api_key is not None and self._endpoint.api_key.env:
+        if (
+            self._endpoint.kind == "azure"
+            and self._endpoint.api_key is not None
+            and not self._endpoint.api_key.identity
+        ):
             return {"Authorization": Omit(), "api-key": reading.token}
         return {"Authorization": f"Bearer {reading.token}"}
 

@@ -110,7 +110,7 @@ class Endpoint(_Section):
     @property
     def azure_v1(self) -> bool:
         """Whether the base URL is Azure's newer one, which is OpenAI's in all but the key's header."""
-        return urlsplit(self.base_url).path.rstrip("/").endswith("/openai/v1")
+        return self.base_url.partition("?")[0].rstrip("/").endswith("/openai/v1")
 
     @property
     def label(self) -> str:
@@ -153,7 +153,7 @@ class Timeouts(_Section):
 class Limits(_Section):
     """What the whole run may start in any minute."""
 
-    requests_per_minute: Annotated[float, Field(gt=0)] | None = None
+    requests_per_minute: Annotated[float, Field(ge=1)] | None = None
     tokens_per_minute: Annotated[float, Field(gt=0)] | None = None
 
 
@@ -373,11 +373,7 @@ def _conflicts(settings: Settings) -> list[str]:
     problems = []
     if (settings.prompts.table is None) == (settings.prompts.sql is None):
         problems.append("prompts: expected either table or sql, not both and not neither (unset one: `table: null`)")
-    url = urlsplit(settings.endpoint.base_url)
-    if url.scheme not in ("http", "https") or not url.hostname:
-        problems.append("endpoint.base_url: expected an http:// or https:// URL")
-    if url.username or url.password:
-        problems.append("endpoint.base_url: must hold no user name or password; use endpoint.api_key")
+    problems += _url_problems(settings.endpoint.base_url)
     ours = sorted({*OURS, *INPUTS[settings.endpoint.api], "model"} & settings.request.keys())
     problems += [f"request.{key}: is set by deltatap, not here" for key in ours]
     problems += _endpoint_conflicts(settings.endpoint)
@@ -387,6 +383,20 @@ def _conflicts(settings: Settings) -> list[str]:
         problems.append("prompts.table: is also the captures or the runs table")
     if settings.timeouts.total_s < max(settings.timeouts.first_byte_s, settings.timeouts.idle_s):
         problems.append("timeouts.total_s: expected at least first_byte_s and idle_s, which it would cut short")
+    return problems
+
+
+def _url_problems(base_url: str) -> list[str]:
+    problems = []
+    try:
+        url = urlsplit(base_url)
+        is_one = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # a port that is no number, half an IPv6 address
+        return ["endpoint.base_url: expected an http:// or https:// URL"]
+    if not is_one:
+        problems.append("endpoint.base_url: expected an http:// or https:// URL")
+    if url.username or url.password:
+        problems.append("endpoint.base_url: must hold no user name or password; use endpoint.api_key")
     return problems
 
 

@@ -88,7 +88,7 @@ class Credential:
             if current is not None and current.expires_at is not None and now < current.expires_at:
                 self._renew_at = min(current.expires_at, now + 1)  # it still holds; try again soon
                 return
-            raise CredentialError(f"no token: {type(error).__name__}: {said(error)[:300]}") from error
+            raise CredentialError(f"no token: {type(error).__name__}: {said(error)}") from error
         # Asked early, a library gives the token that it has: each counts once among those to strike out.
         others = [known for known in self._tokens if known.value != token.value]
         self._tokens = [*others[1 - _KEPT :], token]
@@ -123,10 +123,10 @@ def handed_over(endpoint: Endpoint) -> Token | None:
     except ImportError:
         raise ConfigError([f"{where}: needs databricks-sdk: install deltatap[databricks]"]) from None
     except Exception as error:
-        raise ConfigError([f"{where}: {type(error).__name__}: {said(error)[:300]}"]) from error
+        raise ConfigError([f"{where}: {type(error).__name__}: {said(error)}"]) from error
     if not value:
         raise ConfigError([f"{where}: is empty"])
-    return Token(value)
+    return Token(_sendable(value, where))
 
 
 def credential_of(endpoint: Endpoint, handed: Token | None = None) -> Credential | None:
@@ -156,6 +156,15 @@ def _variable(name: str) -> str:
         unset = f"the environment variable {name} is not set"
         how = "set it, or use --set endpoint.api_key= where the endpoint needs no key"
         raise ConfigError([f"endpoint.api_key.env: {unset}; {how}"])
+    return _sendable(value, f"endpoint.api_key.env: {name}")
+
+
+def _sendable(value: str, where: str) -> str:
+    """The key, if a header can hold it: what cannot be sent would stand in the error that says so."""
+    if not (value.isascii() and value.isprintable()):
+        raise ConfigError(
+            [f"{where}: holds a character that no key has, such as a line break or one that is not ASCII"]
+        )
     return value
 
 

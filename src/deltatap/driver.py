@@ -8,7 +8,6 @@ before (tables, lease, what other runs left) to ``run.py``.
 from __future__ import annotations
 
 import math
-import re
 import shutil
 import statistics
 import threading
@@ -20,7 +19,7 @@ from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation 
 
 from deltatap import plan, runs, tables
 from deltatap.credentials import handed_over
-from deltatap.errors import ConfigError, LeaseLostError
+from deltatap.errors import ConfigError, LeaseLostError, said
 from deltatap.landing import Landing
 from deltatap.limits import Pacer, Spent
 from deltatap.outcomes import final_sql
@@ -245,7 +244,7 @@ class Driver:
                     if job.error is None and len(self.plan.landed()) >= owed:
                         break
                     failures += 1
-                    self._incomplete(failures, _told(job.error))
+                    self._incomplete(failures, said(job.error) if job.error else "captures are missing")
         finally:
             self.captured.set()
             for thread in landers:
@@ -274,7 +273,7 @@ class Driver:
         beats = [beat for beat in told if beat.epoch == self.lease.epoch]
         for thread in threads:
             if thread.error is not None:
-                self._stop("failed", f"{thread.name}: {_told(thread.error)}")
+                self._stop("failed", f"{thread.name}: {said(thread.error)}")
         if fatal := next((beat.fatal for beat in beats if beat.fatal), None):
             self._stop("failed", fatal)
         if self.asked.is_set():
@@ -356,7 +355,7 @@ class Driver:
         try:
             self.landing.compact()
         except Exception as error:  # noqa: BLE001 - small files are slower to read, no reason to fail a run
-            self.notes.append(f"the captures table was not compacted: {_told(error)}")
+            self.notes.append(f"the captures table was not compacted: {said(error)}")
         totals = {"owed": self.owed, **runs.totals(self.spark, settings, run_id)}
         row = runs.close(self.spark, settings, run_id, self.stop or "completed", self.reason, totals)
         self.state.publish(Control(self.lease.epoch, self.beat + 1, stop="ended"))
@@ -378,19 +377,3 @@ def _models(names: list[str]) -> str:
 
 def _added(before: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
     return {key: None if value is None else value + (before.get(key) or 0) for key, value in now.items()}
-
-
-_PYTHON_ERROR = re.compile(r"^(?!org\.|java\.|pyspark\.)(?:\w+\.)*\w*(?:Error|Exception): \S.*", re.MULTILINE)
-_CRASHED = "Python worker exited unexpectedly"
-
-
-def _told(error: BaseException | None) -> str:
-    """An error in one line. Spark's texts hold the Python worker's traceback: its last line says what happened."""
-    if error is None:
-        return "captures are missing"
-    text = str(error)
-    if found := _PYTHON_ERROR.findall(text):
-        return " ".join(found[-1].split())[:300]
-    if _CRASHED in text:
-        return _CRASHED
-    return next(iter(text.splitlines()), "")[:300] or type(error).__name__

@@ -13,11 +13,13 @@ import random
 import threading
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import uvloop
 
+from deltatap.errors import said
 from deltatap.outcomes import CaptureError, RetryPolicy, next_try, stops_run
 from deltatap.schedule import Job, Scheduler
 from deltatap.tally import Tally
@@ -113,7 +115,8 @@ class Engine:
 
     def __exit__(self, *exc: object) -> None:
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._end)
+            with suppress(RuntimeError):  # it is ending by itself
+                self._loop.call_soon_threadsafe(self._end)
             self._thread.join(_JOIN_S)
 
     @property
@@ -190,7 +193,9 @@ class Engine:
             RuntimeError: with the cause.
         """
         if self._broken is not None:
-            raise RuntimeError(f"the engine broke down: {self._broken!r}") from self._broken
+            raise RuntimeError(
+                f"the engine broke down: {type(self._broken).__name__}: {said(self._broken)}"
+            ) from self._broken
 
     def _main(self) -> None:
         try:

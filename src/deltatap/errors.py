@@ -55,10 +55,17 @@ class LandingError(DeltatapError):
     """The journal does not land."""
 
 
+_CRASHED = "Python worker exited unexpectedly"
+_SAID = 300
+
+
 def said(error: BaseException) -> str:
-    """What an error says, on one line: its first, or what a Python worker raised where Spark tells of one."""
+    """What an error says, on one short line: its first, or what a Python worker raised where Spark tells of one."""
     text = str(error).strip()
     _, found, trace = text.rpartition("Traceback (most recent call last):")
+    if not found and _CRASHED in text:
+        return _CRASHED
     lines = [line for line in trace.splitlines() if line.strip()]
     # In a traceback what is indented says where, and the JVM's own begins after it.
-    return next((line.strip() for line in lines if not (found and line[0].isspace())), type(error).__name__)
+    line = next((line for line in lines if not (found and line[0].isspace())), type(error).__name__)
+    return " ".join(line.split())[:_SAID]

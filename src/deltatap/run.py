@@ -117,7 +117,7 @@ def _land_left(spark: SparkSession, settings: Settings, lease: Lease) -> None:
 
 
 def _close_failed(spark: SparkSession, settings: Settings, lease: Lease, error: BaseException) -> None:
-    reason = f"{type(error).__name__}: {said(error)}"[:500]
+    reason = f"{type(error).__name__}: {said(error)}"
     # The first error is the one to tell; where this fails, too, the next start finds a dead run.
     with suppress(Exception):
         runs.close(spark, settings, lease.run_id, "failed", reason, runs.totals(spark, settings, lease.run_id))

@@ -15,6 +15,7 @@ from deltatap.config import ApiKey, Endpoint, Timeouts
 from deltatap.errors import ConfigError
 from deltatap.prompts import Wire
 from deltatap.received import Usage
+from tests.notebook import with_secrets
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -140,6 +141,16 @@ def test_a_key_that_is_not_set_is_told_by_its_variable(monkeypatch: pytest.Monke
     monkeypatch.delenv("TEST_KEY", raising=False)
     with pytest.raises(ConfigError, match="the environment variable TEST_KEY is not set; set it, or use --set"):
         EndpointClient(Endpoint(api_key=ApiKey(env="TEST_KEY")), Timeouts())
+
+
+@pytest.mark.parametrize("key", ["sk-\u200bhidden", "sk-\u2013dash", "sk-two\nlines", "sk-\xa0space"])
+def test_a_key_that_no_header_can_hold_is_refused_unshown(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("TEST_KEY", key)
+    with pytest.raises(
+        ConfigError, match=r"endpoint\.api_key\.env: TEST_KEY: holds a character that no key has"
+    ) as refused:
+        EndpointClient(Endpoint(api_key=ApiKey(env="TEST_KEY")), Timeouts())
+    assert key[-4:] not in str(refused.value)
 
 
 def test_a_connection_that_breaks_keeps_what_had_arrived() -> None:
@@ -294,12 +305,14 @@ def test_where_each_provider_is_called(path: str, described: dict[str, Any], wir
         ({"kind": "databricks"}, f"authorization: bearer {KEY}"),
         ({"kind": "azure", "path": "/openai/v1"}, f"api-key: {KEY}"),
         ({**AZURE, "path": ""}, f"api-key: {KEY}"),
+        ({**AZURE, "path": "", "api_key": ApiKey.model_validate({"secret": "a/b"})}, f"api-key: {KEY}"),
     ],
 )
 def test_how_each_provider_is_given_the_key(
     monkeypatch: pytest.MonkeyPatch, described: dict[str, Any], header: str
 ) -> None:
     monkeypatch.setenv("TEST_KEY", KEY)
+    with_secrets(monkeypatch, {"a/b": KEY})
     for name in ("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN", "OPENAI_API_VERSION", "DATABRICKS_TOKEN"):
         monkeypatch.setenv(name, "leak")
     seen: list[bytes] = []

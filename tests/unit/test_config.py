@@ -71,8 +71,8 @@ def test_an_empty_override_unsets() -> None:
         ({"request": {"messages": []}}, "settings: request.messages: is set by deltatap, not here"),
         ({"endpoint": {"api": "responses"}, "request": {"input": "x"}}, "settings: request.input: is set by deltatap"),
         (
-            {"limits": {"requests_per_minute": 0}},
-            "settings: limits.requests_per_minute: expected greater than 0, found 0",
+            {"limits": {"requests_per_minute": 0.5}},
+            "settings: limits.requests_per_minute: expected greater than or equal to 1, found 0.5",
         ),
         ({"budget": {"tokens": 1.5}}, "settings: budget.tokens: expected integer, found 1.5"),
         (
@@ -84,6 +84,14 @@ def test_an_empty_override_unsets() -> None:
         ({"prompts": {"sql": "SELECT 1"}}, "settings: prompts: expected either table or sql"),
         (
             {"endpoint": {"base_url": "localhost:8089"}},
+            "settings: endpoint.base_url: expected an http:// or https:// URL",
+        ),
+        (
+            {"endpoint": {"base_url": "http://x:abc/v1"}},
+            "settings: endpoint.base_url: expected an http:// or https:// URL",
+        ),
+        (
+            {"endpoint": {"base_url": "http://[::1/v1", "kind": "azure"}},
             "settings: endpoint.base_url: expected an http:// or https:// URL",
         ),
         ({"endpoint": {"base_url": "http://me:pw@x/v1"}}, "settings: endpoint.base_url: must hold no user name"),

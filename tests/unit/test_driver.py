@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltatap.driver import _shares, _told
+from deltatap.driver import _shares
 from deltatap.state import Heartbeat
 
 
@@ -21,18 +21,3 @@ def test_shares_never_exceed_the_run_s_streams_nor_a_worker_s(
     assert max(shares.values(), default=0) <= most
     if shares and streams // len(shares) < most:
         assert sum(shares.values()) == streams, "nothing is left over"
-
-
-def test_a_python_worker_s_error_is_told_by_its_last_line() -> None:
-    text = """An error occurred while calling o1.collect.
-: org.apache.spark.SparkException: Job aborted due to stage failure
-Traceback (most recent call last):
-  File "engine.py", line 1, in check
-    raise RuntimeError(f"the engine broke down: {error!r}") from error
-RuntimeError: the engine broke down: KeyError('x')
-\tat org.apache.spark.api.python.BasePythonRunner"""
-    assert _told(RuntimeError(text)) == "RuntimeError: the engine broke down: KeyError('x')"
-    crashed = RuntimeError("x\norg.apache.spark.SparkException: Python worker exited unexpectedly (crashed)\n")
-    assert "Python worker exited unexpectedly" in _told(crashed)
-    assert _told(None) == "captures are missing"
-    assert _told(KeyError()) == "KeyError"

@@ -17,6 +17,14 @@ ModuleNotFoundError: No module named 'deltatap'
 
 \tat org.apache.spark.api.python.BasePythonRunner.handlePythonException(PythonRunner.scala:582)
 """
+JOB = """An error occurred while calling o1.collect.
+: org.apache.spark.SparkException: Job aborted due to stage failure
+Traceback (most recent call last):
+  File "engine.py", line 1, in check
+    raise RuntimeError("the engine broke down") from error
+RuntimeError: the engine broke down: KeyError: 'x'
+\tat org.apache.spark.api.python.BasePythonRunner"""
+CRASHED = "x\norg.apache.spark.SparkException: Python worker exited unexpectedly (crashed)\n\tat org"
 CHAINED = """Traceback (most recent call last):
 KeyError: 'a'
 
@@ -33,6 +41,9 @@ deltatap.errors.ConfigError: endpoint.api_key: the environment variable KEY is n
         (ValueError("one\ntwo"), "one"),
         (ValueError("\n  [TABLE_NOT_FOUND] no.  \n\tat org"), "[TABLE_NOT_FOUND] no."),
         (ValueError(), "ValueError"),
+        (ValueError("x" * 1000), "x" * 300),
+        (RuntimeError(JOB), "RuntimeError: the engine broke down: KeyError: 'x'"),
+        (RuntimeError(CRASHED), "Python worker exited unexpectedly"),
         (RuntimeError(WORKER), "ModuleNotFoundError: No module named 'deltatap'"),
         (
             RuntimeError(CHAINED),
