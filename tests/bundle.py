@@ -347,7 +347,7 @@ def _target(tree: dict[str, Any], target: str, resources: dict[str, Any]) -> Ite
             yield f"targets.{target}: expected a root_path that not everyone can write: what is there runs as run_as"
         if not given.get("run_as"):
             yield f"targets.{target}: expected run_as: else the jobs stop when their deployer leaves"
-        yield from _granted(resources)
+        yield from _granted(Resolver(tree, target).resolved(given), resources)
     for name, job in resources["jobs"].items():
         # The job's outcome is its last task's, which runs whatever became of the others.
         if any(task.get("run_if") == "ALL_DONE" for task in job["tasks"]):
@@ -357,16 +357,24 @@ def _target(tree: dict[str, Any], target: str, resources: dict[str, Any]) -> Ite
             yield from (f"jobs.{name}: task {key}: nobody is told when it fails" for key in silent)
 
 
-def _granted(resources: dict[str, Any]) -> Iterator[str]:
+def _granted(target: dict[str, Any], resources: dict[str, Any]) -> Iterator[str]:
     """Whether run_as, which owns nothing, may do what a run does."""
+    who = next(iter(target.get("run_as", {}).values()), None)
     needs = {"schemas": {"USE_SCHEMA", "CREATE_TABLE", "SELECT", "MODIFY"}, "volumes": {"READ_VOLUME", "WRITE_VOLUME"}}
     for kind, wanted in needs.items():
         for name, resource in resources.get(kind, {}).items():
-            had = {privilege for grant in resource.get("grants", ()) for privilege in grant["privileges"]}
-            if missing := wanted - had:
+            grants = [grant for grant in resource.get("grants", ()) if grant["principal"] == who]
+            if missing := wanted - {privilege for grant in grants for privilege in grant["privileges"]}:
                 yield f"{kind}.{name}: run_as needs {', '.join(sorted(missing))}"
+    # The bundle's own permissions are those of its folder, and of every resource that takes any: CAN_VIEW is a scope's READ.
+    everywhere = [each for each in target.get("permissions", ()) if who in each.values()]
+    if not everywhere:
+        yield "permissions: run_as needs CAN_VIEW: the scripts and the wheel lie in the deployer's folder"
     for name, scope in resources.get("secret_scopes", {}).items():
-        if not any(each.get("level") in ("READ", "WRITE", "MANAGE") for each in scope.get("permissions", ())):
+        here = [each for each in scope.get("permissions", ()) if who in each.values()]
+        if here and everywhere:
+            yield f"secret_scopes.{name}: run_as has permissions here and for the whole bundle, which may not overlap"
+        elif not here and not everywhere:
             yield f"secret_scopes.{name}: run_as needs READ"
 
 

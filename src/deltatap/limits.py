@@ -27,7 +27,8 @@ _BURST_S = 1.0
 _CATCH_UP = 1.25
 # Not nothing, since there is no such part of what has no limit.
 _MOMENT_S = 1e-6
-# After a 429 the pace is halved, and grows by what it was in so many seconds; far above it there is no need of it.
+# After a 429 the pace is halved, and grows by what it was in so many seconds, so that it is back in half of them; far
+# above it there is no need of it.
 _RECOVERY_S = 10.0
 _NEEDLESS = 4.0
 _SLOWEST = 0.5

@@ -114,7 +114,10 @@ IN_PROD: list[tuple[str, Any, str]] = [
     ("nothing is granted", lambda t: t["resources"]["volumes"]["state"].pop("grants"), "volumes.state: run_as needs READ_VOLUME, WRITE"),
     ("no right to create", lambda t: granted(t).remove("CREATE_TABLE"), "schemas.tables: run_as needs CREATE_TABLE"),
     ("no such right", lambda t: granted(t).append("MODIFIY"), "grants: there is no privilege MODIFIY"),
-    ("no key for run_as", lambda t: t["targets"]["prod"]["resources"].pop("secret_scopes"), "run_as needs READ"),
+    ("granted to another", lambda t: t["resources"]["schemas"]["tables"]["grants"][0].update(principal="account users"), "schemas.tables: run_as needs"),
+    ("no key for run_as", lambda t: t["targets"]["prod"]["permissions"].pop(), "secret_scopes.keys: run_as needs READ"),
+    ("no scripts for run_as", lambda t: t["targets"]["prod"]["permissions"][1].update(service_principal_name="x"), "permissions: run_as needs CAN_VIEW"),
+    ("a key twice", lambda t: t["resources"]["secret_scopes"]["keys"].update(permissions=[{"service_principal_name": "${var.run_as}", "level": "READ"}]), "may not overlap"),
     ("runs as its deployer", lambda t: t["targets"]["prod"].pop("run_as"), "expected run_as"),
 ]  # fmt: skip
 

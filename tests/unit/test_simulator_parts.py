@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections import Counter
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.routing import Route
 
 from deltatap.simulator import frames
 from deltatap.simulator.answers import ENCODING, Pace, Piece, answers, input_tokens
+from deltatap.simulator.app import Simulator, SimulatorSettings
 from deltatap.simulator.faults import NAMES, BadFaultError, Fault, by_rate, in_sequence, of_model, parse
 from deltatap.simulator.frames import ChatFrames, Facts
 from deltatap.tokens import count_text
@@ -132,3 +135,11 @@ def test_fragments_cut_inside_a_character() -> None:
     assert len(pieces) == 3
     with pytest.raises(UnicodeDecodeError):
         (pieces[0] + pieces[1]).decode()
+
+
+def test_what_is_told_is_read_where_it_is_written() -> None:
+    """On the event loop: in a thread of Starlette's a dictionary may change while it is read."""
+    routes = [route for route in Simulator(SimulatorSettings()).application().routes if isinstance(route, Route)]
+    endpoints = {route.path: route.endpoint for route in routes if "/sim/" in route.path or "models" in route.path}
+    assert len(endpoints) == 6
+    assert [path for path, endpoint in endpoints.items() if not inspect.iscoroutinefunction(endpoint)] == []

@@ -152,9 +152,7 @@ class Simulator:
             routes=[
                 *(Route(base + path, _Endpoint(self, api)) for base in _BASES for api, path in PATHS.items()),
                 Route("/v1/models", self._models),
-                Route("/sim/calls", lambda _: _json(self.record.told())),
-                Route("/sim/counts", lambda _: _json(self.record.counts())),
-                Route("/sim/stats", lambda _: _json(self.record.stats())),
+                *(Route(f"/sim/{what}", self._told) for what in ("calls", "counts", "stats")),
                 Route("/sim/reset", self._reset, methods=["POST"]),
                 Route("/sim/settings", self._change, methods=["POST"]),
             ]
@@ -169,6 +167,12 @@ class Simulator:
             return _refusal("401", None)
         data = [{"id": name, "object": "model", "created": 0, "owned_by": "simulator"} for name in self.settings.models]
         return JSONResponse({"object": "list", "data": data})
+
+    async def _told(self, request: Request) -> Response:
+        """On the event loop, which alone writes the record: a thread would read it while it changes."""
+        record = self.record
+        told = {"calls": record.told, "counts": record.counts, "stats": record.stats}
+        return _json(told[request.url.path.rpartition("/")[2]]())
 
     async def _reset(self, _request: Request) -> Response:
         self.record.reset()
