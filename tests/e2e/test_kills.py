@@ -85,12 +85,10 @@ def in_one_flush(simulator: Simulation) -> int:
     return max(sum(1 for end in ends if at <= end < at + 2 * FLUSH_S) for at in ends)
 
 
-@pytest.mark.parametrize("master", ["local[2]", "local-cluster[2,1,1024]"])
 def test_killed_twice_and_every_request_has_one_row(
     spark: SparkSession,
     tables: Path,
     tmp_path: Path,
-    master: str,
     record_property: Callable[[str, object], None],
 ) -> None:
     prompts.write(spark, tables / "prompts", [(f"r{n:04d}", f"Prompt {n}?") for n in range(PROMPTS)])
@@ -99,7 +97,7 @@ def test_killed_twice_and_every_request_has_one_row(
         config = tmp_path / "config.yml"
         tree = prompts.config(
             tables, simulator.base_url, capture={"concurrency": CONCURRENCY}, state={"flush_s": FLUSH_S},
-            spark={"master": master},
+            spark={"master": "local-cluster[2,1,1024]"},
         )  # fmt: skip
         config.write_text(yaml.safe_dump(tree))
 
@@ -112,15 +110,8 @@ def test_killed_twice_and_every_request_has_one_row(
         wait_until(finished(simulator, 0.7), second, log)
         victims = talking(second, simulator)
         assert victims, "nobody talks to the simulator"
-        if master.startswith("local-cluster"):
-            victims = [
-                next(
-                    e
-                    for e in running(second, "CoarseGrainedExecutorBackend")
-                    if victims[0] in e.children(recursive=True)
-                )
-            ]
-        kill(victims[:1])
+        executors = running(second, "CoarseGrainedExecutorBackend")
+        kill([next(each for each in executors if victims[0] in each.children(recursive=True))])
         assert second.wait(timeout=600) == 0, log.read_text()
 
         counts = simulator.counts()
