@@ -36,15 +36,17 @@ def capturing() -> Iterator[Figure]:
     """CPU of a worker's whole work for a chunk, 256 streams with 50 chunks a second each, beside floor and rival."""
     with start_simulator(*EVEN) as simulator:
         cost = {}
-        for name in ("floor", "plain", "worker"):
+        for name in ("floor", "plain", "plain-aiohttp", "worker"):
             found = _client(name, simulator)
             cost[name] = found["cpu_us"] * found["chunks"] / sum(len(call["chunks"]) for call in simulator.calls())
         whole = _errors(found, simulator)
         yield Figure("aiohttp, a split, orjson: the floor", cost["floor"], "µs CPU a chunk")
         yield Figure("async for chunk in AsyncOpenAI", cost["plain"], "µs CPU a chunk")
+        yield Figure("the same over aiohttp on uvloop", cost["plain-aiohttp"], "µs CPU a chunk")
         yield Figure("a worker's whole work", cost["worker"], "µs CPU a chunk")
         yield Figure("a worker to the floor", cost["worker"] / cost["floor"], "ratio", most=1.5)
         yield Figure("AsyncOpenAI's loop to a worker", cost["plain"] / cost["worker"], "ratio", least=4)
+        yield Figure("over aiohttp on uvloop to a worker", cost["plain-aiohttp"] / cost["worker"], "ratio")
         for part in ("journal", "tokens", "input"):
             without = _errors(_client(f"worker-{part}", simulator), simulator)
             for name in ("TTFT error p50", "gap error p99"):
