@@ -36,14 +36,8 @@ def spent(rows: list[Any], what: str) -> float:
     return float(sum(row["cost_usd"] for row in rows))
 
 
-@pytest.mark.parametrize(
-    ("name", "budget"),
-    [
-        ("requests", 25),
-        pytest.param("tokens", 1_500, marks=pytest.mark.slow),
-        pytest.param("cost_usd", 0.0025, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "budget"), [("requests", 25), ("tokens", 1_500), ("cost_usd", 0.0025)])
 def test_a_budget_ends_the_run_and_the_next_completes_the_rest(
     spark: SparkSession, tables: Path, simulator: Simulation, name: str, budget: float
 ) -> None:

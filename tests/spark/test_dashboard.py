@@ -6,6 +6,8 @@ import json
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from deltatap.analysis import analyze, table_of
 from tests.captured import AT, capture_row, empty_tables, write_captures, write_runs
 from tests.dashboard import widgets
@@ -28,6 +30,7 @@ def as_asked(query: dict[str, Any], dataset: str) -> str:
     return f"SELECT {fields} FROM ({dataset})" + (f" GROUP BY {', '.join(plain)}" if plain else "")
 
 
+@pytest.mark.slow
 def test_every_widget_shows_rows(spark: SparkSession, tables: Path) -> None:
     settings = empty_tables(spark, tables)
     whole = {"mode": "complete", "chunks": None, "ttft_ms": None, "tpot_ms": None}

@@ -34,6 +34,7 @@ def locked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulation]:
         yield simulator
 
 
+@pytest.mark.slow
 def test_a_notebook_s_secret_reaches_the_workers_and_nothing_else(
     spark: SparkSession,
     tables: Path,
