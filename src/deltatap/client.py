@@ -1,4 +1,4 @@
-"""One call, streamed or whole: the openai client sends it over aiohttp, the body's bytes are read as they come.
+"""One call, streamed or whole: the openai client sends it, the body's bytes are read as they come.
 
 Knows URLs, headers and which exceptions a call may raise; they become the outcomes' errors here, once. Leaves sockets
 and waits to ``transport.py``, decoding to ``sse.py``, what the events mean to ``apis.py``, tokens to
@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote
 
-import aiohttp
 import httpx2
 import openai
 from openai import AsyncOpenAI, AsyncStream, Omit
@@ -29,7 +29,7 @@ from deltatap.outcomes import CaptureError, Status, conclude, http_error, used_u
 from deltatap.prompts import without_stream_options
 from deltatap.received import Chunks
 from deltatap.sse import SSEDecoder
-from deltatap.transport import RESPONSE, AiohttpTransport, Watchdog, current
+from deltatap.transport import RESPONSE, Http1Transport, Watchdog, current
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from deltatap.accumulate import Accumulator
     from deltatap.config import Endpoint, Timeouts
     from deltatap.credentials import Credential
+    from deltatap.http1 import Response
     from deltatap.prompts import Wire
     from deltatap.received import Received
 
@@ -120,7 +121,7 @@ class EndpointClient:
             timeout=None,
             default_headers=unsaid,
             default_query={"api-version": endpoint.api_version} if endpoint.api_version else None,
-            http_client=httpx2.AsyncClient(transport=AiohttpTransport(), timeout=None, trust_env=False),
+            http_client=httpx2.AsyncClient(transport=Http1Transport(), timeout=None, trust_env=False),
         )
 
     async def call(self, wire: Wire) -> Call:
@@ -155,8 +156,8 @@ class EndpointClient:
             failure = CaptureError("connection", "credential", str(absent))
         except ProtocolError as strange:
             failure = CaptureError("protocol", None, str(strange), reading.http_status)
-        except (aiohttp.ClientError, openai.APIConnectionError, httpx2.HTTPError, OSError) as lost:
-            failure = CaptureError("connection", type(lost).__name__, str(lost) or type(lost).__name__)
+        except (openai.APIConnectionError, httpx2.HTTPError, OSError) as lost:
+            failure = _lost(lost)
         finally:
             ended = reading.ended or time.perf_counter()
             if reading.response is not None:
@@ -197,8 +198,8 @@ class EndpointClient:
             error = _cancelled(watchdog.fired, self._timeouts)
         except openai.APIStatusError as refused:
             error = http_error(refused.response.status_code, refused.body, refused.response.headers, self._wall())
-        except (aiohttp.ClientError, openai.APIConnectionError, httpx2.HTTPError, OSError) as lost:
-            error = CaptureError("connection", type(lost).__name__, str(lost) or type(lost).__name__)
+        except (openai.APIConnectionError, httpx2.HTTPError, OSError) as lost:
+            error = _lost(lost)
         except (ValueError, TypeError, KeyError):
             error = CaptureError("protocol", None, "what it answers is no list of models")
         finally:
@@ -219,17 +220,16 @@ class EndpointClient:
                 stream_cls=AsyncStream[Any],
             ),
         )
-        reading.headers = time.perf_counter()
+        incoming: Response = response.extensions[RESPONSE]
+        reading.response, reading.headers = incoming, incoming.began
         reading.responded(response)
-        incoming: aiohttp.ClientResponse = response.extensions[RESPONSE]
-        reading.response = incoming
         written = watchdog.written or reading.headers
         content_type = response.headers.get("content-type", "")
         # What is not what was asked for is paid for all the same, so it is kept.
         if content_type.startswith("text/event-stream"):
             await _read_stream(incoming, reading, watchdog, written)
         else:
-            await _read_whole(incoming, reading, watchdog)
+            await _read_whole(incoming, content_type, reading, watchdog)
 
     def _path(self, model: str) -> str:
         endpoint = self._endpoint
@@ -292,7 +292,7 @@ class _Reading:
 
     def __init__(self, accumulator: Accumulator) -> None:
         self.accumulator = accumulator
-        self.response: aiohttp.ClientResponse | None = None
+        self.response: Response | None = None
         self.ended: float | None = None
         self.headers: float | None = None
         self.http_status: int | None = None
@@ -319,11 +319,13 @@ def _request_id(headers: httpx2.Headers) -> str | None:
     return None if found is None else str(found)
 
 
-async def _read_stream(incoming: aiohttp.ClientResponse, reading: _Reading, watchdog: Watchdog, written: float) -> None:
-    readany, accumulator, decoder = incoming.content.readany, reading.accumulator, SSEDecoder()
+async def _read_stream(incoming: Response, reading: _Reading, watchdog: Watchdog, written: float) -> None:
+    accumulator, decoder = reading.accumulator, SSEDecoder()
     read = 0
-    while data := await readany():
-        now = watchdog.last_read = time.perf_counter()
+
+    def got(data: bytes, now: float) -> bool:
+        nonlocal read
+        watchdog.last_read = now
         if read == 0:
             watchdog.first_read(now)
         ms = (now - written) * 1e3
@@ -332,39 +334,51 @@ async def _read_stream(incoming: aiohttp.ClientResponse, reading: _Reading, watc
         read += 1
         if accumulator.done:
             reading.ended = now
-            await _let_it_end(incoming)
-            return
-    reading.ended = time.perf_counter()
+        return accumulator.done
+
+    await incoming.read(got)
+    reading.ended = reading.ended or time.perf_counter()
+    if not incoming.complete:
+        await _let_it_end(incoming)
 
 
-async def _read_whole(incoming: aiohttp.ClientResponse, reading: _Reading, watchdog: Watchdog) -> None:
+async def _read_whole(incoming: Response, content_type: str, reading: _Reading, watchdog: Watchdog) -> None:
     pieces: list[bytes] = []
     size = 0
-    while data := await incoming.content.readany():
-        now = watchdog.last_read = time.perf_counter()
+
+    def got(data: bytes, now: float) -> bool:
+        nonlocal size
+        watchdog.last_read = now
         if not pieces:
             watchdog.first_read(now)
         pieces.append(data)
         size += len(data)
         if size > _MAX_WHOLE_BYTES:
             raise ProtocolError(f"the answer exceeds {_MAX_WHOLE_BYTES:,} bytes")
+        return False
+
+    await incoming.read(got)
     reading.ended = time.perf_counter()
     body = b"".join(pieces)
     if not body.lstrip().startswith(b"{"):
-        kind = incoming.headers.get("content-type", "no content-type")
         start = " ".join(body[:400].decode("utf-8", "replace").split())
-        raise ProtocolError(f"expected an event stream or a JSON object, found {kind}: {start[:80]}")
+        raise ProtocolError(
+            f"expected an event stream or a JSON object, found {content_type or 'no content-type'}: {start[:80]}"
+        )
     reading.accumulator.add_whole(body)
 
 
-async def _let_it_end(response: aiohttp.ClientResponse) -> None:
+async def _let_it_end(response: Response) -> None:
     """After [DONE] only the body's end is missing; with it the connection can be used again."""
-    try:
+    with suppress(TimeoutError, httpx2.TransportError):
         async with asyncio.timeout(_SPENT_S):
-            while await response.content.readany():
-                pass
-    except (TimeoutError, aiohttp.ClientError, OSError):
-        response.close()
+            await response.read(lambda *_: False)
+
+
+def _lost(error: Exception) -> CaptureError:
+    """The client says of any lost connection only that; its cause tells more."""
+    cause = error.__cause__ or error
+    return CaptureError("connection", type(cause).__name__, str(cause) or type(cause).__name__)
 
 
 def _cancelled(fired: str | None, timeouts: Timeouts) -> CaptureError:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 LEASE_S = 60.0
 _NAMES = tuple(column.name for column in tables.RUNS)
 _SCHEMA = tables.spark_schema(tables.RUNS)
-_VERSIONS = ("deltatap", "openai", "aiohttp", "tiktoken", "pyspark", "delta-spark", "pyarrow", "pandas")
+_VERSIONS = ("deltatap", "openai", "httptools", "tiktoken", "pyspark", "delta-spark", "pyarrow", "pandas")
 
 
 @dataclass(frozen=True, slots=True)

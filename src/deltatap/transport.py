@@ -1,87 +1,156 @@
-"""How a call reaches the socket and how long it may take: the openai client's transport over aiohttp, and a watchdog.
+"""How a call reaches the socket and how long it may take: the openai client's transport, and a watchdog.
 
-Knows when a request was written, which only aiohttp's trace tells, and which wait has been too long. Leaves to
+Knows how to connect, which connections are free, and which wait has been too long. Leaves HTTP to ``http1.py``, and to
 ``client.py`` what is sent and what comes back.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
+import ssl
 import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Self
 
-import aiohttp
 import httpx2
+from aiohappyeyeballs import start_connection
+
+from deltatap.http1 import Connection, Response
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from types import SimpleNamespace
 
     from deltatap.config import Timeouts
     from deltatap.prompts import Mode
 
-# Where a response of the transport has aiohttp's own, which is read directly.
-RESPONSE = "aiohttp_response"
+# Where a response of the transport has its own, which is read directly.
+RESPONSE = "deltatap_response"
 
 # The watchdog of the call that the running task makes.
 current: ContextVar[Watchdog] = ContextVar("current")
 
+# Servers close what is idle, mostly after a minute or more; a request that meets the closing is lost.
+_IDLE_S = 15.0
+_NAMES_S = 60.0
+# RFC 8305, section 5: how long the next address waits for the one before.
+_NEXT_ADDRESS_S = 0.25
 
-async def _on_written(_session: aiohttp.ClientSession, _context: SimpleNamespace, _params: object) -> None:
-    current.get().wrote(time.perf_counter())
+_Addresses = list[tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]]
 
 
 class _Body(httpx2.AsyncByteStream):
-    """A response's body as aiohttp reads it: one item for each time that the socket had something."""
+    """A response's body for the client, which reads errors, and lists of models."""
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: Response) -> None:
         self.response = response
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        while data := await self.response.content.readany():
-            yield data
+        pieces: list[bytes] = []
+
+        def keep(data: bytes, _now: float) -> bool:
+            pieces.append(data)
+            return False
+
+        await self.response.read(keep)
+        yield b"".join(pieces)
 
     async def aclose(self) -> None:
         self.response.close()
 
 
-class AiohttpTransport(httpx2.AsyncBaseTransport):
-    """Sends the openai client's requests through an aiohttp session, which tells when each was written."""
+class Http1Transport(httpx2.AsyncBaseTransport):
+    """Sends the openai client's requests over connections of its own, as many as there are requests at once."""
 
     def __init__(self) -> None:
-        self._session: aiohttp.ClientSession | None = None
+        self._idle: dict[tuple[str, str, int], list[Connection]] = {}
+        self._addresses: dict[tuple[str, int], tuple[float, _Addresses]] = {}
+        self._tls: ssl.SSLContext | None = None
+        self._closed = False
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send; return as soon as the headers are there. aiohttp's own time-outs are off: the caller watches."""
-        if self._session is None:
-            trace = aiohttp.TraceConfig()
-            trace.on_request_headers_sent.append(_on_written)
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=300),
-                timeout=aiohttp.ClientTimeout(),
-                trace_configs=[trace],
-                cookie_jar=aiohttp.DummyCookieJar(),
+        """Send; return as soon as the headers are there. Nothing here times out: the caller watches.
+
+        Raises:
+            httpx2.TransportError: no connection was to be had, or it broke off.
+        """
+        head = b"".join(
+            (
+                f"{request.method} ".encode(),
+                request.url.raw_path,
+                b" HTTP/1.1\r\n",
+                *(part for name, value in request.headers.raw for part in (name, b": ", value, b"\r\n")),
             )
-        response = await self._session.request(
-            request.method,
-            str(request.url),
-            headers=request.headers,
-            data=request.content or None,
-            allow_redirects=False,
         )
-        # aiohttp has undone any content-encoding by the time that the body is read.
-        headers = [(k, v) for k, v in response.raw_headers if k.lower() != b"content-encoding"]
-        # The stream is for the client, which reads errors; ours is read from the response itself, with nothing between.
-        extensions = {RESPONSE: response}
+        if head.count(b"\n") != len(request.headers.raw) + 1 or head.count(b"\r") != head.count(b"\n"):
+            raise httpx2.LocalProtocolError("a header of the request holds a line's end")
+        connection = await self._connection(request.url)
+        response = connection.send(b"%b\r\n%b" % (head, request.content))
+        current.get().wrote(time.perf_counter())
+        try:
+            await response.head()
+        except BaseException:
+            response.close()
+            raise
+        # The stream is for the client; ours is read from the response itself, with nothing between.
         return httpx2.Response(
-            response.status, headers=headers, stream=_Body(response), extensions=extensions, request=request
+            response.status,
+            headers=response.headers,
+            stream=_Body(response),
+            extensions={RESPONSE: response},
+            request=request,
         )
 
+    async def _connection(self, url: httpx2.URL) -> Connection:
+        port = url.port or (443 if url.scheme == "https" else 80)
+        origin = url.scheme, url.host, port
+        idle = self._idle.setdefault(origin, [])
+        while idle:
+            connection = idle.pop()
+            if connection.usable and time.monotonic() - connection.idle_since < _IDLE_S:
+                return connection
+            connection.abort()
+
+        def released(connection: Connection) -> None:
+            if self._closed:
+                connection.abort()
+            else:
+                idle.append(connection)
+
+        loop = asyncio.get_running_loop()
+        tls = self._context() if url.scheme == "https" else None
+        try:
+            stream = await start_connection(await self._resolve(url.host, port), happy_eyeballs_delay=_NEXT_ADDRESS_S)
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            _, connection = await loop.create_connection(
+                lambda: Connection(released),
+                sock=stream,
+                ssl=tls,
+                server_hostname=url.host if tls is not None else None,
+            )
+        except OSError as error:
+            raise httpx2.ConnectError(f"{url.host}:{port}: {error}") from error
+        return connection
+
+    async def _resolve(self, host: str, port: int) -> _Addresses:
+        """A name's addresses; many connections are opened at once, so they are asked for once a minute."""
+        until, addresses = self._addresses.get((host, port), (0.0, []))
+        if time.monotonic() > until:
+            addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)  # type: ignore[assignment]
+            self._addresses[host, port] = time.monotonic() + _NAMES_S, addresses
+        return addresses
+
+    def _context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            self._tls = ssl.create_default_context()
+        return self._tls
+
     async def aclose(self) -> None:
-        """Close all connections."""
-        if self._session is not None:
-            await self._session.close()
+        """Close all connections that are idle; the others close with their responses."""
+        self._closed = True
+        for connection in [connection for idle in self._idle.values() for connection in idle]:
+            connection.abort()
+        self._idle.clear()
 
 
 class Watchdog:
