@@ -152,12 +152,13 @@ class Accumulator(ABC):
         chunk = self._object(data)
         if chunk is None:
             return
-        said = len(self._chunks)
+        kinds = self._chunks.kind
+        said = len(kinds)
         if event == "error" or chunk.get("error"):
             self._refuse(chunk, data)
         else:
             self._take(chunk, data, event)
-        if len(self._chunks) == said:
+        if len(kinds) == said:
             self._mark(EMPTY)
 
     def add_whole(self, data: bytes) -> None:

@@ -60,7 +60,8 @@ class _Choices(Accumulator):
 
     def _take_choice(self, given: dict[str, Any]) -> None:
         choice = self._choice(given.get("index"))
-        said = len(self._chunks)
+        kinds = self._chunks.kind
+        said = len(kinds)
         part = self._part(given)
         if type(part) is dict:
             fields = self.FIELDS
@@ -69,7 +70,7 @@ class _Choices(Accumulator):
                     fields[name](self, choice, value)
         if given.get("finish_reason"):
             self._finish(choice, given["finish_reason"])
-        if len(self._chunks) == said:
+        if len(kinds) == said:
             self._mark(EMPTY, "", choice)
         if given.get("logprobs"):
             choice.logprobs.append(given["logprobs"])

@@ -74,7 +74,7 @@ class Response:
             if sink(data, now):
                 self._unread = unread[at + 1 :]
                 return
-        if not self.complete:
+        if not self.complete or self._failure is not None:
             self._sink = sink
             try:
                 await self._wait()
@@ -110,7 +110,7 @@ class Response:
 
     def lost(self, error: Exception | None) -> None:
         """The connection is closed."""
-        if self.complete:
+        if self.complete or self._failure is not None:
             return
         if error is not None:
             self._over(httpx2.ReadError(str(error) or type(error).__name__))
@@ -161,8 +161,8 @@ class Response:
         data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         self._pieces.clear()
         try:
-            if self._inflate is not None:
-                data = self._inflate(data)
+            if self._inflate is not None and not (data := self._inflate(data)):
+                return
             if self._sink is None:
                 self._unread.append((data, now))
             elif self._sink(data, now):
@@ -182,7 +182,7 @@ class Response:
     def _over(self, failure: Exception | None = None) -> None:
         """What was waited for is there, or will never be."""
         if failure is not None:
-            self._failure = self._failure or failure
+            self._failure, self.keep_alive = self._failure or failure, False
             self._connection.abort()
         self._sink = None
         if self._waiter is not None and not self._waiter.done():

@@ -24,6 +24,10 @@ class ServerSentEvent(NamedTuple):
     event: str = ""
 
 
+# The tuple's own constructor is twice as fast as the named tuple's.
+_event = tuple.__new__
+
+
 class SSEDecoder:
     """Takes reads, gives events. One decoder a stream.
 
@@ -123,5 +127,5 @@ def _whole(data: bytes, limit: int) -> list[ServerSentEvent] | None:
     for line in data[:-2].split(b"\n\n"):
         if not line.startswith(b"data: ") or b"\n" in line:
             return None
-        events.append(ServerSentEvent(line[6:]))
+        events.append(_event(ServerSentEvent, (line[6:], "")))
     return events
