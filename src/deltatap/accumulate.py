@@ -13,6 +13,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from io import StringIO
 from typing import Any
 
 import orjson
@@ -45,8 +46,8 @@ class ToolCall:
 
     id: str | None = None
     type: str = "function"
-    name: list[str] = field(default_factory=list)
-    arguments: list[str] = field(default_factory=list)
+    name: StringIO = field(default_factory=StringIO)
+    arguments: StringIO = field(default_factory=StringIO)
     item: dict[str, Any] | None = None
 
     def grown(self) -> dict[str, Any]:
@@ -62,9 +63,9 @@ class Growing:
     """A choice as it grows."""
 
     index: int
-    text: list[str] = field(default_factory=list)
-    reasoning: list[str] = field(default_factory=list)
-    refusal: list[str] = field(default_factory=list)
+    text: StringIO = field(default_factory=StringIO)
+    reasoning: StringIO = field(default_factory=StringIO)
+    refusal: StringIO = field(default_factory=StringIO)
     tool_calls: dict[int, ToolCall] = field(default_factory=dict)
     logprobs: list[Any] = field(default_factory=list)
     finish_reason: str | None = None
@@ -215,14 +216,15 @@ class Accumulator(ABC):
             choice = self._choices[index] = Growing(index)
         return choice
 
-    def _output(self, choice: Growing, into: list[str], text: object, kind: int) -> None:
+    def _output(self, choice: Growing, into: StringIO | None, text: object, kind: int) -> None:
         """A piece of output; nothing for an empty one and for what is no text."""
         if type(text) is not str or not text:
             return
         shown = _SURROGATE.sub("\ufffd", text) if self._halves else text
         ms = self._ms
         self._chunks.append(ms, ms - choice.last_output_ms, shown, kind, choice.index, self._event, self._read)
-        into.append(text)
+        if into is not None:
+            into.write(text)
         choice.last_output_ms = ms
         self._output_came = True
 
@@ -231,9 +233,9 @@ class Accumulator(ABC):
         pieces = []
         for into, text in ((call.name, name), (call.arguments, arguments)):
             if type(text) is str and text:
-                into.append(text)
+                into.write(text)
                 pieces.append(text)
-        self._output(choice, [], "".join(pieces), TOOL_CALLS)
+        self._output(choice, None, "".join(pieces), TOOL_CALLS)
 
     def _mark(self, kind: int, text: str = "", choice: Growing | None = None) -> None:
         """An element that is no output."""
@@ -324,9 +326,9 @@ def to_json(value: object) -> str:
         return json.dumps(value)
 
 
-def _joined(pieces: list[str]) -> str:
+def _joined(pieces: StringIO) -> str:
     """The whole text; halves of a surrogate pair that came in two pieces become one character again."""
-    text = "".join(pieces)
+    text = pieces.getvalue()
     if text.isascii() or _SURROGATE.search(text) is None:
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

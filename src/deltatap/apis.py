@@ -238,7 +238,7 @@ class ResponsesAccumulator(Accumulator):
         if type(response) is not dict:
             response = {}
         choice = self._choice()
-        if not (choice.text or choice.reasoning or choice.refusal or choice.tool_calls):
+        if not (choice.text.tell() or choice.reasoning.tell() or choice.refusal.tell() or choice.tool_calls):
             self._whole_output(choice, response.get("output"))
         details = response.get("incomplete_details")
         reason = details.get("reason") if type(details) is dict else None

@@ -339,7 +339,7 @@ class Driver:
         while not self.captured.wait(_LAND_EVERY_S):
             try:
                 with self.landing_lock:
-                    self.landing.tick()
+                    self.landing.keep()
                 failures = 0
             except Exception:
                 # Another writer's commit may have come first; the journal still has it all.

@@ -41,8 +41,11 @@ _COMPACT_AFTER = 100
 _WORTH_COMPACTING = 20
 # The streaming source remembers every file name for ever; a new checkpoint now and then keeps that short.
 _RENEW_AFTER_FILES = 20_000
-_EVERY = "1 second"
+# While a run captures, each merge holds up the streams of this machine; what lands together costs little more than a
+# file alone.
+_SELDOM_S, _OFTEN_S = 10, 1
 _LOOK_S = 0.1
+_OVERDUE_S = 60.0
 # So many triggers in a row that found nothing.
 _IDLE_S = 5.0
 
@@ -70,13 +73,34 @@ class Landing:
     files: int = 0
     set_aside: list[Path] = field(default_factory=list)
     _query: StreamingQuery | None = None
+    _every_s: int = _SELDOM_S
+    _seen: dict[Path, float] = field(default_factory=dict)
     _checkpoint: Path | None = None
     _in_checkpoint: int = 0
     _merges: int = 0
     _committed: bool = True
 
+    def keep(self) -> None:
+        """See that what comes into the journal lands some seconds later; does not wait for it.
+
+        Where more files come than a batch takes, from then on they land as they come.
+        """
+        now = time.monotonic()
+        self._seen = {path: self._seen.get(path, now) for path in self._waiting()}
+        waited_s = now - min(self._seen.values(), default=now)
+        broken = self._query is not None and self._query.exception() is not None
+        if len(self._seen) > _FILES_A_BATCH or waited_s > _OVERDUE_S or broken:
+            self.tick()
+        elif waited_s > _SELDOM_S:
+            if self._in_checkpoint > _RENEW_AFTER_FILES:
+                self._renew()
+            self._running()
+
     def tick(self) -> int:
         """Land what is in the journal now; how many files that were. The query goes on until it is stopped."""
+        if self._every_s != _OFTEN_S:
+            self.stop()
+            self._every_s = _OFTEN_S
         before, waiting = self.files, self._waiting()
         if not waiting:
             return 0
@@ -107,8 +131,11 @@ class Landing:
         self.stop()
 
     def stop(self) -> None:
-        """Stop the query; what has not landed stays in the journal."""
+        """Stop the query once its batch is through; what has not landed stays in the journal."""
         if self._query is not None:
+            until = time.monotonic() + _OVERDUE_S
+            while self._query.isActive and self._query.status["isTriggerActive"] and time.monotonic() < until:
+                time.sleep(_LOOK_S)
             self._query.stop()
             self._query = None
 
@@ -159,7 +186,7 @@ class Landing:
             self._query = (
                 journal.writeStream.foreachBatch(self._merge)
                 .option("checkpointLocation", str(self._checkpoint))
-                .trigger(processingTime=_EVERY)
+                .trigger(processingTime=f"{self._every_s} seconds")
                 .start()
             )
         return self._query

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from array import array
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 KINDS = ("role", "content", "reasoning", "refusal", "tool_calls", "finish", "usage", "empty", "error")
@@ -23,19 +24,22 @@ class Chunks:
     Attributes:
         ms: since the request was written.
         gap_ms: since the output before it of the same choice; NaN where there was none.
-        text: what the element brought; of a finish its reason, of an error its data.
+        utf8: what the elements brought, one after the other; of a finish its reason, of an error its data.
+        end: where each element's ends in `utf8`.
         kind: index into KINDS.
         choice: index; NO_CHOICE where the element belongs to none.
         event: number of the server-sent event, from 0.
         read: number of the socket read, from 0; what has the same came together.
     """
 
-    __slots__ = ("choice", "event", "gap_ms", "kind", "ms", "read", "text")
+    __slots__ = ("choice", "end", "event", "gap_ms", "kind", "ms", "read", "utf8")
 
     def __init__(self) -> None:
         self.ms = array("d")
         self.gap_ms = array("d")
-        self.text: list[str] = []
+        # Not a string each: of long answers at once they would be most of a worker's memory.
+        self.utf8 = bytearray()
+        self.end = array("i")
         self.kind = array("b")
         self.choice = array("i")
         self.event = array("i")
@@ -48,19 +52,27 @@ class Chunks:
         """Add an element."""
         self.ms.append(ms)
         self.gap_ms.append(gap_ms)
-        self.text.append(text)
+        self.utf8 += text.encode()
+        self.end.append(len(self.utf8))
         self.kind.append(kind)
         self.choice.append(choice)
         self.event.append(event)
         self.read.append(read)
 
+    @property
+    def text(self) -> list[str]:
+        """What each element brought."""
+        starts = [0, *self.end]
+        return [self.utf8[start:end].decode() for start, end in pairwise(starts)]
+
     def to_dicts(self) -> list[dict[str, Any]]:
         """The elements as the `chunks` column has them."""
+        text = self.text
         return [
             {
                 "ms": self.ms[at],
                 "gap_ms": None if math.isnan(self.gap_ms[at]) else self.gap_ms[at],
-                "text": self.text[at],
+                "text": text[at],
                 "kind": KINDS[self.kind[at]],
                 "choice": None if self.choice[at] == NO_CHOICE else self.choice[at],
                 "event": self.event[at],

@@ -13,7 +13,6 @@ import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -214,7 +213,7 @@ def chunks_array(chunks: Sequence[Chunks]) -> pa.ListArray:
     columns = [
         pa.array(floats("ms"), pa.float64()),
         pa.array(floats("gap_ms"), pa.float64(), from_pandas=True),  # NaN is null
-        pa.array(list(chain.from_iterable(c.text for c in chunks)), pa.string()),
+        _texts_array(chunks),
         pa.array(KINDS, pa.string()).take(pa.array(kinds)),
         pa.array(choice, pa.int32(), mask=choice < 0),
         pa.array(ints("event"), pa.int32()),
@@ -222,6 +221,16 @@ def chunks_array(chunks: Sequence[Chunks]) -> pa.ListArray:
     ]
     struct = pa.StructArray.from_arrays(columns, fields=list(_CHUNKS_TYPE.value_type))
     return pa.ListArray.from_arrays(pa.array(offsets), struct, type=_CHUNKS_TYPE)
+
+
+def _texts_array(chunks: Sequence[Chunks]) -> pa.StringArray:
+    """All elements' texts, from the bytes that they are kept as."""
+    before = np.cumsum([0, *(len(c.utf8) for c in chunks)])
+    ends = [np.frombuffer(c.end, np.intc) + start for c, start in zip(chunks, before, strict=False) if len(c)]
+    offsets = np.concatenate([[0], *ends]).astype(np.int32)
+    return pa.StringArray.from_buffers(
+        len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(b"".join(c.utf8 for c in chunks))
+    )
 
 
 def _values(row: Row, context: Context) -> dict[str, Any]:

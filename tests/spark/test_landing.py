@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from deltatap.landing import Landing
 from deltatap.state import LANDED, Control, PlanState, RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from pyspark.sql import DataFrame, SparkSession
@@ -256,3 +257,46 @@ def test_captures_are_clustered_by_what_analysis_filters_on(spark: SparkSession,
         schema.ensure(spark, path, schema.CAPTURES, schema.CAPTURES_PROPERTIES, schema.CAPTURES_CLUSTERED_BY)
     detail = spark.sql(f"DESCRIBE DETAIL {schema.quoted(path)}").collect()[0]
     assert tuple(detail["clusteringColumns"]) == schema.CAPTURES_CLUSTERED_BY
+
+
+def until(done: Callable[[], bool], landing: Landing) -> None:
+    while not done():
+        landing.keep()
+        time.sleep(0.1)
+
+
+def test_kept_landing_waits_a_while_and_then_takes_what_has_come(
+    landing: Landing, merges: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltatap.landing._SELDOM_S", 1)
+    landing._every_s = 1
+    for name in "abc":
+        write(landing, name, row(ord(name)))
+        landing.keep()
+    assert not merges, "nothing has waited for a second"
+    until(lambda: not any(landing.state.journal.iterdir()), landing)
+    assert len(merges) == 1
+    write(landing, "d", row(1))
+    landing.drain()
+    assert set(landed(landing)) == {"r97", "r98", "r99", "r1"}
+
+
+def test_kept_landing_takes_more_files_than_a_batch_holds_at_once(
+    landing: Landing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltatap.landing._FILES_A_BATCH", 2)
+    for name in "abc":
+        write(landing, name, row(ord(name)))
+    landing.keep()
+    assert set(landed(landing)) == {"r97", "r98", "r99"}
+
+
+def test_kept_landing_sets_aside_what_cannot_be_read(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deltatap.landing._SELDOM_S", 1)
+    landing._every_s = 1
+    damaged = write(landing, "a", row(0))
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    write(landing, "b", row(1))
+    until(lambda: not any(landing.state.journal.iterdir()), landing)
+    assert [path.name for path in landing.set_aside] == ["a.parquet"]
+    assert set(landed(landing)) == {"r1"}
