@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 
 from bench.figure import Figure
-from bench.truth import Measured, busy, errors, rank_correlation
+from bench.peers import times, true_times
+from bench.processes import spent
+from bench.truth import Measured, busy, errors, full, rank_correlation
 
 
 def test_errors_against_the_record() -> None:
@@ -38,6 +41,35 @@ def test_busy_slots() -> None:
     assert busy([(0, 5), (1, 9), (9, 20)], 2) == pytest.approx((4 + 8) / 16)
     assert busy([(0, 1)], 1) == 1.0
     assert busy([(0, 2), (3, 4)], 2) == pytest.approx(2 / 6), "never full: from the first start"
+
+
+def test_from_when_to_when_all_slots_are_open() -> None:
+    assert full([(0, 5), (1, 9), (9, 20)], 2) == (1, 9)
+    assert full([(0, 5), (5, 9), (6, 7)], 2) == (6, 6), "the slot that ends at 5 is free at 5"
+    assert full([(0, 2), (3, 4)], 2) == (0, 3), "never full: from the first start"
+
+
+def test_cpu_of_a_span_is_interpolated_by_process() -> None:
+    samples: list[tuple[float, dict[str, float]]] = [
+        (0.0, {"a": 1.0}),
+        (2.0, {"a": 3.0, "b": 0.5}),
+        (4.0, {"a": 3.0, "b": 1.5}),
+        (6.0, {"a": 5.0}),
+    ]
+    assert spent(samples, 1.0, 5.0) == pytest.approx({"a": 2.0, "b": 1.25})
+    # b began after the sample at 0, and spends nothing after its last at 4; a was there before the first.
+    assert spent(samples, 0.0, 10.0) == pytest.approx({"a": 4.0, "b": 1.5})
+    assert spent(samples, -math.inf, math.inf) == pytest.approx({"a": 5.0, "b": 1.5})
+    assert spent([(0.0, {}), (1.0, {"late": 2.0})], 0.0, 0.5) == pytest.approx({"late": 1.0})
+
+
+def test_times_of_a_client_and_of_the_record() -> None:
+    found = times([100.0, 300.0], [[100.0, 120.0, 150.0], [300.0, 310.0]])
+    assert found.ttft_p50 == pytest.approx(200.0)
+    assert found.gap_p50 == pytest.approx(20.0)  # of 20, 30 and 10
+    assert found.gap_p99 == pytest.approx(29.8)
+    calls = [{"started": 1.0, "chunks": [(1.2, "x"), (1.25, "y")]}, {"started": 2.0, "chunks": [(2.2, "x")]}]
+    assert dataclasses.astuple(true_times(calls)) == pytest.approx((200.0, 200.0, 50.0, 50.0))
 
 
 def test_a_figure_and_its_goal() -> None:
