@@ -2,7 +2,7 @@ PYTHON ?= python3
 UV = .tools/uv/bin/uv
 
 .DEFAULT_GOAL = help
-.PHONY: help setup test check demo bench bench-peers matrix wheel lock clean
+.PHONY: help setup test check demo bench bench-peers bench-scaling matrix wheel lock clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -29,6 +29,9 @@ bench: setup ## measure speed and the honesty of the times
 
 bench-peers: setup ## the same load with guidellm and aiperf, installed at the first run (7 GB)
 	@.venv/bin/python -m bench.peers
+
+bench-scaling: setup ## what 1, 2 and 4 workers carry, and what journal and driver cost
+	@.venv/bin/python -m bench.scaling
 
 matrix: setup ## the quick Spark tests with each Spark and pandas of Databricks' runtimes
 	@.venv/bin/python tools/matrix.py
