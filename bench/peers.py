@@ -10,7 +10,8 @@ inter-token latency is a stream's mean, counted once for each of its tokens, so 
 
 CPU of a peer is that of its processes from the first request's arrival to the last chunk, by samples; ours and the
 floor's is that of the process from when all is loaded until it is done, the journal's last file included. What a peer
-takes to start and to report is shown apart. The figures stand in data/bench-peers.json, too.
+takes to start and to report is shown apart. The figures stand in data/bench-peers.json, too; with ``--keep`` the table
+of docs/performance.md gets them.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from bench.clients import MODEL
+from bench.page import with_table
 from bench.processes import Watch, spent
 from deltatap.tokens import VOCABULARIES
 from tests.simulation import Simulation, start_simulator
@@ -39,7 +40,11 @@ from tests.simulation import Simulation, start_simulator
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-FOLDER, OUT = Path("data/peers"), Path("data/bench-peers.json")
+FOLDER, OUT, PAGE = Path("data/peers"), Path("data/bench-peers.json"), Path("docs/performance.md")
+HEAD = (
+    *("client", "CPU µs a chunk", "to ours", "whole", "TTFT p50", "TTFT p99", "gap p50", "gap p99"),
+    *("requests/s", "to ours", "server late p99"),
+)
 STREAMS, REQUESTS = 256, 1024
 EVEN = ("--itl-ms", "20", "--sigma", "0", "--tokens", "100")
 _INSTALL_S, _RUN_S = 1200, 180
@@ -102,6 +107,11 @@ class Peer:
     def name(self) -> str:
         """The package's."""
         return self.requirement.partition("==")[0].partition("[")[0]
+
+    @property
+    def title(self) -> str:
+        """The package's name and version."""
+        return f"{self.name} {self.requirement.partition('==')[2]}"
 
 
 def _guidellm(server: str, prompts: Path, folder: Path) -> Sequence[str]:
@@ -182,7 +192,7 @@ def _theirs(peer: Peer, simulator: Simulation) -> Result:
         except (OSError, LookupError) as error:
             raise PeerError(f"no report as expected: {error!r}\n{_tail(folder)}") from error
         return _result(
-            peer.requirement,
+            peer.title,
             simulator,
             lambda start, end: sum(spent(watch.samples, start, end).values()),
             whole_s,
@@ -258,7 +268,7 @@ def _row(result: Result, ours: Result) -> list[str]:
     pairs = [(None if told is None else getattr(told, name), getattr(true, name)) for name in Times.__slots__]
     whole = "" if result.whole_cpu_us is None else f"{result.whole_cpu_us:,.0f}"
     return [
-        escape(result.name),
+        result.name,
         f"{result.cpu_us:,.1f}",
         f"{result.cpu_us / ours.cpu_us:.2f}",
         whole,
@@ -278,19 +288,17 @@ def main() -> None:
             with console.status(name):
                 results.append(_ours(name, simulator))
         for peer in PEERS:
-            with console.status(peer.requirement):
+            with console.status(peer.title):
                 try:
                     results.append(_theirs(peer, simulator))
-                except PeerError as error:
-                    missing.append(f"{peer.requirement}: {error}")
+                except (PeerError, subprocess.TimeoutExpired) as error:
+                    missing.append(f"{peer.title}: {error}")
     title = f"{STREAMS} streams, 50 chunks/s each, {REQUESTS:,} requests; told / true, in ms"
-    table = Table(title=title, title_justify="left")
-    heads = ("client", "CPU µs a chunk", "to ours", "whole", "TTFT p50", "TTFT p99", "gap p50", "gap p99")
-    for head in (*heads, "requests/s", "to ours", "server late p99"):
-        table.add_column(head, justify="left" if head == "client" else "right")
     ours = next(result for result in results if result.name == "worker")
-    for result in results:
-        table.add_row(*_row(result, ours))
+    rows = [_row(result, ours) for result in results]
+    table = Table(*HEAD, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
     for why in missing:
         console.print(f"did not run: {why}", style="red", markup=False)
@@ -299,6 +307,8 @@ def main() -> None:
     console.print(f"the figures stand in {OUT}")
     if missing:
         sys.exit(1)
+    if "--keep" in sys.argv:
+        PAGE.write_text(with_table(PAGE.read_text(), HEAD, rows))
 
 
 if __name__ == "__main__":

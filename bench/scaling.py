@@ -3,40 +3,52 @@
 Each worker is a capture task on an executor of its own (Spark's ``local-cluster``) with 128 streams of 50 chunks a
 second; one executor more is there for landing. All of it, the simulator included, shares this machine's cores: beyond
 what they carry, figures are the machine's and not the design's. docs/scaling.md says what follows and what does not.
-``python -m bench.scaling 4`` measures with 4 workers only. The figures stand in data/bench-scaling.json, too.
+``python -m bench.scaling 4`` measures with 4 workers only; with ``--keep`` the tables of docs/scaling.md get what was
+measured. The figures stand in data/bench-scaling.json, too.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
 from rich.console import Console
 from rich.table import Table
 
+from bench.page import with_table
 from bench.processes import Watch, spent
 from bench.truth import Measured, busy, errors, full
 from deltatap.driver import backlog
+from deltatap.limits import Bounds, Pacer
 from deltatap.progress import snapshot
 from deltatap.state import Control, Heartbeat, RunState
 from tests.simulation import Simulation, start_simulator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import psutil
-
-OUT = Path("data/bench-scaling.json")
+OUT, PAGE = Path("data/bench-scaling.json"), Path("docs/scaling.md")
 WORKERS, STREAMS, ROUNDS = (1, 2, 4), 128, 8
 TTFT_S, GAP_S, TOKENS = 0.2, 0.02, 100
 EVEN = ("--ttft-ms", f"{TTFT_S * 1e3:g}", "--itl-ms", f"{GAP_S * 1e3:g}", "--sigma", "0", "--tokens", f"{TOKENS}")
+KINDS = {
+    "worker": "workers",
+    "executor": "executors' JVMs",
+    "jvm": "driver's JVM",
+    "driver": "driver's Python",
+    "simulator": "simulator",
+}
 BEATS, TURNS = (100, 1000), 20
 _RUN_S = 240
+_BUSY_S = 1.0
 
 
 def with_workers(workers: int, simulator: Simulation) -> dict[str, float]:
@@ -66,12 +78,14 @@ def with_workers(workers: int, simulator: Simulation) -> dict[str, float]:
         "loop lag p99, ms": truth["loop lag p99"],
         "the simulator itself late p99, ms": stats["late_ms"]["p99"],
         "CPU of the workers, µs a chunk": _of("worker", whole) / chunks * 1e6,
-        "CPU of the driver's JVM, cores": _of("jvm", whole) / (ended - began),
-        "CPU of the executors' JVMs, cores": _of("executor", whole) / (ended - began),
-        "CPU of the driver's Python, cores": _of("driver", whole) / (ended - began),
+        **{f"CPU of the {what}, cores": _of(kind, whole) / (ended - began) for kind, what in KINDS.items()},
+        "CPU of all, cores": sum(whole.values()) / (ended - began),
         "streams open, most": stats["most_open"],
         "file descriptors of a worker, most": max(
-            count for name, count in watch.descriptors.items() if name.startswith("worker")
+            # What is forked for a moment has its parent's.
+            count
+            for name, count in watch.descriptors.items()
+            if name.startswith("worker") and whole[name] > _BUSY_S
         ),
     }
 
@@ -79,16 +93,18 @@ def with_workers(workers: int, simulator: Simulation) -> dict[str, float]:
 def _job(simulator: Simulation, streams: int, requests: int, workers: int) -> tuple[dict[str, Any], Watch]:
     command = [sys.executable, "-m", "bench.job", simulator.base_url, *map(str, (streams, requests, workers))]
     with tempfile.TemporaryFile("w+") as said:
+        (simulating,) = psutil.Process().children()
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True)
+        ours = {os.getpid(): "bench", simulating.pid: "simulator", process.pid: "driver"}
 
         def name(each: psutil.Process) -> str:
-            if each.pid == process.pid:
-                return "driver"
+            if each.pid in ours:
+                return ours[each.pid]
             if each.name() == "java":
                 return "jvm" if each.ppid() == process.pid else "executor"
             return "worker"
 
-        with process, Watch(process.pid, name) as watch:
+        with process, Watch(os.getpid(), name) as watch:
             try:
                 out, _ = process.communicate(timeout=_RUN_S)
             except subprocess.TimeoutExpired:
@@ -116,29 +132,40 @@ def journal(simulator: Simulation) -> Iterator[tuple[str, float]]:
 
 
 def driver() -> Iterator[tuple[str, float]]:
-    """What the driver's turn takes on a local disk: to read all heartbeats, to add them up, to tell the shares."""
+    """What the driver's turn takes on a local disk: read and add up all heartbeats, deal out permits, tell the workers.
+
+    Requests a minute are limited, so that heartbeats tell what has started within the last one: a request a second.
+    """
+    recent = [[float(age), 1.0, 500.0] for age in range(60)]
     for count in BEATS:
         with tempfile.TemporaryDirectory(prefix="scaling-") as name:
-            state = RunState(Path(name) / "run")
+            state, pacer = RunState(Path(name) / "run"), Pacer(Bounds(requests_per_minute=90.0 * count))
             state.prepare()
             for part in range(count):
-                state.beat(Heartbeat(1, f"{part:05d}-000001-{part:032x}", 1, open=256, rows={"completed": 1000}))
-            reading, telling = 0.0, 0.0
-            for beat in range(TURNS):
-                started = time.perf_counter()
-                beats = state.heartbeats()
-                snapshot(1_000_000, beats, 0.0)
-                read = time.perf_counter()
-                shares = {} if backlog(state) else {told.claim: 256 for told in beats}
-                state.publish(Control(1, beat, shares))
-                reading, telling = reading + read - started, telling + time.perf_counter() - read
-        yield f"{count:,} heartbeats: read and added up, ms", reading / TURNS * 1e3
-        yield f"{count:,} heartbeats: shares told, ms", telling / TURNS * 1e3
+                claim = f"{part:05d}-000001-{part:032x}"
+                state.beat(Heartbeat(1, claim, 1, open=128, wants=256, next_tokens=500.0, recent=recent))
+            took = [_turn(state, pacer, beat) for beat in range(TURNS)]
+        for what, seconds in zip(("read and added up", "permits", "told"), zip(*took, strict=True), strict=True):
+            yield f"{count:,} heartbeats: {what}, ms", statistics.median(seconds) * 1e3
+
+
+def _turn(state: RunState, pacer: Pacer, beat: int) -> tuple[float, float, float]:
+    at = [time.perf_counter()]
+    beats = state.heartbeats()
+    snapshot(1_000_000, beats, 0.0)
+    at.append(time.perf_counter())
+    permits = pacer.turn(beat / 2, beats)
+    at.append(time.perf_counter())
+    shares = {} if backlog(state) else {told.claim: STREAMS for told in beats}
+    state.publish(Control(1, beat, shares, permits=permits))
+    at.append(time.perf_counter())
+    read, dealt, told = (after - before for before, after in pairwise(at))
+    return read, dealt, told
 
 
 def main() -> None:
     console = Console()
-    numbers = [int(number) for number in sys.argv[1:]] or list(WORKERS)
+    numbers = [int(number) for number in sys.argv[1:] if number.isdecimal()] or list(WORKERS)
     found: dict[str, dict[str, float]] = {}
     with start_simulator(*EVEN) as simulator:
         for number in numbers:
@@ -146,17 +173,28 @@ def main() -> None:
                 found[str(number)] = with_workers(number, simulator)
         with console.status("journal, driver"):
             costs = {**dict(journal(simulator)), **dict(driver())}
-    table = Table("workers", *found, title=f"{STREAMS} streams a worker, 50 chunks/s each", title_justify="left")
-    for figure in found[str(numbers[0])]:
-        table.add_row(figure, *(f"{figures[figure]:,.2f}" for figures in found.values()))
-    console.print(table)
-    table = Table("beside them", "measured")
-    for figure, value in costs.items():
-        table.add_row(figure, f"{value:,.1f}")
-    console.print(table)
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps({"workers": found, "costs": costs}, indent=1, ensure_ascii=False) + "\n")
+    page = PAGE.read_text()
+    names = dict.fromkeys(figure for figures in found.values() for figure in figures)
+    tables = {
+        ("workers", *found): [[name, *(_shown(figures[name]) for figures in found.values())] for name in names],
+        ("beside them", "measured"): [[name, _shown(value)] for name, value in costs.items()],
+    }
+    for head, rows in tables.items():
+        table = Table(*head)
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+        page = with_table(page, head, rows)
     console.print(f"the figures stand in {OUT}")
+    if "--keep" in sys.argv:
+        PAGE.write_text(page)
+
+
+def _shown(value: float) -> str:
+    """Three digits or so."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"  # noqa: PLR2004
 
 
 if __name__ == "__main__":

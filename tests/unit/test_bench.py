@@ -8,6 +8,7 @@ import math
 import pytest
 
 from bench.figure import Figure
+from bench.page import with_table
 from bench.peers import times, true_times
 from bench.processes import spent
 from bench.truth import Measured, busy, errors, full, rank_correlation
@@ -81,3 +82,11 @@ def test_a_figure_and_its_goal() -> None:
     assert not Figure("x", 0.7, "ratio", most=1.2, least=0.8).met
     assert not Figure("x", math.nan, "ratio", most=1.2).met
     assert Figure("x", 1.0, "ratio", most=1.2, least=0.8).goal == "0.8 to 1.2"
+
+
+def test_a_table_of_a_page_is_written_anew() -> None:
+    page = "# Page\n\n| other |\n|---|\n| x |\n\n| what | 1 |\n|---|---|\n| a | 1 |\n| b | 2 |\n\nText.\n"
+    new = with_table(page, ["what", "1", "2"], [["a", "3", "4"]])
+    assert new == "# Page\n\n| other |\n|---|\n| x |\n\n| what | 1 | 2 |\n|---|---|---|\n| a | 3 | 4 |\n\nText.\n"
+    with pytest.raises(ValueError, match="no table whose first column is 'none'"):
+        with_table(page, ["none"], [])
