@@ -2,10 +2,10 @@ PYTHON ?= python3
 UV = .tools/uv/bin/uv
 
 .DEFAULT_GOAL = help
-.PHONY: help setup test check demo bench matrix wheel lock clean
+.PHONY: help setup test check demo bench bench-peers bench-scaling matrix wheel lock clean
 
 help: ## say what there is
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
 
 setup: ## all that is needed, pinned and checked, into .venv, .tools and .jars
 	@$(PYTHON) -c 'import sys; sys.exit("setup: $(PYTHON) is older than 3.11: name another, as in make setup PYTHON=python3.12" \
@@ -26,6 +26,12 @@ demo: setup ## 200 prompts against the simulator, no key needed
 
 bench: setup ## measure speed and the honesty of the times
 	@.venv/bin/python -m bench
+
+bench-peers: setup ## the same load with guidellm and aiperf, installed at the first run (7 GB)
+	@.venv/bin/python -m bench.peers
+
+bench-scaling: setup ## what 1, 2 and 4 workers carry, and what journal and driver cost
+	@.venv/bin/python -m bench.scaling
 
 matrix: setup ## the quick Spark tests with each Spark and pandas of Databricks' runtimes
 	@.venv/bin/python tools/matrix.py

@@ -101,10 +101,10 @@ async def _plain(base_url: str, streams: int, requests: int, http_client: httpx2
         return await _spread(streams, requests, one)
 
 
-def worker(base_url: str, streams: int, requests: int, without: str = "") -> tuple[float, list[Any]]:
-    """The worker's whole work: build, read, decode, accumulate, time, count tokens, build Arrow, write. Its CPU time.
+def worker(base_url: str, streams: int, requests: int, without: str = "") -> tuple[float, list[Any], int]:
+    """The worker's whole work: build, read, decode, accumulate, time, count tokens, build Arrow, write.
 
-    It begins when what a worker loads once is loaded.
+    Its CPU time, what it measured, and the journal's bytes. CPU time begins when what a worker loads once is loaded.
     """
     settings = load_settings(
         {
@@ -138,10 +138,11 @@ def worker(base_url: str, streams: int, requests: int, without: str = "") -> tup
             engine.join()
         cpu_s = time.process_time() - started
         if without == "journal":
-            return cpu_s, [_kept(capture) for capture in kept]
+            return cpu_s, [_kept(capture) for capture in kept], 0
         found = pq.read_table(name, columns=["request_hash", "chunks", "loop_lag_ms"], partitioning=None).to_pylist()
+        size = sum(path.stat().st_size for path in Path(name).iterdir())
     times = ([chunk["ms"] for chunk in row["chunks"] if chunk["kind"] == "content"] for row in found)
-    return cpu_s, [(row["request_hash"], ms, row["loop_lag_ms"]) for row, ms in zip(found, times, strict=True)]
+    return cpu_s, [(row["request_hash"], ms, row["loop_lag_ms"]) for row, ms in zip(found, times, strict=True)], size
 
 
 def _job(number: int, settings: Settings) -> Job:
@@ -158,8 +159,11 @@ def _kept(capture: Capture) -> tuple[str, list[float], float]:
 def main() -> None:
     name, base_url, streams, requests = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     measured: list[Any] = []
+    journal_bytes = 0
     if name.startswith("worker"):
-        cpu_s, measured = worker(base_url, streams, requests, without=name.removeprefix("worker").removeprefix("-"))
+        cpu_s, measured, journal_bytes = worker(
+            base_url, streams, requests, without=name.removeprefix("worker").removeprefix("-")
+        )
         chunks = sum(len(times) for _, times, _ in measured)
     else:
         started = time.process_time()
@@ -170,7 +174,8 @@ def main() -> None:
                 uvloop.run({"floor": floor, "plain-aiohttp": plain_aiohttp}[name](base_url, streams, requests))
             )
         cpu_s = time.process_time() - started
-    print(json.dumps({"chunks": chunks, "cpu_us": cpu_s / chunks * 1e6, "streams": measured}))
+    cpu_us = cpu_s / chunks * 1e6
+    print(json.dumps({"chunks": chunks, "cpu_us": cpu_us, "journal_bytes": journal_bytes, "streams": measured}))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The whole job on ``local[2]``: Spark, planning, capture, journal, landing. What it measured, and what it cost.
 
-A process of its own: ``python -m bench.job BASE_URL STREAMS REQUESTS`` prints one line of JSON. All times are of the
-monotonic clock, which the simulator's record has, too.
+A process of its own: ``python -m bench.job BASE_URL STREAMS REQUESTS [WORKERS]`` prints one line of JSON. All times are
+of the monotonic clock, which the simulator's record has, too. With WORKERS, so many capture tasks share the streams, on
+executors that are processes of their own; one more is there for landing.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from rich.console import Console
 
 from deltatap.config import load_settings
 from deltatap.local import local_session
+from deltatap.plan import slots
 from deltatap.preflight import preflight
 from deltatap.run import run
 from deltatap.tables import quoted
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 MODEL = "gpt-4o-mini"
 _SAMPLE_S = 0.2
+_WORKERS_AT = 4
 
 
 @dataclass(slots=True)
@@ -56,7 +59,7 @@ class Processes:
         return {name: value for name, value in figures.items() if name.startswith(what)}
 
 
-def settings_of(folder: Path, base_url: str, streams: int) -> Settings:
+def settings_of(folder: Path, base_url: str, streams: int, workers: int = 1) -> Settings:
     """A configuration with everything under one folder."""
     return load_settings(
         {
@@ -66,17 +69,19 @@ def settings_of(folder: Path, base_url: str, streams: int) -> Settings:
             "state": {"dir": str(folder / "state")},
             "endpoint": {"base_url": base_url, "api_key": None, "model": MODEL, "name": "sim"},
             "request": {},
-            "capture": {"concurrency": streams, "streams_per_worker": streams},
+            "capture": {"concurrency": streams, "streams_per_worker": streams // workers},
             "prices": None,
         }
     )
 
 
-def job(spark: SparkSession, folder: Path, base_url: str, streams: int, requests: int) -> dict[str, Any]:
+def job(
+    spark: SparkSession, folder: Path, base_url: str, streams: int, requests: int, workers: int = 1
+) -> dict[str, Any]:
     """Capture so many requests, and read back what is in Delta."""
     query = f"SELECT concat('r', id) AS request_id, concat('Prompt ', id) AS prompt FROM range({requests})"
     spark.sql(query).coalesce(1).write.format("delta").save(str(folder / "prompts"))
-    settings, processes, over = settings_of(folder, base_url, streams), Processes(), threading.Event()
+    settings, processes, over = settings_of(folder, base_url, streams, workers), Processes(), threading.Event()
 
     def watch() -> None:
         while not over.wait(_SAMPLE_S):
@@ -109,9 +114,12 @@ def job(spark: SparkSession, folder: Path, base_url: str, streams: int, requests
 
 def main() -> None:
     base_url, streams, requests = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    spark = local_session("local[2]", app_name="bench")
+    workers = int(sys.argv[4]) if len(sys.argv) > _WORKERS_AT else None
+    spark = local_session("local[2]" if workers is None else f"local-cluster[{workers + 1},1,1024]", app_name="bench")
+    while workers is not None and slots(spark) <= workers:  # an executor has not registered yet
+        time.sleep(_SAMPLE_S)
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        found = job(spark, Path(name), base_url, streams, requests)
+        found = job(spark, Path(name), base_url, streams, requests, workers or 1)
     spark.stop()
     print(json.dumps(found))
 

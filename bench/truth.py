@@ -72,24 +72,25 @@ def _ranks(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return ranks
 
 
-def busy(intervals: Sequence[tuple[float, float]], slots: int) -> float:
-    """The share of the slots that were open, from when all first were until the last request started.
-
-    From the first start where all never were.
-    """
+def full(intervals: Sequence[tuple[float, float]], slots: int) -> tuple[float, float]:
+    """From when all slots were open until the last request started; from the first start where all never were."""
     starts = sorted(start for start, _ in intervals)
     ends = sorted(end for _, end in intervals)
-    open_, at_end, full = 0, 0, starts[0]
+    open_, at_end = 0, 0
     for start in starts:
         while at_end < len(ends) and ends[at_end] <= start:
             open_ -= 1
             at_end += 1
         open_ += 1
         if open_ >= slots:
-            full = start
-            break
-    last = starts[-1]
-    if last <= full:
+            return start, starts[-1]
+    return starts[0], starts[-1]
+
+
+def busy(intervals: Sequence[tuple[float, float]], slots: int) -> float:
+    """The share of the slots that were open, from when all first were until the last request started."""
+    first, last = full(intervals, slots)
+    if last <= first:
         return 1.0
-    inside = sum(max(0.0, min(end, last) - max(start, full)) for start, end in intervals)
-    return inside / (last - full) / slots
+    inside = sum(max(0.0, min(end, last) - max(start, first)) for start, end in intervals)
+    return inside / (last - first) / slots

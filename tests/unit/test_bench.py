@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 
 from bench.figure import Figure
-from bench.truth import Measured, busy, errors, rank_correlation
+from bench.page import with_table
+from bench.peers import times, true_times
+from bench.processes import spent
+from bench.truth import Measured, busy, errors, full, rank_correlation
 
 
 def test_errors_against_the_record() -> None:
@@ -40,6 +44,35 @@ def test_busy_slots() -> None:
     assert busy([(0, 2), (3, 4)], 2) == pytest.approx(2 / 6), "never full: from the first start"
 
 
+def test_from_when_to_when_all_slots_are_open() -> None:
+    assert full([(0, 5), (1, 9), (9, 20)], 2) == (1, 9)
+    assert full([(0, 5), (5, 9), (6, 7)], 2) == (6, 6), "the slot that ends at 5 is free at 5"
+    assert full([(0, 2), (3, 4)], 2) == (0, 3), "never full: from the first start"
+
+
+def test_cpu_of_a_span_is_interpolated_by_process() -> None:
+    samples: list[tuple[float, dict[str, float]]] = [
+        (0.0, {"a": 1.0}),
+        (2.0, {"a": 3.0, "b": 0.5}),
+        (4.0, {"a": 3.0, "b": 1.5}),
+        (6.0, {"a": 5.0}),
+    ]
+    assert spent(samples, 1.0, 5.0) == pytest.approx({"a": 2.0, "b": 1.25})
+    # b began after the sample at 0, and spends nothing after its last at 4; a was there before the first.
+    assert spent(samples, 0.0, 10.0) == pytest.approx({"a": 4.0, "b": 1.5})
+    assert spent(samples, -math.inf, math.inf) == pytest.approx({"a": 5.0, "b": 1.5})
+    assert spent([(0.0, {}), (1.0, {"late": 2.0})], 0.0, 0.5) == pytest.approx({"late": 1.0})
+
+
+def test_times_of_a_client_and_of_the_record() -> None:
+    found = times([100.0, 300.0], [[100.0, 120.0, 150.0], [300.0, 310.0]])
+    assert found.ttft_p50 == pytest.approx(200.0)
+    assert found.gap_p50 == pytest.approx(20.0)  # of 20, 30 and 10
+    assert found.gap_p99 == pytest.approx(29.8)
+    calls = [{"started": 1.0, "chunks": [(1.2, "x"), (1.25, "y")]}, {"started": 2.0, "chunks": [(2.2, "x")]}]
+    assert dataclasses.astuple(true_times(calls)) == pytest.approx((200.0, 200.0, 50.0, 50.0))
+
+
 def test_a_figure_and_its_goal() -> None:
     assert Figure("x", 1.0, "ms").met is None
     assert Figure("x", 2.0, "ms", most=2.0).met
@@ -49,3 +82,11 @@ def test_a_figure_and_its_goal() -> None:
     assert not Figure("x", 0.7, "ratio", most=1.2, least=0.8).met
     assert not Figure("x", math.nan, "ratio", most=1.2).met
     assert Figure("x", 1.0, "ratio", most=1.2, least=0.8).goal == "0.8 to 1.2"
+
+
+def test_a_table_of_a_page_is_written_anew() -> None:
+    page = "# Page\n\n| other |\n|---|\n| x |\n\n| what | 1 |\n|---|---|\n| a | 1 |\n| b | 2 |\n\nText.\n"
+    new = with_table(page, ["what", "1", "2"], [["a", "3", "4"]])
+    assert new == "# Page\n\n| other |\n|---|\n| x |\n\n| what | 1 | 2 |\n|---|---|---|\n| a | 3 | 4 |\n\nText.\n"
+    with pytest.raises(ValueError, match="no table whose first column is 'none'"):
+        with_table(page, ["none"], [])
