@@ -2,7 +2,7 @@ PYTHON ?= python3
 UV = .tools/uv/bin/uv
 
 .DEFAULT_GOAL = help
-.PHONY: help setup test check demo bench bench-peers bench-scaling matrix wheel lock clean
+.PHONY: help setup test check demo bench bench-memory bench-peers bench-scaling matrix wheel lock clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile
@@ -26,6 +26,9 @@ demo: setup ## 200 prompts against the simulator, no key needed
 
 bench: setup ## measure speed and the honesty of the times
 	@.venv/bin/python -m bench
+
+bench-memory: setup ## a worker's memory with many requests, long answers, large prompts
+	@.venv/bin/python -m bench.memory
 
 bench-peers: setup ## the same load with guidellm and aiperf, installed at the first run (7 GB)
 	@.venv/bin/python -m bench.peers

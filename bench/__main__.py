@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
 from bench.decoding import decoding
-from bench.figure import Figure
+from bench.figure import Figure, as_table
+from bench.processes import watched
 from bench.truth import Measured, busy, errors
 from tests.simulation import Simulation, start_simulator
 
@@ -56,7 +56,7 @@ def capturing() -> Iterator[Figure]:
 def the_job(streams: int, requests: int, *, goals: bool) -> Iterator[Figure]:
     """The whole job on ``local[2]``, against the simulator's record."""
     with start_simulator(*EVEN) as simulator:
-        found = _run("bench.job", simulator, streams, requests)
+        found, watch = watched("bench.job", simulator.base_url, streams, requests)
         calls = simulator.calls()
         told, late = _errors(found, simulator), simulator.stats()["late_ms"]
     most = {"TTFT error p50": 2.0, "TTFT error p99": 25.0, "gap error p99": 5.0, "gaps invented or lost": 0.0}
@@ -69,23 +69,22 @@ def the_job(streams: int, requests: int, *, goals: bool) -> Iterator[Figure]:
     yield Figure(f"{streams} streams: streams open to the ideal", open_, "ratio", least=0.9 if goals else None)
     if not goals:
         return
-    cpu, peak = found["cpu_s"], found["peak_mb"]
-    workers = sum(seconds for name, seconds in cpu.items() if name.startswith("worker"))
-    worker_mb = max(mb for name, mb in peak.items() if name.startswith("worker"))
     yield Figure("session ready to first request", min(at for at, _ in spans) - found["ready"], "s", most=5)
     yield Figure("last chunk to the run closed", found["closed"] - max(at for _, at in spans), "s", most=10)
-    yield Figure("CPU of the workers", workers, "s")
-    yield Figure("CPU of Spark: planning, landing, closing", cpu["jvm"], "s")
-    yield Figure("CPU of the driver's Python", cpu["driver"], "s")
-    yield Figure("memory of a worker", worker_mb, "MB", most=300)
+    yield Figure("memory of a worker", max(watch.mb[watch.busiest("worker")]), "MB", most=300)
 
 
 def slots() -> Iterator[Figure]:
-    """Heavy-tailed lengths, 5,000 requests: whether a slot waits for others."""
+    """Heavy-tailed lengths, 5,000 requests: whether a slot waits for others, and what landing takes beside capture."""
     with start_simulator(*HEAVY_TAILED) as simulator:
-        _run("bench.job", simulator, STREAMS, 5000)
+        _, watch = watched("bench.job", simulator.base_url, STREAMS, 5000)
         spans = [(call["started"], call["chunks"][-1][0]) for call in simulator.calls()]
     yield Figure("slots busy, heavy-tailed lengths", busy(spans, STREAMS), "ratio", least=0.95)
+    during = min(at for at, _ in spans), max(at for _, at in spans)
+    capture, spark = watch.spent("worker", *during), watch.spent("jvm", *during)
+    yield Figure("CPU of the workers meanwhile", capture, "s")
+    yield Figure("CPU of Spark, which lands, meanwhile", spark, "s")
+    yield Figure("landing's CPU to capture's", spark / capture, "ratio", most=0.1)
 
 
 def _client(name: str, simulator: Simulation) -> dict[str, Any]:
@@ -122,18 +121,9 @@ def main() -> None:
         "Slots: 5,000 requests": slots,
     }
     for title, measure in parts.items():
-        table = Table("figure", "measured", "goal", "", "last", title=title, title_justify="left")
         with console.status(title):
             found = list(measure())
-        for figure in found:
-            table.add_row(
-                figure.what,
-                f"{figure.value:,.2f} {figure.unit}",
-                figure.goal,
-                {True: "[green]met", False: "[red]missed", None: ""}[figure.met],
-                f"{last[figure.what]:,.2f}" if figure.unit == "ratio" and figure.what in last else "",
-            )
-        console.print(table)
+        console.print(as_table(title, found, last))
         figures += found
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps([asdict(figure) for figure in figures], indent=1, ensure_ascii=False))

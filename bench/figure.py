@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +44,17 @@ class Figure:
             return None
         most, least = math.inf if self.most is None else self.most, -math.inf if self.least is None else self.least
         return least <= self.value <= most
+
+
+def as_table(title: str, figures: Iterable[Figure], last: Mapping[str, float]) -> Table:
+    """The figures with their goals; beside a ratio the one that was last committed."""
+    table = Table("figure", "measured", "goal", "", "last", title=title, title_justify="left")
+    for figure in figures:
+        table.add_row(
+            figure.what,
+            f"{figure.value:,.2f} {figure.unit}",
+            figure.goal,
+            {True: "[green]met", False: "[red]missed", None: ""}[figure.met],
+            f"{last[figure.what]:,.2f}" if figure.unit == "ratio" and figure.what in last else "",
+        )
+    return table

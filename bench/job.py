@@ -1,4 +1,4 @@
-"""The whole job on ``local[2]``: Spark, planning, capture, journal, landing. What it measured, and what it cost.
+"""The whole job on ``local[2]``: Spark, planning, capture, journal, landing. What it measured.
 
 A process of its own: ``python -m bench.job BASE_URL STREAMS REQUESTS [WORKERS]`` prints one line of JSON. All times are
 of the monotonic clock, which the simulator's record has, too. With WORKERS, so many capture tasks share the streams, on
@@ -10,14 +10,10 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-import threading
 import time
-from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 from rich.console import Console
 
 from deltatap.config import load_settings
@@ -33,30 +29,8 @@ if TYPE_CHECKING:
     from deltatap.config import Settings
 
 MODEL = "gpt-4o-mini"
-_SAMPLE_S = 0.2
+_LOOK_S = 0.2
 _WORKERS_AT = 4
-
-
-@dataclass(slots=True)
-class Processes:
-    """CPU seconds and peak memory in MB, sampled: this process, its JVM, and each Python worker."""
-
-    cpu_s: dict[str, float] = field(default_factory=dict)
-    peak_mb: dict[str, float] = field(default_factory=dict)
-
-    def sample(self) -> None:
-        """Look once."""
-        me = psutil.Process()
-        for process in [me, *me.children(recursive=True)]:
-            with suppress(psutil.NoSuchProcess):
-                name = "driver" if process == me else "jvm" if process.name() == "java" else f"worker {process.pid}"
-                times = process.cpu_times()
-                self.cpu_s[name] = times.user + times.system
-                self.peak_mb[name] = max(self.peak_mb.get(name, 0.0), process.memory_info().rss / 2**20)
-
-    def of(self, what: str, figures: dict[str, float]) -> dict[str, float]:
-        """The figures of a kind of process."""
-        return {name: value for name, value in figures.items() if name.startswith(what)}
 
 
 def settings_of(folder: Path, base_url: str, streams: int, workers: int = 1) -> Settings:
@@ -81,33 +55,19 @@ def job(
     """Capture so many requests, and read back what is in Delta."""
     query = f"SELECT concat('r', id) AS request_id, concat('Prompt ', id) AS prompt FROM range({requests})"
     spark.sql(query).coalesce(1).write.format("delta").save(str(folder / "prompts"))
-    settings, processes, over = settings_of(folder, base_url, streams, workers), Processes(), threading.Event()
-
-    def watch() -> None:
-        while not over.wait(_SAMPLE_S):
-            processes.sample()
-
-    processes.sample()
-    before = dict(processes.cpu_s)
-    watching = threading.Thread(target=watch)
-    watching.start()
+    settings = settings_of(folder, base_url, streams, workers)
     ready = time.monotonic()
     ended = run(settings, spark, preflight(settings), Console(file=sys.stderr))
     closed = time.monotonic()
-    over.set()
-    watching.join()
     if ended.row["completed"] != requests:
         sys.exit(f"expected {requests} completed rows, found {ended.row}")
     captures = spark.table(quoted(settings.captures.table))
     rows = captures.selectExpr(
         "request_hash", "transform(filter(chunks, c -> c.kind = 'content'), c -> c.ms) AS ms", "loop_lag_ms"
     ).toArrow()
-    cpu_s = {name: seconds - before.get(name, 0.0) for name, seconds in processes.cpu_s.items()}
     return {
         "ready": ready,
         "closed": closed,
-        "cpu_s": cpu_s,
-        "peak_mb": processes.peak_mb,
         "streams": [(row["request_hash"], row["ms"], row["loop_lag_ms"]) for row in rows.to_pylist()],
     }
 
@@ -117,7 +77,7 @@ def main() -> None:
     workers = int(sys.argv[4]) if len(sys.argv) > _WORKERS_AT else None
     spark = local_session("local[2]" if workers is None else f"local-cluster[{workers + 1},1,1024]", app_name="bench")
     while workers is not None and slots(spark) <= workers:  # an executor has not registered yet
-        time.sleep(_SAMPLE_S)
+        time.sleep(_LOOK_S)
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         found = job(spark, Path(name), base_url, streams, requests, workers or 1)
     spark.stop()

@@ -1,11 +1,17 @@
-"""CPU time of a process and all below it, sampled while it runs: a span of it can be told apart from its start."""
+"""CPU time and memory of processes, sampled while they run: a span of it can be told apart from its start."""
 
 from __future__ import annotations
 
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import psutil
@@ -13,7 +19,8 @@ import psutil
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-_SAMPLE_S = 0.1
+# Looking at all processes takes some ms of CPU, which what is measured wants, too.
+_SAMPLE_S = 0.5
 
 
 def spent(samples: Sequence[tuple[float, Mapping[str, float]]], start: float, end: float) -> dict[str, float]:
@@ -38,11 +45,13 @@ class Watch:
     Attributes:
         samples: the monotonic clock, and the CPU seconds of each process until then.
         descriptors: the most file descriptors that were open at once, by process.
+        mb: resident memory in MB at each sample of a process.
     """
 
     def __init__(self, pid: int, name: Callable[[psutil.Process], str]) -> None:
         self.samples: list[tuple[float, dict[str, float]]] = []
         self.descriptors: dict[str, int] = {}
+        self.mb: dict[str, list[float]] = {}
         self._process, self._name = psutil.Process(pid), name
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._main)
@@ -68,5 +77,48 @@ class Watch:
                 name = f"{self._name(process)} {process.pid}"
                 times = process.cpu_times()
                 cpu_s[name] = times.user + times.system
+                self.mb.setdefault(name, []).append(process.memory_info().rss / 2**20)
                 self.descriptors[name] = max(process.num_fds(), self.descriptors.get(name, 0))
         self.samples.append((time.monotonic(), cpu_s))
+
+    def spent(self, kind: str, start: float = -math.inf, end: float = math.inf) -> float:
+        """CPU seconds of all processes of a kind within a span."""
+        return sum(cpu_s for name, cpu_s in spent(self.samples, start, end).items() if name.startswith(kind))
+
+    def busiest(self, kind: str) -> str:
+        """The process of a kind that spent the most."""
+        found = spent(self.samples, -math.inf, math.inf)
+        return max((name for name in found if name.startswith(kind)), key=lambda name: found[name])
+
+
+def watched(*command: object, within_s: float = 900) -> tuple[dict[str, Any], Watch]:
+    """Run a Python module that starts Spark, and watch it: the last line that it prints, as JSON.
+
+    Its kinds of processes: `driver`, its `jvm`, every `executor`, every Python `worker`; the `simulator` is whatever
+    else this process has started.
+    """
+    with (
+        tempfile.TemporaryFile("w+") as told,
+        subprocess.Popen(
+            [sys.executable, "-m", *map(str, command)], stdout=subprocess.PIPE, stderr=told, text=True
+        ) as process,
+    ):
+
+        def name(each: psutil.Process) -> str:
+            if each.pid in (os.getpid(), process.pid):
+                return "driver" if each.pid == process.pid else "bench"
+            if each.name() == "java":
+                return "jvm" if each.ppid() == process.pid else "executor"
+            return "simulator" if each.ppid() == os.getpid() else "worker"
+
+        with Watch(os.getpid(), name) as watch:
+            try:
+                out, _ = process.communicate(timeout=within_s)
+            except subprocess.TimeoutExpired:
+                process.terminate()
+                raise
+        if process.returncode:
+            told.seek(0)
+            sys.exit(f"{' '.join(map(str, command))} ended with {process.returncode}:\n{told.read()}")
+    found: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return found, watch

@@ -10,7 +10,6 @@ measured. The figures stand in data/bench-scaling.json, too.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -18,14 +17,13 @@ import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import psutil
 from rich.console import Console
 from rich.table import Table
 
 from bench.page import with_table
-from bench.processes import Watch, spent
+from bench.processes import watched
 from bench.truth import Measured, busy, errors, full
 from deltatap.driver import backlog
 from deltatap.limits import Bounds, Pacer
@@ -48,14 +46,13 @@ KINDS = {
 }
 BEATS, TURNS = (100, 1000), 20
 _RUN_S = 240
-_BUSY_S = 1.0
 
 
 def with_workers(workers: int, simulator: Simulation) -> dict[str, float]:
     """The whole job with so many workers."""
     simulator.reset()
     streams = workers * STREAMS
-    found, watch = _job(simulator, streams, ROUNDS * streams, workers)
+    found, watch = watched("bench.job", simulator.base_url, streams, ROUNDS * streams, workers, within_s=_RUN_S)
     calls = simulator.calls()
     spans = [(call["started"], call["chunks"][-1][0]) for call in calls]
     start, end = full(spans, streams)
@@ -63,7 +60,6 @@ def with_workers(workers: int, simulator: Simulation) -> dict[str, float]:
     # Undisturbed, a stream is a request's chunks in the time that the simulator means to take for them.
     ideal = streams * TOKENS / (TTFT_S + (TOKENS - 1) * GAP_S)
     began, ended = min(at for at, _ in spans), max(at for _, at in spans)
-    whole = spent(watch.samples, began, ended)
     chunks = sum(len(call["chunks"]) for call in calls)
     truth = errors([Measured(*stream) for stream in found["streams"]], {call["key"]: call for call in calls})
     stats = simulator.stats()
@@ -77,48 +73,15 @@ def with_workers(workers: int, simulator: Simulation) -> dict[str, float]:
         "gap error p99, ms": truth["gap error p99"],
         "loop lag p99, ms": truth["loop lag p99"],
         "the simulator itself late p99, ms": stats["late_ms"]["p99"],
-        "CPU of the workers, µs a chunk": _of("worker", whole) / chunks * 1e6,
-        **{f"CPU of the {what}, cores": _of(kind, whole) / (ended - began) for kind, what in KINDS.items()},
-        "CPU of all, cores": sum(whole.values()) / (ended - began),
+        "CPU of the workers, µs a chunk": watch.spent("worker", began, ended) / chunks * 1e6,
+        **{
+            f"CPU of the {what}, cores": watch.spent(kind, began, ended) / (ended - began)
+            for kind, what in KINDS.items()
+        },
+        "CPU of all, cores": watch.spent("", began, ended) / (ended - began),
         "streams open, most": stats["most_open"],
-        "file descriptors of a worker, most": max(
-            # What is forked for a moment has its parent's.
-            count
-            for name, count in watch.descriptors.items()
-            if name.startswith("worker") and whole[name] > _BUSY_S
-        ),
+        "file descriptors of a worker, most": watch.descriptors[watch.busiest("worker")],
     }
-
-
-def _job(simulator: Simulation, streams: int, requests: int, workers: int) -> tuple[dict[str, Any], Watch]:
-    command = [sys.executable, "-m", "bench.job", simulator.base_url, *map(str, (streams, requests, workers))]
-    with tempfile.TemporaryFile("w+") as said:
-        (simulating,) = psutil.Process().children()
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, text=True)
-        ours = {os.getpid(): "bench", simulating.pid: "simulator", process.pid: "driver"}
-
-        def name(each: psutil.Process) -> str:
-            if each.pid in ours:
-                return ours[each.pid]
-            if each.name() == "java":
-                return "jvm" if each.ppid() == process.pid else "executor"
-            return "worker"
-
-        with process, Watch(os.getpid(), name) as watch:
-            try:
-                out, _ = process.communicate(timeout=_RUN_S)
-            except subprocess.TimeoutExpired:
-                process.terminate()
-                raise
-        if process.returncode:
-            said.seek(0)
-            sys.exit(f"{' '.join(command[1:])} ended with {process.returncode}:\n{said.read()}")
-    found: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return found, watch
-
-
-def _of(kind: str, cpu_s: dict[str, float]) -> float:
-    return sum(seconds for name, seconds in cpu_s.items() if name.startswith(kind))
 
 
 def journal(simulator: Simulation) -> Iterator[tuple[str, float]]:
