@@ -150,7 +150,8 @@ class Driver:
         self.state.forget_stop()
         # Workers of an older epoch that still live stop here, before we look at what they left.
         self._publish({})
-        self.slots = plan.slots(self.spark)
+        self.building.wait()
+        self.slots = self.building.slots
         # With a single slot the threads' Spark jobs would wait behind the capture's: then landing comes after it.
         keepers = [_Background("lease", self._keep_lease)] if self.slots > 1 else []
         try:

@@ -196,9 +196,12 @@ def _in_modes(found: DataFrame, settings: Settings) -> DataFrame:
 class Building:
     """The requests of the prompts but for those that are seen to be settled, kept on disk while they are used.
 
-    A cold Spark takes as long to analyze their query as to commit a lease, so that begins at once, in a thread. It runs
+    A cold Spark takes as long to plan their query as to commit a lease, so that begins at once, in a thread. It runs
     when it is asked for: before, its tasks would keep the lease's waiting. What has been settled meanwhile :func:`owed`
     finds; what was settled stays so.
+
+    Attributes:
+        slots: how many tasks can run at once; there with the requests, or with :meth:`wait`.
     """
 
     def __init__(self, spark: SparkSession, settings: Settings, run_id: str | None, *, first: bool = False) -> None:
@@ -211,33 +214,41 @@ class Building:
             first: whether ``captures`` has no row.
         """
         self._spark, self._settings, self._run_id, self._first = spark, settings, run_id, first
+        self.slots = 0
         self._frame: DataFrame | None = None
-        self._kept: DataFrame | None = None
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._analyze, name="deltatap-building", daemon=True)
+        self._thread = threading.Thread(target=self._plan, name="deltatap-building", daemon=True)
         self._thread.start()
 
-    def requests(self) -> DataFrame:
-        """Build them."""
+    def wait(self) -> DataFrame:
+        """Wait for their query."""
         self._thread.join()
         if self._frame is None:
             raise self._error or AssertionError
-        self._kept = self._frame.persist(StorageLevel.DISK_ONLY)
-        # Now Spark knows how few they are, and looks them up without moving the rows of all others.
-        self._kept.count()
-        return self._kept
+        return self._frame
+
+    def requests(self) -> DataFrame:
+        """Build them."""
+        built = self.wait()
+        if not self._first:
+            # Now Spark knows how few they are, and looks them up without moving the rows of all others.
+            built.count()
+        return built
 
     def close(self) -> None:
         """They are not needed any more."""
-        if self._kept is not None:
-            self._kept.unpersist()
+        self._thread.join()
+        if self._frame is not None:
+            self._frame.unpersist()
 
-    def _analyze(self) -> None:
+    def _plan(self) -> None:
         try:
+            self.slots = slots(self._spark)
             prompts = hashed(source(self._spark, self._settings), self._settings)
             if not self._first:
                 prompts = changed(prompts, self._rows(), self._settings)
-            self._frame = requests(prompts, self._settings)
+            frame = requests(prompts, self._settings)
+            self._frame = frame if self._first else frame.persist(StorageLevel.DISK_ONLY)
         except BaseException as error:  # noqa: BLE001 - raised to whom waits
             self._error = error
 
