@@ -151,7 +151,6 @@ def test_what_is_settled_after_building_began_is_not_owed(
     building = plan.Building(spark, made, None)
     assert building.requests().count() == 1
     settle(spark, made, "next", {})
-    write_prompts(spark, tables, [{"request_id": "a", "prompt": "p"}, {"request_id": "b", "prompt": "p"}])
     with plan.owed(spark, made, "next", building) as owed:
         assert owed.collect() == []
 
