@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from deltatap.config import Settings
     from deltatap.permits import Permit
+    from deltatap.plan import Building
     from deltatap.prices import Prices
     from deltatap.runs import Lease
     from deltatap.state import Heartbeat
@@ -109,9 +110,13 @@ class Driver:
         lease: Lease,
         state: RunState,
         asked: threading.Event,
+        building: Building,
+        *,
+        first: bool,
     ) -> None:
         self.settings, self.spark, self.console, self.prices = settings, spark, console, prices
         self.lease, self.state, self.asked = lease, state, asked
+        self.building, self.first = building, first
         self.plan = state.plan(lease.epoch)
         self.landing = landing_of(spark, settings, state)
         self.stop: str | None = None
@@ -145,7 +150,8 @@ class Driver:
         self.state.forget_stop()
         # Workers of an older epoch that still live stop here, before we look at what they left.
         self._publish({})
-        self.slots = plan.slots(self.spark)
+        self.building.wait()
+        self.slots = self.building.slots
         # With a single slot the threads' Spark jobs would wait behind the capture's: then landing comes after it.
         keepers = [_Background("lease", self._keep_lease)] if self.slots > 1 else []
         try:
@@ -169,14 +175,20 @@ class Driver:
         self.landing.drain()
         for old in self.state.plans():
             shutil.rmtree(old.folder)
-        had = self._final_rows()
+        # A run without a name of the user's, that is new, has no row; asking would take two Spark jobs.
+        known = not self.first and (lease.went_on or settings.run.id is not None)
+        had = self._final_rows() if known else 0
+        if known:
+            self.before = runs.totals(self.spark, settings, lease.run_id)
+        if not (lease.went_on or any(self.before.get(status) for status in ("completed", "interrupted", "failed"))):
+            self.landing.fresh = lease.epoch
         tasks = plan.tasks(settings, self.slots)
         modes = len(settings.capture.modes)
-        with self.console.status("planning: what is owed"), plan.owed(self.spark, settings, lease.run_id) as found:
+        with (
+            self.console.status("planning: what is owed"),
+            plan.owed(self.spark, settings, lease.run_id, self.building, first=self.first) as found,
+        ):
             owed = plan.write(found, self.plan, tasks, modes=modes, seed=lease.run_id)
-        self.before = runs.totals(self.spark, settings, lease.run_id)
-        if not (lease.went_on or any(self.before[status] for status in ("completed", "interrupted", "failed"))):
-            self.landing.fresh = lease.epoch
         self.owed = had + owed
         spent = {name: self.before.get(name) or 0 for name in ("requests", "input_tokens", "output_tokens", "cost_usd")}
         self.pacer = Pacer(

@@ -153,6 +153,7 @@ def _options() -> dict[str, str]:
         "spark.ui.showConsoleProgress": "false",
         "spark.sql.shuffle.partitions": "4",
         "spark.databricks.delta.snapshotPartitions": "1",
+        "spark.python.daemon.module": "deltatap.forked",
         "spark.driver.extraJavaOptions": f"{_QUICK_JVM} -Dlog4j2.configurationFile={_LOGGING.as_uri()}",
         "spark.executor.extraJavaOptions": _QUICK_JVM,
         # Executors of a local-cluster inherit no sys.path, and deltatap may be on it without being installed.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -192,36 +193,118 @@ def _in_modes(found: DataFrame, settings: Settings) -> DataFrame:
     return found.select("*", modes)
 
 
+class Building:
+    """The requests of the prompts but for those that are seen to be settled, kept on disk while they are used.
+
+    A cold Spark takes as long to plan their query as to commit a lease, so that begins at once, in a thread. It runs
+    when it is asked for: before, its tasks would keep the lease's waiting. What has been settled meanwhile :func:`owed`
+    finds; what was settled stays so.
+
+    Attributes:
+        slots: how many tasks can run at once; there with the requests, or with :meth:`wait`.
+    """
+
+    def __init__(self, spark: SparkSession, settings: Settings, run_id: str | None, *, first: bool = False) -> None:
+        """Begin.
+
+        Args:
+            spark: the session.
+            settings: of the run.
+            run_id: the run, where it is known yet.
+            first: whether ``captures`` has no row.
+        """
+        self._spark, self._settings, self._run_id, self._first = spark, settings, run_id, first
+        self.slots = 0
+        self._frame: DataFrame | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._plan, name="deltatap-building", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> DataFrame:
+        """Wait for their query."""
+        self._thread.join()
+        if self._frame is None:
+            raise self._error or AssertionError
+        return self._frame
+
+    def requests(self) -> DataFrame:
+        """Build them."""
+        built = self.wait()
+        if not self._first:
+            # Now Spark knows how few they are, and looks them up without moving the rows of all others.
+            built.count()
+        return built
+
+    def close(self) -> None:
+        """They are not needed any more."""
+        self._thread.join()
+        if self._frame is not None:
+            self._frame.unpersist()
+
+    def _plan(self) -> None:
+        try:
+            self.slots = slots(self._spark)
+            prompts = hashed(source(self._spark, self._settings), self._settings)
+            if not self._first:
+                prompts = changed(prompts, self._rows(), self._settings)
+            frame = requests(prompts, self._settings)
+            self._frame = frame if self._first else frame.persist(StorageLevel.DISK_ONLY)
+        except BaseException as error:  # noqa: BLE001 - raised to whom waits
+            self._error = error
+
+    def _rows(self) -> DataFrame:
+        captures = _captures(self._spark, self._settings)
+        if self._settings.capture.owed == "new":
+            return captures
+        return captures.where(F.lit(False) if self._run_id is None else F.col("run_id") == self._run_id)
+
+
+def _captures(spark: SparkSession, settings: Settings) -> DataFrame:
+    return spark.table(tables.quoted(settings.captures.table)).where(F.col("endpoint") == settings.endpoint.label)
+
+
 @contextmanager
-def owed(spark: SparkSession, settings: Settings, run_id: str) -> Iterator[DataFrame]:
+def owed(
+    spark: SparkSession, settings: Settings, run_id: str, building: Building | None = None, *, first: bool = False
+) -> Iterator[DataFrame]:
     """The requests that have no final row in a mode that is captured, each with the calls that this run made before.
 
-    What was built is kept on disk while the frame is used.
+    Args:
+        spark: the session.
+        settings: of the run.
+        run_id: the run.
+        building: where it has begun before.
+        first: whether ``captures`` has no row.
     """
+    building = building or Building(spark, settings, run_id, first=first)
+    try:
+        found = building.requests()
+        if first:
+            left = _in_modes(found, settings).withColumn("retries", F.lit(None).cast(tables.spark_sql(tables.RETRIES)))
+        else:
+            left = _unsettled(found, _captures(spark, settings), settings, run_id)
+        left = left.select(*(column.name for column in tables.OWED))
+        limit = settings.capture.limit
+        yield left if limit is None else left.orderBy("request_id", "mode").limit(limit)
+    finally:
+        building.close()
+
+
+def _unsettled(built: DataFrame, captures: DataFrame, settings: Settings, run_id: str) -> DataFrame:
     capture = settings.capture
-    captures = spark.table(tables.quoted(settings.captures.table)).where(F.col("endpoint") == settings.endpoint.label)
     key = ["request_id", "request_hash", "mode"]
     ours = captures.where(F.col("run_id") == run_id)
     rows = ours if capture.owed == "all" else captures
-    left = changed(hashed(source(spark, settings), settings), rows, settings)
-    built = requests(left, settings).persist(StorageLevel.DISK_ONLY)
-    try:
-        # Now Spark knows how few they are, and looks them up without moving the rows of all others.
-        built.count()
-        final = F.expr(final_sql("c", keep_interrupted=capture.keep_interrupted))
-        broken = F.expr("c.status = 'interrupted' AND c.error.type != 'cancelled'")
-        settled = (
-            rows.join(built.select("request_id"), "request_id", "left_semi")
-            .alias("c")
-            .groupBy(*key)
-            .agg(F.max(final).alias("final"), F.count_if(broken & (F.col("run_id") != run_id)).alias("tried"))
-            .where(F.col("final") | (F.col("tried") >= capture.max_runs))
-        )
-        found = _in_modes(built, settings).join(settled, key, "left_anti")
-        found = found.join(_earlier(ours), key, "left").select(*(column.name for column in tables.OWED))
-        yield found if capture.limit is None else found.orderBy("request_id", "mode").limit(capture.limit)
-    finally:
-        built.unpersist()
+    final = F.expr(final_sql("c", keep_interrupted=capture.keep_interrupted))
+    broken = F.expr("c.status = 'interrupted' AND c.error.type != 'cancelled'")
+    settled = (
+        rows.join(built.select("request_id"), "request_id", "left_semi")
+        .alias("c")
+        .groupBy(*key)
+        .agg(F.max(final).alias("final"), F.count_if(broken & (F.col("run_id") != run_id)).alias("tried"))
+        .where(F.col("final") | (F.col("tried") >= capture.max_runs))
+    )
+    return _in_modes(built, settings).join(settled, key, "left_anti").join(_earlier(ours), key, "left")
 
 
 def _earlier(ours: DataFrame) -> DataFrame:

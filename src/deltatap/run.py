@@ -9,10 +9,11 @@ import os
 import signal
 import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deltatap import plan, runs, tables
 from deltatap.driver import Driver, Ended, landing_of
@@ -39,50 +40,78 @@ def run(settings: Settings, spark: SparkSession, prices: Prices, console: Consol
         RunningError: when a run on the same captures table lives.
         LeaseLostError: when another driver took over meanwhile.
     """
+    _start_python(spark)
     with console.status("checking the tables"):
         plan.source(spark, settings)
-        check_tables(spark, settings)
+        made = check_tables(spark, settings)
     new_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
-    lease = runs.acquire(spark, settings, new_id)
-    _land_left(spark, settings, lease)
-    state = RunState(Path(settings.state.dir) / lease.run_id)
+    building = plan.Building(spark, settings, settings.run.id, first="captures" in made)
     try:
-        state.prepare()
-        with _signals() as asked:
-            return Driver(settings, spark, console, prices, lease, state, asked).run()
-    except LeaseLostError:
-        raise
-    except BaseException as error:
-        _close_failed(spark, settings, lease, error)
-        raise
+        lease = runs.acquire(spark, settings, new_id, first="runs" in made)
+        _land_left(spark, settings, lease)
+        state = RunState(Path(settings.state.dir) / lease.run_id)
+        try:
+            state.prepare()
+            with _signals() as asked:
+                # Who made the table and took its first lease is alone with it.
+                first = "captures" in made and lease.epoch == 1
+                return Driver(settings, spark, console, prices, lease, state, asked, building, first=first).run()
+        except LeaseLostError:
+            raise
+        except BaseException as error:
+            _close_failed(spark, settings, lease, error)
+            raise
+    finally:
+        building.close()
 
 
-def check_tables(spark: SparkSession, settings: Settings) -> None:
+def _start_python(spark: SparkSession) -> None:
+    """Have Spark start its Python meanwhile; where that fails, the run will say so."""
+
+    def start() -> None:
+        with suppress(Exception):
+            spark.range(0, 1, 1, 1).mapInArrow(lambda batches: batches, "id BIGINT").collect()
+
+    threading.Thread(target=start, name="deltatap-python", daemon=True).start()
+
+
+def check_tables(spark: SparkSession, settings: Settings) -> frozenset[str]:
     """Make captures and runs where they are not, and look at their columns where they are.
+
+    Returns:
+        Which of the two were not there.
 
     Raises:
         ConfigError: when a table is not there and cannot be made, or is not what it should be.
     """
-    problems = []
-    for name, table, columns in (
-        ("captures", settings.captures.table, tables.CAPTURES),
-        ("runs", settings.runs.table, tables.RUNS),
-    ):
+
+    def check(name: str) -> tuple[bool, list[str]]:
+        table, columns, *options = needed[name]
         try:
-            # Serializable: of two drivers that take the lease at once, one must fail.
-            if name == "runs":
-                tables.ensure(spark, table, columns, "'delta.isolationLevel' = 'Serializable'")
-            else:
-                tables.ensure(spark, table, columns, tables.CAPTURES_PROPERTIES, tables.CAPTURES_CLUSTERED_BY)
+            made = tables.ensure(spark, table, columns, *options)
             different = tables.differences(spark.table(tables.quoted(table)).schema, columns)
-        except Exception as error:
-            raise ConfigError([f"{name}.table: {table}: {said(error)}"]) from error
-        problems += [f"{name}.table: {table}: {problem}" for problem in different]
-    if problems:
+        except Exception as error:  # noqa: BLE001 - whatever the catalog says
+            return False, [f"{name}.table: {table}: {said(error)}"]
+        return made, [f"{name}.table: {table}: {problem}" for problem in different]
+
+    needed: dict[str, Any] = {
+        "captures": (
+            settings.captures.table,
+            tables.CAPTURES,
+            tables.CAPTURES_PROPERTIES,
+            tables.CAPTURES_CLUSTERED_BY,
+        ),
+        # Serializable: of two drivers that take the lease at once, one must fail.
+        "runs": (settings.runs.table, tables.RUNS, "'delta.isolationLevel' = 'Serializable'"),
+    }
+    with ThreadPoolExecutor(len(needed)) as pool:
+        found = dict(zip(needed, pool.map(check, needed), strict=True))
+    if problems := [problem for _, told in found.values() for problem in told]:
         raise ConfigError(problems)
     if not tables.is_path(settings.captures.table):
         newest = current_sql(settings.captures.table)
         spark.sql(f"CREATE VIEW IF NOT EXISTS {tables.quoted(settings.captures.table + '_current')} AS {newest}")
+    return frozenset(name for name, (made, _) in found.items() if made)
 
 
 def current_sql(captures: str) -> str:
@@ -100,7 +129,7 @@ def _land_left(spark: SparkSession, settings: Settings, lease: Lease) -> None:
 
     Workers of theirs that still live see the newer epoch, and start nothing more.
     """
-    for run_id in runs.others(spark, settings, lease):
+    for run_id in lease.others:
         state = RunState(Path(settings.state.dir) / run_id)
         left = state.folder.exists()
         if left:

@@ -19,6 +19,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from deltatap import tables
 from deltatap.config import Settings
 from deltatap.errors import LeaseLostError, RunningError
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 LEASE_S = 60.0
 _NAMES = tuple(column.name for column in tables.RUNS)
-_SCHEMA = tables.spark_schema(tables.RUNS)
+_SCHEMA = tables.arrow_schema(tables.RUNS)
 _VERSIONS = ("deltatap", "openai", "httptools", "tiktoken", "pyspark", "delta-spark", "pyarrow", "pandas")
 
 
@@ -45,7 +47,8 @@ class Lease:
         epoch: higher than that of any holder before.
         started_at: of the run.
         went_on: whether the run had been started before.
-        died: other runs that were found dead; they are to be landed and closed.
+        others: the other runs on the captures table.
+        died: those of them that were found dead; they are to be landed and closed.
         taken_at: when it was last known to be ours, in seconds since the epoch.
     """
 
@@ -53,6 +56,7 @@ class Lease:
     epoch: int
     started_at: datetime
     went_on: bool
+    others: tuple[str, ...]
     died: tuple[str, ...]
     taken_at: float
 
@@ -100,6 +104,7 @@ def acquire(
     settings: Settings,
     new_id: str,
     *,
+    first: bool = False,
     wait: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Lease:
@@ -107,12 +112,22 @@ def acquire(
 
     A holder on another host whose heartbeat is fresh is watched until it beats (it lives) or its lease expires.
 
+    Args:
+        spark: the session.
+        settings: of the run.
+        new_id: for a new run, where the settings name none.
+        first: whether there was no table of runs a moment ago: then nothing is read first, and the commit tells.
+        wait: as ``time.sleep``.
+        clock: as ``time.monotonic``.
+
     Raises:
         RunningError: when a run on the same captures table lives.
     """
     captures = settings.captures.table
     given_up = clock() + LEASE_S
     watched: dict[str, datetime] = {}
+    if first and (lease := _take(spark, settings, [], new_id)) is not None:
+        return lease
     while True:
         rows = _rows(spark, settings)
         waiting = False
@@ -156,24 +171,37 @@ def _take(spark: SparkSession, settings: Settings, rows: list[Row], new_id: str)
         "epoch": epoch,
         "driver": this_driver(),
     }
+    update = "WHEN MATCHED AND t.run_id = s.run_id AND t.epoch < s.epoch THEN UPDATE SET *" if went_on else ""
     try:
         with _view(spark, values) as view:
             # Any row with our epoch is another driver that was quicker: it matches, and we insert nothing.
-            spark.sql(f"""
+            done = spark.sql(f"""
                 MERGE INTO {tables.quoted(settings.runs.table)} AS t USING {view} AS s
                 ON t.captures = s.captures AND (t.run_id = s.run_id OR t.epoch >= s.epoch)
-                WHEN MATCHED AND t.run_id = s.run_id AND t.epoch < s.epoch THEN UPDATE SET *
+                {update}
                 WHEN NOT MATCHED THEN INSERT *
-            """)
+            """).collect()[0]
     except Exception as error:
         if not tables.came_second(error):
             raise
         return None
-    holders = [row for row in _rows(spark, settings) if row["epoch"] >= epoch]
-    if [(row["run_id"], row["driver"]) for row in holders] != [(run_id, values["driver"])]:
-        return None
-    died = tuple(row["run_id"] for row in dead if row["run_id"] != run_id)
-    return Lease(run_id, epoch, values["started_at"], went_on is not None, died, now.timestamp())
+    if went_on is None:
+        # What is inserted had no row beside it, and Delta lets no other commit come between.
+        if not done["num_inserted_rows"]:
+            return None
+    else:
+        holders = [row for row in _rows(spark, settings) if row["epoch"] >= epoch]
+        if [(row["run_id"], row["driver"]) for row in holders] != [(run_id, values["driver"])]:
+            return None
+    return Lease(
+        run_id,
+        epoch,
+        values["started_at"],
+        went_on is not None,
+        tuple(sorted(row["run_id"] for row in rows if row["run_id"] != run_id)),
+        tuple(row["run_id"] for row in dead if row["run_id"] != run_id),
+        now.timestamp(),
+    )
 
 
 def beat(spark: SparkSession, settings: Settings, lease: Lease, values: Mapping[str, object]) -> None:
@@ -197,11 +225,6 @@ def close(
     ended = {"status": status, "reason": reason, "finished_at": _now(), "heartbeat_at": _now(), **values}
     _update(spark, settings, run_id, ended, "status = 'running'")
     return next(row.asDict(recursive=True) for row in _rows(spark, settings) if row["run_id"] == run_id)
-
-
-def others(spark: SparkSession, settings: Settings, lease: Lease) -> list[str]:
-    """The other runs on this captures table."""
-    return sorted(row["run_id"] for row in _rows(spark, settings) if row["run_id"] != lease.run_id)
 
 
 def settle(spark: SparkSession, settings: Settings, run_id: str, values: Mapping[str, object]) -> None:
@@ -246,7 +269,9 @@ def _update(spark: SparkSession, settings: Settings, run_id: str, values: Mappin
 def _view(spark: SparkSession, values: Mapping[str, object]) -> Iterator[str]:
     """A row as a view, its other columns null."""
     view = f"deltatap_{uuid.uuid4().hex}"
-    spark.createDataFrame([tuple(values.get(name) for name in _NAMES)], _SCHEMA).createOrReplaceTempView(view)
+    row = {name: list(value.items()) if isinstance(value, dict) else value for name, value in values.items()}
+    # From Arrow: of Python's own rows Spark would make an RDD, and start a Python for it.
+    spark.createDataFrame(pa.Table.from_pylist([row], _SCHEMA)).createOrReplaceTempView(view)
     try:
         yield view
     finally:

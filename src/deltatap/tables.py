@@ -224,6 +224,7 @@ _PRIMITIVES = {
     "TIMESTAMP": pa.timestamp("us", tz="UTC"),
 }
 _TRIES = 10
+_MISSING = ("DELTA_TABLE_NOT_FOUND", "DELTA_MISSING_DELTA_TABLE", "DELTA_PATH_DOES_NOT_EXIST", "[PATH_NOT_FOUND]")
 _TOKEN = re.compile(r"\w+|[<>,]")
 
 
@@ -297,9 +298,10 @@ def exists(spark: SparkSession, table: str) -> bool:
     if not is_path(table):
         return bool(spark.catalog.tableExists(table))
     try:
-        spark.sql(f"DESCRIBE DETAIL {quoted(table)}").collect()
+        # Its schema alone: `DESCRIBE DETAIL` counts files, which takes a Spark job.
+        _ = spark.table(quoted(table)).schema
     except Exception as error:
-        if "DELTA_MISSING_DELTA_TABLE" in str(error) or "DELTA_PATH_DOES_NOT_EXIST" in str(error):
+        if any(name in str(error) for name in _MISSING):
             return False
         raise
     return True
@@ -314,15 +316,20 @@ CAPTURES_PROPERTIES = (
 
 def ensure(
     spark: SparkSession, table: str, columns: Sequence[Column], properties: str = "", cluster_by: Sequence[str] = ()
-) -> None:
-    """Create the table unless it is there, however its owner made it; a concurrent creator is no error."""
+) -> bool:
+    """Create the table unless it is there, however its owner made it; a concurrent creator is no error.
+
+    Returns:
+        Whether it was not there.
+    """
     if exists(spark, table):
-        return
+        return False
     spark.sql(
         f"CREATE TABLE IF NOT EXISTS {quoted(table)} (\n  {ddl(columns)}\n) USING DELTA"
         + (f" CLUSTER BY ({', '.join(cluster_by)})" if cluster_by else "")
         + (f" TBLPROPERTIES ({properties})" if properties else "")
     )
+    return True
 
 
 def commit(spark: SparkSession, sql: str) -> None:

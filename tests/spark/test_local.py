@@ -4,11 +4,13 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import pytest
 
 from deltatap import local
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from pyspark.sql import SparkSession
@@ -55,6 +57,16 @@ def test_session_knows_delta_and_merges(spark: SparkSession, tables: Path) -> No
 def test_session_keeps_utc_and_never_speculates(spark: SparkSession) -> None:
     assert spark.conf.get("spark.sql.session.timeZone") == "UTC"
     assert spark.conf.get("spark.speculation") == "false"
+
+
+def test_workers_are_forked_with_our_imports_made(spark: SparkSession) -> None:
+    def look(batches: Iterable[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
+        import sys  # noqa: PLC0415 - the worker's
+
+        for batch in batches:
+            yield pa.RecordBatch.from_pydict({"there": ["deltatap.udf" in sys.modules] * batch.num_rows})
+
+    assert [row["there"] for row in spark.range(1).mapInArrow(look, "there BOOLEAN").collect()] == [True]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from deltatap import plan
 from deltatap import tables as schema
 from deltatap.config import Settings, load_settings
+from deltatap.errors import ConfigError
 from tests import prompts
 
 if TYPE_CHECKING:
@@ -139,3 +140,32 @@ def test_an_edit_that_is_taken_back_is_settled(spark: SparkSession, tables: Path
     write_prompts(spark, tables, [{"request_id": "a", "prompt": "p"}])
     assert built(spark, settings) == ["a"], "with two versions in captures, its request is built to tell"
     assert owed_ids(spark, settings) == set()
+
+
+@pytest.mark.parametrize("which", ["new", "all"])
+def test_what_is_settled_after_building_began_is_not_owed(
+    spark: SparkSession, tables: Path, settings: Settings, which: str
+) -> None:
+    write_prompts(spark, tables, [{"request_id": "a", "prompt": "p"}])
+    made = load_settings(settings.model_dump() | {"capture": {"owed": which}})
+    building = plan.Building(spark, made, None)
+    assert building.requests().count() == 1
+    settle(spark, made, "next", {})
+    with plan.owed(spark, made, "next", building) as owed:
+        assert owed.collect() == []
+
+
+def test_a_building_that_fails_says_so_to_whom_waits(spark: SparkSession, settings: Settings) -> None:
+    building = plan.Building(spark, settings, None)
+    with pytest.raises(ConfigError, match="there is no such Delta table"):
+        building.requests()
+
+
+def test_of_a_table_without_rows_all_is_owed(spark: SparkSession, tables: Path, settings: Settings) -> None:
+    write_prompts(spark, tables, [{"request_id": "a", "prompt": "p"}, {"request_id": "b", "prompt": " "}])
+    found = []
+    for first in (False, True):
+        with plan.owed(spark, settings, "next", first=first) as owed:
+            found.append((owed.columns, sorted(owed.collect())))
+    assert found[0] == found[1]
+    assert len(found[0][1]) == 2

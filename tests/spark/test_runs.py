@@ -105,14 +105,27 @@ def test_a_driver_that_lost_its_lease_hears_of_it(spark: SparkSession, settings:
     assert row["completed"] == 2, "the older driver's counts are not written"
 
 
-def test_of_drivers_that_start_at_once_one_gets_the_lease(spark: SparkSession, settings: Settings) -> None:
+def test_the_first_lease_is_taken_without_looking_and_only_once(spark: SparkSession, settings: Settings) -> None:
+    lease = runs.acquire(spark, settings, "a", first=True)
+    assert (lease.run_id, lease.epoch, lease.went_on, lease.others) == ("a", 1, False, ())
+    with pytest.raises(RunningError, match="run a on captures table"):
+        runs.acquire(spark, settings, "b", first=True)
+    runs.close(spark, settings, "a", "completed", None, {})
+    lease = runs.acquire(spark, settings, "b", first=True)
+    assert (lease.run_id, lease.epoch, lease.others) == ("b", 2, ("a",))
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_of_drivers_that_start_at_once_one_gets_the_lease(
+    spark: SparkSession, settings: Settings, *, first: bool
+) -> None:
     at_once = threading.Barrier(3)
     outcomes: list[Any] = []
 
     def start(name: str) -> None:
         at_once.wait()
         try:
-            outcomes.append(runs.acquire(spark, settings, name).run_id)
+            outcomes.append(runs.acquire(spark, settings, name, first=first).run_id)
         except RunningError:
             outcomes.append(None)
 
