@@ -30,7 +30,7 @@ from deltatap.journal import JournalWriter, warm_up
 from deltatap.prices import Prices
 from deltatap.prompts import build_request
 from deltatap.received import CONTENT
-from deltatap.worker import client_of, context_of, job_of, retry_policy, settle_memory
+from deltatap.worker import client_of, context_of, job_of, retry_policy, settle
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -130,7 +130,7 @@ def worker(base_url: str, streams: int, requests: int, without: str = "") -> tup
             deliver=kept.append if without == "journal" else journal.put,
             share=streams,
         )
-        settle_memory()
+        settle()
         started = time.process_time()
         with journal, engine:
             for job in jobs:

@@ -24,7 +24,7 @@ from deltatap.outcomes import CaptureError
 from deltatap.prices import load_prices
 from deltatap.prompts import build_request
 from deltatap.rows import captures_batch, counted
-from deltatap.worker import CaptureTask, capture_part, client_of, context_of, job_of, retry_policy, settle_memory
+from deltatap.worker import CaptureTask, capture_part, client_of, context_of, job_of, retry_policy, settle
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -131,7 +131,7 @@ def capture_batches(
         return made
 
     with engine:
-        settle_memory()
+        settle()
         for batch in prompts:
             start = planned
             for columns in _columns(batch):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import socket
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -136,7 +137,7 @@ def capture_part(task: CaptureTask, part: int) -> Receipt:
         deliver=journal.put,
     )
     with journal, engine, _Line(state, plan, claim, task, engine, journal):
-        settle_memory()
+        settle()
         expect = _expectation(settings, task.prices) if settings.bounds.any else None
         for job in _jobs(plan.part_files()[part], set(known.tolist()), settings.endpoint, expect):
             if not engine.submit(job):
@@ -146,11 +147,16 @@ def capture_part(task: CaptureTask, part: int) -> Receipt:
     return Receipt(part, claim, len(known), engine.requests)
 
 
-def settle_memory() -> None:
-    """What is there now stays: collections that walk over it would stop the event loop for milliseconds."""
+def settle() -> None:
+    """Let nothing in this process keep the event loop waiting for milliseconds, once all is loaded.
+
+    What is there now stays, and no collection walks over it; each takes little at a time. Another thread lets go of the
+    interpreter after half a millisecond, not after five.
+    """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(50_000, 50, 1000)
+    gc.set_threshold(1000, 20, 100)
+    sys.setswitchinterval(0.0005)
 
 
 def client_of(settings: Settings, credential: Credential | None) -> EndpointClient:
