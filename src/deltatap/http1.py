@@ -43,7 +43,7 @@ class Response:
         self.complete = False
         self.keep_alive = False
         self._connection = connection
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._head_bytes = 0
         self._pieces: list[bytes] = []
         self._unread: list[tuple[bytes, float]] = []
@@ -83,12 +83,13 @@ class Response:
 
     def close(self) -> None:
         """Give the connection back where it can be used again, close it where not."""
+        self._parser = None  # it holds our callbacks, so only the garbage's collection would find us
         self._connection.release(self)
 
     def feed(self, data: bytes) -> None:
         """What one read of the socket brought."""
         now = time.perf_counter()
-        if self.complete:  # nobody asked for more
+        if self.complete or self._parser is None:  # nobody asked for more
             self.keep_alive = False
             return
         headless, failure = not self.status, None
@@ -131,8 +132,7 @@ class Response:
 
     def on_headers_complete(self) -> None:
         """Httptools' callback; what is provisional (1xx) is passed over."""
-        status = self._parser.get_status_code()
-        if self.complete or status < _OK:
+        if self._parser is None or self.complete or (status := self._parser.get_status_code()) < _OK:
             return
         self.status = status
         told = {name.lower(): value.strip().lower() for name, value in self.headers}
@@ -154,7 +154,7 @@ class Response:
         if not self.status:
             self.headers.clear()
             return
-        self.keep_alive = not self.complete and self._parser.should_keep_alive()
+        self.keep_alive = not self.complete and self._parser is not None and self._parser.should_keep_alive()
         self.complete = True
 
     def _hand_over(self, now: float) -> None:
