@@ -41,8 +41,8 @@ PROVOKED: dict[str, tuple[str, str, str | None, int, bool]] = {
     "stall@0": ("failed", "timeout", "first_byte", ATTEMPTS, True),
     "stall@3": ("interrupted", "timeout", "idle", BROKEN, True),
     "drip@3": ("interrupted", "timeout", "total", 1, True),
-    "cut_first": ("failed", "connection", "ServerDisconnectedError", ATTEMPTS, True),
-    "cut@3": ("interrupted", "stream_interrupted", "ClientPayloadError", BROKEN, True),
+    "cut_first": ("failed", "connection", "RemoteProtocolError", ATTEMPTS, True),
+    "cut@3": ("interrupted", "stream_interrupted", "RemoteProtocolError", BROKEN, True),
     "no_end@3": ("interrupted", "stream_interrupted", None, BROKEN, True),
     "error_event@3": ("interrupted", "stream_error", "server_error", BROKEN, True),
     "error_event@0": ("failed", "stream_error", "server_error", ATTEMPTS, True),
@@ -106,7 +106,7 @@ def closed_port() -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("server", "type_", "code"),
-    [("silent", "timeout", "connect"), ("absent", "connection", "ClientConnectorError")],
+    [("silent", "timeout", "connect"), ("absent", "connection", "ConnectError")],
 )
 def test_what_cannot_be_connected_to(
     spark: SparkSession, tables: Path, nobody_accepts: int, server: str, type_: str, code: str

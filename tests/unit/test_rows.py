@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 PRICE = Price(model="gpt-4o-mini", input=1, cached_input=0.5, output=10, date=date(2026, 1, 1), source="here")
 CONTEXT = Context("run-1", "sim", "chat", "host/3", "o200k_base", Prices((PRICE,)))
 REQUEST = build_request({"prompt": "Hi"}, api="chat", model="gpt-4o-mini", defaults={}, keep=())  # 8 tokens
-LOST = CaptureError("stream_interrupted", "ClientPayloadError", "gone", 200)
+LOST = CaptureError("stream_interrupted", "ReadError", "gone", 200)
 DOWN = CaptureError("server", None, "Oh", 503, 2.0)
 
 
