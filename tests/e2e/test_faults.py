@@ -109,8 +109,8 @@ def test_a_python_worker_is_killed_while_it_plans(spark: SparkSession, tables: P
     with start_simulator(*PACE) as simulator:
         scene = Scene(spark, tables, simulator)
         job = scene.start()
-        scene.until(lambda: running(job, "pyspark.daemon"), job)
-        kill(running(job, "pyspark.daemon"))
+        scene.until(lambda: running(job, "deltatap.forked"), job)
+        kill(running(job, "deltatap.forked"))
         assert job.wait(timeout=300) in (0, 1), scene.log.read_text()
         if job.returncode:
             assert simulator.counts()["calls"] == 0

@@ -74,7 +74,7 @@ def talking(job: psutil.Popen, simulator: Simulation) -> list[psutil.Process]:
     port = int(simulator.base_url.rpartition(":")[2].partition("/")[0])
     return [
         process
-        for process in running(job, "pyspark.daemon")
+        for process in running(job, "deltatap.forked")
         if any(link.raddr[1:] == (port,) for link in process.net_connections())
     ]
 
