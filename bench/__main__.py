@@ -2,7 +2,8 @@
 
 Some five minutes. Everything runs on loopback: a simulator in one process, a client in another. Ratios count: floor and
 rival are measured in the same run. The figures stand in data/bench.json, too; ``bench/last.json`` holds the last
-committed ones, which a ratio is shown beside. ``python -m bench --keep`` makes this run's the last ones.
+committed ones, which a ratio is shown beside. ``python -m bench --keep`` makes this run's the last ones, in
+docs/performance.md, too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from bench.decoding import decoding
 from bench.figure import Figure, as_table
+from bench.page import with_table
 from bench.processes import watched
 from bench.truth import Measured, busy, errors
 from tests.simulation import Simulation, start_simulator
@@ -25,7 +27,8 @@ from tests.simulation import Simulation, start_simulator
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-OUT, LAST = Path("data/bench.json"), Path(__file__).parent / "last.json"
+OUT, LAST, PAGE = Path("data/bench.json"), Path(__file__).parent / "last.json", Path("docs/performance.md")
+HEAD = ("figure", "measured", "goal", "")
 STREAMS, REQUESTS = 256, 1024
 EVEN = ("--itl-ms", "20", "--sigma", "0", "--tokens", "100")
 # As lengths are in production: the median 60, the longest of 5,000 some forty times that.
@@ -131,6 +134,9 @@ def main() -> None:
     if "--keep" in sys.argv:
         kept = {figure.what: round(figure.value, 3) for figure in figures if figure.unit == "ratio"}
         LAST.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+        met = {True: "met", False: "missed", None: ""}
+        rows = [(each.what, f"{each.value:,.2f} {each.unit}".strip(), each.goal, met[each.met]) for each in figures]
+        PAGE.write_text(with_table(PAGE.read_text(), HEAD, rows))
 
 
 if __name__ == "__main__":

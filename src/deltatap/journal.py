@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 _RECENT = 256
 # A flush holds at most so many captures: with the chunk texts of long answers this bounds memory.
 _FLUSH_ROWS = 512
+# Chunks are copied into Arrow's columns: of long answers that end together, not all at once.
+_FLUSH_CHUNKS = 50_000
 _GIVE_UP_S = 120.0
 
 
@@ -125,8 +127,8 @@ class JournalWriter:
         if capture is None:
             return False
         due = time.monotonic() + self._flush_s
-        rows = [counted(capture, self._context)]
-        while len(rows) < _FLUSH_ROWS:
+        rows, chunks = [counted(capture, self._context)], _chunks(capture)
+        while len(rows) < _FLUSH_ROWS and chunks < _FLUSH_CHUNKS:
             try:
                 capture = self._queue.get(timeout=max(0.0, due - time.monotonic()))
             except queue.Empty:
@@ -134,6 +136,7 @@ class JournalWriter:
             if capture is None:
                 break
             rows.append(counted(capture, self._context))
+            chunks += _chunks(capture)
         self._write(rows)
         for row in rows:
             self.totals.add(row)
@@ -153,6 +156,10 @@ class JournalWriter:
                 time.sleep(1)
             else:
                 return
+
+
+def _chunks(capture: Capture) -> int:
+    return sum(len(call.received.chunks) for call in capture.job.calls)
 
 
 def warm_up(context: Context) -> None:

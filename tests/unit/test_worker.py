@@ -227,6 +227,18 @@ def test_while_a_flush_takes_its_time_captures_go_on(
     assert sorted(row["row"] for row in journal(work)) == list(range(60))
 
 
+def test_many_chunks_are_not_copied_into_one_file(
+    tmp_path: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journaling, "_FLUSH_CHUNKS", 1)
+    work = task(tmp_path, simulator, asked(5), state={"flush_s": 60})
+    with driver(work.folder):
+        capture_part(work, 0)
+    files = list((work.folder / "journal").glob("*.parquet"))
+    assert len(files) == 5, "however long a flush interval is"
+    assert sorted(row["row"] for row in journal(work)) == list(range(5))
+
+
 @pytest.mark.parametrize("step_s", [-7200.0, 7200.0])
 def test_a_clock_that_is_set_changes_no_duration(
     tmp_path: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch, step_s: float
