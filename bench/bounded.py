@@ -27,21 +27,23 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from deltatap import plan, schedule, tables, worker
-from deltatap.client import Call
 from deltatap.config import load_settings
-from deltatap.driver import backlog
-from deltatap.landing import Landing
-from deltatap.local import local_session
+from deltatap.delta import columns, tables
+from deltatap.driver import plan
+from deltatap.driver.landing import Landing
+from deltatap.driver.loop import backlog
+from deltatap.messages import Control
+from deltatap.model import CONTENT, FINISH, Call, Choice, Chunks, Received, Usage
 from deltatap.prices import Prices
-from deltatap.received import CONTENT, FINISH, Choice, Chunks, Received, Usage
-from deltatap.state import Control, RunState
-from deltatap.worker import CaptureTask, capture_part
+from deltatap.spark.session import local_session
+from deltatap.state import RunState
+from deltatap.worker import attempt, schedule
+from deltatap.worker.attempt import CaptureTask, capture_part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from deltatap.prompts import Wire
+    from deltatap.model import Wire
 
 PROMPTS = 1_000_000
 STREAMS, ANSWER_S = 128, 0.05
@@ -74,7 +76,7 @@ class Simulated:
 def work(folder: str) -> None:
     """The worker's process."""
     schedule.SPACING_S = 0.0
-    worker.client_of = lambda *_: Simulated()  # type: ignore[assignment]
+    attempt.client_of = lambda *_: Simulated()  # type: ignore[assignment]
     with (Path(folder) / "task.pickle").open("rb") as file:
         task: CaptureTask = pickle.load(file)  # noqa: S301 - ours, written a moment ago
     capture_part(task, 0)
@@ -99,7 +101,7 @@ def main(count: int) -> None:
             }
         )
         tables.ensure(
-            spark, settings.captures.table, tables.CAPTURES, tables.CAPTURES_PROPERTIES, tables.CAPTURES_CLUSTERED_BY
+            spark, settings.captures.table, columns.CAPTURES, columns.CAPTURES_PROPERTIES, columns.CAPTURES_CLUSTERED_BY
         )
         state = RunState(folder / "state" / "run")
         state.prepare()

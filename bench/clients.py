@@ -22,22 +22,21 @@ import pyarrow.parquet as pq
 import uvloop
 from openai import AsyncOpenAI, DefaultAioHttpClient, DefaultAsyncHttpxClient
 
-from deltatap import rows
+from deltatap.api.input_tokens import InputTokens
 from deltatap.config import load_settings
-from deltatap.engine import Engine
-from deltatap.input_tokens import InputTokens
-from deltatap.journal import JournalWriter, warm_up
+from deltatap.model import CONTENT
 from deltatap.prices import Prices
 from deltatap.prompts import build_request
-from deltatap.received import CONTENT
-from deltatap.worker import client_of, context_of, job_of, retry_policy, settle
+from deltatap.worker import rows as worker_rows
+from deltatap.worker.attempt import client_of, context_of, job_of, retry_policy, settle
+from deltatap.worker.engine import Engine
+from deltatap.worker.journal import JournalWriter, warm_up
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from deltatap.config import Settings
-    from deltatap.engine import Capture
-    from deltatap.schedule import Job
+    from deltatap.model import Capture, Job
 
 MODEL = "gpt-4o-mini"
 _APART_S = 0.003
@@ -116,7 +115,7 @@ def worker(base_url: str, streams: int, requests: int, without: str = "") -> tup
     context = context_of(settings, Prices(), "bench", 0)
     warm_up(context)
     if without == "tokens":
-        vars(rows).update(count_input=lambda *_: InputTokens(), _output_tokens=lambda *_: 0)
+        vars(worker_rows).update(count_input=lambda *_: InputTokens(), _output_tokens=lambda *_: 0)
     jobs: Iterable[Job] = (_job(number, settings) for number in range(requests))
     if without == "input":
         jobs = list(jobs)

@@ -11,8 +11,8 @@ from openai._streaming import SSEDecoder as OpenAIDecoder
 from openai.types.chat import ChatCompletionChunk
 
 from bench.figure import Figure
-from deltatap.apis import ChatAccumulator
-from deltatap.sse import SSEDecoder
+from deltatap.api.apis import ChatAccumulator
+from deltatap.api.sse import SSEDecoder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

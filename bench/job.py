@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from deltatap.config import load_settings
-from deltatap.local import local_session
-from deltatap.plan import slots
-from deltatap.preflight import preflight
-from deltatap.run import run
-from deltatap.tables import quoted
+from deltatap.delta.tables import quoted
+from deltatap.driver.preflight import preflight
+from deltatap.driver.run import run
+from deltatap.spark.session import local_session
+from deltatap.spark.slots import slots
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession

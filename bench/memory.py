@@ -18,9 +18,9 @@ from rich.console import Console
 from bench.figure import Figure, as_table
 from bench.job import settings_of
 from bench.processes import watched
-from deltatap.local import local_session
-from deltatap.preflight import preflight
-from deltatap.run import run
+from deltatap.driver.preflight import preflight
+from deltatap.driver.run import run
+from deltatap.spark.session import local_session
 from tests.simulation import start_simulator
 
 OUT = Path("data/bench-memory.json")

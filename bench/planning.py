@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
 from rich.console import Console
 
-from deltatap import plan, tables
 from deltatap.config import load_settings
-from deltatap.local import local_session
+from deltatap.delta import columns, tables
+from deltatap.driver import plan, source
+from deltatap.spark.session import local_session
 from deltatap.state import RunState
 
 if TYPE_CHECKING:
@@ -63,9 +64,9 @@ def _make(spark: SparkSession, settings: Settings, count: int) -> None:
     made = spark.range(count).select(F.concat(F.lit("r"), "id").alias("request_id"), prompt.alias("prompt"))
     made.write.format("delta").save(str(settings.prompts.table))
     tables.ensure(
-        spark, settings.captures.table, tables.CAPTURES, tables.CAPTURES_PROPERTIES, tables.CAPTURES_CLUSTERED_BY
+        spark, settings.captures.table, columns.CAPTURES, columns.CAPTURES_PROPERTIES, columns.CAPTURES_CLUSTERED_BY
     )
-    there = plan.hashed(plan.source(spark, settings), settings).where("pmod(hash(request_id), 100) > 0")
+    there = plan.hashed(source.source(spark, settings), settings).where("pmod(hash(request_id), 100) > 0")
     there.select(
         F.lit("earlier").alias("run_id"),
         "request_id",
@@ -81,7 +82,7 @@ def _make(spark: SparkSession, settings: Settings, count: int) -> None:
 def _bare(spark: SparkSession, settings: Settings, folder: Path) -> float:
     started = time.monotonic()
     captures = spark.table(tables.quoted(settings.captures.table))
-    plan.source(spark, settings).join(captures, "request_id", "left_anti").write.parquet(str(folder))
+    source.source(spark, settings).join(captures, "request_id", "left_anti").write.parquet(str(folder))
     return time.monotonic() - started
 
 

@@ -25,10 +25,12 @@ from rich.table import Table
 from bench.page import with_table
 from bench.processes import watched
 from bench.truth import Measured, busy, errors, full
-from deltatap.driver import backlog
-from deltatap.limits import Bounds, Pacer
-from deltatap.progress import snapshot
-from deltatap.state import Control, Heartbeat, RunState
+from deltatap.driver.loop import backlog
+from deltatap.driver.pacer import Pacer
+from deltatap.driver.progress import snapshot
+from deltatap.messages import Control, Heartbeat
+from deltatap.model import Bounds
+from deltatap.state import RunState
 from tests.simulation import Simulation, start_simulator
 
 if TYPE_CHECKING:

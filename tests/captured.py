@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from deltatap import tables as schema
 from deltatap.config import Settings, load_settings
+from deltatap.delta import columns
+from deltatap.delta import tables as delta_tables
 from tests import prompts
 
 if TYPE_CHECKING:
@@ -42,37 +43,37 @@ BY_HAND = {
 
 def empty_tables(spark: SparkSession, folder: Path) -> Settings:
     """Captures and runs without a row."""
-    schema.ensure(spark, str(folder / "captures"), schema.CAPTURES)
-    schema.ensure(spark, str(folder / "runs"), schema.RUNS)
+    delta_tables.ensure(spark, str(folder / "captures"), columns.CAPTURES)
+    delta_tables.ensure(spark, str(folder / "runs"), columns.RUNS)
     return load_settings(prompts.config(folder, "http://127.0.0.1:1/v1"))
 
 
-def capture_row(run_id: str, request_id: str, **columns: Any) -> dict[str, Any]:
-    made: dict[str, Any] = dict.fromkeys(column.name for column in schema.CAPTURES)
+def capture_row(run_id: str, request_id: str, **values: Any) -> dict[str, Any]:
+    made: dict[str, Any] = dict.fromkeys(column.name for column in columns.CAPTURES)
     return made | {
         "run_id": run_id, "request_id": request_id, "mode": "stream", "status": "completed", "finish_reason": "stop",
         "chunks": CHUNKS, "retries": [], "loop_lag_ms": 1.0, "endpoint": "e", "request_model": "m",
         "cost_basis": "reported", "cost_usd": 0.25, "usage_reported": (10, 6, 16, None, 2, None, None),
         "usage_tiktoken": ("o200k_base", 9, 5, 14, False), "started_at": AT, "finished_at": AT + timedelta(seconds=1),
         **{name: BY_HAND[name] for name in ("headers_ms", "first_chunk_ms", "ttft_ms", "ttfot_ms", "tpot_ms", "e2e_ms")},
-        **columns,
+        **values,
     }  # fmt: skip
 
 
 def write_captures(spark: SparkSession, settings: Settings, *rows: dict[str, Any]) -> None:
-    names = [column.name for column in schema.CAPTURES]
+    names = [column.name for column in columns.CAPTURES]
     frame = spark.createDataFrame(
-        [tuple(row[name] for name in names) for row in rows], schema.spark_schema(schema.CAPTURES)
+        [tuple(row[name] for name in names) for row in rows], columns.spark_schema(columns.CAPTURES)
     )
     frame.coalesce(1).write.format("delta").mode("append").save(settings.captures.table)
 
 
 def write_runs(spark: SparkSession, settings: Settings, *run_ids: str, heartbeat_at: datetime = AT) -> None:
-    made = dict.fromkeys(column.name for column in schema.RUNS)
+    made = dict.fromkeys(column.name for column in columns.RUNS)
     rows = [
         made | {"run_id": run_id, "status": "completed", "started_at": AT, "heartbeat_at": heartbeat_at,
                 "captures": settings.captures.table}
         for run_id in run_ids
     ]  # fmt: skip
-    frame = spark.createDataFrame([tuple(row.values()) for row in rows], schema.spark_schema(schema.RUNS))
+    frame = spark.createDataFrame([tuple(row.values()) for row in rows], columns.spark_schema(columns.RUNS))
     frame.write.format("delta").mode("overwrite").save(settings.runs.table)

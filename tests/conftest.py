@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deltatap.local import local_session
+from deltatap.spark.session import local_session
 from tests.simulation import start_simulator
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from deltatap.config import load_settings
-from deltatap.preflight import preflight
-from deltatap.run import run
-from deltatap.tables import quoted
+from deltatap.delta.tables import quoted
+from deltatap.driver.preflight import preflight
+from deltatap.driver.run import run
 from tests import prompts
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from pyspark.sql import Row, SparkSession
 
-    from deltatap.driver import Ended
+    from deltatap.driver.loop import Ended
     from tests.simulation import Simulation
 
 

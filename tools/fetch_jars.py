@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pyspark
 
-from deltatap.local import delta_coordinates, jar_name, java_home
+from deltatap.spark.session import delta_coordinates, jar_name, java_home
 
 
 def main(folder: Path) -> None:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # This Python has none of the dependencies; what decides on a Java needs none.
 sys.path.insert(0, str(ROOT / "src"))
 
-from deltatap.local import find_java  # noqa: E402 - after the path that leads to it
+from deltatap.spark.session import find_java  # noqa: E402 - after the path that leads to it
 
 TOOLS = ROOT / ".tools"
 VENV = ROOT / ".venv"

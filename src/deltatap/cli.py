@@ -100,7 +100,7 @@ def load(
     """
 
     def look(settings: Settings, console: Console) -> int:
-        from deltatap.load import load  # noqa: PLC0415
+        from deltatap.driver.load import load  # noqa: PLC0415
 
         loaded = load(_session(settings, console), settings, file)
         for bad in loaded.bad[:5]:
@@ -129,7 +129,7 @@ def check(
     """
 
     def look(settings: Settings, console: Console) -> int:
-        from deltatap.check import check  # noqa: PLC0415
+        from deltatap.driver.check import check  # noqa: PLC0415
 
         marks = {"ok": "[green]✓[/green]", "warning": "[yellow]![/yellow]", "problem": "[red]✗[/red]"}
         wrong = 0
@@ -160,7 +160,7 @@ def analyze(
     """
 
     def look(settings: Settings, console: Console) -> int:
-        from deltatap.analysis import analyze, table_of  # noqa: PLC0415
+        from deltatap.analysis.compute import analyze, table_of  # noqa: PLC0415
         from deltatap.look import show_metrics  # noqa: PLC0415
 
         rows = analyze(_session(settings, console), settings, everything=everything)
@@ -226,7 +226,7 @@ def compare(
     """
 
     def look(settings: Settings, console: Console) -> int:
-        from deltatap.comparison import compare  # noqa: PLC0415
+        from deltatap.analysis.compare import compare  # noqa: PLC0415
         from deltatap.look import known_run, show_comparison  # noqa: PLC0415
 
         spark = _session(settings, console)
@@ -286,7 +286,7 @@ def replay(
 
     def look(settings: Settings, console: Console) -> int:
         from deltatap.look import newest_answers  # noqa: PLC0415
-        from deltatap.simulator.replay import Replay, recording  # noqa: PLC0415
+        from deltatap.replay.app import Replay, recording  # noqa: PLC0415
         from deltatap.simulator.server import serve  # noqa: PLC0415
 
         spark = _session(settings, console)
@@ -369,8 +369,8 @@ def _refuse(console: Console, problems: Iterable[str]) -> None:
 
 
 def _foresee(settings: Settings, console: Console) -> int:
-    from deltatap.foresight import foresee, show  # noqa: PLC0415
-    from deltatap.preflight import preflight  # noqa: PLC0415
+    from deltatap.driver.estimate import foresee, show  # noqa: PLC0415
+    from deltatap.driver.preflight import preflight  # noqa: PLC0415
 
     prices = preflight(settings)
     show(console, foresee(_session(settings, console), settings, prices))
@@ -379,10 +379,10 @@ def _foresee(settings: Settings, console: Console) -> int:
 
 def _capture(settings: Settings, console: Console) -> int:
     # Spark takes seconds to import and to start: what can be refused without it is.
-    from deltatap.preflight import preflight  # noqa: PLC0415
+    from deltatap.driver.preflight import preflight  # noqa: PLC0415
 
     prices = preflight(settings)
-    from deltatap.run import run  # noqa: PLC0415
+    from deltatap.driver.run import run  # noqa: PLC0415
     from deltatap.summary import show, summarize  # noqa: PLC0415
 
     spark = _session(settings, console)
@@ -405,7 +405,7 @@ def _session(settings: Settings, console: Console) -> Any:  # noqa: ANN401 - imp
     with console.status("starting Spark"):
         from pyspark.sql import SparkSession  # noqa: PLC0415
 
-        from deltatap.local import local_session  # noqa: PLC0415
+        from deltatap.spark.session import local_session  # noqa: PLC0415
 
         # What it logs is in the error that it raises, too.
         logging.getLogger("SQLQueryContextLogger").disabled = True

@@ -17,10 +17,9 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from deltatap.apis import Api
 from deltatap.errors import ConfigError
-from deltatap.limits import Bounds
-from deltatap.prompts import INPUTS, OURS, Mode
+from deltatap.model import Api, Bounds, Mode
+from deltatap.prompts import INPUTS, OURS
 
 
 def _absolute(location: str) -> str:

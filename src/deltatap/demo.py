@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltatap import tables
-from deltatap.local import CHECKOUT, local_session
+from deltatap.delta import columns
+from deltatap.spark.session import CHECKOUT, local_session
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -76,7 +76,7 @@ def write_prompts(path: Path) -> None:
     if (path / "_delta_log").exists():
         return
     spark = local_session()
-    spark.createDataFrame(rows(), tables.spark_sql(_COLUMNS)).write.format("delta").save(str(path.absolute()))
+    spark.createDataFrame(rows(), columns.spark_sql(_COLUMNS)).write.format("delta").save(str(path.absolute()))
     spark.stop()
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from deltatap import tables
+from deltatap.analysis.metrics import METRICS
+from deltatap.delta import tables
 from deltatap.errors import ConfigError
-from deltatap.metrics import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pyspark.sql import Row, SparkSession
     from rich.console import Console
 
-    from deltatap.comparison import Difference
+    from deltatap.analysis.compare import Difference
     from deltatap.config import Settings
 
 _BARS = " ▁▂▃▄▅▆▇█"

@@ -10,13 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from deltatap.model import Mode, Request, Wire
 
 if TYPE_CHECKING:
-    from deltatap.apis import Api
-
-Mode = Literal["stream", "complete"]
+    from deltatap.model import Api
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 OURS = ("stream", "stream_options")
 # What of the body is the prompt: a row's own, never a parameter.
@@ -25,50 +24,6 @@ INPUTS: Mapping[Api, tuple[str, ...]] = {
     "completions": ("prompt",),
     "responses": ("input",),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A request to capture, or a bad row.
-
-    Attributes:
-        request_id: of the row, else the request's hash.
-        request_hash: sha256, hex, of the body's compact UTF-8 JSON with sorted keys; of a bad row, of its source
-            columns.
-        model: the model asked for; None when a bad row names none.
-        body: the JSON body without stream options, keys in the order given (JSON schemas mean something by theirs);
-            None for a bad row.
-        keep: the columns carried along.
-        error: what is wrong with a bad row; None otherwise.
-        source_hash: of the prompts row, as the plan has it; None where there is no plan.
-    """
-
-    request_id: str
-    request_hash: str
-    model: str | None
-    body: str | None
-    keep: dict[str, str | None] | None
-    error: str | None
-    source_hash: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Wire:
-    """What goes out for a request.
-
-    Attributes:
-        body: the JSON body.
-        model: the model asked for.
-        mode: whether the answer is streamed.
-        choices: how many the body asks for.
-        usage: whether the body asks for usage by stream options, which some servers refuse.
-    """
-
-    body: str
-    model: str
-    mode: Mode
-    choices: int
-    usage: bool = False
 
 
 class BadPromptError(ValueError):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from deltatap import tables
+from deltatap.delta import tables
 
 if TYPE_CHECKING:
     from pyspark.sql import Row, SparkSession

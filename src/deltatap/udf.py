@@ -15,23 +15,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from deltatap import tables
 from deltatap.config import Settings, load_settings
-from deltatap.credentials import credential_of, handed_over
-from deltatap.engine import Capture, Engine
+from deltatap.delta import columns
 from deltatap.errors import ConfigError
-from deltatap.outcomes import CaptureError
+from deltatap.http.credentials import credential_of, handed_over
+from deltatap.model import Capture, CaptureError
 from deltatap.prices import load_prices
 from deltatap.prompts import build_request
-from deltatap.rows import captures_batch, counted
-from deltatap.worker import CaptureTask, capture_part, client_of, context_of, job_of, retry_policy, settle
+from deltatap.worker.attempt import CaptureTask, capture_part, client_of, context_of, job_of, retry_policy, settle
+from deltatap.worker.engine import Engine
+from deltatap.worker.rows import captures_batch, counted
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pyspark.sql._typing import UserDefinedFunctionLike
 
-    from deltatap.credentials import Token
+    from deltatap.http.credentials import Token
     from deltatap.prices import Prices
 
 RECEIPT = "part INT, claim STRING, known BIGINT, requests BIGINT"
@@ -83,7 +83,7 @@ def capture_udf(config: Settings | Mapping[str, Any] | str | Path, *, max_reques
     if len(settings.capture.modes) > 1:
         raise ConfigError(["capture.mode: paired gives two rows for a prompt, which a UDF cannot: use the job"])
 
-    @pandas_udf(tables.spark_schema(tables.CAPTURES))  # type: ignore[call-overload,untyped-decorator]
+    @pandas_udf(columns.spark_schema(columns.CAPTURES))  # type: ignore[call-overload,untyped-decorator]
     def capture(prompts: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
         yield from capture_batches(
             prompts, settings, prices, max_requests=max_requests, partition=_partition(), key=key

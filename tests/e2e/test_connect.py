@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from deltatap import local
-from deltatap.analysis import analyze
+from deltatap.analysis.compute import analyze
 from deltatap.config import load_settings
-from deltatap.tables import quoted
+from deltatap.delta.tables import quoted
+from deltatap.spark import session
 from tests import prompts
 from tests.bundle import ROOT
 from tests.simulation import start_simulator
@@ -32,10 +32,10 @@ def job(name: str, folder: Path, *options: str) -> subprocess.CompletedProcess[s
     """A job with no session but the one that is there, which is a client of a Connect server of its own."""
     conf = folder / "conf"
     conf.mkdir(exist_ok=True)
-    lines = (f"{key} {value}" for key, value in local._options().items())
+    lines = (f"{key} {value}" for key, value in session._options().items())
     (conf / "spark-defaults.conf").write_text("\n".join(lines))
     seen = {"SPARK_REMOTE": "local[2]", "SPARK_CONF_DIR": str(conf), "DATABRICKS_RUNTIME_VERSION": "18.2"}
-    with local.java_home():
+    with session.java_home():
         return subprocess.run(
             [sys.executable, ROOT / f"jobs/{name}.py", "--config", folder / "config.yml", *options],
             cwd=folder, env={**os.environ, **seen, "PYSPARK_PYTHON": sys.executable}, capture_output=True, text=True,

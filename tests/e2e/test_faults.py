@@ -16,7 +16,7 @@ import psutil
 import pytest
 import yaml
 
-from deltatap.tables import came_second, quoted
+from deltatap.delta.tables import came_second, quoted
 from tests import prompts
 from tests.e2e.test_kills import in_one_flush, kill, running, start, talking, wait_until
 from tests.simulation import start_simulator
@@ -109,8 +109,8 @@ def test_a_python_worker_is_killed_while_it_plans(spark: SparkSession, tables: P
     with start_simulator(*PACE) as simulator:
         scene = Scene(spark, tables, simulator)
         job = scene.start()
-        scene.until(lambda: running(job, "deltatap.forked"), job)
-        kill(running(job, "deltatap.forked"))
+        scene.until(lambda: running(job, "deltatap.spark.daemon"), job)
+        kill(running(job, "deltatap.spark.daemon"))
         assert job.wait(timeout=300) in (0, 1), scene.log.read_text()
         if job.returncode:
             assert simulator.counts()["calls"] == 0

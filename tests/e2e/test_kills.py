@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 
-from deltatap.tables import quoted
+from deltatap.delta.tables import quoted
 from tests import prompts
 from tests.simulation import start_simulator
 
@@ -74,7 +74,7 @@ def talking(job: psutil.Popen, simulator: Simulation) -> list[psutil.Process]:
     port = int(simulator.base_url.rpartition(":")[2].partition("/")[0])
     return [
         process
-        for process in running(job, "deltatap.forked")
+        for process in running(job, "deltatap.spark.daemon")
         if any(link.raddr[1:] == (port,) for link in process.net_connections())
     ]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import yaml
 
-from deltatap.tables import quoted
+from deltatap.delta.tables import quoted
 from tests import prompts
 from tests.e2e.test_kills import kill, running, start, wait_until
 from tests.simulation import start_simulator

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from deltatap import cli
-from deltatap.tables import quoted
+from deltatap.delta.tables import quoted
 from tests import prompts
 from tests.e2e.test_kills import CHECKOUT, in_one_flush, start, wait_until
 from tests.runs import captured, run_rows

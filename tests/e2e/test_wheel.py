@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deltatap.tables import quoted
+from deltatap.delta.tables import quoted
 from tests import prompts
 from tests.bundle import ROOT, Resolver, read
 from tests.simulation import start_simulator

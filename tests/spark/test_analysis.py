@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from deltatap import tables as schema
-from deltatap.analysis import analyze, quantile_sql, table_of
-from deltatap.comparison import compare
+from deltatap.analysis.compare import compare
+from deltatap.analysis.compute import analyze, quantile_sql, table_of
+from deltatap.analysis.metrics import METRICS, PEERS, with_parts
 from deltatap.config import Settings, load_settings
+from deltatap.delta import tables as delta_tables
+from deltatap.driver.run import run
 from deltatap.errors import ConfigError
 from deltatap.look import newest_capture, newest_runs, show_capture, show_comparison, show_metrics, show_runs
-from deltatap.metrics import METRICS, PEERS, with_parts
 from deltatap.prices import Prices
-from deltatap.run import run
 from tests import prompts
 from tests.captured import AT, BY_HAND, capture_row, empty_tables, write_captures, write_runs
 
@@ -60,7 +60,7 @@ def test_every_metric_by_hand(spark: SparkSession, settings: Settings) -> None:
     write_captures(spark, settings, capture_row("r", "a"))
     columns = [f"{metric.sql} AS {metric.name}" for metric in METRICS]
     columns += [f"{metric.from_chunks} AS {metric.name}_too" for metric in METRICS if metric.from_chunks]
-    parts = with_parts(schema.quoted(settings.captures.table))
+    parts = with_parts(delta_tables.quoted(settings.captures.table))
     row = spark.sql(f"SELECT {', '.join(columns)} FROM ({parts})").collect()[0].asDict()
     for name, value in row.items():
         assert value == pytest.approx(BY_HAND[name.removesuffix("_too")]), name
@@ -69,7 +69,7 @@ def test_every_metric_by_hand(spark: SparkSession, settings: Settings) -> None:
 def test_what_others_call_so_by_hand(spark: SparkSession, settings: Settings) -> None:
     assert {(peer.tool, peer.name) for peer in PEERS} == set(THEIRS_BY_HAND)
     write_captures(spark, settings, capture_row("r", "a"))
-    parts = with_parts(schema.quoted(settings.captures.table))
+    parts = with_parts(delta_tables.quoted(settings.captures.table))
     for peer in PEERS:
         (value,) = spark.sql(f"SELECT {peer.sql} FROM ({parts})").collect()[0]
         assert value == pytest.approx(THEIRS_BY_HAND[peer.tool, peer.name]), peer
@@ -78,8 +78,8 @@ def test_what_others_call_so_by_hand(spark: SparkSession, settings: Settings) ->
 def test_nothing_divides_by_zero_where_nothing_came(spark: SparkSession, settings: Settings) -> None:
     nothing = dict.fromkeys([*BY_HAND, "usage_reported", "usage_tiktoken", "loop_lag_ms"])
     write_captures(spark, settings, {**capture_row("r", "a"), **{k: None for k in nothing if k in capture_row("", "")}})
-    spark.sql(f"UPDATE {schema.quoted(settings.captures.table)} SET chunks = array()")
-    parts = with_parts(schema.quoted(settings.captures.table))
+    spark.sql(f"UPDATE {delta_tables.quoted(settings.captures.table)} SET chunks = array()")
+    parts = with_parts(delta_tables.quoted(settings.captures.table))
     every = [metric.sql for metric in METRICS] + [peer.sql for peer in PEERS]
     for value in spark.sql(f"SELECT {', '.join(every)} FROM ({parts})").collect()[0]:
         assert value is None or value == []
@@ -161,19 +161,19 @@ def test_only_what_changed_is_computed_and_twice_is_once(spark: SparkSession, se
     write_captures(spark, settings, capture_row("three", "a"))
     write_runs(spark, settings, "one", "two", "three", heartbeat_at=later)
     spark.sql(
-        f"UPDATE {schema.quoted(settings.runs.table)} SET heartbeat_at = '{AT:%Y-%m-%d %H:%M}' WHERE run_id = 'one'"
+        f"UPDATE {delta_tables.quoted(settings.runs.table)} SET heartbeat_at = '{AT:%Y-%m-%d %H:%M}' WHERE run_id = 'one'"
     )
-    spark.sql(f"UPDATE {schema.quoted(table_of(settings, 'metrics_by_run'))} SET heartbeat_at = "
+    spark.sql(f"UPDATE {delta_tables.quoted(table_of(settings, 'metrics_by_run'))} SET heartbeat_at = "
               f"'{AT:%Y-%m-%d %H:%M}' WHERE run_id = 'one'")  # fmt: skip
     assert {(row["run_id"], row["rows"]) for row in analyze(spark, settings)} == {("two", 2), ("three", 1)}
-    hours = spark.table(schema.quoted(table_of(settings, "metrics_by_hour"))).orderBy("hour").collect()
+    hours = spark.table(delta_tables.quoted(table_of(settings, "metrics_by_hour"))).orderBy("hour").collect()
     assert [(row["hour"].astimezone(UTC), row["rows"]) for row in hours] == [
         (AT.replace(minute=0), 3), (later.replace(minute=0), 1),
     ]  # fmt: skip
 
 
 def contents(spark: SparkSession, settings: Settings, name: str) -> list[str]:
-    rows = spark.table(schema.quoted(table_of(settings, name))).collect()
+    rows = spark.table(delta_tables.quoted(table_of(settings, name))).collect()
     return sorted(json.dumps(row.asDict(recursive=True), default=str, sort_keys=True) for row in rows)
 
 
@@ -196,7 +196,8 @@ def test_time_saved_by_streaming(spark: SparkSession, settings: Settings) -> Non
     write_runs(spark, settings, "r")
     analyze(spark, settings)
     found = {
-        r["output_tokens"]: r for r in spark.table(schema.quoted(table_of(settings, "stream_vs_complete"))).collect()
+        r["output_tokens"]: r
+        for r in spark.table(delta_tables.quoted(table_of(settings, "stream_vs_complete"))).collect()
     }
     assert {name: row["pairs"] for name, row in found.items()} == {"all": 40, "1-16": 30, "65-256": 10}
     saved = found["all"]["saved_ms"]
@@ -242,7 +243,7 @@ def test_two_real_runs_are_analyzed_compared_and_shown(
         settings = load_settings(prompts.config(tables, simulator.base_url, capture=capture, endpoint=endpoint))
         ended = run(settings, spark, Prices(), Console(file=io.StringIO()))
         runs.append(ended.row["run_id"])
-    parts = with_parts(schema.quoted(settings.captures.table))
+    parts = with_parts(delta_tables.quoted(settings.captures.table))
     told = [metric for metric in METRICS if metric.from_chunks and metric.sql == metric.name]
     assert len(told) == 4
     for metric in told:
@@ -252,7 +253,7 @@ def test_two_real_runs_are_analyzed_compared_and_shown(
     assert {(row["run_id"], row["mode"], row["rows"]) for row in rows} == {
         (run_id, mode, 24) for run_id in runs for mode in ("stream", "complete")
     }
-    captured = spark.table(schema.quoted(settings.captures.table)).where("mode = 'stream'").collect()
+    captured = spark.table(delta_tables.quoted(settings.captures.table)).where("mode = 'stream'").collect()
     for row in rows:
         if row["mode"] == "stream":
             mine = [each for each in captured if each["run_id"] == row["run_id"] and each["loop_lag_ms"] <= 50]

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from deltatap import cli
 from deltatap.config import load_settings
+from deltatap.driver.estimate import Foreseen, foresee, show
 from deltatap.errors import ConfigError
-from deltatap.foresight import Foreseen, foresee, show
 from deltatap.prices import load_prices
 from tests import prompts
 from tests.runs import capture, captured, run_rows

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deltatap.check import Finding, check
 from deltatap.config import load_settings
+from deltatap.driver.check import Finding, check
 from tests import prompts
 from tests.simulation import start_simulator
 

@@ -17,10 +17,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from deltatap import tables as schema
-from deltatap.journal import journaled_rows, write_journal
-from deltatap.landing import Landing
-from deltatap.state import Control, PlanState, RunState
+from deltatap.delta import columns
+from deltatap.delta import tables as delta_tables
+from deltatap.driver.landing import Landing
+from deltatap.messages import Control
+from deltatap.state import PlanState, RunState
+from deltatap.worker.journal import journaled_rows, write_journal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +48,7 @@ class JournalAndLanding(RuleBasedStateMachine):
     def begin(self) -> None:
         self.folder = Path(tempfile.mkdtemp())
         self.captures = str(self.folder / "captures")
-        schema.ensure(self.spark, self.captures, schema.CAPTURES)
+        delta_tables.ensure(self.spark, self.captures, columns.CAPTURES)
         self.state = RunState(self.folder / "state" / RUN)
         self.state.prepare()
         self.state.publish(Control(epoch=1, beat=1))
@@ -64,7 +66,7 @@ class JournalAndLanding(RuleBasedStateMachine):
 
     def row(self, at: int, status: str) -> dict[str, Any]:
         self.clock += timedelta(seconds=1)
-        made: dict[str, Any] = dict.fromkeys(column.name for column in schema.JOURNAL)
+        made: dict[str, Any] = dict.fromkeys(column.name for column in columns.JOURNAL)
         error = {"type": "invalid_request" if status == "failed" else "server"} if status != "completed" else None
         text = uuid.uuid4().hex
         self.written.setdefault(at, []).append((status, text))
@@ -74,7 +76,7 @@ class JournalAndLanding(RuleBasedStateMachine):
         }  # fmt: skip
 
     def write(self, rows: list[dict[str, Any]]) -> Path:
-        batch = pa.RecordBatch.from_pylist(rows, schema.arrow_schema(schema.JOURNAL))
+        batch = pa.RecordBatch.from_pylist(rows, columns.arrow_schema(columns.JOURNAL))
         return write_journal(self.state.journal, uuid.uuid4().hex, batch)
 
     @rule(
@@ -138,7 +140,7 @@ class JournalAndLanding(RuleBasedStateMachine):
     @contextmanager
     def crashing(self, where: str) -> Iterator[None]:
         if where == "before the commit":
-            with mock.patch("deltatap.landing.one_a_key", side_effect=Crash("Crash")):
+            with mock.patch("deltatap.driver.landing.one_a_key", side_effect=Crash("Crash")):
                 yield
         elif where == "after the commit":
             with mock.patch.object(PlanState, "add_landed", side_effect=Crash("Crash")):
@@ -171,7 +173,7 @@ class JournalAndLanding(RuleBasedStateMachine):
     def everything_lands_once(self) -> None:
         self.landing.drain()
         assert not list(self.state.journal.glob("*.parquet"))
-        rows = self.spark.table(schema.quoted(self.captures)).collect()
+        rows = self.spark.table(delta_tables.quoted(self.captures)).collect()
         assert sorted(row["request_id"] for row in rows) == sorted(f"r{at}" for at in self.written)
         for row in rows:
             history = self.written[int(row["request_id"][1:])]

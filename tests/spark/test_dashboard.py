@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deltatap.analysis import analyze, table_of
+from deltatap.analysis.compute import analyze, table_of
 from tests.captured import AT, capture_row, empty_tables, write_captures, write_runs
 from tests.dashboard import widgets
 from tests.unit.test_dashboard import FILE

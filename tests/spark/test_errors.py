@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from deltatap import plan
 from deltatap.config import load_settings
-from deltatap.outcomes import ERRORS
+from deltatap.driver import plan
+from deltatap.driver.run import run
+from deltatap.model import ERRORS
 from deltatap.prices import Prices
-from deltatap.run import run
 from tests import prompts
 from tests.runs import capture, captured
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from pyspark.sql import Row, SparkSession
 
-    from deltatap.apis import Api
+    from deltatap.model import Api
     from tests.simulation import Simulation
 
 SIMULATOR = ("--speed", "0", "--tokens", "20")

@@ -8,10 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from deltatap import tables as schema
-from deltatap.journal import write_journal
-from deltatap.landing import Landing
-from deltatap.state import LANDED, Control, PlanState, RunState
+from deltatap.delta import columns
+from deltatap.delta import tables as delta_tables
+from deltatap.driver.landing import Landing
+from deltatap.messages import Control
+from deltatap.state import LANDED, PlanState, RunState
+from deltatap.worker.journal import write_journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,7 +27,7 @@ AT = datetime(2026, 11, 20, tzinfo=UTC)
 
 @pytest.fixture
 def landing(spark: SparkSession, tables: Path, tmp_path: Path) -> Iterator[Landing]:
-    schema.ensure(spark, str(tables / "captures"), schema.CAPTURES)
+    delta_tables.ensure(spark, str(tables / "captures"), columns.CAPTURES)
     state = RunState(tmp_path / "state" / RUN)
     state.prepare()
     landing = Landing(spark, str(tables / "captures"), state, keep_interrupted=False)
@@ -33,22 +35,22 @@ def landing(spark: SparkSession, tables: Path, tmp_path: Path) -> Iterator[Landi
     landing.stop()
 
 
-def row(at: int, status: str = "completed", **columns: Any) -> dict[str, Any]:
+def row(at: int, status: str = "completed", **values: Any) -> dict[str, Any]:
     error = None if status == "completed" else {"type": "server"}
-    made: dict[str, Any] = dict.fromkeys(column.name for column in schema.JOURNAL)
+    made: dict[str, Any] = dict.fromkeys(column.name for column in columns.JOURNAL)
     return made | {
         "run_id": RUN, "request_id": f"r{at}", "mode": "stream", "status": status, "error": error, "text": "t",
-        "retries": [], "finished_at": AT, "plan": 1, "part": 0, "row": at, **columns,
+        "retries": [], "finished_at": AT, "plan": 1, "part": 0, "row": at, **values,
     }  # fmt: skip
 
 
 def write(landing: Landing, name: str, *rows: dict[str, Any]) -> Path:
-    batch = pa.RecordBatch.from_pylist(list(rows), schema.arrow_schema(schema.JOURNAL))
+    batch = pa.RecordBatch.from_pylist(list(rows), columns.arrow_schema(columns.JOURNAL))
     return write_journal(landing.state.journal, name, batch)
 
 
 def landed(landing: Landing) -> dict[str, Any]:
-    rows = landing.spark.table(schema.quoted(landing.captures)).collect()
+    rows = landing.spark.table(delta_tables.quoted(landing.captures)).collect()
     assert len({r["request_id"] for r in rows}) == len(rows)
     return {r["request_id"]: r for r in rows}
 
@@ -71,13 +73,13 @@ def test_files_land_are_remembered_and_go(landing: Landing) -> None:
 def merges(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The statements that landing commits, in order."""
     seen: list[str] = []
-    commit = schema.commit
+    commit = delta_tables.commit
 
     def note(spark: SparkSession, sql: str) -> None:
         seen.append(sql)
         commit(spark, sql)
 
-    monkeypatch.setattr(schema, "commit", note)
+    monkeypatch.setattr(delta_tables, "commit", note)
     return seen
 
 
@@ -237,26 +239,26 @@ def test_what_has_landed_stays_short(landing: Landing) -> None:
 def test_many_small_merges_are_put_together(
     landing: Landing, spark: SparkSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deltatap.landing._WORTH_COMPACTING", 3)
+    monkeypatch.setattr("deltatap.driver.landing._WORTH_COMPACTING", 3)
     for at in range(4):
         write(landing, f"f{at}", row(at))
         landing.tick()
-    before = spark.sql(f"DESCRIBE DETAIL {schema.quoted(landing.captures)}").collect()[0]["numFiles"]
+    before = spark.sql(f"DESCRIBE DETAIL {delta_tables.quoted(landing.captures)}").collect()[0]["numFiles"]
     landing.compact()
-    after = spark.sql(f"DESCRIBE DETAIL {schema.quoted(landing.captures)}").collect()[0]
+    after = spark.sql(f"DESCRIBE DETAIL {delta_tables.quoted(landing.captures)}").collect()[0]
     assert (before, after["numFiles"]) == (4, 1)
     assert len(landed(landing)) == 4
     landing.compact()
-    version = spark.sql(f"DESCRIBE HISTORY {schema.quoted(landing.captures)}").count()
+    version = spark.sql(f"DESCRIBE HISTORY {delta_tables.quoted(landing.captures)}").count()
     assert version == 6, "nothing to do, nothing done"
 
 
 def test_captures_are_clustered_by_what_analysis_filters_on(spark: SparkSession, tables: Path) -> None:
     path = str(tables / "clustered")
     for _ in range(2):
-        schema.ensure(spark, path, schema.CAPTURES, schema.CAPTURES_PROPERTIES, schema.CAPTURES_CLUSTERED_BY)
-    detail = spark.sql(f"DESCRIBE DETAIL {schema.quoted(path)}").collect()[0]
-    assert tuple(detail["clusteringColumns"]) == schema.CAPTURES_CLUSTERED_BY
+        delta_tables.ensure(spark, path, columns.CAPTURES, columns.CAPTURES_PROPERTIES, columns.CAPTURES_CLUSTERED_BY)
+    detail = spark.sql(f"DESCRIBE DETAIL {delta_tables.quoted(path)}").collect()[0]
+    assert tuple(detail["clusteringColumns"]) == columns.CAPTURES_CLUSTERED_BY
 
 
 def until(done: Callable[[], bool], landing: Landing) -> None:
@@ -268,7 +270,7 @@ def until(done: Callable[[], bool], landing: Landing) -> None:
 def test_kept_landing_waits_a_while_and_then_takes_what_has_come(
     landing: Landing, merges: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deltatap.landing._SELDOM_S", 1)
+    monkeypatch.setattr("deltatap.driver.landing._SELDOM_S", 1)
     landing._every_s = 1
     for name in "abc":
         write(landing, name, row(ord(name)))
@@ -284,7 +286,7 @@ def test_kept_landing_waits_a_while_and_then_takes_what_has_come(
 def test_kept_landing_takes_more_files_than_a_batch_holds_at_once(
     landing: Landing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deltatap.landing._FILES_A_BATCH", 2)
+    monkeypatch.setattr("deltatap.driver.landing._FILES_A_BATCH", 2)
     for name in "abc":
         write(landing, name, row(ord(name)))
     landing.keep()
@@ -292,7 +294,7 @@ def test_kept_landing_takes_more_files_than_a_batch_holds_at_once(
 
 
 def test_kept_landing_sets_aside_what_cannot_be_read(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deltatap.landing._SELDOM_S", 1)
+    monkeypatch.setattr("deltatap.driver.landing._SELDOM_S", 1)
     landing._every_s = 1
     damaged = write(landing, "a", row(0))
     damaged.write_bytes(damaged.read_bytes()[:100])

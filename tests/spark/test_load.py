@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deltatap import plan
 from deltatap.config import load_settings
+from deltatap.delta.tables import quoted
+from deltatap.driver import plan, source
+from deltatap.driver.load import load, read_prompts
 from deltatap.errors import ConfigError
-from deltatap.load import load, read_prompts
-from deltatap.tables import quoted
 from tests import prompts
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pyspark.sql import SparkSession
 
-    from deltatap.apis import Api
+    from deltatap.model import Api
 
 SCHEMA = {"type": "object", "properties": {"z": {"type": "string"}, "a": {"type": "string"}}}
 FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
@@ -117,7 +117,7 @@ def test_files_become_one_table_of_which_requests_are_made(spark: SparkSession, 
     assert spark.table(quoted(str(tables / "prompts"))).count() == 4
     made = {
         row["request_id"]: row
-        for row in plan.requests(plan.hashed(plan.source(spark, settings), settings), settings).collect()
+        for row in plan.requests(plan.hashed(source.source(spark, settings), settings), settings).collect()
     }
     assert json.loads(made["a"]["body"])["messages"] == [{"role": "user", "content": "Hé"}]
     assert json.loads(made["b"]["body"])["messages"] == [{"role": "user", "content": "Say"}]

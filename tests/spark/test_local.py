@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pytest
 
-from deltatap import local
+from deltatap.spark import session
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,7 +23,7 @@ from collections.abc import Iterator
 import pandas as pd
 from pyspark.sql.functions import pandas_udf
 
-from deltatap.local import CHECKOUT, local_session
+from deltatap.spark.session import CHECKOUT, local_session
 
 master, table = sys.argv[1:]
 spark = local_session(master, conf={"spark.sql.warehouse.dir": table + "-warehouse"})
@@ -31,10 +31,10 @@ spark = local_session(master, conf={"spark.sql.warehouse.dir": table + "-warehou
 
 @pandas_udf("string")
 def where(batches: Iterator[pd.Series]) -> Iterator[pd.Series]:
-    import deltatap.local
+    import deltatap.spark.session
 
     for batch in batches:
-        yield batch.astype(str) + f" {sys.executable} {deltatap.local.CHECKOUT}"
+        yield batch.astype(str) + f" {sys.executable} {deltatap.spark.session.CHECKOUT}"
 
 
 spark.range(20).repartition(4).select(where("id").alias("text")).write.format("delta").save(table)
@@ -85,5 +85,5 @@ def test_workers_find_deltatap_and_delta_and_the_screen_stays_empty(master: str,
         check=False,
     )
     # Where the Delta jars are not set-up's (another Spark's, as in `make matrix`), Spark fetches them and tells of it.
-    said = "" if "spark.jars.packages" in local._options() else done.stderr
+    said = "" if "spark.jars.packages" in session._options() else done.stderr
     assert (done.returncode, done.stdout, said) == (0, "done\n", "")

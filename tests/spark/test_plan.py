@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deltatap import plan
-from deltatap import tables as schema
 from deltatap.config import Settings, load_settings
+from deltatap.delta import columns
+from deltatap.delta import tables as delta_tables
+from deltatap.driver import plan, source
 from deltatap.errors import ConfigError
 from tests import prompts
 
@@ -72,17 +73,17 @@ def settle(spark: SparkSession, settings: Settings, run_id: str, ends: dict[str,
     rows = []
     for row in found:
         status, error = ends.get(row["request_id"], ("completed", None))
-        made: dict[str, Any] = dict.fromkeys(column.name for column in schema.CAPTURES)
+        made: dict[str, Any] = dict.fromkeys(column.name for column in columns.CAPTURES)
         made |= {name: row[name] for name in ("request_id", "request_hash", "source_hash", "mode")}
         made |= {"run_id": run_id, "status": status, "endpoint": settings.endpoint.label, "retries": []}
         rows.append(tuple((made | {"error": error and (error["type"], *[None] * 5)}).values()))
-    frame = spark.createDataFrame(rows, schema.spark_schema(schema.CAPTURES))
+    frame = spark.createDataFrame(rows, columns.spark_schema(columns.CAPTURES))
     frame.write.format("delta").mode("append").save(settings.captures.table)
 
 
 @pytest.fixture
 def settings(spark: SparkSession, tables: Path) -> Settings:
-    schema.ensure(spark, str(tables / "captures"), schema.CAPTURES)
+    delta_tables.ensure(spark, str(tables / "captures"), columns.CAPTURES)
     return load_settings(prompts.config(tables, "http://127.0.0.1:1/v1"))
 
 
@@ -92,8 +93,8 @@ def owed_ids(spark: SparkSession, settings: Settings) -> set[tuple[str, str]]:
 
 
 def built(spark: SparkSession, settings: Settings) -> list[str | None]:
-    rows = spark.table(schema.quoted(settings.captures.table))
-    left = plan.changed(plan.hashed(plan.source(spark, settings), settings), rows, settings)
+    rows = spark.table(delta_tables.quoted(settings.captures.table))
+    left = plan.changed(plan.hashed(source.source(spark, settings), settings), rows, settings)
     return [row["request_id"] for row in left.collect()]
 
 
@@ -109,7 +110,7 @@ def test_what_is_seen_to_be_settled_is_what_is_settled(spark: SparkSession, tabl
     assert {id_ for id_ in left if id_} == expected
     assert left.count(None) == 2
     # The same without any short cut.
-    captures = schema.quoted(settings.captures.table)
+    captures = delta_tables.quoted(settings.captures.table)
     spark.sql(f"UPDATE {captures} SET source_hash = NULL")
     assert len(built(spark, settings)) == len(NOW)
     assert {id_ for id_, _ in owed_ids(spark, settings)} == found

@@ -18,10 +18,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from deltatap import tables as schema
 from deltatap.config import load_settings
+from deltatap.delta import tables as delta_tables
+from deltatap.driver.run import run
 from deltatap.prices import Prices
-from deltatap.run import run
 from tests import prompts
 from tests.browser import opened
 from tests.simulation import start_simulator
@@ -59,7 +59,7 @@ def replayed(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> I
         config.write_text(yaml.safe_dump(tree))
         settings = load_settings(tree)
         run(settings, spark, Prices(), Console(file=io.StringIO()))
-    captured = spark.table(schema.quoted(settings.captures.table)).collect()
+    captured = spark.table(delta_tables.quoted(settings.captures.table)).collect()
     command = [sys.executable, "-m", "deltatap", "replay", "--config", str(config), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from deltatap import tables as schema
 from deltatap.config import Settings, load_settings
+from deltatap.delta import columns
+from deltatap.delta import tables as delta_tables
+from deltatap.driver.run import run
 from deltatap.errors import ConfigError
 from deltatap.prices import Prices
 from deltatap.report import write_report
-from deltatap.run import run
 from tests import prompts
 from tests.browser import opened
 from tests.simulation import start_simulator
@@ -114,7 +115,7 @@ def test_there_is_nothing_to_report(spark: SparkSession, tables: Path, tmp_path:
     settings = load_settings(prompts.config(tables, "http://127.0.0.1:1/v1"))
     with pytest.raises(ConfigError, match="capture something first"):
         write_report(spark, settings, [], tmp_path / "report.html")
-    schema.ensure(spark, settings.runs.table, schema.RUNS)
+    delta_tables.ensure(spark, settings.runs.table, columns.RUNS)
     with pytest.raises(ConfigError, match="no run nobody on these captures; newest: none"):
         write_report(spark, settings, ["nobody"], tmp_path / "report.html")
     with pytest.raises(ConfigError, match="no run has rows yet"):

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deltatap import runs
-from deltatap import tables as schema
 from deltatap.config import Settings, load_settings
+from deltatap.delta import columns
+from deltatap.delta import tables as delta_tables
+from deltatap.driver import runs
 from deltatap.errors import LeaseLostError, RunningError
 from tests import prompts
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def settings(spark: SparkSession, tables: Path) -> Settings:
     made = load_settings(prompts.config(tables, "http://127.0.0.1:9/v1"))
-    schema.ensure(spark, made.runs.table, schema.RUNS, "'delta.isolationLevel' = 'Serializable'")
+    delta_tables.ensure(spark, made.runs.table, columns.RUNS, "'delta.isolationLevel' = 'Serializable'")
     return made
 
 
@@ -101,7 +102,7 @@ def test_a_driver_that_lost_its_lease_hears_of_it(spark: SparkSession, settings:
     with pytest.raises(LeaseLostError, match="run a: another driver has taken over"):
         runs.beat(spark, settings, first, {"completed": 99})
     runs.beat(spark, settings, second, {"completed": 2})
-    (row,) = spark.table(schema.quoted(settings.runs.table)).collect()
+    (row,) = spark.table(delta_tables.quoted(settings.runs.table)).collect()
     assert row["completed"] == 2, "the older driver's counts are not written"
 
 
@@ -136,7 +137,7 @@ def test_of_drivers_that_start_at_once_one_gets_the_lease(
         thread.join()
     winners = [name for name in outcomes if name]
     assert len(winners) == 1, outcomes
-    rows = spark.table(schema.quoted(settings.runs.table)).collect()
+    rows = spark.table(delta_tables.quoted(settings.runs.table)).collect()
     assert [row["run_id"] for row in rows if row["status"] == "running"] == winners
 
 
@@ -167,4 +168,4 @@ def test_runs_on_other_captures_tables_beat_at_the_same_time(
     for thread in threads:
         thread.join()
     assert failures == []
-    assert [row["completed"] for row in spark.table(schema.quoted(settings.runs.table)).collect()] == [3, 3]
+    assert [row["completed"] for row in spark.table(delta_tables.quoted(settings.runs.table)).collect()] == [3, 3]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from deltatap import capture_udf, load_settings
-from deltatap.check import check
+from deltatap.driver.check import check
 from tests import prompts
 from tests.notebook import with_secrets
 from tests.runs import capture, captured, run_rows

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deltatap import ConfigError, capture_udf
-from deltatap import tables as schema
+from deltatap.delta import columns
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +27,7 @@ def test_a_column_of_prompts_becomes_captures_in_order(
     try:
         prompts = spark.createDataFrame([(n, f"p{n}" if n != 3 else None) for n in range(40)], "n INT, prompt STRING")
         captured = prompts.coalesce(2).withColumn("c", capture_udf(config(simulator), max_requests=100)("prompt"))
-        assert captured.schema["c"].dataType.simpleString() == schema.spark_schema(schema.CAPTURES).simpleString()
+        assert captured.schema["c"].dataType.simpleString() == columns.spark_schema(columns.CAPTURES).simpleString()
         captured.write.format("delta").save(str(tables / "c"))
         rows = spark.read.format("delta").load(str(tables / "c")).orderBy("n").collect()
         late = (

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import yaml
 
-from deltatap import tables
+from deltatap.analysis import tables as metrics_tables
+from deltatap.analysis.metrics import METRICS, PARTS, PEERS
 from deltatap.config import load_settings
-from deltatap.metrics import METRICS, PARTS, PEERS
+from deltatap.delta import columns
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -18,24 +19,24 @@ def documented() -> str:
     """docs/tables.md, from the one place where the columns stand."""
     parts = ["# The tables\n\nTimes in `_ms` are milliseconds, DOUBLE. Made from `src/deltatap/tables.py`.\n"]
     whats = {
-        "captures": (tables.CAPTURES, "One row for each (run_id, request_id, mode)."),
-        "runs": (tables.RUNS, "One row a run, updated as it goes."),
+        "captures": (columns.CAPTURES, "One row for each (run_id, request_id, mode)."),
+        "runs": (columns.RUNS, "One row a run, updated as it goes."),
         "metrics_by_run": (
-            tables.METRICS_BY_RUN,
+            metrics_tables.METRICS_BY_RUN,
             "By `deltatap analyze`: one row for each (run_id, endpoint, request_model, mode). What a metric is: metrics.md.",
         ),
         "metrics_by_hour": (
-            tables.METRICS_BY_HOUR,
+            metrics_tables.METRICS_BY_HOUR,
             "One row for each (hour, endpoint, request_model, mode), of all runs.",
         ),
         "stream_vs_complete": (
-            tables.STREAM_VS_COMPLETE,
+            metrics_tables.STREAM_VS_COMPLETE,
             "Of runs in mode paired: one row for each (run_id, endpoint, request_model) and length of the answer.",
         ),
     }
-    for name, (columns, what) in whats.items():
+    for name, (its, what) in whats.items():
         parts.append(f"\n## {name}\n\n{what}\n\n| column | type | what |\n|---|---|---|\n")
-        parts += [f"| {column.name} | `{column.type}` | {column.comment} |\n" for column in columns]
+        parts += [f"| {column.name} | `{column.type}` | {column.comment} |\n" for column in its]
     return "".join(parts)
 
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltatap.prompts import Mode, Request, Wire, build_request, request_hash_of, wire
+from deltatap.prompts import build_request, request_hash_of, wire
 
 if TYPE_CHECKING:
-    from deltatap.apis import Api
+    from deltatap.model import Api, Mode, Request, Wire
 
 HI = [{"role": "user", "content": "Hi"}]
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from deltatap.errors import ConfigError
-from deltatap.state import Control, Heartbeat, RunState, write_whole
+from deltatap.messages import Control, Heartbeat
+from deltatap.state import RunState, write_whole
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from deltatap import tokens
+from deltatap.api.input_tokens import InputTokens, count_input
 from deltatap.errors import VocabularyError
-from deltatap.input_tokens import InputTokens, count_input
 from deltatap.tokens import count_text, encoding, known_encoding
 
 if TYPE_CHECKING:

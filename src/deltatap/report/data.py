@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deltatap import tables
-from deltatap.analysis import analyze, literal, measured_sql, table_of
+from deltatap.analysis.compute import analyze, literal, measured_sql, table_of
+from deltatap.delta import tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

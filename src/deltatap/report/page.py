@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, PackageLoader
 from plotly.offline import get_plotlyjs
 
-from deltatap.comparison import Difference, compare
+from deltatap.analysis.compare import Difference, compare
+from deltatap.analysis.metrics import METRICS
 from deltatap.errors import ConfigError
 from deltatap.look import known_run, newest_runs
-from deltatap.metrics import METRICS
 from deltatap.report.charts import charts, in_script
 from deltatap.report.data import ROWS, Gathered, gather
 

@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 from math import log
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from deltatap.input_tokens import count_input
+from deltatap.api.input_tokens import count_input
 from deltatap.tokens import count_text, encoding
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from deltatap.apis import Api
+    from deltatap.model import Api
 
 Kind = Literal["content", "reasoning", "refusal", "call", "arguments"]
 

@@ -21,7 +21,7 @@ from starlette.applications import Starlette
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from deltatap.apis import PATHS, Api
+from deltatap.api.apis import PATHS
 from deltatap.prompts import INPUTS, request_hash_of
 from deltatap.simulator import frames
 from deltatap.simulator.answers import Answer, Pace, Piece, answers, input_tokens
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
+
+    from deltatap.model import Api
 
 # One write of so many frames when a fault wants several in one.
 _COALESCED = 4

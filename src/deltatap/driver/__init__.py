@@ -1,0 +1,1 @@
+"""What runs on the driver: one run from start to end."""

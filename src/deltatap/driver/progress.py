@@ -1,0 +1,192 @@
+"""What a run looks like while it goes on: heartbeats added up, shown live in a terminal or as a line in a log.
+
+Knows how to add and to show. Leaves to ``run.py`` when.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from rich.console import Console, RenderableType
+
+    from deltatap.messages import Heartbeat
+
+LINE_EVERY_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A run at one moment; counts are of this driver's plan.
+
+    Attributes:
+        owed: requests.
+        rows: captured, by status.
+        open: streams.
+        requests: calls made.
+        input_tokens, output_tokens, cost_usd: of all calls.
+        ttft_ms: the median of the last calls, by worker, and of these the median.
+        errors: failed calls by type, those that were tried again included.
+        cool_down_s: how long nothing starts.
+    """
+
+    owed: int
+    rows: Mapping[str, int] = field(default_factory=dict)
+    open: int = 0
+    requests: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_usd: float | None = None
+    ttft_ms: float | None = None
+    errors: Mapping[str, int] = field(default_factory=dict)
+    cool_down_s: float = 0.0
+
+    @property
+    def done(self) -> int:
+        """Requests captured."""
+        return sum(self.rows.values())
+
+    def counts(self) -> dict[str, Any]:
+        """What of it stands in the run's row."""
+        return {
+            **{status: self.rows.get(status, 0) for status in ("completed", "interrupted", "failed")},
+            "requests": self.requests,
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "cost_usd": self.cost_usd,
+        }
+
+
+def snapshot(owed: int, heartbeats: Iterable[Heartbeat], cool_s: float) -> Snapshot:
+    """Add up the workers' words, those of ended and dead ones included: what they wrote counts.
+
+    Args:
+        owed: requests of the plan.
+        heartbeats: of the plan's workers.
+        cool_s: for how long nothing starts.
+    """
+    beats = list(heartbeats)
+    rows: Counter[str] = Counter()
+    errors: Counter[str] = Counter()
+    for beat in beats:
+        rows.update(beat.rows)
+        errors.update(beat.errors)
+    costs = [beat.cost_usd for beat in beats if beat.cost_usd is not None]
+    newest = {beat.part: beat for beat in sorted(beats, key=lambda beat: beat.claim)}
+    alive = [beat for beat in newest.values() if not beat.ended]
+    ttft = sorted(beat.ttft_ms for beat in alive or beats if beat.ttft_ms is not None)
+    return Snapshot(
+        owed=owed,
+        rows=rows,
+        open=sum(beat.open for beat in alive),
+        requests=sum(beat.requests for beat in beats),
+        input_tokens=sum(beat.input_tokens for beat in beats),
+        output_tokens=sum(beat.output_tokens for beat in beats),
+        cost_usd=sum(costs) if costs else None,
+        ttft_ms=ttft[len(ttft) // 2] if ttft else None,
+        errors=errors,
+        cool_down_s=cool_s,
+    )
+
+
+class Display:
+    """Shows snapshots: a live bar in a terminal, elsewhere a plain line now and then."""
+
+    def __init__(self, console: Console) -> None:
+        """Nothing is shown before the display is entered."""
+        self._console = console
+        self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
+        self._bar = Progress(
+            TextColumn("[bold]capture"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self._task = self._bar.add_task("capture", total=None)
+        self._started = time.monotonic()
+        self._said = self._started
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, now: Snapshot, *, note: str | None = None) -> None:
+        """Show where the run stands."""
+        elapsed = time.monotonic() - self._started
+        if self._live is not None:
+            self._bar.update(self._task, completed=now.done, total=now.owed)
+            self._live.update(_shown(self._bar, now, elapsed, note))
+        elif time.monotonic() - self._said >= LINE_EVERY_S:
+            self._said = time.monotonic()
+            self._console.print(line(now, elapsed, note), highlight=False, soft_wrap=True)
+
+
+def line(now: Snapshot, elapsed_s: float, note: str | None = None) -> str:
+    """A snapshot as one plain line."""
+    parts = [f"captured {now.done:,}/{now.owed:,}", *(f"{n:,} {status}" for status, n in now.rows.items() if n)]
+    parts += _facts(now, elapsed_s)
+    if now.errors:
+        parts.append("errors: " + " ".join(f"{kind} {n:,}" for kind, n in now.errors.items()))
+    if now.cool_down_s:
+        parts.append(f"cooling down {now.cool_down_s:.0f} s")
+    if note:
+        parts.append(note)
+    return ", ".join(parts)
+
+
+def _shown(bar: Progress, now: Snapshot, elapsed_s: float, note: str | None) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    table.add_row(bar)
+    table.add_row(Text("  ".join(_facts(now, elapsed_s)), style="dim"))
+    if now.errors:
+        table.add_row(Text("errors  " + "  ".join(f"{kind} {n:,}" for kind, n in now.errors.items()), style="yellow"))
+    if now.cool_down_s:
+        table.add_row(Text(f"cooling down for {now.cool_down_s:.0f} s: the server asked to wait", style="yellow"))
+    if note:
+        table.add_row(Text(note, style="bold"))
+    return table
+
+
+def _facts(now: Snapshot, elapsed_s: float) -> list[str]:
+    facts = [
+        f"{now.open:,} streams open",
+        f"{now.requests:,} calls",
+        f"{_rate(now.done, elapsed_s)} requests/s",
+        f"{_rate(now.output_tokens, elapsed_s)} tokens/s",
+    ]
+    if now.ttft_ms is not None:
+        facts.append(f"TTFT p50 {now.ttft_ms:,.0f} ms")
+    if now.cost_usd is not None:
+        facts.append(f"${now.cost_usd:,.4f}")
+    if 0 < now.done < now.owed and elapsed_s > 0:
+        facts.append(f"{_duration((now.owed - now.done) * elapsed_s / now.done)} left")
+    return facts
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    if minutes < 2:  # noqa: PLR2004 - up to there seconds say more
+        return f"{seconds:,.0f} s"
+    return f"{minutes:,.0f} min" if minutes < 120 else f"{minutes / 60:,.1f} h"  # noqa: PLR2004 - the same for hours
+
+
+def _rate(count: int, seconds: float) -> str:
+    rate = count / seconds if seconds > 0 else 0.0
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"  # noqa: PLR2004 - two digits say enough

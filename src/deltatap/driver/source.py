@@ -1,0 +1,76 @@
+"""The prompts table or query: which columns it must have, and which of them count.
+
+Leaves what a row means to ``prompts.py``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
+from pyspark.sql import types as T  # noqa: N812
+
+from deltatap.delta import tables
+from deltatap.errors import ConfigError, said
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pyspark.sql import DataFrame, SparkSession
+
+    from deltatap.config import Settings
+
+
+_TEXTS = ("request_id", "prompt", "system", "model")
+
+
+def source(spark: SparkSession, settings: Settings) -> DataFrame:
+    """The prompts, with the columns that count.
+
+    Raises:
+        ConfigError: when the table is missing, or its columns are not a prompts table's.
+    """
+    prompts = settings.prompts
+    if prompts.table is not None and not tables.exists(spark, prompts.table):
+        raise ConfigError([f"prompts.table: {prompts.table}: there is no such Delta table"])
+    try:
+        frame = spark.sql(prompts.sql) if prompts.sql is not None else spark.table(tables.quoted(str(prompts.table)))
+        fields = {field.name: field.dataType for field in frame.schema.fields}
+    except Exception as error:
+        raise ConfigError([f"prompts: {prompts.source}: {said(error)}"]) from error
+    if problems := list(wrong_columns(fields, prompts.keep)):
+        raise ConfigError([f"prompts: {prompts.source}: {problem}" for problem in problems])
+    wanted = dict.fromkeys([*_TEXTS, "messages", "params", *prompts.keep])
+    return frame.select(*(F.col(f"`{name}`") for name in wanted if name in fields))
+
+
+def wrong_columns(fields: dict[str, T.DataType], keep: list[str]) -> Iterator[str]:
+    """What keeps columns from being a prompts table's, a line each."""
+    for name in _TEXTS:
+        if name in fields and not isinstance(fields[name], T.StringType):
+            yield f"column {name}: expected STRING, found {_named(fields[name])}; cast it with prompts.sql"
+    if "prompt" not in fields and "messages" not in fields:
+        yield f"expected a column prompt or messages, found {', '.join(fields) or 'no columns'}"
+    if "messages" in fields and not _is_messages(fields["messages"]):
+        yield (
+            "column messages: expected ARRAY<STRUCT<role: STRING, content: STRING, …>> or a JSON STRING, "
+            f"found {_named(fields['messages'])}"
+        )
+    if "params" in fields and not isinstance(fields["params"], T.StringType) and not _is_params(fields["params"]):
+        yield f"column params: expected a JSON STRING or MAP<STRING, …>, found {_named(fields['params'])}"
+    yield from (f"prompts.keep: there is no column {name}" for name in keep if name not in fields)
+
+
+def _named(type_: T.DataType) -> str:
+    return type_.simpleString().upper()
+
+
+def _is_messages(type_: T.DataType) -> bool:
+    if isinstance(type_, T.StringType):
+        return True
+    message = type_.elementType if isinstance(type_, T.ArrayType) else None
+    return isinstance(message, T.StructType) and {"role", "content"} <= set(message.names)
+
+
+def _is_params(type_: T.DataType) -> bool:
+    return isinstance(type_, T.MapType) and isinstance(type_.keyType, T.StringType)

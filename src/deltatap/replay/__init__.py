@@ -1,0 +1,1 @@
+"""Captured answers served again, as an OpenAI-compatible endpoint."""

@@ -1,0 +1,16 @@
+"""How many tasks Spark can run at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+
+def slots(spark: SparkSession) -> int:
+    """How many tasks can run at once, as far as Spark tells by how it cuts a range; needs no SparkContext."""
+    cut = spark.range(1 << 12).select(F.spark_partition_id())
+    return len({partition for (partition,) in cut.collect()})

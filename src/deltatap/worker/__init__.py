@@ -1,0 +1,1 @@
+"""What runs in a Spark worker: one attempt at one part of the plan."""

@@ -1,0 +1,209 @@
+"""The journal: finished captures in small Parquet files, so that what is paid for is kept within a flush interval.
+
+Knows how a file gets there whole or not at all, and how to read back which rows are there. A thread of its own takes
+captures from the engine, counts their tokens and writes them. Leaves their landing in ``captures`` to ``landing.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import statistics
+import threading
+import time
+import uuid
+from collections import Counter, deque
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from deltatap.tokens import encoding
+from deltatap.worker.rows import JOURNAL_SCHEMA, Context, Row, counted, journal_batch
+from deltatap.worker.timing import Times
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+    from types import TracebackType
+
+    from deltatap.model import Capture
+
+_RECENT = 256
+# A flush holds at most so many captures: with the chunk texts of long answers this bounds memory.
+_FLUSH_ROWS = 512
+# Chunks are copied into Arrow's columns: of long answers that end together, not all at once.
+_FLUSH_CHUNKS = 50_000
+_GIVE_UP_S = 120.0
+
+
+class Totals:
+    """What a worker's captures come to; read by its heartbeat while the journal's thread counts on."""
+
+    def __init__(self) -> None:
+        self.rows: Counter[str] = Counter()
+        self.errors: Counter[str] = Counter()
+        self.input_tokens = 0
+        self.output_tokens = 0
+        self.cost_usd: float | None = None
+        self._ttft_ms: deque[float] = deque(maxlen=_RECENT)
+
+    def add(self, row: Row) -> None:
+        """Count a row that is going to be written."""
+        self.rows[row.status] += 1
+        for call in row.capture.job.calls:
+            if call.error is not None:
+                self.errors[call.error.type] += 1
+        if not row.capture.job.calls and row.error is not None:
+            self.errors[row.error.type] += 1
+        self.input_tokens += sum(bill.input_tokens for bill in row.bills)
+        self.output_tokens += sum(bill.output_tokens for bill in row.bills)
+        if row.cost_usd is not None:
+            self.cost_usd = (self.cost_usd or 0.0) + row.cost_usd
+        if row.last is not None and (ttft := Times.of(row.last.received.chunks).ttft_ms) is not None:
+            self._ttft_ms.append(ttft)
+
+    @property
+    def ttft_ms(self) -> float | None:
+        """The median of the last captures."""
+        recent = list(self._ttft_ms)
+        return statistics.median(recent) if recent else None
+
+
+class JournalWriter:
+    """Writes captures as they finish: a file each flush interval, and a last one on exit."""
+
+    def __init__(self, folder: Path, prefix: str, context: Context, *, plan: int, part: int, flush_s: float) -> None:
+        """Nothing runs before the writer is entered.
+
+        Args:
+            folder: the journal.
+            prefix: of the file names: run, task and attempt, so that a zombie attempt overwrites nothing.
+            context: what is the same for all rows.
+            plan: the plan's epoch.
+            part: the part of the plan.
+            flush_s: seconds from a capture's end to the start of its write, at most.
+        """
+        self._folder, self._prefix, self._context = folder, prefix, context
+        self._plan, self._part, self._flush_s = plan, part, flush_s
+        self._queue: queue.SimpleQueue[Capture | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._main, name="deltatap-journal", daemon=True)
+        self.totals = Totals()
+        self.failure: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        if self.failure is not None and error is None:
+            raise self.failure
+
+    @property
+    def waiting(self) -> int:
+        """Captures that are not written yet."""
+        return self._queue.qsize()
+
+    def put(self, capture: Capture) -> None:
+        """Take a capture; never blocks. One that a stop came before is no row."""
+        if capture.error is None or capture.error.type != "cancelled":
+            self._queue.put(capture)
+
+    def _main(self) -> None:
+        try:
+            while self._flush():
+                pass
+        except BaseException as error:  # noqa: BLE001 - handed to the worker, which raises it
+            self.failure = error
+
+    def _flush(self) -> bool:
+        """Write what comes within a flush interval; false at the end."""
+        capture = self._queue.get()
+        if capture is None:
+            return False
+        due = time.monotonic() + self._flush_s
+        rows, chunks = [counted(capture, self._context)], _chunks(capture)
+        while len(rows) < _FLUSH_ROWS and chunks < _FLUSH_CHUNKS:
+            try:
+                capture = self._queue.get(timeout=max(0.0, due - time.monotonic()))
+            except queue.Empty:
+                break
+            if capture is None:
+                break
+            rows.append(counted(capture, self._context))
+            chunks += _chunks(capture)
+        self._write(rows)
+        for row in rows:
+            self.totals.add(row)
+        return capture is not None
+
+    def _write(self, rows: Sequence[Row]) -> None:
+        """Write; while the folder refuses, keep trying: these captures are paid for."""
+        batch = journal_batch(rows, self._context, plan=self._plan, part=self._part)
+        name = f"{self._prefix}-{uuid.uuid4().hex}"
+        give_up = time.monotonic() + _GIVE_UP_S
+        while True:
+            try:
+                write_journal(self._folder, name, batch)
+            except OSError:
+                if time.monotonic() > give_up:
+                    raise
+                time.sleep(1)
+            else:
+                return
+
+
+def _chunks(capture: Capture) -> int:
+    return sum(len(call.received.chunks) for call in capture.job.calls)
+
+
+def warm_up(context: Context) -> None:
+    """Load vocabularies and what pyarrow imports on first use, which would hold the event loop for a second."""
+    encoding(context.fallback_encoding)
+    with pq.ParquetWriter(pa.BufferOutputStream(), JOURNAL_SCHEMA, compression="zstd") as writer:
+        writer.write_batch(journal_batch([], context, plan=0, part=0))
+
+
+def write_journal(folder: Path, name: str, batch: pa.RecordBatch) -> Path:
+    """Write a batch under a temporary name that Spark passes over, sync it, and rename it."""
+    temporary, final = folder / f".{name}.tmp", folder / f"{name}.parquet"
+    with temporary.open("wb") as file:
+        with pq.ParquetWriter(file, batch.schema, compression="zstd") as writer:
+            writer.write_batch(batch)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(final)
+    return final
+
+
+def journaled_rows(folder: Path, plan: int, part: int) -> np.ndarray[Any, Any]:
+    """The rows of a part that are in the journal.
+
+    Files that land while this reads are passed over: what has landed is remembered before they go, so read the landed
+    rows after this. Files that cannot be read hold nothing that counts.
+    """
+    rows = [np.empty(0, np.int32)]
+    for path in sorted(folder.glob("*.parquet")):
+        try:
+            table = pq.read_table(path, columns=["plan", "part", "row"], partitioning=None)
+        except (FileNotFoundError, pa.ArrowInvalid):
+            continue
+        here = table.filter((pa.compute.field("plan") == plan) & (pa.compute.field("part") == part))
+        rows.append(here["row"].to_numpy())
+    return np.unique(np.concatenate(rows))
+
+
+def readable(path: Path) -> bool:
+    """Whether a journal file is whole; one that is gone is."""
+    try:
+        pq.read_table(path, partitioning=None)
+    except FileNotFoundError:
+        return True
+    except (pa.ArrowException, OSError):
+        return False
+    return True

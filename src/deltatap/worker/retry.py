@@ -1,0 +1,77 @@
+"""Which outcomes a worker retries within a run, and when. Pure: times and random numbers are passed in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from deltatap.model import ERRORS
+
+if TYPE_CHECKING:
+    from deltatap.model import CaptureError, Status, Tries
+
+
+_BACKOFF_S = 0.5
+_BACKOFF_MAX_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often one request is tried within a run; names and units as in the configuration."""
+
+    max_attempts: int = 5
+    max_broken: int = 2
+    retry_for_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Try again after ``delay_s`` seconds; meanwhile the whole run starts nothing for ``cool_s`` seconds."""
+
+    delay_s: float
+    cool_s: float = 0.0
+
+
+def next_try(  # noqa: PLR0911 - one return for each line of the design's table
+    tries: Tries, status: Status, error: CaptureError | None, policy: RetryPolicy, *, now: float, jitter: float
+) -> Again | None:
+    """Whether a call's outcome is tried again, and when; counts the call in ``tries``.
+
+    Args:
+        tries: updated in place.
+        status: of the call.
+        error: of the call; None when it completed.
+        policy: the limits.
+        now: monotonic seconds.
+        jitter: from 0 to 1: spreads back-off over half to the whole of its length.
+    """
+    if error is None:
+        return None
+    kind = ERRORS[error.type]
+    out_of_time = error.type == "timeout" and error.code == "total"
+    if status == "interrupted":
+        tries.broken += 1
+        if kind.again == "never" or out_of_time or tries.broken >= policy.max_broken:
+            return None
+        return Again(_backoff(tries.broken, jitter))
+    if kind.again == "waiting":
+        tries.waits += 1
+        if tries.waiting_since is None:
+            tries.waiting_since = now
+        wait = error.retry_after_s if error.retry_after_s is not None else _backoff(tries.waits, jitter)
+        if now + wait - tries.waiting_since > policy.retry_for_s:
+            return None
+        return Again(wait, cool_s=wait)
+    tries.attempts += 1
+    if kind.again == "never" or out_of_time or tries.attempts >= policy.max_attempts:
+        return None
+    return Again(max(_backoff(tries.attempts, jitter), error.retry_after_s or 0.0))
+
+
+def _backoff(tries: int, jitter: float) -> float:
+    return float(min(_BACKOFF_MAX_S, _BACKOFF_S * 2 ** (min(tries, 16) - 1)) * (0.5 + jitter / 2))
+
+
+def stops_run(error: CaptureError | None) -> bool:
+    """Whether no other request of the run can succeed either: a wrong key, a missing model, no quota."""
+    return error is not None and ERRORS[error.type].stops_run

@@ -1,0 +1,330 @@
+"""Finished captures become rows of ``captures``, as Arrow columns: tokens are counted and costs summed on the way.
+
+Knows where each fact of a capture stands in the table. Leaves the columns' types to ``tables.py``, counting to
+``tokens.py``, prices to ``prices.py``. It takes milliseconds a row, so it runs off the event loop.
+
+Chunks are built as flat columns (offsets, one float buffer, one array of strings): dicts would cost more than the rest
+of the worker does for a chunk.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from deltatap.api.input_tokens import InputTokens, count_input
+from deltatap.delta import columns
+from deltatap.model import KINDS, Chunks
+from deltatap.prices import cost_usd
+from deltatap.tokens import count_text, known_encoding
+from deltatap.worker.timing import Times, tpot_ms
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from deltatap.model import Api, Call, Capture, CaptureError, Choice, Job
+    from deltatap.prices import Price, Prices
+
+CAPTURES_SCHEMA = columns.arrow_schema(columns.CAPTURES)
+JOURNAL_SCHEMA = columns.arrow_schema(columns.JOURNAL)
+_CHUNKS_TYPE = columns.arrow_type(columns.CHUNKS)
+_EMPTY = Chunks()
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What is the same for all rows of a worker.
+
+    Attributes:
+        run_id: the run; empty where there is none.
+        endpoint: the endpoint's name.
+        api: chat, completions or responses.
+        worker: host and partition.
+        fallback_encoding: for models that tiktoken does not know.
+        prices: USD per million tokens.
+    """
+
+    run_id: str
+    endpoint: str
+    api: Api
+    worker: str
+    fallback_encoding: str
+    prices: Prices
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    """What one call used: tokens, cost, and who counted them (None when nothing was used)."""
+
+    input_tokens: int
+    output_tokens: int
+    cost_usd: Decimal | None
+    basis: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A capture with all that was counted for it; `bills` are one a call."""
+
+    capture: Capture
+    encoding: str
+    input: InputTokens
+    output_tokens: int
+    bills: tuple[Bill, ...]
+    cost_usd: float | None
+    cost_basis: str | None
+
+    @property
+    def last(self) -> Call | None:
+        """The call that the row tells of."""
+        calls = self.capture.job.calls
+        return calls[-1] if calls else None
+
+    @property
+    def status(self) -> str:
+        """The row's status; an interrupted call stays `interrupted`."""
+        return self.last.status if self.last else "failed"
+
+    @property
+    def error(self) -> CaptureError | None:
+        """The row's error."""
+        return self.last.error if self.last else self.capture.error
+
+
+def counted(capture: Capture, context: Context) -> Row:
+    """The capture with its tokens and costs; CPU for every token, so off the event loop."""
+    job = capture.job
+    body = json.loads(job.wire.body) if job.wire else None
+    asked = job.request.model
+    answered = next(
+        (call.received.response_model for call in reversed(job.calls) if call.received.response_model), None
+    )
+    # A deployment or a serving endpoint has a name of its owner's; the answer says which model it is.
+    model = next((name for name in (asked, answered) if name and known_encoding(name)), None)
+    encoding = (known_encoding(model) if model else None) or context.fallback_encoding
+    inputs = InputTokens() if body is None else count_input(body, context.api, model or asked or "", encoding)
+    inputs += InputTokens(0, approximate=body is not None and model is None)
+    price = context.prices.find(asked, answered)
+    echo = body["prompt"] if body and context.api == "completions" and body.get("echo") else None
+    outputs = [_output_tokens(call, encoding, echo) for call in job.calls]
+    bills = tuple(_bill(call, inputs.tokens, output, price) for call, output in zip(job.calls, outputs, strict=True))
+    cost, basis = _total(bills, job.earlier, priced=price is not None)
+    return Row(capture, encoding, inputs, outputs[-1] if outputs else 0, bills, cost, basis)
+
+
+def _output_tokens(call: Call, encoding: str, echo: object) -> int:
+    """Of all that came in all choices; an echoed prompt is no output."""
+    texts = [text for choice in call.received.choices for text in _texts(choice) if text]
+    if isinstance(echo, str):
+        texts = [text.removeprefix(echo) for text in texts]
+    return sum(count_text(text, encoding) for text in texts)
+
+
+def _texts(choice: Choice) -> Iterator[str | None]:
+    """What a model generated for a choice; of a tool call the name and the arguments, not the JSON around them."""
+    yield from (choice.text, choice.reasoning, choice.refusal)
+    for call in json.loads(choice.tool_calls) if choice.tool_calls else ():
+        yield from call.get("function", {}).values()
+
+
+def _bill(call: Call, inputs: int, output: int, price: Price | None) -> Bill:
+    """What a call used: as reported, and what was not reported as tiktoken counts it; nothing when nothing came."""
+    usage = call.received.usage
+    if usage is None and not call.received.output:
+        return Bill(0, 0, Decimal(0) if price else None, None)
+    reported = [None, None] if usage is None else [usage.input_tokens, usage.output_tokens]
+    bases = {"tiktoken" if tokens is None else "reported" for tokens in reported}
+    used_in, used_out = (
+        counted if tokens is None else tokens for tokens, counted in zip(reported, (inputs, output), strict=True)
+    )
+    cached = usage.cached_input_tokens or 0 if usage else 0
+    cost = cost_usd(price, used_in, used_out, cached) if price else None
+    return Bill(used_in, used_out, cost, bases.pop() if len(bases) == 1 else "mixed")
+
+
+def _total(
+    bills: Sequence[Bill], earlier: Sequence[dict[str, Any]], *, priced: bool
+) -> tuple[float | None, str | None]:
+    bases = {bill.basis for bill in bills if bill.basis}
+    if any(call["input_tokens"] for call in earlier):
+        bases.add("tiktoken")  # a call that was tried again broke off, before the usage that ends a stream
+    basis = None if not bases else bases.pop() if len(bases) == 1 else "mixed"
+    if not priced:
+        return None, basis
+    # Through their texts: the sum of prices in USD is exact to the last digit.
+    before = sum((Decimal(str(call["cost_usd"] or 0)) for call in earlier), Decimal(0))
+    return float(before + sum((bill.cost_usd or Decimal(0) for bill in bills), Decimal(0))), basis
+
+
+def captures_batch(rows: Sequence[Row], context: Context) -> pa.RecordBatch:
+    """The rows as a batch with the schema of ``captures``."""
+    return pa.RecordBatch.from_arrays(_arrays(rows, context), schema=CAPTURES_SCHEMA)
+
+
+def journal_batch(rows: Sequence[Row], context: Context, *, plan: int, part: int) -> pa.RecordBatch:
+    """The rows as a batch of the journal: those of ``captures``, and where they came from."""
+    where = [
+        pa.array([plan] * len(rows), pa.int32()),
+        pa.array([part] * len(rows), pa.int32()),
+        pa.array([row.capture.job.row for row in rows], pa.int32()),
+    ]
+    return pa.RecordBatch.from_arrays([*_arrays(rows, context), *where], schema=JOURNAL_SCHEMA)
+
+
+def _arrays(rows: Sequence[Row], context: Context) -> list[pa.Array]:
+    special: dict[str, Callable[[], pa.Array]] = {
+        "chunks": lambda: chunks_array([row.last.received.chunks if row.last else _EMPTY for row in rows]),
+    }
+    values = [_values(row, context) for row in rows]
+    return [
+        special[column.name]()
+        if column.name in special
+        else pa.array([row[column.name] for row in values], CAPTURES_SCHEMA.field(column.name).type)
+        for column in columns.CAPTURES
+    ]
+
+
+def chunks_array(chunks: Sequence[Chunks]) -> pa.ListArray:
+    """The ``chunks`` column: one list a capture."""
+    offsets = np.zeros(len(chunks) + 1, np.int32)
+    np.cumsum([len(c) for c in chunks], out=offsets[1:])
+
+    def ints(name: str) -> np.ndarray[Any, Any]:
+        return np.concatenate(
+            [np.frombuffer(getattr(c, name), np.intc) for c in chunks if len(c)] or [np.empty(0, int)]
+        )
+
+    def floats(name: str) -> np.ndarray[Any, Any]:
+        return np.concatenate([np.frombuffer(getattr(c, name)) for c in chunks if len(c)] or [np.empty(0)])
+
+    kinds = np.concatenate([np.frombuffer(c.kind, np.int8) for c in chunks if len(c)] or [np.empty(0, np.int8)])
+    choice = ints("choice")
+    columns = [
+        pa.array(floats("ms"), pa.float64()),
+        pa.array(floats("gap_ms"), pa.float64(), from_pandas=True),  # NaN is null
+        _texts_array(chunks),
+        pa.array(KINDS, pa.string()).take(pa.array(kinds)),
+        pa.array(choice, pa.int32(), mask=choice < 0),
+        pa.array(ints("event"), pa.int32()),
+        pa.array(ints("read"), pa.int32()),
+    ]
+    struct = pa.StructArray.from_arrays(columns, fields=list(_CHUNKS_TYPE.value_type))
+    return pa.ListArray.from_arrays(pa.array(offsets), struct, type=_CHUNKS_TYPE)
+
+
+def _texts_array(chunks: Sequence[Chunks]) -> pa.StringArray:
+    """All elements' texts, from the bytes that they are kept as."""
+    before = np.cumsum([0, *(len(c.utf8) for c in chunks)])
+    ends = [np.frombuffer(c.end, np.intc) + start for c, start in zip(chunks, before, strict=False) if len(c)]
+    offsets = np.concatenate([[0], *ends]).astype(np.int32)
+    return pa.StringArray.from_buffers(
+        len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(b"".join(c.utf8 for c in chunks))
+    )
+
+
+def _values(row: Row, context: Context) -> dict[str, Any]:
+    capture, last = row.capture, row.last
+    job = capture.job
+    return {
+        "run_id": context.run_id,
+        "request_id": job.request.request_id,
+        "request_hash": job.request.request_hash,
+        "source_hash": job.request.source_hash,
+        "mode": job.mode,
+        "status": row.status,
+        "keep": job.request.keep,
+        "retries": _retries(job, row.bills),
+        "error": _error(row.error),
+        "queued_ms": capture.queued_ms,
+        "loop_lag_ms": capture.loop_lag_ms,
+        "usage_tiktoken": {
+            "encoding": row.encoding,
+            "input_tokens": row.input.tokens,
+            "output_tokens": row.output_tokens,
+            "total_tokens": row.input.tokens + row.output_tokens,
+            "approximate": row.input.approximate,
+        },
+        "cost_usd": row.cost_usd,
+        "cost_basis": row.cost_basis,
+        "endpoint": context.endpoint,
+        "api": context.api,
+        "request_model": job.request.model,
+        "request": (last.body if last else None) or (job.wire.body if job.wire else None),
+        "worker": context.worker,
+        **(_of_call(last, row.output_tokens) if last else _NO_CALL),
+    }
+
+
+def _of_call(call: Call, output_tokens: int) -> dict[str, Any]:
+    received = call.received
+    times = Times.of(received.chunks)
+    reported = received.usage.output_tokens if received.usage else None
+    tokens = output_tokens if reported is None else reported
+    return {
+        "finish_reason": received.finish_reason,
+        "text": received.text,
+        "choices": [asdict(choice) for choice in received.choices],
+        "dispatch_ms": call.dispatch_ms,
+        "headers_ms": call.headers_ms,
+        "first_chunk_ms": times.first_chunk_ms,
+        "ttft_ms": times.ttft_ms,
+        "ttfot_ms": times.ttfot_ms,
+        "last_chunk_ms": times.last_chunk_ms,
+        "e2e_ms": call.e2e_ms,
+        "tpot_ms": tpot_ms(times.ttft_ms, times.last_chunk_ms, tokens),
+        "usage_reported": None if received.usage is None else asdict(received.usage),
+        "response_model": received.response_model,
+        "response_id": received.response_id,
+        "server_request_id": call.server_request_id,
+        "system_fingerprint": received.system_fingerprint,
+        "service_tier": received.service_tier,
+        "content_filter": received.content_filter,
+        "logprobs": received.logprobs,
+        "moderation": received.moderation,
+        "raw": None if received.raw is None else [{"event": kind, "data": data} for kind, data in received.raw],
+        "started_at": _utc(call.started_at),
+        "finished_at": _utc(call.ended_at),
+    }
+
+
+def _retries(job: Job, bills: Sequence[Bill]) -> list[dict[str, Any]]:
+    return [
+        *job.earlier,
+        *(
+            {
+                "started_at": _utc(call.started_at),
+                "e2e_ms": call.e2e_ms,
+                "http_status": call.http_status,
+                "error_type": call.error.type if call.error else None,
+                "text": call.received.text,
+                "chunks": call.received.chunks.to_dicts(),
+                "input_tokens": bill.input_tokens,
+                "output_tokens": bill.output_tokens,
+                "cost_usd": None if bill.cost_usd is None else float(bill.cost_usd),
+            }
+            for call, bill in zip(job.calls[:-1], bills[:-1], strict=True)
+        ),
+    ]
+
+
+def _error(error: CaptureError | None) -> dict[str, Any] | None:
+    return None if error is None else {**asdict(error), "retryable": error.retryable}
+
+
+def _utc(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+_CALL_COLUMNS = (
+    "finish_reason text choices dispatch_ms headers_ms first_chunk_ms ttft_ms ttfot_ms last_chunk_ms e2e_ms tpot_ms "
+    "usage_reported response_model response_id server_request_id system_fingerprint service_tier content_filter "
+    "logprobs moderation raw started_at finished_at"
+)
+# A row without any call: a bad prompt, or one that a stop came before.
+_NO_CALL: dict[str, Any] = dict.fromkeys(_CALL_COLUMNS.split()) | {"choices": []}

