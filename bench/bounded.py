@@ -37,7 +37,7 @@ from deltatap.model import CONTENT, FINISH, Call, Choice, Chunks, Received, Usag
 from deltatap.prices import Prices
 from deltatap.spark.session import local_session
 from deltatap.state import RunState
-from deltatap.worker import attempt, schedule
+from deltatap.worker import bootstrap, schedule
 from deltatap.worker.attempt import CaptureTask, capture_part
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Simulated:
 def work(folder: str) -> None:
     """The worker's process."""
     schedule.SPACING_S = 0.0
-    attempt.client_of = lambda *_: Simulated()  # type: ignore[assignment]
+    bootstrap.make_client = lambda *_: Simulated()  # type: ignore[assignment]
     with (Path(folder) / "task.pickle").open("rb") as file:
         task: CaptureTask = pickle.load(file)  # noqa: S301 - ours, written a moment ago
     capture_part(task, 0)

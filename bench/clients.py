@@ -28,8 +28,8 @@ from deltatap.model import CONTENT
 from deltatap.prices import Prices
 from deltatap.prompts import build_request
 from deltatap.worker import rows as worker_rows
-from deltatap.worker.attempt import client_of, context_of, job_of, retry_policy, settle
-from deltatap.worker.engine import Engine
+from deltatap.worker.bootstrap import context_of, running_engine
+from deltatap.worker.jobs import job_of
 from deltatap.worker.journal import JournalWriter, warm_up
 
 if TYPE_CHECKING:
@@ -122,19 +122,18 @@ def worker(base_url: str, streams: int, requests: int, without: str = "") -> tup
     kept: list[Capture] = []
     with tempfile.TemporaryDirectory() as name:
         journal = JournalWriter(Path(name), "bench", context, plan=1, part=0, flush_s=settings.state.flush_s)
-        engine = Engine(
-            lambda: client_of(settings, None),
-            policy=retry_policy(settings),
+        engine = running_engine(
+            settings,
+            None,
+            kept.append if without == "journal" else journal.put,
             look_ahead=requests if without == "input" else 2 * streams + 128,
-            deliver=kept.append if without == "journal" else journal.put,
             share=streams,
         )
-        settle()
-        started = time.process_time()
-        with journal, engine:
+        with journal, engine as running:
+            started = time.process_time()
             for job in jobs:
-                engine.submit(job)
-            engine.join()
+                running.submit(job)
+            running.join()
         cpu_s = time.process_time() - started
         if without == "journal":
             return cpu_s, [_kept(capture) for capture in kept], 0

@@ -1,6 +1,7 @@
-"""What the driver and its workers tell each other: Control and Permit to the workers, Heartbeat to the driver.
+"""The messages between driver and workers: Control and Permit go to the workers, Heartbeat goes to the driver.
 
-Plain records. ``state.py`` knows the files that carry them.
+Plain records, and the times and limits that both sides must agree on. ``state.py`` knows the files that carry the
+messages, ``driver/pacer.py`` issues permits, and ``worker/line.py`` acts on them.
 """
 
 from __future__ import annotations
@@ -11,22 +12,29 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-
+# How often each side writes its message and reads the other's.
+POLL_S = 0.5
+# A worker starts nothing while the driver's last new message is older than this. This is shorter than the lease, so
+# when the driver's machine is suspended, its workers stop starting requests before another driver can take over.
+STALE_S = 15.0
+# After this long without a new message, a worker stops.
+LOST_S = 300.0
+# The window of the rate limits.
 MINUTE_S = 60.0
-# A permit is void after this, for the worker by its own clock, and for the driver's next word.
+# A permit expires after this time: in the worker by the worker's clock, in the driver at its next turn.
 PERMIT_S = 1.0
-# A permit is for a request of so many times the expected tokens at most.
+# A permit covers a request of up to this multiple of the permit's expected tokens.
 TOLERATED = 1.5
 
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """What a worker may have started since it began, by number.
+    """The number of requests that a worker may have started since the worker itself started.
 
     Attributes:
-        requests: up to which number.
-        void: up to which it is void.
-        tokens: that each of them may be expected to use.
+        requests: the highest request number that is permitted.
+        void: permits up to this number are no longer valid.
+        tokens: the expected tokens of each permitted request.
     """
 
     requests: int = 0
@@ -36,17 +44,17 @@ class Permit:
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """The driver's word to its workers.
+    """The driver's message to its workers.
 
     Attributes:
-        epoch: of the lease; a worker of an older one starts nothing more.
-        beat: counts up; a worker that sees no new one for too long starts nothing more.
-        shares: how many streams each claim may hold open; a claim that is not named has none.
-        cool_s: for so long nobody starts anything.
-        stop: why nothing starts any more; None while the run goes on.
-        grace_s: how long what is open may still run, once stopped.
-        permits: what each claim may have started, where something limits it; None where nothing does.
-        mean_output_tokens: of the last captures of all workers; None before there is any.
+        epoch: the lease's epoch; workers of an older epoch stop.
+        beat: increases with each message; a worker that sees no new one for STALE_S starts nothing.
+        shares: the number of streams that each claim may hold open; 0 for a claim that is not listed.
+        cool_s: no worker starts a request for this many seconds.
+        stop: why nothing more starts; None while the run is active.
+        grace_s: seconds that open streams may continue after a stop.
+        permits: by claim; None when the run has no limits.
+        mean_output_tokens: the mean over the latest captures of all workers; None before the first.
     """
 
     epoch: int
@@ -61,31 +69,32 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """A worker's word to its driver; counts are since the worker's start.
+    """A worker's message to its driver. Counts start at zero when the worker starts.
 
     Attributes:
-        epoch: of the plan.
+        epoch: the plan's epoch.
         claim: the attempt's name.
-        beat: counts up.
-        open: streams open now.
+        beat: increases with each message.
+        open: streams that are open.
         requests: calls made.
-        rows: captures finished, by status.
-        errors: calls that failed, by error type, those that were tried again included.
+        rows: finished captures, by status.
+        errors: failed calls, by error type, retried ones included.
         input_tokens, output_tokens, cost_usd: of all calls.
-        ttft_ms: the median of the last calls.
-        loop_lag_ms: the worst of the last seconds.
-        cool_s: for how long the server wants no calls, by what it told this worker; passed on, it does not grow.
+        ttft_ms: the median of the latest captures.
+        loop_lag_ms: the event loop's longest delay in the last seconds.
+        cool_s: for how many more seconds the server wants no calls, as this worker received it. A cool-down that the
+            driver passed on is not included, or cool-downs would never end.
         fatal: why no request can succeed.
-        ended: whether the worker is done.
-        at: when this was said, in seconds since the epoch.
-        wants: how many requests could start now, if they were permitted.
-        next_tokens, next_usd: what the next of them is expected to use.
-        used: permits used or void, by number.
-        recent: what has started within the last minute: age, requests, tokens.
-        spent_tokens, spent_usd: of the calls that have ended.
-        flying_tokens, flying_usd: what the open ones are expected to use.
-        limited: how often a server said that it was too much (429).
-        mean_output_tokens: of a choice, by the last calls; None before any has ended.
+        ended: whether the worker has finished.
+        at: when the heartbeat was written, in seconds since the epoch.
+        wants: the number of requests that could start now if they were permitted.
+        next_tokens, next_usd: the expected use of the next request.
+        used: the highest permit number that is used or void.
+        recent: age in seconds, requests and tokens of the starts within the last minute.
+        spent_tokens, spent_usd: use of the calls that have ended.
+        flying_tokens, flying_usd: expected use of the open calls.
+        limited: the number of 429 responses.
+        mean_output_tokens: per choice, over the latest calls; None before the first.
     """
 
     epoch: int
@@ -118,5 +127,5 @@ class Heartbeat:
 
     @property
     def part(self) -> str:
-        """The part that is claimed."""
+        """The number of the claimed part, as the claim spells it."""
         return self.claim.split("-")[0]

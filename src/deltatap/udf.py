@@ -1,11 +1,12 @@
-"""The pandas UDFs: the job's, which captures parts of a plan, and the public one, which captures a column.
+"""The two pandas UDFs: the job's, which captures parts of a plan, and the public one, which captures a column.
 
-Knows Spark's side of a UDF: types, batches, order. What happens between rows in and rows out are plain functions from
-iterator to iterator, here and in ``worker.py``, which need no Spark.
+Knows Spark's side of a UDF: types, batches, order. The body of each UDF is a plain function that needs no Spark:
+:func:`capture_batches` here, and :func:`~deltatap.worker.attempt.capture_part`.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping  # pandas_udf evaluates the hints
@@ -22,8 +23,9 @@ from deltatap.http.credentials import credential_of, handed_over
 from deltatap.model import Capture, CaptureError
 from deltatap.prices import load_prices
 from deltatap.prompts import build_request
-from deltatap.worker.attempt import CaptureTask, capture_part, client_of, context_of, job_of, retry_policy, settle
-from deltatap.worker.engine import Engine
+from deltatap.worker.attempt import CaptureTask, capture_part
+from deltatap.worker.bootstrap import context_of, running_engine, streams_of
+from deltatap.worker.jobs import job_of
 from deltatap.worker.rows import captures_batch, counted
 
 if TYPE_CHECKING:
@@ -33,12 +35,13 @@ if TYPE_CHECKING:
 
     from deltatap.http.credentials import Token
     from deltatap.prices import Prices
+    from deltatap.worker.engine import Engine
 
 RECEIPT = "part INT, claim STRING, known BIGINT, requests BIGINT"
 
 
 def part_udf(task: CaptureTask) -> UserDefinedFunctionLike:
-    """The job's UDF: from a part's number to a receipt. What it captured is in the journal by then."""
+    """The job's UDF: maps a part's number to a receipt, after the part's captures are in the journal."""
     from pyspark.sql.pandas.functions import pandas_udf  # noqa: PLC0415 - the core is imported without Spark
 
     @pandas_udf(RECEIPT)  # type: ignore[call-overload,untyped-decorator]
@@ -51,26 +54,29 @@ def part_udf(task: CaptureTask) -> UserDefinedFunctionLike:
 
 
 def capture_udf(config: Settings | Mapping[str, Any] | str | Path, *, max_requests: int) -> UserDefinedFunctionLike:
-    """A pandas UDF that streams a completion for each row and returns the struct of ``captures``.
+    """A pandas UDF that streams a completion for each row and returns a struct with the columns of ``captures``.
 
-    It takes one column: a prompt STRING, or a STRUCT with the columns of a prompts table. It keeps what arrived when a
-    stream breaks, and its times are as true as the job's. It has **no journal**: what a lost task had captured is paid
-    for again, and nothing is known of earlier runs. For more than a look, run the job.
+    The UDF takes one column: a prompt STRING, or a STRUCT with the columns of a prompts table. If a stream breaks, the
+    row keeps what had arrived. Times are as accurate as the job's. There is **no journal**: if Spark loses a task, its
+    captures are paid for again, and captures of earlier runs are not reused. For more than a quick look, run the job.
 
-    Traps, each of which costs money:
+    Three mistakes cost money:
 
-    - Limit the rows *before* the UDF. ``df.withColumn("c", f("prompt")).show(3)`` was measured to call 25,000 times.
-    - Run one action on the result: write it once to Delta, and read it from there. Each action calls again.
-    - Do not filter, sort or join on the result before it is written.
+    - Limiting rows *after* the UDF. ``df.withColumn("c", f("prompt")).show(3)`` made 25,000 calls in a measurement.
+      Limit the rows before you apply the UDF.
+    - Running more than one action on the result. Each action calls the API again. Write the result to Delta once, and
+      read it from there.
+    - Filtering, sorting or joining on the result before it is written.
 
     Args:
-        config: settings, a path or a dict; of it endpoint, request, capture, timeouts, tokens and prices count.
-        max_requests: how many rows one task may send; those after it become failed rows, which cost nothing. Spark
-            decides how many tasks there are, and each task holds up to ``capture.concurrency`` streams open.
+        config: settings, a path or a dict. The UDF uses ``endpoint``, ``request``, ``capture``, ``timeouts``,
+            ``tokens`` and ``prices``.
+        max_requests: the maximum number of rows that one task sends. Further rows fail without a call and cost
+            nothing. Spark chooses the number of tasks, and each task holds up to ``capture.concurrency`` streams open.
 
     Raises:
-        ConfigError: with all that is wrong, before any call.
-        ValueError: when max_requests is below 1.
+        ConfigError: lists every problem, before any call.
+        ValueError: if max_requests is below 1.
     """
     from pyspark.sql.pandas.functions import pandas_udf  # noqa: PLC0415 - the core is imported without Spark
 
@@ -81,7 +87,7 @@ def capture_udf(config: Settings | Mapping[str, Any] | str | Path, *, max_reques
     key = handed_over(settings.endpoint)
     credential_of(settings.endpoint, key)
     if len(settings.capture.modes) > 1:
-        raise ConfigError(["capture.mode: paired gives two rows for a prompt, which a UDF cannot: use the job"])
+        raise ConfigError(["capture.mode: a UDF returns one row for each prompt, and paired needs two: run the job"])
 
     @pandas_udf(columns.spark_schema(columns.CAPTURES))  # type: ignore[call-overload,untyped-decorator]
     def capture(prompts: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
@@ -109,59 +115,55 @@ def capture_batches(
     partition: int = 0,
     key: Token | None = None,
 ) -> Iterator[pd.DataFrame]:
-    """Captures for batches of prompts, in order, a batch out for each batch in; the next batch streams meanwhile."""
+    """Capture batches of prompts; yields one batch of captures per batch of prompts, in order.
+
+    While the caller handles one batch, the next one streams.
+    """
     context = context_of(settings, prices, "", partition)
     endpoint, (mode,) = settings.endpoint, settings.capture.modes
-    streams = min(settings.capture.streams_per_worker, settings.capture.concurrency)
+    credential = credential_of(endpoint, key)
     results = _Results()
-    engine = Engine(
-        lambda: client_of(settings, credential_of(settings.endpoint, key)),
-        policy=retry_policy(settings),
-        look_ahead=1 << 20,  # the batches bound it: two are in hand
-        deliver=results.put,
-        share=streams,
-    )
-    pending: deque[tuple[int, int]] = deque()
+    pending: deque[range] = deque()
     planned = 0
 
-    def frame() -> pd.DataFrame:
-        captures = [results.take(row, engine) for row in range(*pending.popleft())]
-        rows = [counted(_explained(c, engine.fatal), context) for c in captures]
+    def frame(engine: Engine) -> pd.DataFrame:
+        captures = [results.take(row, engine) for row in pending.popleft()]
+        rows = [counted(_explained(capture, engine.fatal), context) for capture in captures]
         made: pd.DataFrame = captures_batch(rows, context).to_pandas()
         return made
 
-    with engine:
-        settle()
+    # No look-ahead limit: at most two batches are unfinished.
+    with running_engine(
+        settings, credential, results.put, look_ahead=sys.maxsize, share=streams_of(settings)
+    ) as engine:
         for batch in prompts:
             start = planned
-            for columns in _columns(batch):
-                request = build_request(
-                    columns, api=endpoint.api, model=endpoint.model, defaults=settings.request, keep=()
-                )
+            for row in _rows(batch):
+                request = build_request(row, api=endpoint.api, model=endpoint.model, defaults=settings.request, keep=())
                 job = job_of(request, planned, [], endpoint, mode)
                 planned += 1
-                if planned > max_requests:
-                    results.put(
-                        Capture(job, CaptureError("cancelled", None, f"max_requests={max_requests} was reached"))
-                    )
-                else:
+                if planned <= max_requests:
                     engine.submit(job)
-            pending.append((start, planned))
+                else:
+                    message = f"max_requests={max_requests} was reached"
+                    results.put(Capture(job, CaptureError("cancelled", None, message)))
+            pending.append(range(start, planned))
             if len(pending) > 1:
-                yield frame()
+                yield frame(engine)
         while pending:
-            yield frame()
+            yield frame(engine)
 
 
 def _explained(capture: Capture, fatal: CaptureError | None) -> Capture:
-    """A row that was not sent because no request can succeed says why."""
+    """The same capture; if it was not sent because no request can succeed, its error says why."""
     if capture.job.calls or fatal is None or capture.error is None or capture.error.type != "cancelled":
         return capture
-    return Capture(capture.job, CaptureError("cancelled", fatal.code, f"not sent, since {fatal.type}: {fatal.message}"))
+    message = f"not sent, because of {fatal.type}: {fatal.message}"
+    return Capture(capture.job, CaptureError("cancelled", fatal.code, message))
 
 
 class _Results:
-    """Captures by row, put by the engine's thread, taken in order by Spark's."""
+    """Captures by row: the engine's thread puts them, Spark's thread takes them in order."""
 
     def __init__(self) -> None:
         self._captures: dict[int, Capture] = {}
@@ -179,8 +181,8 @@ class _Results:
             return self._captures.pop(row)
 
 
-def _columns(batch: pd.Series | pd.DataFrame) -> Iterator[dict[str, Any]]:
-    """The batch's rows as :func:`build_request` takes them: pandas' missing values as None, arrays as lists."""
+def _rows(batch: pd.Series | pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """The rows as :func:`build_request` takes them: missing values as None, arrays as lists."""
     if isinstance(batch, pd.Series):
         batch = batch.to_frame("prompt")
     names = list(batch.columns)

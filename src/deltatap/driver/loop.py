@@ -25,9 +25,9 @@ from deltatap.driver.pacer import Pacer, Spent
 from deltatap.driver.progress import Display, Snapshot, snapshot
 from deltatap.errors import ConfigError, LeaseLostError, said
 from deltatap.http.credentials import handed_over
-from deltatap.messages import Control
+from deltatap.messages import POLL_S, Control
 from deltatap.udf import part_udf
-from deltatap.worker.attempt import POLL_S, CaptureTask
+from deltatap.worker.attempt import CaptureTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

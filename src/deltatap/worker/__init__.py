@@ -1,1 +1,1 @@
-"""What runs in a Spark worker: one attempt at one part of the plan."""
+"""The code that runs in a Spark worker: one attempt at one part of the plan."""

@@ -1,7 +1,7 @@
-"""A worker's side of the limits: permits to start requests, and a meter of what has started. Pure: time is passed in.
+"""A worker's side of the limits: permits to start requests, and a meter of recent starts. Pure: time is passed in.
 
-A permit that is not used within a second or two is void, so nothing piles up, and a worker that hears nothing starts
-nothing. Leaves to ``limits.py`` how the driver deals them.
+An unused permit expires after PERMIT_S, so permits do not accumulate, and a worker that receives no messages starts
+nothing. Leaves to ``driver/pacer.py`` how the driver issues permits.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ _BUCKET_S = 0.5
 
 
 class Allowance:
-    """A worker's permits: what of them is left. Everything is allowed until a permit is given.
+    """A worker's permits. Everything is allowed until the first permit arrives.
 
     Attributes:
-        used: permits used or void, by number.
+        used: the highest permit number that is used or void.
     """
 
     __slots__ = ("_permit", "_until", "used")
@@ -29,27 +29,27 @@ class Allowance:
         self._until = 0.0
 
     def give(self, permit: Permit | None, now: float) -> None:
-        """The driver's word; None lifts all limits."""
+        """Set the driver's latest permit; None lifts all limits."""
         self._permit = permit
         self._until = now + PERMIT_S
         if permit is not None:
             self.used = max(self.used, permit.void)
 
     def allows(self, now: float, tokens: float) -> bool:
-        """Whether a request of so many expected tokens may start."""
+        """Whether a request with this many expected tokens may start."""
         permit = self._permit
         if permit is None:
             return True
-        # The next request may be another by now, and its use may have been learned anew; but not much more.
+        # Since the permit was issued, the next request or its expected use may have changed, but only within bounds.
         return now < self._until and self.used < permit.requests and tokens <= TOLERATED * permit.tokens
 
     def take(self) -> None:
-        """A request has started."""
+        """Count a request that has started."""
         self.used += 1
 
 
 class Meter:
-    """What a worker has started in the last minute, by the time of its start."""
+    """Requests and tokens that a worker has started within the last minute, in buckets of half a second."""
 
     __slots__ = ("_buckets",)
 
@@ -57,7 +57,7 @@ class Meter:
         self._buckets: deque[list[float]] = deque()
 
     def started(self, at: float, tokens: float) -> None:
-        """A request started, with its expected tokens; times come in order."""
+        """Add a request with its expected tokens; times arrive in order."""
         bucket = math.floor(at / _BUCKET_S) * _BUCKET_S
         if not self._buckets or self._buckets[-1][0] < bucket:
             self._buckets.append([bucket, 0.0, 0.0])
@@ -67,7 +67,7 @@ class Meter:
             self._buckets.popleft()
 
     def corrected(self, at: float, tokens: float) -> None:
-        """The request that started then had so many tokens more, or fewer, than expected."""
+        """Add the difference between actual and expected tokens of the request that started at `at`."""
         bucket = math.floor(at / _BUCKET_S) * _BUCKET_S
         for entry in reversed(self._buckets):
             if entry[0] <= bucket:
@@ -75,7 +75,7 @@ class Meter:
                 return
 
     def recent(self, now: float) -> list[list[float]]:
-        """Age in seconds at least, requests and tokens of what started within the last minute."""
+        """For each bucket of the last minute: its minimum age in seconds, requests, and tokens."""
         found = []
         for at, requests, tokens in self._buckets:
             age = max(0.0, now - at - _BUCKET_S)

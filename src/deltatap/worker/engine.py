@@ -1,14 +1,13 @@
-"""Many streams at once on one event loop, in a thread of its own, so that a Spark worker's thread may feed it and wait.
+"""Many streams at once on one event loop, in a thread of its own, so that Spark's thread can feed it and wait.
 
-Knows how to keep a share of streams open over all batches, when a request's story is over, and how late its own loop
-runs. Leaves to others what a call is (``client.py``), what may start (``schedule.py``), what is tried again
-(``outcomes.py``) and what becomes of a finished capture (its ``deliver``).
+Knows how to keep a share of streams open across batches, and when a request is finished. Leaves to others how a call is
+made (``http/client.py``), what may start (``schedule.py``, ``usage.py``), what is retried (``retry.py``), and where a
+finished capture goes (``deliver``).
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import threading
 import time
@@ -19,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import uvloop
 
 from deltatap.errors import said
+from deltatap.messages import POLL_S
 from deltatap.model import Capture, CaptureError, Job
-from deltatap.worker.lag import LagRecord
+from deltatap.worker.lag import LagWatch
 from deltatap.worker.retry import RetryPolicy, next_try, stops_run
 from deltatap.worker.schedule import Scheduler
 from deltatap.worker.usage import Tally
@@ -31,17 +31,18 @@ if TYPE_CHECKING:
     from deltatap.messages import Permit
     from deltatap.model import Call, Wire
 
-_LAG_TICK_S = 0.01
 _JOIN_S = 10.0
-# A call that the client has mended (a token renewed, stream options left away) goes out again at once, so often.
+# The heartbeat's lag covers this many seconds.
+_LAG_S = 10 * POLL_S
+# How often a call that the client has corrected (renewed token, dropped stream options) is resent at once.
 _MENDED = 2
 
 
 class Client(Protocol):
-    """What makes one call."""
+    """Makes calls."""
 
     async def call(self, wire: Wire) -> Call:
-        """One call, however it ends."""
+        """Make one call; returns also when it fails or is cancelled."""
         ...
 
     async def close(self) -> None:
@@ -49,8 +50,41 @@ class Client(Protocol):
         ...
 
 
+class _Unfinished:
+    """Counts the jobs that are submitted and not finished, and blocks above a maximum."""
+
+    def __init__(self, maximum: int) -> None:
+        self._maximum = maximum
+        self._count = 0
+        self._changed = threading.Condition()
+
+    def add(self, timeout: float) -> bool:
+        """Count a job; False when there was no room for it within `timeout` seconds."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._count < self._maximum, timeout):
+                return False
+            self._count += 1
+            return True
+
+    def remove(self) -> None:
+        """A job is finished."""
+        with self._changed:
+            self._count -= 1
+            self._changed.notify_all()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until no job is left; False when some are after `timeout` seconds."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._count == 0, timeout)
+
+
 class Engine:
-    """Runs jobs to their end. ``submit`` blocks while ``look_ahead`` of them are unfinished, so memory is bounded."""
+    """Runs jobs until each is captured or dropped. ``submit`` blocks while too many are unfinished, to bound memory.
+
+    Attributes:
+        requests: the number of calls made.
+        fatal: why no request can succeed; None while requests can.
+    """
 
     def __init__(
         self,
@@ -65,24 +99,22 @@ class Engine:
 
         Args:
             make_client: called on the event loop.
-            policy: how often a request is tried.
-            look_ahead: how many jobs may be unfinished before ``submit`` waits.
-            deliver: takes each capture, once, on the event loop's thread; must not block.
-            share: how many streams may be open until told otherwise.
+            policy: the limits of retries.
+            look_ahead: the number of unfinished jobs above which ``submit`` blocks.
+            deliver: receives each capture once, on the event loop's thread; must not block.
+            share: the maximum number of open streams until :meth:`control` sets it.
         """
         self._make_client, self._policy, self._deliver = make_client, policy, deliver
-        self._room = threading.BoundedSemaphore(look_ahead)
         self._scheduler = Scheduler(share)
+        self._tally = Tally()
+        self._lag = LagWatch()
+        self._unfinished = _Unfinished(look_ahead)
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._main, name="deltatap-engine", daemon=True)
-        self._lag = LagRecord()
-        self.tally = Tally()
-        self._tick_due = math.inf
-        self._tasks: dict[asyncio.Task[None], Job] = {}
-        self._submitted = 0
-        self._finished = 0
-        self._progress = threading.Event()
         self._ready = threading.Event()
+        self._wake = asyncio.Event()
+        self._over = False
+        self._tasks: dict[asyncio.Task[None], Job] = {}
         self._broken: BaseException | None = None
         self._random = random.Random()  # noqa: S311 - jitter, not secrets
         self._cool_until = 0.0
@@ -97,42 +129,25 @@ class Engine:
 
     def __exit__(self, *exc: object) -> None:
         if self._thread.is_alive():
-            with suppress(RuntimeError):  # it is ending by itself
+            with suppress(RuntimeError):  # the loop is already closing
                 self._loop.call_soon_threadsafe(self._end)
             self._thread.join(_JOIN_S)
 
-    @property
-    def open(self) -> int:
-        """How many streams are open."""
-        return self._scheduler.open
-
-    @property
-    def cool_s(self) -> float:
-        """For how long this worker was asked to wait, from now."""
-        return max(0.0, self._cool_until - time.perf_counter())
-
-    def lag_ms(self, seconds: float) -> float:
-        """The event loop's worst delay in the last seconds."""
-        return self._worst_lag(time.perf_counter() - seconds) * 1e3
-
     def submit(self, job: Job) -> bool:
-        """Take a job and what follows it; blocks while too many are unfinished. False when the engine was stopped."""
-        following: Job | None = job
-        while following is not None:
-            while not self._room.acquire(timeout=0.5):
+        """Take a job and its ``then``; blocks while too many jobs are unfinished. False after a stop."""
+        each: Job | None = job
+        while each is not None:
+            while not self._unfinished.add(timeout=0.5):
                 self.check()
             self.check()
-            self._submitted += 1
-            following = following.then
+            each = each.then
         self._loop.call_soon_threadsafe(self._take, job)
         return not self._scheduler.stopped
 
     def join(self) -> None:
-        """Wait until every submitted job is delivered or dropped."""
-        while self._finished < self._submitted:
+        """Wait until every submitted job is delivered."""
+        while not self._unfinished.wait(timeout=0.2):
             self.check()
-            self._progress.wait(0.2)
-            self._progress.clear()
 
     def control(
         self,
@@ -142,71 +157,67 @@ class Engine:
         permit: Permit | None = None,
         mean_output_tokens: float | None = None,
     ) -> None:
-        """Set the share of streams and what is permitted; from any thread.
+        """Set the share of streams and the permits; from any thread.
 
         Args:
-            share: how many streams may be open.
-            cool_s: for so long nothing starts.
-            permit: what may have started; None where nothing limits it.
-            mean_output_tokens: how long the outputs of all workers are.
+            share: the maximum number of open streams.
+            cool_s: start nothing for this many seconds.
+            permit: what may have started; None when there are no limits.
+            mean_output_tokens: the mean over all workers; None when unknown.
         """
         self._loop.call_soon_threadsafe(self._control, share, cool_s, permit, mean_output_tokens)
 
-    def told(self) -> dict[str, Any]:
-        """What the engine's part of a heartbeat says; from any thread, also when the engine is over."""
-        if not self._thread.is_alive():
-            return self._tell()
-        answer: Future[dict[str, Any]] = Future()
-        self._loop.call_soon_threadsafe(lambda: answer.set_result(self._tell()))
-        return answer.result(_JOIN_S)
-
-    def _tell(self) -> dict[str, Any]:
-        scheduler = self._scheduler
-        return {"wants": scheduler.wants, **self.tally.told(scheduler.next(time.perf_counter()))}
-
     def stop(self, grace_s: float) -> None:
-        """Start nothing more; cut what is still open after the grace period. From any thread, more than once."""
+        """Start nothing more, and cut open streams after the grace period; from any thread, more than once."""
         self._loop.call_soon_threadsafe(self._stop, grace_s)
 
+    def status(self) -> dict[str, Any]:
+        """The engine's fields of a heartbeat; from any thread, also after the engine has ended."""
+        if not self._thread.is_alive():
+            return self._status()
+        answer: Future[dict[str, Any]] = Future()
+        self._loop.call_soon_threadsafe(lambda: answer.set_result(self._status()))
+        return answer.result(_JOIN_S)
+
     def check(self) -> None:
-        """Raise when the engine has broken down, which no outcome of a call does.
+        """Raise when the engine itself has failed; the outcome of a call never causes this.
 
         Raises:
             RuntimeError: with the cause.
         """
         if self._broken is not None:
             raise RuntimeError(
-                f"the engine broke down: {type(self._broken).__name__}: {said(self._broken)}"
+                f"the engine failed: {type(self._broken).__name__}: {said(self._broken)}"
             ) from self._broken
+
+    # Everything below runs on the event loop's thread.
 
     def _main(self) -> None:
         try:
             with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
                 runner.run(self._serve())
-        except BaseException as error:  # noqa: BLE001 - handed to the feeding thread, which raises it
+        except BaseException as error:  # noqa: BLE001 - the feeding thread raises it
             self._broken = error
         finally:
             self._ready.set()
 
     async def _serve(self) -> None:
-        self._wake = asyncio.Event()
-        self._over = False
         self._client = self._make_client()
         self._ready.set()
-        lag = asyncio.create_task(self._watch_lag())
+        lag = asyncio.create_task(self._lag.run())
         try:
             while not self._over:
-                if job := self._scheduler.start(time.perf_counter(), self.tally.allows):
+                if job := self._scheduler.start(time.perf_counter(), self._tally.allows):
                     self._start(job)
                 else:
-                    await self._something()
+                    await self._next_event()
         finally:
             lag.cancel()
             await asyncio.gather(lag, *self._tasks, return_exceptions=True)
             await self._client.close()
 
-    async def _something(self) -> None:
-        """Wait for whatever may let a job start."""
+    async def _next_event(self) -> None:
+        """Wait for anything that may let a job start."""
         at = self._scheduler.wake_at()
         timer = None if at is None else self._loop.call_later(max(0.0, at - time.perf_counter()), self._wake.set)
         await self._wake.wait()
@@ -216,7 +227,7 @@ class Engine:
 
     def _start(self, job: Job) -> None:
         self.requests += 1
-        self.tally.started(job)
+        self._tally.started(job)
         task = asyncio.create_task(self._call(job))
         self._tasks[task] = job
         task.add_done_callback(self._ended)
@@ -226,7 +237,7 @@ class Engine:
             raise RuntimeError("a bad row is never scheduled")
         call = await self._client.call(job.wire)
         job.calls.append(call)
-        self.tally.ended(job, call)
+        self._tally.ended(job, call)
         if call.mended and job.tries.mended < _MENDED and not self._scheduler.stopped:
             job.tries.mended += 1
             self._scheduler.again(job, time.perf_counter())
@@ -237,7 +248,7 @@ class Engine:
         now = time.perf_counter()
         again = next_try(job.tries, call.status, call.error, self._policy, now=now, jitter=self._random.random())
         if cool_s := max(call.used_up_for_s or 0.0, again.cool_s if again else 0.0):
-            # What the server wants of us it wants of all: the driver passes it on.
+            # The server's limit applies to all workers: the heartbeat carries the cool-down to the driver.
             self._scheduler.cool_down(now + cool_s)
             self._cool_until = max(self._cool_until, now + cool_s)
         if again is None or self._scheduler.stopped:
@@ -250,10 +261,10 @@ class Engine:
         self._scheduler.ended()
         self._wake.set()
         if task.cancelled():  # before its first step
-            self.tally.ended(job, None)
+            self._tally.ended(job, None)
             self._finish(job)
         elif (error := task.exception()) is not None:
-            # A fault of ours, not of the API: fail loudly rather than lose the request.
+            # A bug of ours, not an API error: raising is better than losing the request.
             self._broken = error
             self._over = True
             self._cut()
@@ -279,7 +290,7 @@ class Engine:
             Capture(
                 job,
                 queued_ms=(first.started - job.planned) * 1e3,
-                loop_lag_ms=self._worst_lag(last.started) * 1e3,
+                loop_lag_ms=self._lag.worst_ms(since=last.started),
             )
         )
 
@@ -288,9 +299,7 @@ class Engine:
 
     def _done(self, capture: Capture) -> None:
         self._deliver(capture)
-        self._finished += 1
-        self._room.release()
-        self._progress.set()
+        self._unfinished.remove()
         if (following := capture.job.then) is not None:
             following.planned = time.perf_counter()
             self._take(following)
@@ -298,7 +307,7 @@ class Engine:
     def _control(self, share: int, cool_s: float, permit: Permit | None, mean_output_tokens: float | None) -> None:
         self._scheduler.share = share
         self._scheduler.barred = False
-        self.tally.give(permit, mean_output_tokens)
+        self._tally.give(permit, mean_output_tokens)
         self._scheduler.cool_down(time.perf_counter() + cool_s)
         self._wake.set()
 
@@ -317,13 +326,14 @@ class Engine:
         self._wake.set()
         self._cut()
 
-    def _worst_lag(self, since: float) -> float:
-        """In seconds; a tick that is late right now counts, too."""
-        return max(self._lag.worst(since), time.perf_counter() - self._tick_due)
-
-    async def _watch_lag(self) -> None:
-        while True:
-            self._tick_due = time.perf_counter() + _LAG_TICK_S
-            await asyncio.sleep(_LAG_TICK_S)
-            now = time.perf_counter()
-            self._lag.add(now, max(0.0, now - self._tick_due))
+    def _status(self) -> dict[str, Any]:
+        now = time.perf_counter()
+        return {
+            "open": self._scheduler.open,
+            "requests": self.requests,
+            "wants": self._scheduler.wants,
+            "loop_lag_ms": self._lag.worst_ms(since=now - _LAG_S),
+            "cool_s": max(0.0, self._cool_until - now),
+            "fatal": None if self.fatal is None else f"{self.fatal.type}: {self.fatal.message}",
+            **self._tally.status(self._scheduler.next(now)),
+        }

@@ -1,7 +1,7 @@
-"""The journal: finished captures in small Parquet files, so that what is paid for is kept within a flush interval.
+"""The journal: small Parquet files that keep finished captures, within one flush interval, until they land.
 
-Knows how a file gets there whole or not at all, and how to read back which rows are there. A thread of its own takes
-captures from the engine, counts their tokens and writes them. Leaves their landing in ``captures`` to ``landing.py``.
+Knows how to write a file whole or not at all, and how to find out which rows the journal holds. A thread of its own
+takes captures from the engine, counts their tokens and writes them. Leaves landing to ``driver/landing.py``.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
     from deltatap.model import Capture
 
 _RECENT = 256
-# A flush holds at most so many captures: with the chunk texts of long answers this bounds memory.
+# The maximum of captures and of chunks in one file. Both bound memory: chunks are copied into Arrow's columns, and many
+# long answers may end at the same time.
 _FLUSH_ROWS = 512
-# Chunks are copied into Arrow's columns: of long answers that end together, not all at once.
 _FLUSH_CHUNKS = 50_000
 _GIVE_UP_S = 120.0
 
 
 class Totals:
-    """What a worker's captures come to; read by its heartbeat while the journal's thread counts on."""
+    """The sums over a worker's captures. The journal's thread writes them; the heartbeat reads them at any time."""
 
     def __init__(self) -> None:
         self.rows: Counter[str] = Counter()
@@ -50,7 +50,7 @@ class Totals:
         self._ttft_ms: deque[float] = deque(maxlen=_RECENT)
 
     def add(self, row: Row) -> None:
-        """Count a row that is going to be written."""
+        """Count a row."""
         self.rows[row.status] += 1
         for call in row.capture.job.calls:
             if call.error is not None:
@@ -66,24 +66,24 @@ class Totals:
 
     @property
     def ttft_ms(self) -> float | None:
-        """The median of the last captures."""
+        """The median of the latest captures; None when none had output."""
         recent = list(self._ttft_ms)
         return statistics.median(recent) if recent else None
 
 
 class JournalWriter:
-    """Writes captures as they finish: a file each flush interval, and a last one on exit."""
+    """Writes captures as they finish: one file per flush interval, and the last one on exit."""
 
     def __init__(self, folder: Path, prefix: str, context: Context, *, plan: int, part: int, flush_s: float) -> None:
         """Nothing runs before the writer is entered.
 
         Args:
             folder: the journal.
-            prefix: of the file names: run, task and attempt, so that a zombie attempt overwrites nothing.
-            context: what is the same for all rows.
+            prefix: of the file names; names run, part and attempt, so that attempts never overwrite each other's files.
+            context: what all rows share.
             plan: the plan's epoch.
             part: the part of the plan.
-            flush_s: seconds from a capture's end to the start of its write, at most.
+            flush_s: the maximum time from a capture's end to the start of its write, in seconds.
         """
         self._folder, self._prefix, self._context = folder, prefix, context
         self._plan, self._part, self._flush_s = plan, part, flush_s
@@ -106,11 +106,11 @@ class JournalWriter:
 
     @property
     def waiting(self) -> int:
-        """Captures that are not written yet."""
+        """The number of captures in the queue."""
         return self._queue.qsize()
 
     def put(self, capture: Capture) -> None:
-        """Take a capture; never blocks. One that a stop came before is no row."""
+        """Take a capture; never blocks. A capture that was cancelled before anything arrived is not a row."""
         if capture.error is None or capture.error.type != "cancelled":
             self._queue.put(capture)
 
@@ -118,11 +118,11 @@ class JournalWriter:
         try:
             while self._flush():
                 pass
-        except BaseException as error:  # noqa: BLE001 - handed to the worker, which raises it
+        except BaseException as error:  # noqa: BLE001 - __exit__ raises it
             self.failure = error
 
     def _flush(self) -> bool:
-        """Write what comes within a flush interval; false at the end."""
+        """Write the captures of one flush interval; False at the end."""
         capture = self._queue.get()
         if capture is None:
             return False
@@ -143,7 +143,7 @@ class JournalWriter:
         return capture is not None
 
     def _write(self, rows: Sequence[Row]) -> None:
-        """Write; while the folder refuses, keep trying: these captures are paid for."""
+        """Write a file; retry while the folder refuses, because these captures are paid for."""
         batch = journal_batch(rows, self._context, plan=self._plan, part=self._part)
         name = f"{self._prefix}-{uuid.uuid4().hex}"
         give_up = time.monotonic() + _GIVE_UP_S
@@ -163,14 +163,14 @@ def _chunks(capture: Capture) -> int:
 
 
 def warm_up(context: Context) -> None:
-    """Load vocabularies and what pyarrow imports on first use, which would hold the event loop for a second."""
+    """Load the vocabulary and what pyarrow imports on first use; later it would block the event loop for a second."""
     encoding(context.fallback_encoding)
     with pq.ParquetWriter(pa.BufferOutputStream(), JOURNAL_SCHEMA, compression="zstd") as writer:
         writer.write_batch(journal_batch([], context, plan=0, part=0))
 
 
 def write_journal(folder: Path, name: str, batch: pa.RecordBatch) -> Path:
-    """Write a batch under a temporary name that Spark passes over, sync it, and rename it."""
+    """Write a batch under a temporary name that Spark ignores, sync it to disk, and rename it."""
     temporary, final = folder / f".{name}.tmp", folder / f"{name}.parquet"
     with temporary.open("wb") as file:
         with pq.ParquetWriter(file, batch.schema, compression="zstd") as writer:
@@ -184,8 +184,8 @@ def write_journal(folder: Path, name: str, batch: pa.RecordBatch) -> Path:
 def journaled_rows(folder: Path, plan: int, part: int) -> np.ndarray[Any, Any]:
     """The rows of a part that are in the journal.
 
-    Files that land while this reads are passed over: what has landed is remembered before they go, so read the landed
-    rows after this. Files that cannot be read hold nothing that counts.
+    Skips files that landing deletes meanwhile. Landing records their rows before it deletes them, so read the landed
+    rows after the journal. Skips damaged files, too: their requests are owed again.
     """
     rows = [np.empty(0, np.int32)]
     for path in sorted(folder.glob("*.parquet")):
@@ -199,7 +199,7 @@ def journaled_rows(folder: Path, plan: int, part: int) -> np.ndarray[Any, Any]:
 
 
 def readable(path: Path) -> bool:
-    """Whether a journal file is whole; one that is gone is."""
+    """Whether a journal file is undamaged; True for a file that has been deleted."""
     try:
         pq.read_table(path, partitioning=None)
     except FileNotFoundError:

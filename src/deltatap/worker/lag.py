@@ -1,15 +1,24 @@
-"""How late the event loop ran, and the worst of it since any time. Pure."""
+"""How late the event loop runs: the record of its delays, and the task that measures them."""
 
 from __future__ import annotations
 
+import asyncio
+import math
+import time
 from bisect import bisect_left
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_TICK_S = 0.01
 
 
 class LagRecord:
-    """How late an event loop ran, and the worst of it since any time.
+    """The delays of an event loop, and the longest one since any time. Pure.
 
-    Only lags that no later one exceeds can be the worst since some time: kept alone, they fall from the oldest to the
-    newest, so the worst since a time is the first one after it.
+    A delay that a later one exceeds is never the longest since any time, so it is dropped. The delays that remain fall
+    from the oldest to the newest: the longest since a time is the first one after it.
     """
 
     __slots__ = ("_at", "_lag")
@@ -19,7 +28,7 @@ class LagRecord:
         self._lag: list[float] = []
 
     def add(self, at: float, lag: float) -> None:
-        """The loop was `lag` seconds late at `at`, in monotonic seconds; times come in order."""
+        """Record that the loop was `lag` seconds late at `at`, in monotonic seconds; times arrive in order."""
         while self._lag and self._lag[-1] <= lag:
             self._lag.pop()
             self._at.pop()
@@ -27,6 +36,29 @@ class LagRecord:
         self._lag.append(lag)
 
     def worst(self, since: float) -> float:
-        """The worst lag in seconds since a time; 0 when there was none."""
+        """The longest delay since a time, in seconds; 0 when there was none."""
         at = bisect_left(self._at, since)
         return self._lag[at] if at < len(self._lag) else 0.0
+
+
+class LagWatch:
+    """Measures how late a timer of the running event loop fires, a hundred times a second."""
+
+    __slots__ = ("_clock", "_due", "_record")
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._record = LagRecord()
+        self._due = math.inf
+
+    def worst_ms(self, since: float) -> float:
+        """The longest delay since a monotonic time, in ms; a timer that is late at this moment counts."""
+        return 1e3 * max(self._record.worst(since), self._clock() - self._due)
+
+    async def run(self) -> None:
+        """Measure until cancelled."""
+        while True:
+            self._due = self._clock() + _TICK_S
+            await asyncio.sleep(_TICK_S)
+            now = self._clock()
+            self._record.add(now, max(0.0, now - self._due))

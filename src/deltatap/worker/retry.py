@@ -1,4 +1,7 @@
-"""Which outcomes a worker retries within a run, and when. Pure: times and random numbers are passed in."""
+"""Which outcomes a worker retries within a run, and when. Pure: times and random numbers are passed in.
+
+The table of outcomes is :data:`deltatap.model.ERRORS`; this module applies the limits of the configuration to it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ _BACKOFF_MAX_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often one request is tried within a run; names and units as in the configuration."""
+    """The limits of retries for one request within a run; names and units as in the configuration."""
 
     max_attempts: int = 5
     max_broken: int = 2
@@ -26,24 +29,24 @@ class RetryPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """Try again after ``delay_s`` seconds; meanwhile the whole run starts nothing for ``cool_s`` seconds."""
+    """Retry after ``delay_s`` seconds; the whole run starts nothing for ``cool_s`` seconds."""
 
     delay_s: float
     cool_s: float = 0.0
 
 
-def next_try(  # noqa: PLR0911 - one return for each line of the design's table
+def next_try(  # noqa: PLR0911 - one return for each case
     tries: Tries, status: Status, error: CaptureError | None, policy: RetryPolicy, *, now: float, jitter: float
 ) -> Again | None:
-    """Whether a call's outcome is tried again, and when; counts the call in ``tries``.
+    """Whether and when to retry after a call; None when not. Counts the call in ``tries``.
 
     Args:
         tries: updated in place.
-        status: of the call.
-        error: of the call; None when it completed.
+        status: the call's status.
+        error: the call's error; None when it completed.
         policy: the limits.
         now: monotonic seconds.
-        jitter: from 0 to 1: spreads back-off over half to the whole of its length.
+        jitter: from 0 to 1; scales the back-off from half of its length to all of it.
     """
     if error is None:
         return None
@@ -73,5 +76,5 @@ def _backoff(tries: int, jitter: float) -> float:
 
 
 def stops_run(error: CaptureError | None) -> bool:
-    """Whether no other request of the run can succeed either: a wrong key, a missing model, no quota."""
+    """Whether no other request of the run can succeed either: a wrong key, a missing model, an exhausted quota."""
     return error is not None and ERRORS[error.type].stops_run

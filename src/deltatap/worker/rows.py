@@ -1,10 +1,10 @@
-"""Finished captures become rows of ``captures``, as Arrow columns: tokens are counted and costs summed on the way.
+"""Turns finished captures into rows of ``captures``, as Arrow columns; counts their tokens and sums their costs.
 
-Knows where each fact of a capture stands in the table. Leaves the columns' types to ``tables.py``, counting to
-``tokens.py``, prices to ``prices.py``. It takes milliseconds a row, so it runs off the event loop.
+Knows which column holds which fact of a capture. Leaves the columns' types to ``delta/columns.py``, counting to
+``tokens.py`` and ``api/``, prices to ``prices.py``. A row takes milliseconds, so run this off the event loop.
 
-Chunks are built as flat columns (offsets, one float buffer, one array of strings): dicts would cost more than the rest
-of the worker does for a chunk.
+Chunks are built as flat columns (offsets, one float buffer, one array of strings). As dicts, a chunk would cost more
+here than everything else that the worker does for it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from deltatap.tokens import count_text, known_encoding
 from deltatap.worker.timing import Times, tpot_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from deltatap.model import Api, Call, Capture, CaptureError, Choice, Job
     from deltatap.prices import Price, Prices
@@ -34,18 +34,19 @@ if TYPE_CHECKING:
 CAPTURES_SCHEMA = columns.arrow_schema(columns.CAPTURES)
 JOURNAL_SCHEMA = columns.arrow_schema(columns.JOURNAL)
 _CHUNKS_TYPE = columns.arrow_type(columns.CHUNKS)
+_NULLS: dict[str, Any] = dict.fromkeys(CAPTURES_SCHEMA.names)
 _EMPTY = Chunks()
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What is the same for all rows of a worker.
+    """What all rows of a worker share.
 
     Attributes:
-        run_id: the run; empty where there is none.
+        run_id: the run; empty for the public UDF.
         endpoint: the endpoint's name.
         api: chat, completions or responses.
-        worker: host and partition.
+        worker: host, and part or partition.
         fallback_encoding: for models that tiktoken does not know.
         prices: USD per million tokens.
     """
@@ -60,7 +61,7 @@ class Context:
 
 @dataclass(frozen=True, slots=True)
 class Bill:
-    """What one call used: tokens, cost, and who counted them (None when nothing was used)."""
+    """The use of one call: tokens, cost (None without a price), and who counted them (None when nothing was used)."""
 
     input_tokens: int
     output_tokens: int
@@ -70,7 +71,7 @@ class Bill:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A capture with all that was counted for it; `bills` are one a call."""
+    """A capture with its counted tokens and costs; `bills` has one entry per call."""
 
     capture: Capture
     encoding: str
@@ -82,13 +83,13 @@ class Row:
 
     @property
     def last(self) -> Call | None:
-        """The call that the row tells of."""
+        """The call that the row describes; None when there was none."""
         calls = self.capture.job.calls
         return calls[-1] if calls else None
 
     @property
     def status(self) -> str:
-        """The row's status; an interrupted call stays `interrupted`."""
+        """The row's status."""
         return self.last.status if self.last else "failed"
 
     @property
@@ -98,14 +99,14 @@ class Row:
 
 
 def counted(capture: Capture, context: Context) -> Row:
-    """The capture with its tokens and costs; CPU for every token, so off the event loop."""
+    """Count a capture's tokens and costs; takes CPU time for every token, so call it off the event loop."""
     job = capture.job
     body = json.loads(job.wire.body) if job.wire else None
     asked = job.request.model
     answered = next(
         (call.received.response_model for call in reversed(job.calls) if call.received.response_model), None
     )
-    # A deployment or a serving endpoint has a name of its owner's; the answer says which model it is.
+    # The owner of a deployment or a serving endpoint chooses its name; the response names the model behind it.
     model = next((name for name in (asked, answered) if name and known_encoding(name)), None)
     encoding = (known_encoding(model) if model else None) or context.fallback_encoding
     inputs = InputTokens() if body is None else count_input(body, context.api, model or asked or "", encoding)
@@ -119,7 +120,7 @@ def counted(capture: Capture, context: Context) -> Row:
 
 
 def _output_tokens(call: Call, encoding: str, echo: object) -> int:
-    """Of all that came in all choices; an echoed prompt is no output."""
+    """The tokens of all choices; an echoed prompt is not output."""
     texts = [text for choice in call.received.choices for text in _texts(choice) if text]
     if isinstance(echo, str):
         texts = [text.removeprefix(echo) for text in texts]
@@ -127,14 +128,14 @@ def _output_tokens(call: Call, encoding: str, echo: object) -> int:
 
 
 def _texts(choice: Choice) -> Iterator[str | None]:
-    """What a model generated for a choice; of a tool call the name and the arguments, not the JSON around them."""
+    """What the model generated for a choice; of a tool call, its name and arguments without the JSON around them."""
     yield from (choice.text, choice.reasoning, choice.refusal)
     for call in json.loads(choice.tool_calls) if choice.tool_calls else ():
         yield from call.get("function", {}).values()
 
 
 def _bill(call: Call, inputs: int, output: int, price: Price | None) -> Bill:
-    """What a call used: as reported, and what was not reported as tiktoken counts it; nothing when nothing came."""
+    """The use of a call: as reported, else as tiktoken counts it; nothing when no output arrived."""
     usage = call.received.usage
     if usage is None and not call.received.output:
         return Bill(0, 0, Decimal(0) if price else None, None)
@@ -153,11 +154,11 @@ def _total(
 ) -> tuple[float | None, str | None]:
     bases = {bill.basis for bill in bills if bill.basis}
     if any(call["input_tokens"] for call in earlier):
-        bases.add("tiktoken")  # a call that was tried again broke off, before the usage that ends a stream
+        bases.add("tiktoken")  # a retried call broke off before the usage, which comes last in a stream
     basis = None if not bases else bases.pop() if len(bases) == 1 else "mixed"
     if not priced:
         return None, basis
-    # Through their texts: the sum of prices in USD is exact to the last digit.
+    # Decimals from text keep the sum exact to the last digit.
     before = sum((Decimal(str(call["cost_usd"] or 0)) for call in earlier), Decimal(0))
     return float(before + sum((bill.cost_usd or Decimal(0) for bill in bills), Decimal(0))), basis
 
@@ -168,30 +169,27 @@ def captures_batch(rows: Sequence[Row], context: Context) -> pa.RecordBatch:
 
 
 def journal_batch(rows: Sequence[Row], context: Context, *, plan: int, part: int) -> pa.RecordBatch:
-    """The rows as a batch of the journal: those of ``captures``, and where they came from."""
-    where = [
+    """The rows as a batch of the journal: the columns of ``captures``, and plan, part and row."""
+    origin = [
         pa.array([plan] * len(rows), pa.int32()),
         pa.array([part] * len(rows), pa.int32()),
         pa.array([row.capture.job.row for row in rows], pa.int32()),
     ]
-    return pa.RecordBatch.from_arrays([*_arrays(rows, context), *where], schema=JOURNAL_SCHEMA)
+    return pa.RecordBatch.from_arrays([*_arrays(rows, context), *origin], schema=JOURNAL_SCHEMA)
 
 
 def _arrays(rows: Sequence[Row], context: Context) -> list[pa.Array]:
-    special: dict[str, Callable[[], pa.Array]] = {
-        "chunks": lambda: chunks_array([row.last.received.chunks if row.last else _EMPTY for row in rows]),
-    }
     values = [_values(row, context) for row in rows]
     return [
-        special[column.name]()
-        if column.name in special
-        else pa.array([row[column.name] for row in values], CAPTURES_SCHEMA.field(column.name).type)
-        for column in columns.CAPTURES
+        chunks_array([row.last.received.chunks if row.last else _EMPTY for row in rows])
+        if field.name == "chunks"
+        else pa.array([row[field.name] for row in values], field.type)
+        for field in CAPTURES_SCHEMA
     ]
 
 
 def chunks_array(chunks: Sequence[Chunks]) -> pa.ListArray:
-    """The ``chunks`` column: one list a capture."""
+    """The ``chunks`` column: one list per capture."""
     offsets = np.zeros(len(chunks) + 1, np.int32)
     np.cumsum([len(c) for c in chunks], out=offsets[1:])
 
@@ -219,7 +217,7 @@ def chunks_array(chunks: Sequence[Chunks]) -> pa.ListArray:
 
 
 def _texts_array(chunks: Sequence[Chunks]) -> pa.StringArray:
-    """All elements' texts, from the bytes that they are kept as."""
+    """The texts of all elements, built from their UTF-8 bytes without decoding."""
     before = np.cumsum([0, *(len(c.utf8) for c in chunks)])
     ends = [np.frombuffer(c.end, np.intc) + start for c, start in zip(chunks, before, strict=False) if len(c)]
     offsets = np.concatenate([[0], *ends]).astype(np.int32)
@@ -231,7 +229,10 @@ def _texts_array(chunks: Sequence[Chunks]) -> pa.StringArray:
 def _values(row: Row, context: Context) -> dict[str, Any]:
     capture, last = row.capture, row.last
     job = capture.job
+    # A row without a call (a bad prompt) has no values for the columns that describe one.
+    of_call = _of_call(last, row.output_tokens) if last else {**_NULLS, "choices": []}
     return {
+        **of_call,
         "run_id": context.run_id,
         "request_id": job.request.request_id,
         "request_hash": job.request.request_hash,
@@ -257,7 +258,6 @@ def _values(row: Row, context: Context) -> dict[str, Any]:
         "request_model": job.request.model,
         "request": (last.body if last else None) or (job.wire.body if job.wire else None),
         "worker": context.worker,
-        **(_of_call(last, row.output_tokens) if last else _NO_CALL),
     }
 
 
@@ -319,12 +319,3 @@ def _error(error: CaptureError | None) -> dict[str, Any] | None:
 
 def _utc(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
-
-
-_CALL_COLUMNS = (
-    "finish_reason text choices dispatch_ms headers_ms first_chunk_ms ttft_ms ttfot_ms last_chunk_ms e2e_ms tpot_ms "
-    "usage_reported response_model response_id server_request_id system_fingerprint service_tier content_filter "
-    "logprobs moderation raw started_at finished_at"
-)
-# A row without any call: a bad prompt, or one that a stop came before.
-_NO_CALL: dict[str, Any] = dict.fromkeys(_CALL_COLUMNS.split()) | {"choices": []}

@@ -1,7 +1,7 @@
 """Which request of a worker may start now, and when the next one may. Pure: time is passed in.
 
-Knows the worker's share of the run's streams, what waits to be tried again, cool-downs and stops. Leaves the calls
-themselves to ``engine.py`` and why something is tried again to ``outcomes.py``.
+Knows the worker's share of the run's streams, retries that are due later, cool-downs and stops. Leaves the calls
+themselves to ``engine.py``, and which outcomes are retried to ``retry.py``.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from deltatap.model import Job
 
 
-# A burst of starts blocks the event loop, and the streams that are open then are measured late.
+# Starting many requests at once blocks the event loop, which delays the arrival times of open streams.
 SPACING_S = 0.003
 
 
 class Scheduler:
-    """Hands out jobs: first those whose time to try again has come, then new ones, never more at once than the share.
+    """Hands out jobs: first the retries that are due, then new jobs, and never more at once than the share.
 
     Attributes:
-        share: how many streams may be open; what is open above it just ends.
-        stopped: whether nothing starts any more.
-        open: how many streams are open.
-        barred: whether what would start next is not permitted; until somebody says otherwise.
+        share: the maximum number of open streams; a smaller share closes none that are open.
+        stopped: whether nothing more starts.
+        open: the number of open streams.
+        barred: whether the next job lacks a permit; the owner resets it when permits change.
     """
 
     __slots__ = ("_again", "_cool_until", "_count", "_new", "_next_start", "barred", "open", "share", "stopped")
@@ -45,35 +45,35 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        """How many jobs have not started, or wait to be tried again."""
+        """The number of jobs that have not started or wait for a retry."""
         return len(self._new) + len(self._again)
 
     def plan(self, job: Job) -> None:
-        """A new job."""
+        """Add a new job."""
         self._new.append(job)
 
     def again(self, job: Job, at: float) -> None:
-        """A job to try again at a time."""
+        """Add a job to retry at a time."""
         self._count += 1
         heapq.heappush(self._again, (at, self._count, job))
 
     def cool_down(self, until: float) -> None:
-        """Start nothing before a time; the latest of such times counts."""
+        """Start nothing before a time; the latest such time counts."""
         self._cool_until = max(self._cool_until, until)
 
     @property
     def wants(self) -> int:
-        """How many jobs could start, if nothing but the share of streams held them."""
+        """The number of jobs that could start if only the share of streams limited them."""
         return 0 if self.stopped else max(0, min(self.waiting, self.share - self.open))
 
     def next(self, now: float) -> Job | None:
-        """The job that would start next."""
+        """The job that would start next; None when there is none."""
         if self._again and (self._again[0][0] <= now or not self._new):
             return self._again[0][2]
         return self._new[0] if self._new else None
 
     def start(self, now: float, permitted: Callable[[Job], bool] = lambda _: True) -> Job | None:
-        """The job that starts now, if one may; it counts as open until :meth:`ended`."""
+        """The job that starts now, or None; it counts as open until :meth:`ended`."""
         if self._held() or now < self._next_start or now < self._cool_until:
             return None
         job = self.next(now)
@@ -91,23 +91,23 @@ class Scheduler:
         return job
 
     def ended(self) -> None:
-        """A stream is no longer open."""
+        """Count a stream as closed."""
         self.open -= 1
 
     def wake_at(self) -> float | None:
-        """When a job may start though nothing else happens; None when only an event can change that."""
+        """When the next job may start if nothing else happens; None when only an event can let one start."""
         if self._held() or self.barred or not self.waiting:
             return None
         ready = 0.0 if self._new else self._again[0][0]
         return max(self._next_start, self._cool_until, ready)
 
     def stop(self) -> list[Job]:
-        """Nothing starts any more; returns the jobs that therefore never end."""
+        """Start nothing more; returns the jobs that will never start."""
         self.stopped = True
-        left = [*self._new, *(job for _, _, job in self._again)]
+        dropped = [*self._new, *(job for _, _, job in self._again)]
         self._new.clear()
         self._again.clear()
-        return left
+        return dropped
 
     def _held(self) -> bool:
         return self.stopped or self.open >= self.share

@@ -1,4 +1,4 @@
-"""The metrics' definitions, pure: from a capture's chunks to its times, and how late the event loop ran meanwhile."""
+"""The times of one capture, computed from its chunks. Pure."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _REASONING = KINDS.index("reasoning")
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """When what came, in ms since the request was written; None when it never did.
+    """Arrival times in ms since the request was written; None when nothing of that kind arrived.
 
     Attributes:
-        first_chunk_ms: the first event of any kind, mostly the role.
-        ttft_ms: time to first token: the first output that is not empty; reasoning counts.
+        first_chunk_ms: the first event of any kind, usually the role.
+        ttft_ms: time to first token: the first output that is not empty, reasoning included.
         ttfot_ms: time to first output token: the first output that is not reasoning.
         last_chunk_ms: the last output.
     """
@@ -48,7 +48,7 @@ class Times:
 def tpot_ms(ttft_ms: float | None, last_chunk_ms: float | None, output_tokens: int | None) -> float | None:
     """Time per output token after the first: (last - first) / (tokens - 1), in ms; None below 2 tokens.
 
-    As vLLM's serving benchmark has it, but to the last output instead of the stream's end.
+    Same definition as in vLLM's serving benchmark, except that it ends at the last output, not at the stream's end.
     """
     if ttft_ms is None or last_chunk_ms is None or output_tokens is None or output_tokens < 2:  # noqa: PLR2004
         return None

@@ -1,8 +1,8 @@
 """What a worker's requests are expected to use, and what its calls have used: the worker's side of limits and budgets.
 
-Knows permits, expectations and how a call's end corrects them. Leaves to ``limits.py`` how the driver deals, to
-``rows.py`` what a call really cost: here, on the event loop, an output that was not reported is taken for as many
-tokens as it had chunks.
+Knows permits, expected use, and how the end of a call corrects it. Leaves to ``driver/pacer.py`` how the driver issues
+permits, and the exact cost to ``rows.py``: this module runs on the event loop, so where the server reports no usage, it
+counts one output token per chunk.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
     from deltatap.messages import Permit
     from deltatap.model import Call, Expected, Job
 
-# Before anything has been captured an output is taken for so long, unless the request says how long it may be: too long
-# begins slowly, too short would exceed a limit before anybody knew.
+# The expected output tokens before the first call has ended, unless the request has a smaller maximum. Too many means a
+# slow start; too few would exceed a limit before the first usage is known.
 _FIRST_OUTPUT = 4000.0
+# The weight of one output in the moving mean.
 _WEIGHT = 0.02
 
 
 def most_output(body: dict[str, Any]) -> int | None:
-    """How many tokens a choice may have, by the request's body."""
+    """The maximum output tokens of a choice according to the request's body; None when it sets none."""
     for name in ("max_completion_tokens", "max_output_tokens", "max_tokens"):
         if isinstance(body.get(name), int) and body[name] > 0:
             return int(body[name])
@@ -34,14 +35,14 @@ def most_output(body: dict[str, Any]) -> int | None:
 
 
 class Tally:
-    """One worker's permits, and what it has used. On the engine's event loop; others read numbers.
+    """One worker's permits and use. Belongs to the engine's event loop; other threads only read numbers.
 
     Attributes:
         allowance: the permits.
-        spent_tokens, spent_usd: of the calls that have ended.
-        flying_tokens, flying_usd: what the open ones are expected to use.
-        limited: how often a server said that it was too much.
-        mean_output_tokens: a choice's output, by the last ones; None before any has ended.
+        spent_tokens, spent_usd: use of the calls that have ended.
+        flying_tokens, flying_usd: expected use of the open calls.
+        limited: the number of 429 responses.
+        mean_output_tokens: per choice, over the latest calls; None before the first has ended.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -59,12 +60,12 @@ class Tally:
         self._flying: dict[Job, tuple[float, float, float]] = {}
 
     def give(self, permit: Permit | None, mean_output_tokens: float | None) -> None:
-        """The driver's word: what may start, and how long the outputs of all workers are."""
+        """Set the driver's latest permit, and the mean output tokens over all workers."""
         self.allowance.give(permit, self._clock())
         self._others = mean_output_tokens
 
     def expects(self, job: Job) -> tuple[float, float]:
-        """Tokens and USD that a request is expected to use."""
+        """The tokens and USD that a request is expected to use."""
         expected = job.expected
         if expected is None:
             return 0.0, 0.0
@@ -79,7 +80,7 @@ class Tally:
         return self.allowance.allows(self._clock(), self.expects(job)[0])
 
     def started(self, job: Job) -> None:
-        """A call starts."""
+        """Count the start of a call."""
         now = self._clock()
         tokens, usd = self.expects(job)
         self.allowance.take()
@@ -89,7 +90,7 @@ class Tally:
         self.flying_usd += usd
 
     def ended(self, job: Job, call: Call | None) -> None:
-        """A call has ended: what it used takes the place of what was expected; None when it never began."""
+        """Replace a call's expected use with its actual use; `call` is None when the call never began."""
         at, tokens, usd = self._flying.pop(job)
         self.flying_tokens -= tokens
         self.flying_usd -= usd
@@ -117,13 +118,13 @@ class Tally:
         return inputs + outputs, 0.0 if expected is None else _usd(expected, inputs, outputs, cached)
 
     def _learn(self, output: float) -> None:
-        """The mean of the first outputs, then one that follows the last ones."""
+        """Update the mean: an average over the first outputs, later a moving average."""
         self._learned += 1
         mean = self.mean_output_tokens or 0.0
         self.mean_output_tokens = mean + (output - mean) * max(_WEIGHT, 1 / self._learned)
 
-    def told(self, job: Job | None) -> dict[str, Any]:
-        """What stands in the heartbeat; `job` is the one that would start next."""
+    def status(self, job: Job | None) -> dict[str, Any]:
+        """This module's fields of a heartbeat; `job` is the one that would start next."""
         tokens, usd = (0.0, 0.0) if job is None else self.expects(job)
         return {
             "next_tokens": tokens,

@@ -96,7 +96,7 @@ class Worker:
 
     def word(self) -> Heartbeat:
         self.beats += 1
-        told = self.tally.told(self.job)
+        told = self.tally.status(self.job)
         return Heartbeat(
             1, self.name, self.beats, open=len(self.open), requests=self.requests, wants=self.wants, **told
         )

@@ -199,7 +199,7 @@ def test_a_disk_that_stays_full_ends_the_worker_and_starts_nothing_more(
 
     monkeypatch.setattr(journaling, "write_journal", full)
     monkeypatch.setattr(journaling, "_GIVE_UP_S", 0.0)
-    monkeypatch.setattr("deltatap.worker.attempt.POLL_S", 0.05)
+    monkeypatch.setattr("deltatap.worker.line.POLL_S", 0.05)
     with driver(work.folder, share=1), pytest.raises(OSError, match="No space left on device"):
         capture_part(work, 0)
     assert simulator.counts()["calls"] < 400, "what cannot be kept is not paid for"

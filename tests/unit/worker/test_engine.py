@@ -213,7 +213,7 @@ def test_a_fault_of_ours_is_raised_and_what_is_open_is_cut() -> None:
     with engine:
         engine.submit(job("a"))
         engine.submit(job("b"))
-        with pytest.raises(RuntimeError, match=r"the engine broke down: KeyError: 'ours'"):
+        with pytest.raises(RuntimeError, match=r"the engine failed: KeyError: 'ours'"):
             engine.join()
     delivered.wait(1)
     assert client.closed
@@ -282,12 +282,12 @@ def test_permits_hold_back_what_they_do_not_cover() -> None:
             engine.submit(job(f"b{number}"))
         engine.control(share=4, permit=Permit(2, tokens=1.0))
         delivered.wait(2)
-        told = engine.told()
-        assert (len(client.started), told["used"], told["wants"]) == (2, 2, 4)
+        status = engine.status()
+        assert (len(client.started), status["used"], status["wants"]) == (2, 2, 4)
         engine.control(share=4, permit=Permit(5, void=3, tokens=1.0))
         delivered.wait(4)
-        assert engine.told()["used"] == 5, "one permit was void"
+        assert engine.status()["used"] == 5, "one permit was void"
         engine.control(share=4)
         engine.join()
     assert len(client.started) == 9
-    assert engine.told()["wants"] == 0, "also when the engine is over"
+    assert engine.status()["wants"] == 0, "also when the engine is over"

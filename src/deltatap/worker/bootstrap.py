@@ -1,0 +1,94 @@
+"""What a worker process needs before its first call: the context of its rows, a running engine, a quiet interpreter.
+
+The job's attempts and the public UDF both start here. Leaves to them what the engine captures and where captures go.
+"""
+
+from __future__ import annotations
+
+import gc
+import socket
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from deltatap.http.client import EndpointClient
+from deltatap.worker.engine import Engine
+from deltatap.worker.retry import RetryPolicy
+from deltatap.worker.rows import Context
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from deltatap.config import Settings
+    from deltatap.http.credentials import Credential
+    from deltatap.model import Capture
+    from deltatap.prices import Prices
+
+# The interpreter lets another thread run after this time; Python's default of 5 ms would delay the event loop.
+_SWITCH_S = 0.0005
+
+
+def context_of(settings: Settings, prices: Prices, run_id: str, place: int) -> Context:
+    """What all rows of a worker share; `place` is its part or partition."""
+    return Context(
+        run_id=run_id,
+        endpoint=settings.endpoint.label,
+        api=settings.endpoint.api,
+        worker=f"{socket.gethostname()}/{place}",
+        fallback_encoding=settings.tokens.fallback_encoding,
+        prices=prices,
+    )
+
+
+def streams_of(settings: Settings) -> int:
+    """The maximum number of streams that one worker holds open."""
+    return min(settings.capture.streams_per_worker, settings.capture.concurrency)
+
+
+@contextmanager
+def running_engine(
+    settings: Settings,
+    credential: Credential | None,
+    deliver: Callable[[Capture], None],
+    *,
+    look_ahead: int,
+    share: int = 0,
+) -> Iterator[Engine]:
+    """An engine with its client, running until the context ends.
+
+    Args:
+        settings: the configuration.
+        credential: the endpoint's; None when it needs none.
+        deliver: see :class:`Engine`.
+        look_ahead: see :class:`Engine`.
+        share: see :class:`Engine`.
+    """
+    capture = settings.capture
+    engine = Engine(
+        lambda: make_client(settings, credential),
+        policy=RetryPolicy(capture.max_attempts, capture.max_broken, capture.retry_for_s),
+        look_ahead=look_ahead,
+        deliver=deliver,
+        share=share,
+    )
+    with engine:
+        settle()
+        yield engine
+
+
+def make_client(settings: Settings, credential: Credential | None) -> EndpointClient:
+    """The client of a worker; call it on the engine's event loop."""
+    return EndpointClient(
+        settings.endpoint, settings.timeouts, keep_raw=settings.capture.keep_raw, credential=credential
+    )
+
+
+def settle() -> None:
+    """Keep this process from holding up the event loop for milliseconds; call it when everything is loaded.
+
+    Garbage collections skip the objects that exist now, and are small and rare. Threads give way ten times sooner.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(1000, 20, 100)
+    sys.setswitchinterval(_SWITCH_S)

@@ -1,0 +1,195 @@
+"""A worker's exchange with its driver: it reads the control file, sends heartbeats, and directs the engine.
+
+Knows what each message of the driver, and its silence, means for the engine: :func:`decide`, which is pure. Leaves the
+files to ``state.py``, and when a request starts to the engine.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from deltatap.messages import LOST_S, POLL_S, STALE_S, Heartbeat, Permit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from deltatap.messages import Control
+    from deltatap.state import PlanState, RunState
+    from deltatap.worker.engine import Engine
+    from deltatap.worker.journal import JournalWriter
+
+# Nothing starts while more captures than this wait for the journal.
+_BACKLOG = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Start nothing more, and cut open streams after ``grace_s`` seconds."""
+
+    grace_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Proceed:
+    """Hold up to ``share`` streams open, within these limits; see :meth:`Engine.control`."""
+
+    share: int
+    cool_s: float = 0.0
+    permit: Permit | None = None
+    mean_output_tokens: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What a worker knows when it decides.
+
+    Attributes:
+        claim: the attempt's name.
+        epoch: of the worker's plan.
+        holds_claim: whether no newer attempt has claimed the part.
+        silent_s: seconds since the driver's last new message.
+        waiting: captures that wait for the journal.
+        journal_failed: whether the journal cannot be written.
+        grace_s: seconds that open streams may continue when the worker stops without the driver's order.
+    """
+
+    claim: str
+    epoch: int
+    holds_claim: bool
+    silent_s: float
+    waiting: int
+    journal_failed: bool
+    grace_s: float
+
+
+_PAUSE = Proceed(share=0)
+
+
+def decide(control: Control | None, now: Situation) -> Stop | Proceed:
+    """What the engine does next; `control` is the driver's last message, None before the first."""
+    if now.journal_failed:
+        # Captures that cannot be kept must not be paid for.
+        return Stop(0)
+    if control is not None and control.epoch == now.epoch and control.stop is not None:
+        return Stop(control.grace_s)
+    replaced = (control is not None and control.epoch > now.epoch) or not now.holds_claim
+    if replaced or now.silent_s > LOST_S:
+        return Stop(now.grace_s)
+    if control is None or now.silent_s > STALE_S or now.waiting > _BACKLOG:
+        return _PAUSE
+    return Proceed(
+        share=control.shares.get(now.claim, 0),
+        cool_s=control.cool_s,
+        permit=None if control.permits is None else control.permits.get(now.claim, Permit()),
+        mean_output_tokens=control.mean_output_tokens,
+    )
+
+
+class Line:
+    """Exchanges messages with the driver every POLL_S seconds, in a thread of its own."""
+
+    def __init__(
+        self,
+        state: RunState,
+        plan: PlanState,
+        claim: str,
+        epoch: int,
+        engine: Engine,
+        journal: JournalWriter,
+        *,
+        grace_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Nothing is exchanged before the line is entered.
+
+        Args:
+            state: the run's state folder.
+            plan: the plan's state folder.
+            claim: the attempt's name.
+            epoch: of the plan.
+            engine: directed by the line.
+            journal: read for the heartbeat.
+            grace_s: see :class:`Situation`.
+            clock: monotonic seconds.
+        """
+        self._state, self._plan, self._claim, self._epoch = state, plan, claim, epoch
+        self._engine, self._journal = engine, journal
+        self._grace_s, self._clock = grace_s, clock
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="deltatap-line", daemon=True)
+        self._last_control_beat: int | None = None
+        self._fresh_at = clock()
+        self._beat = 0
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._closed.set()
+        self._thread.join()
+
+    def _main(self) -> None:
+        while True:
+            try:
+                self.exchange()
+            except Exception:  # noqa: BLE001 - whatever keeps the worker from hearing the driver, nothing may start
+                with suppress(RuntimeError):  # the engine has ended
+                    self._engine.control(share=0)
+            if self._closed.wait(POLL_S):
+                return
+
+    def exchange(self) -> None:
+        """Send a heartbeat, read the driver's message, and direct the engine."""
+        self._beat += 1
+        self._state.beat(heartbeat(self._epoch, self._claim, self._beat, self._engine, self._journal))
+        control = self._state.control()
+        now = self._clock()
+        if control is not None and control.beat != self._last_control_beat:
+            self._last_control_beat, self._fresh_at = control.beat, now
+        decision = decide(
+            control,
+            Situation(
+                claim=self._claim,
+                epoch=self._epoch,
+                holds_claim=self._plan.holds(self._claim),
+                silent_s=now - self._fresh_at,
+                waiting=self._journal.waiting,
+                journal_failed=self._journal.failure is not None,
+                grace_s=self._grace_s,
+            ),
+        )
+        if isinstance(decision, Stop):
+            self._engine.stop(decision.grace_s)
+        else:
+            self._engine.control(
+                share=decision.share,
+                cool_s=decision.cool_s,
+                permit=decision.permit,
+                mean_output_tokens=decision.mean_output_tokens,
+            )
+
+
+def heartbeat(
+    epoch: int, claim: str, beat: int, engine: Engine, journal: JournalWriter, *, ended: bool = False
+) -> Heartbeat:
+    """The worker's message to its driver."""
+    totals = journal.totals
+    return Heartbeat(
+        epoch=epoch,
+        claim=claim,
+        beat=beat,
+        rows=dict(totals.rows),
+        errors=dict(totals.errors),
+        input_tokens=totals.input_tokens,
+        output_tokens=totals.output_tokens,
+        cost_usd=totals.cost_usd,
+        ttft_ms=totals.ttft_ms,
+        ended=ended,
+        at=time.time(),
+        **engine.status(),
+    )
