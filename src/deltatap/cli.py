@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 
 from deltatap.config import Settings, load_settings
-from deltatap.errors import ConfigError, DeltatapError, RunningError, VocabularyError, said
+from deltatap.errors import ConfigError, DeltatapError, RunningError, VocabularyError, one_line
 from deltatap.state import RunState
 
 if TYPE_CHECKING:
@@ -357,7 +357,7 @@ def _run(config: Path, overrides: list[str] | None, work: Callable[[Settings, Co
         return FAILED
     except Exception as error:  # noqa: BLE001 - Spark or the machine; nothing that was journaled is lost
         traceback.print_exc()
-        _refuse(console, [f"{type(error).__name__}: {said(error)}"])
+        _refuse(console, [f"{type(error).__name__}: {one_line(error)}"])
         if work is _capture:
             console.print("start it again: what was captured is kept, and is not paid for twice", highlight=False)
         return FAILED

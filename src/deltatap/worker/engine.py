@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import uvloop
 
-from deltatap.errors import said
+from deltatap.errors import one_line
 from deltatap.model import Capture, CaptureError, Job
 from deltatap.worker.lag import LagRecord
 from deltatap.worker.retry import RetryPolicy, next_try, stops_run
@@ -176,7 +176,7 @@ class Engine:
         """
         if self._broken is not None:
             raise RuntimeError(
-                f"the engine broke down: {type(self._broken).__name__}: {said(self._broken)}"
+                f"the engine broke down: {type(self._broken).__name__}: {one_line(self._broken)}"
             ) from self._broken
 
     def _main(self) -> None:
