@@ -45,7 +45,9 @@ wheel: setup ## dist/deltatap-*.whl, vocabularies inside
 
 lock: setup ## requirements.lock anew, from pyproject.toml
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
-		--custom-compile-command "make lock" --extra spark --extra azure --extra databricks --group dev --constraint tools/pins/spark.txt pyproject.toml -o requirements.lock
+		--custom-compile-command "make lock" \
+		--extra spark --extra azure --extra databricks --extra report --extra serve \
+		--group dev --constraint tools/pins/spark.txt pyproject.toml -o requirements.lock
 
 clean: ## remove what set-up and the runs made here
 	rm -rf .venv .tools .jars .mypy_cache .ruff_cache .pytest_cache .hypothesis dist data artifacts spark-warehouse \

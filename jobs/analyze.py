@@ -1,6 +1,6 @@
-"""The analysis job: what Databricks runs, and a person too. See ``deltatap analyze --help``."""
+"""Computes the metrics tables. Databricks runs this script, and you can run it too. See ``deltatap analyze --help``."""
 
-from deltatap.cli import analyze_job
+from deltatap.cli import analyze, run_job
 
 if __name__ == "__main__":
-    analyze_job()
+    run_job(analyze)

@@ -1,6 +1,6 @@
-"""The capture job: what Databricks runs, and a person too. See ``deltatap capture --help``."""
+"""Captures prompts. Databricks runs this script, and you can run it too. See ``deltatap capture --help``."""
 
-from deltatap.cli import capture_job
+from deltatap.cli import capture, run_job
 
 if __name__ == "__main__":
-    capture_job()
+    run_job(capture)

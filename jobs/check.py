@@ -1,6 +1,6 @@
-"""The check before a job: what Databricks runs, and a person too. See ``deltatap check --help``."""
+"""Checks what a capture needs. Databricks runs this script, and you can run it too. See ``deltatap check --help``."""
 
-from deltatap.cli import check_job
+from deltatap.cli import check, run_job
 
 if __name__ == "__main__":
-    check_job()
+    run_job(check)

@@ -1,6 +1,6 @@
-"""The report of a run: what Databricks runs, and a person too. See ``deltatap report --help``."""
+"""Writes the report of a run. Databricks runs this script, and you can run it too. See ``deltatap report --help``."""
 
-from deltatap.cli import report_job
+from deltatap.cli import report, run_job
 
 if __name__ == "__main__":
-    report_job()
+    run_job(report)

@@ -1,4 +1,4 @@
-"""``python -m deltatap`` is ``deltatap``."""
+"""``python -m deltatap`` runs the command line."""
 
 from deltatap.cli import app
 

@@ -1,463 +1,487 @@
-"""The command line: what people type, and what the job scripts call.
+"""The command line: arguments, exit codes and what each command prints. The job scripts run the same commands.
 
-Knows arguments, exit codes and what is printed.
+A command is a plain function from settings, a console and its own options to an exit code. ``command`` gives it
+``--config`` and ``--set``; ``run`` loads the settings and turns errors into messages. Spark, pandas and the settings
+are imported when a command runs, so that ``--help`` and ``--version`` stay fast.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
 import sys
 import traceback
-from datetime import datetime
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
 
-from deltatap.config import Settings, load_settings
-from deltatap.errors import ConfigError, DeltatapError, RunningError, VocabularyError, said
-from deltatap.state import RunState
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-app = typer.Typer(
-    help="Streams LLM completions from Spark into Delta, and keeps when every chunk came.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
+from deltatap.errors import (
+    ConfigError,
+    DeltatapError,
+    MissingExtraError,
+    RunningError,
+    VocabularyError,
+    missing_extra,
+    one_line,
 )
 
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+    from rich.console import Console
+
+    from deltatap.config import Settings
+
+_HELP = "Stream LLM completions from Spark into Delta, with the arrival time of every chunk."
+
+app = typer.Typer(help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False)
+
 OK, FAILED, CONFIGURATION, TOO_MANY_ERRORS = 0, 1, 2, 3
-
-_CONFIG = typer.Option("--config", "-c", help="The YAML file that says what to capture.")
-_SET = typer.Option("--set", help="Override a key: a.b=c. Empty unsets: a.b=", metavar="KEY=VALUE")
-
-
-@app.callback()
-def main() -> None:
-    """Streams LLM completions from Spark into Delta, and keeps when every chunk came."""
-
-
-@app.command()
-def capture(
-    config: Annotated[Path, _CONFIG] = Path("conf/local.yml"),
-    overrides: Annotated[list[str] | None, _SET] = None,
-    dry_run: Annotated[  # noqa: FBT002 - a flag of the command line
-        bool, typer.Option("--dry-run", help="Say what is owed, its tokens and what it may cost, without a call.")
-    ] = False,
-) -> None:
-    """Capture what is owed: every prompt of the table that has no final row yet.
-
-    Exit code 0: completed, or stopped as asked. 1: failed. 2: configuration, nothing was called. 3: more rows failed
-    than capture.fail_above_error_rate. The last line printed is the run's row as JSON.
-    """
-    # A Databricks task takes any SystemExit for a failure.
-    if code := run_capture(config, overrides or [], dry_run=dry_run):
-        sys.exit(code)
-
-
-@app.command()
-def stop(
-    run_id: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, as its first line says.")],
-    config: Annotated[Path, _CONFIG] = Path("conf/local.yml"),
-    overrides: Annotated[list[str] | None, _SET] = None,
-) -> None:
-    """Stop a run that goes on, here or on another machine with the same state folder.
-
-    Nothing new starts; what is open ends, or is cut and kept as interrupted after timeouts.grace_s. The next start
-    goes on from there.
-    """
-    console = Console()
-    try:
-        folder = Path(load_settings(config, overrides or []).state.dir)
-    except ConfigError as error:
-        _refuse(console, error.problems)
-        sys.exit(CONFIGURATION)
-    state = RunState(folder / run_id)
-    if state.control() is None:
-        going = sorted(path.parent.name for path in folder.glob("*/control.json"))
-        known = f"; there are {', '.join(going)}" if going else ""
-        _refuse(console, [f"state.dir: {folder}: no run {run_id} goes on here{known}"])
-        sys.exit(CONFIGURATION)
-    state.ask_to_stop()
-    console.print(f"asked run {run_id} to stop", highlight=False)
-
-
-@app.command()
-def load(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="It ends in .jsonl, .csv or .parquet.")],
-    config: Annotated[Path, _CONFIG] = Path("conf/local.yml"),
-    overrides: Annotated[list[str] | None, _SET] = None,
-) -> None:
-    """Append a file's prompts to the prompts table, which is made where it is not: all of the file, or nothing.
-
-    JSON lines are OpenAI's Batch format (custom_id, url, body), or have a prompts table's columns as keys, as CSV and
-    Parquet have: request_id, prompt or messages, system, model, params, and whatever prompts.keep is to carry along.
-    """
-
-    def look(settings: Settings, console: Console) -> int:
-        from deltatap.driver.load import load  # noqa: PLC0415
-
-        loaded = load(_session(settings, console), settings, file)
-        for bad in loaded.bad[:5]:
-            console.print(f"[yellow]![/yellow] {file}: {_plain(bad)}", highlight=False, soft_wrap=True)
-        told = f"{loaded.rows:,} prompts appended to {settings.prompts.table}"
-        if loaded.bad:
-            told += (
-                f"; no request can be made of {len(loaded.bad):,} of them, which will be failed rows and cost nothing"
-            )
-        console.print(told, highlight=False, soft_wrap=True)
-        return OK
-
-    sys.exit(_run(config, overrides, look))
-
-
-@app.command()
-def check(
-    config: Annotated[Path, _CONFIG] = Path("conf/local.yml"),
-    overrides: Annotated[list[str] | None, _SET] = None,
-) -> None:
-    """Prove what a capture needs, where it will run, short of a paid call.
-
-    The key, the vocabularies, the network and the state folder, on the driver and in Spark's workers; prices; the
-    runtime; the tables and the right to write them (they are created where they are not); whether the endpoint lists
-    the model. Exit code 0, or 2 when something is wrong.
-    """
-
-    def look(settings: Settings, console: Console) -> int:
-        from deltatap.driver.check import check  # noqa: PLC0415
-
-        marks = {"ok": "[green]✓[/green]", "warning": "[yellow]![/yellow]", "problem": "[red]✗[/red]"}
-        wrong = 0
-        for finding in check(settings, lambda: _session(settings, console)):
-            said = f": {_plain(finding.said)}" if finding.said else ""
-            console.print(f"{marks[finding.level]} {finding.what}{said}", highlight=False, soft_wrap=True)
-            wrong += finding.level == "problem"
-        told = "a capture can start" if not wrong else f"{wrong} to mend before a capture can start"
-        console.print(f"{told}; nothing was paid", highlight=False)
-        return CONFIGURATION if wrong else OK
-
-    # A Databricks task takes any SystemExit for a failure.
-    if code := _run(config, overrides, look):
-        sys.exit(code)
-
-
-@app.command()
-def analyze(
-    config: Annotated[Path, _CONFIG] = Path("conf/local.yml"),
-    overrides: Annotated[list[str] | None, _SET] = None,
-    everything: Annotated[  # noqa: FBT002 - a flag of the command line
-        bool, typer.Option("--all", help="Compute all runs anew, not only those that are new or have changed.")
-    ] = False,
-) -> None:
-    """Compute metrics_by_run, metrics_by_hour and stream_vs_complete from captures; see docs/metrics.md.
-
-    Twice in a row changes nothing. Exit code 0, or 2: configuration.
-    """
-
-    def look(settings: Settings, console: Console) -> int:
-        from deltatap.analysis.compute import analyze, table_of  # noqa: PLC0415
-        from deltatap.look import show_metrics  # noqa: PLC0415
-
-        rows = analyze(_session(settings, console), settings, everything=everything)
-        show_metrics(console, rows)
-        runs = len({row["run_id"] for row in rows})
-        told = f"{runs:,} runs analyzed" if rows else "no run is new, and none has changed"
-        console.print(f"{told}: {table_of(settings, 'metrics_by_run')}", highlight=False, soft_wrap=True)
-        return OK
-
-    # A Databricks task takes any SystemExit for a failure.
-    if code := _run(config, overrides, look):
-        sys.exit(code)
-
-
-@app.command()
-def runs(
-    config: Annotated[Path, _CONFIG] = Path("conf/local.yml"),
-    overrides: Annotated[list[str] | None, _SET] = None,
-    most: Annotated[int, typer.Option("--limit", min=1, help="So many of them.")] = 20,
-) -> None:
-    """List the runs on the captures table, newest first."""
-
-    def look(settings: Settings, console: Console) -> int:
-        from deltatap.look import newest_runs, show_runs  # noqa: PLC0415
-
-        show_runs(console, newest_runs(_session(settings, console), settings, most))
-        return OK
-
-    sys.exit(_run(config, overrides, look))
-
-
-@app.command()
-def show(
-    request_id: Annotated[str, typer.Argument(metavar="REQUEST_ID")],
-    run_id: Annotated[
-        str | None, typer.Option("--run", metavar="RUN", help="Of this run; else the newest row.")
-    ] = None,
-    config: Annotated[Path, _CONFIG] = Path("conf/local.yml"),
-    overrides: Annotated[list[str] | None, _SET] = None,
-) -> None:
-    """Show one request: when its chunks came, its times, what it cost, its text, its error."""
-
-    def look(settings: Settings, console: Console) -> int:
-        from deltatap.look import newest_capture, show_capture  # noqa: PLC0415
-
-        for row in newest_capture(_session(settings, console), settings, request_id, run_id):
-            show_capture(console, row)
-        return OK
-
-    sys.exit(_run(config, overrides, look))
-
-
-@app.command()
-def compare(
-    first: Annotated[str, typer.Argument(metavar="RUN")],
-    second: Annotated[str, typer.Argument(metavar="RUN")],
-    config: Annotated[Path, _CONFIG] = Path("conf/local.yml"),
-    overrides: Annotated[list[str] | None, _SET] = None,
-) -> None:
-    """Compare two runs: the difference of each metric's median and p95, with a bootstrap 95 % interval.
-
-    Of more than 5,000 rows in a mode, 5,000 are drawn, the same ones each time.
-    """
-
-    def look(settings: Settings, console: Console) -> int:
-        from deltatap.analysis.compare import compare  # noqa: PLC0415
-        from deltatap.look import known_run, show_comparison  # noqa: PLC0415
-
-        spark = _session(settings, console)
-        for run_id in (first, second):
-            known_run(spark, settings, run_id)
-        show_comparison(console, first, second, compare(spark, settings, first, second))
-        return OK
-
-    sys.exit(_run(config, overrides, look))
-
-
-@app.command()
-def report(
-    run_ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]...", help="The runs; none: the newest that has rows.")
-    ] = None,
-    config: Annotated[Path, _CONFIG] = Path("conf/local.yml"),
-    overrides: Annotated[list[str] | None, _SET] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The page.")] = Path("report.html"),
-) -> None:
-    """Write one HTML page about a run, or several beside one another: charts, numbers, texts, and streams to replay.
-
-    It opens offline. The metrics of the runs are computed where they are not.
-    """
-
-    def look(settings: Settings, console: Console) -> int:
-        from deltatap.report import write_report  # noqa: PLC0415
-
-        written = write_report(_session(settings, console), settings, run_ids or [], out)
-        console.print(f"{out}: {' and '.join(written)}", highlight=False, soft_wrap=True)
-        return OK
-
-    # A Databricks task takes any SystemExit for a failure.
-    if code := _run(config, overrides, look):
-        sys.exit(code)
-
-
-@app.command()
-def replay(
-    run_ids: Annotated[
-        list[str] | None, typer.Argument(metavar="[RUN]...", help="The runs; none: all, the newest answers first.")
-    ] = None,
-    config: Annotated[Path, _CONFIG] = Path("conf/local.yml"),
-    overrides: Annotated[list[str] | None, _SET] = None,
-    host: Annotated[
-        str, typer.Option(help="Where to listen; there is no protection, so stay on loopback.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8089,
-    speed: Annotated[float, typer.Option(min=0, help="How much faster everything goes; 0 is without any wait.")] = 1.0,
-    most: Annotated[int, typer.Option("--limit", min=1, help="So many answers, the newest.")] = 10_000,
-) -> None:
-    """Serve captured answers as an OpenAI-compatible endpoint: the same chunks at the same times, broken ones included.
-
-    A request is answered by what was captured for the same body (request_hash), else for the same last prompt; by a
-    stream if it asks for one, else by a whole answer. The page at / shows one typed out.
-    """
-
-    def look(settings: Settings, console: Console) -> int:
-        from deltatap.look import newest_answers  # noqa: PLC0415
-        from deltatap.replay.app import Replay, recording  # noqa: PLC0415
-        from deltatap.simulator.server import serve  # noqa: PLC0415
-
-        spark = _session(settings, console)
-        rows = newest_answers(spark, settings, run_ids or [], most)
-        recordings, refused = [], ""
-        for row in rows:
-            try:
-                recordings.append(recording(row.asDict(recursive=True)))
-            except ValueError as error:
-                refused = str(error)
-        if refused:
-            console.print(f"{len(rows) - len(recordings):,} answers left out: {refused}", highlight=False)
-        if not recordings:
-            raise ConfigError([f"captures.table: {settings.captures.table}: no answer to say again"])
-        console.print(f"{len(recordings):,} answers; open / for a page", highlight=False)
-        spark.stop()
-        serve(Replay(recordings, speed=speed).application(), host, port, "replay")
-        return OK
-
-    sys.exit(_run(config, overrides, look))
-
-
-def capture_job() -> None:
-    """The entry point of ``jobs/capture.py``: the same command."""
-    _job(capture)
-
-
-def analyze_job() -> None:
-    """The entry point of ``jobs/analyze.py``: the same command."""
-    _job(analyze)
-
-
-def check_job() -> None:
-    """The entry point of ``jobs/check.py``: the same command."""
-    _job(check)
-
-
-def report_job() -> None:
-    """The entry point of ``jobs/report.py``: the same command."""
-    _job(report)
-
-
-def _job(command: Callable[..., None]) -> None:
+# Errors that are raised before the first API call. The others mean that something failed while the command worked.
+_NOT_STARTED = (ConfigError, VocabularyError, RunningError, MissingExtraError)
+# The extra that installs a module, by the module's top-level package.
+EXTRAS = {
+    "delta": "spark",
+    "jinja2": "report",
+    "plotly": "report",
+    "pyspark": "spark",
+    "starlette": "serve",
+    "uvicorn": "serve",
+}
+_MARKS = {"ok": "[green]✓[/green]", "warning": "[yellow]![/yellow]", "problem": "[red]✗[/red]"}
+
+Command = TypeVar("Command", bound=Callable[..., int])
+_CONFIG = Annotated[Path, typer.Option("--config", "-c", help="YAML file with the settings.")]
+_SET = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: a.b=c. An empty value unsets it: a.b="),
+]
+_COMMON = (
+    inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=Path("conf/local.yml"), annotation=_CONFIG),
+    inspect.Parameter("overrides", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_SET),
+)
+_HOST = typer.Option(help="Address to listen on. There is no authentication: keep it on loopback.")
+_PORT = typer.Option(help="Port to listen on. 0 picks a free port.")
+_SPEED = typer.Option(min=0, help="Speed factor: 2 is twice as fast, 0 does not wait at all.")
+
+
+def command(work: Command) -> Command:
+    """Add a command to the command line, with its own options and ``--config`` and ``--set``."""
+    app.command()(_callback(work))
+    return work
+
+
+def _callback(work: Callable[..., int]) -> Callable[..., None]:
+    """The function that Typer calls for a command. Its signature has --config and --set, not settings and console."""
+    # Neither class is imported here, and Typer never sees the two parameters.
+    signature = inspect.signature(work, eval_str=True, locals={"Settings": object, "Console": object})
+    _settings, _console, *own = signature.parameters.values()
+    parameters = [*own, *_COMMON]
+
+    def callback(config: Path, overrides: list[str] | None, **options: object) -> None:
+        # Exit only with an error: a Databricks task treats every SystemExit as a failure, even with code 0.
+        if code := run(work, config, overrides or (), **options):
+            sys.exit(code)
+
+    callback.__name__, callback.__doc__ = work.__name__, work.__doc__
+    callback.__annotations__ = {each.name: each.annotation for each in parameters}
+    vars(callback)["__signature__"] = inspect.Signature(parameters)
+    return _unwrapped(callback)
+
+
+def _unwrapped(callback: Callable[..., None]) -> Callable[..., None]:
+    """Put each paragraph of the help on one line. Otherwise Typer keeps the line breaks and wraps a second time."""
+    paragraphs = inspect.cleandoc(callback.__doc__ or "").split("\n\n")
+    callback.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    return callback
+
+
+def run_job(work: Callable[..., int]) -> None:
+    """Run one command as a script of its own, with the arguments in ``sys.argv``."""
     job = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    job.command()(command)
+    job.command()(_callback(work))
     if code := job(standalone_mode=False):
         sys.exit(code)
 
 
-def run_capture(config: Path, overrides: list[str], *, dry_run: bool = False) -> int:
-    """Run a capture, or say what one would do, and print what it came to; the exit code."""
-    return _run(config, overrides, _foresee if dry_run else _capture)
+def run(work: Callable[..., int], config: Path, overrides: list[str] | tuple[str, ...] = (), **options: object) -> int:
+    """Load the settings, run a command and print its errors.
 
+    Args:
+        work: the command.
+        config: the YAML file.
+        overrides: the values of ``--set``.
+        options: the command's own options.
 
-def _run(config: Path, overrides: list[str] | None, work: Callable[[Settings, Console], int]) -> int:
-    """Load the settings and work; what goes wrong in a line each, and the exit code."""
+    Returns:
+        The exit code.
+    """
+    from rich.console import Console  # noqa: PLC0415
+
     console = Console()
+
+    def with_settings() -> int:
+        from deltatap.config import load_settings  # noqa: PLC0415
+
+        return work(load_settings(config, overrides), console, **options)
+
+    code = _guarded(console, with_settings)
+    if code is None and work is capture:
+        _say(console, "run it again: finished captures in the journal are kept and are not paid for twice")
+    return FAILED if code is None else code
+
+
+def _guarded(console: Console, work: Callable[[], int]) -> int | None:
+    """Do the work and print its errors. The exit code; None when the work raised an error that is not deltatap's."""
     try:
-        return work(load_settings(config, overrides or []), console)
-    except (ConfigError, VocabularyError) as error:
-        _refuse(console, error.problems if isinstance(error, ConfigError) else (str(error),))
-        return CONFIGURATION
-    except RunningError as error:
-        _refuse(console, [str(error)])
-        return CONFIGURATION
+        return work()
     except DeltatapError as error:
-        _refuse(console, [str(error)])
-        return FAILED
-    except Exception as error:  # noqa: BLE001 - Spark or the machine; nothing that was journaled is lost
+        return _failed(console, error)
+    except Exception as error:  # noqa: BLE001 - Spark, the machine or a bug
+        extra = EXTRAS.get((error.name or "").partition(".")[0]) if isinstance(error, ModuleNotFoundError) else None
+        if isinstance(error, ModuleNotFoundError) and extra:
+            return _failed(console, missing_extra(error, extra))
         traceback.print_exc()
-        _refuse(console, [f"{type(error).__name__}: {said(error)}"])
-        if work is _capture:
-            console.print("start it again: what was captured is kept, and is not paid for twice", highlight=False)
-        return FAILED
+        _say(console, f"{type(error).__name__}: {one_line(error)}", "problem")
+        return None
 
 
-def _refuse(console: Console, problems: Iterable[str]) -> None:
-    for problem in problems:
-        console.print(f"[red]✗[/red] {_plain(problem)}", highlight=False, soft_wrap=True)
+def _failed(console: Console, error: DeltatapError) -> int:
+    for problem in error.problems if isinstance(error, ConfigError) else (str(error),):
+        _say(console, problem, "problem")
+    return CONFIGURATION if isinstance(error, _NOT_STARTED) else FAILED
 
 
-def _foresee(settings: Settings, console: Console) -> int:
-    from deltatap.driver.estimate import foresee, show  # noqa: PLC0415
-    from deltatap.driver.preflight import preflight  # noqa: PLC0415
+def _say(console: Console, text: str, level: str | None = None) -> None:
+    """Print text as it is: not as markup, not highlighted, not wrapped."""
+    from rich.markup import escape  # noqa: PLC0415
 
-    prices = preflight(settings)
-    show(console, foresee(_session(settings, console), settings, prices))
-    return OK
+    console.print(f"{_MARKS[level]} " if level else "", escape(text), sep="", highlight=False, soft_wrap=True)
 
 
-def _capture(settings: Settings, console: Console) -> int:
-    # Spark takes seconds to import and to start: what can be refused without it is.
-    from deltatap.driver.preflight import preflight  # noqa: PLC0415
-
-    prices = preflight(settings)
-    from deltatap.driver.run import run  # noqa: PLC0415
-    from deltatap.summary import show, summarize  # noqa: PLC0415
-
-    spark = _session(settings, console)
-    ended = run(settings, spark, prices, console)
-    for note in ended.notes:
-        console.print(_plain(note), highlight=False, soft_wrap=True)
-    show(console, *summarize(spark, settings, ended.row["run_id"]), ended.row)
-    if ended.row["status"] == "failed":
-        _refuse(console, [f"the run failed: {ended.row['reason']}"])
-    elif ended.row["reason"]:
-        console.print(f"{_plain(str(ended.row['reason']))}; the next start goes on from there", highlight=False)
-    print(json.dumps(ended.row, default=_jsonable))  # noqa: T201 - a line for machines: not wrapped, not coloured
-    if ended.row["status"] == "failed":
-        return FAILED
-    return TOO_MANY_ERRORS if ended.failed_share > settings.capture.fail_above_error_rate else OK
-
-
-def _session(settings: Settings, console: Console) -> Any:  # noqa: ANN401 - imported where it is used
-    """The session that is there, as on Databricks, else a local one."""
+def _session(settings: Settings, console: Console) -> SparkSession:
+    """The active session, as on Databricks. Elsewhere a local one, started if necessary."""
     with console.status("starting Spark"):
         from pyspark.sql import SparkSession  # noqa: PLC0415
 
         from deltatap.spark.session import local_session  # noqa: PLC0415
 
-        # What it logs is in the error that it raises, too.
+        # Its messages are also in the errors that Spark raises.
         logging.getLogger("SQLQueryContextLogger").disabled = True
         if "DATABRICKS_RUNTIME_VERSION" in os.environ:
             return SparkSession.builder.getOrCreate()
         return SparkSession.getActiveSession() or local_session(settings.spark.master)
 
 
-def _plain(text: str) -> str:
-    return text.replace("[", r"\[")
+def _print_version(value: bool) -> None:  # noqa: FBT001 - Typer passes the flag
+    if value:
+        from deltatap import __version__  # noqa: PLC0415
+
+        typer.echo(f"deltatap {__version__}")
+        raise typer.Exit
 
 
-def _jsonable(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else str(value)
+@app.callback(help=_HELP)
+def main(
+    *,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Parse the options that come before the command."""
+
+
+@command
+def capture(
+    settings: Settings,
+    console: Console,
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what is owed, its tokens and a cost estimate. Makes no API call.")
+    ] = False,
+) -> int:
+    """Capture every prompt that has no final row yet.
+
+    The last line of the output is the run's row as JSON.
+
+    Exit codes: 0, the run completed or was stopped on request; 1, it failed; 2, the configuration is wrong or another
+    run is active, and no API call was made; 3, more rows failed than capture.fail_above_error_rate allows.
+    """
+    # Spark takes seconds to import and to start, so everything that can fail without Spark is checked first.
+    from deltatap.driver.preflight import preflight  # noqa: PLC0415
+
+    prices = preflight(settings)
+    if dry_run:
+        from deltatap.driver.estimate import foresee  # noqa: PLC0415
+        from deltatap.driver.estimate import show as show_estimate  # noqa: PLC0415
+
+        show_estimate(console, foresee(_session(settings, console), settings, prices))
+        return OK
+    from deltatap.driver.run import run as run_capture  # noqa: PLC0415
+    from deltatap.summary import show as show_summary  # noqa: PLC0415
+    from deltatap.summary import summarize  # noqa: PLC0415
+
+    spark = _session(settings, console)
+    ended = run_capture(settings, spark, prices, console)
+    row = ended.row
+    for note in ended.notes:
+        _say(console, note)
+    show_summary(console, *summarize(spark, settings, row["run_id"]), row)
+    if row["status"] == "failed":
+        _say(console, f"the run failed: {row['reason']}", "problem")
+    elif row["reason"]:
+        _say(console, f"{row['reason']}; the next run continues from here")
+    print(json.dumps(row, default=_as_json))  # noqa: T201 - a line for programs: no wrapping, no colors
+    if row["status"] == "failed":
+        return FAILED
+    return TOO_MANY_ERRORS if ended.failed_share > settings.capture.fail_above_error_rate else OK
+
+
+def _as_json(value: Any) -> str:  # noqa: ANN401 - any value that the json module cannot encode
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+@command
+def stop(
+    settings: Settings,
+    console: Console,
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, from the first line of its output.")],
+) -> int:
+    """Stop an active run, on this machine or on another one that uses the same state folder.
+
+    No new request starts. Open requests finish, or are cut after timeouts.grace_s and kept as interrupted. The next run
+    continues from there.
+    """
+    from deltatap.state import RunState  # noqa: PLC0415
+
+    folder = Path(settings.state.dir)
+    state = RunState(folder / run_id)
+    if state.control() is None:
+        active = ", ".join(sorted(path.parent.name for path in folder.glob("*/control.json"))) or "none"
+        raise ConfigError([f"state.dir: {folder}: run {run_id} is not active here; active runs: {active}"])
+    state.ask_to_stop()
+    _say(console, f"asked run {run_id} to stop")
+    return OK
+
+
+@command
+def load(
+    settings: Settings,
+    console: Console,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .jsonl, .csv or .parquet file.")],
+) -> int:
+    """Append the prompts in a file to the prompts table: all of them, or none.
+
+    The table is created if it does not exist. JSON lines follow OpenAI's Batch format (custom_id, url, body) or have
+    the columns of a prompts table as keys. CSV and Parquet files have these columns: request_id, prompt or messages,
+    system, model, params, and the columns that prompts.keep names.
+    """
+    from deltatap.driver.load import load as load_prompts  # noqa: PLC0415
+
+    loaded = load_prompts(_session(settings, console), settings, file)
+    for problem in loaded.bad[:5]:
+        _say(console, f"{file}: {problem}", "warning")
+    bad = f"; {len(loaded.bad):,} of them are invalid and will become failed rows, at no cost" if loaded.bad else ""
+    _say(console, f"{loaded.rows:,} prompts appended to {settings.prompts.table}{bad}")
+    return OK
+
+
+@command
+def check(settings: Settings, console: Console) -> int:
+    """Check everything a capture needs, without a paid call.
+
+    Checks the key, the vocabularies, the network and the state folder, on the driver and in Spark's workers; the
+    prices; the runtime; the tables and the permission to write them (missing tables are created); and whether the
+    endpoint lists the model.
+
+    Exit codes: 0, everything is fine; 2, there is a problem.
+    """
+    from deltatap.driver.check import check as find  # noqa: PLC0415
+
+    problems = 0
+    for finding in find(settings, lambda: _session(settings, console)):
+        _say(console, f"{finding.what}: {finding.said}" if finding.said else finding.what, finding.level)
+        problems += finding.level == "problem"
+    counted = f"{problems} problem{'s' * (problems > 1)} to fix before capturing" if problems else "ready to capture"
+    _say(console, f"{counted}; nothing was paid")
+    return CONFIGURATION if problems else OK
+
+
+@command
+def analyze(
+    settings: Settings,
+    console: Console,
+    *,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Recompute all runs, not only new and changed ones.")
+    ] = False,
+) -> int:
+    """Compute the metrics tables from captures.
+
+    Updates metrics_by_run, metrics_by_hour and stream_vs_complete; docs/metrics.md describes them. Running the command
+    again changes nothing unless captures changed.
+
+    Exit codes: 0, done; 2, the configuration is wrong.
+    """
+    from deltatap.analysis.compute import analyze as compute  # noqa: PLC0415
+    from deltatap.analysis.compute import table_of  # noqa: PLC0415
+    from deltatap.look import show_metrics  # noqa: PLC0415
+
+    rows = compute(_session(settings, console), settings, everything=everything)
+    show_metrics(console, rows)
+    runs = len({row["run_id"] for row in rows})
+    counted = f"{runs:,} run{'s' * (runs > 1)} analyzed" if runs else "no new or changed runs"
+    _say(console, f"{counted}: {table_of(settings, 'metrics_by_run')}")
+    return OK
+
+
+@command
+def runs(
+    settings: Settings,
+    console: Console,
+    most: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of runs to list.")] = 20,
+) -> int:
+    """List the runs on the captures table, newest first."""
+    from deltatap.look import newest_runs, show_runs  # noqa: PLC0415
+
+    show_runs(console, newest_runs(_session(settings, console), settings, most))
+    return OK
+
+
+@command
+def show(
+    settings: Settings,
+    console: Console,
+    request_id: Annotated[str, typer.Argument(metavar="REQUEST_ID", help="The request to show.")],
+    run_id: Annotated[
+        str | None, typer.Option("--run", metavar="RUN", help="Show this run's row. Default: the newest row.")
+    ] = None,
+) -> int:
+    """Show one request: when its chunks arrived, its times, cost, text and error."""
+    from deltatap.look import newest_capture, show_capture  # noqa: PLC0415
+
+    for row in newest_capture(_session(settings, console), settings, request_id, run_id):
+        show_capture(console, row)
+    return OK
+
+
+@command
+def compare(
+    settings: Settings,
+    console: Console,
+    first: Annotated[str, typer.Argument(metavar="RUN", help="The first run.")],
+    second: Annotated[str, typer.Argument(metavar="RUN", help="The second run.")],
+) -> int:
+    """Compare two runs: how much the median and p95 of each metric differ.
+
+    Each difference has a bootstrap 95 % interval. If a mode has more than 5,000 rows, a sample of 5,000 is used, and
+    it is the same sample every time.
+    """
+    from deltatap.analysis.compare import compare as differences  # noqa: PLC0415
+    from deltatap.look import known_run, show_comparison  # noqa: PLC0415
+
+    spark = _session(settings, console)
+    for run_id in (first, second):
+        known_run(spark, settings, run_id)
+    show_comparison(console, first, second, differences(spark, settings, first, second))
+    return OK
+
+
+@command
+def report(
+    settings: Settings,
+    console: Console,
+    run_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN", help="Runs to include. Default: the newest with rows.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("report.html"),
+) -> int:
+    """Write one HTML page about a run, or about several runs side by side.
+
+    The page has charts, numbers, texts, and streams to replay. It opens offline. Metrics that are missing are computed
+    first.
+    """
+    from deltatap.report import write_report  # noqa: PLC0415
+
+    written = write_report(_session(settings, console), settings, run_ids or [], out)
+    _say(console, f"{out}: {' and '.join(written)}")
+    return OK
+
+
+@command
+def replay(
+    settings: Settings,
+    console: Console,
+    run_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN", help="Runs to replay. Default: all runs.")
+    ] = None,
+    host: Annotated[str, _HOST] = "127.0.0.1",
+    port: Annotated[int, _PORT] = 8089,
+    speed: Annotated[float, _SPEED] = 1.0,
+    most: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of answers, newest first.")] = 10_000,
+) -> int:
+    """Serve captured answers as an OpenAI-compatible endpoint, with their original timing.
+
+    A request gets the answer that was captured for the same body (request_hash), else for the same last prompt: as a
+    stream if it asks for one, else as a whole answer. Broken streams break again. The page at / shows an answer being
+    typed.
+    """
+    from deltatap.look import newest_answers  # noqa: PLC0415
+    from deltatap.replay.app import Replay, recording  # noqa: PLC0415
+    from deltatap.simulator.server import serve  # noqa: PLC0415
+
+    spark = _session(settings, console)
+    rows = newest_answers(spark, settings, run_ids or [], most)
+    recordings, reason = [], ""
+    for row in rows:
+        try:
+            recordings.append(recording(row.asDict(recursive=True)))
+        except ValueError as error:
+            reason = str(error)
+    if reason:
+        _say(console, f"{len(rows) - len(recordings):,} answers left out: {reason}")
+    if not recordings:
+        raise ConfigError([f"captures.table: {settings.captures.table}: no answer to replay"])
+    _say(console, f"{len(recordings):,} answers; open / in a browser to watch one")
+    spark.stop()
+    serve(Replay(recordings, speed=speed).application(), host, port, "replay")
+    return OK
 
 
 @app.command()
+@_unwrapped
 def simulate(
-    host: Annotated[
-        str, typer.Option(help="Where to listen; there is no protection, so stay on loopback.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8089,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same answers, waits and faults.")] = 0,
-    ttft_ms: Annotated[float, typer.Option(help="Median time to the first token.")] = 200.0,
-    itl_ms: Annotated[float, typer.Option(help="Median time between tokens.")] = 20.0,
-    tokens: Annotated[float, typer.Option(help="Median length of an answer.")] = 120.0,
-    sigma: Annotated[float, typer.Option(help="Spread of the three: of their logarithms, times a usual one.")] = 1.0,
-    speed: Annotated[float, typer.Option(help="How much faster everything goes; 0 is without any wait.")] = 1.0,
+    host: Annotated[str, _HOST] = "127.0.0.1",
+    port: Annotated[int, _PORT] = 8089,
+    seed: Annotated[int, typer.Option(help="Random seed of answers, delays and faults.")] = 0,
+    ttft_ms: Annotated[float, typer.Option(help="Median time to first token.")] = 200.0,
+    itl_ms: Annotated[float, typer.Option(help="Median inter-token latency.")] = 20.0,
+    tokens: Annotated[float, typer.Option(help="Median answer length in tokens.")] = 120.0,
+    sigma: Annotated[float, typer.Option(help="Spread factor for the three medians. 0: always the median.")] = 1.0,
+    speed: Annotated[float, _SPEED] = 1.0,
     fault: Annotated[
-        list[str] | None, typer.Option(help="A fault and how often: cut=0.02", metavar="FAULT=RATE")
+        list[str] | None, typer.Option(help="A fault and its rate: cut=0.02. Repeatable.", metavar="FAULT=RATE")
     ] = None,
-    in_a_row: Annotated[int, typer.Option(help="Calls in a row for one prompt that may meet a fault.")] = 2,
-    api_key_env: Annotated[str | None, typer.Option(help="Ask for the key in this environment variable.")] = None,
-    requests_per_minute: Annotated[float | None, typer.Option(help="Refuse more with 429, in any 60 s.")] = None,
-    tokens_per_minute: Annotated[float | None, typer.Option(help="The same for input and output tokens.")] = None,
+    in_a_row: Annotated[int, typer.Option(help="Maximum consecutive faults for one prompt.")] = 2,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Require the key in this environment variable.", metavar="NAME")
+    ] = None,
+    requests_per_minute: Annotated[float | None, typer.Option(help="Answer 429 above this rate.")] = None,
+    tokens_per_minute: Annotated[float | None, typer.Option(help="Answer 429 above this rate.")] = None,
 ) -> None:
-    """Serve an OpenAI-compatible endpoint that answers, misbehaves on demand and knows what it sent.
+    """Serve a simulated OpenAI-compatible endpoint that injects faults on demand and records what it sent.
 
-    Point a client at the printed URL. A model's name may ask for faults: gpt-4o-mini!429=0.2:2!cut@5:1 is two rate
-    limits, then a connection cut after five pieces, then an answer. /sim/calls, /sim/counts and /sim/stats tell what
-    was sent.
+    Point a client at the URL that it prints. A model name can request faults: gpt-4o-mini!429=0.2:2!cut@5:1 means two
+    rate limits, then a connection that is cut after five pieces, then an answer. /sim/calls, /sim/counts and /sim/stats
+    return the record.
     """
-    from deltatap.simulator.answers import ENCODING, Pace  # noqa: PLC0415 - tiktoken and uvicorn take their time
-    from deltatap.simulator.app import Simulator, SimulatorSettings  # noqa: PLC0415
-    from deltatap.simulator.faults import BadFaultError, parse  # noqa: PLC0415
-    from deltatap.simulator.server import serve  # noqa: PLC0415
-    from deltatap.tokens import encoding  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415
 
-    usual = Pace()
-    pace = Pace(
-        ttft_ms, usual.ttft_sigma * sigma, itl_ms, usual.itl_sigma * sigma, tokens, usual.tokens_sigma * sigma, speed
-    )
+    from deltatap.simulator.faults import BadFaultError, parse  # noqa: PLC0415
+
     rates = {}
     try:
         for text in fault or []:
@@ -466,14 +490,27 @@ def simulate(
             rates[name] = float(rate)
     except (BadFaultError, ValueError) as error:
         raise typer.BadParameter(f"--fault {text}: expected FAULT=RATE ({error})") from None
-    settings = SimulatorSettings(
-        seed=seed,
-        pace=pace,
-        faults=rates,
-        in_a_row=in_a_row,
-        api_key_env=api_key_env,
-        requests_per_minute=requests_per_minute,
-        tokens_per_minute=tokens_per_minute,
-    )
-    encoding(ENCODING)  # now, so that no call waits for it
-    serve(Simulator(settings).application(), host, port)
+
+    def work() -> int:
+        from deltatap.simulator.answers import ENCODING, Pace  # noqa: PLC0415
+        from deltatap.simulator.app import Simulator, SimulatorSettings  # noqa: PLC0415
+        from deltatap.simulator.server import serve  # noqa: PLC0415
+        from deltatap.tokens import encoding  # noqa: PLC0415
+
+        usual = Pace()
+        sigmas = [each * sigma for each in (usual.ttft_sigma, usual.itl_sigma, usual.tokens_sigma)]
+        settings = SimulatorSettings(
+            seed=seed,
+            pace=Pace(ttft_ms, sigmas[0], itl_ms, sigmas[1], tokens, sigmas[2], speed),
+            faults=rates,
+            in_a_row=in_a_row,
+            api_key_env=api_key_env,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+        )
+        encoding(ENCODING)  # Loaded before the first call, so that no call waits for it.
+        serve(Simulator(settings).application(), host, port)
+        return OK
+
+    if code := _guarded(Console(), work):
+        sys.exit(code)

@@ -1,6 +1,6 @@
-"""What goes wrong with deltatap itself.
+"""The exceptions that deltatap raises, and how to put any exception on one line.
 
-What goes wrong with a call is an outcome (``outcomes.py``), never an exception.
+A failed API call is not an exception: it is an outcome (see ``http/outcomes.py``) and becomes a row.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 class DeltatapError(Exception):
-    """The root of all errors that deltatap raises."""
+    """Base class of every error that deltatap raises."""
 
 
 class ConfigError(DeltatapError):
-    """Something that the configuration says, or names, is wrong; nothing was called.
+    """The configuration is wrong, or names something that does not exist. No API call was made.
 
     Attributes:
-        problems: each as ``where: what was expected``.
+        problems: one line for each problem, as ``where: what was expected``.
     """
 
     def __init__(self, problems: Sequence[str]) -> None:
@@ -27,45 +27,59 @@ class ConfigError(DeltatapError):
         super().__init__("\n".join(self.problems))
 
 
+class MissingExtraError(DeltatapError):
+    """A command needs a package that an optional extra of deltatap installs."""
+
+
 class VocabularyError(DeltatapError):
-    """A vocabulary of tiktoken's is missing or damaged."""
+    """A tiktoken vocabulary is missing or damaged."""
 
 
 class CredentialError(DeltatapError):
-    """No token is to be had; the message holds none."""
+    """No token could be obtained. The message never contains a token."""
 
 
 class ProtocolError(DeltatapError):
-    """A server sent what is no event stream."""
+    """The server sent something that is not a valid event stream."""
 
 
 class EventTooLargeError(ProtocolError):
-    """An event is longer than the limit."""
+    """An event is larger than the limit."""
 
 
 class RunningError(DeltatapError):
-    """A run on the same captures table lives."""
+    """Another run is active on this captures table."""
 
 
 class LeaseLostError(DeltatapError):
-    """Another driver has taken over."""
+    """Another driver has taken over the run."""
 
 
 class LandingError(DeltatapError):
-    """The journal does not land."""
+    """The journal cannot be landed in the captures table."""
+
+
+def missing_extra(error: ModuleNotFoundError, extra: str) -> MissingExtraError:
+    """The error to raise, ``from error``, when importing a module that ``extra`` installs has failed."""
+    return MissingExtraError(
+        f"{error.name} is not installed: run `pip install 'deltatap[{extra}]'`, or `make setup` in a checkout"
+    )
 
 
 _CRASHED = "Python worker exited unexpectedly"
-_SAID = 300
+_MAX_LENGTH = 300
 
 
-def said(error: BaseException) -> str:
-    """What an error says, on one short line: its first, or what a Python worker raised where Spark tells of one."""
+def one_line(error: BaseException) -> str:
+    """An error's message on one line of at most 300 characters.
+
+    The line is the first of the message. If Spark reports an exception of a Python worker, the line is that exception.
+    """
     text = str(error).strip()
     _, found, trace = text.rpartition("Traceback (most recent call last):")
     if not found and _CRASHED in text:
         return _CRASHED
     lines = [line for line in trace.splitlines() if line.strip()]
-    # In a traceback what is indented says where, and the JVM's own begins after it.
+    # Indented lines of a traceback are source locations. The JVM's own stack trace follows the Python one.
     line = next((line for line in lines if not (found and line[0].isspace())), type(error).__name__)
-    return " ".join(line.split())[:_SAID]
+    return " ".join(line.split())[:_MAX_LENGTH]

@@ -54,7 +54,7 @@ def test_a_run_that_is_stopped_drains_and_the_next_start_goes_on(
         assert job.wait(timeout=240) == cli.OK, log.read_text()
         last = json.loads(log.read_text().splitlines()[-1])
         assert last["status"] == "stopped"
-        assert "the next start goes on from there" in log.read_text()
+        assert "the next run continues from here" in log.read_text()
         rows = captured(spark, tables)
         interrupted = [row for row in rows if row["status"] == "interrupted"]
         assert len(interrupted) == 3
@@ -103,14 +103,3 @@ def test_a_second_ctrl_c_ends_at_once_and_loses_nothing(spark: SparkSession, tab
         assert finished >= 30
         again = 4 + in_one_flush(simulator)
         assert simulator.counts()["calls"] <= count + 1 + again, "but for what was in flight, and one flush interval"
-
-
-def test_a_run_that_is_not_there_cannot_be_stopped(
-    tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = tmp_path / "c.yml"
-    config.write_text(yaml.safe_dump(prompts.config(tables, "http://127.0.0.1:9/v1")))
-    with pytest.raises(SystemExit) as ended:
-        cli.stop("nope", config, [])
-    assert ended.value.code == cli.CONFIGURATION
-    assert "no run nope goes on here" in capsys.readouterr().out.replace("\n", "")

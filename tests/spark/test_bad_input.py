@@ -36,7 +36,7 @@ class Job:
         """What is said when the job is refused; nothing was called, and nothing is left behind."""
         path = self.folder / "config.yml"
         path.write_text(yaml.safe_dump(self.tree))
-        code = cli.run_capture(path, list(overrides))
+        code = cli.run(cli.capture, path, overrides)
         said = self._capsys.readouterr().out
         assert code == cli.CONFIGURATION, said
         assert self.simulator.counts()["calls"] == 0
@@ -121,7 +121,7 @@ def test_a_state_folder_that_cannot_be_written(job: Job) -> None:
 def test_malformed_yaml(job: Job) -> None:
     path = job.folder / "bad.yml"
     path.write_text("capture:\n  concurrency: [1\nrun: {}")
-    assert cli.run_capture(path, []) == cli.CONFIGURATION
+    assert cli.run(cli.capture, path) == cli.CONFIGURATION
 
 
 def test_prices_that_are_none(job: Job) -> None:

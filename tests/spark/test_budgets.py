@@ -128,6 +128,6 @@ def test_what_a_dry_run_shows(
     prompts.write(spark, tables / "prompts", [("a", "Hi")])
     tree = prompts.config(tables, simulator.base_url)
     (tables / "c.yml").write_text(__import__("yaml").safe_dump(tree))
-    assert cli.run_capture(tables / "c.yml", [], dry_run=True) == 0
+    assert cli.run(cli.capture, tables / "c.yml", dry_run=True) == 0
     assert "what a run would do (no call was made)" in capsys.readouterr().out
     assert simulator.counts()["calls"] == 0

@@ -1,12 +1,12 @@
-"""What an error says on one line."""
+"""An error on one line, and the error for a missing extra."""
 
 from __future__ import annotations
 
 import pytest
 
-from deltatap.errors import said
+from deltatap.errors import missing_extra, one_line
 
-# As PythonException has it, shortened.
+# The message of a PythonException, shortened.
 WORKER = """
   An exception was thrown from the Python worker. Please see the stack trace below.
 Traceback (most recent call last):
@@ -52,5 +52,10 @@ deltatap.errors.ConfigError: endpoint.api_key: the environment variable KEY is n
         (RuntimeError("Traceback (most recent call last):"), "RuntimeError"),
     ],
 )
-def test_the_line_that_says_why(error: Exception, line: str) -> None:
-    assert said(error) == line
+def test_an_error_on_one_line_gives_its_cause(error: Exception, line: str) -> None:
+    assert one_line(error) == line
+
+
+def test_the_error_for_a_missing_extra_names_the_module_and_the_extra() -> None:
+    error = missing_extra(ModuleNotFoundError("No module named 'plotly'", name="plotly"), "report")
+    assert str(error) == "plotly is not installed: run `pip install 'deltatap[report]'`, or `make setup` in a checkout"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltatap.delta import columns, tables
 from deltatap.delta.final import final_sql
-from deltatap.errors import ConfigError, said
+from deltatap.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -31,7 +31,7 @@ def check_tables(spark: SparkSession, settings: Settings) -> frozenset[str]:
             made = tables.ensure(spark, table, columns, *options)
             different = tables.differences(spark.table(tables.quoted(table)).schema, columns)
         except Exception as error:  # noqa: BLE001 - whatever the catalog says
-            return False, [f"{name}.table: {table}: {said(error)}"]
+            return False, [f"{name}.table: {table}: {one_line(error)}"]
         return made, [f"{name}.table: {table}: {problem}" for problem in different]
 
     needed: dict[str, Any] = {

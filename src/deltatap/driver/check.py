@@ -18,7 +18,7 @@ from deltatap.delta import tables
 from deltatap.delta.prepare import check_tables
 from deltatap.driver import source
 from deltatap.driver.preflight import examine, prices_of
-from deltatap.errors import ConfigError, CredentialError, said
+from deltatap.errors import ConfigError, CredentialError, one_line
 from deltatap.http.client import EndpointClient
 from deltatap.http.credentials import handed_over
 from deltatap.model import CaptureError
@@ -115,7 +115,7 @@ def _tables(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
             # Needs the right to change it, and changes nothing.
             spark.sql(f"DELETE FROM {tables.quoted(table)} WHERE run_id IS NULL AND run_id IS NOT NULL")
         except Exception as error:  # noqa: BLE001 - whatever the catalog says
-            yield Finding(name, "problem", f"{name}.table: {table}: cannot be written: {said(error)}")
+            yield Finding(name, "problem", f"{name}.table: {table}: cannot be written: {one_line(error)}")
         else:
             yield Finding(name, "ok", f"{table}: can be written")
 
@@ -139,7 +139,7 @@ def _workers(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
     try:
         rows = spark.range(0, slots, 1, slots).mapInArrow(worker_examines(settings, str(mark), key), _TOLD).collect()
     except Exception as error:  # noqa: BLE001 - what a worker cannot even start with
-        yield Finding("workers", "problem", said(error))
+        yield Finding("workers", "problem", one_line(error))
         return
     finally:
         mark.unlink(missing_ok=True)

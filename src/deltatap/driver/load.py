@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from deltatap.api.apis import PATHS
 from deltatap.delta import tables
 from deltatap.driver.source import wrong_columns
-from deltatap.errors import ConfigError, said
+from deltatap.errors import ConfigError, one_line
 from deltatap.prompts import INPUTS, OURS, build_request
 
 if TYPE_CHECKING:
@@ -65,7 +65,9 @@ def load(spark: SparkSession, settings: Settings, path: Path) -> Loaded:
     try:
         writer.save(table) if tables.is_path(table) else writer.saveAsTable(table)
     except Exception as error:
-        raise ConfigError([f"prompts.table: {table}: does not take the columns of {path}: {said(error)}"]) from error
+        raise ConfigError(
+            [f"prompts.table: {table}: does not take the columns of {path}: {one_line(error)}"]
+        ) from error
     return Loaded(read.num_rows, list(_bad(read, settings)))
 
 
@@ -88,7 +90,7 @@ def read_prompts(path: Path, api: Api) -> pa.Table:
     except OSError as error:
         raise ConfigError([f"{path}: {error.strerror or error}"]) from error
     except pa.ArrowInvalid as error:
-        raise ConfigError([f"{path}: {said(error)}"]) from error
+        raise ConfigError([f"{path}: {one_line(error)}"]) from error
     for at, field in enumerate(found.schema):
         if field.name in _TEXTS and not pa.types.is_string(field.type) and not pa.types.is_nested(field.type):
             found = found.set_column(at, field.name, pc.cast(found[field.name], pa.string()))

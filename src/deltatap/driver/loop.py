@@ -23,7 +23,7 @@ from deltatap.driver import plan, runs, source
 from deltatap.driver.landing import Landing
 from deltatap.driver.pacer import Pacer, Spent
 from deltatap.driver.progress import Display, Snapshot, snapshot
-from deltatap.errors import ConfigError, LeaseLostError, said
+from deltatap.errors import ConfigError, LeaseLostError, one_line
 from deltatap.http.credentials import handed_over
 from deltatap.messages import POLL_S, Control
 from deltatap.udf import part_udf
@@ -257,7 +257,7 @@ class Driver:
                     if job.error is None and len(self.plan.landed()) >= owed:
                         break
                     failures += 1
-                    self._incomplete(failures, said(job.error) if job.error else "captures are missing")
+                    self._incomplete(failures, one_line(job.error) if job.error else "captures are missing")
         finally:
             self.captured.set()
             for thread in landers:
@@ -286,7 +286,7 @@ class Driver:
         beats = [beat for beat in told if beat.epoch == self.lease.epoch]
         for thread in threads:
             if thread.error is not None:
-                self._stop("failed", f"{thread.name}: {said(thread.error)}")
+                self._stop("failed", f"{thread.name}: {one_line(thread.error)}")
         if fatal := next((beat.fatal for beat in beats if beat.fatal), None):
             self._stop("failed", fatal)
         if self.asked.is_set():
@@ -368,7 +368,7 @@ class Driver:
         try:
             self.landing.compact()
         except Exception as error:  # noqa: BLE001 - small files are slower to read, no reason to fail a run
-            self.notes.append(f"the captures table was not compacted: {said(error)}")
+            self.notes.append(f"the captures table was not compacted: {one_line(error)}")
         totals = {"owed": self.owed, **runs.totals(self.spark, settings, run_id)}
         row = runs.close(self.spark, settings, run_id, self.stop or "completed", self.reason, totals)
         self.state.publish(Control(self.lease.epoch, self.beat + 1, stop="ended"))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from deltatap.delta.prepare import check_tables
 from deltatap.driver import plan, runs, source
 from deltatap.driver.loop import Driver, Ended, landing_of
-from deltatap.errors import LeaseLostError, said
+from deltatap.errors import LeaseLostError, one_line
 from deltatap.messages import Control
 from deltatap.state import RunState
 
@@ -97,7 +97,7 @@ def _land_left(spark: SparkSession, settings: Settings, lease: Lease) -> None:
 
 
 def _close_failed(spark: SparkSession, settings: Settings, lease: Lease, error: BaseException) -> None:
-    reason = f"{type(error).__name__}: {said(error)}"
+    reason = f"{type(error).__name__}: {one_line(error)}"
     # The first error is the one to tell; where this fails, too, the next start finds a dead run.
     with suppress(Exception):
         runs.close(spark, settings, lease.run_id, "failed", reason, runs.totals(spark, settings, lease.run_id))

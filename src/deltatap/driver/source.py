@@ -11,7 +11,7 @@ from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation 
 from pyspark.sql import types as T  # noqa: N812
 
 from deltatap.delta import tables
-from deltatap.errors import ConfigError, said
+from deltatap.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,7 +37,7 @@ def source(spark: SparkSession, settings: Settings) -> DataFrame:
         frame = spark.sql(prompts.sql) if prompts.sql is not None else spark.table(tables.quoted(str(prompts.table)))
         fields = {field.name: field.dataType for field in frame.schema.fields}
     except Exception as error:
-        raise ConfigError([f"prompts: {prompts.source}: {said(error)}"]) from error
+        raise ConfigError([f"prompts: {prompts.source}: {one_line(error)}"]) from error
     if problems := list(wrong_columns(fields, prompts.keep)):
         raise ConfigError([f"prompts: {prompts.source}: {problem}" for problem in problems])
     wanted = dict.fromkeys([*_TEXTS, "messages", "params", *prompts.keep])

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from deltatap.errors import ConfigError, CredentialError, said
+from deltatap.errors import ConfigError, CredentialError, missing_extra, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,7 +88,7 @@ class Credential:
             if current is not None and current.expires_at is not None and now < current.expires_at:
                 self._renew_at = min(current.expires_at, now + 1)  # it still holds; try again soon
                 return
-            raise CredentialError(f"no token: {type(error).__name__}: {said(error)}") from error
+            raise CredentialError(f"no token: {type(error).__name__}: {one_line(error)}") from error
         # Asked early, a library gives the token that it has: each counts once among those to strike out.
         others = [known for known in self._tokens if known.value != token.value]
         self._tokens = [*others[1 - _KEPT :], token]
@@ -120,10 +120,10 @@ def handed_over(endpoint: Endpoint) -> Token | None:
         from databricks.sdk.runtime import dbutils  # noqa: PLC0415 - an extra; on Databricks it is there
 
         value = str(dbutils.secrets.get(scope, name)).strip()
-    except ImportError:
-        raise ConfigError([f"{where}: needs databricks-sdk: install deltatap[databricks]"]) from None
+    except ModuleNotFoundError as error:
+        raise ConfigError([f"{where}: {missing_extra(error, 'databricks')}"]) from error
     except Exception as error:
-        raise ConfigError([f"{where}: {type(error).__name__}: {said(error)}"]) from error
+        raise ConfigError([f"{where}: {type(error).__name__}: {one_line(error)}"]) from error
     if not value:
         raise ConfigError([f"{where}: is empty"])
     return Token(_sendable(value, where))
@@ -172,8 +172,8 @@ def _azure() -> Callable[[], Token]:
     """Entra ID, by what this process is: a service principal by variables, a managed or workload identity, a login."""
     try:
         from azure.identity import DefaultAzureCredential  # noqa: PLC0415 - an extra
-    except ImportError:
-        raise ConfigError(["endpoint.api_key.identity: azure needs azure-identity: install deltatap[azure]"]) from None
+    except ModuleNotFoundError as error:
+        raise ConfigError([f"endpoint.api_key.identity: {missing_extra(error, 'azure')}"]) from error
     identity = DefaultAzureCredential()
 
     def fetch() -> Token:
@@ -187,10 +187,8 @@ def _databricks(endpoint: Endpoint) -> Callable[[], Token]:
     """The SDK's unified authentication for the endpoint's own workspace: a token goes to no other host."""
     try:
         from databricks.sdk.core import Config  # noqa: PLC0415 - an extra; on Databricks it is there
-    except ImportError:
-        raise ConfigError(
-            ["endpoint.api_key.identity: databricks needs databricks-sdk: install deltatap[databricks]"]
-        ) from None
+    except ModuleNotFoundError as error:
+        raise ConfigError([f"endpoint.api_key.identity: {missing_extra(error, 'databricks')}"]) from error
     url = urlsplit(endpoint.base_url)
     config: Config | None = None
 

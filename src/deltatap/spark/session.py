@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deltatap.errors import DeltatapError
+from deltatap.errors import DeltatapError, missing_extra
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -61,13 +61,12 @@ def local_session(
 
     Raises:
         NoJavaError: There is no Java 17 or 21, neither the user's nor set-up's.
-        ModuleNotFoundError: pyspark is not installed.
+        MissingExtraError: pyspark is not installed.
     """
     try:
         from pyspark.sql import SparkSession  # noqa: PLC0415 - Databricks brings its own, so it is an extra
     except ModuleNotFoundError as error:
-        message = "pyspark is not installed: run `pip install 'deltatap[spark]'`, or `make setup` in a checkout"
-        raise ModuleNotFoundError(message, name=error.name) from error
+        raise missing_extra(error, "spark") from error
 
     # Workers otherwise take python3 from PATH, which may be another Python without deltatap.
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable

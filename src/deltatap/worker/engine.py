@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import uvloop
 
-from deltatap.errors import said
+from deltatap.errors import one_line
 from deltatap.messages import POLL_S
 from deltatap.model import Capture, CaptureError, Job
 from deltatap.worker.lag import LagWatch
@@ -187,7 +187,7 @@ class Engine:
         """
         if self._broken is not None:
             raise RuntimeError(
-                f"the engine failed: {type(self._broken).__name__}: {said(self._broken)}"
+                f"the engine failed: {type(self._broken).__name__}: {one_line(self._broken)}"
             ) from self._broken
 
     # Everything below runs on the event loop's thread.

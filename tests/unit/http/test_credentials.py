@@ -300,7 +300,9 @@ def test_azure_identity_gives_entra_s_tokens(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(("identity", "module"), [("azure", "azure.identity"), ("databricks", "databricks.sdk.core")])
 def test_an_extra_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch, identity: Any, module: str) -> None:
     monkeypatch.setitem(__import__("sys").modules, module, None)
-    with pytest.raises(ConfigError, match=rf"identity: {identity} needs .*: install deltatap\[{identity}\]"):
+    with pytest.raises(
+        ConfigError, match=rf"identity: .* is not installed: run `pip install 'deltatap\[{identity}\]'`"
+    ):
         credential_of(Endpoint(api_key=ApiKey(identity=identity)))
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from deltatap.errors import MissingExtraError
 from deltatap.spark import session
 
 if TYPE_CHECKING:
@@ -126,5 +127,5 @@ def test_jars_of_set_up_come_before_coordinates(tmp_path: Path, monkeypatch: pyt
 
 def test_pyspark_that_is_not_installed_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyspark.sql", None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'deltatap\[spark\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install 'deltatap\[spark\]'"):
         session.local_session()

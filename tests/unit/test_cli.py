@@ -1,0 +1,156 @@
+"""The command line without Spark: options, help, errors and exit codes."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from deltatap import cli
+from deltatap.errors import ConfigError, LandingError, MissingExtraError, RunningError, VocabularyError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from deltatap.config import Settings
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = ["capture", "stop", "load", "check", "analyze", "runs", "show", "compare", "report", "replay", "simulate"]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "c.yml"
+    path.write_text(f"state: {{dir: {tmp_path / 'state'}}}\n")
+    return path
+
+
+def invoke(*words: str | Path) -> tuple[int, str]:
+    result = CliRunner().invoke(cli.app, [str(word) for word in words], env={"COLUMNS": "80", "TERM": "dumb"})
+    return result.exit_code, result.output
+
+
+def test_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert invoke("--version") == (0, f"deltatap {version}\n")
+
+
+def test_help_lists_every_command_and_shell_completion() -> None:
+    code, output = invoke("--help")
+    assert code == 0
+    assert re.findall(r"^│ (\w+) ", output, re.MULTILINE) == COMMANDS
+    assert "--install-completion" in output
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_at_80_columns_is_wrapped_once(name: str) -> None:
+    code, output = invoke(name, "--help")
+    assert code == 0
+    text = output.partition("╭")[0].partition("Usage:")[2]
+    paragraphs = [paragraph.split("\n") for paragraph in re.split(r"\n\s*\n", text)[1:] if paragraph.strip()]
+    for paragraph in paragraphs:
+        for line, after in itertools.pairwise(paragraph):
+            word = after.split()[0] if after.strip() else "x" * 80
+            assert len(line.rstrip()) + 1 + len(word) > 79, f"{line!r} has room for {word!r}"
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "simulate"])
+def test_commands_share_config_and_set(name: str) -> None:
+    group = typer.main.get_command(cli.app)
+    options = {option for parameter in group.commands[name].params for option in parameter.opts}  # type: ignore[attr-defined]
+    assert {"--config", "-c", "--set"} <= options
+
+
+def test_help_and_version_import_no_heavy_package() -> None:
+    heavy = "{'numpy', 'pandas', 'pyarrow', 'pydantic', 'pyspark', 'tiktoken', 'openai', 'yaml'}"
+    code = f"import sys, deltatap.cli; print(sorted({heavy} & sys.modules.keys()))"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "[]\n"
+
+
+def test_a_configuration_error_lists_every_problem_and_exits_with_2(config: Path) -> None:
+    code, output = invoke("capture", "--config", config, "--set", "capture.x=1", "--set", "nonsense")
+    assert code == cli.CONFIGURATION
+    assert [line[:14] for line in output.splitlines()] == ["✗ --set nonsen", f"✗ {config}"[:14]]
+
+
+def test_stopping_an_unknown_run_lists_the_active_runs(config: Path, tmp_path: Path) -> None:
+    code, output = invoke("stop", "nope", "--config", config)
+    assert (code, output) == (2, f"✗ state.dir: {tmp_path / 'state'}: run nope is not active here; active runs: none\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "output"),
+    [
+        (ConfigError(["a: [b] wrong", "c: wrong"]), 2, ["✗ a: [b] wrong", "✗ c: wrong"]),
+        (VocabularyError("damaged"), 2, ["✗ damaged"]),
+        (RunningError("run r is active"), 2, ["✗ run r is active"]),
+        (MissingExtraError("install it"), 2, ["✗ install it"]),
+        (LandingError("no space"), 1, ["✗ no space"]),
+        (ValueError("one\ntwo"), 1, ["✗ ValueError: one"]),
+        (ModuleNotFoundError("No module named 'deltatap.x'", name="deltatap.x"), 1,
+         ["✗ ModuleNotFoundError: No module named 'deltatap.x'"]),
+        (ModuleNotFoundError("No module named 'plotly'", name="plotly.offline"), 2,
+         ["✗ plotly.offline is not installed: run `pip install 'deltatap[report]'`, or `make setup` in a checkout"]),
+    ],
+)  # fmt: skip
+def test_exit_codes(
+    config: Path, capsys: pytest.CaptureFixture[str], error: Exception, code: int, output: list[str]
+) -> None:
+    def work(_settings: Settings, _console: Console) -> int:
+        raise error
+
+    assert cli.run(work, config) == code
+    assert capsys.readouterr().out.splitlines() == output
+
+
+def test_a_crashed_capture_says_that_it_can_be_run_again(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(_: object) -> None:
+        raise RuntimeError("Spark gave up")
+
+    monkeypatch.setattr("deltatap.driver.preflight.preflight", crash)
+    assert cli.run(cli.capture, config) == cli.FAILED
+    assert "run it again" in capsys.readouterr().out
+
+
+def test_a_job_script_exits_only_with_an_error(monkeypatch: pytest.MonkeyPatch, config: Path) -> None:
+    codes = iter([cli.OK, cli.TOO_MANY_ERRORS])
+    received: list[object] = []
+
+    def work(settings: Settings, _console: Console, *, dry_run: bool = False) -> int:
+        received.append((settings.capture.limit, dry_run))
+        return next(codes)
+
+    monkeypatch.setattr(sys, "argv", ["job.py", "--config", str(config), "--set", "capture.limit=3", "--dry-run"])
+    cli.run_job(work)
+    with pytest.raises(SystemExit) as ended:
+        cli.run_job(work)
+    assert ended.value.code == cli.TOO_MANY_ERRORS
+    assert received == [(3, True)] * 2
+
+
+@pytest.mark.parametrize("fault", ["nope=0.1", "cut=x", "cut"])
+def test_simulate_refuses_a_fault_that_it_cannot_read(fault: str) -> None:
+    code, output = invoke("simulate", "--fault", fault)
+    assert code == cli.CONFIGURATION
+    assert f"--fault {fault}: expected FAULT=RATE" in " ".join(output.split())
+
+
+def test_the_module_of_every_optional_package_has_its_extra() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    modules = {"delta-spark": "delta"}
+    declared = {
+        modules.get(name := re.split(r"[<>=]", requirement)[0], name): extra
+        for extra in ("spark", "report", "serve")
+        for requirement in extras[extra]
+    }
+    assert declared == cli.EXTRAS
