@@ -1,7 +1,7 @@
-"""What must hold in ``databricks.yml`` and its includes: what ``databricks bundle validate --strict`` sees, and what it does not.
+"""Checks ``databricks.yml`` and its includes, for what ``databricks bundle validate --strict`` finds and for what it misses.
 
-Unknown keys and values are found by a round trip through databricks-sdk's types, which lose what they do not know. The
-rest was seen to pass the real CLI and to fail, or to do the wrong thing, in a workspace.
+A round trip through databricks-sdk's types finds unknown keys and values, because the types drop them. The other checks
+are for mistakes that the real CLI accepts and that fail, or do the wrong thing, in a workspace.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 ROOT = Path(__file__).parents[1]
-# What the bundle adds to a resource's own fields.
+# Fields that the bundle adds to those of the resource.
 _BUNDLE = {
     "jobs": {"permissions", "run_as", "lifecycle"},
     "schemas": {"grants", "lifecycle"},
@@ -45,7 +45,7 @@ _KINDS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 }
 _TOP = {"bundle", "include", "artifacts", "sync", "variables", "targets", "resources"}
 _LEVELS = {"CAN_VIEW", "CAN_MANAGE_RUN", "CAN_MANAGE", "IS_OWNER"}
-# What the workspace and the bundle itself answer; the values stand for it in the checks.
+# References that the workspace and the bundle resolve, with values for the checks.
 _GIVEN = {
     "workspace.current_user.userName": "someone@example.com",
     "workspace.file_path": "/Workspace/Users/someone@example.com/.bundle/deltatap/files",
@@ -60,7 +60,7 @@ def _taken(create: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
 
 
 def read(root: Path = ROOT) -> dict[str, Any]:
-    """The bundle with its includes, each resource with the folder that its paths are relative to."""
+    """The bundle with its included resources."""
     tree: dict[str, Any] = yaml.safe_load((root / "databricks.yml").read_text(encoding="utf-8"))
     resources: dict[str, dict[str, Any]] = {}
     for pattern in tree.get("include", ()):
@@ -68,12 +68,12 @@ def read(root: Path = ROOT) -> dict[str, Any]:
             included = yaml.safe_load(path.read_text(encoding="utf-8"))
             for kind, named in included["resources"].items():
                 resources.setdefault(kind, {}).update(named)
-    # Nodes that an anchor repeats are one object; a test that breaks one must not break the others.
+    # An anchor and its aliases are one object. The copies are independent, so that a test can break one of them.
     return json.loads(json.dumps(tree | {"resources": resources}))  # type: ignore[no-any-return]
 
 
 def merged(resources: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    """The resources with what a target adds to them."""
+    """The resources, with the fields that a target adds."""
     kinds = resources.keys() | more.keys()
     return {
         kind: {
@@ -85,16 +85,16 @@ def merged(resources: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
 
 
 def problems(tree: dict[str, Any], target: str, root: Path = ROOT) -> list[str]:
-    """What is wrong with the bundle, deployed to a target; a line each."""
+    """Every problem of the bundle in a target, one line each."""
     found = [f"{key}: unknown key" for key in tree if key not in _TOP]
     if target not in tree["targets"]:
-        return [*found, f"targets: there is no {target}"]
+        return [*found, f"targets: unknown target {target}"]
     resolver = Resolver(tree, target)
     resources = resolver.resolved(merged(tree["resources"], tree["targets"][target].get("resources", {})))
     resolver.resolved(tree["targets"][target])
     found += resolver.problems
     used = set(_REFERENCE.findall(json.dumps(tree)))
-    found += [f"variables.{name}: nothing uses it" for name in tree["variables"] if f"var.{name}" not in used]
+    found += [f"variables.{name}: it is not used" for name in tree["variables"] if f"var.{name}" not in used]
     names = Counter(name for named in resources.values() for name in named)
     found += [f"resources: {name}: two resources have this key" for name, times in names.items() if times > 1]
     for kind, named in resources.items():
@@ -106,7 +106,7 @@ def problems(tree: dict[str, Any], target: str, root: Path = ROOT) -> list[str]:
 
 
 class Resolver:
-    """Replaces ``${…}`` by what it stands for in a target, and keeps what stands for nothing."""
+    """Replaces ``${…}`` references by their values in a target, and collects the ones that have none."""
 
     def __init__(self, tree: dict[str, Any], target: str) -> None:
         self._tree, self._target = tree, target
@@ -141,41 +141,41 @@ class Resolver:
             resource = self._tree["resources"].get(kind, {}).get(key, {})
             if field in resource:
                 return self.resolved(resource[field])
-            self.problems.append(f"${{{name}}}: there is no such field of a resource")
+            self.problems.append(f"${{{name}}}: unknown field of a resource")
         else:
-            self.problems.append(f"${{{name}}}: there is nothing of this name")
+            self.problems.append(f"${{{name}}}: unknown reference")
         return f"${{{name}}}"
 
 
 def _resource(kind: str, resource: dict[str, Any], root: Path) -> Iterator[str]:
     if kind not in _KINDS:
-        yield f"there is no resource type {kind}"
+        yield f"unknown resource type {kind}"
         return
     own = {key: value for key, value in resource.items() if key not in _BUNDLE[kind]}
     yield from _lost(own, _KINDS[kind](own))
     for grant in resource.get("grants", ()):
         unknown = set(grant["privileges"]) - {privilege.value for privilege in Privilege}
-        yield from (f"grants: there is no privilege {name}" for name in sorted(unknown))
+        yield from (f"grants: unknown privilege {name}" for name in sorted(unknown))
     if kind == "jobs":
         yield from _job(resource, root)
     if kind == "dashboards":
         path = root / "conf/resources" / resource["file_path"]
         if not path.is_file():
-            yield f"file_path: there is no file {resource['file_path']}"
+            yield f"file_path: {resource['file_path']} does not exist"
         else:
             yield from dashboard.problems(json.loads(path.read_text(encoding="utf-8")))
         if not {"warehouse_id", "dataset_catalog", "dataset_schema"} <= resource.keys():
-            yield "a dashboard whose queries name tables only needs warehouse_id, dataset_catalog and dataset_schema"
+            yield "expected warehouse_id, dataset_catalog and dataset_schema: the queries use unqualified table names"
 
 
 def _lost(given: Any, kept: Any, path: str = "") -> Iterator[str]:
-    """What the SDK's types did not know."""
+    """The fields and values that the SDK's types dropped."""
     if isinstance(given, dict):
         for key, value in given.items():
             where = f"{path}.{key}" if path else key
             if not isinstance(kept, dict) or key not in kept:
                 if value not in ({}, [], None):
-                    yield f"{where}: unknown key, or a value that it does not take: {value!r}"
+                    yield f"{where}: unknown key or invalid value: {value!r}"
             else:
                 yield from _lost(value, kept[key], where)
     elif isinstance(given, list):
@@ -191,9 +191,9 @@ def _job(job: dict[str, Any], root: Path) -> Iterator[str]:
     environments = {each["environment_key"] for each in job.get("environments", ())}
     tasks = {task["task_key"]: task for task in job["tasks"]}
     keys = Counter(task["task_key"] for task in job["tasks"])
-    yield from (f"task {key}: there are two" for key, times in keys.items() if times > 1)
-    yield from (f"job cluster {key}: no task runs on it" for key in clusters.keys() - _used(job, "job_cluster_key"))
-    yield from (f"environment {key}: no task runs in it" for key in environments - _used(job, "environment_key"))
+    yield from (f"task {key}: duplicate key" for key, times in keys.items() if times > 1)
+    yield from (f"job cluster {key}: no task uses it" for key in clusters.keys() - _used(job, "job_cluster_key"))
+    yield from (f"environment {key}: no task uses it" for key in environments - _used(job, "environment_key"))
     for key, cluster in clusters.items():
         yield from (f"job cluster {key}: {problem}" for problem in _cluster(cluster))
     for task in job["tasks"]:
@@ -204,9 +204,10 @@ def _job(job: dict[str, Any], root: Path) -> Iterator[str]:
         ):
             yield f"task {task['task_key']}: {problem}"
     yield from _dynamic(job)
+    yield from _packages(job, root)
     for permission in job.get("permissions", ()):
         if permission["level"] not in _LEVELS:
-            yield f"permissions: there is no level {permission['level']}"
+            yield f"permissions: unknown level {permission['level']}"
 
 
 def _used(job: dict[str, Any], name: str) -> set[str]:
@@ -218,27 +219,27 @@ def _schedule(job: dict[str, Any]) -> Iterator[str]:
     if schedule is None:
         return
     if "trigger" in job or "continuous" in job:
-        yield "a job has a schedule or a trigger, not both"
+        yield "expected either a schedule or a trigger, found both"
     if schedule.get("pause_status") == "UNPAUSED":
-        yield "schedule.pause_status: UNPAUSED defeats the pausing of development mode; leave it out"
+        yield "schedule.pause_status: UNPAUSED keeps development mode from pausing the schedule; remove it"
     if schedule["timezone_id"] not in available_timezones():
-        yield f"schedule.timezone_id: there is no time zone {schedule['timezone_id']}"
+        yield f"schedule.timezone_id: unknown time zone {schedule['timezone_id']}"
     fields = schedule["quartz_cron_expression"].split()
     if len(fields) not in (6, 7) or not all(_QUARTZ.fullmatch(field) for field in fields):
         yield f"schedule: expected a Quartz expression of 6 or 7 fields, found {' '.join(fields)}"
     elif (fields[3] == "?") == (fields[5] == "?"):
-        yield "schedule: of day of month and day of week just one is ? in a Quartz expression"
+        yield "schedule: expected ? for exactly one of day of month and day of week"
     elif any(field.isdecimal() and int(field) > most for field, most in zip(fields, (59, 59, 23), strict=False)):
-        yield f"schedule: no such time of day: {' '.join(fields[:3])}"
+        yield f"schedule: invalid time of day: {' '.join(fields[:3])}"
 
 
 def _cluster(cluster: dict[str, Any]) -> Iterator[str]:
     if cluster.get("data_security_mode") != "DATA_SECURITY_MODE_DEDICATED":
-        yield "data_security_mode: expected DATA_SECURITY_MODE_DEDICATED: elsewhere UDFs see no Volume and no variable"
+        yield "data_security_mode: expected DATA_SECURITY_MODE_DEDICATED: in other modes UDFs cannot read Volumes and environment variables"
     if cluster.get("spark_conf", {}).get("spark.speculation") != "false":
-        yield 'spark_conf: expected spark.speculation: "false": a copy of a slow task calls again'
+        yield 'spark_conf: expected spark.speculation: "false": a second copy of a slow task would call the API again'
     if not str(cluster.get("spark_version", "")).endswith("-scala2.13"):
-        yield "spark_version: expected a runtime of Spark 4, as 18.x-scala2.13"
+        yield "spark_version: expected a runtime with Spark 4, such as 18.x-scala2.13"
     for name, value in cluster.get("spark_env_vars", {}).items():
         if name.endswith("_KEY") and not re.fullmatch(r"\{\{secrets/[\w.-]+/[\w.-]+\}\}", value):
             yield f"spark_env_vars.{name}: expected {{{{secrets/scope/key}}}}"
@@ -248,16 +249,16 @@ def _order(task: dict[str, Any], tasks: dict[str, Any]) -> Iterator[str]:
     for after in task.get("depends_on", ()):
         before = tasks.get(after["task_key"])
         if before is None:
-            yield f"depends_on: there is no task {after['task_key']}"
+            yield f"depends_on: unknown task {after['task_key']}"
         elif "outcome" in after and "condition_task" not in before:
-            yield f"depends_on: {after['task_key']} is no condition_task, and has no outcome"
+            yield f"depends_on: {after['task_key']} is not a condition_task and has no outcome"
     if "run_if" in task and not task.get("depends_on"):
-        yield "run_if: depends on nothing"
+        yield "run_if: requires depends_on"
     seen, ahead = set(), [task["task_key"]]
     while ahead:
         for after in tasks.get(ahead.pop(), {}).get("depends_on", ()):
             if after["task_key"] == task["task_key"]:
-                yield "depends_on: depends on itself"
+                yield "depends_on: the task depends on itself"
                 return
             if after["task_key"] not in seen:
                 seen.add(after["task_key"])
@@ -266,27 +267,27 @@ def _order(task: dict[str, Any], tasks: dict[str, Any]) -> Iterator[str]:
 
 def _compute(task: dict[str, Any], clusters: Any, environments: set[str]) -> Iterator[str]:
     if "job_cluster_key" in task and task["job_cluster_key"] not in clusters:
-        yield f"there is no job cluster {task['job_cluster_key']}"
+        yield f"unknown job cluster {task['job_cluster_key']}"
     if "environment_key" in task and task["environment_key"] not in environments:
-        yield f"there is no environment {task['environment_key']}"
+        yield f"unknown environment {task['environment_key']}"
     places = {"job_cluster_key", "environment_key", "existing_cluster_id", "new_cluster"} & task.keys()
     if "condition_task" not in task and len(places) != 1:
-        yield f"expected one place to run, found {', '.join(sorted(places)) or 'none'}"
+        yield f"expected one of job_cluster_key, environment_key, existing_cluster_id, new_cluster; found {', '.join(sorted(places)) or 'none'}"
     if "environment_key" in task and "libraries" in task:
-        yield "libraries: a serverless task takes its environment's dependencies"
+        yield "libraries: a serverless task uses the dependencies of its environment"
 
 
 def _runs(task: dict[str, Any], job: dict[str, Any], root: Path) -> Iterator[str]:
-    """Whether the script or entry point is there, and takes its arguments as they come."""
+    """Check that the script or entry point exists and that its arguments are valid settings."""
     if wheel := task.get("python_wheel_task"):
         scripts = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"].get("scripts", {})
         if wheel["entry_point"] not in scripts:
-            yield f"the wheel has no entry point {wheel['entry_point']}"
+            yield f"unknown entry point {wheel['entry_point']} of the wheel"
     script = task.get("spark_python_task")
     if script is None:
         return
     if not (root / "conf/resources" / script["python_file"]).resolve().is_file():
-        yield f"there is no file {script['python_file']}"
+        yield f"{script['python_file']} does not exist"
     words = [_with_defaults(word, job) for word in script.get("parameters", ())]
     config = [Path(words[at + 1]) for at, word in enumerate(words) if word == "--config"]
     here = [root / Path(*path.parts[path.parts.index("files") + 1 :]) for path in config if "files" in path.parts]
@@ -300,27 +301,39 @@ def _runs(task: dict[str, Any], job: dict[str, Any], root: Path) -> Iterator[str
         yield from error.problems
         return
     if not settings.state.dir.startswith("/Volumes/") and "state.dir" in str(overrides):
-        yield f"state.dir: expected a Volume, found {settings.state.dir}"
+        yield f"state.dir: expected a path in /Volumes, found {settings.state.dir}"
     budget, most = settings.budget.runtime_s, task.get("timeout_seconds")
     if "capture" in script["python_file"] and (budget is None or most is None or budget >= most):
-        yield f"timeout_seconds: expected more than budget.runtime_s, {budget}, so that the run ends in good order"
+        yield f"timeout_seconds: expected more than budget.runtime_s ({budget}), so that the run can drain"
 
 
 def _with_defaults(word: str, job: dict[str, Any]) -> str:
-    """The argument as a scheduled run gets it."""
+    """The argument with the job parameters' defaults, as in a scheduled run."""
     defaults = {f"job.parameters.{each['name']}": each["default"] for each in job.get("parameters", ())}
     return _DYNAMIC.sub(lambda found: defaults.get(found[1].strip(), "0"), word)
 
 
+def _packages(job: dict[str, Any], root: Path) -> Iterator[str]:
+    """Check that each serverless task has the wheel and the packages of its extra, and no others."""
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    environments = {each["environment_key"]: each["spec"]["dependencies"] for each in job.get("environments", ())}
+    for task in job["tasks"]:
+        if "spark_python_task" in task and task.get("environment_key") in environments:
+            script = Path(task["spark_python_task"]["python_file"]).stem
+            expected = sorted(["../../dist/*.whl", *project["optional-dependencies"].get(script, ())])
+            if (found := sorted(environments[task["environment_key"]])) != expected:
+                yield f"task {task['task_key']}: expected the packages {', '.join(expected)}, found {', '.join(found)}"
+
+
 def _dynamic(job: dict[str, Any]) -> Iterator[str]:
     known = {f"job.parameters.{each['name']}" for each in job.get("parameters", ())} | {"job.run_id", "job.id"}
-    said = json.dumps(job)
-    for name in dict.fromkeys(_DYNAMIC.findall(said)):
+    text = json.dumps(job)
+    for name in dict.fromkeys(_DYNAMIC.findall(text)):
         if name.strip() not in known and not name.startswith("secrets/"):
-            yield f"{{{{{name}}}}}: nothing of this name is given to a task"
+            yield f"{{{{{name}}}}}: unknown dynamic value"
     for name in sorted(known - {"job.run_id", "job.id"}):
-        if f"{{{{{name}}}}}" not in said:
-            yield f"parameters: nothing uses {name}"
+        if f"{{{{{name}}}}}" not in text:
+            yield f"parameters: {name} is not used"
 
 
 def _target(tree: dict[str, Any], target: str, resources: dict[str, Any]) -> Iterator[str]:
@@ -338,27 +351,30 @@ def _target(tree: dict[str, Any], target: str, resources: dict[str, Any]) -> Ite
     yield from (f"targets.{target}.{key}: unknown key" for key in sorted(unknown))
     for name in given.get("variables", {}):
         if name not in tree["variables"]:
-            yield f"targets.{target}.variables.{name}: there is no such variable"
+            yield f"targets.{target}.variables.{name}: unknown variable"
     if given.get("mode") not in ("development", "production"):
         yield f"targets.{target}.mode: expected development or production, found {given.get('mode')}"
     if given.get("mode") == "production":
         path = given.get("workspace", {}).get("root_path", "")
         if not path or path.startswith("/Workspace/Shared"):
-            yield f"targets.{target}: expected a root_path that not everyone can write: what is there runs as run_as"
+            yield f"targets.{target}: expected a root_path that only the deployer can write: its code runs as run_as"
         if not given.get("run_as"):
-            yield f"targets.{target}: expected run_as: else the jobs stop when their deployer leaves"
+            yield f"targets.{target}: expected run_as: without it, the jobs stop working when the deployer leaves"
         yield from _granted(Resolver(tree, target).resolved(given), resources)
     for name, job in resources["jobs"].items():
-        # The job's outcome is its last task's, which runs whatever became of the others.
+        # If the last task always runs, the job succeeds whenever that task does, and job notifications miss failures.
         if any(task.get("run_if") == "ALL_DONE" for task in job["tasks"]):
             silent = [
                 t["task_key"] for t in job["tasks"] if "condition_task" not in t and "email_notifications" not in t
             ]
-            yield from (f"jobs.{name}: task {key}: nobody is told when it fails" for key in silent)
+            yield from (
+                f"jobs.{name}: task {key}: expected email_notifications, because the job can succeed when the task fails"
+                for key in silent
+            )
 
 
 def _granted(target: dict[str, Any], resources: dict[str, Any]) -> Iterator[str]:
-    """Whether run_as, which owns nothing, may do what a run does."""
+    """Check that run_as, which owns nothing, has the privileges that a run needs."""
     who = next(iter(target.get("run_as", {}).values()), None)
     needs = {"schemas": {"USE_SCHEMA", "CREATE_TABLE", "SELECT", "MODIFY"}, "volumes": {"READ_VOLUME", "WRITE_VOLUME"}}
     for kind, wanted in needs.items():
@@ -366,14 +382,14 @@ def _granted(target: dict[str, Any], resources: dict[str, Any]) -> Iterator[str]
             grants = [grant for grant in resource.get("grants", ()) if grant["principal"] == who]
             if missing := wanted - {privilege for grant in grants for privilege in grant["privileges"]}:
                 yield f"{kind}.{name}: run_as needs {', '.join(sorted(missing))}"
-    # The bundle's own permissions are those of its folder, and of every resource that takes any: CAN_VIEW is a scope's READ.
+    # The bundle's permissions apply to its folder and to every resource with permissions. For a scope, CAN_VIEW means READ.
     everywhere = [each for each in target.get("permissions", ()) if who in each.values()]
     if not everywhere:
-        yield "permissions: run_as needs CAN_VIEW: the scripts and the wheel lie in the deployer's folder"
+        yield "permissions: run_as needs CAN_VIEW: the scripts and the wheel are in the deployer's folder"
     for name, scope in resources.get("secret_scopes", {}).items():
         here = [each for each in scope.get("permissions", ()) if who in each.values()]
         if here and everywhere:
-            yield f"secret_scopes.{name}: run_as has permissions here and for the whole bundle, which may not overlap"
+            yield f"secret_scopes.{name}: run_as has permissions here and in the whole bundle, which must not overlap"
         elif not here and not everywhere:
             yield f"secret_scopes.{name}: run_as needs READ"
 
@@ -382,14 +398,14 @@ def _artifacts(tree: dict[str, Any], root: Path) -> Iterator[str]:
     built = [name for name, each in tree.get("artifacts", {}).items() if each.get("type") == "whl"]
     for name in built:
         if tree["artifacts"][name].get("dynamic_version"):
-            yield f"artifacts.{name}: dynamic_version makes every plan show a change"
+            yield f"artifacts.{name}: dynamic_version must not be set: every plan would show a change"
         words = tree["artifacts"][name].get("build", "").split()
         targets = re.findall(r"^(\w+):", (root / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
         if words[:1] != ["make"] or words[1] not in targets:
-            yield f"artifacts.{name}.build: expected a target of the Makefile, found {' '.join(words) or 'nothing'}"
+            yield f"artifacts.{name}.build: expected a Makefile target, found {' '.join(words) or 'nothing'}"
     wheels = re.findall(r'"([^"]*\.whl)"', json.dumps(tree["resources"]))
     if not built:
-        yield "artifacts: nothing builds the wheel"
+        yield "artifacts: no artifact builds the wheel"
     for path in sorted(set(wheels)):
         if path != "../../dist/*.whl":
-            yield f"{path}: the wheel is built into dist"
+            yield f"{path}: expected ../../dist/*.whl, where the wheel is built"

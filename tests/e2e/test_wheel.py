@@ -1,12 +1,15 @@
-"""The wheel where only it and what a runtime carries are installed, run with the arguments that the bundle gives."""
+"""The wheel in fresh environments: alone, next to the packages of a Databricks runtime, and run as the bundle runs it."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
+import zipfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,8 +27,8 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 UV = ROOT / ".tools/uv/bin/uv"
-# Runtime 17.3 LTS, 18 LTS and 19, with what serverless environment 5 has beside its Spark.
-CARRIED = {"pandas": "2.2.3", "pyarrow": "21.0.0"}
+# Spark of runtime 17.3 LTS, 18 LTS and 19, with the packages of serverless environment 5.
+PREINSTALLED = {"pandas": "2.2.3", "pyarrow": "21.0.0"}
 SPARKS = ("4.0.5", "4.1.4", "4.2.0")
 RUN_ID = "4711"
 
@@ -49,14 +52,22 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def installed(wheel: Path, folder: Path, spark: str) -> Path:
-    """A Python with what a runtime carries, and then the wheel as Databricks' pip would add it."""
-    python = folder / "bin/python"
+def environment(folder: Path) -> Path:
+    """An empty virtual environment; its Python."""
     subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, folder], check=True)
-    install: list[str | Path] = [UV, "pip", "install", "--quiet", "--python", python]
-    carried = [f"{name}=={version}" for name, version in (CARRIED | {"pyspark": spark}).items()]
-    subprocess.run([*install, *carried, "delta-spark==4.4.0"], check=True)
-    subprocess.run([*install, wheel], check=True)
+    return folder / "bin/python"
+
+
+def install(python: Path, *packages: str | Path) -> None:
+    subprocess.run([UV, "pip", "install", "--quiet", "--python", python, *packages], check=True)
+
+
+def runtime(wheel: Path, folder: Path, spark: str) -> Path:
+    """A Python with the packages of a runtime, and then the wheel, installed as Databricks installs it."""
+    python = environment(folder)
+    packages = [f"{name}=={version}" for name, version in (PREINSTALLED | {"pyspark": spark}).items()]
+    install(python, *packages, "delta-spark==4.4.0")
+    install(python, wheel)
     return python
 
 
@@ -68,23 +79,57 @@ def versions(python: Path) -> dict[str, str]:
     return {each["name"]: each["version"] for each in json.loads(listed)}
 
 
+def test_the_wheel_contains_the_type_marker_and_the_vocabularies(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "deltatap/py.typed" in names
+    assert len([name for name in names if name.startswith("deltatap/vocabularies/")]) == 2
+
+
+def test_without_extras_the_command_line_works_and_names_what_is_missing(wheel: Path, tmp_path: Path) -> None:
+    python = environment(tmp_path / "venv")
+    install(python, wheel)
+    assert not {"plotly", "jinja2", "starlette", "uvicorn", "pyspark"} & versions(python).keys()
+
+    def run(*words: str) -> tuple[int, str]:
+        command = [python, "-m", "deltatap", *words]
+        done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
+        assert not done.stderr
+        return done.returncode, done.stdout
+
+    (tmp_path / "c.yml").touch()
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert run("--version") == (0, f"deltatap {version}\n")
+    assert run("--help")[0] == 0
+    for words, extra in {
+        ("report", "-c", "c.yml"): "report",
+        ("simulate",): "serve",
+        ("runs", "-c", "c.yml"): "spark",
+    }.items():
+        code, output = run(*words)
+        line = (
+            rf"✗ \w+(\.\w+)* is not installed: run `pip install 'deltatap\[{extra}\]'`, or `make setup` in a checkout\n"
+        )
+        assert re.fullmatch(line, output), output
+        assert code == 2
+
+
 @pytest.mark.parametrize("spark_version", SPARKS)
-def test_the_wheel_changes_nothing_that_a_runtime_carries(wheel: Path, tmp_path: Path, spark_version: str) -> None:
-    python = installed(wheel, tmp_path / "venv", spark_version)
+def test_the_wheel_keeps_the_versions_of_a_runtime(wheel: Path, tmp_path: Path, spark_version: str) -> None:
+    python = runtime(wheel, tmp_path / "venv", spark_version)
     found = versions(python)
-    assert {name: found[name] for name in CARRIED} == CARRIED
+    assert {name: found[name] for name in PREINSTALLED} == PREINSTALLED
     assert found["pyspark"] == spark_version
-    # Whatever would go out ends at a port where nobody listens.
+    # No server listens on this port, so every download would fail.
     nowhere = {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}
     count = "from deltatap.tokens import encoding; print(len(encoding('o200k_base').encode('Count to 100')))"
-    said = subprocess.run(
+    printed = subprocess.run(
         [python, "-c", count], check=True, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **nowhere}
     ).stdout
-    assert said == "4\n"
+    assert printed == "4\n"
 
 
 def as_deployed(folder: Path, job: str, replaced: dict[str, str]) -> dict[str, list[str]]:
-    """The command of each of a job's scripts as the bundle has it for dev, with places of this machine put in."""
+    """The command of each task as the bundle has it in dev, with paths of this machine."""
     tree = read()
     resolver = Resolver(tree, "dev")
     resolved = resolver.resolved(tree["resources"]["jobs"][job])
@@ -107,8 +152,17 @@ def as_deployed(folder: Path, job: str, replaced: dict[str, str]) -> dict[str, l
     return commands
 
 
-def test_every_task_runs_as_the_bundle_names_it(spark: SparkSession, wheel: Path, tmp_path: Path) -> None:
-    python = installed(wheel, tmp_path / "venv", "4.1.4")
+def packages(job: str) -> dict[str, list[str]]:
+    """The packages that each serverless task adds to the wheel."""
+    resolved = Resolver(read(), "dev").resolved(read()["resources"]["jobs"][job])
+    added = {each["environment_key"]: each["spec"]["dependencies"][1:] for each in resolved.get("environments", ())}
+    return {task["task_key"]: added.get(task.get("environment_key"), []) for task in resolved["tasks"]}
+
+
+def test_every_task_runs_with_its_packages_and_arguments_in_the_bundle(
+    spark: SparkSession, wheel: Path, tmp_path: Path
+) -> None:
+    python = runtime(wheel, tmp_path / "venv", "4.1.4")
     files = tmp_path / "files"
     for folder in ("jobs", "conf"):
         shutil.copytree(ROOT / folder, files / folder)
@@ -124,19 +178,21 @@ def test_every_task_runs_as_the_bundle_names_it(spark: SparkSession, wheel: Path
         }  # fmt: skip
         commands = as_deployed(files, "check", places) | as_deployed(files, "capture", places)
         assert list(commands) == ["check", "capture", "analyze", "report"]
-        said = {}
+        printed = {}
         for task, command in commands.items():
+            if added := packages("capture").get(task):
+                install(python, *added)
             done = subprocess.run(
                 [python, *command], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600, check=False
             )
-            said[task] = done.stdout
+            printed[task] = done.stdout
             assert done.returncode == 0, (task, done.stdout, done.stderr)
             assert "sk-of-the-scope" not in done.stdout + done.stderr
-        assert simulator.counts()["calls"] == len(rows), "check calls nobody"
-    assert "a capture can start" in said["check"]
-    last = json.loads(said["capture"].splitlines()[-1])
+        assert simulator.counts()["calls"] == len(rows), "check must not call the endpoint"
+    assert "ready to capture" in printed["check"]
+    last = json.loads(printed["capture"].splitlines()[-1])
     assert (last["run_id"], last["status"], last["completed"]) == (RUN_ID, "completed", len(rows))
-    assert "1 runs analyzed" in said["analyze"]
+    assert "1 run analyzed" in printed["analyze"]
     assert (files / "report.html").stat().st_size > 1_000_000
     metrics = spark.sql(f"SELECT * FROM {quoted(str(tmp_path / 'metrics_by_run'))}").collect()
     assert [(row["run_id"], row["completed"]) for row in metrics] == [(RUN_ID, len(rows))]
