@@ -1,8 +1,8 @@
-"""Typed settings: every key, its default and its bounds, read from YAML, a dict and ``--set`` overrides.
+"""Typed settings: every key with its default and bounds, read from YAML, a dict and ``--set`` overrides.
 
-Knows what a configuration may say and reports all that is wrong with it at once, each with the file and the key's path.
-Leaves to others whether what it names (a table, a key, an endpoint) exists. Values under ``endpoint.api_key`` never
-reach a message, since people paste keys where the name of a variable is expected.
+Reports every problem of a configuration at once, each with the file and the path of the key. Other modules check
+whether the tables, keys and endpoints that it names exist. Values under ``endpoint.api_key`` never appear in a message,
+because people paste keys where the name of a variable is expected.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from deltatap.prompts import INPUTS, OURS
 
 
 def _absolute(location: str) -> str:
-    """A path is made absolute once, so that two names of one table are one; catalog names and URIs stay."""
+    """Make a path absolute, so that a table has one name. Catalog names and URIs stay as they are."""
     return str(Path(location).absolute()) if "/" in location and ":" not in location.split("/", 1)[0] else location
 
 
@@ -41,7 +41,7 @@ class _Section(BaseModel):
 
 
 class Prompts(_Section):
-    """Where the prompts come from: a table (name or path) or a query, and which columns to carry along."""
+    """Where the prompts come from, a table (name or path) or a query, and which columns to copy to captures."""
 
     table: Location | None = "data/prompts"
     sql: str | None = None
@@ -49,18 +49,18 @@ class Prompts(_Section):
 
     @property
     def source(self) -> str:
-        """What messages call the source."""
+        """The source as messages name it."""
         return self.table if self.table is not None else f"query {self.sql!r}"
 
 
 class Table(_Section):
-    """A catalog name or, where it has a ``/``, a path."""
+    """A catalog name, or a path if it contains a ``/``."""
 
     table: Location
 
 
 class Captures(Table):
-    """The table of answers."""
+    """The table of captured answers."""
 
     table: Location = "data/captures"
 
@@ -72,21 +72,21 @@ class Runs(Table):
 
 
 class Run(_Section):
-    """Which run this is: the same id again goes on with that run."""
+    """The identity of this run. The id of an earlier run resumes that run."""
 
     id: RunId | None = None
     labels: dict[str, str] = {}
 
 
 class ApiKey(_Section):
-    """Where the key comes from; it is read in the worker, but for a secret scope's.
+    """Where the API key comes from. Workers read it themselves, except for a secret.
 
     Attributes:
         env: the name of the environment variable that holds the key.
-        secret: ``scope/key`` of a Databricks secret, for notebooks: read on the driver, which alone can, and handed to
-            the workers in the UDF's closure.
-        identity: instead of a key, tokens of the identity that the process has, renewed before they expire: ``azure``
-            by azure-identity (Entra ID), ``databricks`` by the Databricks SDK's unified authentication.
+        secret: ``scope/key`` of a Databricks secret, for notebooks. Only the driver can read secrets, so it passes the
+            key to the workers in the UDF's closure.
+        identity: instead of a key, use tokens of the process' own identity and renew them before they expire. ``azure``
+            uses azure-identity (Entra ID), ``databricks`` the unified authentication of the Databricks SDK.
     """
 
     env: Annotated[str, Field(min_length=1)] | None = None
@@ -95,7 +95,7 @@ class ApiKey(_Section):
 
 
 class Endpoint(_Section):
-    """The OpenAI-compatible server that is called."""
+    """The OpenAI-compatible server to call."""
 
     name: str | None = None
     kind: Literal["openai", "azure", "databricks"] = "openai"
@@ -108,17 +108,17 @@ class Endpoint(_Section):
 
     @property
     def azure_v1(self) -> bool:
-        """Whether the base URL is Azure's newer one, which is OpenAI's in all but the key's header."""
+        """Whether the base URL is Azure's v1 API, which differs from OpenAI's only in the header with the key."""
         return self.base_url.partition("?")[0].rstrip("/").endswith("/openai/v1")
 
     @property
     def label(self) -> str:
-        """The endpoint's name in the tables: ``name``, else the base URL."""
+        """The endpoint's name in the tables: ``name``, or the base URL if there is none."""
         return self.name or self.base_url
 
 
 class Capture(_Section):
-    """How requests are captured: how many streams at once, how often one is tried again."""
+    """How requests are captured: the concurrency, and how often a request is retried."""
 
     mode: Literal["stream", "complete", "paired"] = "stream"
     owed: Literal["new", "all"] = "new"
@@ -135,12 +135,12 @@ class Capture(_Section):
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """The modes that each prompt is captured in."""
+        """The modes in which each prompt is captured."""
         return ("stream", "complete") if self.mode == "paired" else (self.mode,)
 
 
 class Timeouts(_Section):
-    """Seconds: to connect, to the first byte of the answer, between bytes, for a whole call, to drain."""
+    """Timeouts in seconds: connect, first byte of the answer, gap between bytes, whole call, draining."""
 
     connect_s: Seconds = 10
     first_byte_s: Seconds = 120
@@ -150,14 +150,14 @@ class Timeouts(_Section):
 
 
 class Limits(_Section):
-    """What the whole run may start in any minute."""
+    """What the whole run can start in any 60 seconds."""
 
     requests_per_minute: Annotated[float, Field(ge=1)] | None = None
     tokens_per_minute: Annotated[float, Field(gt=0)] | None = None
 
 
 class Budget(_Section):
-    """What the whole run may use; then it drains and closes as budget_exhausted, and the next one goes on."""
+    """What the whole run can use. Then it drains and closes as budget_exhausted, and the next run continues."""
 
     cost_usd: Annotated[float, Field(gt=0)] | None = None
     tokens: PositiveInt | None = None
@@ -172,14 +172,14 @@ class Tokens(_Section):
 
 
 class State(_Section):
-    """The folder of journal, plan and control files, and how often a worker flushes its journal, in seconds."""
+    """The folder of journal, plan and control files, and the interval in seconds at which workers flush the journal."""
 
     dir: Annotated[str, Field(min_length=1), AfterValidator(lambda path: str(Path(path).absolute()))] = "data/state"
     flush_s: Seconds = 1
 
 
 class Slo(_Section):
-    """What a completed answer must keep to count as good; null: it does not matter."""
+    """Limits in ms that a completed answer must meet to count as good. None: no limit."""
 
     ttft_ms: Annotated[float, Field(gt=0)] | None = None
     tpot_ms: Annotated[float, Field(gt=0)] | None = None
@@ -187,13 +187,12 @@ class Slo(_Section):
 
 
 class Analysis(_Section):
-    """Where the metrics go, and what counts.
+    """Where the metrics tables are, and which rows count.
 
     Attributes:
-        tables: a schema (``catalog.schema``) or a folder; None: beside captures.
-        max_loop_lag_ms: rows measured while our own event loop ran later than this are left out of the times; None
-            takes all.
-        slo: what a good answer keeps.
+        tables: a schema (``catalog.schema``) or a folder. None: next to captures.
+        max_loop_lag_ms: leave rows out of the latencies if deltatap's event loop ran later than this. None: keep all.
+        slo: the limits that a good answer meets.
     """
 
     tables: Location | None = None
@@ -202,13 +201,13 @@ class Analysis(_Section):
 
 
 class Spark(_Section):
-    """The master of a local session; where a session is given, as on Databricks, it is not used."""
+    """The master of a local session. Not used if a session already exists, as on Databricks."""
 
     master: str = "local[*]"
 
 
 class Settings(_Section):
-    """The whole configuration; see ``conf/local.yml`` for each key with a comment."""
+    """The whole configuration. ``conf/local.yml`` explains every key."""
 
     prompts: Prompts = Field(default_factory=Prompts)
     captures: Captures = Field(default_factory=Captures)
@@ -228,7 +227,7 @@ class Settings(_Section):
 
     @property
     def bounds(self) -> Bounds:
-        """What bounds the run's use."""
+        """The limits and budgets of the run."""
         limits, budget = self.limits, self.budget
         return Bounds(
             limits.requests_per_minute, limits.tokens_per_minute, budget.requests, budget.tokens, budget.cost_usd
@@ -239,14 +238,14 @@ def load_settings(
     source: Settings | Mapping[str, Any] | str | Path,
     overrides: Iterable[str] = (),
 ) -> Settings:
-    """Settings from a YAML file, a dict or ready settings, with ``a.b=c`` overrides.
+    """Load settings from a YAML file, a dict or other settings, with overrides.
 
     Args:
         source: the path of a YAML file, its content as a dict, or settings.
-        overrides: ``a.b=c``; an empty ``c`` unsets: null where the key may be null, else its default.
+        overrides: ``a.b=c``. An empty ``c`` sets the key to null if it can be null, else to its default.
 
     Raises:
-        ConfigError: with everything that is wrong, each as ``file: key.path: what was expected``.
+        ConfigError: lists every problem, as ``file: key.path: what was expected``.
     """
     if isinstance(source, Settings):
         name, tree = "settings", source.model_dump(exclude_unset=True)
@@ -263,7 +262,7 @@ def load_settings(
         problems += [f"{name}: {problem}" for problem in _conflicts(settings)]
         if not problems:
             return settings
-    # `from None`: pydantic's error holds the input, which may hold a key.
+    # `from None`, because pydantic's error contains the input, which can contain an API key.
     raise ConfigError(problems) from None
 
 
@@ -273,11 +272,12 @@ def _read(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
     except UnicodeDecodeError as error:
-        raise ConfigError([f"{path}: is no UTF-8 text (byte {error.start})"]) from None
+        raise ConfigError([f"{path}: is not UTF-8 text (byte {error.start})"]) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError([f"{path}{where}: is no YAML: {getattr(error, 'problem', None) or 'malformed'}"]) from None
+        problem = getattr(error, "problem", None) or "malformed"
+        raise ConfigError([f"{path}{where}: is not valid YAML: {problem}"]) from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -306,7 +306,7 @@ def _override(tree: dict[str, Any], text: str) -> str | None:
             listed = value.startswith("[") and any(get_origin(kind) is list for kind in kinds)
             node[keys[-1]] = value if str in kinds and not listed else yaml.safe_load(value)
         except yaml.YAMLError:
-            return f"--set {path}: the value is no YAML"
+            return f"--set {path}: the value is not valid YAML"
     elif type(None) in kinds or not kinds:
         node[keys[-1]] = None
     else:
@@ -315,7 +315,7 @@ def _override(tree: dict[str, Any], text: str) -> str | None:
 
 
 def _kinds(keys: list[str]) -> set[Any]:
-    """The types that the key at this path may have; empty for an unknown key."""
+    """The types that the key at this path can have. Empty for an unknown key."""
     kinds: set[Any] = {Settings}
     for key in keys:
         annotations = []
@@ -328,7 +328,7 @@ def _kinds(keys: list[str]) -> set[Any]:
     return kinds
 
 
-def _alternatives(annotation: Any) -> list[Any]:  # noqa: ANN401 - a type expression has no better type
+def _alternatives(annotation: Any) -> list[Any]:  # noqa: ANN401 - type expressions have no common type
     origin = get_origin(annotation)
     if origin is Annotated:
         return _alternatives(get_args(annotation)[0])
@@ -339,13 +339,13 @@ def _alternatives(annotation: Any) -> list[Any]:  # noqa: ANN401 - a type expres
     return [annotation]
 
 
-def _described(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails, narrowed by use
+def _described(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
     path = [str(part) for part in error["loc"]]
     where = ".".join(path) or "settings"
     if error["type"] == "extra_forbidden":
         known = _known_keys(path[:-1])
         near = difflib.get_close_matches(path[-1], known, 1)
-        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
         return f"{where}: unknown key; {hint}"
     message = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
     if "api_key" in path:
@@ -368,34 +368,32 @@ def _known_keys(path: list[str]) -> list[str]:
 
 
 def _conflicts(settings: Settings) -> list[str]:
-    """Keys that are right alone and wrong together."""
+    """Problems between keys that are valid on their own."""
     problems = []
     if (settings.prompts.table is None) == (settings.prompts.sql is None):
-        problems.append("prompts: expected either table or sql, not both and not neither (unset one: `table: null`)")
+        problems.append("prompts: expected exactly one of table and sql (to unset table: `table: null`)")
     problems += _url_problems(settings.endpoint.base_url)
     ours = sorted({*OURS, *INPUTS[settings.endpoint.api], "model"} & settings.request.keys())
-    problems += [f"request.{key}: is set by deltatap, not here" for key in ours]
+    problems += [f"request.{key}: must not be set: deltatap sets it" for key in ours]
     problems += _endpoint_conflicts(settings.endpoint)
     if settings.captures.table == settings.runs.table:
-        problems.append("captures.table and runs.table: expected two tables, found one name for both")
+        problems.append("captures.table and runs.table: expected two different tables")
     if settings.prompts.table in (settings.captures.table, settings.runs.table):
-        problems.append("prompts.table: is also the captures or the runs table")
+        problems.append("prompts.table: must differ from captures.table and runs.table")
     if settings.timeouts.total_s < max(settings.timeouts.first_byte_s, settings.timeouts.idle_s):
-        problems.append("timeouts.total_s: expected at least first_byte_s and idle_s, which it would cut short")
+        problems.append("timeouts.total_s: expected at least first_byte_s and idle_s")
     return problems
 
 
 def _url_problems(base_url: str) -> list[str]:
-    problems = []
     try:
         url = urlsplit(base_url)
-        is_one = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
-    except ValueError:  # a port that is no number, half an IPv6 address
+        valid = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # an invalid port or IPv6 address
         return ["endpoint.base_url: expected an http:// or https:// URL"]
-    if not is_one:
-        problems.append("endpoint.base_url: expected an http:// or https:// URL")
+    problems = [] if valid else ["endpoint.base_url: expected an http:// or https:// URL"]
     if url.username or url.password:
-        problems.append("endpoint.base_url: must hold no user name or password; use endpoint.api_key")
+        problems.append("endpoint.base_url: must not contain a user name or password; use endpoint.api_key")
     return problems
 
 
@@ -403,11 +401,11 @@ def _endpoint_conflicts(endpoint: Endpoint) -> list[str]:
     problems = []
     key = endpoint.api_key
     if key is not None and len(key.model_dump(exclude_none=True)) != 1:
-        problems.append("endpoint.api_key: expected one of env, secret and identity")
+        problems.append("endpoint.api_key: expected exactly one of env, secret and identity")
     if endpoint.api_version is not None and endpoint.kind != "azure":
-        problems.append("endpoint.api_version: is for kind azure only")
+        problems.append("endpoint.api_version: is only valid for kind azure")
     if endpoint.kind == "azure" and endpoint.api_version is None and not endpoint.azure_v1:
         problems.append(
-            "endpoint.api_version: is missing; expected one such as 2024-10-21, or a base_url that ends with /openai/v1"
+            "endpoint.api_version: is missing; set one, such as 2024-10-21, or use a base_url that ends with /openai/v1"
         )
     return problems

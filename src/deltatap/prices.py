@@ -1,4 +1,7 @@
-"""What tokens cost: files of prices by model pattern, and the sum of a call, exact to the last digit."""
+"""Prices of tokens: price files with a pattern for each model, and the exact cost of a call.
+
+Costs are ``Decimal``, so that they add up exactly.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,12 @@ if TYPE_CHECKING:
 
 DEFAULT_FILE = "conf/prices.yml"
 _MILLION = 1_000_000
-# Through its text: 0.15 is 0.15, not the binary fraction next to it.
+# A float is converted through its text, so that 0.15 is exactly 0.15.
 _Usd = Annotated[Decimal, BeforeValidator(lambda usd: str(usd) if isinstance(usd, float) else usd), Field(ge=0)]
 
 
 class Price(BaseModel):
-    """What a model costs, in USD per million tokens; `model` is a shell pattern such as ``gpt-4o-2024-*``."""
+    """The price of a model in USD per million tokens. ``model`` is a shell pattern such as ``gpt-4o-2024-*``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,26 +41,29 @@ class Price(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """Prices in the file's order; the first pattern that fits a model counts."""
+    """Prices in the order of their files. The first pattern that matches a model applies."""
 
     entries: tuple[Price, ...] = ()
 
     def find(self, *models: str | None) -> Price | None:
-        """The price of the first of these names that has one.
+        """The price of the first of these models that has one.
 
         Args:
-            models: the model asked for, and the one that answered: an Azure deployment or a serving endpoint has a name
-                of its owner's. A provider's prefix (``openai/``) is left away where only so a price is found.
+            models: the requested model and the one that answered. Owners name Azure deployments and serving endpoints
+                themselves, so the requested name may have no price. If a name with a provider's prefix (``openai/``)
+                has no price, the name without the prefix is looked up.
         """
         names = [name for model in models if model for name in (model, model.rpartition("/")[2])]
         return next((price for name in names for price in self.entries if fnmatchcase(name, price.model)), None)
 
 
 def load_prices(paths: str | Sequence[str] | None) -> Prices:
-    """Read files of prices, the first that has a model counts; none for None, and where the default file is not there.
+    """Read price files. The first file with a price for a model applies.
+
+    There are no prices for None, or if the default file does not exist.
 
     Raises:
-        ConfigError: with each mistake, by file, entry and key.
+        ConfigError: lists every problem with its file, entry and key.
     """
     files = [paths] if isinstance(paths, str) else paths or ()
     found = [_load(path) for path in files if path != DEFAULT_FILE or Path(path).exists()]
@@ -70,7 +76,7 @@ def _load(path: str) -> list[Price]:
     except OSError as error:
         raise ConfigError([f"prices: {path}: cannot be read: {error.strerror}"]) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"prices: {path}: is no YAML: {' '.join(str(error).split())}"]) from error
+        raise ConfigError([f"prices: {path}: is not valid YAML: {' '.join(str(error).split())}"]) from error
     if not isinstance(entries, list):
         raise ConfigError([f"prices: {path}: expected a list of entries with model, input and output"])
     prices, problems = [], []
@@ -87,12 +93,12 @@ def _load(path: str) -> list[Price]:
 
 
 def cost_usd(price: Price, input_tokens: int, output_tokens: int, cached_input_tokens: int = 0) -> Decimal:
-    """What a call costs in USD, exactly; cached input tokens are a part of the input tokens."""
+    """The exact cost of a call in USD. The input tokens include the cached ones."""
     cached = price.input if price.cached_input is None else price.cached_input
-    fresh = max(0, input_tokens - cached_input_tokens)
-    return (fresh * price.input + cached_input_tokens * cached + output_tokens * price.output) / _MILLION
+    uncached = max(0, input_tokens - cached_input_tokens)
+    return (uncached * price.input + cached_input_tokens * cached + output_tokens * price.output) / _MILLION
 
 
 def exact_usd(expression: str) -> str:
-    """SQL for USD that add up to the last digit that a token costs, which sums of DOUBLE do not."""
+    """SQL that converts USD to a decimal type, so that sums are exact. Sums of DOUBLE are not."""
     return f"CAST({expression} AS DECIMAL(30, 12))"

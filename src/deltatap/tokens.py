@@ -1,6 +1,6 @@
-"""Tokens as tiktoken counts them, with vocabularies that the package carries: nothing is ever downloaded.
+"""Token counts by tiktoken, with vocabularies that are part of the package. Nothing is downloaded.
 
-Knows which encoding a model uses. Leaves what a request has as input to ``input_tokens.py``.
+Knows which encoding a model uses. ``api/input_tokens.py`` knows which parts of a request are input.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tiktoken import model as tiktoken_model
 from deltatap.errors import VocabularyError
 
 VOCABULARIES = Path(__file__).with_name("vocabularies")
-# tiktoken's name for a file is the sha1 of the URL that it comes from; it checks the sha256.
+# tiktoken names a file by the sha1 of its URL and checks its sha256: file name, sha256.
 _CL100K = (
     "9b5ad71b2ce5302211f9c61530b329a4922fc6a4",
     "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
@@ -32,10 +32,10 @@ _environment = threading.Lock()
 
 @functools.cache
 def encoding(name: str) -> tiktoken.Encoding:
-    """The encoding, from the package's own files.
+    """Load an encoding from the package's own files.
 
     Raises:
-        VocabularyError: when the file is missing or damaged, or the package carries none for the name.
+        VocabularyError: the file is missing or damaged, or the package has no vocabulary of this name.
     """
     if name not in _FILES:
         raise VocabularyError(f"encoding {name}: expected one of {', '.join(_FILES)}")
@@ -49,7 +49,7 @@ def encoding(name: str) -> tiktoken.Encoding:
         ) from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise VocabularyError(f"vocabulary {name}: {path} is damaged; delete it and run `make setup`")
-    # The one way to tell tiktoken where its files are. With the right file in place it looks nowhere else.
+    # Only this variable tells tiktoken where its files are. It downloads a file only if it is missing or damaged.
     with _environment:
         before = os.environ.get("TIKTOKEN_CACHE_DIR")
         os.environ["TIKTOKEN_CACHE_DIR"] = str(VOCABULARIES)
@@ -64,10 +64,10 @@ def encoding(name: str) -> tiktoken.Encoding:
 
 @functools.lru_cache(maxsize=1024)
 def known_encoding(model: str) -> str | None:
-    """The encoding that a model uses, by tiktoken's tables; None for models that it does not know.
+    """The encoding of a model in tiktoken's tables, or None.
 
-    A provider's prefix (``openai/gpt-4o``) does not count. Of old models (p50k_base, r50k_base) the package does not
-    carry the vocabulary.
+    None if tiktoken does not know the model, or for old models (p50k_base, r50k_base), whose vocabulary is not part of
+    the package. A provider's prefix (``openai/gpt-4o``) is ignored.
     """
     try:
         name = tiktoken_model.encoding_name_for_model(model.rpartition("/")[2])
@@ -77,5 +77,5 @@ def known_encoding(model: str) -> str | None:
 
 
 def count_text(text: str, encoding_name: str) -> int:
-    """How many tokens a text has; what looks like a special token is text."""
+    """The number of tokens in a text. A text that looks like a special token counts as ordinary text."""
     return len(encoding(encoding_name).encode_ordinary(text))

@@ -17,7 +17,7 @@ def problems(source: object, *overrides: str) -> tuple[str, ...]:
     return caught.value.problems
 
 
-def test_local_yml_states_every_key_with_its_default() -> None:
+def test_local_yml_lists_every_key_with_its_default() -> None:
     stated = yaml.safe_load(LOCAL.read_text())
     defaults = Settings().model_dump()
     assert load_settings(LOCAL) == Settings()
@@ -38,7 +38,7 @@ def test_overrides_are_typed_by_the_key_they_set() -> None:
     assert settings.endpoint.model == "1e5"
 
 
-def test_an_empty_override_unsets() -> None:
+def test_an_empty_override_unsets_a_key() -> None:
     settings = load_settings(
         {"capture": {"concurrency": 3, "limit": 5}}, ["endpoint.api_key=", "capture.concurrency=", "capture.limit="]
     )
@@ -52,7 +52,7 @@ def test_an_empty_override_unsets() -> None:
     [
         ({"captur": {}}, "settings: captur: unknown key; did you mean capture?"),
         ({"capture": {"concurency": 3}}, "settings: capture.concurency: unknown key; did you mean concurrency?"),
-        ({"capture": {"zzz": 3}}, "settings: capture.zzz: unknown key; known here: concurrency, "),
+        ({"capture": {"zzz": 3}}, "settings: capture.zzz: unknown key; known keys: concurrency, "),
         ({"capture": {"concurrency": "8"}}, "settings: capture.concurrency: expected integer, found '8'"),
         (
             {"capture": {"concurrency": 0}},
@@ -62,14 +62,14 @@ def test_an_empty_override_unsets() -> None:
             {"capture": {"mode": "both"}},
             "settings: capture.mode: expected 'stream', 'complete' or 'paired', found 'both'",
         ),
-        ({"endpoint": {"api_key": {}}}, "settings: endpoint.api_key: expected one of env, secret and identity"),
+        ({"endpoint": {"api_key": {}}}, "settings: endpoint.api_key: expected exactly one of env, secret and identity"),
         (
             {"endpoint": {"kind": "azure", "base_url": "https://x.openai.azure.com"}},
-            "settings: endpoint.api_version: is missing; expected one such as 2024-10-21, or a base_url that ends with",
+            "settings: endpoint.api_version: is missing; set one, such as 2024-10-21, or use a base_url that ends with",
         ),
-        ({"endpoint": {"api_version": "2024-10-21"}}, "settings: endpoint.api_version: is for kind azure only"),
-        ({"request": {"messages": []}}, "settings: request.messages: is set by deltatap, not here"),
-        ({"endpoint": {"api": "responses"}, "request": {"input": "x"}}, "settings: request.input: is set by deltatap"),
+        ({"endpoint": {"api_version": "2024-10-21"}}, "settings: endpoint.api_version: is only valid for kind azure"),
+        ({"request": {"messages": []}}, "settings: request.messages: must not be set: deltatap sets it"),
+        ({"endpoint": {"api": "responses"}, "request": {"input": "x"}}, "settings: request.input: must not be set"),
         (
             {"limits": {"requests_per_minute": 0.5}},
             "settings: limits.requests_per_minute: expected greater than or equal to 1, found 0.5",
@@ -80,8 +80,8 @@ def test_an_empty_override_unsets() -> None:
             "settings: endpoint.api_key.secret: expected {env: NAME}, the name of an environment variable",
         ),
         ({"run": {"id": "a/b"}}, "settings: run.id: expected "),
-        ({"prompts": {"table": None}}, "settings: prompts: expected either table or sql"),
-        ({"prompts": {"sql": "SELECT 1"}}, "settings: prompts: expected either table or sql"),
+        ({"prompts": {"table": None}}, "settings: prompts: expected exactly one of table and sql"),
+        ({"prompts": {"sql": "SELECT 1"}}, "settings: prompts: expected exactly one of table and sql"),
         (
             {"endpoint": {"base_url": "localhost:8089"}},
             "settings: endpoint.base_url: expected an http:// or https:// URL",
@@ -94,30 +94,29 @@ def test_an_empty_override_unsets() -> None:
             {"endpoint": {"base_url": "http://[::1/v1", "kind": "azure"}},
             "settings: endpoint.base_url: expected an http:// or https:// URL",
         ),
-        ({"endpoint": {"base_url": "http://me:pw@x/v1"}}, "settings: endpoint.base_url: must hold no user name"),
-        ({"request": {"stream": False}}, "settings: request.stream: is set by deltatap, not here"),
+        ({"endpoint": {"base_url": "http://me:pw@x/v1"}}, "settings: endpoint.base_url: must not contain a user name"),
+        ({"request": {"stream": False}}, "settings: request.stream: must not be set"),
         ({"timeouts": {"total_s": 5}}, "settings: timeouts.total_s: expected at least first_byte_s and idle_s"),
         (
             {"captures": {"table": "a.b"}, "runs": {"table": "a.b"}},
-            "settings: captures.table and runs.table: expected two",
+            "settings: captures.table and runs.table: expected two different",
         ),
-        ({"prompts": {"table": "data/captures"}}, "settings: prompts.table: is also the captures or the runs table"),
-        ({"captures": {}}, "settings: captures.table: expected"),
+        (
+            {"prompts": {"table": "data/captures"}},
+            "settings: prompts.table: must differ from captures.table and runs.table",
+        ),
     ],
 )
-def test_each_mistake_is_told_with_its_path(tree: dict[str, object], expected: str) -> None:
-    if tree == {"captures": {}}:
-        assert load_settings(tree).captures.table.endswith("data/captures")
-        return
+def test_each_problem_names_the_path_of_its_key(tree: dict[str, object], expected: str) -> None:
     assert any(problem.startswith(expected) for problem in problems(tree)), problems(tree)
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     found = problems({"captur": 1, "capture": {"concurrency": 0}}, "nonsense", "capture.limit=-1")
     assert len(found) == 4
 
 
-def test_a_pasted_key_is_in_no_message() -> None:
+def test_no_message_contains_a_pasted_key() -> None:
     for value in ("sk-secret", {"env": 5, "sk-secret": "x"}, {"value": "sk-secret"}, ["sk-secret"]):
         with pytest.raises(ConfigError) as caught:
             load_settings({"endpoint": {"api_key": value}})
@@ -129,13 +128,15 @@ def test_a_pasted_key_is_in_no_message() -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"a: [1", ", line 1, column 6: is no YAML: "),
+        (b"a: [1", ", line 1, column 6: is not valid YAML: "),
         (b"- 1", ": expected a mapping of sections, found list"),
-        (b"\xff\xfe", ": is no UTF-8 text"),
+        (b"\xff\xfe", ": is not UTF-8 text"),
         (None, ": cannot be read: No such file or directory"),
     ],
 )
-def test_a_bad_file_is_told_by_name_and_place(tmp_path: Path, content: bytes | None, expected: str) -> None:
+def test_an_invalid_file_is_reported_with_its_name_and_position(
+    tmp_path: Path, content: bytes | None, expected: str
+) -> None:
     path = tmp_path / "x.yml"
     if content is not None:
         path.write_bytes(content)
@@ -143,12 +144,12 @@ def test_a_bad_file_is_told_by_name_and_place(tmp_path: Path, content: bytes | N
     assert problem.startswith(f"{path}{expected}")
 
 
-def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
+def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
     (tmp_path / "x.yml").write_text("# nothing\n")
     assert load_settings(tmp_path / "x.yml") == Settings()
 
 
-def test_paths_are_absolute_and_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_become_absolute_and_names_do_not_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     settings = load_settings(
         {"captures": {"table": "x/y"}, "runs": {"table": "main.llm.runs"}, "prompts": {"table": "s3://b/p"}}
@@ -158,13 +159,17 @@ def test_paths_are_absolute_and_names_stay(tmp_path: Path, monkeypatch: pytest.M
     assert settings.prompts.table == "s3://b/p"
 
 
-def test_prices_may_be_a_file_or_several() -> None:
+def test_a_section_without_keys_has_its_defaults() -> None:
+    assert load_settings({"captures": {}}).captures.table.endswith("data/captures")
+
+
+def test_prices_can_be_one_file_or_several() -> None:
     assert load_settings({}, ["prices=mine.yml"]).prices == "mine.yml"
     assert load_settings({}, ["prices=[mine.yml, conf/prices.yml]"]).prices == ["mine.yml", "conf/prices.yml"]
     assert load_settings({}, ["prices="]).prices is None
 
 
-def test_the_modes_of_a_run() -> None:
+def test_capture_mode_gives_the_modes_of_a_run() -> None:
     assert [load_settings({"capture": {"mode": mode}}).capture.modes for mode in ("stream", "complete", "paired")] == [
         ("stream",), ("complete",), ("stream", "complete"),
     ]  # fmt: skip

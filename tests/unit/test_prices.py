@@ -12,7 +12,7 @@ OURS = Path(__file__).parents[2] / DEFAULT_FILE
 ENTRY = "- {model: 'a-*', input: 2, output: 8, date: 2026-01-01, source: here}\n"
 
 
-def test_our_prices_load_and_find_models() -> None:
+def test_the_default_prices_match_known_models() -> None:
     prices = load_prices(str(OURS))
     found = {
         model: prices.find(model)
@@ -23,7 +23,7 @@ def test_our_prices_load_and_find_models() -> None:
     }  # fmt: skip
 
 
-def test_the_model_that_answered_is_looked_up_where_the_one_asked_for_has_no_price(tmp_path: Path) -> None:
+def test_the_answering_model_is_looked_up_if_the_requested_model_has_no_price(tmp_path: Path) -> None:
     prices = load_prices(str(OURS))
     deployment = prices.find("my-deployment", "gpt-4o-2024-08-06")
     assert deployment is not None
@@ -31,12 +31,12 @@ def test_the_model_that_answered_is_looked_up_where_the_one_asked_for_has_no_pri
     own = tmp_path / "own.yml"
     own.write_text(ENTRY.replace("a-*", "my-deployment"))
     mine = load_prices([str(own), str(OURS)])
-    assert mine.find("my-deployment", "gpt-4o") == load_prices(str(own)).entries[0], "a price of one's own comes first"
+    assert mine.find("my-deployment", "gpt-4o") == load_prices(str(own)).entries[0], "the first file wins"
     assert mine.find("gpt-4o") == prices.find("gpt-4o")
     assert mine.find(None, None) is None
 
 
-def test_the_first_pattern_that_fits_counts(tmp_path: Path) -> None:
+def test_the_first_matching_pattern_applies(tmp_path: Path) -> None:
     path = tmp_path / "p.yml"
     path.write_text(ENTRY + ENTRY.replace("a-*", "a-b").replace("input: 2", "input: 7"))
     price = load_prices(str(path)).find("a-b")
@@ -44,7 +44,7 @@ def test_the_first_pattern_that_fits_counts(tmp_path: Path) -> None:
     assert price.input == 2
 
 
-def test_what_a_call_costs(tmp_path: Path) -> None:
+def test_the_cost_of_a_call(tmp_path: Path) -> None:
     path = tmp_path / "p.yml"
     path.write_text(ENTRY + "- {model: c, input: 2, cached_input: 1, output: 8, date: 2026-01-01, source: here}\n")
     prices = load_prices(str(path))
@@ -52,28 +52,30 @@ def test_what_a_call_costs(tmp_path: Path) -> None:
     assert plain is not None
     assert cached is not None
     assert cost_usd(plain, 1000, 500) == Decimal("0.006")
-    assert cost_usd(plain, 1000, 500, 400) == Decimal("0.006"), "without a cached price all input costs the same"
+    assert cost_usd(plain, 1000, 500, 400) == Decimal("0.006"), (
+        "without a cached price, cached input costs as much as other input"
+    )
     assert cost_usd(cached, 1000, 500, 400) == Decimal("0.0056")
 
 
-def test_no_file_is_no_price(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_file_there_are_no_prices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_prices(None).find("gpt-4o") is None
-    assert load_prices(DEFAULT_FILE).find("gpt-4o") is None, "the default file need not be there"
+    assert load_prices(DEFAULT_FILE).find("gpt-4o") is None, "the default file is optional"
 
 
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
         ("a: 1", "expected a list of entries"),
-        ("- [", "is no YAML"),
+        ("- [", "is not valid YAML"),
         (ENTRY + "- {model: x, output: 1, date: 2026-01-01, source: s}", "entry 2: input: Field required"),
         (ENTRY.replace("input: 2", "input: -2"), "entry 1: input: Input should be greater than or equal to 0"),
         (ENTRY.replace("input:", "inptu:"), "entry 1: inptu: Extra inputs are not permitted"),
         ("- 3", "entry 1: entry: "),
     ],
 )
-def test_a_mistake_is_told_by_file_entry_and_key(tmp_path: Path, content: str, expected: str) -> None:
+def test_a_problem_names_its_file_entry_and_key(tmp_path: Path, content: str, expected: str) -> None:
     path = tmp_path / "p.yml"
     path.write_text(content)
     with pytest.raises(ConfigError) as caught:
@@ -81,6 +83,6 @@ def test_a_mistake_is_told_by_file_entry_and_key(tmp_path: Path, content: str, e
     assert any(problem.startswith(f"prices: {path}: {expected}") for problem in caught.value.problems), caught.value
 
 
-def test_a_file_that_is_named_must_be_there() -> None:
+def test_a_configured_file_must_exist() -> None:
     with pytest.raises(ConfigError, match=r"prices: nowhere.yml: cannot be read: No such file or directory"):
         load_prices("nowhere.yml")

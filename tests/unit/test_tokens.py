@@ -8,14 +8,20 @@ import pytest
 
 from deltatap import tokens
 from deltatap.api.input_tokens import InputTokens, count_input
+from deltatap.config import load_settings
 from deltatap.errors import VocabularyError
+from deltatap.model import Capture, Job
+from deltatap.prices import Prices
+from deltatap.prompts import build_request, wire
 from deltatap.tokens import count_text, encoding, known_encoding
+from deltatap.worker.attempt import context_of
+from deltatap.worker.rows import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# The request of OpenAI's cookbook, "How to stream completions", and what it answered.
+# The request in OpenAI's cookbook, "How to stream completions", and its answer.
 COUNT_TO_100 = "Count to 100, with a comma between each number and no newlines. E.g., 1, 2, 3, ..."
 HUNDRED = ", ".join(str(number) for number in range(1, 101))
 
@@ -27,7 +33,7 @@ def empty_cache() -> Iterator[None]:
     encoding.cache_clear()
 
 
-def test_the_figures_of_the_article() -> None:
+def test_the_counts_of_the_cookbook() -> None:
     body = {"messages": [{"role": "user", "content": COUNT_TO_100}]}
     assert count_input(body, "chat", "gpt-3.5-turbo", "cl100k_base") == InputTokens(36)
     assert count_text(f"{HUNDRED}.", "cl100k_base") == 299
@@ -47,29 +53,42 @@ def test_the_figures_of_the_article() -> None:
         ("", None),
     ],
 )
-def test_which_encoding_a_model_uses(model: str, name: str | None) -> None:
+def test_the_encoding_of_a_model(model: str, name: str | None) -> None:
     assert known_encoding(model) == name
 
 
-def test_what_looks_like_a_special_token_is_text() -> None:
+@pytest.mark.parametrize("fallback", ["cl100k_base", "o200k_base"])
+def test_the_fallback_encoding_counts_the_tokens_of_an_unknown_model(fallback: str) -> None:
+    text = "こんにちは、世界"
+    assert count_text(text, "cl100k_base") != count_text(text, "o200k_base")
+    settings = load_settings({}, [f"tokens.fallback_encoding={fallback}"])
+    request = build_request({"prompt": text}, api="chat", model="my-model", defaults={}, keep=())
+    job = Job(request, wire(request.body or {}, api="chat", mode="stream", include_usage=True), "stream", 0, [], 0.0)
+    row = counted(Capture(job), context_of(settings, Prices(), "run", 0))
+    assert row.encoding == fallback
+    # 3 tokens for the message, 1 for its role, 3 for the reply.
+    assert row.input == InputTokens(count_text(text, fallback) + 7, approximate=True)
+
+
+def test_a_special_token_in_a_text_is_ordinary_text() -> None:
     assert count_text("<|endoftext|>", "cl100k_base") > 1
 
 
 @pytest.mark.usefixtures("empty_cache")
-def test_a_vocabulary_is_read_from_the_package_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vocabulary_is_read_from_the_package_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("the network was asked")
+        raise AssertionError("the network was used")
 
     monkeypatch.setattr(socket, "socket", refuse)
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", "/nowhere")
     assert encoding("cl100k_base").n_vocab == 100277
     import os  # noqa: PLC0415
 
-    assert os.environ["TIKTOKEN_CACHE_DIR"] == "/nowhere", "the user's own setting stays"
+    assert os.environ["TIKTOKEN_CACHE_DIR"] == "/nowhere", "the user's setting is restored"
 
 
 @pytest.mark.usefixtures("empty_cache")
-def test_a_missing_or_damaged_vocabulary_is_told_by_its_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_error_names_the_missing_or_damaged_vocabulary(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     files = tokens._FILES["o200k_base"]
     shutil.copy(tokens.VOCABULARIES / files[0], tmp_path)
     monkeypatch.setattr(tokens, "VOCABULARIES", tmp_path)
@@ -78,6 +97,6 @@ def test_a_missing_or_damaged_vocabulary_is_told_by_its_file(monkeypatch: pytest
     (tmp_path / files[0]).write_bytes(b"x")
     with pytest.raises(VocabularyError, match=r"vocabulary o200k_base: .* is damaged"):
         encoding("o200k_base")
-    assert (tmp_path / files[0]).exists(), "nothing is deleted"
+    assert (tmp_path / files[0]).exists(), "the file is not deleted"
     with pytest.raises(VocabularyError, match="encoding nope: expected one of"):
         encoding("nope")
