@@ -91,7 +91,7 @@ def test_without_extras_the_command_line_works_and_names_what_is_missing(wheel: 
     assert not {"plotly", "jinja2", "starlette", "uvicorn", "pyspark"} & versions(python).keys()
 
     def run(*words: str) -> tuple[int, str]:
-        command = [python, "-m", "deltatap", *words]
+        command: list[str | Path] = [python, "-m", "deltatap", *words]
         done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
         assert not done.stderr
         return done.returncode, done.stdout

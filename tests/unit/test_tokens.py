@@ -14,7 +14,7 @@ from deltatap.model import Capture, Job
 from deltatap.prices import Prices
 from deltatap.prompts import build_request, wire
 from deltatap.tokens import count_text, encoding, known_encoding
-from deltatap.worker.attempt import context_of
+from deltatap.worker.bootstrap import context_of
 from deltatap.worker.rows import counted
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def test_the_fallback_encoding_counts_the_tokens_of_an_unknown_model(fallback: s
     assert count_text(text, "cl100k_base") != count_text(text, "o200k_base")
     settings = load_settings({}, [f"tokens.fallback_encoding={fallback}"])
     request = build_request({"prompt": text}, api="chat", model="my-model", defaults={}, keep=())
-    job = Job(request, wire(request.body or {}, api="chat", mode="stream", include_usage=True), "stream", 0, [], 0.0)
+    job = Job(request, wire(request.body or "", api="chat", mode="stream", include_usage=True), "stream", 0, [], 0.0)
     row = counted(Capture(job), context_of(settings, Prices(), "run", 0))
     assert row.encoding == fallback
     # 3 tokens for the message, 1 for its role, 3 for the reply.
