@@ -23,6 +23,7 @@ import uvloop
 from openai import AsyncOpenAI, DefaultAioHttpClient, DefaultAsyncHttpxClient
 
 from deltatap.api.input_tokens import InputTokens
+from deltatap.api.registry import specification
 from deltatap.config import load_settings
 from deltatap.model import CONTENT
 from deltatap.prices import Prices
@@ -115,7 +116,8 @@ def worker(base_url: str, streams: int, requests: int, without: str = "") -> tup
     context = context_of(settings, Prices(), "bench", 0)
     warm_up(context)
     if without == "tokens":
-        vars(worker_rows).update(count_input=lambda *_: InputTokens(), _output_tokens=lambda *_: 0)
+        vars(worker_rows).update(_output_tokens=lambda *_: 0)
+        vars(specification("chat")).update(count_input=lambda *_: InputTokens())
     jobs: Iterable[Job] = (_job(number, settings) for number in range(requests))
     if without == "input":
         jobs = list(jobs)

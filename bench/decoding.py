@@ -11,7 +11,7 @@ from openai._streaming import SSEDecoder as OpenAIDecoder
 from openai.types.chat import ChatCompletionChunk
 
 from bench.figure import Figure
-from deltatap.api.apis import ChatAccumulator
+from deltatap.api.chat import ChatAccumulator
 from deltatap.api.sse import SSEDecoder
 
 if TYPE_CHECKING:

@@ -430,7 +430,8 @@ def replay(
     typed.
     """
     from deltatap.look import newest_answers  # noqa: PLC0415
-    from deltatap.replay.app import Replay, recording  # noqa: PLC0415
+    from deltatap.replay.app import Replay  # noqa: PLC0415
+    from deltatap.replay.recordings import recording  # noqa: PLC0415
     from deltatap.simulator.server import serve  # noqa: PLC0415
 
     spark = _session(settings, console)

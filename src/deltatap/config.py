@@ -16,15 +16,24 @@ from urllib.parse import urlsplit
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
+from deltatap.api import registry
 from deltatap.errors import ConfigError
-from deltatap.model import Api, Bounds, Mode
-from deltatap.prompts import INPUTS, OURS
+from deltatap.model import Bounds, Mode
+from deltatap.prompts import OURS
 
 
 def _absolute(location: str) -> str:
     """Make a path absolute, so that a table has one name. Catalog names and URIs stay as they are."""
     return str(Path(location).absolute()) if "/" in location and ":" not in location.split("/", 1)[0] else location
+
+
+def _known_api(name: str) -> str:
+    if name not in registry.NAMES:
+        known = [repr(known) for known in registry.NAMES]
+        raise PydanticCustomError("literal_error", f"{', '.join(known[:-1])} or {known[-1]}")
+    return name
 
 
 Location = Annotated[str, Field(min_length=1, pattern=r"^[^`]+$"), AfterValidator(_absolute)]
@@ -99,7 +108,7 @@ class Endpoint(_Section):
 
     name: str | None = None
     kind: Literal["openai", "azure", "databricks"] = "openai"
-    api: Api = "chat"
+    api: Annotated[str, AfterValidator(_known_api)] = "chat"
     base_url: str = "http://127.0.0.1:8089/v1"
     model: str | None = "gpt-4o-mini"
     api_version: str | None = None
@@ -373,7 +382,7 @@ def _conflicts(settings: Settings) -> list[str]:
     if (settings.prompts.table is None) == (settings.prompts.sql is None):
         problems.append("prompts: expected exactly one of table and sql (to unset table: `table: null`)")
     problems += _url_problems(settings.endpoint.base_url)
-    ours = sorted({*OURS, *INPUTS[settings.endpoint.api], "model"} & settings.request.keys())
+    ours = sorted({*OURS, *registry.specification(settings.endpoint.api).inputs, "model"} & settings.request.keys())
     problems += [f"request.{key}: must not be set: deltatap sets it" for key in ours]
     problems += _endpoint_conflicts(settings.endpoint)
     if settings.captures.table == settings.runs.table:

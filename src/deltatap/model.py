@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from deltatap.prices import Price
 
 
-Api = Literal["chat", "completions", "responses"]
-
 Mode = Literal["stream", "complete"]
 
 
@@ -151,11 +149,17 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class StreamError:
-    """An error that came in the stream, as the server named it."""
+    """An error that came in the stream, as the server named it.
+
+    Attributes:
+        type, code, message: as sent.
+        client_status: the HTTP status of the client error that the API's words stand for; None if they do not.
+    """
 
     type: str | None
     code: str | None
     message: str | None
+    client_status: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from pyspark.sql import SparkSession
 
-    from deltatap.model import Api
 
 SCHEMA = {"type": "object", "properties": {"z": {"type": "string"}, "a": {"type": "string"}}}
 FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
@@ -62,7 +61,7 @@ def written(folder: Path, name: str, text: str) -> Path:
          {"request_id": "d", "prompt": "Say", "params": '{"seed":1}', "tenant": "7"}),
     ],
 )  # fmt: skip
-def test_lines_of_json(tmp_path: Path, api: Api, line: str, row: dict[str, Any]) -> None:
+def test_lines_of_json(tmp_path: Path, api: str, line: str, row: dict[str, Any]) -> None:
     assert read_prompts(written(tmp_path, "x.jsonl", f"{line}\n\n"), api).to_pylist() == [row]
 
 

@@ -62,6 +62,10 @@ def test_an_empty_override_unsets_a_key() -> None:
             {"capture": {"mode": "both"}},
             "settings: capture.mode: expected 'stream', 'complete' or 'paired', found 'both'",
         ),
+        (
+            {"endpoint": {"api": "chatt"}},
+            "settings: endpoint.api: expected 'chat', 'completions'",
+        ),
         ({"endpoint": {"api_key": {}}}, "settings: endpoint.api_key: expected exactly one of env, secret and identity"),
         (
             {"endpoint": {"kind": "azure", "base_url": "https://x.openai.azure.com"}},

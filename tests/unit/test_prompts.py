@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from deltatap.prompts import build_request, request_hash_of, wire
 
 if TYPE_CHECKING:
-    from deltatap.model import Api, Mode, Request, Wire
+    from deltatap.model import Mode, Request, Wire
 
 HI = [{"role": "user", "content": "Hi"}]
 
@@ -20,7 +20,7 @@ def build(keep: tuple[str, ...] = (), defaults: dict[str, Any] | None = None, **
     return build_request(row, api="chat", model="gpt-4o-mini", defaults=defaults or {}, keep=keep)
 
 
-def sent(request: Request, *, api: Api = "chat", mode: Mode = "stream", include_usage: bool = True) -> Wire:
+def sent(request: Request, *, api: str = "chat", mode: Mode = "stream", include_usage: bool = True) -> Wire:
     return wire(request.body or "", api=api, mode=mode, include_usage=include_usage)
 
 
@@ -95,7 +95,7 @@ def test_content_is_parts_only_when_it_is_objects_with_a_type(content: str, expe
         ({"prompt": "  "}, "no prompt: expected a text in prompt, or messages"),
         ({"messages": []}, "no prompt: messages is empty"),
         ({"prompt": "x", "messages": HI}, "both prompt and messages: expected one of them"),
-        ({"messages": "nope"}, "messages is no JSON"),
+        ({"messages": "nope"}, "messages is not valid JSON"),
         ({"messages": '{"role": "user"}'}, "messages: expected a JSON array of objects with role and content"),
         ({"messages": "[1]"}, "messages[0]: expected an object with role and content"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role: expected one of system, "),
@@ -103,13 +103,13 @@ def test_content_is_parts_only_when_it_is_objects_with_a_type(content: str, expe
         ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content: expected text or a list of parts"),
         (
             {"messages": [*HI, {"role": "assistant", "content": "x", "tool_calls": "{"}]},
-            "messages[1].tool_calls is no JSON",
+            "messages[1].tool_calls is not valid JSON",
         ),
-        ({"prompt": "x", "params": "{"}, "params is no JSON"),
+        ({"prompt": "x", "params": "{"}, "params is not valid JSON"),
         ({"prompt": "x", "params": "[]"}, "params: expected a JSON object"),
         ({"prompt": "x", "params": '{"stream": false}'}, "params must not hold stream: deltatap sets it"),
         ({"prompt": "x", "params": '{"temperature": NaN}'}, "params hold NaN or an infinite number"),
-        ({"prompt": "x\ud800"}, "text that is no valid Unicode"),
+        ({"prompt": "x\ud800"}, "text that is not valid Unicode"),
     ],
 )
 def test_a_bad_row_says_what_is_wrong(row: dict[str, Any], message: str) -> None:
@@ -182,7 +182,7 @@ def test_no_row_raises(**row: Any) -> None:
         sent(request).body.encode()
 
 
-def of(api: Api, **row: Any) -> Any:
+def of(api: str, **row: Any) -> Any:
     request = build_request(row, api=api, model="m", defaults={"temperature": 0}, keep=())
     return request.error or json.loads(request.body or "")
 
@@ -190,7 +190,9 @@ def of(api: Api, **row: Any) -> Any:
 def test_legacy_completions_take_a_text() -> None:
     assert of("completions", prompt="Hi") == {"model": "m", "prompt": "Hi", "temperature": 0}
     assert of("completions", prompt="Hi", params='{"echo": true}')["echo"] is True
-    assert of("completions", messages=HI).startswith("messages: endpoint.api is completions, which takes a text")
+    assert of("completions", messages=HI).startswith(
+        "messages: endpoint.api is completions, which accepts only a text in prompt"
+    )
     assert of("completions", prompt="Hi", system="Be brief.").startswith("system: endpoint.api is completions")
     assert of("completions", prompt="Hi", params='{"prompt": "x"}') == "params must not hold prompt: deltatap sets it"
     assert of("completions", prompt=" ") == "no prompt: expected a text in prompt, or messages"
@@ -222,7 +224,7 @@ def test_responses_take_a_text_or_items() -> None:
         ("responses", "complete", True, {}),
     ],
 )
-def test_what_we_add_to_a_body(api: Api, mode: Mode, include_usage: bool, ours: dict[str, Any]) -> None:  # noqa: FBT001
+def test_what_we_add_to_a_body(api: str, mode: Mode, include_usage: bool, ours: dict[str, Any]) -> None:  # noqa: FBT001
     request = build_request({"prompt": "Hi"}, api=api, model="m", defaults={}, keep=())
     wire_ = sent(request, api=api, mode=mode, include_usage=include_usage)
     added = json.loads(wire_.body)
@@ -234,5 +236,5 @@ def test_what_we_add_to_a_body(api: Api, mode: Mode, include_usage: bool, ours: 
 
 def test_choices_are_counted_where_the_api_has_them() -> None:
     for api, count in (("chat", 3), ("completions", 3), ("responses", 1)):
-        request = build_request({"prompt": "Hi", "params": '{"n": 3}'}, api=api, model="m", defaults={}, keep=())  # type: ignore[arg-type]
-        assert sent(request, api=api).choices == count  # type: ignore[arg-type]
+        request = build_request({"prompt": "Hi", "params": '{"n": 3}'}, api=api, model="m", defaults={}, keep=())
+        assert sent(request, api=api).choices == count

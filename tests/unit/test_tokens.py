@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from deltatap import tokens
-from deltatap.api.input_tokens import InputTokens, count_input
+from deltatap.api.input_tokens import InputTokens
+from deltatap.api.registry import specification
 from deltatap.config import load_settings
 from deltatap.errors import VocabularyError
 from deltatap.model import Capture, Job
@@ -35,7 +36,7 @@ def empty_cache() -> Iterator[None]:
 
 def test_the_counts_of_the_cookbook() -> None:
     body = {"messages": [{"role": "user", "content": COUNT_TO_100}]}
-    assert count_input(body, "chat", "gpt-3.5-turbo", "cl100k_base") == InputTokens(36)
+    assert specification("chat").count_input(body, "gpt-3.5-turbo", "cl100k_base") == InputTokens(36)
     assert count_text(f"{HUNDRED}.", "cl100k_base") == 299
     # gpt-3.5-turbo-0301 began with two newlines, one token for tiktoken. Its API reported 301, one more than the text has.
     assert count_text(f"\n\n{HUNDRED}.", "cl100k_base") == 300

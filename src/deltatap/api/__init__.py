@@ -1,1 +1,1 @@
-"""What each API's requests and answers look like, one module an API; ``registry.py`` lists them."""
+"""One module per API, each with everything in which it differs from the others; `registry.py` lists them."""

@@ -1,359 +1,180 @@
-"""What a call receives grows here: texts, choices, usage, names, when each chunk came. Sans-IO, the same for all APIs.
+"""What an API must say about itself: one :class:`Api` per API, in a module of its own.
 
-Knows how events become elements and how they end. Knows no sockets and no clock: a time and a read number come with
-each event. Nothing that a server sends raises here: what cannot be understood is kept as a protocol error, what is
-unknown is passed over, and what had arrived before stays. What an event means is its API's: one table each, in
-``apis.py``. Leaves to ``outcomes.py`` whether it was enough.
+Everything in which the APIs differ is a member of this class. The rest of the code asks it and never compares names.
+The defaults are OpenAI's, which most servers follow. To add an API, write a module with a subclass and an instance
+named `API`, and add a line to `registry.py`.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from io import StringIO
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import orjson
+from deltatap.api.frames import DONE, Asked, openai_error
 
-from deltatap.model import (
-    EMPTY,
-    ERROR,
-    FINISH,
-    NO_CHOICE,
-    ROLE,
-    TOOL_CALLS,
-    USAGE,
-    Choice,
-    Chunks,
-    Received,
-    StreamError,
-    Usage,
-)
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
-_DONE = b"[DONE]"
-_NAN = math.nan
-_SHOWN = 80
-_SURROGATE = re.compile("[\ud800-\udfff]")
-_NAMES = ("model", "id", "system_fingerprint", "service_tier")
+    from deltatap.api.accumulate import Accumulator
+    from deltatap.api.frames import Facts, Frames
+    from deltatap.api.input_tokens import InputTokens
 
 
-@dataclass(slots=True)
-class ToolCall:
-    """A tool call as it grows; `item` is one that a server ran itself, as it said it."""
+class Api(ABC):
+    """One API.
 
-    id: str | None = None
-    type: str = "function"
-    name: StringIO = field(default_factory=StringIO)
-    arguments: StringIO = field(default_factory=StringIO)
-    item: dict[str, Any] | None = None
-
-    def grown(self) -> dict[str, Any]:
-        """As chat completions have it."""
-        if self.item is not None:
-            return self.item
-        function = {"name": _joined(self.name), "arguments": _joined(self.arguments)}
-        return {"id": self.id, "type": self.type, "function": function}
-
-
-@dataclass(slots=True)
-class Growing:
-    """A choice as it grows."""
-
-    index: int
-    text: StringIO = field(default_factory=StringIO)
-    reasoning: StringIO = field(default_factory=StringIO)
-    refusal: StringIO = field(default_factory=StringIO)
-    tool_calls: dict[int, ToolCall] = field(default_factory=dict)
-    logprobs: list[Any] = field(default_factory=list)
-    finish_reason: str | None = None
-    last_output_ms: float = _NAN
-
-    def grown(self) -> Choice:
-        """The choice as it stands."""
-        calls = [call.grown() for _, call in sorted(self.tool_calls.items())]
-        return Choice(
-            index=self.index,
-            text=_joined(self.text),
-            finish_reason=self.finish_reason,
-            refusal=_joined(self.refusal) or None,
-            reasoning=_joined(self.reasoning) or None,
-            tool_calls=to_json(calls) if calls else None,
-        )
-
-
-class Accumulator(ABC):
-    """Takes the events of a stream, or a whole answer. One accumulator a call; a subclass for each API.
-
-    Args:
-        choices: how many the request asked for (``n``).
-        keep_raw: whether every event's bytes are kept.
+    Attributes:
+        name: the value of `endpoint.api`.
+        title: the name in messages.
+        path: of the URL, after the base URL.
+        models_path: where the endpoint lists its models.
+        inputs: the body's fields that hold the prompt; the first one is the prompt itself.
+        system: the body's field for the system prompt, if it is not a message.
+        defaults: parameters that the API requires, used if neither the configuration nor the row sets them.
+        max_output_names: the parameters that limit a choice's output; the first one that is set counts.
+        takes_n: whether `n` asks for several choices.
+        takes_stream_options: whether a stream reports usage only if `stream_options` asks for it.
+        per_deployment: whether Azure's older URLs have the path under a deployment.
+        key_header, key_prefix: the header that carries an API key, and what precedes the key.
+        headers: further headers of every request.
+        request_id_headers: the response headers that may hold the server's request id, best first.
+        end_mark: what a server writes after the last event of a stream.
+        accumulator: decodes the events of a stream, or a whole response.
     """
 
-    __slots__ = (
-        "_asked",
-        "_choices",
-        "_chunks",
-        "_error",
-        "_event",
-        "_filters",
-        "_halves",
-        "_moderation",
-        "_ms",
-        "_names",
-        "_output_came",
-        "_protocol_error",
-        "_raw",
-        "_read",
-        "_usage",
-        "_whole",
-        "done",
-    )
+    name: ClassVar[str]
+    title: ClassVar[str]
+    path: ClassVar[str]
+    models_path: ClassVar[str] = "/models"
+    inputs: ClassVar[tuple[str, ...]]
+    system: ClassVar[str | None] = None
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    max_output_names: ClassVar[tuple[str, ...]]
+    takes_n: ClassVar[bool] = False
+    takes_stream_options: ClassVar[bool] = False
+    per_deployment: ClassVar[bool] = False
+    key_header: ClassVar[str] = "Authorization"
+    key_prefix: ClassVar[str] = "Bearer "
+    headers: ClassVar[Mapping[str, str]] = {}
+    request_id_headers: ClassVar[tuple[str, ...]] = ("x-request-id", "apim-request-id")
+    end_mark: ClassVar[bytes] = DONE
+    accumulator: ClassVar[type[Accumulator]]
 
-    def __init__(self, choices: int = 1, *, keep_raw: bool = False) -> None:
-        self.done = False
-        self._asked = choices
-        self._raw: list[tuple[str, bytes]] | None = [] if keep_raw else None
-        self._chunks = Chunks()
-        self._choices: dict[int, Growing] = {}
-        self._ms = 0.0
-        self._read = 0
-        self._event = -1
-        self._whole = False
-        self._halves = False
-        self._output_came = False
-        self._usage: Usage | None = None
-        self._names: dict[str, str] = {}
-        self._filters: list[Any] = []
-        self._moderation: Any = None
-        self._error: StreamError | None = None
-        self._protocol_error: str | None = None
+    @abstractmethod
+    def prompt(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The body's fields that a prompts row fills: the prompt and the system prompt.
 
-    def add(self, data: bytes, ms: float, read: int, event: str = "") -> None:
-        """One event's data.
+        Raises:
+            BadPromptError: if the row has no prompt that this API accepts.
+        """
+
+    @abstractmethod
+    def count_input(self, body: Mapping[str, Any], model: str, encoding: str) -> InputTokens:
+        """The number of input tokens of a request, as tiktoken counts them.
 
         Args:
-            data: as decoded by the SSE decoder.
-            ms: when it was read, since the request was written.
-            read: the number of the socket read that brought it.
-            event: the event's type; most servers name none.
+            body: the request.
+            model: whose rules count.
+            encoding: of tiktoken.
         """
-        if self._raw is not None:
-            self._raw.append((event, data))
-        if self.done or self._error is not None or self._protocol_error is not None:
-            return
-        if data == _DONE:
-            self.done = True
-            return
-        self._event += 1
-        self._ms = ms
-        self._read = read
-        chunk = self._object(data)
-        if chunk is None:
-            return
-        kinds = self._chunks.kind
-        said = len(kinds)
-        if event == "error" or chunk.get("error"):
-            self._refuse(chunk, data)
-        else:
-            self._take(chunk, data, event)
-        if len(kinds) == said:
-            self._mark(EMPTY)
-
-    def add_whole(self, data: bytes) -> None:
-        """The body of an answer that is not streamed. It has no chunks."""
-        if self._raw is not None:
-            self._raw.append(("", data))
-        self._whole = self.done = True
-        self._event = 0
-        answer = self._object(data)
-        if answer is None:
-            return
-        if answer.get("error"):
-            self._refuse(answer, data)
-        else:
-            self._take_whole(answer, data)
-
-    def add_refusal(self, body: object) -> None:
-        """What a refused request's body says of the filter that refused it, as Azure's does."""
-        error = body.get("error", body) if type(body) is dict else None
-        inner = error.get("innererror") if type(error) is dict else None
-        found = inner.get("content_filter_result") if type(inner) is dict else None
-        if found:
-            self._filters.append({"content_filter_result": found})
 
     @abstractmethod
-    def _take(self, chunk: dict[str, Any], data: bytes, event: str) -> None:
-        """What an event means; the API's."""
+    def frames(self, facts: Facts) -> Frames:
+        """A builder of what a server of this API writes, for the simulator."""
 
-    @abstractmethod
-    def _take_whole(self, answer: dict[str, Any], data: bytes) -> None:
-        """What a whole answer means; the API's."""
+    def choices(self, body: Mapping[str, Any]) -> int:
+        """How many choices a request asks for."""
+        count = body.get("n") if self.takes_n else None
+        return count if isinstance(count, int) and count > 1 else 1
 
-    def _object(self, data: bytes) -> dict[str, Any] | None:
-        try:
-            value = orjson.loads(data)
-        except orjson.JSONDecodeError as error:
-            try:
-                # orjson refuses half a surrogate pair, which servers that cut between UTF-16 units do send.
-                value = _cleaned(json.loads(data))
-                self._halves = True
-            except (ValueError, RecursionError):
-                self._fail(f"is no JSON ({error})", data)
-                return None
-        if type(value) is not dict:
-            self._fail("is no JSON object", data)
-            return None
-        return value
+    def max_output(self, body: Mapping[str, Any]) -> int | None:
+        """How many tokens one choice may have; None if the request sets no maximum."""
+        found = (body.get(name) for name in self.max_output_names)
+        return next((int(tokens) for tokens in found if isinstance(tokens, int) and tokens > 0), None)
 
-    def _choice(self, index: object = 0) -> Growing:
-        if type(index) is not int or not 0 <= index < 2**31:
-            index = 0
-        choice = self._choices.get(index)
-        if choice is None:
-            choice = self._choices[index] = Growing(index)
-        return choice
+    def echo(self, body: Mapping[str, Any]) -> str | None:  # noqa: ARG002 - only legacy completions have it
+        """The text that precedes the output of each choice because the request asks for it."""
+        return None
 
-    def _output(self, choice: Growing, into: StringIO | None, text: object, kind: int) -> None:
-        """A piece of output; nothing for an empty one and for what is no text."""
-        if type(text) is not str or not text:
-            return
-        shown = _SURROGATE.sub("\ufffd", text) if self._halves else text
-        ms = self._ms
-        self._chunks.append(ms, ms - choice.last_output_ms, shown, kind, choice.index, self._event, self._read)
-        if into is not None:
-            into.write(text)
-        choice.last_output_ms = ms
-        self._output_came = True
+    def refusal_status(self, status: int, message: str) -> int:  # noqa: ARG002 - few APIs need it
+        """The HTTP status that describes a refusal best, for an API that uses one status for different causes."""
+        return status
 
-    def _called(self, choice: Growing, call: ToolCall, name: object, arguments: object) -> None:
-        """A piece of a tool call: one element, whatever it brings."""
-        pieces = []
-        for into, text in ((call.name, name), (call.arguments, arguments)):
-            if type(text) is str and text:
-                into.write(text)
-                pieces.append(text)
-        self._output(choice, None, "".join(pieces), TOOL_CALLS)
+    def last_prompt(self, body: Mapping[str, Any]) -> object:
+        """The last message's content, or the prompt itself; None if the body has no prompt."""
+        prompt = body.get(self.inputs[0])
+        if isinstance(prompt, list) and prompt:
+            last = prompt[-1]
+            return last.get("content") if isinstance(last, dict) else last
+        return prompt
 
-    def _mark(self, kind: int, text: str = "", choice: Growing | None = None) -> None:
-        """An element that is no output."""
-        gap = _NAN if choice is None else self._ms - choice.last_output_ms
-        index = NO_CHOICE if choice is None else choice.index
-        self._chunks.append(self._ms, gap, text, kind, index, self._event, self._read)
+    def asked(self, body: Mapping[str, Any]) -> Asked:
+        """What a request asks for, as the simulator understands it.
 
-    def role(self, choice: Growing, role: object) -> None:
-        """Who speaks."""
-        if type(role) is str and role:
-            self._mark(ROLE, role, choice)
-
-    def _finish(self, choice: Growing, reason: object) -> None:
-        if type(reason) is str and reason:
-            choice.finish_reason = reason
-            self._mark(FINISH, reason, choice)
-
-    def _said(self, names: dict[str, Any]) -> None:
-        """Who answered, under which id; the first word counts, and most events repeat it."""
-        if len(self._names) < len(_NAMES):
-            for name in _NAMES:
-                value = names.get(name)
-                if type(value) is str and value:
-                    self._names[name] = value
-
-    def _used(self, given: object) -> None:
-        """Usage, in the words of chat completions or of Responses; the last word counts."""
-        if type(given) is not dict:
-            return
-        cached = _detail(given, "prompt_tokens_details", "input_tokens_details")
-        output = _detail(given, "completion_tokens_details", "output_tokens_details")
-        self._usage = Usage(
-            input_tokens=_count(given.get("prompt_tokens", given.get("input_tokens"))),
-            output_tokens=_count(given.get("completion_tokens", given.get("output_tokens"))),
-            total_tokens=_count(given.get("total_tokens")),
-            # DeepSeek's word for it stands beside the tokens.
-            cached_input_tokens=_count(cached.get("cached_tokens", given.get("prompt_cache_hit_tokens"))),
-            reasoning_tokens=_count(output.get("reasoning_tokens")),
-            audio_input_tokens=_count(cached.get("audio_tokens")),
-            audio_output_tokens=_count(output.get("audio_tokens")),
-        )
-        self._mark(USAGE)
-
-    def _refuse(self, chunk: dict[str, Any], data: bytes) -> None:
-        given = chunk.get("error") or chunk
-        error = given if type(given) is dict else {"message": given}
-        self._error = StreamError(
-            *(None if error.get(key) is None else str(error[key]) for key in ("type", "code", "message"))
-        )
-        self._mark(ERROR, data.decode("utf-8", "replace"))
-
-    def _fail(self, what: str, data: bytes) -> None:
-        shown = data[:_SHOWN].decode("utf-8", "replace")
-        where = "the answer" if self._whole else f"event {self._event}"
-        self._protocol_error = f"{where} {what}: {shown}"
-
-    def finish(self) -> Received:
-        """What was received until now."""
-        growing = [choice for _, choice in sorted(self._choices.items())]
-        choices = tuple(choice.grown() for choice in growing)
-        logprobs = [{"index": choice.index, "logprobs": choice.logprobs} for choice in growing if choice.logprobs]
-        finished = [choice for choice in choices if choice.finish_reason is not None]
-        return Received(
-            chunks=Chunks() if self._whole else self._chunks,
-            choices=choices,
-            usage=self._usage,
-            response_model=self._names.get("model"),
-            response_id=self._names.get("id"),
-            system_fingerprint=self._names.get("system_fingerprint"),
-            service_tier=self._names.get("service_tier"),
-            content_filter=to_json(self._filters) if self._filters else None,
-            logprobs=to_json(logprobs) if logprobs else None,
-            moderation=to_json(self._moderation) if self._moderation else None,
-            done=self.done,
-            error=self._error,
-            protocol_error=self._protocol_error,
-            output=self._output_came,
-            finished=len(finished) >= self._asked and len(finished) == len(choices),
-            raw=None if self._raw is None else tuple(self._raw),
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: if the body is not a request of this API.
+        """
+        if not body[self.inputs[0]]:
+            raise ValueError("no prompt")
+        options = body.get("stream_options")
+        stop = body.get("stop")
+        choice = body.get("tool_choice")
+        tools = body.get("tools") if choice != "none" else None
+        return Asked(
+            choices=self.choices(body),
+            max_output=self.max_output(body),
+            tools=tuple(self.tool(tool) for tool in tools) if isinstance(tools, list) else (),
+            several_calls=body.get("parallel_tool_calls") is not False,
+            reasoning=body.get("reasoning_effort") not in (None, "none"),
+            schema=json_schema(body.get("response_format")),
+            stop=tuple(text for text in ([stop] if isinstance(stop, str) else stop or ()) if isinstance(text, str)),
+            echo=self.echo(body),
+            logprobs=bool(body.get("logprobs")),
+            usage=isinstance(options, dict) and options.get("include_usage") is True,
         )
 
+    def tool(self, tool: Any) -> tuple[str, Mapping[str, Any]]:  # noqa: ANN401 - any JSON
+        """Name and JSON schema of a tool in a request."""
+        function = tool.get("function", tool) if isinstance(tool, dict) else {}
+        schema = function.get("parameters")
+        return str(function.get("name")), schema if isinstance(schema, dict) else {}
 
-def to_json(value: object) -> str:
-    """Compact JSON of what came as JSON."""
-    try:
-        return orjson.dumps(value).decode()
-    except TypeError:  # an integer beyond 64 bits, half a surrogate pair
-        return json.dumps(value)
+    def error_body(self, status: int, kind: str, code: str | None, message: str) -> dict[str, Any]:  # noqa: ARG002
+        """The body of a refusal with this HTTP status; `kind` and `code` are OpenAI's words."""
+        return openai_error(kind, code, message)
+
+    def replayed(self, row: Mapping[str, Any]) -> list[tuple[float, bytes]]:  # noqa: ARG002 - same as below
+        """The frames of a captured stream, built from its chunks: (ms, bytes).
+
+        Args:
+            row: of captures, as a dict.
+
+        Raises:
+            ValueError: if this API's events cannot be built from chunks.
+        """
+        raise ValueError(f"a stream of {self.title} can be replayed only if capture.keep_raw kept its events")
+
+    def replayed_whole(self, row: Mapping[str, Any]) -> bytes:  # noqa: ARG002 - as above
+        """The body of a captured response that was not streamed.
+
+        Raises:
+            ValueError: if it cannot be built from the row's columns.
+        """
+        raise ValueError(f"a response of {self.title} can be replayed only if capture.keep_raw kept it")
 
 
-def _joined(pieces: StringIO) -> str:
-    """The whole text; halves of a surrogate pair that came in two pieces become one character again."""
-    text = pieces.getvalue()
-    if text.isascii() or _SURROGATE.search(text) is None:
-        return text
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+def json_schema(form: object) -> Mapping[str, Any] | None:
+    """The JSON schema of a requested output form; None if plain text is requested."""
+    if not isinstance(form, dict) or form.get("type") not in ("json_object", "json_schema"):
+        return None
+    holder = form.get("json_schema", form)
+    schema = holder.get("schema") if isinstance(holder, dict) else None
+    return schema if isinstance(schema, dict) else {"type": "object", "properties": {"answer": {"type": "string"}}}
 
 
-def _detail(usage: dict[str, Any], *names: str) -> dict[str, Any]:
-    found = next((usage[name] for name in names if usage.get(name)), None)
-    return found if type(found) is dict else {}
-
-
-def _count(value: object) -> int | None:
-    return value if type(value) is int and abs(value) < 2**63 else None
-
-
-_TEXTS = frozenset(
-    ("content", "reasoning_content", "reasoning", "refusal", "name", "arguments", "text", "delta", "transcript")
-)
-
-
-def _cleaned(value: Any, key: str = "") -> Any:  # noqa: ANN401 - any JSON
-    """Without halves of surrogate pairs, but for texts that come in pieces: the next may bring the other half."""
-    if type(value) is str:
-        return value if key in _TEXTS else _SURROGATE.sub("\ufffd", value)
-    if type(value) is list:
-        return [_cleaned(item) for item in value]
-    if type(value) is dict:
-        return {_cleaned(name): _cleaned(item, name) for name, item in value.items()}
-    return value
+def by_event(chunks: Sequence[Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:
+    """The chunks of a row by the event that brought them."""
+    events: dict[int, list[Mapping[str, Any]]] = {}
+    for chunk in chunks:
+        events.setdefault(chunk["event"], []).append(chunk)
+    return events

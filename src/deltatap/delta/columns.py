@@ -86,7 +86,7 @@ CAPTURES: tuple[Column, ...] = (
     Column("cost_usd", "DOUBLE", "of all calls of the row; null where the model has no price"),
     Column("cost_basis", "STRING", "reported, tiktoken or mixed"),
     Column("endpoint", "STRING", "the endpoint's name"),
-    Column("api", "STRING", "chat, completions or responses"),
+    Column("api", "STRING", "the API that was called: `endpoint.api`"),
     Column("request_model", "STRING", "the model asked for"),
     Column("response_model", "STRING", "the model that answered"),
     Column("response_id", "STRING", "of the completion or the response"),

@@ -14,12 +14,11 @@ import pyarrow as pa
 from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
 from rich.table import Table
 
-from deltatap.api.input_tokens import count_input
+from deltatap.api.registry import specification
 from deltatap.delta import tables
 from deltatap.driver import plan
 from deltatap.prices import cost_usd
 from deltatap.tokens import known_encoding
-from deltatap.worker.usage import most_output
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -119,18 +118,18 @@ def _owed(spark: SparkSession, settings: Settings, run_id: str) -> AbstractConte
 
 
 def _counted(owed: DataFrame, settings: Settings) -> DataFrame:
-    api, fallback = settings.endpoint.api, settings.tokens.fallback_encoding
+    name, fallback = settings.endpoint.api, settings.tokens.fallback_encoding
 
     def count(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        api = specification(name)
         for batch in batches:
             rows = []
             for model, mode, text in zip(*(batch[name].to_pylist() for name in ("model", "mode", "body")), strict=True):
                 body = None if text is None else json.loads(text)
                 encoding = known_encoding(model or "") or fallback
-                tokens = 0 if body is None else count_input(body, api, model or "", encoding).tokens
-                choices = body.get("n") if body else None
-                most = most_output(body) if body else None
-                most = most * choices if most is not None and isinstance(choices, int) else most
+                tokens = 0 if body is None else api.count_input(body, model or "", encoding).tokens
+                most = None if body is None else api.max_output(body)
+                most = None if most is None else most * api.choices(body or {})
                 rows.append((model, mode, body is None, tokens, most))
             columns = list(zip(*rows, strict=True)) or [()] * 5
             types = (pa.string(), pa.string(), pa.bool_(), pa.int64(), pa.int64())

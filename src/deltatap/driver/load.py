@@ -14,11 +14,11 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from deltatap.api.apis import PATHS
+from deltatap.api.registry import specification, specifications
 from deltatap.delta import tables
 from deltatap.driver.source import wrong_columns
 from deltatap.errors import ConfigError, one_line
-from deltatap.prompts import INPUTS, OURS, build_request
+from deltatap.prompts import OURS, build_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -27,12 +27,9 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
     from deltatap.config import Settings
-    from deltatap.model import Api
 
 _TEXTS = ("request_id", "prompt", "system", "model")
 _TOLD = 20
-# Where another API's body has what a prompts table calls otherwise.
-_SYSTEM = {"responses": "instructions"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +68,7 @@ def load(spark: SparkSession, settings: Settings, path: Path) -> Loaded:
     return Loaded(read.num_rows, list(_bad(read, settings)))
 
 
-def read_prompts(path: Path, api: Api) -> pa.Table:
+def read_prompts(path: Path, api: str) -> pa.Table:
     """A file's rows with the columns of a prompts table; others are kept for ``prompts.keep``.
 
     Raises:
@@ -109,7 +106,7 @@ def _csv(path: Path) -> pa.Table:
     return pa_csv.read_csv(path, parse_options=parse, convert_options=convert)
 
 
-def _json_lines(path: Path, api: Api) -> pa.Table:
+def _json_lines(path: Path, api: str) -> pa.Table:
     rows: list[dict[str, str | None]] = []
     problems: list[str] = []
     with path.open(encoding="utf-8-sig") as lines:
@@ -129,24 +126,25 @@ def _json_lines(path: Path, api: Api) -> pa.Table:
     return pa.table({name: pa.array([row.get(name) for row in rows], pa.string()) for name in names})
 
 
-def _row(given: object, api: Api) -> dict[str, str | None]:
+def _row(given: object, api: str) -> dict[str, str | None]:
     if not isinstance(given, dict):
         raise ValueError(f"expected a JSON object, found {type(given).__name__}")  # noqa: TRY004 - of what was given
     row = _of_batch(given, api) if "body" in given else given
     return {name: _text(value) for name, value in row.items()}
 
 
-def _of_batch(given: Mapping[str, Any], api: Api) -> dict[str, Any]:
+def _of_batch(given: Mapping[str, Any], name: str) -> dict[str, Any]:
     """A line of OpenAI's Batch API: custom_id, method, url, body (platform.openai.com/docs/api-reference/batch)."""
-    body, url = given["body"], given.get("url")
+    body, url, api = given["body"], given.get("url"), specification(name)
     if not isinstance(body, dict):
         raise ValueError("body: expected a JSON object")  # noqa: TRY004 - as above
-    if url is not None and url != f"/v1{PATHS[api]}":
-        of = next((f"of {name}" for name, known in PATHS.items() if url == f"/v1{known}"), "of no API of deltatap's")
-        raise ValueError(f"url {url}: is {of}, and endpoint.api is {api}")
+    if url is not None and url != f"/v1{api.path}":
+        names = (f"of {known.name}" for known in specifications() if url == f"/v1{known.path}")
+        of = next(names, "of no API of deltatap's")
+        raise ValueError(f"url {url}: is {of}, and endpoint.api is {name}")
     rest = {key: value for key, value in body.items() if key not in OURS}
-    asked = next((rest.pop(key) for key in INPUTS[api] if key in rest), None)
-    system = rest.pop(_SYSTEM.get(api, ""), None)
+    asked = next((rest.pop(key) for key in api.inputs if key in rest), None)
+    system = rest.pop(api.system or "", None)
     row = {"request_id": given.get("custom_id"), "model": rest.pop("model", None), "system": system}
     row["prompt" if isinstance(asked, str) else "messages"] = asked
     return row | {"params": rest or None}

@@ -1,7 +1,7 @@
 """One call, streamed or whole: the openai client sends it, the body's bytes are read as they come.
 
 Knows URLs, headers and which exceptions a call may raise; they become the outcomes' errors here, once. Leaves sockets
-and waits to ``transport.py``, decoding to ``sse.py``, what the events mean to ``apis.py``, tokens to
+and waits to ``transport.py``, decoding to ``sse.py``, what the events mean to ``deltatap.api``, tokens to
 ``credentials.py``, and what happens next to ``outcomes.py``.
 
 The client's typed chunk objects would cost several times what the rest of the worker does for a chunk, so the request
@@ -22,7 +22,7 @@ import httpx2
 import openai
 from openai import AsyncOpenAI, AsyncStream, Omit
 
-from deltatap.api.apis import ACCUMULATORS, PATHS
+from deltatap.api.registry import specification
 from deltatap.api.sse import SSEDecoder
 from deltatap.errors import CredentialError, ProtocolError
 from deltatap.http.credentials import credential_of
@@ -34,7 +34,8 @@ from deltatap.prompts import without_stream_options
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from deltatap.api.base import Accumulator
+    from deltatap.api.accumulate import Accumulator
+    from deltatap.api.base import Api
     from deltatap.config import Endpoint, Timeouts
     from deltatap.http.connection import Response
     from deltatap.http.credentials import Credential
@@ -69,6 +70,7 @@ class EndpointClient:
             ConfigError: when the variable that holds the key is not set.
         """
         self._endpoint, self._timeouts, self._keep_raw, self._wall = endpoint, timeouts, keep_raw, wall
+        self._api = specification(endpoint.api)
         self._credential = credential or credential_of(endpoint)
         # Behind a router each model is another server.
         self._refuse_stream_options: set[str] = set()
@@ -97,7 +99,7 @@ class EndpointClient:
         started_at, started = self._wall(), time.perf_counter()
         with_options = wire.usage and wire.model not in self._refuse_stream_options
         body = without_stream_options(wire.body) if wire.usage and not with_options else wire.body
-        reading = _Reading(ACCUMULATORS[self._endpoint.api](wire.choices, keep_raw=self._keep_raw))
+        reading = _Reading(self._api, self._api.accumulator(wire.choices, keep_raw=self._keep_raw))
         failure: CaptureError | None = None
         mended = False
         watchdog = Watchdog(self._timeouts, started, wire.mode)
@@ -111,7 +113,7 @@ class EndpointClient:
             response = refused.response
             reading.responded(response)
             reading.accumulator.add_refusal(refused.body)
-            failure = http_error(response.status_code, refused.body, response.headers, self._wall())
+            failure = http_error(response.status_code, refused.body, response.headers, self._wall(), self._api)
             mended = await self._mend(failure, reading, wire.model if with_options else None)
         except CredentialError as absent:
             failure = CaptureError("connection", "credential", str(absent))
@@ -148,17 +150,20 @@ class EndpointClient:
 
     async def models(self) -> list[str] | CaptureError:
         """The ids that the endpoint lists under ``/models``, or why it lists none; nothing is paid for it."""
-        headers = await self._signed(_Reading(ACCUMULATORS["chat"](1)))
+        headers = await self._signed(_Reading(self._api, self._api.accumulator()))
         watchdog = Watchdog(self._timeouts, time.perf_counter(), "complete")
         token = current.set(watchdog)
         try:
             with watchdog:
-                response = await self._client.get("/models", cast_to=httpx2.Response, options={"headers": headers})
+                response = await self._client.get(
+                    self._api.models_path, cast_to=httpx2.Response, options={"headers": headers}
+                )
             return [str(model["id"]) for model in response.json()["data"]]
         except asyncio.CancelledError:
             error = _cancelled(watchdog.fired, self._timeouts)
         except openai.APIStatusError as refused:
-            error = http_error(refused.response.status_code, refused.body, refused.response.headers, self._wall())
+            response = refused.response
+            error = http_error(response.status_code, refused.body, response.headers, self._wall(), self._api)
         except (openai.APIConnectionError, httpx2.HTTPError, OSError) as lost:
             error = _lost(lost)
         except (ValueError, TypeError, KeyError):
@@ -194,24 +199,24 @@ class EndpointClient:
 
     def _path(self, model: str) -> str:
         endpoint = self._endpoint
-        path = PATHS[endpoint.api]
-        if endpoint.kind == "azure" and not endpoint.azure_v1 and endpoint.api != "responses":
+        path = self._api.path
+        if endpoint.kind == "azure" and not endpoint.azure_v1 and self._api.per_deployment:
             return f"/deployments/{quote(model, safe='')}{path}"
         return path
 
     async def _signed(self, reading: _Reading) -> dict[str, Any]:
-        """The header with the key or the token; a token that must be renewed is fetched off the event loop."""
+        """The API's headers, with the key or the token; a token that must be renewed is fetched off the event loop."""
+        headers: dict[str, Any] = {"Authorization": Omit(), **self._api.headers}
         credential = self._credential
         if credential is None:
-            return {"Authorization": Omit()}
+            return headers
         reading.token = credential.current or await asyncio.to_thread(credential.token)
-        if (
-            self._endpoint.kind == "azure"
-            and self._endpoint.api_key is not None
-            and not self._endpoint.api_key.identity
-        ):
-            return {"Authorization": Omit(), "api-key": reading.token}
-        return {"Authorization": f"Bearer {reading.token}"}
+        key = self._endpoint.api_key
+        if self._endpoint.kind == "databricks" or (key is not None and key.identity):
+            return headers | {"Authorization": f"Bearer {reading.token}"}
+        if self._endpoint.kind == "azure" and key is not None:
+            return headers | {"api-key": reading.token}
+        return headers | {self._api.key_header: f"{self._api.key_prefix}{reading.token}"}
 
     async def _mend(self, refusal: CaptureError, reading: _Reading, asked_usage_of: str | None) -> bool:
         """Learn from a refusal what the server does not take; whether the same request may do better now."""
@@ -241,6 +246,7 @@ class _Reading:
     """How far a call got: what must be known when it breaks off anywhere."""
 
     __slots__ = (
+        "_api",
         "accumulator",
         "ended",
         "headers",
@@ -251,7 +257,8 @@ class _Reading:
         "used_up_for_s",
     )
 
-    def __init__(self, accumulator: Accumulator) -> None:
+    def __init__(self, api: Api, accumulator: Accumulator) -> None:
+        self._api = api
         self.accumulator = accumulator
         self.response: Response | None = None
         self.ended: float | None = None
@@ -262,7 +269,9 @@ class _Reading:
         self.used_up_for_s: float | None = None
 
     def responded(self, response: httpx2.Response) -> None:
-        self.http_status, self.server_request_id = response.status_code, _request_id(response.headers)
+        self.http_status = response.status_code
+        found = (response.headers.get(name) for name in self._api.request_id_headers)
+        self.server_request_id = next((str(request_id) for request_id in found if request_id), None)
         self.used_up_for_s = used_up_for_s(response.headers)
 
 
@@ -272,12 +281,6 @@ def _base_url(endpoint: Endpoint) -> str:
     if endpoint.kind == "azure" and not endpoint.azure_v1:
         return url if url.endswith("/openai") else f"{url}/openai"
     return url
-
-
-def _request_id(headers: httpx2.Headers) -> str | None:
-    """OpenAI's and Databricks' name for it, or Azure's API management's."""
-    found = headers.get("x-request-id") or headers.get("apim-request-id")
-    return None if found is None else str(found)
 
 
 async def _read_stream(incoming: Response, reading: _Reading, watchdog: Watchdog, written: float) -> None:

@@ -16,7 +16,9 @@ from deltatap.model import CaptureError, Status
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from deltatap.api.base import Api
     from deltatap.model import Received
+
 _OF_STATUS = {
     401: "authentication",
     402: "quota",
@@ -36,18 +38,11 @@ _POLICY_CODES = {
     "ResponsibleAIPolicyViolation",
 }
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached"}
-# Words for what an HTTP status says otherwise, where an error comes in a stream that had begun with 200.
-_STATUS_OF_CODE = {
-    "rate_limit_exceeded": 429,
-    "invalid_prompt": 400,
-    "invalid_request_error": 400,
-    "invalid_api_key": 401,
-    "model_not_found": 404,
-    "server_error": 500,
-}
 
 
-def http_error(status: int, body: object, headers: Mapping[str, str], now: float) -> CaptureError:
+def http_error(
+    status: int, body: object, headers: Mapping[str, str], now: float, api: Api | None = None
+) -> CaptureError:
     """The error of a response that is not a success.
 
     Args:
@@ -55,6 +50,7 @@ def http_error(status: int, body: object, headers: Mapping[str, str], now: float
         body: the decoded JSON, or the text.
         headers: with lower-case names.
         now: the time in seconds since the epoch, for a Retry-After that is a date.
+        api: may know from the message that another status describes the error better.
     """
     given = body.get("error", body) if isinstance(body, dict) else body
     code = message = kind = None
@@ -65,7 +61,7 @@ def http_error(status: int, body: object, headers: Mapping[str, str], now: float
         )
     elif isinstance(given, str):
         message = " ".join(given.split())[:500] or None
-    type_ = _type_of(status, {code, kind})
+    type_ = _type_of(api.refusal_status(status, message or "") if api else status, {code, kind})
     return CaptureError(type_, code or kind, message or f"HTTP {status}", status, retry_after_s(headers, now))
 
 
@@ -163,8 +159,7 @@ def _type_in_stream(received: Received) -> str:
         return "stream_error"
     if not _QUOTA_CODES.isdisjoint(marks):
         return "quota"
-    statuses = [int(mark) if mark.isdecimal() else _STATUS_OF_CODE.get(mark, 0) for mark in marks]
-    refused = next((status for status in statuses if 400 <= status < 500), None)  # noqa: PLR2004 - client errors
+    refused = received.error.client_status if received.error else None
     return "stream_error" if refused is None else _type_of(refused, set(marks))
 
 

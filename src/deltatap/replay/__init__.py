@@ -1,1 +1,1 @@
-"""Captured answers served again, as an OpenAI-compatible endpoint."""
+"""Serves captured answers again as an OpenAI-compatible endpoint."""

@@ -1,1 +1,1 @@
-"""An OpenAI-compatible server that behaves, misbehaves on demand, and knows what it sent and when."""
+"""An OpenAI-compatible server that answers, injects faults on demand, and records what it sent and when."""

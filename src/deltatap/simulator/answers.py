@@ -1,8 +1,9 @@
 """What the simulator answers, and at what pace: the same for the same prompt and seed. Pure.
 
-Texts are made of a small stock of words, some of them beyond ASCII, cut where tiktoken cuts. Waits are log-normal, with
-the tail that real endpoints have. What a request asks for is answered so: tools are called, JSON is JSON, reasoning
-comes first. What is of the server's choice (a refusal) is asked for by a trait.
+Texts consist of a small stock of words, some of them beyond ASCII, cut where tiktoken cuts. Waits are log-normal, with
+a long tail like those of real endpoints. The answer follows the request: tools are called, JSON matches its schema,
+reasoning comes first. Traits cause what only a server can decide, such as a refusal. Each API's module reads the
+request (:class:`Asked`) and turns the answer into its own JSON.
 """
 
 from __future__ import annotations
@@ -11,17 +12,15 @@ import json
 import random
 from dataclasses import dataclass, replace
 from math import log
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from deltatap.api.input_tokens import count_input
+from deltatap.api.frames import Answer, Piece
 from deltatap.tokens import count_text, encoding
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from deltatap.model import Api
-
-Kind = Literal["content", "reasoning", "refusal", "call", "arguments"]
+    from deltatap.api.frames import Asked, Kind
 
 ENCODING = "o200k_base"
 _MAX_TOKENS = 16_384
@@ -40,16 +39,16 @@ _WORDS = (  # noqa: SIM905 - a list would have a line for each
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How long answers are and how fast they come.
+    """How long answers are and how fast they arrive.
 
     Attributes:
-        ttft_ms: the median of the time to the first token.
-        ttft_sigma: of its logarithm.
-        itl_ms: the median of the time between tokens.
-        itl_sigma: of its logarithm.
-        tokens: the median of an answer's length.
-        tokens_sigma: of its logarithm.
-        speed: how much faster everything goes; 0 is without any wait.
+        ttft_ms: median time to the first token.
+        ttft_sigma: standard deviation of its logarithm.
+        itl_ms: median time between tokens.
+        itl_sigma: standard deviation of its logarithm.
+        tokens: median number of tokens in an answer.
+        tokens_sigma: standard deviation of its logarithm.
+        speed: factor by which every wait is shortened; 0 means no waits.
     """
 
     ttft_ms: float = 200.0
@@ -61,114 +60,53 @@ class Pace:
     speed: float = 1.0
 
 
-class Piece(NamedTuple):
-    """A piece of an answer.
-
-    Attributes:
-        kind: what it is of; ``call`` is a tool call's name.
-        text: never cut inside a character; several tokens stand together where one alone is no valid UTF-8.
-        call: number of the tool call.
-    """
-
-    kind: Kind
-    text: str
-    call: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One choice of an answer.
-
-    Attributes:
-        pieces: as they are sent.
-        tokens: how many tokens that are.
-        reasoning_tokens: how many of them are reasoning.
-        waits_s: before each piece, in seconds; the first is the time to the first token.
-        finish_reason: stop, length or tool_calls.
-    """
-
-    pieces: tuple[Piece, ...]
-    tokens: int
-    reasoning_tokens: int
-    waits_s: tuple[float, ...]
-    finish_reason: str
-
-    def text(self, kind: Kind = "content") -> str:
-        """All of one kind."""
-        return "".join(piece.text for piece in self.pieces if piece.kind == kind)
-
-    def calls(self) -> list[tuple[str, str]]:
-        """Name and arguments of each tool call."""
-        numbers = sorted({piece.call for piece in self.pieces if piece.kind == "call"})
-        return [(self._of(number, "call"), self._of(number, "arguments")) for number in numbers]
-
-    def _of(self, call: int, kind: Kind) -> str:
-        return "".join(piece.text for piece in self.pieces if piece.kind == kind and piece.call == call)
-
-
-def answers(
-    body: Mapping[str, Any], key: str, seed: int, pace: Pace, api: Api = "chat", traits: Sequence[str] = ()
-) -> list[Answer]:
+def answers(asked: Asked, key: str, seed: int, pace: Pace, traits: Sequence[str] = ()) -> list[Answer]:
     """The choices for a request.
 
     Args:
-        body: the request.
-        key: what tells requests apart.
+        asked: what the request asks for.
+        key: tells requests apart.
         seed: another seed gives other answers.
-        pace: how long they are and how fast they come.
-        api: whose form the body has.
-        traits: ``refusal`` and ``reasoning``, where the server chooses them.
+        pace: how long the answers are and how fast they arrive.
+        traits: `refusal` and `reasoning`, if the server chooses them.
     """
-    count = body.get("n")
     return [
-        _answer(body, random.Random(f"{seed}/{key}/{index}"), pace, api, traits)  # noqa: S311 - repeatable, not secret
-        for index in range(count if isinstance(count, int) and count > 0 and api != "responses" else 1)
+        _answer(asked, random.Random(f"{seed}/{key}/{index}"), pace, traits)  # noqa: S311 - repeatable, not secret
+        for index in range(asked.choices)
     ]
 
 
-def input_tokens(body: Mapping[str, Any], api: Api = "chat") -> int:
-    """What the request counts as input."""
-    return count_input(body, api, str(body.get("model")), ENCODING).tokens
-
-
-def _answer(body: Mapping[str, Any], chance: random.Random, pace: Pace, api: Api, traits: Sequence[str]) -> Answer:
-    made = _made(body, chance, pace, api, traits)
+def _answer(asked: Asked, chance: random.Random, pace: Pace, traits: Sequence[str]) -> Answer:
+    made = _without_waits(asked, chance, pace, traits)
     waits = [chance.lognormvariate(log(pace.ttft_ms), pace.ttft_sigma)]
     waits += [chance.lognormvariate(log(pace.itl_ms), pace.itl_sigma) for _ in range(len(made.pieces) - 1)]
     scale = 0.0 if pace.speed == 0 else 1e-3 / pace.speed
     return replace(made, waits_s=tuple(wait * scale for wait in waits))
 
 
-def _made(body: Mapping[str, Any], chance: random.Random, pace: Pace, api: Api, traits: Sequence[str]) -> Answer:
-    """An answer without its waits."""
-    asked = _limit(body)
+def _without_waits(asked: Asked, chance: random.Random, pace: Pace, traits: Sequence[str]) -> Answer:
+    limit = asked.max_output or _MAX_TOKENS
     wanted = max(1, min(_MAX_TOKENS, round(chance.lognormvariate(log(pace.tokens), pace.tokens_sigma))))
-    tools = body.get("tools")
     if "refusal" in traits:
         return _of_text("refusal", "I am sorry, I cannot help with that.")
-    if isinstance(tools, list) and tools and body.get("tool_choice") != "none":
-        return _calls(tools, chance, several=body.get("parallel_tool_calls") is not False)
-    reasoned = _reasoned(chance) if "reasoning" in traits or _reasons(body) else _NOTHING
-    if (schema := _schema(body)) is not None:
-        return _joined(reasoned, _of_text("content", json.dumps(_filled(schema, chance), ensure_ascii=False)))
+    if asked.tools:
+        return _calls(asked.tools if asked.several_calls else asked.tools[:1], chance)
+    reasoned = _reasoned(chance) if "reasoning" in traits or asked.reasoning else _NOTHING
+    if asked.schema is not None:
+        return _joined(reasoned, _of_text("content", json.dumps(_filled(asked.schema, chance), ensure_ascii=False)))
     text = _text(chance, wanted)
     tokens = encoding(ENCODING).encode_ordinary(text)[:wanted]
     finish = "stop"
-    if len(tokens) > asked:
-        tokens, finish = tokens[:asked], "length"
-    pieces, sizes = _stopped(*_pieces(tokens), body.get("stop"))
+    if len(tokens) > limit:
+        tokens, finish = tokens[:limit], "length"
+    pieces, sizes = _stopped(*_pieces(tokens), asked.stop)
     content = Answer(tuple(Piece("content", piece) for piece in pieces), sum(sizes), 0, (), finish)
-    if api == "completions" and body.get("echo"):
-        content = replace(content, pieces=(Piece("content", str(body.get("prompt"))), *content.pieces))
+    if asked.echo is not None:
+        content = replace(content, pieces=(Piece("content", asked.echo), *content.pieces))
     return _joined(reasoned, content)
 
 
 _NOTHING = Answer((), 0, 0, (), "stop")
-
-
-def _limit(body: Mapping[str, Any]) -> int:
-    names = ("max_completion_tokens", "max_tokens", "max_output_tokens")
-    return next((int(body[name]) for name in names if body.get(name)), _MAX_TOKENS)
 
 
 def _joined(first: Answer, last: Answer) -> Answer:
@@ -185,44 +123,23 @@ def _of_text(kind: Kind, text: str, call: int = 0) -> Answer:
     return Answer(tuple(Piece(kind, piece, call) for piece in pieces), sum(sizes), 0, (), "stop")
 
 
-def _reasons(body: Mapping[str, Any]) -> bool:
-    reasoning = body.get("reasoning")
-    effort = reasoning.get("effort") if isinstance(reasoning, dict) else body.get("reasoning_effort")
-    return effort not in (None, "none")
-
-
 def _reasoned(chance: random.Random) -> Answer:
     made = _of_text("reasoning", _text(chance, chance.randint(8, 20)))
     return replace(made, reasoning_tokens=made.tokens)
 
 
-def _schema(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The JSON that is asked for; None where text is."""
-    text = body.get("text")
-    given = body.get("response_format") or (text.get("format") if isinstance(text, dict) else None)
-    if not isinstance(given, dict) or given.get("type") not in ("json_object", "json_schema"):
-        return None
-    holder = given.get("json_schema", given)
-    schema = holder.get("schema") if isinstance(holder, dict) else None
-    return schema if isinstance(schema, dict) else {"type": "object", "properties": {"answer": {"type": "string"}}}
-
-
-def _calls(tools: Sequence[Any], chance: random.Random, *, several: bool) -> Answer:
-    """A call of each tool, or of the first."""
-    made = replace(_NOTHING, finish_reason="tool_calls")
-    for number, tool in enumerate(tools if several else tools[:1]):
-        function = tool.get("function", tool) if isinstance(tool, dict) else {}
-        name, schema = str(function.get("name")), function.get("parameters")
-        arguments = json.dumps(_filled(schema if isinstance(schema, dict) else {}, chance), ensure_ascii=False)
+def _calls(tools: Sequence[tuple[str, Mapping[str, Any]]], chance: random.Random) -> Answer:
+    """One call of each tool."""
+    made = _NOTHING
+    for number, (name, schema) in enumerate(tools):
+        arguments = json.dumps(_filled(schema, chance), ensure_ascii=False)
         called = Answer((Piece("call", name, number),), count_text(name, ENCODING), 0, (), "stop")
-        made = replace(
-            _joined(_joined(made, called), _of_text("arguments", arguments, number)), finish_reason="tool_calls"
-        )
-    return made
+        made = _joined(_joined(made, called), _of_text("arguments", arguments, number))
+    return replace(made, finish_reason="tool_calls")
 
 
 def _filled(schema: Mapping[str, Any], chance: random.Random) -> Any:  # noqa: ANN401 - any JSON
-    """A value that fits a simple JSON schema."""
+    """A value that matches a simple JSON schema."""
     if schema.get("enum"):
         return chance.choice(schema["enum"])
     kind = schema.get("type", "object")
@@ -241,10 +158,10 @@ def _filled(schema: Mapping[str, Any], chance: random.Random) -> Any:  # noqa: A
 
 
 def _text(chance: random.Random, tokens: int) -> str:
-    """Sentences of at least so many tokens."""
+    """Sentences of at least this many tokens."""
     words: list[str] = []
     left = 0
-    for _ in range(tokens):  # a word is a token at least
+    for _ in range(tokens):  # a word has at least one token
         if left == 0:
             left = chance.randint(5, 18)
             words.append(chance.choice(_WORDS).capitalize())
@@ -270,16 +187,15 @@ def _pieces(tokens: Sequence[int]) -> tuple[list[str], list[int]]:
             continue
         sizes.append(size)
         held, size = b"", 0
-    if size and pieces:  # the length cut a character: as much as came, nothing of it
+    if size and pieces:  # the limit cut a character, which is dropped
         sizes[-1] += size
     return pieces or [""], sizes or [size]
 
 
-def _stopped(pieces: list[str], sizes: list[int], stop: object) -> tuple[list[str], list[int]]:
+def _stopped(pieces: list[str], sizes: list[int], stop: Sequence[str]) -> tuple[list[str], list[int]]:
     """Cut before the first stop sequence."""
-    sequences = [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []
     text = "".join(pieces)
-    ends = [at for sequence in sequences if isinstance(sequence, str) and sequence and (at := text.find(sequence)) >= 0]
+    ends = [at for sequence in stop if sequence and (at := text.find(sequence)) >= 0]
     if not ends:
         return pieces, sizes
     end, length = min(ends), 0

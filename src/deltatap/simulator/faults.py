@@ -1,8 +1,9 @@
 """What goes wrong with a call, on demand. Pure.
 
-A fault is ``name[=argument][@piece][:times]``. In a model's name or in the header ``x-simulate`` several are joined by
-``!`` and follow one another over the calls for one prompt: ``gpt-4o-mini!429=0.2:2!cut@5:1`` is two rate limits, then a
-connection cut after five pieces, then an answer. Without ``:times`` a fault stays. Harmless ones combine with ``+``.
+A fault is written as `name[=argument][@piece][:times]`. A request asks for faults in its model's name or in the header
+`x-simulate`. Faults joined by `!` apply to consecutive calls for one prompt: `gpt-4o-mini!429=0.2:2!cut@5:1` means two
+rate limits, then a connection that is cut after five pieces, then an answer. A fault without `:times` applies to all
+further calls. Faults joined by `+` apply together, if none of them is a refusal or a break.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# Refused before anything is streamed: status, error type, code, message.
+# Refusals before anything is streamed: HTTP status, error type, code, message.
 REFUSALS: Mapping[str, tuple[int, str, str | None, str]] = {
     "400": (400, "invalid_request_error", None, "Invalid value for 'temperature'."),
     "401": (401, "invalid_request_error", "invalid_api_key", "Incorrect API key provided."),
@@ -31,14 +32,14 @@ REFUSALS: Mapping[str, tuple[int, str, str | None, str]] = {
     "503": (503, "server_error", None, "The engine is overloaded."),
     "content_policy": (400, "invalid_request_error", "content_policy_violation", "Your request was rejected."),
 }
-# The stream breaks: what of it was sent counts.
+# The stream breaks after a part of the answer.
 BREAKS = ("cut", "cut_first", "stall", "drip", "error_event", "bad_json", "no_end")
-# The answer is whole, but ends or looks unlike the common one.
+# The answer is complete, but its end or its headers differ from the usual ones.
 ENDINGS = ("no_finish", "no_done", "content_filter", "length", "no_usage", "html", "slow_headers")
 SHAPES = (
     "role_only", "role_with_content", "empty_choices", "comments", "crlf", "cr", "coalesce", "fragment", "bom",
 )  # fmt: skip
-# What one server says and another does not.
+# What some servers send and others do not.
 TRAITS = (
     "refusal", "reasoning", "reasoning_field", "content_parts", "filters", "late_filters", "moderation", "details",
     "usage_with_finish", "usage_each", "finish_with_content", "no_id", "float_created", "no_stream_options",
@@ -47,18 +48,18 @@ NAMES = (*REFUSALS, *BREAKS, *ENDINGS, *SHAPES, *TRAITS)
 
 
 class BadFaultError(ValueError):
-    """A fault that there is not; the message names those that there are."""
+    """An unknown fault; the message lists the known ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One fault, or several harmless ones at once.
+    """One fault, or several that apply together.
 
     Attributes:
         names: what goes wrong.
-        argument: seconds, a date, or a number, as the fault takes it.
-        piece: after how many pieces of text a stream breaks; None for half of them.
-        times: for how many calls; None for all from then on.
+        argument: seconds, a date or a number, depending on the fault.
+        piece: number of pieces after which a stream breaks; None for half of them.
+        times: number of calls; None for all further calls.
     """
 
     names: tuple[str, ...]
@@ -71,7 +72,7 @@ class Fault:
 
     @property
     def text(self) -> str:
-        """As it is written."""
+        """The fault as it is written."""
         argument = "" if self.argument is None else f"={self.argument}"
         return "+".join(self.names) + argument + ("" if self.piece is None else f"@{self.piece}")
 
@@ -84,10 +85,10 @@ class Fault:
 
 
 def parse(text: str) -> tuple[Fault, ...]:
-    """A sequence of faults, joined by ``!``.
+    """Faults joined by `!`.
 
     Raises:
-        BadFaultError: for one that there is not.
+        BadFaultError: if one is unknown.
     """
     return tuple(_parse(part) for part in text.split("!") if part)
 
@@ -98,7 +99,7 @@ def _parse(text: str) -> Fault:
     names, _, argument = rest.partition("=")
     found = tuple(names.split("+"))
     if unknown := [name for name in found if name not in NAMES]:
-        raise BadFaultError(f"no fault {', '.join(unknown)}; there are {', '.join(NAMES)}")
+        raise BadFaultError(f"unknown fault {', '.join(unknown)}; expected one of {', '.join(NAMES)}")
     try:
         return Fault(found, argument or None, int(piece) if piece else None, int(times) if times else None)
     except ValueError:
@@ -106,13 +107,13 @@ def _parse(text: str) -> Fault:
 
 
 def of_model(model: str) -> tuple[str, tuple[Fault, ...]]:
-    """A model's name without its marker, and the marker's faults."""
+    """A model's name without its faults, and the faults."""
     name, _, marker = model.partition("!")
     return name, parse(marker)
 
 
 def in_sequence(faults: Sequence[Fault], call: int) -> Fault | None:
-    """The fault of the call with this number, from 0, for one prompt."""
+    """The fault for the call with this number, from 0, among the calls for one prompt."""
     for fault in faults:
         if fault.times is None or call < fault.times:
             return fault
@@ -121,7 +122,7 @@ def in_sequence(faults: Sequence[Fault], call: int) -> Fault | None:
 
 
 def by_rate(rates: Mapping[str, float], key: str, call: int, seed: int, in_a_row: int) -> Fault | None:
-    """A fault by chance, the same for the same prompt, call and seed; none after so many in a row for one prompt."""
+    """A random fault, the same for the same prompt, call and seed; none once a prompt has had `in_a_row` calls."""
     if call >= in_a_row:
         return None
     at = random.Random(f"{seed}/{key}/{call}/fault").random()  # noqa: S311 - repeatable, not secret

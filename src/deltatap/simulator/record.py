@@ -1,6 +1,7 @@
-"""What the simulator did: each call, what was written for it and when; counts that stay exact when texts are dropped.
+"""What the simulator did: each call, and what was written for it and when. Pure.
 
-Times are ``time.monotonic()``, which all processes of one machine share.
+Only the newest calls are kept in full; the counts include all calls. Times are `time.monotonic()`, which all processes
+of one machine share.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deltatap.simulator.answers import Piece
+    from deltatap.api.frames import Piece
 
 _SHOWN = 200
 _MINUTE_S = 60.0
@@ -20,27 +21,27 @@ _ERRORS_KEPT = 200_000
 
 @dataclass(slots=True)
 class Call:
-    """One call, as far as it went.
+    """One call and how far it went.
 
     Attributes:
         number: from 0, over all calls.
-        key: sha256 of the body without stream options: the request_hash.
-        prompt: the last message's text, its start.
+        key: the request_hash: sha256 of the body without stream options.
+        prompt: the start of the last message's text.
         path: of the URL.
-        model: as asked for.
-        attempt: number of the call among those for its key, from 0.
-        fault: what was made to go wrong.
-        http_status: as answered; 0 when nothing was.
-        streamed: whether it was asked for as a stream.
-        texts: what was written as content, by choice.
-        others: what else was written, by choice and kind; a tool call's name and arguments by its number.
-        chunks: when each piece was written, and the piece's text.
-        frames: how many data frames were written, [DONE] not counted.
-        finish_reasons: as written, by choice.
-        usage: as written.
+        model: as requested.
+        attempt: number of the call among the calls with the same key, from 0.
+        fault: what went wrong on purpose; None if nothing did.
+        http_status: of the response; 0 if there was none.
+        streamed: whether a stream was requested.
+        texts: content that was written, by choice.
+        others: other output that was written, by choice and kind; tool calls also by number.
+        chunks: time and text of each piece that was written.
+        frames: number of events that were written, without [DONE].
+        finish_reasons: of each choice, before the API renames them.
+        usage: as reported, in the words of chat completions.
         ended: done, refused, broken (by a fault), or client_gone.
-        started: when the request was there.
-        bearer_sha256: of the key that came; None when none did.
+        started: when the request had arrived.
+        bearer_sha256: sha256 of the API key; None if the request had none.
     """
 
     number: int
@@ -63,7 +64,7 @@ class Call:
     bearer_sha256: str | None = None
 
     def write(self, at: float, choice: int, piece: Piece) -> None:
-        """A piece is on its way."""
+        """Record a piece that is being written."""
         self.chunks.append((at, piece.text))
         if piece.kind == "content":
             self.texts[choice] = self.texts.get(choice, "") + piece.text
@@ -74,7 +75,7 @@ class Call:
 
 
 class Record:
-    """All calls; the last of them in full."""
+    """Counts all calls and keeps the newest in full."""
 
     def __init__(self, keep: int) -> None:
         self._keep = keep
@@ -93,18 +94,18 @@ class Record:
         self._accepted: deque[tuple[float, int]] = deque()
 
     def within_a_minute(self, now: float, what: str) -> tuple[float, float]:
-        """Requests or tokens accepted within the last sixty seconds, and when the oldest of them does not count."""
+        """Requests or tokens accepted in the last sixty seconds, and in how many seconds the oldest of them expires."""
         while self._accepted and self._accepted[0][0] <= now - _MINUTE_S:
             self._accepted.popleft()
         used = len(self._accepted) if what == "requests" else sum(tokens for _, tokens in self._accepted)
         return used, self._accepted[0][0] + _MINUTE_S - now if self._accepted else 0.0
 
     def accept(self, now: float, tokens: int) -> None:
-        """A call counts towards the limits."""
+        """Count a call towards the limits."""
         self._accepted.append((now, tokens))
 
     def begin(self, **known: Any) -> Call:  # noqa: ANN401 - fields of Call
-        """A call came."""
+        """Record a new call."""
         call = Call(number=self.total, attempt=self.attempts[known["key"]], **known)
         self.total += 1
         self.attempts[call.key] += 1
@@ -114,7 +115,7 @@ class Record:
         return call
 
     def end(self, call: Call, ended: str) -> None:
-        """A call is over."""
+        """Record the end of a call."""
         call.ended = ended
         self.open -= 1
         self.statuses[call.http_status] += 1
@@ -122,12 +123,12 @@ class Record:
             self.finished[call.key] += 1
 
     def late_by(self, seconds: float) -> None:
-        """A piece was written so long after its time."""
+        """Record how late a piece was written."""
         if len(self.late) < _ERRORS_KEPT:
             self.late.append(seconds)
 
     def counts(self) -> dict[str, Any]:
-        """Calls and whole answers, in all and by key; exact."""
+        """Number of calls and of complete answers, in total and by key."""
         return {
             "calls": self.total,
             "finished": self.finished.total(),
@@ -135,12 +136,12 @@ class Record:
             "by_key": {key: {"calls": count, "finished": self.finished[key]} for key, count in self.attempts.items()},
         }
 
-    def told(self) -> dict[str, Any]:
-        """The calls, and how many older ones were dropped."""
+    def all_calls(self) -> dict[str, Any]:
+        """The calls that are kept, and the number of older ones that were dropped."""
         return {"dropped": self.total - len(self.calls), "calls": [asdict(call) for call in self.calls]}
 
     def stats(self) -> dict[str, Any]:
-        """Open streams, and how late pieces were written, in ms."""
+        """Number of open streams, and how late pieces were written, in ms."""
         late = sorted(self.late)
         at = (
             {name: late[min(len(late) - 1, int(len(late) * share))] * 1e3 for name, share in _SHARES.items()}
@@ -153,8 +154,6 @@ class Record:
 _SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
 
-def shown(prompt: Any) -> str:  # noqa: ANN401 - whatever came
-    """The start of a prompt's text, or of the last message's."""
-    last = prompt[-1] if isinstance(prompt, list) and prompt else prompt
-    content = last.get("content") if isinstance(last, dict) else last
-    return content[:_SHOWN] if isinstance(content, str) else ""
+def start_of(prompt: object) -> str:
+    """The start of a prompt, if it is a text."""
+    return prompt[:_SHOWN] if isinstance(prompt, str) else ""

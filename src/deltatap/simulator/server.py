@@ -1,4 +1,4 @@
-"""The simulator as a process: uvicorn on uvloop, loopback by default."""
+"""Serves the simulator or a replay as a process: uvicorn on uvloop."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 
 class _Protocol(HttpToolsProtocol):
-    """Hands the connection to the application: only who holds it can cut it."""
+    """Hands the connection to the application, which may have to cut it."""
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {"transport": self.transport}  # type: ignore[dict-item] # not ASGI's: ours
+        self.scope["extensions"] = {"transport": self.transport}  # type: ignore[dict-item] # our own extension
 
 
 class _Server(uvicorn.Server):
-    """Says where it listens, once it does."""
+    """Prints its URL when it accepts connections."""
 
     name = "simulator"
 
@@ -31,17 +31,17 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         for server in self.servers:
             host, port = server.sockets[0].getsockname()[:2]
-            print(f"{self.name}: http://{host}:{port}/v1", flush=True)  # noqa: T201 - whoever started it waits for this line
+            print(f"{self.name}: http://{host}:{port}/v1", flush=True)  # noqa: T201 - the process that started it waits for this line
 
 
 def serve(application: Starlette, host: str, port: int, name: str = "simulator") -> None:
     """Serve until SIGTERM or Ctrl-C.
 
     Args:
-        application: the simulator's, or a replay's.
-        host: loopback, unless you know what you do: there is no protection whatever.
-        port: 0 takes a free one.
-        name: what the line that says so begins with.
+        application: of the simulator or of a replay.
+        host: address to listen on. Stay on loopback: there is no access control.
+        port: 0 takes a free port.
+        name: the start of the line that prints the URL.
     """
     server = _Server(
         uvicorn.Config(
@@ -58,8 +58,8 @@ def serve(application: Starlette, host: str, port: int, name: str = "simulator")
         )
     )
     server.name = name
-    # A collection that walks over all that is loaded would write every stream's next piece 100 ms late; one that takes
-    # little at a time forgets the record's tuples, in which nothing can be cyclic.
+    # A full garbage collection would delay the next piece of every stream by 100 ms. Frozen objects are never visited,
+    # and frequent small collections stop tracking the record's tuples, which hold no cycles.
     gc.collect()
     gc.freeze()
     gc.set_threshold(1000, 20, 100)

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
-from deltatap.api.input_tokens import count_input
+from deltatap.api.registry import specification
 from deltatap.model import Expected, Job, Request
 from deltatap.prompts import wire
 from deltatap.tokens import known_encoding
-from deltatap.worker.usage import most_output
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -74,5 +73,6 @@ def expected_use(sent: Wire, settings: Settings, prices: Prices) -> Expected:
     """What a request is expected to use: its input tokens, its maximum of output tokens, and the model's price."""
     body = json.loads(sent.body)
     encoding = known_encoding(sent.model) or settings.tokens.fallback_encoding
-    inputs = count_input(body, settings.endpoint.api, sent.model, encoding)
-    return Expected(inputs.tokens, most_output(body), sent.choices, prices.find(sent.model))
+    api = specification(settings.endpoint.api)
+    inputs = api.count_input(body, sent.model, encoding)
+    return Expected(inputs.tokens, api.max_output(body), sent.choices, prices.find(sent.model))

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from deltatap.api.input_tokens import InputTokens, count_input
+from deltatap.api.input_tokens import InputTokens
+from deltatap.api.registry import specification
 from deltatap.delta import columns
 from deltatap.model import KINDS, Chunks
 from deltatap.prices import cost_usd
@@ -28,7 +29,7 @@ from deltatap.worker.timing import Times, tpot_ms
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from deltatap.model import Api, Call, Capture, CaptureError, Choice, Job
+    from deltatap.model import Call, Capture, CaptureError, Choice, Job
     from deltatap.prices import Price, Prices
 
 CAPTURES_SCHEMA = columns.arrow_schema(columns.CAPTURES)
@@ -45,7 +46,7 @@ class Context:
     Attributes:
         run_id: the run; empty for the public UDF.
         endpoint: the endpoint's name.
-        api: chat, completions or responses.
+        api: the API's name.
         worker: host, and part or partition.
         fallback_encoding: for models that tiktoken does not know.
         prices: USD per million tokens.
@@ -53,7 +54,7 @@ class Context:
 
     run_id: str
     endpoint: str
-    api: Api
+    api: str
     worker: str
     fallback_encoding: str
     prices: Prices
@@ -102,6 +103,7 @@ def counted(capture: Capture, context: Context) -> Row:
     """Count a capture's tokens and costs; takes CPU time for every token, so call it off the event loop."""
     job = capture.job
     body = json.loads(job.wire.body) if job.wire else None
+    api = specification(context.api)
     asked = job.request.model
     answered = next(
         (call.received.response_model for call in reversed(job.calls) if call.received.response_model), None
@@ -109,20 +111,20 @@ def counted(capture: Capture, context: Context) -> Row:
     # The owner of a deployment or a serving endpoint chooses its name; the response names the model behind it.
     model = next((name for name in (asked, answered) if name and known_encoding(name)), None)
     encoding = (known_encoding(model) if model else None) or context.fallback_encoding
-    inputs = InputTokens() if body is None else count_input(body, context.api, model or asked or "", encoding)
+    inputs = InputTokens() if body is None else api.count_input(body, model or asked or "", encoding)
     inputs += InputTokens(0, approximate=body is not None and model is None)
     price = context.prices.find(asked, answered)
-    echo = body["prompt"] if body and context.api == "completions" and body.get("echo") else None
+    echo = None if body is None else api.echo(body)
     outputs = [_output_tokens(call, encoding, echo) for call in job.calls]
     bills = tuple(_bill(call, inputs.tokens, output, price) for call, output in zip(job.calls, outputs, strict=True))
     cost, basis = _total(bills, job.earlier, priced=price is not None)
     return Row(capture, encoding, inputs, outputs[-1] if outputs else 0, bills, cost, basis)
 
 
-def _output_tokens(call: Call, encoding: str, echo: object) -> int:
+def _output_tokens(call: Call, encoding: str, echo: str | None) -> int:
     """The tokens of all choices; an echoed prompt is not output."""
     texts = [text for choice in call.received.choices for text in _texts(choice) if text]
-    if isinstance(echo, str):
+    if echo is not None:
         texts = [text.removeprefix(echo) for text in texts]
     return sum(count_text(text, encoding) for text in texts)
 

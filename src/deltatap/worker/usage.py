@@ -26,14 +26,6 @@ _FIRST_OUTPUT = 4000.0
 _WEIGHT = 0.02
 
 
-def most_output(body: dict[str, Any]) -> int | None:
-    """The maximum output tokens of a choice according to the request's body; None when it sets none."""
-    for name in ("max_completion_tokens", "max_output_tokens", "max_tokens"):
-        if isinstance(body.get(name), int) and body[name] > 0:
-            return int(body[name])
-    return None
-
-
 class Tally:
     """One worker's permits and use. Belongs to the engine's event loop; other threads only read numbers.
 

@@ -9,18 +9,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltatap.api.apis import ACCUMULATORS, PATHS
+from deltatap.api.registry import NAMES, specification
 from deltatap.api.sse import SSEDecoder
 from deltatap.http.outcomes import conclude
-from deltatap.model import OUTPUT_KINDS, Api, Received, StreamError, Usage
+from deltatap.model import OUTPUT_KINDS, Received, StreamError, Usage
 from tests.unit.api.test_transcripts import FOLDER, transcript
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-def whole(api: Api, answer: Any, choices: int = 1) -> Received:
-    accumulator = ACCUMULATORS[api](choices, keep_raw=True)
+def whole(api: str, answer: Any, choices: int = 1) -> Received:
+    accumulator = specification(api).accumulator(choices, keep_raw=True)
     data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
     accumulator.add_whole(data)
     received = accumulator.finish()
@@ -107,7 +107,7 @@ def test_a_whole_response() -> None:
 
 
 def test_a_stream_of_responses_without_deltas_has_its_output_in_the_last_event() -> None:
-    accumulator = ACCUMULATORS["responses"]()
+    accumulator = specification("responses").accumulator()
     done = {"type": "response.completed", "response": {"status": "completed", "output": ITEMS}}
     accumulator.add(json.dumps(done).encode(), 50.0, 3, "response.completed")
     received = accumulator.finish()
@@ -138,16 +138,16 @@ def test_how_a_whole_response_may_end(answer: dict[str, Any], status: str, error
     assert (found, why and why.type) == (status, error)
 
 
-@pytest.mark.parametrize("api", PATHS)
-def test_an_error_instead_of_an_answer_is_one(api: Api) -> None:
+@pytest.mark.parametrize("api", NAMES)
+def test_an_error_instead_of_an_answer_is_one(api: str) -> None:
     received = whole(api, {"error": {"type": "server_error", "message": "Oh"}})
     assert received.error == StreamError("server_error", None, "Oh")
-    assert (whole(api, b"<html>").protocol_error or "").startswith("the answer is no JSON (")
-    assert whole(api, b"[]").protocol_error == "the answer is no JSON object: []"
+    assert (whole(api, b"<html>").protocol_error or "").startswith("the response is not valid JSON (")
+    assert whole(api, b"[]").protocol_error == "the response is not a JSON object: []"
 
 
 def test_an_event_s_type_may_stand_beside_its_data_alone() -> None:
-    accumulator = ACCUMULATORS["responses"]()
+    accumulator = specification("responses").accumulator()
     accumulator.add(b'{"delta": "Hi"}', 1.0, 0, "response.output_text.delta")
     assert accumulator.finish().text == "Hi"
 
@@ -187,12 +187,12 @@ def test_a_transcript_with_anything_in_any_place_raises_nothing(name: str, data:
         value = json.loads(old)
         at = data.draw(st.sampled_from(list(places(value))))
         events[number] = kind, json.dumps(replaced(value, at, data.draw(_JSON))).encode()
-    accumulator = ACCUMULATORS[api]()
+    accumulator = specification(api).accumulator()
     for number, (kind, content) in enumerate(events):
         accumulator.add(content, float(number), number, kind)
     consistent(accumulator.finish())
     answer = json.loads(events[-1][1]) if events[-1][1] != b"[DONE]" else json.loads(events[0][1])
-    accumulator = ACCUMULATORS[api]()
+    accumulator = specification(api).accumulator()
     accumulator.add_whole(json.dumps(answer).encode())
     consistent(accumulator.finish())
 

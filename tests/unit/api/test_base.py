@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltatap.api.apis import ChatAccumulator
+from deltatap.api.chat import ChatAccumulator
 from deltatap.model import OUTPUT_KINDS, Received, StreamError, Usage
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from deltatap.api.input_tokens import InputTokens, count_input
+from deltatap.api.input_tokens import InputTokens
+from deltatap.api.registry import specification
 
 WEATHER: dict[str, Any] = {
     "type": "function",
@@ -41,8 +42,12 @@ NAMES: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
+def count(body: dict[str, Any], api: str, model: str, encoding: str) -> InputTokens:
+    return specification(api).count_input(body, model, encoding)
+
+
 def chat(model: str, encoding: str = "o200k_base", **body: Any) -> InputTokens:
-    return count_input(body, "chat", model, encoding)
+    return count(body, "chat", model, encoding)
 
 
 @pytest.mark.parametrize(
@@ -170,24 +175,22 @@ def test_a_schema_is_counted_and_nested_properties_too() -> None:
 
 
 def test_legacy_completions_have_their_text_alone() -> None:
-    assert count_input(
-        {"prompt": "Hello there"}, "completions", "gpt-3.5-turbo-instruct", "cl100k_base"
-    ) == InputTokens(2)
-    assert count_input({"prompt": "a", "suffix": "b"}, "completions", "m", "cl100k_base").approximate
-    assert count_input({"prompt": ["a", "b"]}, "completions", "m", "cl100k_base") == InputTokens(2, approximate=True)
+    assert count({"prompt": "Hello there"}, "completions", "gpt-3.5-turbo-instruct", "cl100k_base") == InputTokens(2)
+    assert count({"prompt": "a", "suffix": "b"}, "completions", "m", "cl100k_base").approximate
+    assert count({"prompt": ["a", "b"]}, "completions", "m", "cl100k_base") == InputTokens(2, approximate=True)
 
 
 def test_responses_are_counted_as_the_chat_they_amount_to() -> None:
     alike = chat("gpt-4o", messages=[{"role": "system", "content": "Be brief."}, *HI]).tokens
     body = {"input": "Hi", "instructions": "Be brief."}
-    assert count_input(body, "responses", "gpt-4o", "o200k_base") == InputTokens(alike, approximate=True)
+    assert count(body, "responses", "gpt-4o", "o200k_base") == InputTokens(alike, approximate=True)
     items = {
         "input": [
             {"role": "system", "content": "Be brief."},
             {"role": "user", "content": [{"type": "input_text", "text": "Hi"}]},
         ]
     }
-    assert count_input(items, "responses", "gpt-4o", "o200k_base") == InputTokens(alike, approximate=True)
+    assert count(items, "responses", "gpt-4o", "o200k_base") == InputTokens(alike, approximate=True)
     tool = {"type": "function", **WEATHER["function"]}
-    with_tool = count_input({"input": "Hi", "tools": [tool]}, "responses", "gpt-4o", "o200k_base").tokens
+    with_tool = count({"input": "Hi", "tools": [tool]}, "responses", "gpt-4o", "o200k_base").tokens
     assert with_tool == chat("gpt-4o", messages=HI, tools=[WEATHER]).tokens

@@ -9,16 +9,16 @@ import json
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltatap.api.apis import ACCUMULATORS
+from deltatap.api.registry import specification
 from deltatap.api.sse import SSEDecoder
 from deltatap.http.outcomes import conclude
-from deltatap.model import Api, Received, Usage
+from deltatap.model import Received, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -108,14 +108,14 @@ EXPECTED = {
 }  # fmt: skip
 
 
-def transcript(name: str) -> tuple[Api, bytes]:
+def transcript(name: str) -> tuple[str, bytes]:
     data = (FOLDER / f"{name}.sse").read_bytes()
     api = data.split(b"\n", 1)[0].removeprefix(b": api: ").decode()
-    return cast("Api", api), data
+    return api, data
 
 
-def receive(api: Api, reads: Iterable[bytes], choices: int = 1) -> Received:
-    decoder, accumulator = SSEDecoder(), ACCUMULATORS[api](choices, keep_raw=True)
+def receive(api: str, reads: Iterable[bytes], choices: int = 1) -> Received:
+    decoder, accumulator = SSEDecoder(), specification(api).accumulator(choices, keep_raw=True)
     for read, data in enumerate(reads):
         for event in decoder.feed(data):
             accumulator.add(event.data, float(read), read, event.event)
@@ -182,7 +182,7 @@ def test_event_by_event_nothing_received_is_lost_again(name: str) -> None:
     whole = receive(api, [data], expected.choices)
     events = SSEDecoder().feed(data)
     for count in range(len(events) + 1):
-        accumulator = ACCUMULATORS[api](expected.choices)
+        accumulator = specification(api).accumulator(expected.choices)
         for read, event in enumerate(events[:count]):
             accumulator.add(event.data, float(read), read, event.event)
         received = accumulator.finish()

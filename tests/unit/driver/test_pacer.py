@@ -15,7 +15,7 @@ from deltatap.driver.pacer import Pacer, Spent
 from deltatap.messages import Heartbeat, Permit
 from deltatap.model import Bounds, Call, CaptureError, Chunks, Expected, Job, Received, Request, Usage
 from deltatap.worker.allowance import Allowance, Meter
-from deltatap.worker.usage import Tally, most_output
+from deltatap.worker.usage import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -442,17 +442,3 @@ def test_a_meter_tells_the_last_minute_as_it_turned_out() -> None:
     meter.corrected(100.4, -30)
     assert meter.recent(131.0) == [[30.5, 2, 70.0], [0.5, 1, 50.0]]
     assert meter.recent(170.0) == [[39.5, 1, 50.0]]
-
-
-@pytest.mark.parametrize(
-    ("body", "most"),
-    [
-        ({"max_tokens": 5}, 5),
-        ({"max_completion_tokens": 7, "max_tokens": 5}, 7),
-        ({"max_output_tokens": 9}, 9),
-        ({}, None),
-        ({"max_tokens": None}, None),
-    ],
-)
-def test_how_long_an_output_may_be(body: dict[str, Any], most: int | None) -> None:
-    assert most_output(body) == most

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from deltatap.prompts import request_hash_of
-from deltatap.replay.app import Replay, prompt_of, recording
+from deltatap.replay.app import Replay
+from deltatap.replay.recordings import prompt_of, recording
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "Say it."}], "stream": True}
 

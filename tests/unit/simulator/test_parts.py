@@ -12,30 +12,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 from starlette.routing import Route
 
-from deltatap.simulator import frames
-from deltatap.simulator.answers import ENCODING, Pace, Piece, answers, input_tokens
+from deltatap.api.chat import API as CHAT
+from deltatap.api.chat import ChatFrames
+from deltatap.api.frames import Answer, Facts, Piece
+from deltatap.simulator import shapes
+from deltatap.simulator.answers import ENCODING, Pace, answers
 from deltatap.simulator.app import Simulator, SimulatorSettings
 from deltatap.simulator.faults import NAMES, BadFaultError, Fault, by_rate, in_sequence, of_model, parse
-from deltatap.simulator.frames import ChatFrames, Facts
 from deltatap.tokens import count_text
 
 BODY: dict[str, Any] = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hi"}]}
 PACE = Pace(tokens=60)
 
 
+def made(body: dict[str, Any], key: str = "k", seed: int = 0, pace: Pace = PACE) -> list[Answer]:
+    return answers(CHAT.asked(body), key, seed, pace)
+
+
 def texts(body: dict[str, Any], key: str = "k", seed: int = 0) -> list[str]:
-    return [answer.text() for answer in answers(body, key, seed, PACE)]
+    return [answer.text() for answer in made(body, key, seed)]
 
 
 def test_an_answer_is_the_same_for_the_same_prompt_and_seed() -> None:
-    assert answers(BODY, "k", 1, PACE) == answers(BODY, "k", 1, PACE)
+    assert made(BODY, "k", 1) == made(BODY, "k", 1)
     assert texts(BODY, "k") != texts(BODY, "other")
     assert texts(BODY, seed=1) != texts(BODY, seed=2)
 
 
 def test_tokens_are_tiktoken_s_and_every_piece_is_text() -> None:
     for key in range(50):
-        (answer,) = answers(BODY, str(key), 0, PACE)
+        (answer,) = made(BODY, str(key))
         assert len(answer.pieces) == len(answer.waits_s)
         for piece in answer.pieces:
             piece.text.encode()
@@ -46,7 +52,7 @@ def test_tokens_are_tiktoken_s_and_every_piece_is_text() -> None:
 
 
 def test_lengths_and_waits_have_a_tail() -> None:
-    many = [answers(BODY, str(key), 0, PACE)[0] for key in range(400)]
+    many = [made(BODY, str(key))[0] for key in range(400)]
     lengths = sorted(answer.tokens for answer in many)
     assert 50 < lengths[200] < 72
     assert lengths[-4] > 2.5 * lengths[200]
@@ -56,9 +62,9 @@ def test_lengths_and_waits_have_a_tail() -> None:
 
 
 def test_limits_choices_and_stops_are_kept() -> None:
-    (cut,) = answers({**BODY, "max_tokens": 5}, "k", 0, PACE)
+    (cut,) = made({**BODY, "max_tokens": 5})
     assert (cut.tokens, cut.finish_reason) == (5, "length")
-    assert answers({**BODY, "max_completion_tokens": 5}, "k", 0, PACE) == [cut]
+    assert made({**BODY, "max_completion_tokens": 5}) == [cut]
     assert len(texts({**BODY, "n": 3})) == 3
     whole = texts(BODY)[0]
     word = whole.split()[7]
@@ -67,13 +73,13 @@ def test_limits_choices_and_stops_are_kept() -> None:
 
 
 def test_speed_scales_every_wait() -> None:
-    usual, quick = answers(BODY, "k", 0, PACE)[0], answers(BODY, "k", 0, Pace(tokens=60, speed=10))[0]
+    usual, quick = made(BODY)[0], made(BODY, pace=Pace(tokens=60, speed=10))[0]
     assert sum(quick.waits_s) == pytest.approx(sum(usual.waits_s) / 10)
-    assert set(answers(BODY, "k", 0, Pace(speed=0))[0].waits_s) == {0.0}
+    assert set(made(BODY, pace=Pace(speed=0))[0].waits_s) == {0.0}
 
 
 def test_input_is_counted_by_openai_s_rule() -> None:
-    assert input_tokens(BODY) == 8
+    assert CHAT.count_input(BODY, "gpt-4o-mini", ENCODING).tokens == 8
 
 
 @pytest.mark.parametrize(
@@ -93,7 +99,7 @@ def test_a_fault_is_read_and_written(text: str, fault: Fault) -> None:
 
 @pytest.mark.parametrize("text", ["nope", "cut@x", "cut:x", "bom+nope"])
 def test_a_fault_that_there_is_not_is_told(text: str) -> None:
-    with pytest.raises(BadFaultError, match=r"no fault nope; there are 400|expected name"):
+    with pytest.raises(BadFaultError, match=r"unknown fault nope; expected one of 400|expected name"):
         parse(text)
 
 
@@ -130,7 +136,7 @@ def test_a_frame_put_together_from_halves_is_json(piece: str) -> None:
 
 def test_fragments_cut_inside_a_character() -> None:
     frame = 'data: {"x": "a🙂"}\n\n'.encode()
-    pieces = frames.fragments(frame)
+    pieces = shapes.fragments(frame)
     assert b"".join(pieces) == frame
     assert len(pieces) == 3
     with pytest.raises(UnicodeDecodeError):

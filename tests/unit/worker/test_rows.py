@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deltatap.api.apis import ChatAccumulator
+from deltatap.api.chat import ChatAccumulator
 from deltatap.model import Call, Capture, CaptureError, Choice, Job, Request
 from deltatap.prices import Price, Prices
 from deltatap.prompts import build_request, wire

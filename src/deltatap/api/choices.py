@@ -1,0 +1,354 @@
+"""What chat completions and legacy completions share: chunks with a list of choices. Pure.
+
+This module knows the fields that OpenAI and compatible servers put into a chunk, how usage is reported, and how the
+simulator and the replay write a chunk. `chat.py` and `completions.py` know where a choice has its output.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import orjson
+
+from deltatap.api.accumulate import Accumulator, GrowingChoice, count
+from deltatap.api.base import Api, by_event
+from deltatap.api.frames import DONE, MODERATION, SAFE, STREAM_ERROR, Answer, Facts, Piece, event, openai_error
+from deltatap.model import CONTENT, EMPTY, REASONING, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+# Azure's filter results and Databricks' guardrails, as they appear in a chunk.
+_FILTERS = frozenset(("prompt_filter_results", "input_guardrail", "output_guardrail"))
+_CHOICE_FILTERS = ("content_filter_results", "content_filter_offsets")
+_FINGERPRINT = "fp_simulator"
+_PROMPT_FILTERS = [{"prompt_index": 0, "content_filter_results": SAFE}]
+
+
+def openai_usage(given: object) -> Usage | None:
+    """Usage in the words of chat completions or of Responses; None if there is none."""
+    if type(given) is not dict:
+        return None
+    inputs = _details(given, "prompt_tokens_details", "input_tokens_details")
+    outputs = _details(given, "completion_tokens_details", "output_tokens_details")
+    return Usage(
+        input_tokens=count(given.get("prompt_tokens", given.get("input_tokens"))),
+        output_tokens=count(given.get("completion_tokens", given.get("output_tokens"))),
+        total_tokens=count(given.get("total_tokens")),
+        # DeepSeek reports cached tokens outside the details.
+        cached_input_tokens=count(inputs.get("cached_tokens", given.get("prompt_cache_hit_tokens"))),
+        reasoning_tokens=count(outputs.get("reasoning_tokens")),
+        audio_input_tokens=count(inputs.get("audio_tokens")),
+        audio_output_tokens=count(outputs.get("audio_tokens")),
+    )
+
+
+def _details(usage: dict[str, Any], *names: str) -> dict[str, Any]:
+    found = next((usage[name] for name in names if usage.get(name)), None)
+    return found if type(found) is dict else {}
+
+
+class ChoicesAccumulator(Accumulator):
+    """Receives chunks with choices. A whole response is one chunk with all output.
+
+    Attributes:
+        FIELDS: what to do with each field of a choice's output.
+    """
+
+    __slots__ = ()
+    FIELDS: ClassVar[Mapping[str, Callable[[Any, GrowingChoice, Any], None]]]
+
+    @abstractmethod
+    def _part(self, given: dict[str, Any]) -> object:
+        """The object of a choice that holds its output."""
+
+    def _take(self, chunk: dict[str, Any], data: bytes, event: str) -> None:  # noqa: ARG002 - these events have no types
+        choices = chunk.get("choices")
+        if type(choices) is list:
+            for given in choices:
+                if type(given) is not dict:
+                    self._fail("has a choice that is not an object", data)
+                    return
+                self._take_choice(given)
+        elif choices is not None:
+            self._fail("has choices that are not a list", data)
+            return
+        if chunk.get("usage") and (usage := openai_usage(chunk["usage"])) is not None:
+            self._used(usage)
+        self._identify(chunk)
+        if not _FILTERS.isdisjoint(chunk):
+            self._filters += [{name: chunk[name]} for name in chunk if name in _FILTERS and chunk[name]]
+        if chunk.get("moderation"):
+            self._moderation = chunk["moderation"]
+
+    def _take_whole(self, answer: dict[str, Any], data: bytes) -> None:
+        self._take(answer, data, "")
+
+    def _take_choice(self, given: dict[str, Any]) -> None:
+        choice = self._choice(given.get("index"))
+        kinds = self._chunks.kind
+        before = len(kinds)
+        part = self._part(given)
+        if type(part) is dict:
+            fields = self.FIELDS
+            for name, value in part.items():
+                if value and name in fields:
+                    fields[name](self, choice, value)
+        if given.get("finish_reason"):
+            self._finish(choice, given["finish_reason"])
+        if len(kinds) == before:
+            self._mark(EMPTY, "", choice)
+        if given.get("logprobs"):
+            choice.logprobs.append(given["logprobs"])
+        if given.get("content_filter_results") or given.get("content_filter_offsets"):
+            results = {name: given[name] for name in _CHOICE_FILTERS if given.get(name)}
+            self._filters.append({"index": choice.index, **results})
+
+    def content(self, choice: GrowingChoice, value: object) -> None:
+        """Take text, or a list of parts."""
+        if type(value) is list:
+            for part in value:
+                self._content_part(choice, part)
+        else:
+            self._output(choice, choice.text, value, CONTENT)
+
+    def _content_part(self, choice: GrowingChoice, part: object) -> None:
+        """Take a part: text, Mistral's thinking, or Databricks' reasoning with its summary."""
+        if type(part) is not dict:
+            return
+        self._output(choice, choice.text, part.get("text"), CONTENT)
+        for name in ("thinking", "summary"):
+            found = part.get(name)
+            for inner in found if type(found) is list else [{"text": found}]:
+                if type(inner) is dict:
+                    self._output(choice, choice.reasoning, inner.get("text"), REASONING)
+
+
+@dataclass(slots=True)
+class ChoicesFrames:
+    """Writes chunks with choices. A subclass knows where a choice has its output.
+
+    Attributes:
+        facts: what all frames share.
+        prefix: of the id.
+        kind, whole_kind: the value of `object` in a chunk and in a whole response.
+    """
+
+    facts: Facts
+    prefix: str
+    kind: str
+    whole_kind: str
+    _around: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
+
+    @abstractmethod
+    def _output(self, delta: dict[str, Any]) -> dict[str, Any]:
+        """The part of a streamed choice that holds its output."""
+
+    @abstractmethod
+    def _whole_output(self, answer: Answer) -> dict[str, Any]:
+        """The part of a whole choice that holds its output."""
+
+    @abstractmethod
+    def _logprobs(self, texts: Sequence[str]) -> dict[str, Any] | None:
+        """The log probabilities of tokens; None if they are not requested."""
+
+    @abstractmethod
+    def _delta(self, piece: Piece) -> dict[str, Any]:
+        """A piece in the words of chat completions."""
+
+    def begin(self) -> list[bytes]:
+        """Azure's filter results for the prompt, in a chunk without choices."""
+        if "filters" not in self.facts.traits:
+            return []
+        return [self._frame({"choices": [], "prompt_filter_results": _PROMPT_FILTERS})]
+
+    def piece(self, choice: int, piece: Piece, finish: str | None = None) -> list[bytes]:
+        """A delta. Only the text differs between plain pieces of content, so the rest is encoded once."""
+        facts = self.facts
+        if piece.kind == "content" and finish is None and not facts.logprobs and not facts.traits:
+            if choice not in self._around:
+                before, after = self._choice(choice, {"content": "\0"}).split(rb'"\u0000"')
+                self._around[choice] = (before, after)
+            before, after = self._around[choice]
+            return [before + json.dumps(piece.text, ensure_ascii=False).encode() + after]
+        return [self._choice(choice, self._delta(piece), finish, piece.text)]
+
+    def empty(self) -> list[bytes]:
+        """A chunk without choices."""
+        return [self._frame({"choices": []})]
+
+    def finish(self, choice: int, reason: str) -> list[bytes]:
+        """The finish_reason, alone or with usage; then Azure's late filter results."""
+        traits = self.facts.traits
+        made = []
+        if "finish_with_content" not in traits:
+            more = {"usage": self.facts.usage} if "usage_with_finish" in traits else {}
+            made.append(self._choice(choice, {}, reason, more=more))
+        if "late_filters" in traits:
+            late = {
+                "index": choice,
+                "finish_reason": None,
+                "content_filter_results": SAFE,
+                "content_filter_offsets": {"check_offset": 0, "start_offset": 0, "end_offset": 99},
+            }
+            made.append(self._frame({"choices": [late]}))
+        return made
+
+    def end(self, reason: str | None) -> list[bytes]:  # noqa: ARG002 - each choice has its own finish_reason
+        """The moderation, then the usage, each in a chunk without choices."""
+        facts = self.facts
+        made = [self._frame({"choices": [], "moderation": MODERATION})] if "moderation" in facts.traits else []
+        if facts.with_usage and "usage_with_finish" not in facts.traits:
+            made.append(self._frame({"choices": [], "usage": facts.usage}))
+        return made
+
+    def error(self, *, named: bool) -> list[bytes]:
+        """An error object as data."""
+        return [event(openai_error("server_error", "server_error", STREAM_ERROR), "error" if named else "")]
+
+    def _choice(
+        self, index: int, delta: dict[str, Any], finish: str | None = None, text: str = "", more: Mapping[str, Any] = {}
+    ) -> bytes:
+        logprobs = self._logprobs([text]) if text else None
+        choice = {"index": index, **self._output(delta), "logprobs": logprobs, "finish_reason": finish}
+        if "filters" in self.facts.traits:
+            choice["content_filter_results"] = SAFE
+        return self._frame({"choices": [choice], **more})
+
+    def _frame(self, more: dict[str, Any]) -> bytes:
+        facts = self.facts
+        chunk: dict[str, Any] = {
+            "id": f"{self.prefix}-{facts.id}",
+            "object": self.kind,
+            "created": facts.created + 0.5 if "float_created" in facts.traits else facts.created,
+            "model": facts.model,
+            "service_tier": "default",
+            "system_fingerprint": _FINGERPRINT,
+            **more,
+        }
+        if "no_id" in facts.traits:
+            del chunk["id"]
+        if facts.with_usage:
+            chunk.setdefault("usage", facts.usage if "usage_each" in facts.traits else None)
+        return event(chunk)
+
+    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """A whole response with all choices."""
+        facts = self.facts
+        made: dict[str, Any] = {
+            "id": f"{self.prefix}-{facts.id}",
+            "object": self.whole_kind,
+            "created": facts.created,
+            "model": facts.model,
+            "choices": [self._whole_choice(index, answer) for index, answer in enumerate(answers)],
+            "usage": facts.usage,
+            "service_tier": "default",
+            "system_fingerprint": _FINGERPRINT,
+        }
+        if "filters" in facts.traits:
+            made["prompt_filter_results"] = _PROMPT_FILTERS
+        if "moderation" in facts.traits:
+            made["moderation"] = MODERATION
+        if "no_id" in facts.traits:
+            del made["id"]
+        return made
+
+    def _whole_choice(self, index: int, answer: Answer) -> dict[str, Any]:
+        choice = {
+            "index": index,
+            **self._whole_output(answer),
+            "logprobs": self._logprobs([piece.text for piece in answer.pieces]),
+            "finish_reason": answer.finish_reason,
+        }
+        if {"filters", "late_filters"} & set(self.facts.traits):
+            choice["content_filter_results"] = SAFE
+        return choice
+
+
+class ChoicesApi(Api):
+    """An API whose responses have choices: they are replayed from a row's chunks.
+
+    Attributes:
+        chunk_kind, whole_kind: the value of `object` in a chunk and in a whole response.
+    """
+
+    takes_n = True
+    takes_stream_options = True
+    per_deployment = True
+    chunk_kind: ClassVar[str]
+    whole_kind: ClassVar[str]
+
+    @abstractmethod
+    def _replayed_output(self, row: Mapping[str, Any], chunks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The output of a streamed choice, from the chunks that one event brought for it."""
+
+    @abstractmethod
+    def _replayed_whole_output(self, choice: Mapping[str, Any]) -> dict[str, Any]:
+        """The output of a whole choice."""
+
+    def replayed(self, row: Mapping[str, Any]) -> list[tuple[float, bytes]]:
+        """One chunk per captured event, then `[DONE]` if the stream was completed."""
+        made = [
+            (chunks[0]["ms"], event(self._replayed_chunk(row, chunks))) for chunks in by_event(row["chunks"]).values()
+        ]
+        if row["status"] == "completed":
+            made.append((made[-1][0] if made else 0.0, DONE))
+        return made
+
+    def _replayed_chunk(self, row: Mapping[str, Any], chunks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        made = _envelope(row, self.chunk_kind)
+        choices: dict[int, list[Mapping[str, Any]]] = {}
+        for chunk in chunks:
+            if chunk["kind"] == "error":
+                return openai_error("server_error", None, chunk["text"])
+            if chunk["kind"] == "usage":
+                made["usage"] = _reported(row)
+            elif chunk["kind"] != "empty":
+                choices.setdefault(chunk["choice"], []).append(chunk)
+        made["choices"] = [
+            {
+                "index": index,
+                **self._replayed_output(row, its),
+                "logprobs": None,
+                "finish_reason": next((chunk["text"] for chunk in its if chunk["kind"] == "finish"), None),
+            }
+            for index, its in choices.items()
+        ]
+        return made
+
+    def replayed_whole(self, row: Mapping[str, Any]) -> bytes:
+        """The response that the row's columns describe."""
+        choices = [
+            {
+                "index": choice["index"],
+                **self._replayed_whole_output(choice),
+                "logprobs": None,
+                "finish_reason": choice["finish_reason"],
+            }
+            for choice in row["choices"]
+        ]
+        return orjson.dumps({**_envelope(row, self.whole_kind), "choices": choices, "usage": _reported(row)})
+
+
+def _envelope(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    return {
+        "id": row["response_id"] or "",
+        "object": kind,
+        "created": int(row["started_at"].timestamp()),
+        "model": row["response_model"] or row["request_model"] or "",
+        "choices": [],
+    }
+
+
+def _reported(row: Mapping[str, Any]) -> dict[str, Any] | None:
+    usage = row["usage_reported"]
+    if usage is None:
+        return None
+    return {
+        "prompt_tokens": usage["input_tokens"],
+        "completion_tokens": usage["output_tokens"],
+        "total_tokens": usage["total_tokens"],
+    }

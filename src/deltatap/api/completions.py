@@ -1,0 +1,105 @@
+"""Legacy completions: `POST /completions`. Pure. A request has one text, and output is in `choices[].text`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from deltatap.api.choices import ChoicesAccumulator, ChoicesApi, ChoicesFrames
+from deltatap.api.frames import Answer, Facts, Piece
+from deltatap.api.input_tokens import InputTokens
+from deltatap.api.prompt import BadPromptError, prompt_text
+from deltatap.tokens import count_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+
+class CompletionsAccumulator(ChoicesAccumulator):
+    """Receives legacy completions."""
+
+    __slots__ = ()
+
+    def _part(self, given: dict[str, Any]) -> object:
+        return given
+
+    FIELDS = {"text": ChoicesAccumulator.content}  # noqa: RUF012 - ClassVar in the base
+
+
+@dataclass(slots=True)
+class CompletionsFrames(ChoicesFrames):
+    """Writes `text_completion`, streamed and whole."""
+
+    prefix: str = "cmpl"
+    kind: str = "text_completion"
+    whole_kind: str = "text_completion"
+
+    def role(self, choice: int, content: str = "") -> list[bytes]:
+        """No role, since this API has none."""
+        return self.piece(choice, Piece("content", content)) if content else []
+
+    def _output(self, delta: dict[str, Any]) -> dict[str, Any]:
+        return {"text": delta.get("content", "")}
+
+    def _delta(self, piece: Piece) -> dict[str, Any]:
+        return {piece.kind: piece.text}
+
+    def _logprobs(self, texts: Sequence[str]) -> dict[str, Any] | None:
+        text = "".join(texts)
+        if not text or not self.facts.logprobs:
+            return None
+        return {"tokens": [text], "token_logprobs": [-0.25], "top_logprobs": [{text: -0.25}], "text_offset": [0]}
+
+    def _whole_output(self, answer: Answer) -> dict[str, Any]:
+        return {"text": answer.text()}
+
+
+class Completions(ChoicesApi):
+    """Legacy completions."""
+
+    name = "completions"
+    title = "legacy completions"
+    path = "/completions"
+    inputs = ("prompt",)
+    max_output_names = ("max_tokens",)
+    accumulator = CompletionsAccumulator
+    chunk_kind = "text_completion"
+    whole_kind = "text_completion"
+
+    def prompt(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The prompt as one text."""
+        for name in ("messages", "system"):
+            if row.get(name):
+                raise BadPromptError(f"{name}: endpoint.api is completions, which accepts only a text in prompt")
+        return {"prompt": prompt_text(row)}
+
+    def count_input(self, body: Mapping[str, Any], model: str, encoding: str) -> InputTokens:  # noqa: ARG002
+        """The tokens of the text; no other rule is published."""
+        prompt = body.get("prompt")
+        known = isinstance(prompt, str) and not body.get("suffix")
+        return InputTokens(sum(count_text(text, encoding) for text in _texts(prompt)), not known)
+
+    def echo(self, body: Mapping[str, Any]) -> str | None:
+        """The prompt, if `echo` is set."""
+        prompt = body.get("prompt")
+        return prompt if body.get("echo") and isinstance(prompt, str) else None
+
+    def frames(self, facts: Facts) -> CompletionsFrames:
+        """Chunks of legacy completions."""
+        return CompletionsFrames(facts)
+
+    def _replayed_output(self, row: Mapping[str, Any], chunks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:  # noqa: ARG002
+        return {"text": "".join(chunk["text"] for chunk in chunks if chunk["kind"] == "content")}
+
+    def _replayed_whole_output(self, choice: Mapping[str, Any]) -> dict[str, Any]:
+        return {"text": choice["text"]}
+
+
+def _texts(prompt: object) -> list[str]:
+    if isinstance(prompt, list):
+        return [text if isinstance(text, str) else json.dumps(text) for text in prompt]
+    return [prompt] if isinstance(prompt, str) else []
+
+
+API = Completions()

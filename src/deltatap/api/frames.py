@@ -1,0 +1,191 @@
+"""What the simulator and the replay write: the records that all APIs share, and how an event becomes bytes. Pure.
+
+Each API's module turns these records into its own JSON. The simulator decides what is answered and when.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+Kind = Literal["content", "reasoning", "refusal", "call", "arguments"]
+
+DONE = b"data: [DONE]\n\n"
+SAFE = {name: {"filtered": False, "severity": "safe"} for name in ("hate", "self_harm", "sexual", "violence")}
+MODERATION = {
+    side: {"type": "moderation_results", "model": "omni-moderation-latest", "results": [{"flagged": False}]}
+    for side in ("input", "output")
+}
+STREAM_ERROR = "The server had an error in mid-stream."
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request asks of a server, in the same words for every API.
+
+    Attributes:
+        choices: number of answers.
+        max_output: maximum number of tokens per answer; None if the request sets no maximum.
+        tools: name and JSON schema of each tool that may be called.
+        several_calls: whether one answer may call several tools.
+        reasoning: whether reasoning is requested.
+        schema: the JSON schema that the text must match; None for plain text.
+        stop: sequences that end the text.
+        echo: the prompt, if the text must begin with it.
+        logprobs: whether log probabilities are requested.
+        usage: whether a stream reports usage.
+    """
+
+    choices: int = 1
+    max_output: int | None = None
+    tools: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    several_calls: bool = True
+    reasoning: bool = False
+    schema: Mapping[str, Any] | None = None
+    stop: tuple[str, ...] = ()
+    echo: str | None = None
+    logprobs: bool = False
+    usage: bool = False
+
+
+class Piece(NamedTuple):
+    """A piece of an answer.
+
+    Attributes:
+        kind: what the text belongs to; `call` is the name of a tool call.
+        text: complete characters; tokens that are not valid UTF-8 alone are joined with the next.
+        call: number of the tool call, from 0.
+    """
+
+    kind: Kind
+    text: str
+    call: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One choice of an answer.
+
+    Attributes:
+        pieces: in the order in which they are sent.
+        tokens: number of tokens in the pieces.
+        reasoning_tokens: number of them that are reasoning.
+        waits_s: seconds to wait before each piece; the first is the time to the first token.
+        finish_reason: stop, length, tool_calls or content_filter.
+    """
+
+    pieces: tuple[Piece, ...]
+    tokens: int
+    reasoning_tokens: int
+    waits_s: tuple[float, ...]
+    finish_reason: str
+
+    def text(self, kind: Kind = "content") -> str:
+        """All text of one kind."""
+        return "".join(piece.text for piece in self.pieces if piece.kind == kind)
+
+    def calls(self) -> list[tuple[str, str]]:
+        """Name and arguments of each tool call."""
+        numbers = sorted({piece.call for piece in self.pieces if piece.kind == "call"})
+        return [(self._of(number, "call"), self._of(number, "arguments")) for number in numbers]
+
+    def _of(self, call: int, kind: Kind) -> str:
+        return "".join(piece.text for piece in self.pieces if piece.kind == kind and piece.call == call)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What all frames of one response share.
+
+    Attributes:
+        id: of the response, without the API's prefix.
+        created: seconds since the epoch.
+        model: name of the model that answers.
+        usage: in the words of chat completions.
+        with_usage: whether the stream reports usage.
+        logprobs: whether log probabilities are sent.
+        traits: the quirks of the simulated server.
+    """
+
+    id: str
+    created: int
+    model: str
+    usage: dict[str, Any]
+    with_usage: bool
+    logprobs: bool = False
+    traits: Sequence[str] = ()
+
+
+class Frames(Protocol):
+    """Builds one response of an API. Every method but `whole` returns a list with one frame per event."""
+
+    def begin(self) -> list[bytes]:
+        """Before the first piece."""
+        ...
+
+    def role(self, choice: int, content: str = "") -> list[bytes]:
+        """The start of a choice, with the first content if the server sends both together."""
+        ...
+
+    def piece(self, choice: int, piece: Piece, finish: str | None = None) -> list[bytes]:
+        """A piece, with the finish_reason if the server sends it with the last piece."""
+        ...
+
+    def empty(self) -> list[bytes]:
+        """An event without output."""
+        ...
+
+    def finish(self, choice: int, reason: str) -> list[bytes]:
+        """The end of a choice."""
+        ...
+
+    def end(self, reason: str | None) -> list[bytes]:
+        """The end of the response; None for `reason` if the stream must end without a finish_reason."""
+        ...
+
+    def error(self, *, named: bool) -> list[bytes]:
+        """An error in mid-stream; `named` gives the event a type."""
+        ...
+
+    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """The body of a response that is not streamed."""
+        ...
+
+
+def event(data: Mapping[str, Any], kind: str = "") -> bytes:
+    """A server-sent event with JSON data."""
+    named = f"event: {kind}\n" if kind else ""
+    return f"{named}data: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
+
+
+def call_id(facts: Facts, number: int) -> str:
+    """The id of a tool call."""
+    return f"call_{facts.id}_{number}"
+
+
+def logprob(text: str) -> dict[str, Any]:
+    """The log probability of a token."""
+    return {"token": text, "logprob": -0.25, "bytes": list(text.encode()), "top_logprobs": []}
+
+
+def usage(
+    input_tokens: int, output_tokens: int, reasoning_tokens: int = 0, traits: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Usage in the words of chat completions; the trait `details` fills every field."""
+    detailed = "details" in traits
+    return {
+        "prompt_tokens": input_tokens,
+        "completion_tokens": output_tokens,
+        "total_tokens": input_tokens + output_tokens,
+        "prompt_tokens_details": {"cached_tokens": input_tokens // 2 if detailed else 0, "audio_tokens": 3 * detailed},
+        "completion_tokens_details": {"reasoning_tokens": reasoning_tokens, "audio_tokens": 2 * detailed},
+    }
+
+
+def openai_error(kind: str, code: str | None, message: str) -> dict[str, Any]:
+    """An error in OpenAI's form."""
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
