@@ -1,1 +1,1 @@
-"""Measurements, never assertions: each prints its figure beside a floor that was measured in the same run."""
+"""Benchmarks. They measure and assert nothing: each prints its figures next to a floor that the same run measured."""

@@ -1,8 +1,8 @@
-"""Clients that read many streams at once, from the cheapest that there can be to the plain one that people write.
+"""Clients that read many streams at once, from the cheapest possible one to the plain loop that people write.
 
-Each is a process of its own: ``python -m bench.clients NAME BASE_URL STREAMS REQUESTS`` prints one line of JSON with
-its CPU time, and what it measured. ``worker`` is a Spark worker's whole work without Spark; ``worker-journal``,
-``worker-tokens`` and ``worker-input`` leave one part of it out.
+Each client is a process: ``python -m bench.clients NAME BASE_URL STREAMS REQUESTS`` prints one line of JSON with its
+CPU time and what it measured. ``worker`` is the complete work of a Spark worker, without Spark. ``worker-journal``,
+``worker-tokens`` and ``worker-input`` omit one part of it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _APART_S = 0.003
 
 
 async def _spread(streams: int, requests: int, one: Callable[[int], Awaitable[int]]) -> list[int]:
-    """Run the requests, so many at once, their first ones started a little apart."""
+    """Run the requests with a number of streams at once. The first ones start a few ms apart."""
     waiting = iter(range(requests))
     results: list[int] = []
 
@@ -61,7 +61,7 @@ def _body(number: int) -> dict[str, Any]:
 
 
 async def floor(base_url: str, streams: int, requests: int) -> list[int]:
-    """aiohttp, a split at blank lines, orjson: the least that a Python client must do."""
+    """aiohttp, a split at blank lines, and orjson: the minimum that a Python client must do."""
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
 
         async def one(number: int) -> int:
@@ -80,13 +80,13 @@ async def floor(base_url: str, streams: int, requests: int) -> list[int]:
 
 
 async def plain(base_url: str, streams: int, requests: int) -> list[int]:
-    """What people write: ``async for chunk in`` the openai client, as it comes."""
+    """The plain loop: ``async for chunk in`` a stream of the openai client with its default transport."""
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
     return await _plain(base_url, streams, requests, DefaultAsyncHttpxClient(timeout=600, limits=limits))
 
 
 async def plain_aiohttp(base_url: str, streams: int, requests: int) -> list[int]:
-    """The same over aiohttp and on uvloop, as who looks for speed writes it."""
+    """The same loop over aiohttp and on uvloop, for more speed."""
     return await _plain(base_url, streams, requests, DefaultAioHttpClient(timeout=600))
 
 
@@ -102,9 +102,10 @@ async def _plain(base_url: str, streams: int, requests: int, http_client: httpx2
 
 
 def worker(base_url: str, streams: int, requests: int, without: str = "") -> tuple[float, list[Any], int]:
-    """The worker's whole work: build, read, decode, accumulate, time, count tokens, build Arrow, write.
+    """The complete work of a worker: build, read, decode, accumulate, time, count tokens, build Arrow, write.
 
-    Its CPU time, what it measured, and the journal's bytes. CPU time begins when what a worker loads once is loaded.
+    Returns its CPU time in seconds, what it measured, and the size of the journal in bytes. CPU time starts after
+    everything that a worker loads once is loaded.
     """
     settings = load_settings(
         {

@@ -1,4 +1,4 @@
-"""What a chunk costs without any network: the JSON alone, our decoder and accumulator, the openai client's."""
+"""The cost of a chunk without network: JSON only, deltatap's decoder and accumulator, and the openai client's."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ FRAME = (
 
 
 def decoding() -> Iterator[Figure]:
-    """µs a chunk and MB/s, the best of three."""
+    """µs per chunk and MB/s. Each figure is the best of three."""
     floor, mine, rival = _us(_json_alone), _us(_ours), _us(lambda: asyncio.run(_theirs()))
-    yield Figure("JSON alone", floor, "µs a chunk")
-    yield Figure("decoder and accumulator", mine, "µs a chunk")
-    yield Figure("openai's decoder and chunk object", rival, "µs a chunk")
-    yield Figure("decoder and accumulator to JSON alone", mine / floor, "ratio")
-    yield Figure("openai's to ours", rival / mine, "ratio")
+    yield Figure("JSON only", floor, "µs per chunk")
+    yield Figure("decoder and accumulator", mine, "µs per chunk")
+    yield Figure("openai: decoder and chunk object", rival, "µs per chunk")
+    yield Figure("decoder and accumulator / JSON only", mine / floor, "ratio")
+    yield Figure("openai / deltatap", rival / mine, "ratio")
     yield Figure("decoder", len(FRAME) / _us(_decoder), "MB/s")
-    yield Figure("openai's decoder", len(FRAME) / _us(lambda: asyncio.run(_their_decoder())), "MB/s")
+    yield Figure("openai: decoder", len(FRAME) / _us(lambda: asyncio.run(_their_decoder())), "MB/s")
 
 
 def _json_alone() -> None:

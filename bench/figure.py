@@ -1,4 +1,4 @@
-"""A figure of a benchmark, with its goal."""
+"""One figure of a benchmark, with its goal."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What was measured.
+    """A measured figure.
 
     Attributes:
-        what: in words; names it from run to run.
-        value: the figure.
-        unit: of it; ``ratio`` where it is one, which other machines' figures may be held against.
-        most: the goal is at most this.
-        least: the goal is at least this.
+        what: the name of the figure, the same in every run.
+        value: the value.
+        unit: the unit. Only figures with the unit ``ratio`` can be compared between machines.
+        most: the goal is at most this value.
+        least: the goal is at least this value.
     """
 
     what: str
@@ -32,14 +32,14 @@ class Figure:
 
     @property
     def goal(self) -> str:
-        """In words; nothing where there is none."""
+        """The goal in words. Empty without a goal."""
         if self.most is None:
             return "" if self.least is None else f"at least {self.least:g}"
         return f"at most {self.most:g}" if self.least is None else f"{self.least:g} to {self.most:g}"
 
     @property
     def met(self) -> bool | None:
-        """Whether it is; None without a goal."""
+        """Whether the value meets the goal. None without a goal."""
         if self.most is None and self.least is None:
             return None
         most, least = math.inf if self.most is None else self.most, -math.inf if self.least is None else self.least
@@ -47,7 +47,7 @@ class Figure:
 
 
 def as_table(title: str, figures: Iterable[Figure], last: Mapping[str, float]) -> Table:
-    """The figures with their goals; beside a ratio the one that was last committed."""
+    """The figures with their goals, and the last committed value of each ratio."""
     table = Table("figure", "measured", "goal", "", "last", title=title, title_justify="left")
     for figure in figures:
         table.add_row(

@@ -1,8 +1,8 @@
-"""The whole job on ``local[2]``: Spark, planning, capture, journal, landing. What it measured.
+"""The complete job on ``local[2]``: Spark, planning, capture, journal and landing.
 
-A process of its own: ``python -m bench.job BASE_URL STREAMS REQUESTS [WORKERS]`` prints one line of JSON. All times are
-of the monotonic clock, which the simulator's record has, too. With WORKERS, so many capture tasks share the streams, on
-executors that are processes of their own; one more is there for landing.
+``python -m bench.job BASE_URL STREAMS REQUESTS [WORKERS]`` prints one line of JSON. All times use the monotonic clock,
+as in the simulator's record. With WORKERS, that many capture tasks share the streams, each on an executor process of
+its own. One more executor lands.
 """
 
 from __future__ import annotations
@@ -33,26 +33,27 @@ _LOOK_S = 0.2
 _WORKERS_AT = 4
 
 
+def settings_in(folder: Path, **sections: Any) -> Settings:  # noqa: ANN401 - any part of the configuration
+    """Settings with all tables and the state in one folder, no key and no prices. Each of ``sections`` replaces one."""
+    tables = {name: {"table": str(folder / name)} for name in ("prompts", "captures", "runs")}
+    rest = {"state": {"dir": str(folder / "state")}, "endpoint": {"api_key": None}, "prices": None}
+    return load_settings(tables | rest | sections)
+
+
 def settings_of(folder: Path, base_url: str, streams: int, workers: int = 1) -> Settings:
-    """A configuration with everything under one folder."""
-    return load_settings(
-        {
-            "prompts": {"table": str(folder / "prompts")},
-            "captures": {"table": str(folder / "captures")},
-            "runs": {"table": str(folder / "runs")},
-            "state": {"dir": str(folder / "state")},
-            "endpoint": {"base_url": base_url, "api_key": None, "model": MODEL, "name": "sim"},
-            "request": {},
-            "capture": {"concurrency": streams, "streams_per_worker": streams // workers},
-            "prices": None,
-        }
+    """Settings for a job with a number of streams, shared by a number of workers."""
+    return settings_in(
+        folder,
+        endpoint={"base_url": base_url, "api_key": None, "model": MODEL, "name": "sim"},
+        request={},
+        capture={"concurrency": streams, "streams_per_worker": streams // workers},
     )
 
 
 def job(
     spark: SparkSession, folder: Path, base_url: str, streams: int, requests: int, workers: int = 1
 ) -> dict[str, Any]:
-    """Capture so many requests, and read back what is in Delta."""
+    """Run a capture of this many requests and read the result from Delta."""
     query = f"SELECT concat('r', id) AS request_id, concat('Prompt ', id) AS prompt FROM range({requests})"
     spark.sql(query).coalesce(1).write.format("delta").save(str(folder / "prompts"))
     settings = settings_of(folder, base_url, streams, workers)
@@ -76,7 +77,7 @@ def main() -> None:
     base_url, streams, requests = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     workers = int(sys.argv[4]) if len(sys.argv) > _WORKERS_AT else None
     spark = local_session("local[2]" if workers is None else f"local-cluster[{workers + 1},1,1024]", app_name="bench")
-    while workers is not None and slots(spark) <= workers:  # an executor has not registered yet
+    while workers is not None and slots(spark) <= workers:  # wait until every executor has registered
         time.sleep(_LOOK_S)
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         found = job(spark, Path(name), base_url, streams, requests, workers or 1)

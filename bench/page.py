@@ -1,4 +1,4 @@
-"""A measured table in a page of the documentation, written anew by ``--keep``."""
+"""Replaces a table of figures in a documentation page, for ``--keep``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ if TYPE_CHECKING:
 
 
 def with_table(page: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The page with the rows in place of those of its table whose first column has the same head.
+    """Replace the table whose first column has the same heading.
 
     Raises:
-        ValueError: when the page has no such table.
+        ValueError: the page has no such table.
     """
     lines = page.splitlines()
     first = next((at for at, line in enumerate(lines) if line.startswith(f"| {head[0]} |")), None)

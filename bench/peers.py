@@ -1,17 +1,19 @@
-"""``make bench-peers``: two load generators for LLM endpoints at the load of our bench, held against the same record.
+"""``make bench-peers``: two load generators for LLM endpoints under the same load, compared with the same record.
 
-Each is installed from PyPI into a virtual environment of its own under data/peers, at the first run (guidellm brings
-torch: 6 GB), and runs with its defaults and without network: guidellm loads no tokenizer for prompts from a file, and
-aiperf has one built in. What they report is put beside what the simulator wrote, their CPU beside ours and the floor's.
+The first run installs each peer from PyPI into a virtual environment in data/peers (guidellm needs torch: 6 GB). The
+peers run with their defaults and without network: guidellm loads no tokenizer for prompts from a file, and aiperf has
+a built-in one. The table shows what each peer reports next to what the simulator wrote, and its CPU next to that of a
+worker and the floor.
 
-Told and true are percentiles of two distributions. Both peers open all streams at once, as a plain client does, and
-ours a few ms apart; a burst holds up the server, too, which its record has. guidellm keeps no times of chunks: its
-inter-token latency is a stream's mean, counted once for each of its tokens, so its p99 is of streams and not of gaps.
+The reported and the true figures are percentiles of two distributions. Both peers open all streams at once, as a plain
+client does; a worker opens them a few ms apart. A burst also delays the server, which the record shows. guidellm keeps
+no chunk times: its inter-token latency is the mean of a stream, counted once for each token, so its p99 is one of
+streams and not of gaps.
 
-CPU of a peer is that of its processes from the first request's arrival to the last chunk, by samples; ours and the
-floor's is that of the process from when all is loaded until it is done, the journal's last file included. What a peer
-takes to start and to report is shown apart. The figures stand in data/bench-peers.json, too; with ``--keep`` the table
-of docs/performance.md gets them.
+The CPU of a peer is that of its processes from the arrival of the first request to the last chunk, by samples. The CPU
+of the worker and the floor is that of the process from the end of its imports to its end, including the last journal
+file. A separate column includes a peer's start and its report. The figures are also written to data/bench-peers.json.
+With ``--keep``, they replace those in the table of docs/performance.md.
 """
 
 from __future__ import annotations
@@ -42,8 +44,8 @@ if TYPE_CHECKING:
 
 FOLDER, OUT, PAGE = Path("data/peers"), Path("data/bench-peers.json"), Path("docs/performance.md")
 HEAD = (
-    *("client", "CPU µs a chunk", "to ours", "whole", "TTFT p50", "TTFT p99", "gap p50", "gap p99"),
-    *("requests/s", "to ours", "server late p99"),
+    *("client", "CPU µs per chunk", "relative to worker", "CPU with start and report"),
+    *("TTFT p50", "TTFT p99", "gap p50", "gap p99", "requests/s", "relative to worker", "simulator delay p99"),
 )
 STREAMS, REQUESTS = 256, 1024
 EVEN = ("--itl-ms", "20", "--sigma", "0", "--tokens", "100")
@@ -51,12 +53,12 @@ _INSTALL_S, _RUN_S = 1200, 180
 
 
 class PeerError(Exception):
-    """A peer could not be run; the message says why."""
+    """A peer could not be run. The message gives the reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Percentiles in ms: of the time to the first chunk, and of the time from one to the next."""
+    """Percentiles in ms of the time to first chunk and of the gaps between chunks."""
 
     ttft_p50: float
     ttft_p99: float
@@ -66,16 +68,16 @@ class Times:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a client cost and said.
+    """The cost and the measurements of a client.
 
     Attributes:
-        name: of the client.
-        cpu_us: CPU of a chunk while streams were open.
-        whole_cpu_us: the same with the start and the report; None for the floor and us, whose start is Spark's.
-        requests_s: from the first request's arrival to the last chunk.
-        late_p99_ms: how late the simulator wrote pieces itself.
-        true: by the simulator's record.
-        told: by the client; None when it tells nothing.
+        name: the client.
+        cpu_us: CPU in µs per chunk while streams were open.
+        whole_cpu_us: CPU including the start and the report. None for the floor and the worker, which Spark starts.
+        requests_s: requests per second from the arrival of the first request to the last chunk.
+        late_p99_ms: the delay of the simulator's own writes.
+        true: latencies in the simulator's record.
+        reported: latencies that the client reports. None if it reports none.
     """
 
     name: str
@@ -84,7 +86,7 @@ class Result:
     requests_s: float
     late_p99_ms: float
     true: Times
-    told: Times | None
+    reported: Times | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,20 +94,20 @@ class Peer:
     """A load generator.
 
     Attributes:
-        requirement: what pip installs.
-        column: what its file of prompts calls them.
-        command: its arguments, by the server, the file of prompts and the folder for its report.
-        told: reads its report.
+        requirement: the requirement for pip.
+        column: the name of the prompt column in its input file.
+        command: returns its arguments for a server, a file of prompts and a folder for its report.
+        read: reads its report.
     """
 
     requirement: str
     column: str
     command: Callable[[str, Path, Path], Sequence[str]]
-    told: Callable[[Path], Times]
+    read: Callable[[Path], Times]
 
     @property
     def name(self) -> str:
-        """The package's."""
+        """The package's name."""
         return self.requirement.partition("==")[0].partition("[")[0]
 
     @property
@@ -123,7 +125,7 @@ def _guidellm(server: str, prompts: Path, folder: Path) -> Sequence[str]:
     )
 
 
-def _guidellm_told(folder: Path) -> Times:
+def _guidellm_report(folder: Path) -> Times:
     metrics = json.loads((folder / "report.json").read_text())["benchmarks"][0]["metrics"]
     first, gap = (
         metrics[name]["successful"]["percentiles"] for name in ("time_to_first_token_ms", "inter_token_latency_ms")
@@ -140,27 +142,27 @@ def _aiperf(server: str, prompts: Path, folder: Path) -> Sequence[str]:
     )
 
 
-def _aiperf_told(folder: Path) -> Times:
+def _aiperf_report(folder: Path) -> Times:
     report = json.loads((folder / "profile_export_aiperf.json").read_text())
     first, gap = report["time_to_first_token"], report["inter_chunk_latency"]
     return Times(first["p50"], first["p99"], gap["p50"], gap["p99"])
 
 
-# perf is what guidellm recommends: orjson and msgspec.
+# guidellm recommends the extra perf: orjson and msgspec.
 PEERS = (
-    Peer("guidellm[perf]==0.8.1", "prompt", _guidellm, _guidellm_told),
-    Peer("aiperf==0.13.0", "text", _aiperf, _aiperf_told),
+    Peer("guidellm[perf]==0.8.1", "prompt", _guidellm, _guidellm_report),
+    Peer("aiperf==0.13.0", "text", _aiperf, _aiperf_report),
 )
 
 
 def times(firsts: Iterable[float], streams: Iterable[Sequence[float]]) -> Times:
-    """Percentiles, of ms to the first chunk and of the moments in ms of each stream's chunks."""
+    """Percentiles from the times to first chunk and from the arrival times of each stream's chunks, all in ms."""
     gaps = np.concatenate([np.diff(moments) for moments in streams])
     return Times(*map(float, (*np.percentile(list(firsts), (50, 99)), *np.percentile(gaps, (50, 99)))))
 
 
 def true_times(calls: Sequence[Mapping[str, Any]]) -> Times:
-    """What the simulator did, by its record."""
+    """The latencies in the simulator's record."""
     written = [[at * 1e3 for at, _ in call["chunks"]] for call in calls]
     return times((ms[0] - call["started"] * 1e3 for ms, call in zip(written, calls, strict=True)), written)
 
@@ -173,8 +175,8 @@ def _ours(name: str, simulator: Simulation) -> Result:
         sys.exit(f"{name} ended with {done.returncode}:\n{done.stderr}")
     found = json.loads(done.stdout.splitlines()[-1])
     streams = [ms for _, ms, _ in found["streams"]]
-    told = times((ms[0] for ms in streams), streams) if streams else None
-    return _result(name, simulator, lambda *_: found["cpu_us"] * found["chunks"] / 1e6, None, told)
+    reported = times((ms[0] for ms in streams), streams) if streams else None
+    return _result(name, simulator, lambda *_: found["cpu_us"] * found["chunks"] / 1e6, None, reported)
 
 
 def _theirs(peer: Peer, simulator: Simulation) -> Result:
@@ -188,15 +190,15 @@ def _theirs(peer: Peer, simulator: Simulation) -> Result:
         watch = _run(command, folder)
         whole_s = sum(spent(watch.samples, -math.inf, math.inf).values())
         try:
-            told = peer.told(folder)
+            reported = peer.read(folder)
         except (OSError, LookupError) as error:
-            raise PeerError(f"no report as expected: {error!r}\n{_tail(folder)}") from error
+            raise PeerError(f"cannot read the report: {error!r}\n{_tail(folder)}") from error
         return _result(
             peer.title,
             simulator,
             lambda start, end: sum(spent(watch.samples, start, end).values()),
             whole_s,
-            told,
+            reported,
         )
 
 
@@ -224,7 +226,7 @@ def _tail(folder: Path) -> str:
 
 
 def _installed(peer: Peer) -> Path:
-    """The peer's program, installed if it is not."""
+    """The peer's program, which is installed if necessary."""
     folder = (FOLDER / peer.name).absolute()
     binary, ready = folder / "bin" / peer.name, folder / "ready"
     if not ready.exists() or ready.read_text() != peer.requirement:
@@ -244,12 +246,12 @@ def _result(
     simulator: Simulation,
     cpu_s: Callable[[float, float], float],
     whole_s: float | None,
-    told: Times | None,
+    reported: Times | None,
 ) -> Result:
     calls = simulator.calls()
     whole = sum(call["ended"] == "done" for call in calls)
     if whole != REQUESTS or len(calls) != REQUESTS:
-        raise PeerError(f"expected {REQUESTS} whole answers, the simulator wrote {whole} of {len(calls)}")
+        raise PeerError(f"expected {REQUESTS} complete answers, the simulator wrote {whole} of {len(calls)}")
     chunks = sum(len(call["chunks"]) for call in calls)
     start, end = min(call["started"] for call in calls), max(call["chunks"][-1][0] for call in calls)
     return Result(
@@ -259,20 +261,20 @@ def _result(
         requests_s=REQUESTS / (end - start),
         late_p99_ms=simulator.stats()["late_ms"]["p99"],
         true=true_times(calls),
-        told=told,
+        reported=reported,
     )
 
 
 def _row(result: Result, ours: Result) -> list[str]:
-    told, true = result.told, result.true
-    pairs = [(None if told is None else getattr(told, name), getattr(true, name)) for name in Times.__slots__]
+    reported, true = result.reported, result.true
+    pairs = [(None if reported is None else getattr(reported, name), getattr(true, name)) for name in Times.__slots__]
     whole = "" if result.whole_cpu_us is None else f"{result.whole_cpu_us:,.0f}"
     return [
         result.name,
         f"{result.cpu_us:,.1f}",
         f"{result.cpu_us / ours.cpu_us:.2f}",
         whole,
-        *(f"{'-' if said is None else f'{said:,.1f}'} / {was:,.1f}" for said, was in pairs),
+        *(f"{'-' if shown is None else f'{shown:,.1f}'} / {real:,.1f}" for shown, real in pairs),
         f"{result.requests_s:,.1f}",
         f"{result.requests_s / ours.requests_s:.2f}",
         f"{result.late_p99_ms:,.1f}",
@@ -293,7 +295,7 @@ def main() -> None:
                     results.append(_theirs(peer, simulator))
                 except (PeerError, subprocess.TimeoutExpired) as error:
                     missing.append(f"{peer.title}: {error}")
-    title = f"{STREAMS} streams, 50 chunks/s each, {REQUESTS:,} requests; told / true, in ms"
+    title = f"{STREAMS} streams, 50 chunks/s each, {REQUESTS:,} requests; reported / true, in ms"
     ours = next(result for result in results if result.name == "worker")
     rows = [_row(result, ours) for result in results]
     table = Table(*HEAD, title=title, title_justify="left")
@@ -304,7 +306,7 @@ def main() -> None:
         console.print(f"did not run: {why}", style="red", markup=False)
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps([asdict(result) for result in results], indent=1, ensure_ascii=False) + "\n")
-    console.print(f"the figures stand in {OUT}")
+    console.print(f"figures written to {OUT}")
     if missing:
         sys.exit(1)
     if "--keep" in sys.argv:

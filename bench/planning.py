@@ -1,8 +1,8 @@
-"""What planning costs where most is settled: its time beside that of the bare anti-join of the same tables.
+"""The time of planning if most prompts are settled, compared with a bare anti-join of the same tables.
 
     .venv/bin/python -m bench.planning [prompts]
 
-One prompt in a hundred is owed. Both write what they find, and take turns.
+One prompt in a hundred is owed. Both queries write their result, and they run alternately.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
+from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's documentation
 from rich.console import Console
 
-from deltatap.config import load_settings
+from bench.job import settings_in
 from deltatap.delta import columns, tables
 from deltatap.driver import plan, source
 from deltatap.spark.session import local_session
@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 
 PROMPTS = 5_000_000
 ROUNDS = 3
-TEXT = "Summarise this review in one sentence: product ", " came late, but it works as told, and I would buy it again."
+TEXT = (
+    "Summarise this review in one sentence: product ",
+    " came late, but it works as described, and I would buy it again.",
+)
 
 
 def main(count: int) -> None:
@@ -38,16 +41,7 @@ def main(count: int) -> None:
     spark = local_session("local[2]", app_name="planning")
     with tempfile.TemporaryDirectory(prefix="planning-") as name:
         folder = Path(name)
-        settings = load_settings(
-            {
-                "prompts": {"table": str(folder / "prompts")},
-                "captures": {"table": str(folder / "captures")},
-                "runs": {"table": str(folder / "runs")},
-                "state": {"dir": str(folder / "state")},
-                "endpoint": {"api_key": None},
-                "prices": None,
-            }
-        )
+        settings = settings_in(folder)
         _make(spark, settings, count)
         bare, ours = [], []
         for number in range(ROUNDS):

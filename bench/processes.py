@@ -1,4 +1,4 @@
-"""CPU time and memory of processes, sampled while they run: a span of it can be told apart from its start."""
+"""CPU time and memory of processes, sampled while they run, so that a span can be measured without the start."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ import psutil
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-# Looking at all processes takes some ms of CPU, which what is measured wants, too.
+# Sampling all processes takes some ms of CPU, which the measured processes then lack.
 _SAMPLE_S = 0.5
 
 
 def spent(samples: Sequence[tuple[float, Mapping[str, float]]], start: float, end: float) -> dict[str, float]:
     """CPU seconds of each process within a span, interpolated between samples.
 
-    A process had spent nothing when the sample before its first was taken; after its last it spends no more. From minus
-    to plus infinity is all that was ever spent.
+    A process has spent nothing at the sample before its first one, and spends nothing after its last one. The span from
+    minus to plus infinity gives the total.
     """
     found = {}
     for name in dict.fromkeys(name for _, seconds in samples for name in seconds):
@@ -40,12 +40,12 @@ def spent(samples: Sequence[tuple[float, Mapping[str, float]]], start: float, en
 
 
 class Watch:
-    """Samples a process and all below it, while entered.
+    """Samples a process and its descendants while the context is entered.
 
     Attributes:
-        samples: the monotonic clock, and the CPU seconds of each process until then.
-        descriptors: the most file descriptors that were open at once, by process.
-        mb: resident memory in MB at each sample of a process.
+        samples: the monotonic time, and the CPU seconds of each process up to then.
+        descriptors: the maximum number of open file descriptors, by process.
+        mb: resident memory in MB at each sample, by process.
     """
 
     def __init__(self, pid: int, name: Callable[[psutil.Process], str]) -> None:
@@ -73,7 +73,7 @@ class Watch:
         cpu_s = {}
         for process in [self._process, *self._process.children(recursive=True)]:
             with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-                # Asked each time: what is a shell now may be a JVM in a moment.
+                # The name is looked up at each sample, because a shell can become a JVM.
                 name = f"{self._name(process)} {process.pid}"
                 times = process.cpu_times()
                 cpu_s[name] = times.user + times.system
@@ -82,25 +82,28 @@ class Watch:
         self.samples.append((time.monotonic(), cpu_s))
 
     def spent(self, kind: str, start: float = -math.inf, end: float = math.inf) -> float:
-        """CPU seconds of all processes of a kind within a span."""
+        """CPU seconds of all processes of one kind within a span."""
         return sum(cpu_s for name, cpu_s in spent(self.samples, start, end).items() if name.startswith(kind))
 
     def busiest(self, kind: str) -> str:
-        """The process of a kind that spent the most."""
+        """The process of one kind with the most CPU time."""
         found = spent(self.samples, -math.inf, math.inf)
         return max((name for name in found if name.startswith(kind)), key=lambda name: found[name])
 
 
 def watched(*command: object, within_s: float = 900) -> tuple[dict[str, Any], Watch]:
-    """Run a Python module that starts Spark, and watch it: the last line that it prints, as JSON.
+    """Run a Python module that starts Spark, and watch its processes.
 
-    Its kinds of processes: `driver`, its `jvm`, every `executor`, every Python `worker`; the `simulator` is whatever
-    else this process has started.
+    The kinds of processes are `driver`, its `jvm`, each `executor` and each Python `worker`. Other processes that this
+    process has started are `simulator`.
+
+    Returns:
+        The last line that the module prints, parsed as JSON, and the samples.
     """
     with (
-        tempfile.TemporaryFile("w+") as told,
+        tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(
-            [sys.executable, "-m", *map(str, command)], stdout=subprocess.PIPE, stderr=told, text=True
+            [sys.executable, "-m", *map(str, command)], stdout=subprocess.PIPE, stderr=errors, text=True
         ) as process,
     ):
 
@@ -118,7 +121,7 @@ def watched(*command: object, within_s: float = 900) -> tuple[dict[str, Any], Wa
                 process.terminate()
                 raise
         if process.returncode:
-            told.seek(0)
-            sys.exit(f"{' '.join(map(str, command))} ended with {process.returncode}:\n{told.read()}")
+            errors.seek(0)
+            sys.exit(f"{' '.join(map(str, command))} ended with {process.returncode}:\n{errors.read()}")
     found: dict[str, Any] = json.loads(out.splitlines()[-1])
     return found, watch

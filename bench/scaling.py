@@ -1,10 +1,10 @@
-"""``make bench-scaling``: what 1, 2 and 4 workers carry, and what journal and driver cost beside them.
+"""``make bench-scaling``: the load that 1, 2 and 4 workers handle, and the cost of journal and driver.
 
-Each worker is a capture task on an executor of its own (Spark's ``local-cluster``) with 128 streams of 50 chunks a
-second; one executor more is there for landing. All of it, the simulator included, shares this machine's cores: beyond
-what they carry, figures are the machine's and not the design's. docs/scaling.md says what follows and what does not.
-``python -m bench.scaling 4`` measures with 4 workers only; with ``--keep`` the tables of docs/scaling.md get what was
-measured. The figures stand in data/bench-scaling.json, too.
+Each worker is a capture task on an executor of its own (Spark's ``local-cluster``) with 128 streams of 50 chunks/s.
+One more executor lands. All processes, including the simulator, share the cores of this machine. If the cores are
+fully used, the figures describe the machine and not the design; docs/scaling.md discusses this. ``python -m
+bench.scaling 4`` measures 4 workers only. With ``--keep``, the figures replace those in the tables of docs/scaling.md.
+The figures are also written to data/bench-scaling.json.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _RUN_S = 240
 
 
 def with_workers(workers: int, simulator: Simulation) -> dict[str, float]:
-    """The whole job with so many workers."""
+    """The complete job with this many workers."""
     simulator.reset()
     streams = workers * STREAMS
     found, watch = watched("bench.job", simulator.base_url, streams, ROUNDS * streams, workers, within_s=_RUN_S)
@@ -59,7 +59,7 @@ def with_workers(workers: int, simulator: Simulation) -> dict[str, float]:
     spans = [(call["started"], call["chunks"][-1][0]) for call in calls]
     start, end = full(spans, streams)
     written = sum(start <= at <= end for call in calls for at, _ in call["chunks"])
-    # Undisturbed, a stream is a request's chunks in the time that the simulator means to take for them.
+    # Ideally, the chunks of a request take exactly the time for which the simulator is configured.
     ideal = streams * TOKENS / (TTFT_S + (TOKENS - 1) * GAP_S)
     began, ended = min(at for at, _ in spans), max(at for _, at in spans)
     chunks = sum(len(call["chunks"]) for call in calls)
@@ -68,38 +68,38 @@ def with_workers(workers: int, simulator: Simulation) -> dict[str, float]:
     return {
         "chunks/s while all streams are open": written / (end - start),
         "share of the ideal": written / (end - start) / ideal,
-        "streams open to the ideal": busy(spans, streams),
+        "open streams / ideal": busy(spans, streams),
         "requests/s": sum(start <= at <= end for _, at in spans) / (end - start),
         "TTFT error p50, ms": truth["TTFT error p50"],
         "TTFT error p99, ms": truth["TTFT error p99"],
         "gap error p99, ms": truth["gap error p99"],
         "loop lag p99, ms": truth["loop lag p99"],
-        "the simulator itself late p99, ms": stats["late_ms"]["p99"],
-        "CPU of the workers, µs a chunk": watch.spent("worker", began, ended) / chunks * 1e6,
+        "simulator delay p99, ms": stats["late_ms"]["p99"],
+        "CPU of the workers, µs per chunk": watch.spent("worker", began, ended) / chunks * 1e6,
         **{
             f"CPU of the {what}, cores": watch.spent(kind, began, ended) / (ended - began)
             for kind, what in KINDS.items()
         },
-        "CPU of all, cores": watch.spent("", began, ended) / (ended - began),
-        "streams open, most": stats["most_open"],
-        "file descriptors of a worker, most": watch.descriptors[watch.busiest("worker")],
+        "CPU in total, cores": watch.spent("", began, ended) / (ended - began),
+        "maximum open streams": stats["most_open"],
+        "maximum file descriptors of a worker": watch.descriptors[watch.busiest("worker")],
     }
 
 
 def journal(simulator: Simulation) -> Iterator[tuple[str, float]]:
-    """What a worker writes, files of a second each."""
+    """The size of a worker's journal, with one file per second."""
     simulator.reset()
     requests = 4 * STREAMS
     command = [sys.executable, "-m", "bench.clients", "worker", simulator.base_url, str(STREAMS), str(requests)]
     found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=_RUN_S).stdout)
-    yield "journal, bytes a chunk", found["journal_bytes"] / found["chunks"]
-    yield f"journal, bytes a capture of {TOKENS} chunks", found["journal_bytes"] / requests
+    yield "journal, bytes per chunk", found["journal_bytes"] / found["chunks"]
+    yield f"journal, bytes per capture of {TOKENS} chunks", found["journal_bytes"] / requests
 
 
 def driver() -> Iterator[tuple[str, float]]:
-    """What the driver's turn takes on a local disk: read and add up all heartbeats, deal out permits, tell the workers.
+    """The time of one driver turn on a local disk: read all heartbeats, compute permits, publish the control file.
 
-    Requests a minute are limited, so that heartbeats tell what has started within the last one: a request a second.
+    Requests per minute are limited, so that heartbeats list the starts of the last minute: one request per second.
     """
     recent = [[float(age), 1.0, 500.0] for age in range(60)]
     for count in BEATS:
@@ -110,7 +110,9 @@ def driver() -> Iterator[tuple[str, float]]:
                 claim = f"{part:05d}-000001-{part:032x}"
                 state.beat(Heartbeat(1, claim, 1, open=128, wants=256, next_tokens=500.0, recent=recent))
             took = [_turn(state, pacer, beat) for beat in range(TURNS)]
-        for what, seconds in zip(("read and added up", "permits", "told"), zip(*took, strict=True), strict=True):
+        for what, seconds in zip(
+            ("read and aggregate", "compute permits", "publish"), zip(*took, strict=True), strict=True
+        ):
             yield f"{count:,} heartbeats: {what}, ms", statistics.median(seconds) * 1e3
 
 
@@ -121,11 +123,11 @@ def _turn(state: RunState, pacer: Pacer, beat: int) -> tuple[float, float, float
     at.append(time.perf_counter())
     permits = pacer.turn(beat / 2, beats)
     at.append(time.perf_counter())
-    shares = {} if backlog(state) else {told.claim: STREAMS for told in beats}
+    shares = {} if backlog(state) else {each.claim: STREAMS for each in beats}
     state.publish(Control(1, beat, shares, permits=permits))
     at.append(time.perf_counter())
-    read, dealt, told = (after - before for before, after in pairwise(at))
-    return read, dealt, told
+    read, compute, publish = (after - before for before, after in pairwise(at))
+    return read, compute, publish
 
 
 def main() -> None:
@@ -144,7 +146,7 @@ def main() -> None:
     names = dict.fromkeys(figure for figures in found.values() for figure in figures)
     tables = {
         ("workers", *found): [[name, *(_shown(figures[name]) for figures in found.values())] for name in names],
-        ("beside them", "measured"): [[name, _shown(value)] for name, value in costs.items()],
+        ("component", "measured"): [[name, _shown(value)] for name, value in costs.items()],
     }
     for head, rows in tables.items():
         table = Table(*head)
@@ -152,13 +154,13 @@ def main() -> None:
             table.add_row(*row)
         console.print(table)
         page = with_table(page, head, rows)
-    console.print(f"the figures stand in {OUT}")
+    console.print(f"figures written to {OUT}")
     if "--keep" in sys.argv:
         PAGE.write_text(page)
 
 
 def _shown(value: float) -> str:
-    """Three digits or so."""
+    """Format a value with about three digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"  # noqa: PLR2004
 
 

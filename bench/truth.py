@@ -1,4 +1,4 @@
-"""How true measured times are, and how busy the streams were. Pure: lists in, figures out."""
+"""The accuracy of measured latencies, and how busy the streams were. Pure functions from lists to figures."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What a client says of a stream.
+    """A client's measurements of one stream.
 
     Attributes:
-        key: the request's hash, by which the simulator knows it.
-        ms: when each content chunk came, since the request was written.
-        lag_ms: the event loop's worst delay meanwhile.
+        key: the request's hash, which the simulator also records.
+        ms: the arrival time of each content chunk in ms since the request was written.
+        lag_ms: the longest delay of the event loop during the stream.
     """
 
     key: str
@@ -27,9 +27,9 @@ class Measured:
 
 
 def errors(measured: Sequence[Measured], calls: Mapping[str, dict[str, Any]]) -> dict[str, float]:
-    """How far our times are from when the simulator wrote each piece, in ms; how many gaps are ours or its alone.
+    """Compare measured times with the simulator's times of each piece, in ms. Count extra and missing gaps.
 
-    When the request was written is not known to the simulator, so of TTFT the time from its arrival counts.
+    The simulator does not know when the request was written, so its TTFT starts when the request arrives.
     """
     first, gaps, worst, lags = [], [], [], []
     missing = 0
@@ -51,14 +51,14 @@ def errors(measured: Sequence[Measured], calls: Mapping[str, dict[str, Any]]) ->
         "TTFT error p99": float(np.percentile(first, 99)),
         "gap error p50": float(np.percentile(every, 50)),
         "gap error p99": float(np.percentile(every, 99)),
-        "gaps invented or lost": float(missing),
+        "extra or missing gaps": float(missing),
         "loop lag p99": float(np.percentile(lags, 99)),
-        "loop lag and worst gap error, rank correlation": rank_correlation(lags, worst),
+        "rank correlation of loop lag and worst gap error": rank_correlation(lags, worst),
     }
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
-    """Spearman's: of the ranks, equal values sharing their mean rank; NaN where all are equal."""
+    """Spearman's rank correlation. Equal values share their mean rank. NaN if all values are equal."""
     ranks = [_ranks(np.asarray(values, float)) for values in (a, b)]
     if any(np.ptp(rank) == 0 for rank in ranks):
         return float("nan")
@@ -73,7 +73,7 @@ def _ranks(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def full(intervals: Sequence[tuple[float, float]], slots: int) -> tuple[float, float]:
-    """From when all slots were open until the last request started; from the first start where all never were."""
+    """The span from when all slots are open (if they never are: from the first start) to the last start."""
     starts = sorted(start for start, _ in intervals)
     ends = sorted(end for _, end in intervals)
     open_, at_end = 0, 0
@@ -88,7 +88,7 @@ def full(intervals: Sequence[tuple[float, float]], slots: int) -> tuple[float, f
 
 
 def busy(intervals: Sequence[tuple[float, float]], slots: int) -> float:
-    """The share of the slots that were open, from when all first were until the last request started."""
+    """The share of open slots within the span that :func:`full` returns."""
     first, last = full(intervals, slots)
     if last <= first:
         return 1.0

@@ -1,4 +1,4 @@
-"""The arithmetic of the benchmarks, worked out by hand: a benchmark that is wrong is worse than none."""
+"""The arithmetic of the benchmarks, against examples that were computed by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.processes import spent
 from bench.truth import Measured, busy, errors, full, rank_correlation
 
 
-def test_errors_against_the_record() -> None:
+def test_errors_compare_measured_times_with_the_record() -> None:
     calls = {
         "a": {"started": 10.0, "chunks": [(10.1, "x"), (10.2, "y"), (10.3, "z")]},
         "b": {"started": 20.0, "chunks": [(20.5, "x"), (20.6, "y")]},
@@ -24,8 +24,8 @@ def test_errors_against_the_record() -> None:
     found = errors(measured, calls)
     assert found["TTFT error p50"] == pytest.approx(3.0)  # of 1 and 5
     assert found["gap error p50"] == pytest.approx(2.0)  # of 2, 0 and 10
-    assert found["gaps invented or lost"] == 1
-    assert found["loop lag and worst gap error, rank correlation"] == pytest.approx(1.0)
+    assert found["extra or missing gaps"] == 1
+    assert found["rank correlation of loop lag and worst gap error"] == pytest.approx(1.0)
 
 
 def test_rank_correlation() -> None:
@@ -36,21 +36,23 @@ def test_rank_correlation() -> None:
     assert math.isnan(rank_correlation([1, 1], [1, 2]))
 
 
-def test_busy_slots() -> None:
+def test_the_share_of_busy_slots() -> None:
     assert busy([(0, 10), (0, 10), (10, 20), (10, 11)], 2) == 1.0
-    # Full from 1 on; the first slot is free from 5 to 9.
+    # All slots are open from 1 on. The first slot is free from 5 to 9.
     assert busy([(0, 5), (1, 9), (9, 20)], 2) == pytest.approx((4 + 8) / 16)
     assert busy([(0, 1)], 1) == 1.0
-    assert busy([(0, 2), (3, 4)], 2) == pytest.approx(2 / 6), "never full: from the first start"
+    assert busy([(0, 2), (3, 4)], 2) == pytest.approx(2 / 6), (
+        "if the slots are never all open, the span starts with the first start"
+    )
 
 
-def test_from_when_to_when_all_slots_are_open() -> None:
+def test_the_span_in_which_all_slots_are_open() -> None:
     assert full([(0, 5), (1, 9), (9, 20)], 2) == (1, 9)
-    assert full([(0, 5), (5, 9), (6, 7)], 2) == (6, 6), "the slot that ends at 5 is free at 5"
-    assert full([(0, 2), (3, 4)], 2) == (0, 3), "never full: from the first start"
+    assert full([(0, 5), (5, 9), (6, 7)], 2) == (6, 6), "a slot that ends at 5 is free at 5"
+    assert full([(0, 2), (3, 4)], 2) == (0, 3), "if the slots are never all open, the span starts with the first start"
 
 
-def test_cpu_of_a_span_is_interpolated_by_process() -> None:
+def test_the_cpu_time_of_a_span_is_interpolated_by_process() -> None:
     samples: list[tuple[float, dict[str, float]]] = [
         (0.0, {"a": 1.0}),
         (2.0, {"a": 3.0, "b": 0.5}),
@@ -58,13 +60,13 @@ def test_cpu_of_a_span_is_interpolated_by_process() -> None:
         (6.0, {"a": 5.0}),
     ]
     assert spent(samples, 1.0, 5.0) == pytest.approx({"a": 2.0, "b": 1.25})
-    # b began after the sample at 0, and spends nothing after its last at 4; a was there before the first.
+    # b starts after the sample at 0 and spends nothing after its last sample at 4. a starts before the first sample.
     assert spent(samples, 0.0, 10.0) == pytest.approx({"a": 4.0, "b": 1.5})
     assert spent(samples, -math.inf, math.inf) == pytest.approx({"a": 5.0, "b": 1.5})
     assert spent([(0.0, {}), (1.0, {"late": 2.0})], 0.0, 0.5) == pytest.approx({"late": 1.0})
 
 
-def test_times_of_a_client_and_of_the_record() -> None:
+def test_latencies_of_a_client_and_of_the_record() -> None:
     found = times([100.0, 300.0], [[100.0, 120.0, 150.0], [300.0, 310.0]])
     assert found.ttft_p50 == pytest.approx(200.0)
     assert found.gap_p50 == pytest.approx(20.0)  # of 20, 30 and 10
@@ -73,7 +75,7 @@ def test_times_of_a_client_and_of_the_record() -> None:
     assert dataclasses.astuple(true_times(calls)) == pytest.approx((200.0, 200.0, 50.0, 50.0))
 
 
-def test_a_figure_and_its_goal() -> None:
+def test_a_figure_meets_its_goal() -> None:
     assert Figure("x", 1.0, "ms").met is None
     assert Figure("x", 2.0, "ms", most=2.0).met
     assert not Figure("x", 2.1, "ms", most=2.0).met
@@ -84,7 +86,7 @@ def test_a_figure_and_its_goal() -> None:
     assert Figure("x", 1.0, "ratio", most=1.2, least=0.8).goal == "0.8 to 1.2"
 
 
-def test_a_table_of_a_page_is_written_anew() -> None:
+def test_a_table_in_a_page_is_replaced() -> None:
     page = "# Page\n\n| other |\n|---|\n| x |\n\n| what | 1 |\n|---|---|\n| a | 1 |\n| b | 2 |\n\nText.\n"
     new = with_table(page, ["what", "1", "2"], [["a", "3", "4"]])
     assert new == "# Page\n\n| other |\n|---|\n| x |\n\n| what | 1 | 2 |\n|---|---|---|\n| a | 3 | 4 |\n\nText.\n"
