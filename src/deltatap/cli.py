@@ -82,9 +82,7 @@ def _callback(work: Callable[..., int]) -> Callable[..., None]:
     parameters = [*own, *_COMMON]
 
     def callback(config: Path, overrides: list[str] | None, **options: object) -> None:
-        # Exit only with an error: a Databricks task treats every SystemExit as a failure, even with code 0.
-        if code := run(work, config, overrides or (), **options):
-            sys.exit(code)
+        sys.exit(run(work, config, overrides or (), **options))
 
     callback.__name__, callback.__doc__ = work.__name__, work.__doc__
     callback.__annotations__ = {each.name: each.annotation for each in parameters}
@@ -100,11 +98,15 @@ def _unwrapped(callback: Callable[..., None]) -> Callable[..., None]:
 
 
 def run_job(work: Callable[..., int]) -> None:
-    """Run one command as a script of its own, with the arguments in ``sys.argv``."""
+    """Run one command as a separate script, with the arguments in ``sys.argv``."""
     job = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     job.command()(_callback(work))
-    if code := job(standalone_mode=False):
-        sys.exit(code)
+    try:
+        job()
+    except SystemExit as ended:
+        # Exit only with an error: a Databricks task treats every SystemExit as a failure, even with code 0.
+        if ended.code:
+            raise
 
 
 def run(work: Callable[..., int], config: Path, overrides: list[str] | tuple[str, ...] = (), **options: object) -> int:
@@ -128,31 +130,34 @@ def run(work: Callable[..., int], config: Path, overrides: list[str] | tuple[str
 
         return work(load_settings(config, overrides), console, **options)
 
-    code = _guarded(console, with_settings)
-    if code is None and work is capture:
-        _say(console, "run it again: finished captures in the journal are kept and are not paid for twice")
-    return FAILED if code is None else code
+    hint = (
+        "run it again: finished captures in the journal are kept and are not paid for twice" if work is capture else ""
+    )
+    return _guarded(console, with_settings, hint)
 
 
-def _guarded(console: Console, work: Callable[[], int]) -> int | None:
-    """Do the work and print its errors. The exit code; None when the work raised an error that is not deltatap's."""
+def _guarded(console: Console, work: Callable[[], int], hint: str = "") -> int:
+    """Do the work and print its errors; after one that is not deltatap's, also print a hint. Returns the exit code."""
     try:
         return work()
-    except DeltatapError as error:
-        return _failed(console, error)
-    except Exception as error:  # noqa: BLE001 - Spark, the machine or a bug
-        extra = EXTRAS.get((error.name or "").partition(".")[0]) if isinstance(error, ModuleNotFoundError) else None
-        if isinstance(error, ModuleNotFoundError) and extra:
-            return _failed(console, missing_extra(error, extra))
-        traceback.print_exc()
-        _say(console, f"{type(error).__name__}: {one_line(error)}", "problem")
-        return None
+    except Exception as error:  # noqa: BLE001 - Spark, the machine or a bug can raise anything
+        known = error if isinstance(error, DeltatapError) else _missing(error)
+        if known is None:
+            traceback.print_exc()
+            _say(console, f"{type(error).__name__}: {one_line(error)}", "problem")
+            if hint:
+                _say(console, hint)
+            return FAILED
+        for problem in known.problems if isinstance(known, ConfigError) else (str(known),):
+            _say(console, problem, "problem")
+        return CONFIGURATION if isinstance(known, _NOT_STARTED) else FAILED
 
 
-def _failed(console: Console, error: DeltatapError) -> int:
-    for problem in error.problems if isinstance(error, ConfigError) else (str(error),):
-        _say(console, problem, "problem")
-    return CONFIGURATION if isinstance(error, _NOT_STARTED) else FAILED
+def _missing(error: Exception) -> MissingExtraError | None:
+    """The error for a missing extra, if that is the cause."""
+    if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get((error.name or "").partition(".")[0])):
+        return missing_extra(error, extra)
+    return None
 
 
 def _say(console: Console, text: str, level: str | None = None) -> None:
@@ -513,5 +518,4 @@ def simulate(
         serve(Simulator(settings).application(), host, port)
         return OK
 
-    if code := _guarded(Console(), work):
-        sys.exit(code)
+    sys.exit(_guarded(Console(), work))

@@ -138,6 +138,26 @@ def test_a_job_script_exits_only_with_an_error(monkeypatch: pytest.MonkeyPatch, 
     assert received == [(3, True)] * 2
 
 
+def test_a_job_script_refuses_an_unknown_option(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["job.py", "--nope"])
+    with pytest.raises(SystemExit) as ended:
+        cli.run_job(cli.check)
+    assert ended.value.code == cli.CONFIGURATION
+    assert "No such option: --nope" in capsys.readouterr().err
+
+
+def test_simulate_exits_with_1_if_the_server_crashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_: object) -> None:
+        raise OSError("address in use")
+
+    monkeypatch.setattr("deltatap.simulator.server.serve", crash)
+    code, output = invoke("simulate", "--port", "0")
+    assert code == cli.FAILED
+    assert "✗ OSError: address in use" in output
+
+
 @pytest.mark.parametrize("fault", ["nope=0.1", "cut=x", "cut"])
 def test_simulate_refuses_a_fault_that_it_cannot_read(fault: str) -> None:
     code, output = invoke("simulate", "--fault", fault)
