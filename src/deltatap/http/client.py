@@ -139,7 +139,9 @@ class EndpointClient:
         watchdog = Watchdog(self._timeouts, time.perf_counter(), "complete")
 
         async def listed() -> list[str]:
-            response = await self._client.get(self._api.models_path, cast_to=httpx2.Response, options={"headers": headers})
+            response = await self._client.get(
+                self._api.models_path, cast_to=httpx2.Response, options={"headers": headers}
+            )
             try:
                 return [str(model["id"]) for model in response.json()["data"]]
             except (ValueError, TypeError, KeyError) as error:

@@ -15,7 +15,7 @@ from deltatap.errors import ConfigError
 from deltatap.http.client import EndpointClient
 from deltatap.http.credentials import Credential, Token
 from deltatap.model import Call, Request, Usage, Wire
-from deltatap.worker.attempt import job_of
+from deltatap.worker.jobs import job_of
 from tests.notebook import with_secrets
 
 if TYPE_CHECKING:
