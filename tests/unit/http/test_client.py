@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from deltatap.config import ApiKey, Endpoint, Timeouts
 from deltatap.errors import ConfigError
 from deltatap.http.client import EndpointClient
 from deltatap.http.credentials import Credential, Token
-from deltatap.model import Call, Request, Usage, Wire
+from deltatap.model import Call, CaptureError, Request, Usage, Wire
 from deltatap.worker.jobs import job_of
 from tests.notebook import with_secrets
 
@@ -508,3 +509,75 @@ def test_databricks_error_code_is_kept() -> None:
         "RESOURCE_DOES_NOT_EXIST",
         "No endpoint.",
     )
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (refusal("200 OK", b'{"data": [{"id": "a"}, {"id": "b"}]}'), ["a", "b"]),
+        (refusal("200 OK", b'{"models": []}'), ("protocol", "the response is not a list of models")),
+        (refusal("200 OK", b"<html>"), ("protocol", "the response is not a list of models")),
+        (refusal("401 X", b'{"error": {"message": "wrong key: sk-4711"}}'), ("authentication", "wrong key: ***")),
+        (b"", ("connection", "the server closed the connection before it responded")),
+        (b"HTTP/1.1 200 OK\r\n", ("timeout", "the response was not complete after 0.1 s (timeouts.total_s)")),
+    ],
+)
+def test_models_are_listed_or_the_error_is_returned(answer: bytes, expected: object) -> None:
+    heads: list[bytes] = []
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(answer)
+        if answer.endswith(b"OK\r\n"):
+            await reader.read()
+
+    async def listed() -> list[str] | CaptureError:
+        async with server(handler) as base_url:
+            timeouts = Timeouts(total_s=0.1) if answer.endswith(b"OK\r\n") else Timeouts()
+            credential = Credential(lambda: Token("sk-4711"))
+            client = EndpointClient(Endpoint(base_url=base_url), timeouts, credential=credential)
+            try:
+                return await client.models()
+            finally:
+                await client.close()
+
+    found = asyncio.run(listed())
+    assert ((found.type, found.message) if isinstance(found, CaptureError) else found) == expected
+    assert heads[0].startswith(b"GET /v1/models HTTP/1.1\r\n")
+
+
+def test_call_that_is_cancelled_while_its_token_is_renewed_keeps_its_error() -> None:
+    async def made() -> Call:
+        renewing, loop = asyncio.Event(), asyncio.get_running_loop()
+        go_on = threading.Event()
+
+        def fetch() -> Token:
+            if credential.refusing:
+                loop.call_soon_threadsafe(renewing.set)
+                go_on.wait(20)
+            credential.refusing = True
+            return Token("old")
+
+        class Renewing(Credential):
+            refusing = False
+
+        credential = Renewing(fetch)
+
+        async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await request(reader)
+            writer.write(refusal("401 X", b"{}"))
+
+        async with server(handler) as base_url:
+            client = EndpointClient(Endpoint(base_url=base_url), Timeouts(), credential=credential)
+            calling = asyncio.create_task(client.call(WIRE))
+            try:
+                await asyncio.wait_for(renewing.wait(), 20)
+                calling.cancel()
+                return await calling
+            finally:
+                go_on.set()
+                await client.close()
+
+    found = asyncio.run(made())
+    assert found.error is not None
+    assert (found.error.type, found.mended) == ("authentication", False)

@@ -285,6 +285,16 @@ async def ask(transport: Http1Transport, url: str, **headers: str) -> bytes:
     return body
 
 
+@asynccontextmanager
+async def pool(clock: Callable[[], float] = time.monotonic) -> AsyncIterator[Http1Transport]:
+    """A transport that closes its connections even if the test fails; the server waits for that."""
+    transport = Http1Transport(clock)
+    try:
+        yield transport
+    finally:
+        await transport.aclose()
+
+
 def on_uvloop(work: Coroutine[None, None, None]) -> None:
     uvloop.run(work)
 
@@ -300,14 +310,13 @@ class Clock:
 
 def test_pool_reuses_connections_and_opens_one_for_each_request_in_flight() -> None:
     async def talk() -> None:
-        async with server(hello) as port:
-            transport, url = Http1Transport(), f"http://127.0.0.1:{port}/"
+        async with server(hello) as port, pool() as transport:
+            url = f"http://127.0.0.1:{port}/"
             one = {await ask(transport, url) for _ in range(3)}
             assert len(one) == 1
             many = await asyncio.gather(*(ask(transport, url) for _ in range(5)))
             assert len(set(many)) == 5
             assert one < set(many)
-            await transport.aclose()
 
     on_uvloop(talk())
 
@@ -323,9 +332,9 @@ def test_connection_idle_for_15_seconds_is_closed_not_reused() -> None:
             writer.close()
 
     async def talk() -> None:
-        async with server(until_closed) as port:
-            clock = Clock()
-            transport, url = Http1Transport(clock), f"http://127.0.0.1:{port}/"
+        clock = Clock()
+        async with server(until_closed) as port, pool(clock) as transport:
+            url = f"http://127.0.0.1:{port}/"
             first = await ask(transport, url)
             clock.now = 14.0
             assert await ask(transport, url) == first
@@ -333,7 +342,6 @@ def test_connection_idle_for_15_seconds_is_closed_not_reused() -> None:
             assert not ended.is_set()
             assert await ask(transport, url) != first
             await asyncio.wait_for(ended.wait(), 20)
-            await transport.aclose()
 
     on_uvloop(talk())
 
@@ -350,8 +358,8 @@ def test_closed_transport_closes_every_connection() -> None:
         writer.close()
 
     async def talk() -> None:
-        async with server(answer) as port:
-            transport, url = Http1Transport(), f"http://127.0.0.1:{port}/"
+        async with server(answer) as port, pool() as transport:
+            url = f"http://127.0.0.1:{port}/"
             current.set(Watchdog(Timeouts(), time.perf_counter(), "stream"))
             with current.get():
                 open_ = await transport.handle_async_request(httpx2.Request("POST", url, content=b"{}"))
@@ -380,9 +388,9 @@ def test_name_is_looked_up_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> Non
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
 
         monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
-        async with server(close) as port:
-            clock = Clock()
-            transport, url = Http1Transport(clock), f"http://somewhere.test:{port}/"
+        clock = Clock()
+        async with server(close) as port, pool(clock) as transport:
+            url = f"http://somewhere.test:{port}/"
             for _ in range(3):
                 await ask(transport, url)
             clock.now = 59.0
@@ -391,7 +399,6 @@ def test_name_is_looked_up_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> Non
             clock.now = 60.0
             await ask(transport, url)
             assert len(lookups) == 2
-            await transport.aclose()
 
     asyncio.run(talk())
 
@@ -408,12 +415,11 @@ def test_connection_that_the_server_closed_is_not_reused() -> None:
         writer.close()
 
     async def talk() -> None:
-        async with server(once) as port:
-            transport, url = Http1Transport(), f"http://127.0.0.1:{port}/"
+        async with server(once) as port, pool() as transport:
+            url = f"http://127.0.0.1:{port}/"
             assert await ask(transport, url) == b"hello world"
             await ended.wait()
             assert await ask(transport, url) == b"hello world"
-            await transport.aclose()
 
     on_uvloop(talk())
 
