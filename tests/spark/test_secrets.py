@@ -1,4 +1,4 @@
-"""A key in a secret scope, in a notebook: read on the driver, at work in the workers, told nowhere."""
+"""A key from a secret scope, in a notebook: read on the driver, used in the workers, shown nowhere."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SCOPED = {"api_key": {"secret": "team/openai"}}
 
 @pytest.fixture
 def locked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulation]:
-    """A simulator that wants the key."""
+    """A simulator that requires the key."""
     monkeypatch.setenv("SIMULATOR_KEY", KEY)
     with start_simulator("--speed", "0", "--tokens", "5", "--api-key-env", "SIMULATOR_KEY") as simulator:
         monkeypatch.delenv("SIMULATOR_KEY")
@@ -35,7 +35,7 @@ def locked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulation]:
 
 
 @pytest.mark.slow
-def test_a_notebook_s_secret_reaches_the_workers_and_nothing_else(
+def test_secret_reaches_the_workers_and_nothing_else(
     spark: SparkSession,
     tables: Path,
     locked: Simulation,
@@ -48,7 +48,7 @@ def test_a_notebook_s_secret_reaches_the_workers_and_nothing_else(
     settings = load_settings(tree)
     found = {finding.what: finding for finding in check(settings, lambda: spark)}
     assert [finding for finding in found.values() if finding.level == "problem"] == []
-    assert found["models"].level == "ok", "asked with the key"
+    assert found["models"].level == "ok", "the request was sent with the key"
 
     ended, shown = capture(spark, tables, locked, endpoint=SCOPED)
     assert ended.row["completed"] == 2
@@ -57,14 +57,14 @@ def test_a_notebook_s_secret_reaches_the_workers_and_nothing_else(
     assert frame.collect()[0][0]["status"] == "completed"
 
     frame.explain(extended=True)
-    # Parquet's pages are compressed: what stands in the tables is read.
+    # Parquet pages are compressed, so read the tables instead of searching their files.
     written = repr(captured(spark, tables)) + repr(run_rows(spark, tables))
-    told = written + shown + repr(ended) + repr(settings) + repr(frame) + repr(found) + "".join(capfd.readouterr())
-    assert KEY not in told
+    visible = written + shown + repr(ended) + repr(settings) + repr(frame) + repr(found) + "".join(capfd.readouterr())
+    assert KEY not in visible
     assert [path for path in tables.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()] == []
 
 
-def test_a_secret_that_is_not_there_is_told_once_and_nothing_is_called(
+def test_missing_secret_is_reported_and_nothing_is_called(
     spark: SparkSession, tables: Path, locked: Simulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_secrets(monkeypatch, {})

@@ -1,1 +1,1 @@
-"""One call over HTTP: client, transport, connection, credentials, and what an answer's status means."""
+"""One call over HTTP: client, transport, connection, parser, time-outs, credentials and outcomes."""

@@ -1,215 +1,166 @@
-"""An HTTP/1.1 connection that hands over what the socket brought in the moment that it comes.
+"""One HTTP/1.1 connection: delivers a response's body to its reader inside the callback that reads the socket.
 
-Between the socket and who reads there is llhttp (httptools) and nothing else: no task is woken for a chunk and nothing
-waits in a queue, which is half of what a chunk costs elsewhere; and a read's time is taken when it is made. Knows
-framing, and whether a connection can be used again. Leaves connecting to ``transport.py``; errors are httpx2's, which
-the openai client knows.
+No task wakes up for a chunk and nothing waits in a queue, which halves the cost of a chunk; each read is timed when it
+happens. ``parser.py`` does the framing, ``transport.py`` opens connections. Errors are httpx2's, which the openai
+client understands.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-import zlib
+from collections import deque
 from typing import TYPE_CHECKING
 
-import httptools
 import httpx2
+
+from deltatap.http.parser import ResponseParser, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    # Takes what a read of the socket brought of the body, and when, in monotonic seconds; true when it has enough.
+    # Takes the part of the body that one read of the socket returned, and the time of the read in monotonic seconds.
+    # Returns True to stop reading.
     Sink = Callable[[bytes, float], bool]
-
-_MAX_HEAD_BYTES = 256 * 1024
-_OK = 200
 
 
 class Response:
-    """What comes back for one request: its head once it is there, and its body to whoever reads.
+    """The response to one request. Wait for its head, then read its body.
 
     Attributes:
-        status: of the response, 0 until it is there.
-        headers: raw, without a content-encoding that is undone here.
-        began: monotonic seconds of the read that completed the head.
-        complete: whether the body has come to its end.
+        began: monotonic seconds of the read that completed the head; 0 until then.
     """
 
+    __slots__ = ("_connection", "_parser", "_sink", "_unread", "_waiter", "began")
+
     def __init__(self, connection: Connection) -> None:
-        self.status = 0
-        self.headers: list[tuple[bytes, bytes]] = []
         self.began = 0.0
-        self.complete = False
-        self.keep_alive = False
         self._connection = connection
-        self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
-        self._head_bytes = 0
-        self._pieces: list[bytes] = []
-        self._unread: list[tuple[bytes, float]] = []
-        self._until_eof = False
-        self._inflate: Callable[[bytes], bytes] | None = None
+        self._parser = ResponseParser()
+        self._unread: deque[tuple[bytes, float]] = deque()
         self._sink: Sink | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._failure: Exception | None = None
+
+    @property
+    def status(self) -> int:
+        """The HTTP status; 0 until the head is complete."""
+        return self._parser.status
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The raw headers, without a content-encoding that is already decoded."""
+        return self._parser.headers
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole body arrived."""
+        return self._parser.complete
+
+    @property
+    def reusable(self) -> bool:
+        """Whether the connection can take another request after this response."""
+        return self._parser.state is State.REUSABLE
 
     async def head(self) -> None:
         """Wait for status and headers.
 
         Raises:
-            httpx2.TransportError: none came, or no HTTP.
+            httpx2.TransportError: the connection broke, or the server does not speak HTTP.
         """
-        if not self.status:
+        if self._parser.state is State.HEAD:
             await self._wait()
+        if not self.status and self._parser.failure is not None:
+            raise self._parser.failure
 
     async def read(self, sink: Sink) -> None:
-        """Hand the body over as it comes, until it ends or `sink` has enough.
+        """Pass the body to `sink` as it arrives, until the body ends or `sink` returns True.
 
         Raises:
-            httpx2.TransportError: the connection broke off, or what came is no HTTP.
-            Exception: whatever `sink` raises; the connection is closed then.
+            httpx2.TransportError: the connection broke, or the response is not valid HTTP.
+            Exception: anything that `sink` raises; this closes the connection.
         """
-        unread, self._unread = self._unread, []
-        for at, (data, now) in enumerate(unread):
-            if sink(data, now):
-                self._unread = unread[at + 1 :]
+        while self._unread:
+            if sink(*self._unread.popleft()):
                 return
-        if not self.complete or self._failure is not None:
+        if self._parser.open:
             self._sink = sink
             try:
                 await self._wait()
             finally:
                 self._sink = None
+        if self._parser.failure is not None:
+            raise self._parser.failure
 
     def close(self) -> None:
-        """Give the connection back where it can be used again, close it where not."""
-        self._parser = None  # it holds our callbacks, so only the garbage's collection would find us
+        """Return the connection to the pool if it can be reused; close it otherwise."""
+        self._parser.close()
         self._connection.release(self)
 
     def feed(self, data: bytes) -> None:
-        """What one read of the socket brought."""
+        """Handle what one read of the socket returned."""
         now = time.perf_counter()
-        if self.complete or self._parser is None:  # nobody asked for more
-            self.keep_alive = False
-            return
-        headless, failure = not self.status, None
-        try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self.keep_alive = False
-            ours = error.__context__
-            failure = ours if isinstance(ours, httpx2.TransportError) else _strange(f"it is no HTTP: {error}")
-        if headless and self.status:
+        parser = self._parser
+        body = parser.feed(data)
+        if not self.began and parser.status:
             self.began = now
-            self._over()
-        if self._pieces:
-            self._hand_over(now)
-        if self.complete:
-            self._over()
-        elif failure is not None:
-            self._over(failure)
+            self._wake()
+        if body:
+            if self._sink is None:
+                self._unread.append((body, now))
+            else:
+                self._deliver(self._sink, body, now)
+        if not parser.open:
+            self._wake()
+            if parser.state is State.FAILED:
+                self._connection.abort()
 
     def lost(self, error: Exception | None) -> None:
-        """The connection is closed."""
-        if self.complete or self._failure is not None:
-            return
-        if error is not None:
-            self._over(httpx2.ReadError(str(error) or type(error).__name__))
-        elif self.status and self._until_eof:
-            self.complete = True
-            self._over()
-        else:
-            where = "in the middle of its answer" if self.status else "without an answer"
-            self._over(httpx2.RemoteProtocolError(f"the server closed the connection {where}"))
+        """Handle the end of the connection; `error` is None when the server closed it."""
+        self._parser.end(error)
+        self._wake()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Httptools' callback."""
-        self._head_bytes += len(name) + len(value)
-        if self._head_bytes > _MAX_HEAD_BYTES:
-            raise _strange(f"its headers exceed {_MAX_HEAD_BYTES:,} bytes")
-        if not self.complete:
-            self.headers.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        """Httptools' callback; what is provisional (1xx) is passed over."""
-        if self._parser is None or self.complete or (status := self._parser.get_status_code()) < _OK:
-            return
-        self.status = status
-        told = {name.lower(): value.strip().lower() for name, value in self.headers}
-        self._until_eof = b"content-length" not in told and b"chunked" not in told.get(b"transfer-encoding", b"")
-        encoding = told.get(b"content-encoding", b"identity")
-        if encoding in {b"gzip", b"x-gzip", b"deflate"}:
-            self._inflate = zlib.decompressobj(zlib.MAX_WBITS + 32).decompress
-            self.headers = [(name, value) for name, value in self.headers if name.lower() != b"content-encoding"]
-        elif encoding != b"identity":
-            raise _strange(f"content-encoding {encoding.decode('latin1')} was not asked for")
-
-    def on_body(self, data: bytes) -> None:
-        """Httptools' callback, once for each piece of the body in what was read."""
-        if not self.complete:
-            self._pieces.append(data)
-
-    def on_message_complete(self) -> None:
-        """Httptools' callback."""
-        if not self.status:
-            self.headers.clear()
-            return
-        self.keep_alive = not self.complete and self._parser is not None and self._parser.should_keep_alive()
-        self.complete = True
-
-    def _hand_over(self, now: float) -> None:
-        data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        self._pieces.clear()
+    def _deliver(self, sink: Sink, body: bytes, now: float) -> None:
         try:
-            if self._inflate is not None and not (data := self._inflate(data)):
-                return
-            if self._sink is None:
-                self._unread.append((data, now))
-            elif self._sink(data, now):
-                self._over()
-        except zlib.error as error:
-            self._over(_strange(f"its content-encoding is broken: {error}"))
-        except Exception as error:  # noqa: BLE001 - the reader's own, who gets it from `read`
-            self._over(error)
+            if sink(body, now):
+                self._wake()
+        except Exception as error:  # noqa: BLE001 - the sink's own, which `read` raises
+            self._wake(error)
+            self._connection.abort()
 
     async def _wait(self) -> None:
-        if self._failure is None:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        if self._failure is not None:
-            raise self._failure
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
 
-    def _over(self, failure: Exception | None = None) -> None:
-        """What was waited for is there, or will never be."""
-        if failure is not None:
-            self._failure, self.keep_alive = self._failure or failure, False
-            self._connection.abort()
+    def _wake(self, error: Exception | None = None) -> None:
+        """Let `head` or `read` return, or raise `error`."""
         self._sink = None
         if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+            if error is None:
+                self._waiter.set_result(None)
+            else:
+                self._waiter.set_exception(error)
 
 
 class Connection(asyncio.Protocol):
     """One connection, one request at a time."""
 
     def __init__(self, released: Callable[[Connection], None]) -> None:
-        """Nothing is open yet.
+        """Open nothing yet.
 
         Args:
-            released: takes the connection when it can be used again.
+            released: takes the connection back when it can be reused.
         """
-        self.idle_since = 0.0
         self._released = released
         self._response: Response | None = None
         self._transport: asyncio.Transport | None = None
 
     @property
     def usable(self) -> bool:
-        """Whether it is open, and nothing is under way."""
+        """Whether the connection is open and has no request in flight."""
         return self._transport is not None and not self._transport.is_closing() and self._response is None
 
     def send(self, request: bytes) -> Response:
-        """Write a request, its head and its body.
+        """Write a request: head and body.
 
         Raises:
             httpx2.WriteError: the connection is closed.
@@ -221,38 +172,33 @@ class Connection(asyncio.Protocol):
         return self._response
 
     def release(self, response: Response) -> None:
-        """The response is done with, whole or not."""
+        """End the exchange, whether or not the response is complete."""
         if self._response is not response:
             return
         self._response = None
-        if response.complete and response.keep_alive and self.usable:
-            self.idle_since = time.monotonic()
+        if response.reusable and self.usable:
             self._released(self)
         else:
             self.abort()
 
     def abort(self) -> None:
-        """Close at once; what was not read is lost."""
+        """Close now and discard unread data."""
         if self._transport is not None:
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Asyncio's callback."""
-        self._transport = transport  # type: ignore[assignment] # that of a stream socket reads and writes
+        """Asyncio callback."""
+        self._transport = transport  # type: ignore[assignment] # a stream socket's transport reads and writes
 
     def data_received(self, data: bytes) -> None:
-        """Asyncio's callback."""
+        """Asyncio callback."""
         if self._response is not None:
             self._response.feed(data)
-        else:  # to no request
+        else:  # no request is waiting for it
             self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Asyncio's callback."""
+        """Asyncio callback."""
         self._transport = None
         if self._response is not None:
             self._response.lost(exc)
-
-
-def _strange(what: str) -> httpx2.RemoteProtocolError:
-    return httpx2.RemoteProtocolError(f"the server's answer cannot be read: {what}")

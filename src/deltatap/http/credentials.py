@@ -1,7 +1,7 @@
-"""The key, or a token that is renewed, read where it is used: in the process that makes the calls.
+"""Keys, and tokens that are renewed; read in the process that makes the calls.
 
-The one place where environment variables count. Knows when a token is too old to use and who gives a new one; knows no
-event loop and no endpoint. A value never reaches a repr.
+The only module that reads environment variables for credentials. Knows when a token must be renewed and which library
+issues a new one; knows no event loop and no HTTP. A value never appears in a repr.
 """
 
 from __future__ import annotations
@@ -22,31 +22,32 @@ if TYPE_CHECKING:
 
 # https://learn.microsoft.com/azure/ai-services/openai/how-to/managed-identity
 _AZURE_SCOPE = "https://cognitiveservices.azure.com/.default"
-# A token is renewed when a fifth of its life is left; of a long life so many seconds.
+# A token is renewed when a fifth of its lifetime is left, at most this many seconds before it expires.
 _MARGIN_S = 300.0
-# The Databricks SDK renews its tokens 40 s before they end, when it is asked: so it is asked often.
+# The Databricks SDK renews a token 40 s before it expires, but only when asked, so ask often.
 _ASK_DATABRICKS_S = 30.0
 _DATABRICKS_TRIES_S = 30
+# How many tokens to remember, since a server may repeat one that was replaced.
 _KEPT = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A key or a token; `expires_at` in seconds since the epoch, None when it stays."""
+    """A key or a token; `expires_at` in seconds since the epoch, None if it does not expire."""
 
     value: str = field(repr=False)
     expires_at: float | None = None
 
 
 class Credential:
-    """Gives the token to use now. From any thread; fetching one blocks."""
+    """Provides the token to use now. Thread-safe; fetching a token blocks."""
 
     def __init__(self, fetch: Callable[[], Token], now: Callable[[], float] = time.time) -> None:
         """Fetch nothing yet.
 
         Args:
-            fetch: gives a token; raises whatever its library raises.
-            now: the time in seconds since the epoch.
+            fetch: returns a token; may raise any exception of its library.
+            now: seconds since the epoch.
         """
         self._fetch, self._now = fetch, now
         self._lock = threading.Lock()
@@ -55,14 +56,14 @@ class Credential:
 
     @property
     def current(self) -> str | None:
-        """The token, while it need not be renewed; never blocks."""
+        """The token, or None if it must be renewed; never blocks."""
         return self._tokens[-1].value if self._now() < self._renew_at else None
 
     def token(self) -> str:
-        """The token to use now, fetched anew when the one before is near its end.
+        """Return the token to use now; fetch a new one if the last one expires soon.
 
         Raises:
-            CredentialError: when none can be had.
+            CredentialError: no valid token is available.
         """
         with self._lock:
             if self.current is None:
@@ -70,7 +71,7 @@ class Credential:
             return self._tokens[-1].value
 
     def refused(self, value: str) -> bool:
-        """The server refused this token: fetch another, unless there is one by now. Whether there is another."""
+        """Replace a token that the server refused, unless that has been done. Return whether there is a new one."""
         with self._lock:
             if self._tokens[-1].value == value:
                 self._renew_at = float("-inf")
@@ -86,10 +87,10 @@ class Credential:
         except Exception as error:
             current = self._tokens[-1] if self._tokens else None
             if current is not None and current.expires_at is not None and now < current.expires_at:
-                self._renew_at = min(current.expires_at, now + 1)  # it still holds; try again soon
+                self._renew_at = min(current.expires_at, now + 1)  # still valid; try again soon
                 return
             raise CredentialError(f"no token: {type(error).__name__}: {one_line(error)}") from error
-        # Asked early, a library gives the token that it has: each counts once among those to strike out.
+        # A library that is asked early returns the same token again: remember each only once.
         others = [known for known in self._tokens if known.value != token.value]
         self._tokens = [*others[1 - _KEPT :], token]
         if token.expires_at is None:
@@ -98,17 +99,19 @@ class Credential:
             self._renew_at = token.expires_at - min(_MARGIN_S, (token.expires_at - now) / 5)
 
     def hide(self, text: str) -> str:
-        """The text, with every token struck out: some servers repeat what they refuse."""
+        """Mask every token in a text, since some servers repeat a token that they refuse."""
         for token in self._tokens:
             text = text.replace(token.value, "***")
         return text
 
 
 def handed_over(endpoint: Endpoint) -> Token | None:
-    """The key of a secret scope, which the driver alone can read: workers get it in the UDF's closure. None of others.
+    """Read the key from a secret scope; None if the configuration names no secret.
+
+    Only the driver can read secrets. Workers receive the key in the UDF's closure.
 
     Raises:
-        ConfigError: when this is no driver on Databricks, or the secret is not there, or is not ours to read.
+        ConfigError: this is not a driver on Databricks, or the secret does not exist, or you may not read it.
     """
     key = endpoint.api_key
     if key is None or key.secret is None:
@@ -116,8 +119,8 @@ def handed_over(endpoint: Endpoint) -> Token | None:
     where = f"endpoint.api_key.secret: {key.secret}"
     scope, _, name = key.secret.partition("/")
     try:
-        # The notebook's own dbutils, or on any other machine one that asks the workspace.
-        from databricks.sdk.runtime import dbutils  # noqa: PLC0415 - an extra; on Databricks it is there
+        # In a notebook its own dbutils; on any other machine, one that asks the workspace.
+        from databricks.sdk.runtime import dbutils  # noqa: PLC0415 - an extra; part of Databricks runtimes
 
         value = str(dbutils.secrets.get(scope, name)).strip()
     except ModuleNotFoundError as error:
@@ -130,14 +133,14 @@ def handed_over(endpoint: Endpoint) -> Token | None:
 
 
 def credential_of(endpoint: Endpoint, handed: Token | None = None) -> Credential | None:
-    """What the configuration names; None when it names nothing, and nothing is sent.
+    """The credential that the configuration names; None if it names none, and then none is sent.
 
     Args:
         endpoint: the configuration.
-        handed: in a worker, what :func:`handed_over` gave on the driver.
+        handed: in a worker, the result of :func:`handed_over` on the driver.
 
     Raises:
-        ConfigError: when the variable or the secret is not there, or the library is not installed.
+        ConfigError: the variable or the secret is missing, or a library is not installed.
     """
     key = endpoint.api_key
     if key is None:
@@ -160,16 +163,16 @@ def _variable(name: str) -> str:
 
 
 def _sendable(value: str, where: str) -> str:
-    """The key, if a header can hold it: what cannot be sent would stand in the error that says so."""
+    """Return the key if a header can hold it. Otherwise the HTTP library would quote the key in its error."""
     if not (value.isascii() and value.isprintable()):
         raise ConfigError(
-            [f"{where}: holds a character that no key has, such as a line break or one that is not ASCII"]
+            [f"{where}: contains a character that a key cannot have, such as a line break or a non-ASCII letter"]
         )
     return value
 
 
 def _azure() -> Callable[[], Token]:
-    """Entra ID, by what this process is: a service principal by variables, a managed or workload identity, a login."""
+    """Entra ID: a service principal from variables, a managed or workload identity, or a developer's login."""
     try:
         from azure.identity import DefaultAzureCredential  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
@@ -184,9 +187,9 @@ def _azure() -> Callable[[], Token]:
 
 
 def _databricks(endpoint: Endpoint) -> Callable[[], Token]:
-    """The SDK's unified authentication for the endpoint's own workspace: a token goes to no other host."""
+    """The SDK's unified authentication for the endpoint's own workspace, so that no other host gets a token."""
     try:
-        from databricks.sdk.core import Config  # noqa: PLC0415 - an extra; on Databricks it is there
+        from databricks.sdk.core import Config  # noqa: PLC0415 - an extra; part of Databricks runtimes
     except ModuleNotFoundError as error:
         raise ConfigError([f"endpoint.api_key.identity: {missing_extra(error, 'databricks')}"]) from error
     url = urlsplit(endpoint.base_url)

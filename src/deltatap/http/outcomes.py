@@ -1,23 +1,38 @@
-"""What happens to an outcome: which errors there are, what is tried again, what stops the run, what is owed. Pure.
+"""How a call ended: its status, and its error translated from an exception, an HTTP status or an error in the stream.
 
-The design's table stands here once, as :data:`ERRORS`; the engine, the plan and the landing all read it. Knows no
-network and no clock: times and random numbers are passed in.
+This is the only module that translates errors. Pure: times are passed in. ``model.ERRORS`` says what each type of error
+leads to.
 """
 
 from __future__ import annotations
 
 import email.utils
+import math
 import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import httpx2
+import openai
+
+from deltatap.errors import CredentialError, ProtocolError
 from deltatap.model import CaptureError, Status
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from deltatap.api.base import Api
+    from deltatap.config import Timeouts
     from deltatap.model import Received
+
+# Our type and code for exceptions that end a call before its response does; without a code, the cause's name is used.
+_OF_EXCEPTION: Mapping[type[Exception], tuple[str, str | None]] = {
+    CredentialError: ("connection", "credential"),
+    openai.APIConnectionError: ("connection", None),
+    httpx2.HTTPError: ("connection", None),
+    OSError: ("connection", None),
+}
+FAILURES: tuple[type[Exception], ...] = (openai.APIStatusError, ProtocolError, *_OF_EXCEPTION)
 
 _OF_STATUS = {
     401: "authentication",
@@ -40,22 +55,63 @@ _POLICY_CODES = {
 _QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached"}
 
 
+def error_of(failure: Exception, http_status: int | None, now: float, api: Api | None = None) -> CaptureError:
+    """Translate one of :data:`FAILURES`.
+
+    Args:
+        failure: the exception.
+        http_status: of the response that had begun; None when none had.
+        now: seconds since the epoch.
+        api: the API that was called.
+    """
+    if isinstance(failure, openai.APIStatusError):
+        return http_error(failure.status_code, failure.body, failure.response.headers, now, api)
+    if isinstance(failure, ProtocolError):
+        return CaptureError("protocol", None, str(failure), http_status)
+    type_, code = next(ours for theirs, ours in _OF_EXCEPTION.items() if isinstance(failure, theirs))
+    # The openai client's own message is always "Connection error."; its cause says what happened.
+    cause = failure if code else failure.__cause__ or failure
+    name = type(cause).__name__
+    return CaptureError(type_, code or name, str(cause) or name)
+
+
+_WAITS = {
+    "connect": "not connected",
+    "first_byte": "no first byte of the response",
+    "idle": "no more bytes of the response",
+    "total": "the response was not complete",
+}
+
+
+def cancelled(timeout: str | None, timeouts: Timeouts) -> CaptureError:
+    """The error of a call whose task was cancelled.
+
+    Args:
+        timeout: the time-out that fired, a key without ``_s``; None when the run was stopped.
+        timeouts: how long each wait may take.
+    """
+    if timeout is None:
+        return CaptureError("cancelled", None, "the run was stopped, and the grace period ended")
+    seconds = getattr(timeouts, f"{timeout}_s")
+    return CaptureError("timeout", timeout, f"{_WAITS[timeout]} after {seconds:g} s (timeouts.{timeout}_s)")
+
+
 def http_error(
     status: int, body: object, headers: Mapping[str, str], now: float, api: Api | None = None
 ) -> CaptureError:
-    """The error of a response that is not a success.
+    """The error of a response without a success status.
 
     Args:
         status: the HTTP status, 300 and above.
         body: the decoded JSON, or the text.
         headers: with lower-case names.
-        now: the time in seconds since the epoch, for a Retry-After that is a date.
+        now: seconds since the epoch, for a Retry-After that is a date.
         api: may know from the message that another status describes the error better.
     """
     given = body.get("error", body) if isinstance(body, dict) else body
     code = message = kind = None
     if isinstance(given, dict):
-        # Databricks says error_code where OpenAI says code.
+        # Databricks calls it error_code, OpenAI code.
         code, message, kind = (
             _text(given.get(key)) for key in ("code" if given.get("code") else "error_code", "message", "type")
         )
@@ -65,21 +121,21 @@ def http_error(
     return CaptureError(type_, code or kind, message or f"HTTP {status}", status, retry_after_s(headers, now))
 
 
-def _type_of(status: int, marks: set[str | None]) -> str:
-    """The error's type, by the HTTP status and the API's own words for it."""
+def _type_of(status: int, codes: set[str | None]) -> str:
+    """The type of an error, from the HTTP status and the codes that the API gives."""
     if status >= 500:  # noqa: PLR2004 - the standard's class of server errors
         return "server"
-    if status == 429 and marks & _QUOTA_CODES:  # noqa: PLR2004
+    if status == 429 and codes & _QUOTA_CODES:  # noqa: PLR2004
         return "quota"
     if status in _OF_STATUS:
         return _OF_STATUS[status]
-    return "content_policy" if marks & _POLICY_CODES else "invalid_request"
+    return "content_policy" if codes & _POLICY_CODES else "invalid_request"
 
 
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
-    """How long the server asks to wait: ``retry-after-ms``, else ``retry-after``, seconds or a date (RFC 9110).
+    """How many seconds the server asks to wait, from the first of these that it sends.
 
-    Where it does not say, until what is used up comes back.
+    ``retry-after-ms``; ``retry-after``, in seconds or as a date (RFC 9110); the reset of a used-up rate limit.
     """
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         value = headers.get(name, "").strip()
@@ -92,7 +148,7 @@ def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
                 seconds = email.utils.parsedate_to_datetime(value).timestamp() - now
             except ValueError:
                 continue
-        if seconds == seconds and seconds != float("inf"):  # noqa: PLR0124 - not NaN
+        if math.isfinite(seconds):
             return max(0.0, seconds)
     return used_up_for_s(headers)
 
@@ -101,9 +157,10 @@ _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+
 
 
 def used_up_for_s(headers: Mapping[str, str]) -> float | None:
-    """How long no request or no token is left, by ``x-ratelimit-remaining-*`` and ``-reset-*``; None while some are.
+    """How many seconds until requests and tokens are available again; None while some are left.
 
-    Resets are durations such as ``1s``, ``6m0s`` or ``20ms`` (OpenAI's guide "Rate limits"), or seconds.
+    Read from ``x-ratelimit-remaining-*`` and ``x-ratelimit-reset-*``. A reset is in seconds or a duration such as
+    ``1s``, ``6m0s`` or ``20ms`` (OpenAI's guide "Rate limits").
     """
     waits = [
         _duration_s(headers.get(f"x-ratelimit-reset-{what}", ""))
@@ -125,12 +182,11 @@ def _duration_s(text: str) -> float | None:
 
 
 def conclude(received: Received, failure: CaptureError | None) -> tuple[Status, CaptureError | None]:
-    """The status of a call, and its error.
+    """The status and the error of a call.
 
     Args:
         received: what had arrived when the call ended.
-        failure: what ended it, when that was not the end of the response: a time-out, a lost connection, an HTTP
-        status.
+        failure: what ended the call early: a time-out, a lost connection, an HTTP status; None when the response ended.
     """
     if received.finished or (received.done and received.output):
         return "completed", None
@@ -143,7 +199,7 @@ def conclude(received: Received, failure: CaptureError | None) -> tuple[Status, 
 
 def _in_stream(received: Received) -> CaptureError | None:
     if received.error is not None:
-        message = received.error.message or "the stream sent an error"
+        message = received.error.message or "the stream contained an error"
         return CaptureError(_type_in_stream(received), received.error.code or received.error.type, message, 200)
     if received.protocol_error is not None:
         return CaptureError("protocol", None, received.protocol_error, 200)
@@ -151,16 +207,16 @@ def _in_stream(received: Received) -> CaptureError | None:
 
 
 def _type_in_stream(received: Received) -> str:
-    """An error event instead of any output may say what a status would have said; after output the stream broke off."""
-    marks = [mark for mark in (received.error.code, received.error.type) if mark] if received.error else []
-    if not _POLICY_CODES.isdisjoint(marks):
+    """The type of an error event. Before any output it may stand for an HTTP status; after it, the stream broke."""
+    codes = [code for code in (received.error.code, received.error.type) if code] if received.error else []
+    if not _POLICY_CODES.isdisjoint(codes):
         return "content_policy"
     if received.output:
         return "stream_error"
-    if not _QUOTA_CODES.isdisjoint(marks):
+    if not _QUOTA_CODES.isdisjoint(codes):
         return "quota"
     refused = received.error.client_status if received.error else None
-    return "stream_error" if refused is None else _type_of(refused, set(marks))
+    return "stream_error" if refused is None else _type_of(refused, set(codes))
 
 
 def _unfinished(received: Received) -> CaptureError:

@@ -1,7 +1,6 @@
-"""How a call reaches the socket and how long it may take: the openai client's transport, and a watchdog.
+"""The openai client's transport: connects, keeps idle connections, writes requests.
 
-Knows how to connect, which connections are free, and which wait has been too long. Leaves HTTP to ``http1.py``, and to
-``client.py`` what is sent and what comes back.
+``connection.py`` reads responses, ``watchdog.py`` limits every wait, ``client.py`` knows what is sent and received.
 """
 
 from __future__ import annotations
@@ -10,37 +9,32 @@ import asyncio
 import socket
 import ssl
 import time
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import httpx2
 from aiohappyeyeballs import start_connection
 
 from deltatap.http.connection import Connection, Response
+from deltatap.http.watchdog import current
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
-    from deltatap.config import Timeouts
-    from deltatap.model import Mode
-
-# Where a response of the transport has its own, which is read directly.
+# The key in an httpx2 response's extensions under which the transport puts its own `Response`.
 RESPONSE = "deltatap_response"
 
-# The watchdog of the call that the running task makes.
-current: ContextVar[Watchdog] = ContextVar("current")
-
-# Servers close what is idle, mostly after a minute or more; a request that meets the closing is lost.
+# Most servers close an idle connection after a minute or more; a request sent at that moment is lost.
 _IDLE_S = 15.0
-_NAMES_S = 60.0
-# RFC 8305, section 5: how long the next address waits for the one before.
+_DNS_S = 60.0
+# RFC 8305, section 5: wait this long for one address before trying the next.
 _NEXT_ADDRESS_S = 0.25
 
+_Origin = tuple[str, str, int]
 _Addresses = list[tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]]
 
 
 class _Body(httpx2.AsyncByteStream):
-    """A response's body for the client, which reads errors, and lists of models."""
+    """A response's body as the openai client reads it: error bodies and lists of models."""
 
     def __init__(self, response: Response) -> None:
         self.response = response
@@ -60,30 +54,28 @@ class _Body(httpx2.AsyncByteStream):
 
 
 class Http1Transport(httpx2.AsyncBaseTransport):
-    """Sends the openai client's requests over connections of its own, as many as there are requests at once."""
+    """Sends requests over HTTP/1.1, one connection for each request in flight.
 
-    def __init__(self) -> None:
-        self._idle: dict[tuple[str, str, int], list[Connection]] = {}
-        self._addresses: dict[tuple[str, int], tuple[float, _Addresses]] = {}
+    Args:
+        clock: monotonic seconds, for the age of idle connections and of DNS answers.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        # For each origin the idle connections, each with the time at which it became idle.
+        self._idle: dict[_Origin, list[tuple[Connection, float]]] = {}
+        # For each host and port the addresses, with the time at which they expire.
+        self._addresses: dict[tuple[str, int], tuple[_Addresses, float]] = {}
         self._tls: ssl.SSLContext | None = None
         self._closed = False
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send; return as soon as the headers are there. Nothing here times out: the caller watches.
+        """Send a request; return when the headers of its response arrive. The caller's watchdog limits the wait.
 
         Raises:
-            httpx2.TransportError: no connection was to be had, or it broke off.
+            httpx2.TransportError: the connection could not be opened, or it broke.
         """
-        head = b"".join(
-            (
-                f"{request.method} ".encode(),
-                request.url.raw_path,
-                b" HTTP/1.1\r\n",
-                *(part for name, value in request.headers.raw for part in (name, b": ", value, b"\r\n")),
-            )
-        )
-        if head.count(b"\n") != len(request.headers.raw) + 1 or head.count(b"\r") != head.count(b"\n"):
-            raise httpx2.LocalProtocolError("a header of the request holds a line's end")
+        head = _head(request)
         connection = await self._connection(request.url)
         response = connection.send(b"%b\r\n%b" % (head, request.content))
         current.get().wrote(time.perf_counter())
@@ -92,7 +84,7 @@ class Http1Transport(httpx2.AsyncBaseTransport):
         except BaseException:
             response.close()
             raise
-        # The stream is for the client; ours is read from the response itself, with nothing between.
+        # The openai client reads error bodies through `stream`. `client.py` reads `Response` directly, without layers.
         return httpx2.Response(
             response.status,
             headers=response.headers,
@@ -101,43 +93,53 @@ class Http1Transport(httpx2.AsyncBaseTransport):
             request=request,
         )
 
+    async def aclose(self) -> None:
+        """Close the idle connections now; the others close with their responses."""
+        self._closed = True
+        for idle in self._idle.values():
+            for connection, _ in idle:
+                connection.abort()
+        self._idle.clear()
+
     async def _connection(self, url: httpx2.URL) -> Connection:
-        port = url.port or (443 if url.scheme == "https" else 80)
-        origin = url.scheme, url.host, port
+        origin = url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
         idle = self._idle.setdefault(origin, [])
         while idle:
-            connection = idle.pop()
-            if connection.usable and time.monotonic() - connection.idle_since < _IDLE_S:
+            connection, since = idle.pop()
+            if connection.usable and self._clock() - since < _IDLE_S:
                 return connection
             connection.abort()
+        return await self._connect(origin)
 
-        def released(connection: Connection) -> None:
-            if self._closed:
-                connection.abort()
-            else:
-                idle.append(connection)
-
-        loop = asyncio.get_running_loop()
-        tls = self._context() if url.scheme == "https" else None
+    async def _connect(self, origin: _Origin) -> Connection:
+        scheme, host, port = origin
+        tls = self._context() if scheme == "https" else None
         try:
-            stream = await start_connection(await self._resolve(url.host, port), happy_eyeballs_delay=_NEXT_ADDRESS_S)
+            addresses = await self._resolve(host, port)
+            stream = await start_connection(addresses, happy_eyeballs_delay=_NEXT_ADDRESS_S)
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            _, connection = await loop.create_connection(
-                lambda: Connection(released),
+            _, connection = await asyncio.get_running_loop().create_connection(
+                lambda: Connection(lambda connection: self._release(origin, connection)),
                 sock=stream,
                 ssl=tls,
-                server_hostname=url.host if tls is not None else None,
+                server_hostname=None if tls is None else host,
             )
         except OSError as error:
-            raise httpx2.ConnectError(f"{url.host}:{port}: {error}") from error
+            raise httpx2.ConnectError(f"{host}:{port}: {error}") from error
         return connection
 
+    def _release(self, origin: _Origin, connection: Connection) -> None:
+        if self._closed:
+            connection.abort()
+        else:
+            self._idle.setdefault(origin, []).append((connection, self._clock()))
+
     async def _resolve(self, host: str, port: int) -> _Addresses:
-        """A name's addresses; many connections are opened at once, so they are asked for once a minute."""
-        until, addresses = self._addresses.get((host, port), (0.0, []))
-        if time.monotonic() > until:
+        """Look a name up at most once a minute, since many connections open at once."""
+        addresses, expires = self._addresses.get((host, port), ([], float("-inf")))
+        if self._clock() >= expires:
             addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)  # type: ignore[assignment]
-            self._addresses[host, port] = time.monotonic() + _NAMES_S, addresses
+            self._addresses[host, port] = addresses, self._clock() + _DNS_S
         return addresses
 
     def _context(self) -> ssl.SSLContext:
@@ -145,73 +147,21 @@ class Http1Transport(httpx2.AsyncBaseTransport):
             self._tls = ssl.create_default_context()
         return self._tls
 
-    async def aclose(self) -> None:
-        """Close all connections that are idle; the others close with their responses."""
-        self._closed = True
-        for connection in [connection for idle in self._idle.values() for connection in idle]:
-            connection.abort()
-        self._idle.clear()
 
+def _head(request: httpx2.Request) -> bytes:
+    """The request line and the headers.
 
-class Watchdog:
-    """Knows when a call's request was written and when it last brought something; ends a call that waits too long.
-
-    Re-arms when what is waited for changes, and when its timer fires: so a read costs one assignment.
+    Raises:
+        httpx2.LocalProtocolError: a header contains a line break.
     """
-
-    def __init__(self, timeouts: Timeouts, started: float, mode: Mode) -> None:
-        self.written: float | None = None
-        self.last_read: float | None = None
-        self.fired: str | None = None
-        self._timeouts, self._started = timeouts, started
-        # Of a whole answer the first byte comes when all of it has been generated.
-        self._first_byte_s = timeouts.first_byte_s if mode == "stream" else timeouts.total_s
-        self._handle: asyncio.Handle | None = None
-
-    def __enter__(self) -> Self:
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("a call needs a task to end")
-        self._task = task
-        self._loop = asyncio.get_running_loop()
-        self._arm()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._disarm()
-
-    def wrote(self, at: float) -> None:
-        """The request was written to the socket."""
-        self.written = at
-        self._arm()
-
-    def first_read(self, at: float) -> None:
-        """The answer's first bytes are there; later reads set `last_read`."""
-        self.last_read = at
-        self._arm()
-
-    def due(self) -> tuple[float, str]:
-        """When, in monotonic seconds, the call has waited too long, and for what."""
-        timeouts = self._timeouts
-        if self.last_read is not None:
-            stage = (self.last_read + timeouts.idle_s, "idle")
-        elif self.written is not None:
-            stage = (self.written + self._first_byte_s, "first_byte")
-        else:
-            stage = (self._started + timeouts.connect_s, "connect")
-        return min(stage, (self._started + timeouts.total_s, "total"))
-
-    def _arm(self) -> None:
-        self._disarm()
-        when, what = self.due()
-        wait = when - time.perf_counter()
-        if wait <= 0:
-            self.fired = what
-            self._task.cancel()
-        else:
-            self._handle = self._loop.call_later(wait, self._arm)
-
-    def _disarm(self) -> None:
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
+    head = b"".join(
+        (
+            f"{request.method} ".encode(),
+            request.url.raw_path,
+            b" HTTP/1.1\r\n",
+            *(part for name, value in request.headers.raw for part in (name, b": ", value, b"\r\n")),
+        )
+    )
+    if head.count(b"\n") != len(request.headers.raw) + 1 or head.count(b"\r") != head.count(b"\n"):
+        raise httpx2.LocalProtocolError("a request header contains a line break")
+    return head

@@ -1,11 +1,12 @@
-"""One call over a real socket to a server that misbehaves as told."""
+"""One call over a real socket to a server whose every byte the test chooses."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-from contextlib import asynccontextmanager
-from dataclasses import replace
+import threading
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,11 +14,13 @@ import pytest
 from deltatap.config import ApiKey, Endpoint, Timeouts
 from deltatap.errors import ConfigError
 from deltatap.http.client import EndpointClient
-from deltatap.model import Call, Usage, Wire
+from deltatap.http.credentials import Credential, Token
+from deltatap.model import Call, CaptureError, Request, Usage, Wire
+from deltatap.worker.jobs import job_of
 from tests.notebook import with_secrets
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
@@ -47,6 +50,15 @@ async def server(handler: Handler) -> AsyncIterator[str]:
         yield f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/v1"
 
 
+async def request(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    """The head and the body of the next request."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = next(
+        int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")
+    )
+    return head, await reader.readexactly(length)
+
+
 def call(
     handler: Handler,
     *,
@@ -57,17 +69,13 @@ def call(
     path: str = "/v1",
     **described: Any,
 ) -> Call:
-    """What a call to this handler brings; `seen` gets the request's bytes."""
+    """Call this handler; `seen` receives the head and the body of the request."""
 
     async def made() -> Call:
         async def reading(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = next(
-                int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")
-            )
-            body = await reader.readexactly(length)
+            head_and_body = await request(reader)
             if seen is not None:
-                seen.extend((head, body))
+                seen.extend(head_and_body)
             await handler(reader, writer)
 
         async with server(reading) as base_url:
@@ -82,6 +90,39 @@ def call(
     return asyncio.run(made())
 
 
+def calls(answers: Sequence[bytes], wires: Sequence[Wire], credential: Credential | None = None) -> Calls:
+    """Make several calls with one client; the server's answers in order, and the requests that it saw."""
+
+    async def made() -> Calls:
+        left, found = list(answers), Calls([], [], 0)
+
+        async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            found.connections += 1
+            with suppress(asyncio.IncompleteReadError, ConnectionResetError):
+                while True:
+                    found.requests.append(await request(reader))
+                    writer.write(left.pop(0))
+
+        async with server(handler) as base_url:
+            endpoint = Endpoint(base_url=base_url, api_key=None)
+            client = EndpointClient(endpoint, Timeouts(), credential=credential)
+            try:
+                for wire in wires:
+                    found.made.append(await asyncio.create_task(client.call(wire)))
+            finally:
+                await client.close()
+        return found
+
+    return asyncio.run(made())
+
+
+@dataclass
+class Calls:
+    made: list[Call]
+    requests: list[tuple[bytes, bytes]]
+    connections: int
+
+
 def answering(*writes: bytes, linger: bool = False) -> Handler:
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for data in writes:
@@ -93,14 +134,17 @@ def answering(*writes: bytes, linger: bool = False) -> Handler:
     return handler
 
 
-def refusing(status: str, body: bytes, *headers: bytes) -> Handler:
-    head = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n" % (
-        status.encode(), len(body), b"".join(h + b"\r\n" for h in headers),
+def refusal(status: str, body: bytes, *headers: bytes) -> bytes:
+    return b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b" % (
+        status.encode(), len(body), b"".join(h + b"\r\n" for h in headers), body,
     )  # fmt: skip
-    return answering(head + body)
 
 
-def test_a_stream_is_received_with_its_times() -> None:
+def refusing(status: str, body: bytes, *headers: bytes) -> Handler:
+    return answering(refusal(status, body, *headers))
+
+
+def test_stream_is_received_with_its_times() -> None:
     seen: list[bytes] = []
     made = call(answering(OK + chunk(HI), chunk(STOP) + chunk(DONE) + chunk(b"")), key=False, seen=seen)
     assert (made.status, made.error, made.http_status) == ("completed", None, 200)
@@ -112,11 +156,11 @@ def test_a_stream_is_received_with_its_times() -> None:
     assert 0 < made.headers_ms <= made.received.chunks.ms[0] <= made.e2e_ms
     head, body = seen
     assert head.startswith(b"POST /v1/chat/completions HTTP/1.1\r\n")
-    assert body == BODY.encode(), "the body goes out as it was built"
+    assert body == BODY.encode(), "the body is sent unchanged"
     assert b"authorization" not in head.lower()
 
 
-def test_no_variable_of_the_environment_is_sent_but_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_keys_environment_variable_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_KEY", KEY)
     for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "HTTP_PROXY"):
         monkeypatch.setenv(name, "http://leak.invalid")
@@ -126,7 +170,7 @@ def test_no_variable_of_the_environment_is_sent_but_the_key(monkeypatch: pytest.
     assert f"authorization: bearer {KEY}".encode() in seen[0].lower()
 
 
-def test_a_server_that_repeats_the_key_does_not_get_it_into_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_that_a_server_repeats_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_KEY", KEY)
     body = b'{"error": {"message": "Incorrect API key provided: %b", "code": "%b"}}' % (KEY.encode(), KEY.encode())
     made = call(refusing("401 Unauthorized", body), key=True)
@@ -136,23 +180,23 @@ def test_a_server_that_repeats_the_key_does_not_get_it_into_the_row(monkeypatch:
     assert KEY not in repr(made)
 
 
-def test_a_key_that_is_not_set_is_told_by_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_key_is_reported_with_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TEST_KEY", raising=False)
     with pytest.raises(ConfigError, match="the environment variable TEST_KEY is not set; set it, or use --set"):
         EndpointClient(Endpoint(api_key=ApiKey(env="TEST_KEY")), Timeouts())
 
 
 @pytest.mark.parametrize("key", ["sk-\u200bhidden", "sk-\u2013dash", "sk-two\nlines", "sk-\xa0space"])
-def test_a_key_that_no_header_can_hold_is_refused_unshown(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+def test_key_that_no_header_can_hold_is_rejected_and_not_shown(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv("TEST_KEY", key)
     with pytest.raises(
-        ConfigError, match=r"endpoint\.api_key\.env: TEST_KEY: holds a character that no key has"
+        ConfigError, match=r"endpoint\.api_key\.env: TEST_KEY: contains a character that a key cannot have"
     ) as refused:
         EndpointClient(Endpoint(api_key=ApiKey(env="TEST_KEY")), Timeouts())
     assert key[-4:] not in str(refused.value)
 
 
-def test_a_connection_that_breaks_keeps_what_had_arrived() -> None:
+def test_broken_stream_keeps_what_arrived() -> None:
     made = call(answering(OK + chunk(HI)))
     assert (made.status, made.received.text) == ("interrupted", "Hi")
     assert made.error is not None
@@ -160,13 +204,13 @@ def test_a_connection_that_breaks_keeps_what_had_arrived() -> None:
     assert made.error.retryable
 
 
-def test_a_connection_that_breaks_before_output_is_a_failed_connection() -> None:
+def test_connection_that_breaks_before_any_output_is_a_connection_error() -> None:
     made = call(answering())
     assert made.error is not None
     assert (made.status, made.error.type, made.http_status) == ("failed", "connection", None)
 
 
-def test_nobody_listens() -> None:
+def test_refused_connection_has_no_times() -> None:
     async def made() -> Call:
         async with server(answering()) as base_url:
             pass
@@ -179,20 +223,20 @@ def test_nobody_listens() -> None:
     found = asyncio.run(made())
     assert found.error is not None
     assert (found.status, found.error.type) == ("failed", "connection")
-    assert (found.dispatch_ms, found.e2e_ms) == (None, None), "what was never written has no times"
+    assert (found.dispatch_ms, found.e2e_ms) == (None, None), "the request was never written"
 
 
 @pytest.mark.parametrize(
     ("writes", "timeouts", "code", "status"),
     [
-        ((), {"first_byte_s": 0.1}, "first_byte", "failed"),
-        ((OK,), {"first_byte_s": 0.1}, "first_byte", "failed"),
-        ((OK + chunk(HI),), {"idle_s": 0.1}, "idle", "interrupted"),
-        ((OK + chunk(HI),), {"total_s": 0.2}, "total", "interrupted"),
-        ((OK + chunk(b": keep-alive\n\n"),), {"idle_s": 0.1}, "idle", "failed"),
+        ((), {"first_byte_s": 0.03}, "first_byte", "failed"),
+        ((OK,), {"first_byte_s": 0.03}, "first_byte", "failed"),
+        ((OK + chunk(HI),), {"idle_s": 0.03}, "idle", "interrupted"),
+        ((OK + chunk(HI),), {"total_s": 0.1}, "total", "interrupted"),
+        ((OK + chunk(b": keep-alive\n\n"),), {"idle_s": 0.03}, "idle", "failed"),
     ],
 )
-def test_each_wait_has_its_time_out(
+def test_each_wait_has_its_own_time_out(
     writes: tuple[bytes, ...], timeouts: dict[str, float], code: str, status: str
 ) -> None:
     made = call(answering(*writes, linger=True), timeouts=Timeouts.model_validate(timeouts))
@@ -211,7 +255,7 @@ def test_each_wait_has_its_time_out(
         ("307 X", b"", (b"location: /elsewhere",), ("invalid_request", None)),
     ],
 )
-def test_a_refusal_is_told_by_its_kind(
+def test_http_status_decides_the_error_type(
     status: str, body: bytes, headers: tuple[bytes, ...], expected: tuple[str, float | None]
 ) -> None:
     made = call(refusing(status, body, *headers))
@@ -220,26 +264,26 @@ def test_a_refusal_is_told_by_its_kind(
     assert made.http_status == int(status[:3])
 
 
-def test_an_answer_that_is_no_stream_and_no_json_is_a_protocol_error() -> None:
+def test_answer_that_is_neither_a_stream_nor_json_is_a_protocol_error() -> None:
     made = call(refusing("200 OK", b"<html></html>"))
     assert made.error is not None
     assert made.error.type == "protocol"
     assert made.error.message.startswith("expected an event stream or a JSON object, found application/json: <html>")
 
 
-def test_an_answer_without_any_output_is_a_protocol_error() -> None:
+def test_answer_without_any_output_is_a_protocol_error() -> None:
     made = call(refusing("200 OK", b'{"choices": []}'))
     assert made.error is not None
     assert (made.status, made.error.type) == ("failed", "protocol")
 
 
-def test_a_whole_answer_from_a_server_that_does_not_stream_is_kept() -> None:
+def test_whole_answer_from_a_server_that_does_not_stream_is_kept() -> None:
     body = b'{"choices": [{"index": 0, "message": {"content": "Hi"}, "finish_reason": "stop"}]}'
     made = call(refusing("200 OK", body))
     assert (made.status, made.received.text, len(made.received.chunks)) == ("completed", "Hi", 0), "it is paid for"
 
 
-def test_a_compressed_stream_is_read() -> None:
+def test_compressed_stream_is_read() -> None:
     import gzip  # noqa: PLC0415
 
     packed = gzip.compress(HI + STOP + DONE)
@@ -255,7 +299,8 @@ def test_events_of_one_read_share_its_number_and_time() -> None:
     assert len(set(chunks.read)) == len(set(chunks.ms)) == 1
 
 
-def test_after_done_nothing_is_waited_for() -> None:
+def test_call_ends_at_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deltatap.http.client._END_S", 0.01)
     made = call(answering(OK + chunk(HI + STOP + DONE), linger=True))
     assert made.status == "completed"
     assert made.e2e_ms == made.received.chunks.ms[-1]
@@ -291,7 +336,7 @@ AZURE = {"kind": "azure", "api_version": "2024-10-21"}
         ("/serving-endpoints", {"kind": "databricks"}, WIRE, "POST /serving-endpoints/chat/completions"),
     ],
 )
-def test_where_each_provider_is_called(path: str, described: dict[str, Any], wire: Wire, line: str) -> None:
+def test_url_of_each_provider(path: str, described: dict[str, Any], wire: Wire, line: str) -> None:
     seen: list[bytes] = []
     call(answering(OK + chunk(HI + STOP + DONE) + chunk(b"")), seen=seen, wire=wire, path=path, **described)
     assert seen[0].startswith(f"{line} HTTP/1.1\r\n".encode())
@@ -307,9 +352,7 @@ def test_where_each_provider_is_called(path: str, described: dict[str, Any], wir
         ({**AZURE, "path": "", "api_key": ApiKey.model_validate({"secret": "a/b"})}, f"api-key: {KEY}"),
     ],
 )
-def test_how_each_provider_is_given_the_key(
-    monkeypatch: pytest.MonkeyPatch, described: dict[str, Any], header: str
-) -> None:
+def test_key_header_of_each_provider(monkeypatch: pytest.MonkeyPatch, described: dict[str, Any], header: str) -> None:
     monkeypatch.setenv("TEST_KEY", KEY)
     with_secrets(monkeypatch, {"a/b": KEY})
     for name in ("AZURE_OPENAI_API_KEY", "AZURE_OPENAI_AD_TOKEN", "OPENAI_API_VERSION", "DATABRICKS_TOKEN"):
@@ -322,7 +365,7 @@ def test_how_each_provider_is_given_the_key(
     assert "leak" not in head
 
 
-def test_a_whole_answer_has_its_end_and_no_chunks() -> None:
+def test_whole_answer_has_an_end_and_no_chunks() -> None:
     body = b'{"id": "c-1", "choices": [{"index": 0, "message": {"content": "Hi"}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 8, "completion_tokens": 1}}'
     made = call(refusing("200 OK", body, b"x-request-id: req_2"), wire=WHOLE)
     assert (made.status, made.received.text, made.received.finish_reason) == ("completed", "Hi", "stop")
@@ -333,65 +376,117 @@ def test_a_whole_answer_has_its_end_and_no_chunks() -> None:
     assert made.headers_ms <= made.e2e_ms
 
 
-def test_a_whole_answer_may_take_as_long_as_the_whole_call() -> None:
-    made = call(answering(linger=True), wire=WHOLE, timeouts=Timeouts(first_byte_s=0.05, idle_s=0.05, total_s=0.3))
+def test_whole_answer_may_take_as_long_as_the_call() -> None:
+    made = call(answering(linger=True), wire=WHOLE, timeouts=Timeouts(first_byte_s=0.01, idle_s=0.01, total_s=0.06))
     assert made.error is not None
-    assert (made.status, made.error.code) == ("failed", "total"), "of a whole answer the first byte comes last"
+    assert (made.status, made.error.code) == ("failed", "total"), "the first byte arrives when the answer is complete"
 
 
-def test_a_stream_where_a_whole_answer_was_asked_for_is_kept_without_its_chunks() -> None:
+def test_stream_in_place_of_a_whole_answer_is_kept_without_chunks() -> None:
     made = call(answering(OK + chunk(HI + STOP + DONE) + chunk(b"")), wire=WHOLE)
     assert (made.status, made.received.text, len(made.received.chunks)) == ("completed", "Hi", 0)
 
 
 @pytest.mark.parametrize("body", [b'{"choices": [{"message": {"content": "H', b"{}", b"[]"])
-def test_a_whole_answer_that_is_none_is_a_protocol_error(body: bytes) -> None:
+def test_malformed_whole_answer_is_a_protocol_error(body: bytes) -> None:
     made = call(refusing("200 OK", body), wire=WHOLE)
     assert made.error is not None
     assert (made.status, made.error.type) == ("failed", "protocol")
 
 
-@pytest.mark.parametrize("status", ["400 X", "422 X"])
-def test_a_server_that_refuses_stream_options_is_asked_without_them(status: str) -> None:
-    asking = Wire('{"model":"m","stream":true,"stream_options":{"include_usage":true}}', "m", "stream", 1, usage=True)
-    refusal = b'{"error": {"message": "Extra inputs are not permitted: stream_options"}}'
-    bodies: list[bytes] = []
+ASKING = Wire('{"model":"m","stream":true,"stream_options":{"include_usage":true}}', "m", "stream", 1, usage=True)
+ANSWER = OK + chunk(HI + STOP + DONE) + chunk(b"")
+NO_OPTIONS = b'{"error": {"message": "Extra inputs are not permitted: stream_options"}}'
 
-    async def both() -> tuple[Call, Call, Call]:
-        async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = next(
-                int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")
-            )
-            bodies.append(await reader.readexactly(length))
-            answer = (
-                refusing(status, refusal)
-                if b"stream_options" in bodies[-1]
-                else answering(OK + chunk(HI + STOP + DONE) + chunk(b""))
-            )
-            await answer(reader, writer)
 
-        async with server(handler) as base_url:
+@pytest.mark.parametrize("status", [400, 422])
+def test_stream_options_that_a_server_refuses_are_not_sent_again(status: int) -> None:
+    no = refusal(f"{status} X", NO_OPTIONS)
+    found = calls([no, ANSWER, no], [ASKING, ASKING, replace(ASKING, model="other")])
+    refused, resent, other = found.made
+    assert (refused.status, refused.mended, refused.http_status) == ("failed", True, status)
+    assert (resent.status, resent.mended) == ("completed", False)
+    assert json.loads(resent.body) == {"model": "m", "stream": True}
+    assert other.mended, "a router may send another model to another server"
+    assert [b"stream_options" in body for _, body in found.requests] == [True, False, True]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 409, 413, 429, 500, 503])
+def test_stream_options_are_still_sent_after_any_other_status(status: int) -> None:
+    found = calls([refusal(f"{status} X", NO_OPTIONS)] * 2, [ASKING] * 2)
+    assert [call.mended for call in found.made] == [False, False]
+    assert all(b"stream_options" in body for _, body in found.requests)
+
+
+@pytest.mark.parametrize("wire", [ASKING, WIRE])
+def test_other_refusals_with_the_same_status_are_not_resent(wire: Wire) -> None:
+    text = NO_OPTIONS if wire is WIRE else b'{"error": {"message": "max_tokens is too large"}}'
+    assert [call.mended for call in calls([refusal("400 X", text)], [wire]).made] == [False]
+
+
+@pytest.mark.parametrize(("status", "resent"), [(401, True), (400, False), (403, False), (429, False), (500, False)])
+def test_only_a_401_renews_the_token(status: int, *, resent: bool) -> None:
+    tokens = iter(["old", "new", "newest"])
+    credential = Credential(lambda: Token(next(tokens)))
+    found = calls([refusal(f"{status} X", b"{}"), ANSWER], [WIRE, WIRE], credential)
+    assert found.made[0].mended is resent
+    assert [b"Bearer new" in head for head, _ in found.requests] == [False, resent]
+
+
+def test_refused_key_that_cannot_be_renewed_is_not_resent() -> None:
+    def lost() -> Token:
+        if credential.current is None:
+            return Token("old")
+        raise ConnectionError("the identity provider is down")
+
+    credential = Credential(lost)
+    assert not calls([refusal("401 X", b"{}")], [WIRE], Credential(lambda: Token("key"))).made[0].mended
+    assert not calls([refusal("401 X", b"{}")], [WIRE], credential).made[0].mended
+
+
+def test_connection_is_reused_after_done() -> None:
+    found = calls([OK + chunk(HI + STOP + DONE) + chunk(b""), ANSWER], [WIRE, WIRE])
+    assert [call.status for call in found.made] == ["completed", "completed"]
+    assert found.connections == 1
+
+
+def test_end_of_the_body_may_arrive_after_done() -> None:
+    """The call ended at [DONE]; the connection is still read to the end of the body, so that it can be reused."""
+    connections = 0
+
+    async def late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        with suppress(asyncio.IncompleteReadError, ConnectionResetError):
+            while True:
+                await request(reader)
+                writer.write(OK + chunk(HI + STOP + DONE))
+                await asyncio.sleep(0.02)
+                writer.write(chunk(b""))
+
+    async def made() -> list[Call]:
+        async with server(late) as base_url:
             client = EndpointClient(Endpoint(base_url=base_url, api_key=None), Timeouts())
             try:
-                made = [await asyncio.create_task(client.call(asking)) for _ in range(2)]
-                other = await asyncio.create_task(client.call(replace(asking, model="other")))
-                return made[0], made[1], other
+                return [await asyncio.create_task(client.call(WIRE)) for _ in range(2)]
             finally:
                 await client.close()
 
-    refused, mended, other = asyncio.run(both())
-    assert (refused.status, refused.mended, refused.http_status) == ("failed", True, int(status[:3]))
-    assert (mended.status, mended.mended, json.loads(mended.body)) == (
-        "completed",
-        False,
-        {"model": "m", "stream": True},
-    )
-    assert other.mended, "behind a router each model is another server"
-    assert [b"stream_options" in body for body in bodies] == [True, False, True]
+    found = asyncio.run(made())
+    assert [call.e2e_ms == call.received.chunks.ms[-1] for call in found] == [True, True]
+    assert connections == 1
 
 
-def test_what_a_filter_said_when_it_refused_is_kept() -> None:
+@pytest.mark.parametrize(("described", "asked"), [({}, True), ({"include_usage": False}, False)])
+def test_include_usage_decides_whether_stream_options_are_sent(described: dict[str, Any], *, asked: bool) -> None:
+    request_ = Request("a", "", "m", '{"model":"m","messages":[]}', None, None)
+    wire = job_of(request_, 0, [], Endpoint(**described), "stream").wire
+    assert wire is not None
+    ((_, body),) = calls([ANSWER], [wire]).requests
+    assert json.loads(body).get("stream_options") == ({"include_usage": True} if asked else None)
+
+
+def test_content_filter_results_of_a_refusal_are_kept() -> None:
     body = (
         b'{"error": {"code": "content_filter", "message": "The response was filtered", "innererror": {'
         b'"code": "ResponsibleAIPolicyViolation", "content_filter_result": {"hate": {"filtered": true, "severity": "high"}}}}}'
@@ -404,7 +499,7 @@ def test_what_a_filter_said_when_it_refused_is_kept() -> None:
     ]
 
 
-def test_databricks_errors_are_told_by_their_code() -> None:
+def test_databricks_error_code_is_kept() -> None:
     made = call(
         refusing("404 X", b'{"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "No endpoint."}'), kind="databricks"
     )
@@ -414,3 +509,75 @@ def test_databricks_errors_are_told_by_their_code() -> None:
         "RESOURCE_DOES_NOT_EXIST",
         "No endpoint.",
     )
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (refusal("200 OK", b'{"data": [{"id": "a"}, {"id": "b"}]}'), ["a", "b"]),
+        (refusal("200 OK", b'{"models": []}'), ("protocol", "the response is not a list of models")),
+        (refusal("200 OK", b"<html>"), ("protocol", "the response is not a list of models")),
+        (refusal("401 X", b'{"error": {"message": "wrong key: sk-4711"}}'), ("authentication", "wrong key: ***")),
+        (b"", ("connection", "the server closed the connection before it responded")),
+        (b"HTTP/1.1 200 OK\r\n", ("timeout", "the response was not complete after 0.1 s (timeouts.total_s)")),
+    ],
+)
+def test_models_are_listed_or_the_error_is_returned(answer: bytes, expected: object) -> None:
+    heads: list[bytes] = []
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(answer)
+        if answer.endswith(b"OK\r\n"):
+            await reader.read()
+
+    async def listed() -> list[str] | CaptureError:
+        async with server(handler) as base_url:
+            timeouts = Timeouts(total_s=0.1) if answer.endswith(b"OK\r\n") else Timeouts()
+            credential = Credential(lambda: Token("sk-4711"))
+            client = EndpointClient(Endpoint(base_url=base_url), timeouts, credential=credential)
+            try:
+                return await client.models()
+            finally:
+                await client.close()
+
+    found = asyncio.run(listed())
+    assert ((found.type, found.message) if isinstance(found, CaptureError) else found) == expected
+    assert heads[0].startswith(b"GET /v1/models HTTP/1.1\r\n")
+
+
+def test_call_that_is_cancelled_while_its_token_is_renewed_keeps_its_error() -> None:
+    async def made() -> Call:
+        renewing, loop = asyncio.Event(), asyncio.get_running_loop()
+        go_on = threading.Event()
+
+        def fetch() -> Token:
+            if credential.refusing:
+                loop.call_soon_threadsafe(renewing.set)
+                go_on.wait(20)
+            credential.refusing = True
+            return Token("old")
+
+        class Renewing(Credential):
+            refusing = False
+
+        credential = Renewing(fetch)
+
+        async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await request(reader)
+            writer.write(refusal("401 X", b"{}"))
+
+        async with server(handler) as base_url:
+            client = EndpointClient(Endpoint(base_url=base_url), Timeouts(), credential=credential)
+            calling = asyncio.create_task(client.call(WIRE))
+            try:
+                await asyncio.wait_for(renewing.wait(), 20)
+                calling.cancel()
+                return await calling
+            finally:
+                go_on.set()
+                await client.close()
+
+    found = asyncio.run(made())
+    assert found.error is not None
+    assert (found.error.type, found.mended) == ("authentication", False)

@@ -1,16 +1,16 @@
-"""Framing by hand-fed bytes; connecting, the pool and TLS over real sockets."""
+"""Delivery on a connection without a socket; connecting, the pool and TLS over real sockets."""
 
 from __future__ import annotations
 
 import asyncio
-import gzip
+import gc
+import socket
 import ssl
 import time
-import zlib
-from contextlib import asynccontextmanager
+import weakref
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 import pytest
@@ -19,12 +19,12 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from hypothesis import given
-from hypothesis import strategies as st
 
 from deltatap.config import Timeouts
-from deltatap.http.connection import Connection, Response
-from deltatap.http.transport import RESPONSE, Http1Transport, Watchdog, current
+from deltatap.http.connection import Connection
+from deltatap.http.parser import ResponseParser
+from deltatap.http.transport import RESPONSE, Http1Transport
+from deltatap.http.watchdog import Watchdog, current
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -43,15 +43,15 @@ END = chunk(b"")
 HELLO = CHUNKED + chunk(b"hello") + chunk(b" world") + END
 
 
-class Wire(asyncio.Transport):
-    """A transport that keeps what is written, and only says that it was closed."""
+class FakeTransport(asyncio.Transport):
+    """Records whether the connection was closed."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.written, self.closing = b"", False
+        self.closing = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        self.written += bytes(data)
+        pass
 
     def is_closing(self) -> bool:
         return self.closing
@@ -64,43 +64,22 @@ class Exchange:
     """A request and its response on a connection without a socket."""
 
     def __init__(self) -> None:
-        self.wire, self.free = Wire(), list[Connection]()
-        self.connection = Connection(self.free.append)
-        self.connection.connection_made(self.wire)
+        self.transport, self.pool = FakeTransport(), list[Connection]()
+        self.connection = Connection(self.pool.append)
+        self.connection.connection_made(self.transport)
         self.response = self.connection.send(b"POST / HTTP/1.1\r\n\r\n")
         self.body = b""
 
-    def got(self, data: bytes, _now: float) -> bool:
+    def keep(self, data: bytes, _now: float) -> bool:
         self.body += data
         return False
 
-    async def whole(self, *reads: bytes, lost: Exception | None = None, eof: bool = False) -> Response:
-        """All reads come before anybody waits, then the connection's end if it is to end."""
-        for data in reads:
-            self.connection.data_received(data)
-        if eof or lost is not None:
-            self.connection.connection_lost(lost)
+    async def read(self) -> None:
         await self.response.head()
-        await self.response.read(self.got)
-        return self.response
+        await self.response.read(self.keep)
 
 
-def answered(*reads: bytes, lost: Exception | None = None, eof: bool = False) -> tuple[Response, bytes]:
-    async def talk() -> tuple[Response, bytes]:
-        exchange = Exchange()
-        return await exchange.whole(*reads, lost=lost, eof=eof), exchange.body
-
-    return asyncio.run(talk())
-
-
-@given(st.lists(st.integers(1, len(HELLO) - 1), max_size=8))
-def test_the_body_is_the_same_wherever_the_reads_cut(cuts: list[int]) -> None:
-    edges = sorted({0, len(HELLO), *cuts})
-    response, body = answered(*(HELLO[a:b] for a, b in pairwise(edges)))
-    assert (response.status, body, response.complete, response.keep_alive) == (200, b"hello world", True, True)
-
-
-def test_a_read_is_handed_over_once_with_its_time_before_anybody_else_runs() -> None:
+def test_each_read_is_delivered_once_with_its_time_inside_the_callback() -> None:
     async def talk() -> None:
         exchange = Exchange()
         reads: list[tuple[bytes, float]] = []
@@ -117,7 +96,7 @@ def test_a_read_is_handed_over_once_with_its_time_before_anybody_else_runs() -> 
         await asyncio.sleep(0)
         before = time.perf_counter()
         exchange.connection.data_received(chunk(b"c") + chunk(b"d"))
-        assert [data for data, _ in reads] == [b"ab", b"cd"], "in the moment that it comes"
+        assert [data for data, _ in reads] == [b"ab", b"cd"]
         assert reads[0][1] == exchange.response.began
         assert before <= reads[1][1] <= time.perf_counter()
         exchange.connection.data_received(END)
@@ -126,87 +105,90 @@ def test_a_read_is_handed_over_once_with_its_time_before_anybody_else_runs() -> 
     asyncio.run(talk())
 
 
+@pytest.mark.parametrize("waiting", [True, False])
 @pytest.mark.parametrize(
-    ("head", "body", "alive"),
+    ("reads", "kept", "message"),
     [
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", b"hello", True),
-        (b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\n", b"hello", False),
-        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", b"hi", True),
-        (b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", b"hi", True),
-        (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n", b"hi", False),
-        (b"HTTP/1.1 204 No Content\r\n\r\n", b"", True),
+        ([], b"", "the server closed the connection before it responded"),
+        ([CHUNKED + chunk(b"hel")], b"hel", "the server closed the connection in the middle of the response"),
+        ([CHUNKED + chunk(b"hel") + b"zz\r\n"], b"hel", "not valid HTTP"),
+        ([b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\n\r\n"], b"", "content-encoding br was not requested"),
+        ([HELLO.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n", 1)], b"", "content-encoding is broken"),
     ],
 )
-def test_heads_and_lengths(head: bytes, body: bytes, *, alive: bool) -> None:
-    response, came = answered(head + body)
-    assert (came, response.complete, response.keep_alive) == (body, True, alive)
-    assert not any(name == b"Link" for name, _ in response.headers)
-
-
-def test_a_body_without_a_length_ends_with_the_connection() -> None:
-    response, body = answered(b"HTTP/1.1 200 OK\r\n\r\nall", b" of it", eof=True)
-    assert (body, response.complete, response.keep_alive) == (b"all of it", True, False)
-
-
-@pytest.mark.parametrize("name", [b"gzip", b"deflate"])
-def test_what_a_server_compresses_unasked_is_undone(name: bytes) -> None:
-    packed = gzip.compress(b"hello") if name == b"gzip" else zlib.compress(b"hello")
-    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: %b\r\nContent-Length: %d\r\n\r\n" % (name, len(packed))
-    response, body = answered(*(bytes([byte]) for byte in head + packed))
-    assert body == b"hello"
-    assert [name for name, _ in response.headers] == [b"Content-Length"]
-
-
-@pytest.mark.parametrize(
-    ("reads", "kept", "said"),
-    [
-        ([], b"", "closed the connection without an answer"),
-        ([b"HTTP/1.1 200 OK\r\n"], b"", "closed the connection without an answer"),
-        ([CHUNKED + chunk(b"hel")], b"hel", "closed the connection in the middle of its answer"),
-        ([CHUNKED + b"10\r\nhel"], b"hel", "closed the connection in the middle of its answer"),
-        ([b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhel"], b"hel", "in the middle of its answer"),
-        ([b"SSH-2.0-OpenSSH_9.2\r\n"], b"", "it is no HTTP"),
-        ([CHUNKED + chunk(b"hel") + b"zz\r\n"], b"hel", "it is no HTTP"),
-        ([b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n"], b"", "it is no HTTP"),
-        ([b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\n\r\n"], b"", "content-encoding br was not asked for"),
-        (
-            [b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc"],
-            b"",
-            "content-encoding is broken",
-        ),
-        ([b"HTTP/1.1 200 OK\r\n" + b"a: %b\r\n" % (b"x" * 1000) * 300], b"", "headers exceed 262,144 bytes"),
-    ],
-)
-def test_what_breaks_off_keeps_what_had_come(reads: list[bytes], kept: bytes, said: str) -> None:
-    async def talk() -> bytes:
-        exchange = Exchange()
-        with pytest.raises(httpx2.TransportError, match=said):
-            await exchange.whole(*reads, eof=True)
-        assert not exchange.response.keep_alive
-        return exchange.body
-
-    assert asyncio.run(talk()) == kept
-
-
-def test_a_reset_is_told_as_it_was() -> None:
-    with pytest.raises(httpx2.ReadError, match="reset by peer"):
-        answered(CHUNKED, lost=ConnectionResetError(104, "Connection reset by peer"))
-
-
-def test_who_has_enough_is_not_kept_waiting_and_can_read_on() -> None:
+def test_failed_response_delivers_what_arrived_and_closes_the_connection(
+    reads: list[bytes], kept: bytes, message: str, *, waiting: bool
+) -> None:
     async def talk() -> None:
         exchange = Exchange()
-        exchange.connection.data_received(CHUNKED + chunk(b"enough"))
-        await exchange.response.read(lambda data, _: data == b"enough")
+        reading = asyncio.ensure_future(exchange.read())
+        if waiting:
+            await asyncio.sleep(0)
+        for data in reads:
+            exchange.connection.data_received(data)
+            if waiting:
+                await asyncio.sleep(0)
+        assert exchange.transport.closing is ("server closed" not in message), "at once"
+        exchange.connection.connection_lost(None)
+        with pytest.raises(httpx2.TransportError, match=message):
+            await reading
+        assert exchange.body == kept
+        exchange.response.close()
+        assert exchange.pool == []
+
+    asyncio.run(talk())
+
+
+def test_reset_fails_with_the_systems_message() -> None:
+    async def talk() -> None:
+        exchange = Exchange()
+        exchange.connection.data_received(CHUNKED)
+        exchange.connection.connection_lost(ConnectionResetError(104, "Connection reset by peer"))
+        with pytest.raises(httpx2.ReadError, match="reset by peer"):
+            await exchange.read()
+
+    asyncio.run(talk())
+
+
+def test_body_without_a_length_ends_with_the_connection() -> None:
+    async def talk() -> None:
+        exchange = Exchange()
+        exchange.connection.data_received(b"HTTP/1.0 200 OK\r\n\r\nall of it")
+        reading = asyncio.ensure_future(exchange.read())
+        await asyncio.sleep(0)
+        assert not reading.done()
+        exchange.connection.connection_lost(None)
+        await reading
+        assert (exchange.body, exchange.response.complete) == (b"all of it", True)
+
+    asyncio.run(talk())
+
+
+@pytest.mark.parametrize("waiting", [True, False])
+def test_reader_can_stop_and_resume(*, waiting: bool) -> None:
+    async def talk() -> None:
+        exchange = Exchange()
+        exchange.connection.data_received(CHUNKED)
+        stopping = exchange.response.read(lambda data, _: data == b"enough")
+        if waiting:
+            reading = asyncio.ensure_future(stopping)
+            await asyncio.sleep(0)
+            exchange.connection.data_received(chunk(b"enough"))
+            exchange.connection.data_received(chunk(b"more"))
+            await reading
+        else:
+            exchange.connection.data_received(chunk(b"enough"))
+            exchange.connection.data_received(chunk(b"more"))
+            await stopping
         assert not exchange.response.complete
-        exchange.connection.data_received(chunk(b"more") + END)
-        await exchange.response.read(exchange.got)
+        exchange.connection.data_received(END)
+        await exchange.response.read(exchange.keep)
         assert (exchange.body, exchange.response.complete) == (b"more", True)
 
     asyncio.run(talk())
 
 
-def test_the_readers_own_error_is_its_own_and_closes_the_connection() -> None:
+def test_sinks_own_error_reaches_the_reader_and_closes_the_connection() -> None:
     async def talk() -> None:
         exchange = Exchange()
         exchange.connection.data_received(CHUNKED)
@@ -219,7 +201,7 @@ def test_the_readers_own_error_is_its_own_and_closes_the_connection() -> None:
         exchange.connection.data_received(chunk(b"x"))
         with pytest.raises(ValueError, match="too much"):
             await reading
-        assert exchange.wire.closing
+        assert exchange.transport.closing
 
     asyncio.run(talk())
 
@@ -230,11 +212,12 @@ def test_the_readers_own_error_is_its_own_and_closes_the_connection() -> None:
         ([HELLO], True),
         ([HELLO, b"HTTP/1.1 200 OK\r\n\r\n"], False),
         ([HELLO + HELLO], False),
+        ([HELLO + b"HTTP/1"], False),
         ([HELLO[:-5]], False),
         ([HELLO.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)], False),
     ],
 )
-def test_a_connection_is_used_again_only_after_a_whole_answer_and_nothing_more(
+def test_connection_is_reused_only_after_a_complete_response_and_nothing_more(
     reads: list[bytes], *, reused: bool
 ) -> None:
     async def talk() -> None:
@@ -242,17 +225,37 @@ def test_a_connection_is_used_again_only_after_a_whole_answer_and_nothing_more(
         for data in reads:
             exchange.connection.data_received(data)
         await exchange.response.head()
+        assert not exchange.connection.usable, "one request at a time"
         exchange.response.close()
         exchange.response.close()
-        assert exchange.free == ([exchange.connection] if reused else [])
-        assert exchange.wire.closing is not reused
+        assert exchange.pool == ([exchange.connection] if reused else [])
+        assert exchange.transport.closing is not reused
         if reused:
             exchange.connection.data_received(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
-            assert exchange.wire.closing, "an answer to nothing"
+            assert exchange.transport.closing, "no request was waiting for this response"
             with pytest.raises(httpx2.WriteError):
                 exchange.connection.send(b"")
 
     asyncio.run(talk())
+
+
+def test_response_is_freed_without_a_garbage_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Parser(ResponseParser):
+        """Has weak references, which slots exclude."""
+
+    async def exchange_once() -> weakref.ref[object]:
+        exchange = Exchange()
+        exchange.connection.data_received(HELLO)
+        await exchange.read()
+        exchange.response.close()
+        return weakref.ref(exchange.response._parser)
+
+    monkeypatch.setattr("deltatap.http.connection.ResponseParser", Parser)
+    gc.disable()
+    try:
+        assert asyncio.run(exchange_once())() is None
+    finally:
+        gc.enable()
 
 
 @asynccontextmanager
@@ -263,7 +266,7 @@ async def server(handler: Handler, tls: ssl.SSLContext | None = None) -> AsyncIt
 
 
 async def hello(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answers every request of a connection with the connection's own port."""
+    """Answer every request of a connection with the client's port."""
     while head := await reader.readuntil(b"\r\n\r\n"):
         length = next((int(line[15:]) for line in head.split(b"\r\n") if line.startswith(b"Content-Length:")), 0)
         await reader.readexactly(length)
@@ -282,47 +285,146 @@ async def ask(transport: Http1Transport, url: str, **headers: str) -> bytes:
     return body
 
 
+@asynccontextmanager
+async def pool(clock: Callable[[], float] = time.monotonic) -> AsyncIterator[Http1Transport]:
+    """A transport that closes its connections even if the test fails; the server waits for that."""
+    transport = Http1Transport(clock)
+    try:
+        yield transport
+    finally:
+        await transport.aclose()
+
+
 def on_uvloop(work: Coroutine[None, None, None]) -> None:
     uvloop.run(work)
 
 
-def test_connections_are_used_again_and_as_many_as_there_are_requests_at_once() -> None:
+class Clock:
+    """Virtual time, in seconds."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_pool_reuses_connections_and_opens_one_for_each_request_in_flight() -> None:
     async def talk() -> None:
-        async with server(hello) as port:
-            transport, url = Http1Transport(), f"http://127.0.0.1:{port}/"
+        async with server(hello) as port, pool() as transport:
+            url = f"http://127.0.0.1:{port}/"
             one = {await ask(transport, url) for _ in range(3)}
             assert len(one) == 1
             many = await asyncio.gather(*(ask(transport, url) for _ in range(5)))
             assert len(set(many)) == 5
             assert one < set(many)
-            await transport.aclose()
 
     on_uvloop(talk())
 
 
-def test_a_connection_that_the_server_closed_meanwhile_is_not_used() -> None:
+def test_connection_idle_for_15_seconds_is_closed_not_reused() -> None:
+    ended = asyncio.Event()
+
+    async def until_closed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await hello(reader, writer)
+        except (asyncio.IncompleteReadError, ConnectionResetError):
+            ended.set()
+            writer.close()
+
+    async def talk() -> None:
+        clock = Clock()
+        async with server(until_closed) as port, pool(clock) as transport:
+            url = f"http://127.0.0.1:{port}/"
+            first = await ask(transport, url)
+            clock.now = 14.0
+            assert await ask(transport, url) == first
+            clock.now = 29.0
+            assert not ended.is_set()
+            assert await ask(transport, url) != first
+            await asyncio.wait_for(ended.wait(), 20)
+
+    on_uvloop(talk())
+
+
+def test_closed_transport_closes_every_connection() -> None:
+    ends: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        writer.write(HELLO)
+        with suppress(ConnectionResetError):
+            ends.put_nowait(await reader.read())
+        ends.put_nowait(b"")
+        writer.close()
+
+    async def talk() -> None:
+        async with server(answer) as port, pool() as transport:
+            url = f"http://127.0.0.1:{port}/"
+            current.set(Watchdog(Timeouts(), time.perf_counter(), "stream"))
+            with current.get():
+                open_ = await transport.handle_async_request(httpx2.Request("POST", url, content=b"{}"))
+                await ask(transport, url)
+                await transport.aclose()
+                await asyncio.wait_for(ends.get(), 20)
+                await open_.aclose()
+                await asyncio.wait_for(ends.get(), 20)
+
+    on_uvloop(talk())
+
+
+def test_name_is_looked_up_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        writer.write(CHUNKED.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + END)
+        writer.close()
+
+    async def talk() -> None:
+        loop = asyncio.get_running_loop()
+        lookups: list[object] = []
+
+        async def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+            lookups.append(host)
+            await asyncio.sleep(0)
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+        monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
+        clock = Clock()
+        async with server(close) as port, pool(clock) as transport:
+            url = f"http://somewhere.test:{port}/"
+            for _ in range(3):
+                await ask(transport, url)
+            clock.now = 59.0
+            await ask(transport, url)
+            assert lookups == ["somewhere.test"]
+            clock.now = 60.0
+            await ask(transport, url)
+            assert len(lookups) == 2
+
+    asyncio.run(talk())
+
+
+def test_connection_that_the_server_closed_is_not_reused() -> None:
     ended = asyncio.Event()
 
     async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"{}")
         writer.write(HELLO)
         writer.write_eof()
-        assert await reader.read() == b"", "the client has seen the end, and closed it, too"
+        assert await reader.read() == b"", "the client saw the end and closed the connection"
         ended.set()
         writer.close()
 
     async def talk() -> None:
-        async with server(once) as port:
-            transport, url = Http1Transport(), f"http://127.0.0.1:{port}/"
+        async with server(once) as port, pool() as transport:
+            url = f"http://127.0.0.1:{port}/"
             assert await ask(transport, url) == b"hello world"
             await ended.wait()
             assert await ask(transport, url) == b"hello world"
-            await transport.aclose()
 
     on_uvloop(talk())
 
 
-def test_tls_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tls_certificates_and_host_names_are_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
     private = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
@@ -341,20 +443,20 @@ def test_tls_is_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
     async def talk() -> None:
         async with server(hello, served) as port:
-            strict = Http1Transport()
+            distrusting = Http1Transport()
             with pytest.raises(httpx2.ConnectError, match="certificate verify failed"):
-                await ask(strict, f"https://localhost:{port}/")
+                await ask(distrusting, f"https://localhost:{port}/")
             monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-            knowing = Http1Transport()
-            assert len({await ask(knowing, f"https://localhost:{port}/") for _ in range(2)}) == 1
+            trusting = Http1Transport()
+            assert len({await ask(trusting, f"https://localhost:{port}/") for _ in range(2)}) == 1
             with pytest.raises(httpx2.ConnectError, match=r"127\.0\.0\.1"):
-                await ask(knowing, f"https://127.0.0.1:{port}/")
-            await knowing.aclose()
+                await ask(trusting, f"https://127.0.0.1:{port}/")
+            await trusting.aclose()
 
     on_uvloop(talk())
 
 
-def test_what_cannot_be_reached_is_named() -> None:
+def test_connection_error_names_host_and_port() -> None:
     async def talk() -> None:
         async with server(hello) as port:
             pass
@@ -366,7 +468,7 @@ def test_what_cannot_be_reached_is_named() -> None:
     on_uvloop(talk())
 
 
-def test_a_header_with_a_line_end_is_not_sent() -> None:
+def test_header_with_a_line_break_is_not_sent() -> None:
     async def talk() -> None:
         with pytest.raises(httpx2.LocalProtocolError):
             await ask(Http1Transport(), "http://127.0.0.1:1/", key="a\r\nb: c")
@@ -374,11 +476,12 @@ def test_a_header_with_a_line_end_is_not_sent() -> None:
     on_uvloop(talk())
 
 
-def test_who_stops_waiting_closes_the_connection() -> None:
-    closed = asyncio.Event()
+def test_cancelled_request_closes_its_connection() -> None:
+    asked, closed = asyncio.Event(), asyncio.Event()
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"{}")
+        asked.set()
         assert await reader.read() == b""
         closed.set()
         writer.close()
@@ -386,7 +489,7 @@ def test_who_stops_waiting_closes_the_connection() -> None:
     async def talk() -> None:
         async with server(silent) as port:
             asking = asyncio.ensure_future(ask(Http1Transport(), f"http://127.0.0.1:{port}/"))
-            await asyncio.sleep(0.1)
+            await asyncio.wait_for(asked.wait(), 20)
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking

@@ -1,4 +1,4 @@
-"""Keys that stay and tokens that are renewed: in virtual time, and with the real libraries against servers on loopback."""
+"""Keys and renewed tokens: in virtual time, and with the real libraries against servers on loopback."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Clock:
 
 
 class Issuer:
-    """Issues tokens that live for so long, and knows which hold."""
+    """Issues tokens with a lifetime, and knows which are valid."""
 
-    def __init__(self, clock: Clock, life_s: float) -> None:
-        self.clock, self.life_s = clock, life_s
+    def __init__(self, clock: Clock, lifetime_s: float) -> None:
+        self.clock, self.lifetime_s = clock, lifetime_s
         self.issued: dict[str, float] = {}
         self.down = False
 
@@ -51,16 +51,16 @@ class Issuer:
         if self.down:
             raise ConnectionError("the identity provider is down")
         value = f"token-{len(self.issued)}"
-        self.issued[value] = self.clock.now + self.life_s
+        self.issued[value] = self.clock.now + self.lifetime_s
         return Token(value, self.issued[value])
 
-    def holds(self, value: str) -> bool:
+    def valid(self, value: str) -> bool:
         return self.clock.now < self.issued.get(value, 0)
 
 
 @contextmanager
 def endpoint(answer: Callable[[str, dict[str, str], bytes], tuple[int, str, bytes]]) -> Iterator[str]:
-    """A real HTTP server: path, headers and body in, status, content type and body out."""
+    """A real HTTP server. `answer` takes path, headers and body, and returns status, content type and body."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -76,7 +76,7 @@ def endpoint(answer: Callable[[str, dict[str, str], bytes], tuple[int, str, byte
             self.end_headers()
             self.wfile.write(content)
 
-        do_GET = do_POST  # noqa: N815 - the base class calls it so
+        do_GET = do_POST  # noqa: N815 - the base class requires this name
 
         def log_message(self, *_: object) -> None:
             pass
@@ -94,7 +94,7 @@ def endpoint(answer: Callable[[str, dict[str, str], bytes], tuple[int, str, byte
 def guarded(issuer: Issuer) -> Callable[[str, dict[str, str], bytes], tuple[int, str, bytes]]:
     def answer(_path: str, headers: dict[str, str], _body: bytes) -> tuple[int, str, bytes]:
         value = headers.get("authorization", "").removeprefix("Bearer ")
-        if issuer.holds(value):
+        if issuer.valid(value):
             return 200, "text/event-stream", ANSWER
         refused = {"error": {"code": "invalid_token", "message": f"The token {value} has expired."}}
         return 401, "application/json", json.dumps(refused).encode()
@@ -102,8 +102,8 @@ def guarded(issuer: Issuer) -> Callable[[str, dict[str, str], bytes], tuple[int,
     return answer
 
 
-def test_an_hour_with_tokens_of_ten_minutes_and_no_request_fails_for_it() -> None:
-    """Sixty minutes of virtual time, a request every ten seconds, over real sockets, with all that the engine does."""
+def test_no_request_fails_in_an_hour_with_ten_minute_tokens() -> None:
+    """A request every ten seconds for sixty minutes of virtual time, with the engine and over real sockets."""
     clock = Clock()
     issuer = Issuer(clock, 10 * MINUTE)
     captures: list[Capture] = []
@@ -123,11 +123,13 @@ def test_an_hour_with_tokens_of_ten_minutes_and_no_request_fails_for_it() -> Non
                 clock.now += 10.0
     assert len(captures) == 360
     assert all(call.status == "completed" for capture in captures for call in capture.job.calls)
-    assert sum(len(capture.job.calls) for capture in captures) == 360, "renewed ahead of time: none was even refused"
+    assert sum(len(capture.job.calls) for capture in captures) == 360, (
+        "tokens are renewed before they expire, so no request is refused"
+    )
     assert 6 <= len(issuer.issued) <= 8
 
 
-def test_a_token_that_is_refused_early_is_renewed_and_the_request_goes_out_again() -> None:
+def test_refused_token_is_renewed_once_and_the_requests_are_resent() -> None:
     clock = Clock()
     issuer = Issuer(clock, 60 * MINUTE)
     captures: list[Capture] = []
@@ -145,7 +147,7 @@ def test_a_token_that_is_refused_early_is_renewed_and_the_request_goes_out_again
             engine.join()
             assert engine.fatal is None
     assert [capture.job.calls[-1].status for capture in captures] == ["completed"] * 20
-    assert list(issuer.issued) == ["token-0", "token-1"], "one renewal for all that were refused"
+    assert list(issuer.issued) == ["token-0", "token-1"], "one renewal for all refused requests"
     refused = [call for capture in captures for call in capture.job.calls[:-1]]
     assert refused
     for call in refused:
@@ -153,9 +155,9 @@ def test_a_token_that_is_refused_early_is_renewed_and_the_request_goes_out_again
         assert (call.error.type, call.error.message) == ("authentication", "The token *** has expired.")
 
 
-def test_an_identity_that_is_refused_for_good_stops_the_run() -> None:
+def test_identity_that_is_always_refused_stops_the_run() -> None:
     clock = Clock()
-    issuer = Issuer(clock, 0.5)  # what it issues never holds long enough
+    issuer = Issuer(clock, 0.5)  # every renewal issues another token
     captures: list[Capture] = []
 
     def refuse(*_: Any) -> tuple[int, str, bytes]:
@@ -174,7 +176,7 @@ def test_an_identity_that_is_refused_for_good_stops_the_run() -> None:
     assert len(captures[0].job.calls) == 3
 
 
-def test_a_token_holds_until_a_fifth_of_its_life_is_left() -> None:
+def test_token_is_renewed_when_a_fifth_of_its_lifetime_is_left() -> None:
     clock = Clock()
     issuer = Issuer(clock, 10 * MINUTE)
     credential = Credential(issuer, clock)
@@ -185,14 +187,14 @@ def test_a_token_holds_until_a_fifth_of_its_life_is_left() -> None:
     clock.now += 0.2 * MINUTE
     assert credential.current is None
     assert credential.token() == "token-1"
-    issuer.life_s = 60 * MINUTE
+    issuer.lifetime_s = 60 * MINUTE
     clock.now += 9 * MINUTE
     assert credential.token() == "token-2"
     clock.now += 54 * MINUTE
-    assert credential.token() == "token-2", "of a long life five minutes"
+    assert credential.token() == "token-2", "a long-lived token is renewed five minutes before it expires"
 
 
-def test_while_no_new_token_is_to_be_had_the_old_one_is_used_until_it_ends() -> None:
+def test_old_token_is_used_until_it_expires_while_renewal_fails() -> None:
     clock = Clock()
     issuer = Issuer(clock, 10 * MINUTE)
     credential = Credential(issuer, clock)
@@ -207,7 +209,7 @@ def test_while_no_new_token_is_to_be_had_the_old_one_is_used_until_it_ends() -> 
     assert credential.token() == "token-1"
 
 
-def test_a_missing_token_is_a_connection_that_is_tried_again() -> None:
+def test_missing_token_is_a_connection_error() -> None:
     clock = Clock()
     issuer = Issuer(clock, 10 * MINUTE)
     issuer.down = True
@@ -224,14 +226,14 @@ def test_a_missing_token_is_a_connection_that_is_tried_again() -> None:
     assert call.dispatch_ms is None
 
 
-def test_what_was_given_out_is_struck_out() -> None:
+def test_tokens_are_masked() -> None:
     credential = Credential(lambda: Token("sk-4711"))
     credential.token()
     assert credential.hide("Wrong key: sk-4711!") == "Wrong key: ***!"
     assert "sk-4711" not in repr(Token("sk-4711"))
 
 
-def test_a_token_that_a_library_gives_again_does_not_displace_those_before_it() -> None:
+def test_repeated_token_does_not_displace_earlier_ones() -> None:
     clock = Clock()
     given = iter(["old", *["new"] * 9])
     credential = Credential(lambda: Token(next(given), clock.now + 30), clock)
@@ -244,8 +246,8 @@ def test_a_token_that_a_library_gives_again_does_not_displace_those_before_it() 
 # The real libraries.
 
 
-def test_databricks_sdk_gives_the_workspace_s_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """OAuth for a service principal, as a job's own identity, with the endpoint's own workspace."""
+def test_databricks_sdk_provides_the_workspaces_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OAuth of a service principal, as a job uses it, with the endpoint's own workspace."""
     asked: list[dict[str, Any]] = []
 
     def workspace(path: str, headers: dict[str, str], body: bytes) -> tuple[int, str, bytes]:
@@ -276,8 +278,8 @@ def test_databricks_sdk_gives_the_workspace_s_tokens(monkeypatch: pytest.MonkeyP
     assert asked[0]["grant_type"] == ["client_credentials"]
 
 
-def test_azure_identity_gives_entra_s_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A managed identity, as Azure's App Service offers it on loopback."""
+def test_azure_identity_provides_entra_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A managed identity, as Azure App Service provides it on loopback."""
     asked: list[str] = []
 
     def service(path: str, headers: dict[str, str], _body: bytes) -> tuple[int, str, bytes]:
@@ -298,7 +300,7 @@ def test_azure_identity_gives_entra_s_tokens(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(("identity", "module"), [("azure", "azure.identity"), ("databricks", "databricks.sdk.core")])
-def test_an_extra_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch, identity: Any, module: str) -> None:
+def test_missing_extra_is_reported_with_its_name(monkeypatch: pytest.MonkeyPatch, identity: Any, module: str) -> None:
     monkeypatch.setitem(__import__("sys").modules, module, None)
     with pytest.raises(
         ConfigError, match=rf"identity: .* is not installed: run `pip install 'deltatap\[{identity}\]'`"
@@ -306,7 +308,7 @@ def test_an_extra_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch,
         credential_of(Endpoint(api_key=ApiKey(identity=identity)))
 
 
-def test_a_secret_scope_s_key_is_read_on_the_driver_and_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_key_from_a_secret_scope_is_read_on_the_driver_for_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     def scoped(secret: str) -> Endpoint:
         return Endpoint(api_key=ApiKey(secret=secret))
 
@@ -322,7 +324,7 @@ def test_a_secret_scope_s_key_is_read_on_the_driver_and_handed_over(monkeypatch:
     assert handed_over(Endpoint(api_key=ApiKey(env="KEY"))) is None
     assert handed_over(Endpoint(api_key=None)) is None
 
-    with_secrets(monkeypatch, {})  # a worker has none
+    with_secrets(monkeypatch, {})  # as in a worker
     credential = credential_of(scoped("team/open/ai"), token)
     assert credential is not None
     assert credential.token() == "s3cret"

@@ -1,13 +1,16 @@
-"""The design's table, "What happens to an outcome", row by row."""
+"""Outcomes of calls: their errors, what a run retries, what the next run owes, and what stops a run."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import httpx2
+import openai
 import pytest
 
+from deltatap.config import Timeouts
 from deltatap.delta.final import final_sql
-from deltatap.http.outcomes import conclude, http_error, retry_after_s, used_up_for_s
+from deltatap.http.outcomes import FAILURES, cancelled, conclude, error_of, http_error, retry_after_s, used_up_for_s
 from deltatap.model import ERRORS, CaptureError, Choice, Chunks, Received, Status, StreamError, Tries
 from deltatap.worker.retry import Again, RetryPolicy, next_try, stops_run
 
@@ -41,11 +44,13 @@ IDLE = CaptureError("timeout", "idle", "silent")
         (received(), IDLE, "failed", "timeout"),
         (received(output=True, error=StreamError("server_error", None, "Oh")), None, "interrupted", "stream_error"),
         (received(error=StreamError(None, "content_filter", "Oh")), None, "failed", "content_policy"),
-        (received(output=True, protocol_error="event 3 is no JSON"), LOST, "interrupted", "protocol"),
-        (received(protocol_error="event 0 is no JSON"), None, "failed", "protocol"),
+        (received(output=True, protocol_error="event 3 is not valid JSON"), LOST, "interrupted", "protocol"),
+        (received(protocol_error="event 0 is not valid JSON"), None, "failed", "protocol"),
     ],
 )
-def test_how_a_call_ended(got: Received, failure: CaptureError | None, status: str, error: str | None) -> None:
+def test_status_and_error_of_a_call(
+    got: Received, failure: CaptureError | None, status: str, error: str | None
+) -> None:
     found, why = conclude(got, failure)
     assert (found, why and why.type) == (status, error)
 
@@ -74,18 +79,18 @@ def test_how_a_call_ended(got: Received, failure: CaptureError | None, status: s
         (529, None, "server"),
     ],
 )
-def test_what_a_refusal_is(status: int, code: str | None, type_: str) -> None:
+def test_type_of_an_http_error(status: int, code: str | None, type_: str) -> None:
     body = {"error": {"code": code, "message": "Oh", "type": "x"}}
     error = http_error(status, body, {}, NOW)
     assert (error.type, error.http_status, error.message) == (type_, status, "Oh")
     inner = http_error(status, body["error"], {}, NOW)
-    assert inner == error, "the openai client hands over what is inside `error`"
+    assert inner == error, "the openai client passes on the inner object"
 
 
 @pytest.mark.parametrize(
     "body", [None, "", {}, {"error": None}, {"error": "Oh"}, "<html>Oh</html>", {"detail": 3}, [1]]
 )
-def test_a_refusal_without_openai_s_body_is_understood(body: Any) -> None:
+def test_http_error_with_any_other_body(body: Any) -> None:
     error = http_error(502, body, {}, NOW)
     assert error.type == "server"
     assert "Oh" in error.message or error.message == "HTTP 502"
@@ -107,12 +112,12 @@ def test_a_refusal_without_openai_s_body_is_understood(body: Any) -> None:
         ({}, None),
     ],
 )
-def test_how_long_the_server_asks_to_wait(headers: dict[str, str], seconds: float | None) -> None:
+def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after_s(headers, NOW) == seconds
 
 
-# What the design says of each kind: (tried again in this run when nothing had arrived, owed by the next, stops the run).
-DESIGN = {
+# For each type of error without output: how this run retries it, whether the next run owes it, whether it stops the run.
+EXPECTED = {
     "invalid_request": ("never", False, False),
     "content_policy": ("never", False, False),
     "authentication": ("never", True, True),
@@ -130,9 +135,9 @@ DESIGN = {
 }
 
 
-@pytest.mark.parametrize("type_", DESIGN)
-def test_each_kind_is_handled_as_the_design_says(type_: str) -> None:
-    again, owed, stops = DESIGN[type_]
+@pytest.mark.parametrize("type_", EXPECTED)
+def test_handling_of_each_error_type(type_: str) -> None:
+    again, owed, stops = EXPECTED[type_]
     error = CaptureError(type_, None, "x")
     assert stops_run(error) == stops
     assert error.retryable == (again != "never")
@@ -140,12 +145,12 @@ def test_each_kind_is_handled_as_the_design_says(type_: str) -> None:
     assert calls(error, "failed") == {"never": 1, "attempt": POLICY.max_attempts, "waiting": 11}[again]
 
 
-def test_no_kind_is_forgotten() -> None:
-    assert set(ERRORS) == set(DESIGN)
+def test_every_error_type_is_listed() -> None:
+    assert set(ERRORS) == set(EXPECTED)
 
 
 def calls(error: CaptureError | None, status: Status, wait: float = 1.0) -> int:
-    """How often a request is called when each call ends so; rate limits ask for a second each time."""
+    """The number of calls for a request whose every call ends like this; a rate limit asks for `wait` seconds."""
     if error is not None and error.type == "rate_limit":
         error = CaptureError("rate_limit", None, "x", 429, wait)
     tries, now, count = Tries(), 100.0, 1
@@ -156,11 +161,11 @@ def calls(error: CaptureError | None, status: Status, wait: float = 1.0) -> int:
     return count
 
 
-def test_a_completed_call_is_not_tried_again() -> None:
+def test_completed_call_is_not_retried() -> None:
     assert calls(None, "completed") == 1
 
 
-def test_broken_streams_have_a_limit_of_their_own() -> None:
+def test_broken_streams_have_their_own_limit() -> None:
     assert calls(CaptureError("stream_interrupted", None, "x"), "interrupted") == POLICY.max_broken
     assert calls(IDLE, "interrupted") == POLICY.max_broken
     assert calls(CaptureError("timeout", "total", "x"), "interrupted") == 1
@@ -168,7 +173,7 @@ def test_broken_streams_have_a_limit_of_their_own() -> None:
     assert calls(CaptureError("cancelled", None, "x"), "interrupted") == 1
 
 
-def test_rate_limits_are_not_counted_as_attempts() -> None:
+def test_rate_limits_do_not_count_as_attempts() -> None:
     tries = Tries()
     limited = CaptureError("rate_limit", None, "x", 429, 2.0)
     down = CaptureError("server", None, "x", 500)
@@ -179,19 +184,19 @@ def test_rate_limits_are_not_counted_as_attempts() -> None:
     assert next_try(tries, "failed", limited, POLICY, now=9, jitter=0) is None, "retry_for_s has passed"
 
 
-def test_a_rate_limit_that_names_no_time_backs_off() -> None:
+def test_rate_limit_without_retry_after_backs_off() -> None:
     tries = Tries()
     limited = CaptureError("rate_limit", None, "x", 429)
     waits = [next_try(tries, "failed", limited, POLICY, now=0, jitter=1) for _ in range(3)]
     assert waits == [Again(0.5, 0.5), Again(1.0, 1.0), Again(2.0, 2.0)]
 
 
-def test_the_server_s_wait_is_kept_for_other_errors_too() -> None:
+def test_retry_after_applies_to_other_errors_too() -> None:
     again = next_try(Tries(), "failed", CaptureError("server", None, "x", 503, 7.0), POLICY, now=0, jitter=0)
     assert again == Again(7.0)
 
 
-def test_interrupted_rows_are_final_when_they_are_kept() -> None:
+def test_keep_interrupted_makes_interrupted_rows_final() -> None:
     assert "interrupted" not in final_sql("c", keep_interrupted=False)
     assert final_sql("c", keep_interrupted=True).endswith("OR c.status = 'interrupted')")
 
@@ -210,7 +215,31 @@ def test_interrupted_rows_are_final_when_they_are_kept() -> None:
         ({}, None),
     ],
 )
-def test_how_long_nothing_is_left(headers: dict[str, str], seconds: float | None) -> None:
+def test_used_up_rate_limit(headers: dict[str, str], seconds: float | None) -> None:
     assert used_up_for_s(headers) == seconds
     assert retry_after_s(headers, NOW) == seconds
-    assert retry_after_s({**headers, "retry-after": "3"}, NOW) == 3.0, "the server's own word comes first"
+    assert retry_after_s({**headers, "retry-after": "3"}, NOW) == 3.0, "an explicit Retry-After comes first"
+
+
+@pytest.mark.parametrize("class_", FAILURES)
+def test_every_exception_has_a_translation(class_: type[Exception]) -> None:
+    request = httpx2.Request("POST", "http://h/")
+    made: dict[type[Exception], Exception] = {
+        openai.APIStatusError: openai.APIStatusError("x", response=httpx2.Response(429, request=request), body=None),
+        openai.APIConnectionError: openai.APIConnectionError(request=request),
+    }
+    error = error_of(made.get(class_) or class_("gone"), 200, NOW)
+    assert error.type in ERRORS
+
+
+def test_lost_connection_is_described_by_its_cause() -> None:
+    error = openai.APIConnectionError(request=httpx2.Request("POST", "http://h/"))
+    error.__cause__ = httpx2.ConnectError("h:80: refused")
+    assert error_of(error, None, NOW) == CaptureError("connection", "ConnectError", "h:80: refused")
+    assert error_of(httpx2.ReadError(""), 200, NOW) == CaptureError("connection", "ReadError", "ReadError")
+
+
+def test_cancelled_call_is_a_time_out_or_a_stop() -> None:
+    error = cancelled("idle", Timeouts(idle_s=1.5))
+    assert error == CaptureError("timeout", "idle", "no more bytes of the response after 1.5 s (timeouts.idle_s)")
+    assert cancelled(None, Timeouts()).type == "cancelled"

@@ -1,0 +1,224 @@
+"""The framing of one HTTP/1.1 response: bytes in; status, headers, body and end out. Sans-IO.
+
+The rules are one table, :data:`TRANSITIONS`. llhttp (httptools) splits the bytes; this module decides what they mean
+for the response. It knows no socket, no clock and no reader: ``connection.py`` delivers the body. Failures are httpx2
+errors, which the openai client understands.
+"""
+
+from __future__ import annotations
+
+import zlib
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+import httptools
+import httpx2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_MAX_HEAD_BYTES = 256 * 1024
+_OK = 200
+
+
+class State(Enum):
+    """Where a response is."""
+
+    HEAD = auto()  # no status yet; provisional responses (1xx) are skipped
+    BODY = auto()  # in a body with a length, or in chunks
+    BODY_TO_EOF = auto()  # in a body that ends when the connection closes
+    REUSABLE = auto()  # complete; the connection can take another request
+    FINISHED = auto()  # complete; the connection cannot be reused
+    FAILED = auto()  # incomplete, and nothing more can be read
+
+
+class Event(Enum):
+    """What can happen to a response."""
+
+    SIZED_HEAD = auto()  # status and headers; the body has a length or is chunked
+    UNSIZED_HEAD = auto()  # status and headers; only the end of the connection ends the body
+    END = auto()  # the end of the body
+    LAST_END = auto()  # the end of the body, and the server will close the connection
+    EXTRA = auto()  # bytes after the end
+    EOF = auto()  # the server closed the connection
+    LOST = auto()  # the connection failed
+    MALFORMED = auto()  # not HTTP
+    UNDECODABLE = auto()  # the body does not match its content-encoding
+
+
+# An event that is not listed for a state changes nothing.
+TRANSITIONS: Mapping[State, Mapping[Event, State]] = {
+    State.HEAD: {
+        Event.SIZED_HEAD: State.BODY,
+        Event.UNSIZED_HEAD: State.BODY_TO_EOF,
+        Event.EOF: State.FAILED,
+        Event.LOST: State.FAILED,
+        Event.MALFORMED: State.FAILED,
+    },
+    State.BODY: {
+        Event.END: State.REUSABLE,
+        Event.LAST_END: State.FINISHED,
+        Event.EOF: State.FAILED,
+        Event.LOST: State.FAILED,
+        Event.MALFORMED: State.FAILED,
+        Event.UNDECODABLE: State.FAILED,
+    },
+    State.BODY_TO_EOF: {
+        Event.END: State.REUSABLE,  # a status without a body, such as 204
+        Event.LAST_END: State.FINISHED,
+        Event.EOF: State.FINISHED,
+        Event.LOST: State.FAILED,
+        Event.MALFORMED: State.FAILED,
+        Event.UNDECODABLE: State.FAILED,
+    },
+    State.REUSABLE: {
+        Event.EXTRA: State.FINISHED,
+        Event.EOF: State.FINISHED,
+        Event.LOST: State.FINISHED,
+        Event.MALFORMED: State.FINISHED,
+        Event.UNDECODABLE: State.FAILED,
+    },
+    State.FINISHED: {Event.UNDECODABLE: State.FAILED},
+    State.FAILED: {},
+}
+
+_OPEN = frozenset({State.HEAD, State.BODY, State.BODY_TO_EOF})
+
+
+class ResponseParser:
+    """Parses one response.
+
+    Attributes:
+        state: where the response is.
+        open: whether more of the response is expected.
+        status: the HTTP status; 0 until the head is complete.
+        headers: raw. A content-encoding that the parser decodes is removed.
+        failure: why the state is FAILED.
+    """
+
+    __slots__ = (
+        "_decode",
+        "_head_bytes",
+        "_llhttp",
+        "_pieces",
+        "failure",
+        "headers",
+        "on_body",
+        "open",
+        "state",
+        "status",
+    )
+
+    def __init__(self) -> None:
+        self.state = State.HEAD
+        self.open = True
+        self.status = 0
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.failure: httpx2.TransportError | None = None
+        self._head_bytes = 0
+        self._decode: Callable[[bytes], bytes] | None = None
+        self._pieces: list[bytes] = []
+        # The httptools callback for a piece of the body. It runs for every chunk, so it stays in C.
+        self.on_body = self._pieces.append
+        self._llhttp: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole response was read."""
+        return not self.open and self.state is not State.FAILED
+
+    def feed(self, data: bytes) -> bytes:
+        """Parse what one read of the socket returned.
+
+        Returns:
+            The part of the body in it, decoded; empty when there is none.
+        """
+        if self._llhttp is None or not self.open:
+            self._advance(Event.EXTRA)
+            return b""
+        try:
+            self._llhttp.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._fail(Event.MALFORMED, _invalid(f"it is not valid HTTP: {error}"))
+        pieces = self._pieces
+        if not pieces:
+            return b""
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        if self._decode is not None:
+            try:
+                return self._decode(body)
+            except zlib.error as error:
+                self._fail(Event.UNDECODABLE, _invalid(f"its content-encoding is broken: {error}"))
+                return b""
+        return body
+
+    def end(self, error: Exception | None) -> None:
+        """Take note that the connection is closed.
+
+        Args:
+            error: what broke the connection; None when the server closed it.
+        """
+        if error is None:
+            where = "in the middle of the response" if self.status else "before it responded"
+            self._fail(Event.EOF, httpx2.RemoteProtocolError(f"the server closed the connection {where}"))
+        else:
+            self._fail(Event.LOST, httpx2.ReadError(str(error) or type(error).__name__))
+
+    def close(self) -> None:
+        """Parse nothing more. Breaks the reference cycle with llhttp, since garbage collections are rare."""
+        self._llhttp = None
+
+    def _advance(self, event: Event) -> None:
+        self.state = TRANSITIONS[self.state].get(event, self.state)
+        self.open = self.state in _OPEN
+
+    def _fail(self, event: Event, failure: httpx2.TransportError) -> None:
+        self._advance(event)
+        if self.state is State.FAILED and self.failure is None:
+            self.failure = failure
+
+    def on_message_begin(self) -> None:
+        """Httptools callback. Stops the parser when bytes follow a complete response."""
+        if not self.open:
+            self._advance(Event.EXTRA)
+            raise _invalid("bytes follow it")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Httptools callback."""
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > _MAX_HEAD_BYTES:
+            self._stop(f"its headers exceed {_MAX_HEAD_BYTES:,} bytes")
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Httptools callback."""
+        if self._llhttp is None or (status := self._llhttp.get_status_code()) < _OK:
+            return
+        self.status = status
+        values = {name.lower(): value.strip().lower() for name, value in self.headers}
+        sized = b"content-length" in values or b"chunked" in values.get(b"transfer-encoding", b"")
+        self._advance(Event.SIZED_HEAD if sized else Event.UNSIZED_HEAD)
+        encoding = values.get(b"content-encoding", b"identity")
+        if encoding in {b"gzip", b"x-gzip", b"deflate"}:
+            self._decode = zlib.decompressobj(zlib.MAX_WBITS + 32).decompress
+            self.headers = [(name, value) for name, value in self.headers if name.lower() != b"content-encoding"]
+        elif encoding != b"identity":
+            self._stop(f"content-encoding {encoding.decode('latin1')} was not requested")
+
+    def on_message_complete(self) -> None:
+        """Httptools callback."""
+        if self.state is State.HEAD:  # the end of a provisional response
+            self.headers.clear()
+        elif self._llhttp is not None:
+            self._advance(Event.END if self._llhttp.should_keep_alive() else Event.LAST_END)
+
+    def _stop(self, reason: str) -> None:
+        """Fail inside a callback; the exception makes llhttp stop."""
+        failure = _invalid(reason)
+        self._fail(Event.MALFORMED, failure)
+        raise failure
+
+
+def _invalid(reason: str) -> httpx2.RemoteProtocolError:
+    return httpx2.RemoteProtocolError(f"cannot read the server's response: {reason}")

@@ -1,0 +1,92 @@
+"""The time-outs of one call: connect, first byte, idle and total.
+
+Knows when the request was written and when the last bytes arrived; cancels the call's task when a wait is too long.
+``outcomes.py`` turns that into a time-out error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from deltatap.config import Timeouts
+    from deltatap.model import Mode
+
+# The watchdog of the call that the current task makes.
+current: ContextVar[Watchdog] = ContextVar("current")
+
+
+class Watchdog:
+    """Cancels the current task when a call waits too long. Times are monotonic seconds.
+
+    It re-arms its timer only when the call reaches the next stage or the timer fires, so a read costs one assignment.
+
+    Attributes:
+        written: when the request was written; None until then.
+        last_read: when the last bytes of the response arrived; None until then.
+        fired: the time-out that ended the call: connect, first_byte, idle or total; None when none did.
+
+    Args:
+        timeouts: how long each wait may take.
+        started: when the call started.
+        mode: a whole answer's first byte arrives when all of it is generated, so it may take as long as the call.
+    """
+
+    def __init__(self, timeouts: Timeouts, started: float, mode: Mode) -> None:
+        self.written: float | None = None
+        self.last_read: float | None = None
+        self.fired: str | None = None
+        self._timeouts, self._started = timeouts, started
+        self._first_byte_s = timeouts.first_byte_s if mode == "stream" else timeouts.total_s
+        self._handle: asyncio.Handle | None = None
+
+    def __enter__(self) -> Self:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a watchdog needs a task that it can cancel")
+        self._task = task
+        self._loop = asyncio.get_running_loop()
+        self._arm()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._disarm()
+
+    def wrote(self, at: float) -> None:
+        """Record when the request was written to the socket."""
+        self.written = at
+        self._arm()
+
+    def first_read(self, at: float) -> None:
+        """Record when the first bytes of the body arrived. For later reads, set `last_read`."""
+        self.last_read = at
+        self._arm()
+
+    def due(self) -> tuple[float, str]:
+        """When the current wait becomes too long, and the name of its time-out."""
+        timeouts = self._timeouts
+        if self.last_read is not None:
+            stage = (self.last_read + timeouts.idle_s, "idle")
+        elif self.written is not None:
+            stage = (self.written + self._first_byte_s, "first_byte")
+        else:
+            stage = (self._started + timeouts.connect_s, "connect")
+        return min(stage, (self._started + timeouts.total_s, "total"))
+
+    def _arm(self) -> None:
+        self._disarm()
+        when, name = self.due()
+        wait = when - time.perf_counter()
+        if wait <= 0:
+            self.fired = name
+            self._task.cancel()
+        else:
+            self._handle = self._loop.call_later(wait, self._arm)
+
+    def _disarm(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
