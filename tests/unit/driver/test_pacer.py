@@ -59,6 +59,12 @@ class Worker:
         return Job(Request("r", "", None, None, None, None), None, "stream", 0, [], 0.0, expected=expected)
 
     @property
+    def unused_permits(self) -> bool:
+        """A shortcut, since most steps of the simulation come between two permits."""
+        permit = self.tally.allowance._permit
+        return permit is None or self.tally.allowance.used < permit.requests
+
+    @property
     def wants(self) -> int:
         return min(self.work, self.share - len(self.open))
 
@@ -69,7 +75,7 @@ class Worker:
         while self.open and self.open[0][0] <= now:
             _, _, tokens, job = heapq.heappop(self.open)
             self.tally.ended(job, ended(abs(tokens), self.inputs_of(job), limited=tokens < 0))
-        while may and not refused and self.wants > 0 and self.tally.allows(self.job):
+        while may and not refused and self.unused_permits and self.wants > 0 and self.tally.allows(self.job):
             job, self.job = self.job, self._job()
             self.tally.started(job)
             self.requests += 1

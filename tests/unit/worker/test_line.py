@@ -28,7 +28,7 @@ def control(epoch: int = EPOCH, **fields: Any) -> Control:
 
 
 def situation(**changes: Any) -> Situation:
-    normal = {
+    normal: dict[str, Any] = {
         "claim": CLAIM,
         "epoch": EPOCH,
         "holds_claim": True,
