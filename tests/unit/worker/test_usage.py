@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import date
-from typing import Any
 
 import pytest
 
@@ -11,7 +10,7 @@ from deltatap.messages import Permit
 from deltatap.model import Call, CaptureError, Chunks, Expected, Job, Received, Request, Usage
 from deltatap.prices import Price
 from deltatap.worker.allowance import Allowance, Meter
-from deltatap.worker.usage import Tally, most_output
+from deltatap.worker.usage import Tally
 
 PRICE = Price(model="m", input=1, cached_input=0.5, output=10, date=date(2026, 1, 1), source="here")
 
@@ -113,17 +112,3 @@ def test_a_meter_reports_the_last_minute_with_corrections() -> None:
     meter.corrected(100.4, -30)
     assert meter.recent(131.0) == [[30.5, 2, 70.0], [0.5, 1, 50.0]]
     assert meter.recent(170.0) == [[39.5, 1, 50.0]]
-
-
-@pytest.mark.parametrize(
-    ("body", "most"),
-    [
-        ({"max_tokens": 5}, 5),
-        ({"max_completion_tokens": 7, "max_tokens": 5}, 7),
-        ({"max_output_tokens": 9}, 9),
-        ({}, None),
-        ({"max_tokens": None}, None),
-    ],
-)
-def test_maximum_output(body: dict[str, Any], most: int | None) -> None:
-    assert most_output(body) == most
