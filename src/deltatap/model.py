@@ -411,24 +411,3 @@ class Capture:
     error: CaptureError | None = None
     queued_ms: float | None = None
     loop_lag_ms: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """The limits and budgets of a run; None where there is none.
-
-    Attributes:
-        requests_per_minute, tokens_per_minute: within any sixty seconds.
-        requests, tokens, cost_usd: in total, the expected use of open calls included.
-    """
-
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    requests: int | None = None
-    tokens: int | None = None
-    cost_usd: float | None = None
-
-    @property
-    def any(self) -> bool:
-        """Whether the run has a limit or a budget."""
-        return any(getattr(self, name) is not None for name in self.__slots__)

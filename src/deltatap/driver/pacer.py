@@ -17,8 +17,8 @@ from deltatap.messages import MINUTE_S, PERMIT_S, TOLERATED, Permit
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from deltatap.config import Bounds
     from deltatap.messages import Heartbeat
-    from deltatap.model import Bounds
 
 # The maximum time from issuing a permit to hearing of its use: the permit's lifetime, and a message in each direction.
 _UNHEARD_S = 3.0

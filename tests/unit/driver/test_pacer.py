@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from deltatap.config import Bounds
 from deltatap.driver.pacer import Pacer, Spent
 from deltatap.messages import Heartbeat, Permit
-from deltatap.model import Bounds, Call, CaptureError, Chunks, Expected, Job, Received, Request, Usage
+from deltatap.model import Call, CaptureError, Chunks, Expected, Job, Received, Request, Usage
 from deltatap.worker.usage import Tally
 
 if TYPE_CHECKING:
