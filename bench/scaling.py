@@ -25,11 +25,11 @@ from rich.table import Table
 from bench.page import with_table
 from bench.processes import watched
 from bench.truth import Measured, busy, errors, full
+from deltatap.config import Bounds
 from deltatap.driver.loop import backlog
 from deltatap.driver.pacer import Pacer
 from deltatap.driver.progress import snapshot
 from deltatap.messages import Control, Heartbeat
-from deltatap.model import Bounds
 from deltatap.state import RunState
 from tests.simulation import Simulation, start_simulator
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 from urllib.parse import urlsplit
 
 import yaml
@@ -20,8 +21,10 @@ from pydantic_core import PydanticCustomError
 
 from deltatap.api import registry
 from deltatap.errors import ConfigError
-from deltatap.model import Bounds, Mode
 from deltatap.prompts import OURS
+
+if TYPE_CHECKING:
+    from deltatap.model import Mode
 
 
 def _absolute(location: str) -> str:
@@ -172,6 +175,27 @@ class Budget(_Section):
     tokens: PositiveInt | None = None
     requests: PositiveInt | None = None
     runtime_s: Seconds | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """The limits and budgets of a run; None where there is none.
+
+    Attributes:
+        requests_per_minute, tokens_per_minute: within any sixty seconds.
+        requests, tokens, cost_usd: in total, the expected use of open calls included.
+    """
+
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    requests: int | None = None
+    tokens: int | None = None
+    cost_usd: float | None = None
+
+    @property
+    def any(self) -> bool:
+        """Whether the run has a limit or a budget."""
+        return any(getattr(self, name) is not None for name in self.__slots__)
 
 
 class Tokens(_Section):

@@ -1,6 +1,6 @@
-"""The nouns: what is asked (Request, Wire), what came back (Received, Call, Capture), what went wrong (CaptureError).
+"""The nouns that every package shares: what is asked, what was received, how it ended, and what a worker does with it.
 
-Plain records that every package shares. This module knows no API, no socket, no clock and no Spark.
+Plain records. This module knows no API, no socket, no clock and no Spark.
 """
 
 from __future__ import annotations
@@ -19,21 +19,22 @@ if TYPE_CHECKING:
 
 Mode = Literal["stream", "complete"]
 
+# What is asked
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request to capture, or a bad row.
+    """A request to capture, or a bad row of the prompts table.
 
     Attributes:
-        request_id: of the row, else the request's hash.
-        request_hash: sha256, hex, of the body's compact UTF-8 JSON with sorted keys; of a bad row, of its source
-            columns.
-        model: the model asked for; None when a bad row names none.
-        body: the JSON body without stream options, keys in the order given (JSON schemas mean something by theirs);
-            None for a bad row.
-        keep: the columns carried along.
+        request_id: from the prompts row, else the request's hash.
+        request_hash: hex sha256 of the body's compact UTF-8 JSON with sorted keys; of a bad row, of its columns.
+        model: the requested model; None when a bad row names none.
+        body: the JSON body without stream options; keys keep their order, which matters in JSON schemas. None for a
+            bad row.
+        keep: the columns that ``prompts.keep`` carries along.
         error: what is wrong with a bad row; None otherwise.
-        source_hash: of the prompts row, as the plan has it; None where there is no plan.
+        source_hash: the hash of the prompts row; None without a plan.
     """
 
     request_id: str
@@ -47,14 +48,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """What goes out for a request.
+    """What is sent for a request.
 
     Attributes:
         body: the JSON body.
-        model: the model asked for.
+        model: the requested model.
         mode: whether the answer is streamed.
-        choices: how many the body asks for.
-        usage: whether the body asks for usage by stream options, which some servers refuse.
+        choices: the number of choices that the body requests.
+        usage: whether stream options in the body request usage, which some servers refuse.
     """
 
     body: str
@@ -64,24 +65,27 @@ class Wire:
     usage: bool = False
 
 
+# What was received
+
 KINDS = ("role", "content", "reasoning", "refusal", "tool_calls", "finish", "usage", "empty", "error")
+# The kinds that a model generates.
 OUTPUT_KINDS = ("content", "reasoning", "refusal", "tool_calls")
 ROLE, CONTENT, REASONING, REFUSAL, TOOL_CALLS, FINISH, USAGE, EMPTY, ERROR = range(len(KINDS))
 NO_CHOICE = -1
 
 
 class Chunks:
-    """A stream's chunks as columns: one element per (event, choice, kind), in order.
+    """A stream's chunks as columns: one element per (event, choice, kind), in order of arrival.
 
     Attributes:
-        ms: since the request was written.
-        gap_ms: since the output before it of the same choice; NaN where there was none.
-        utf8: what the elements brought, one after the other; of a finish its reason, of an error its data.
-        end: where each element's ends in `utf8`.
+        ms: arrival, since the request was written.
+        gap_ms: since the previous output of the same choice; NaN when there is none.
+        utf8: the texts of all elements, joined. A finish has its reason as text, an error its data.
+        end: where each element's text ends in `utf8`.
         kind: index into KINDS.
-        choice: index; NO_CHOICE where the element belongs to none.
+        choice: index of the choice; NO_CHOICE when the element belongs to none.
         event: number of the server-sent event, from 0.
-        read: number of the socket read, from 0; what has the same came together.
+        read: number of the socket read, from 0; elements with the same number arrived together.
     """
 
     __slots__ = ("choice", "end", "event", "gap_ms", "kind", "ms", "read", "utf8")
@@ -89,7 +93,7 @@ class Chunks:
     def __init__(self) -> None:
         self.ms = array("d")
         self.gap_ms = array("d")
-        # Not a string each: of long answers at once they would be most of a worker's memory.
+        # Not one string per element: with many long answers, those would take most of a worker's memory.
         self.utf8 = bytearray()
         self.end = array("i")
         self.kind = array("b")
@@ -113,12 +117,12 @@ class Chunks:
 
     @property
     def text(self) -> list[str]:
-        """What each element brought."""
+        """The text of each element."""
         starts = [0, *self.end]
         return [self.utf8[start:end].decode() for start, end in pairwise(starts)]
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """The elements as the `chunks` column has them."""
+        """The elements in the form of the `chunks` column."""
         text = self.text
         return [
             {
@@ -136,7 +140,7 @@ class Chunks:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What the server counted; None for what it did not say."""
+    """The usage that the server reports; None for each count that it leaves out."""
 
     input_tokens: int | None = None
     output_tokens: int | None = None
@@ -149,10 +153,10 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class StreamError:
-    """An error that came in the stream, as the server named it.
+    """An error event in the stream.
 
     Attributes:
-        type, code, message: as sent.
+        type, code, message: as the server sent them.
         client_status: the HTTP status of the client error that the API's words stand for; None if they do not.
     """
 
@@ -164,7 +168,7 @@ class StreamError:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One answer: None for what did not come, tool_calls as JSON."""
+    """One choice of an answer. Fields that did not arrive are None; ``tool_calls`` is JSON."""
 
     index: int
     text: str
@@ -181,17 +185,17 @@ class Received:
     Attributes:
         chunks: in order of arrival.
         choices: by index.
-        usage: as reported; the last word counts.
-        response_model, response_id, system_fingerprint, service_tier: as the server said them.
-        content_filter: JSON of what filters said: Azure's results, Databricks' guardrails.
+        usage: the last one reported.
+        response_model, response_id, system_fingerprint, service_tier: as the server sent them.
+        content_filter: JSON of the results of filters (Azure) and guardrails (Databricks).
         logprobs: JSON of the log probabilities, by choice.
-        moderation: JSON of the moderation that was asked for.
-        done: whether the end was said: [DONE], the last event of Responses, the end of a whole answer.
-        error: an error that came in the stream.
-        protocol_error: what could not be understood; nothing after it counts.
-        output: whether any output came that is not empty.
-        finished: whether every choice asked for has its finish_reason.
-        raw: every event's type and data, or the body of a whole answer; None when they are not kept.
+        moderation: JSON of the moderation results, when the request asked for them.
+        done: whether the server marked the end: [DONE], the last event of Responses, or a whole answer's end.
+        error: an error event in the stream.
+        protocol_error: what could not be decoded; everything after it is ignored.
+        output: whether any non-empty output arrived.
+        finished: whether every requested choice has its finish_reason.
+        raw: type and data of every event, or the body of a whole answer; None unless kept.
     """
 
     chunks: Chunks
@@ -213,14 +217,16 @@ class Received:
 
     @property
     def text(self) -> str | None:
-        """Of choice 0; None when no choice came."""
+        """The text of choice 0; None when no choice arrived."""
         return next((choice.text for choice in self.choices if choice.index == 0), None)
 
     @property
     def finish_reason(self) -> str | None:
-        """Of choice 0."""
+        """The finish_reason of choice 0."""
         return next((choice.finish_reason for choice in self.choices if choice.index == 0), None)
 
+
+# How a call ends
 
 Status = Literal["completed", "interrupted", "failed"]
 
@@ -230,9 +236,9 @@ class ErrorKind:
     """How one kind of error is handled.
 
     Attributes:
-        again: within this run: ``never``, as an ``attempt`` (up to max_attempts), or ``waiting`` (until retry_for_s,
-            not counted as an attempt, the whole run cools down).
-        owed: whether the next run owes the request when nothing had arrived.
+        again: retries within this run: ``never``, as an ``attempt`` (up to max_attempts), or ``waiting`` (until
+            retry_for_s; does not count as an attempt, and the whole run cools down).
+        owed: whether the next run owes the request if no output arrived.
         stops_run: whether no other request can succeed either.
     """
 
@@ -241,7 +247,7 @@ class ErrorKind:
     stops_run: bool = False
 
 
-# Once output has arrived, `again` gives way to max_broken: a broken stream is paid for.
+# The one table of outcomes. Once output has arrived, max_broken limits the retries instead, because output is paid for.
 ERRORS: Mapping[str, ErrorKind] = {
     "invalid_request": ErrorKind(owed=False),
     "content_policy": ErrorKind(owed=False),
@@ -266,10 +272,10 @@ class CaptureError:
 
     Attributes:
         type: a key of :data:`ERRORS`.
-        code: the API's code; for a time-out, which: connect, first_byte, idle or total.
-        message: for people; holds no credentials.
-        http_status: None when no response came.
-        retry_after_s: what the server asked to wait, in seconds.
+        code: the API's code; of a timeout, its kind: connect, first_byte, idle or total.
+        message: for people; contains no credentials.
+        http_status: None when no response arrived.
+        retry_after_s: the delay that the server requested, in seconds.
     """
 
     type: str
@@ -280,13 +286,21 @@ class CaptureError:
 
     @property
     def retryable(self) -> bool:
-        """Whether the same request may succeed later without anybody's doing."""
+        """Whether the same request may succeed later without a change."""
         return ERRORS[self.type].again != "never"
 
 
 @dataclass(slots=True)
 class Tries:
-    """What one request has been through in this run so far."""
+    """The failures of one request in this run; see ``worker/retry.py``.
+
+    Attributes:
+        attempts: calls that failed before any output.
+        broken: calls that were interrupted after output.
+        waits: calls that hit a rate limit.
+        mended: calls that the client corrected.
+        waiting_since: monotonic seconds of the first rate limit.
+    """
 
     attempts: int = 0
     broken: int = 0
@@ -297,24 +311,24 @@ class Tries:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What one call brought. Times are in ms since the request was written, unless they say otherwise.
+    """The result of one call. Times are in ms since the request was written, unless noted.
 
     Attributes:
         started_at: seconds since the epoch.
-        ended_at: the same, by the monotonic clock's account of the call.
+        ended_at: the same; started_at plus the monotonic duration.
         started: monotonic seconds.
-        dispatch_ms: from started to written; None when it was never written.
-        headers_ms: the response's headers; None when none came.
-        e2e_ms: the end of the stream or of the wait; None when the request was never written.
+        dispatch_ms: from started to written; None when the request was never written.
+        headers_ms: arrival of the response's headers; None when none arrived.
+        e2e_ms: end of the stream, or of the wait for it; None when the request was never written.
         server_request_id: the header x-request-id.
-        received: what had arrived.
+        received: what had arrived by the end.
         status: of the call.
-        error: None when it completed.
-        http_status: of the response; None when none came.
+        error: None when the call completed.
+        http_status: of the response; None when none arrived.
         body: the JSON body that was sent.
-        mended: whether the same request may go out again at once, since the client knows now what the server did not
-            take: an expired token, or stream options.
-        used_up_for_s: how long the server says that no request or no token is left.
+        mended: whether to resend the request at once, because the client has corrected what the server refused: an
+            expired token, or stream options.
+        used_up_for_s: for how long the server says that no requests or tokens are left.
     """
 
     started_at: float
@@ -333,15 +347,18 @@ class Call:
     used_up_for_s: float | None = None
 
 
+# What a worker does
+
+
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What is known of a request before it is sent.
+    """What is known about a request's use before it is sent.
 
     Attributes:
         input_tokens: as tiktoken counts them.
-        most_output: how many tokens the output may have, by the request; None where it does not say.
-        choices: how many it asks for.
-        price: of the model; None where it has none.
+        most_output: the request's maximum of output tokens per choice; None when it sets none.
+        choices: the number of requested choices.
+        price: of the model; None when unknown.
     """
 
     input_tokens: int
@@ -355,16 +372,16 @@ class Job:
     """A request on its way through a worker.
 
     Attributes:
-        request: what was asked.
+        request: the request.
         wire: what to send; None for a bad row.
         mode: of the row.
-        row: where it stands in its part or batch.
-        earlier: the calls that the run made for it before this worker, as the ``retries`` column has them.
-        planned: monotonic seconds.
-        then: the same request in the other mode, to start when this one has ended.
-        expected: what it is expected to use; None where nothing asks.
-        calls: made here, oldest first.
-        tries: what counts towards the limits.
+        row: its position in the part or batch.
+        earlier: calls that the run made for it before this worker, in the form of the ``retries`` column.
+        planned: when the worker took it up, in monotonic seconds.
+        then: the same request in the other mode, which starts when this one has ended.
+        expected: its expected use; None when the run has no limits and no budgets.
+        calls: made by this worker, oldest first.
+        tries: its failures so far.
     """
 
     request: Request
@@ -381,37 +398,16 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """A request's story, over as far as this worker goes.
+    """A request that this worker has finished.
 
     Attributes:
-        job: the request and its calls; without any, ``error`` says why.
-        error: why nothing was sent; None when something was.
-        queued_ms: from planned to the first call's start; None when nothing was sent.
-        loop_lag_ms: the event loop's worst delay during the last call.
+        job: the request and its calls.
+        error: why no call was made; None when one was.
+        queued_ms: from planned to the first call's start; None without a call.
+        loop_lag_ms: the event loop's longest delay during the last call; None without a call.
     """
 
     job: Job
     error: CaptureError | None = None
     queued_ms: float | None = None
     loop_lag_ms: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What the whole run may use; None where there is no bound.
-
-    Attributes:
-        requests_per_minute, tokens_per_minute: in any sixty seconds.
-        requests, tokens, cost_usd: in all, expected use of what is in flight included.
-    """
-
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    requests: int | None = None
-    tokens: int | None = None
-    cost_usd: float | None = None
-
-    @property
-    def any(self) -> bool:
-        """Whether there is one."""
-        return any(getattr(self, name) is not None for name in self.__slots__)

@@ -1,18 +1,18 @@
-"""The state folder of a run: what driver and workers tell one another through small files, and what has landed.
+"""The state folder of a run: the files through which driver and workers exchange messages, and what has landed.
 
-Knows the layout, and how to write a file so that a reader sees all of it or nothing. Nothing is used but create, rename
-and delete, so that the folder may be a Databricks Volume. Leaves the journal's Parquet files to ``journal.py``.
+Knows the layout, and how to write a file so that a reader sees all of it or nothing. Files are only created, renamed
+and deleted, so the folder may be on a Databricks Volume. Leaves the journal's Parquet files to ``worker/journal.py``.
 
     <state.dir>/<run_id>/
-        control.json            the driver's word: epoch, beat, shares, stop; renewed every half second
-        stop                    somebody wants the run to stop
+        control.json            the driver's message: epoch, beat, shares, stop; replaced every half second
+        stop                    exists when someone has asked the run to stop
         workers/<claim>.json    a worker's heartbeat
         journal/*.parquet       captures that have not landed
-        aside/*                 journal files that cannot be read, kept for a person to look at
+        aside/*                 unreadable journal files, kept for inspection
         checkpoint-*/           of the landing query; disposable
-        plan-<epoch>/parts/     what is owed, one file for each capture task
-        plan-<epoch>/claims/    <part>-<number>-<uuid>: the attempts at a part; the greatest number holds it
-        plan-<epoch>/landed/    which rows of which parts are in captures, 8 bytes each
+        plan-<epoch>/parts/     what is owed, one file per capture task
+        plan-<epoch>/claims/    <part>-<number>-<uuid>: the attempts at a part; the greatest name holds the part
+        plan-<epoch>/landed/    which rows of which parts are in captures, 8 bytes per row
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from deltatap.messages import Control, Heartbeat, Permit
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Which row of which part.
 LANDED = np.dtype([("part", "<i4"), ("row", "<i4")])
+# Above this number, the files in landed/ are merged into one.
 _MERGE_LANDED_ABOVE = 64
 
 
@@ -45,27 +45,27 @@ class RunState:
 
     @property
     def journal(self) -> Path:
-        """Captures that have not landed."""
+        """The folder of captures that have not landed."""
         return self.folder / "journal"
 
     @property
     def aside(self) -> Path:
-        """Journal files that cannot be read."""
+        """The folder of unreadable journal files."""
         return self.folder / "aside"
 
     def plan(self, epoch: int) -> PlanState:
-        """The folder of the plan that the lease's epoch made."""
+        """The folder of the plan that the lease with this epoch made."""
         return PlanState(self.folder / f"plan-{epoch}")
 
     def plans(self) -> list[PlanState]:
-        """All plans that are there."""
+        """The folders of all plans."""
         return [PlanState(path) for path in sorted(self.folder.glob("plan-*"))]
 
     def prepare(self) -> None:
-        """Make the folders.
+        """Create the folders.
 
         Raises:
-            ConfigError: when the folder cannot be written.
+            ConfigError: if the state folder cannot be written.
         """
         try:
             for folder in (self.journal, self.aside, self.folder / "workers"):
@@ -76,7 +76,7 @@ class RunState:
             raise ConfigError([f"state.dir: {self.folder.parent}: cannot be written: {error.strerror}"]) from error
 
     def remove(self) -> None:
-        """Everything of the run has landed: the folder goes, but for what was set aside for a person to look at."""
+        """Delete the folder after everything has landed; unreadable journal files in `aside` remain."""
         if not any(self.aside.glob("*")):
             shutil.rmtree(self.folder, ignore_errors=True)
             return
@@ -91,19 +91,19 @@ class RunState:
         write_whole(self.folder / "stop", b"")
 
     def forget_stop(self) -> None:
-        """What was wanted of an earlier driver is not wanted of this one."""
+        """Discard a request to stop that was meant for an earlier driver."""
         (self.folder / "stop").unlink(missing_ok=True)
 
     def asked_to_stop(self) -> bool:
-        """Whether somebody wants the run to stop."""
+        """Whether someone has asked the run to stop."""
         return (self.folder / "stop").exists()
 
     def publish(self, control: Control) -> None:
-        """The driver's word."""
+        """Replace the driver's message."""
         write_whole(self.folder / "control.json", json.dumps(asdict(control)).encode())
 
     def control(self) -> Control | None:
-        """The driver's last word; None before the first."""
+        """The driver's latest message; None before the first."""
         content = _content(self.folder / "control.json")
         if content is None:
             return None
@@ -112,32 +112,32 @@ class RunState:
         return Control(**content)
 
     def beat(self, heartbeat: Heartbeat) -> None:
-        """A worker's word."""
+        """Replace a worker's heartbeat."""
         write_whole(self.folder / "workers" / f"{heartbeat.claim}.json", json.dumps(asdict(heartbeat)).encode())
 
     def heartbeats(self) -> list[Heartbeat]:
-        """Every worker's last word, those of ended and dead workers included."""
+        """The latest heartbeat of every worker, including workers that have ended or died."""
         contents = (_content(path) for path in sorted((self.folder / "workers").glob("*.json")))
         return [Heartbeat(**content) for content in contents if content is not None]
 
 
 @dataclass(frozen=True, slots=True)
 class PlanState:
-    """The folder of one plan: its parts, the attempts at them, and what of them has landed."""
+    """The folder of one plan: its parts, the attempts at them, and the rows that have landed."""
 
     folder: Path
 
     @property
     def parts(self) -> Path:
-        """The parts, as Spark wrote them."""
+        """The folder of the parts that Spark wrote."""
         return self.folder / "parts"
 
     def part_files(self) -> list[Path]:
-        """The parts, in order; a part's number is its place here."""
+        """The files of the parts; a part's number is its index in this list."""
         return sorted(self.parts.glob("part-*.parquet"))
 
     def claim(self, part: int) -> str:
-        """Claim a part for a new attempt; the attempt's name."""
+        """Claim a part for a new attempt; returns the attempt's name."""
         claims = self.folder / "claims"
         claims.mkdir(parents=True, exist_ok=True)
         numbers = [int(path.name.split("-")[1]) for path in claims.glob(f"{part:05d}-*")]
@@ -146,16 +146,16 @@ class PlanState:
         return name
 
     def holds(self, claim: str) -> bool:
-        """Whether no newer attempt has claimed the part. Of two equal numbers the greater uuid is the newer."""
+        """Whether no newer attempt has claimed the part. Between equal numbers, the greater uuid wins."""
         part = claim.split("-", maxsplit=1)[0]
         return max(path.name for path in (self.folder / "claims").glob(f"{part}-*")) <= claim
 
     def landed(self) -> np.ndarray[Any, Any]:
-        """The (part, row) pairs that are in ``captures``."""
+        """The :data:`LANDED` pairs (part, row) that are in ``captures``."""
         while True:
             try:
                 contents = [path.read_bytes() for path in self._landed_files()]
-            except FileNotFoundError:  # merged into another while we read
+            except FileNotFoundError:  # another process merged the files meanwhile
                 continue
             return np.unique(np.frombuffer(b"".join(contents), LANDED))
 
@@ -166,7 +166,7 @@ class PlanState:
         return rows
 
     def add_landed(self, pairs: np.ndarray[Any, Any]) -> None:
-        """Remember :data:`LANDED` pairs: in ``captures`` now. After the commit, before the journal's files go."""
+        """Record :data:`LANDED` pairs as landed: after the commit, and before their journal files are deleted."""
         folder = self.folder / "landed"
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / f"{uuid.uuid4().hex}.rows", pairs.tobytes())
@@ -181,7 +181,7 @@ class PlanState:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a crash, finds all of it or nothing."""
+    """Write a file so that a reader finds all of it or nothing, also after a crash."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     with temporary.open("wb") as file:
         file.write(content)

@@ -35,7 +35,7 @@ def test_a_column_of_prompts_becomes_captures_in_order(
             .load(str(tables / "c"))
             .where("c.started_at > now() OR c.started_at < now() - INTERVAL 1 HOUR")
         )
-        assert late.count() == 0, "times are instants, whatever the session's zone"
+        assert late.count() == 0, "times are instants, independent of the session's time zone"
     finally:
         spark.conf.unset("spark.sql.execution.arrow.maxRecordsPerBatch")
         spark.conf.set("spark.sql.session.timeZone", "UTC")
@@ -80,15 +80,15 @@ def test_in_sql(spark: SparkSession, simulator: Simulation) -> None:
     assert simulator.counts()["calls"] == 2
 
 
-def test_no_more_than_max_requests_are_sent_by_a_task(spark: SparkSession, simulator: Simulation) -> None:
+def test_a_task_sends_at_most_max_requests(spark: SparkSession, simulator: Simulation) -> None:
     frame = spark.createDataFrame([(f"p{n}",) for n in range(9)], "prompt STRING").coalesce(1)
     rows = frame.select(capture_udf(config(simulator), max_requests=4)("prompt").alias("c")).collect()
     assert simulator.counts()["calls"] == 4
-    left = [row["c"] for row in rows if row["c"]["status"] == "failed"]
-    assert {c["error"]["message"] for c in left} == {"max_requests=4 was reached"}
+    unsent = [row["c"] for row in rows if row["c"]["status"] == "failed"]
+    assert {c["error"]["message"] for c in unsent} == {"max_requests=4 was reached"}
 
 
-def test_a_wrong_key_is_not_tried_for_every_row(spark: SparkSession, simulator: Simulation) -> None:
+def test_a_wrong_key_stops_all_rows(spark: SparkSession, simulator: Simulation) -> None:
     rows = [(f"p{n}",) for n in range(200)]
     frame = spark.createDataFrame(rows, "prompt STRING").coalesce(1)
     settings = config(simulator, capture={"concurrency": 2})
@@ -96,19 +96,19 @@ def test_a_wrong_key_is_not_tried_for_every_row(spark: SparkSession, simulator: 
     found = frame.select(capture_udf(settings, max_requests=1000)("prompt").alias("c")).collect()
     assert simulator.counts()["calls"] <= 6
     assert {row["c"]["error"]["type"] for row in found} == {"authentication", "cancelled"}
-    assert any(row["c"]["error"]["message"].startswith("not sent, since authentication: ") for row in found)
+    assert any(row["c"]["error"]["message"].startswith("not sent, because of authentication: ") for row in found)
 
 
-def test_a_bad_configuration_is_refused_before_any_call() -> None:
+def test_a_bad_configuration_is_rejected_before_any_call() -> None:
     with pytest.raises(ConfigError, match=r"capture\.concurrency"):
         capture_udf({"capture": {"concurrency": 0}}, max_requests=1)
     with pytest.raises(ValueError, match="max_requests"):
         capture_udf({"endpoint": {"api_key": None}}, max_requests=0)
-    with pytest.raises(ConfigError, match=r"capture\.mode: paired gives two rows for a prompt"):
+    with pytest.raises(ConfigError, match=r"capture\.mode: a UDF returns one row for each prompt"):
         capture_udf({"endpoint": {"api_key": None}, "capture": {"mode": "paired"}}, max_requests=1)
 
 
-def test_whole_answers_of_another_api(spark: SparkSession, simulator: Simulation) -> None:
+def test_complete_answers_of_another_api(spark: SparkSession, simulator: Simulation) -> None:
     settings = config(simulator, capture={"mode": "complete", "keep_raw": True}, request={})
     settings["endpoint"]["api"] = "responses"
     frame = spark.createDataFrame([("Hi",)], "prompt STRING").coalesce(1)

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import os
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from deltatap.errors import ConfigError
-from deltatap.messages import Control, Heartbeat
-from deltatap.state import RunState, write_whole
+from deltatap.messages import Control, Heartbeat, Permit
+from deltatap.state import LANDED, RunState, write_whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,18 +23,21 @@ def state(tmp_path: Path) -> RunState:
     return made
 
 
-def test_what_is_said_is_heard(state: RunState) -> None:
+def test_messages_arrive_as_sent(state: RunState) -> None:
     assert state.control() is None
     control = Control(3, 7, {"a": 2}, 12.5, "stopped", 1.0)
     state.publish(control)
     assert state.control() == control
+    limited = replace(control, permits={"a": Permit(3, 1, 50.0)}, mean_output_tokens=80.0)
+    state.publish(limited)
+    assert state.control() == limited
     beat = Heartbeat(3, "00002-000001-x", 1, open=2, rows={"completed": 1}, fatal="oh")
     state.beat(beat)
     assert state.heartbeats() == [beat]
     assert beat.part == "00002"
 
 
-def test_a_reader_sees_all_of_a_file_or_nothing(tmp_path: Path) -> None:
+def test_a_reader_sees_a_whole_file_or_none(tmp_path: Path) -> None:
     path, over = tmp_path / "x", threading.Event()
     write_whole(path, b"a" * 10_000)
 
@@ -60,7 +66,7 @@ def test_the_newest_claim_holds_its_part(state: RunState) -> None:
     assert plan.holds(other)
 
 
-def test_of_two_claims_at_once_one_holds(state: RunState) -> None:
+def test_one_of_two_simultaneous_claims_holds_the_part(state: RunState) -> None:
     plan = state.plan(1)
     (plan.folder / "claims").mkdir(parents=True)
     names = ["00000-000001-aaaa", "00000-000001-bbbb"]
@@ -69,7 +75,7 @@ def test_of_two_claims_at_once_one_holds(state: RunState) -> None:
     assert [plan.holds(name) for name in names] == [False, True]
 
 
-def test_a_state_that_has_landed_goes_but_for_what_was_set_aside(state: RunState) -> None:
+def test_only_unreadable_files_remain_of_a_landed_run(state: RunState) -> None:
     state.publish(Control(1, 1))
     (state.aside / "broken.parquet").write_bytes(b"x")
     state.remove()
@@ -79,7 +85,58 @@ def test_a_state_that_has_landed_goes_but_for_what_was_set_aside(state: RunState
     assert not state.folder.exists()
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"state.dir: .*file: cannot be written: Not a directory"):
         RunState(tmp_path / "file" / "run").prepare()
+
+
+def test_a_file_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+
+    def observed(descriptor: int) -> None:
+        assert not (tmp_path / "x").exists()
+        synced.append(os.fstat(descriptor).st_size)
+
+    monkeypatch.setattr(os, "fsync", observed)
+    write_whole(tmp_path / "x", b"abc")
+    assert synced == [3], "flushed before it is synced"
+    assert (tmp_path / "x").read_bytes() == b"abc"
+
+
+def test_a_request_to_stop_holds_until_it_is_discarded(state: RunState) -> None:
+    assert not state.asked_to_stop()
+    state.forget_stop()
+    state.ask_to_stop()
+    assert state.asked_to_stop()
+    state.forget_stop()
+    assert not state.asked_to_stop()
+
+
+def test_a_new_claim_has_the_next_number(state: RunState) -> None:
+    plan = state.plan(1)
+    claims = [plan.claim(3) for _ in range(3)]
+    assert [claim.rsplit("-", 1)[0] for claim in claims] == ["00003-000001", "00003-000002", "00003-000003"]
+    assert len({claim.rsplit("-", 1)[1] for claim in claims}) == 3
+
+
+def test_landed_rows_are_kept_in_few_files(state: RunState, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deltatap.state._MERGE_LANDED_ABOVE", 8)
+    plan = state.plan(1)
+    plan.add_landed(np.array([], LANDED))
+    for row in range(30):
+        plan.add_landed(np.array([(row % 2, row), (row % 2, row)], LANDED))
+    assert plan.landed_rows(0).tolist() == list(range(0, 30, 2))
+    assert plan.landed_rows(1).tolist() == list(range(1, 30, 2))
+    assert plan.landed_rows(2).tolist() == []
+    assert len(plan.landed()) == 30
+    assert len(list((plan.folder / "landed").iterdir())) <= 9
+
+
+def test_parts_are_numbered_by_name(state: RunState) -> None:
+    plan = state.plan(1)
+    plan.parts.mkdir(parents=True)
+    for name in ("part-00001-b.parquet", "part-00000-a.parquet", "_SUCCESS"):
+        (plan.parts / name).touch()
+    assert [path.name for path in plan.part_files()] == ["part-00000-a.parquet", "part-00001-b.parquet"]
+    assert [each.folder.name for each in state.plans()] == ["plan-1"]

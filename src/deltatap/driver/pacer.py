@@ -1,8 +1,8 @@
-"""How much of the run may start now: limits a minute, budgets, and the pace after a 429. Pure: time is passed in.
+"""How many requests may start now: rate limits, budgets, and the pace after a 429. Pure: time is passed in.
 
-The driver's :class:`Pacer` gives out permits, each for one request and its expected tokens. What has started within the
-last minute, by the workers' own words, what is permitted and not yet used, and what is permitted now never exceed the
-limit. Leaves to ``permits.py`` what a worker does with them.
+The driver's :class:`Pacer` issues permits, each for one request and its expected tokens. Three amounts together never
+exceed a rate limit: what started within the last minute according to the workers' heartbeats, the permits that are
+not used yet, and the permits that are issued now. Leaves to ``worker/allowance.py`` how a worker uses permits.
 """
 
 from __future__ import annotations
@@ -17,28 +17,31 @@ from deltatap.messages import MINUTE_S, PERMIT_S, TOLERATED, Permit
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from deltatap.config import Bounds
     from deltatap.messages import Heartbeat
-    from deltatap.model import Bounds
 
-# What may pass until the driver has heard of a start: a permit's life, and a word in each direction.
+# The maximum time from issuing a permit to hearing of its use: the permit's lifetime, and a message in each direction.
 _UNHEARD_S = 3.0
-# The minute fills evenly, and what was missed is caught up with only a little faster: what starts in a heap leaves the
-# minute in a heap, and until that is heard and permitted anew part of the limit is not used, minute after minute.
+# Permits are spread over the minute, and a backlog is caught up with only a little faster. Requests that start as a
+# burst also leave the 60-second window as a burst. Until the driver hears of that and issues new permits, part of the
+# limit is unused, and this would repeat every minute.
 _BURST_S = 1.0
 _CATCH_UP = 1.25
-# Not nothing, since there is no such part of what has no limit.
+# Instead of 0 s, because an infinite rate times 0 is not a number.
 _MOMENT_S = 1e-6
-# After a 429 the pace is halved, and grows by what it was in so many seconds, so that it is back in half of them; far
-# above it there is no need of it.
+# After a 429, the pace is halved. It grows by the old pace every _RECOVERY_S, so it is restored after half that time.
+# Above _NEEDLESS times the old pace, it no longer applies.
 _RECOVERY_S = 10.0
 _NEEDLESS = 4.0
+# The minimum pace, in requests per second.
 _SLOWEST = 0.5
+# The pace before a 429 is measured over this many seconds, and the 429 responses within them count as one.
 _RATE_OVER_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """Requests, tokens and USD."""
+    """An amount of requests, tokens and USD."""
 
     requests: float = 0.0
     tokens: float = 0.0
@@ -48,53 +51,61 @@ class Spent:
         return Spent(self.requests + other.requests, self.tokens + other.tokens, self.cost_usd + other.cost_usd)
 
     def times(self, count: float) -> Spent:
-        """So many of it."""
+        """The amount, multiplied."""
         return Spent(self.requests * count, self.tokens * count, self.cost_usd * count)
 
     def with_one(self, one: Spent) -> Spent:
-        """The same, but enough for one where anything at all is left: the first request tells what one uses."""
+        """The amount, unless used up raised to one request's use: the first request shows how much one really uses."""
         return Spent(
             self.requests,
             max(self.tokens, one.tokens) if self.tokens > 0 else self.tokens,
             max(self.cost_usd, one.cost_usd) if self.cost_usd > 0 else self.cost_usd,
         )
 
-    def least(self, other: Spent) -> Spent:
-        """Of each what is less."""
+    def minimum(self, other: Spent) -> Spent:
+        """The minimum of each."""
         return Spent(
             min(self.requests, other.requests), min(self.tokens, other.tokens), min(self.cost_usd, other.cost_usd)
         )
 
     def fits(self, one: Spent) -> float:
-        """How many of one fit into this; infinite where one is nothing."""
+        """How many of `one` fit into this amount; infinite when `one` is zero."""
         pairs = ((self.requests, one.requests), (self.tokens, one.tokens), (self.cost_usd, one.cost_usd))
-        return min((max(0.0, left) / part for left, part in pairs if part > 0), default=math.inf)
+        return min((max(0.0, available) / part for available, part in pairs if part > 0), default=math.inf)
 
-    def paces(self, one: Spent) -> float:
-        """How many of one may start now: while anything is left, one more, however large; the next ones wait for it."""
+    def may_start(self, one: Spent) -> float:
+        """How many of `one` may start now: while anything is left, one more than fits, and later ones wait for it."""
         return self.fits(one) + 1 if min(self.requests, self.tokens, self.cost_usd) >= 0 else 0
 
 
 @dataclass(slots=True)
 class _Worker:
-    """What the driver knows of a claim."""
+    """What the driver knows about a claim.
+
+    Attributes:
+        beat: of the latest heartbeat.
+        heard_at: when it arrived.
+        recent: its starts within the last minute.
+        limited: its count of 429 responses.
+        waits_since: since when the worker wants permits and gets none; None while it wants none.
+        void: permits up to this number are void, because they were issued for smaller requests than the next one.
+        grants: (time, requests granted so far, expected tokens and USD of each request in this grant).
+    """
 
     beat: int = -1
     heard_at: float = 0.0
     recent: Sequence[Sequence[float]] = ()
     limited: int = 0
     waits_since: float | None = None
-    # Up to which number its permits are void, since they were for smaller requests than it has next.
     void: int = 0
-    # (when, requests granted until then, tokens and USD that each of the last ones is expected to use)
     grants: deque[tuple[float, int, float, float]] = field(default_factory=deque)
 
     def granted(self, before: float = math.inf) -> int:
-        """Requests granted until a time."""
+        """The number of requests granted up to a time."""
         return next((requests for at, requests, *_ in reversed(self.grants) if at <= before), 0)
 
     def outstanding(self, now: float, used: int) -> Spent:
-        """What is granted and may still be used, or has been, unheard."""
+        """Grants that may still be used, or that were used without the driver knowing yet."""
         known, found = max(used, self.granted(now - _UNHEARD_S)), Spent()
         for _, requests, tokens, cost in self.grants:
             if requests > known:
@@ -103,37 +114,37 @@ class _Worker:
         return found
 
     def grant(self, now: float, beat: Heartbeat, count: int) -> None:
-        """Grant so many more, or none; what was granted for a much smaller request is not for the next one."""
+        """Grant `count` more requests; void earlier grants if they were for much smaller requests than the next one."""
         if count or self.waits_since is None:
             self.waits_since = now
         if self.grants and beat.next_tokens > TOLERATED * self.grants[-1][2]:
             self.void = self.granted()
-        # Whatever started while nothing was limited has used up numbers, too.
+        # Requests that started while the run had no limits have numbers, too.
         granted = max(self.granted(), beat.used) + count
         self.grants.append((now, granted, max(beat.next_tokens, 1.0), beat.next_usd))
         while len(self.grants) > 1 and self.grants[1][0] < now - _UNHEARD_S:
             self.grants.popleft()
 
     def permit(self, now: float) -> Permit:
-        """What it may have started."""
+        """The permit to publish."""
         tokens = self.grants[-1][2] if self.grants else 0.0
         return Permit(self.granted(), max(self.void, self.granted(now - PERMIT_S)), tokens)
 
 
 class Pacer:
-    """Gives out the run's permits, twice a second or so.
+    """Issues the run's permits, about twice a second.
 
     Attributes:
-        exhausted: which budget is at its end: nothing more fits, and nothing is in flight.
-        pace: requests a second after a 429; None while there is no need.
+        exhausted: the budget that is used up, and how; set when no request fits and no call is open.
+        pace: the maximum requests per second after a 429; None when there is none.
     """
 
     def __init__(self, bounds: Bounds, before: Spent | None = None) -> None:
         """Nothing is granted yet.
 
         Args:
-            bounds: what the run may use.
-            before: what it has used when it was started before.
+            bounds: the limits and budgets.
+            before: what earlier starts of the run have used.
         """
         self._bounds = bounds
         self._before = before or Spent()
@@ -150,15 +161,15 @@ class Pacer:
     def turn(
         self, now: float, beats: Iterable[Heartbeat], ages: Mapping[str, float] | None = None
     ) -> Mapping[str, Permit] | None:
-        """Hear the workers and grant what may start; None where nothing bounds it.
+        """Read the heartbeats and issue permits; None when no limit, budget or pace applies.
 
         Args:
             now: monotonic seconds.
-            beats: the workers' last words, those of ended, dead and earlier workers included.
-            ages: of words that are older than this driver, in seconds.
+            beats: the latest heartbeats, including those of ended, dead and earlier workers.
+            ages: age in seconds of the heartbeats that are older than this driver, by claim.
         """
         beats = list(beats)
-        limited = self._hear(now, beats, ages or {})
+        limited = self._read(now, beats, ages or {})
         if limited:
             self._slow_down(now)
         elif self.pace is not None and self._turned_at is not None:
@@ -171,30 +182,30 @@ class Pacer:
         outstanding = {beat.claim: self._workers[beat.claim].outstanding(now, beat.used) for beat in beats}
         flying = sum(outstanding.values(), Spent())
         if self._began_at is None and beats:
-            # An earlier driver's workers have begun the minute.
+            # With workers of an earlier driver, the current minute has already begun.
             self._began_at = now - (MINUTE_S if ages else 0.0)
-        # What an earlier driver's workers used stands in the captures, so it is in `before`.
+        # The use of an earlier driver's workers is in the captures, and so in `before`.
         ours = [beat for beat in beats if beat.claim not in (ages or {})]
-        (left, pace), budget = self._left(now, flying), self._budget_left(ours, flying)
+        (left, pace), budget = self._limits_left(now, flying), self._budget_left(ours, flying)
         if not flying.requests and not any(beat.open or beat.mean_output_tokens for beat in ours):
             one = max((_cost(beat) for beat in ours), key=lambda one: one.tokens, default=Spent())
             budget = budget.with_one(one)
         alive = [beat for beat in beats if not beat.ended and now - self._workers[beat.claim].heard_at < _UNHEARD_S]
-        hungry = [beat for beat in alive if beat.wants > outstanding[beat.claim].requests]
-        for claim in self._workers.keys() - {beat.claim for beat in hungry}:
+        wanting = [beat for beat in alive if beat.wants > outstanding[beat.claim].requests]
+        for claim in self._workers.keys() - {beat.claim for beat in wanting}:
             self._workers[claim].waits_since = None
-        self._grant(now, hungry, outstanding, left, pace, budget)
-        self._judge(alive, hungry, flying, budget)
+        self._grant(now, wanting, outstanding, left, pace, budget)
+        self._check_budgets(alive, wanting, flying, budget)
         self._turned_at = now
         return {beat.claim: self._workers[beat.claim].permit(now) for beat in beats if not beat.ended}
 
     def cool_s(self, now: float, beats: Iterable[Heartbeat]) -> float:
-        """For how long nothing may start, by what servers told the workers; :meth:`turn` has heard them before."""
-        left = (beat.cool_s - (now - self._workers[beat.claim].heard_at) for beat in beats)
-        return max(0.0, max(left, default=0.0))
+        """For how many seconds nothing may start, by the servers' responses; call :meth:`turn` before this."""
+        remaining = (beat.cool_s - (now - self._workers[beat.claim].heard_at) for beat in beats)
+        return max(0.0, max(remaining, default=0.0))
 
-    def _hear(self, now: float, beats: Iterable[Heartbeat], ages: Mapping[str, float]) -> bool:
-        """Take in what is new; whether a server has said that it is too much."""
+    def _read(self, now: float, beats: Iterable[Heartbeat], ages: Mapping[str, float]) -> bool:
+        """Record new heartbeats; returns whether a worker has received another 429."""
         limited = False
         for beat in beats:
             worker = self._workers.get(beat.claim)
@@ -210,7 +221,7 @@ class Pacer:
         return limited
 
     def _slow_down(self, now: float) -> None:
-        """Halve the pace, once for all that was refused together."""
+        """Halve the pace, once for 429 responses that belong together."""
         if now < self._calm_at:
             return
         self._calm_at = now + _RATE_OVER_S
@@ -220,14 +231,14 @@ class Pacer:
             for age, requests, _ in worker.recent
         ]
         recent = [(age, requests) for age, requests in started if age < _RATE_OVER_S]
-        # Of a run that has just begun, as long as it has lasted.
+        # At the start of a run, measure over its duration so far.
         span = max(1.0, max((age for age, _ in recent), default=0.0))
         before = min(self.pace or math.inf, sum(requests for _, requests in recent) / span)
         self._recovering = max(self._recovering, before, _SLOWEST)
         self.pace = max(before / 2, _SLOWEST)
 
-    def _left(self, now: float, flying: Spent) -> tuple[Spent, Spent]:
-        """What of the limits a minute is left, and what of it may start at once, so that the minute fills evenly."""
+    def _limits_left(self, now: float, flying: Spent) -> tuple[Spent, Spent]:
+        """What is left of the rate limits, and how much may start now so that starts spread over the minute."""
         requests, tokens = flying.requests, flying.tokens
         for worker in self._workers.values():
             for age, count, amount in worker.recent:
@@ -236,17 +247,17 @@ class Pacer:
                     tokens += amount
         used, bounds = Spent(requests, tokens), self._bounds
         limits = Spent(bounds.requests_per_minute or math.inf, bounds.tokens_per_minute or math.inf, math.inf)
-        rates = limits.times(_CATCH_UP / MINUTE_S).least(Spent(self.pace or math.inf, math.inf, math.inf))
+        rates = limits.times(_CATCH_UP / MINUTE_S).minimum(Spent(self.pace or math.inf, math.inf, math.inf))
         passed = max(_MOMENT_S, 0.0 if self._turned_at is None else now - self._turned_at)
         burst = rates.times(_BURST_S)
-        # Tokens may turn out to be far fewer than expected: nothing waits for long because of them.
+        # Requests may use far fewer tokens than expected, so a token debt stays small.
         level = Spent(self._level.requests, max(self._level.tokens, -burst.tokens), self._level.cost_usd)
-        self._level = (level + rates.times(passed)).least(burst)
+        self._level = (level + rates.times(passed)).minimum(burst)
         minute = MINUTE_S if self._began_at is None else min(MINUTE_S, max(_MOMENT_S, now - self._began_at))
-        return limits + used.times(-1), self._level.least(limits.times(minute / MINUTE_S) + used.times(-1))
+        return limits + used.times(-1), self._level.minimum(limits.times(minute / MINUTE_S) + used.times(-1))
 
     def _budget_left(self, beats: Iterable[Heartbeat], flying: Spent) -> Spent:
-        """What of the budgets is left, with what is in flight at its expected cost."""
+        """What is left of the budgets; open calls count at their expected use."""
         spent = self._before + flying
         for beat in beats:
             spent += Spent(beat.requests, beat.spent_tokens + beat.flying_tokens, beat.spent_usd + beat.flying_usd)
@@ -260,17 +271,17 @@ class Pacer:
     def _grant(
         self,
         now: float,
-        hungry: list[Heartbeat],
+        wanting: list[Heartbeat],
         outstanding: Mapping[str, Spent],
         left: Spent,
         pace: Spent,
         budget: Spent,
     ) -> None:
-        """Deal to who wants, in turn, as evenly as it goes."""
-        dealt = dict.fromkeys((beat.claim for beat in hungry), 0)
-        overdue = {beat.claim for beat in hungry if self._overdue(now, beat, len(hungry))}
-        order = sorted(hungry, key=lambda beat: (beat.claim not in overdue, beat.claim <= self._served, beat.claim))
-        # Where a large one is overdue all wait until there is room: for ever small ones would take it before.
+        """Grant requests to the workers that want them, in turn and as evenly as possible."""
+        dealt = dict.fromkeys((beat.claim for beat in wanting), 0)
+        overdue = {beat.claim for beat in wanting if self._overdue(now, beat, len(wanting))}
+        order = sorted(wanting, key=lambda beat: (beat.claim not in overdue, beat.claim <= self._served, beat.claim))
+        # While a large request is overdue, all wait until it fits; otherwise small ones would always take its room.
         blocked = any(left.fits(self._one(beat)) < 1 <= budget.fits(_cost(beat)) for beat in order[: len(overdue)])
         waiting = [] if blocked else order
         while waiting:
@@ -278,7 +289,7 @@ class Pacer:
             for beat in waiting:
                 cost, one = _cost(beat), self._one(beat)
                 wants = beat.wants - outstanding[beat.claim].requests - dealt[beat.claim]
-                fits = min(left.fits(one), pace.paces(one))
+                fits = min(left.fits(one), pace.may_start(one))
                 fair = max(1, math.floor(fits / len(waiting))) if math.isfinite(fits) else wants
                 count = math.floor(min(wants, fair, fits, budget.fits(cost)))
                 if count > 0:
@@ -289,39 +300,41 @@ class Pacer:
                     budget += cost.times(-count)
                     still.append(beat)
             waiting = [beat for beat in still if beat.wants - outstanding[beat.claim].requests > dealt[beat.claim]]
-        for beat in hungry:
+        for beat in wanting:
             self._workers[beat.claim].grant(now, beat, dealt[beat.claim])
 
     def _one(self, beat: Heartbeat) -> Spent:
-        """What a worker's next request takes of the minute. What is larger than a minute's tokens goes out alone."""
-        return _cost(beat).least(Spent(1, self._bounds.tokens_per_minute or math.inf, math.inf))
+        """What a worker's next request takes of the rate limits; one larger than the token limit starts alone."""
+        return _cost(beat).minimum(Spent(1, self._bounds.tokens_per_minute or math.inf, math.inf))
 
     def _overdue(self, now: float, beat: Heartbeat, workers: int) -> bool:
-        """Whether a worker has waited for as long as its part of the tokens takes to come to its next request."""
+        """Whether a worker has waited until its part of the token limit would have covered its next request."""
         since, limit = self._workers[beat.claim].waits_since, self._bounds.tokens_per_minute
         if since is None or limit is None:
             return False
         return now - since >= workers * MINUTE_S * self._one(beat).tokens / limit
 
-    def _judge(self, alive: Iterable[Heartbeat], hungry: Sequence[Heartbeat], flying: Spent, budget: Spent) -> None:
-        """A budget is at its end when somebody waits, nothing fits, and nothing is in flight that may cost less."""
-        if not hungry or flying.requests > 0 or any(beat.open for beat in alive):
+    def _check_budgets(
+        self, alive: Iterable[Heartbeat], wanting: Sequence[Heartbeat], flying: Spent, budget: Spent
+    ) -> None:
+        """Set `exhausted` when workers wait, no request fits, and no open call can use less than expected."""
+        if not wanting or flying.requests > 0 or any(beat.open for beat in alive):
             return
-        one = min((_cost(beat) for beat in hungry), key=lambda cost: cost.cost_usd or cost.tokens)
+        one = min((_cost(beat) for beat in wanting), key=lambda cost: cost.cost_usd or cost.tokens)
         if budget.fits(one) >= 1:
             return
-        for name, left, part in (
+        for name, available, part in (
             ("requests", budget.requests, one.requests),
             ("tokens", budget.tokens, one.tokens),
             ("cost_usd", budget.cost_usd, one.cost_usd),
         ):
-            if part > 0 and left < part:
+            if part > 0 and available < part:
                 bound = getattr(self._bounds, name)
-                rest = f"{left:,.10g} of {bound:,} left, and the next request is expected to use {part:,.10g}"
-                self.exhausted = f"budget.{name}: {rest if left > 0 else f'{bound:,} is used up'}"
+                rest = f"{available:,.10g} of {bound:,} left, and the next request is expected to use {part:,.10g}"
+                self.exhausted = f"budget.{name}: {rest if available > 0 else f'{bound:,} is used up'}"
                 return
 
 
 def _cost(beat: Heartbeat) -> Spent:
-    """Of a worker's next request."""
+    """The expected use of a worker's next request."""
     return Spent(1, beat.next_tokens, beat.next_usd)

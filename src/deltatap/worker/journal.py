@@ -35,6 +35,8 @@ _RECENT = 256
 # long answers may end at the same time.
 _FLUSH_ROWS = 512
 _FLUSH_CHUNKS = 50_000
+# How often, and for how long, a write that failed is retried.
+_RETRY_S = 1.0
 _GIVE_UP_S = 120.0
 
 
@@ -153,7 +155,7 @@ class JournalWriter:
             except OSError:
                 if time.monotonic() > give_up:
                     raise
-                time.sleep(1)
+                time.sleep(_RETRY_S)
             else:
                 return
 

@@ -9,7 +9,7 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 _TICK_S = 0.01
 
@@ -44,10 +44,14 @@ class LagRecord:
 class LagWatch:
     """Measures how late a timer of the running event loop fires, a hundred times a second."""
 
-    __slots__ = ("_clock", "_due", "_record")
+    __slots__ = ("_clock", "_due", "_record", "_sleep")
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._clock, self._sleep = clock, sleep
         self._record = LagRecord()
         self._due = math.inf
 
@@ -59,6 +63,6 @@ class LagWatch:
         """Measure until cancelled."""
         while True:
             self._due = self._clock() + _TICK_S
-            await asyncio.sleep(_TICK_S)
+            await self._sleep(_TICK_S)
             now = self._clock()
             self._record.add(now, max(0.0, now - self._due))

@@ -1,4 +1,4 @@
-"""Limits, budgets and the pace, in virtual time: the driver's and the workers' own code, with words that take their time."""
+"""Limits, budgets and the pace in virtual time: the real code of driver and workers, with delayed messages between them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from deltatap.config import Bounds
 from deltatap.driver.pacer import Pacer, Spent
 from deltatap.messages import Heartbeat, Permit
-from deltatap.model import Bounds, Call, CaptureError, Chunks, Expected, Job, Received, Request, Usage
-from deltatap.worker.allowance import Allowance, Meter
+from deltatap.model import Call, CaptureError, Chunks, Expected, Job, Received, Request, Usage
 from deltatap.worker.usage import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-WORD_S = 0.5
+MESSAGE_S = 0.5
 STEP_S = 0.05
 
 
@@ -32,7 +32,7 @@ def ended(tokens: int, inputs: int = 20, *, limited: bool = False) -> Call:
 
 @dataclass
 class Worker:
-    """A worker of the simulation: a share of streams, requests without end, words every half second."""
+    """A simulated worker with a share of streams, endless requests, and a heartbeat every half second."""
 
     name: str
     clock: Callable[[], float]
@@ -51,8 +51,8 @@ class Worker:
         self.tally = Tally(self.clock)
         self.tally.give(Permit(), None)
         self.open: list[tuple[float, int, int, Job]] = []
-        self.next_word = self.clock() + self.chance.uniform(0, WORD_S)
-        self.next_hear = self.clock() + self.chance.uniform(0, WORD_S)
+        self.next_message = self.clock() + self.chance.uniform(0, MESSAGE_S)
+        self.next_read = self.clock() + self.chance.uniform(0, MESSAGE_S)
         self.job = self._job()
 
     def _job(self) -> Job:
@@ -60,17 +60,23 @@ class Worker:
         return Job(Request("r", "", None, None, None, None), None, "stream", 0, [], 0.0, expected=expected)
 
     @property
+    def unused_permits(self) -> bool:
+        """A shortcut, since most steps of the simulation come between two permits."""
+        permit = self.tally.allowance._permit
+        return permit is None or self.tally.allowance.used < permit.requests
+
+    @property
     def wants(self) -> int:
         return min(self.work, self.share - len(self.open))
 
     def run(self, started: list[tuple[float, int]], served: Callable[[float, int], bool], may: bool) -> bool:  # noqa: FBT001
-        """Start what may start; whether the server said that it is too much."""
+        """Start every request that may start; returns whether the server refused one."""
         now = self.clock()
         refused = False
         while self.open and self.open[0][0] <= now:
             _, _, tokens, job = heapq.heappop(self.open)
             self.tally.ended(job, ended(abs(tokens), self.inputs_of(job), limited=tokens < 0))
-        while may and not refused and self.wants > 0 and self.tally.allows(self.job):
+        while may and not refused and self.unused_permits and self.wants > 0 and self.tally.allows(self.job):
             job, self.job = self.job, self._job()
             self.tally.started(job)
             self.requests += 1
@@ -94,11 +100,11 @@ class Worker:
     def inputs_of(job: Job) -> int:
         return 0 if job.expected is None else job.expected.input_tokens
 
-    def word(self) -> Heartbeat:
+    def message(self) -> Heartbeat:
         self.beats += 1
-        told = self.tally.status(self.job)
+        status = self.tally.status(self.job)
         return Heartbeat(
-            1, self.name, self.beats, open=len(self.open), requests=self.requests, wants=self.wants, **told
+            1, self.name, self.beats, open=len(self.open), requests=self.requests, wants=self.wants, **status
         )
 
 
@@ -114,7 +120,7 @@ class World:
     cool_until: float = 0.0
     workers: list[Worker] = field(default_factory=list)
     started: list[tuple[float, int]] = field(default_factory=list)
-    words: dict[str, Heartbeat] = field(default_factory=dict)
+    messages: dict[str, Heartbeat] = field(default_factory=dict)
     permits: Mapping[str, Permit] | None = None
     mean: float | None = None
 
@@ -136,25 +142,25 @@ class World:
         while self.now < until and self.pacer.exhausted is None:
             self.now += STEP_S
             if self.now >= self.next_turn:
-                self.next_turn += WORD_S
-                self.permits = self.pacer.turn(self.now, self.words.values())
-                means = [beat.mean_output_tokens for beat in self.words.values() if beat.mean_output_tokens]
+                self.next_turn += MESSAGE_S
+                self.permits = self.pacer.turn(self.now, self.messages.values())
+                means = [beat.mean_output_tokens for beat in self.messages.values() if beat.mean_output_tokens]
                 self.mean = statistics.fmean(means) if means else None
             for worker in self.workers:
                 if not worker.alive:
                     continue
-                if self.now >= worker.next_hear:
-                    worker.next_hear += WORD_S
+                if self.now >= worker.next_read:
+                    worker.next_read += MESSAGE_S
                     permit = None if self.permits is None else self.permits.get(worker.name, Permit())
                     worker.tally.give(permit, self.mean)
                 if worker.run(self.started, self.served, self.now >= self.cool_until):
                     self.cool_until = self.now + 5.0  # the server's Retry-After
-                if self.now >= worker.next_word:
-                    worker.next_word += WORD_S
-                    self.words[worker.name] = worker.word()
+                if self.now >= worker.next_message:
+                    worker.next_message += MESSAGE_S
+                    self.messages[worker.name] = worker.message()
 
     def windows(self, *, tokens: bool = False, skip: float = 0.0) -> tuple[float, float]:
-        """The least and the most that started within any sixty seconds; the first ones may be skipped."""
+        """The minimum and maximum that started within any sixty seconds, after the first `skip` seconds."""
         events = [(at, amount if tokens else 1) for at, amount in self.started]
         least, most = float("inf"), 0.0
         first = last = 0
@@ -175,7 +181,7 @@ class World:
 @pytest.mark.parametrize(
     ("workers", "limit"), [(1, 10), (1, 60), (2, 60), (4, 60), (1, 600), (2, 600), (4, 3000), (50, 120)]
 )
-def test_of_a_limit_at_least_nine_tenths_are_used_and_never_more(workers: int, limit: int) -> None:
+def test_a_limit_is_used_almost_fully_and_not_exceeded(workers: int, limit: int) -> None:
     world = World(Bounds(requests_per_minute=limit))
     world.join(workers)
     world.run(240)
@@ -193,11 +199,11 @@ def test_a_thousand_workers_share_a_limit() -> None:
     assert least >= 0.93 * 6000
     assert most <= 1.05 * 6000
     counts = sorted(worker.requests for worker in world.workers)
-    assert counts[-1] <= 2 * counts[0] + 5, "evenly"
+    assert counts[-1] <= 2 * counts[0] + 5, "evenly shared"
 
 
 @pytest.mark.parametrize("limit", [60, 600])
-def test_workers_join_and_die_and_the_limit_is_kept(limit: int) -> None:
+def test_the_limit_holds_while_workers_join_and_die(limit: int) -> None:
     world = World(Bounds(requests_per_minute=limit))
     world.join()
     world.run(70)
@@ -215,7 +221,7 @@ def test_workers_join_and_die_and_the_limit_is_kept(limit: int) -> None:
     assert most <= 1.05 * limit
 
 
-def test_a_worker_that_has_nothing_to_do_leaves_its_part_to_others() -> None:
+def test_an_idle_worker_leaves_its_part_to_others() -> None:
     world = World(Bounds(requests_per_minute=600))
     world.join(3, work=5)
     world.join()
@@ -226,8 +232,8 @@ def test_a_worker_that_has_nothing_to_do_leaves_its_part_to_others() -> None:
 
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("output", [30.0, 400.0, 3000.0])
-def test_tokens_a_minute_are_used_as_they_turn_out(workers: int, output: float) -> None:
-    """Outputs of other lengths than expected: corrected when known, and learned."""
+def test_a_token_limit_follows_actual_use(workers: int, output: float) -> None:
+    """Outputs differ from the expected length: corrected when they end, and learned."""
     limit = round(1500 * output)
     world = World(Bounds(tokens_per_minute=limit))
     world.join(workers, output=output, lasts_s=4)
@@ -237,7 +243,7 @@ def test_tokens_a_minute_are_used_as_they_turn_out(workers: int, output: float) 
     assert most <= 1.05 * limit
 
 
-def test_a_request_larger_than_a_minute_s_tokens_goes_out_alone() -> None:
+def test_a_request_larger_than_the_token_limit_starts_alone() -> None:
     world = World(Bounds(tokens_per_minute=100))
     world.join(output=500)
     world.run(400)
@@ -252,9 +258,9 @@ def test_a_request_larger_than_a_minute_s_tokens_goes_out_alone() -> None:
         lambda _now, chance: 10_000 if chance.random() < 0.01 else 100,
         lambda _now, chance: round(min(20_000, chance.lognormvariate(5, 1.5))),
     ],
-    ids=["larger from then on", "a few large ones", "of all sizes"],
+    ids=["larger after a while", "a few large ones", "all sizes"],
 )
-def test_a_permit_for_a_small_request_is_none_for_a_large_one(
+def test_a_permit_for_a_small_request_does_not_cover_a_large_one(
     workers: int, inputs: Callable[[float, random.Random], int]
 ) -> None:
     world = World(Bounds(tokens_per_minute=60_000))
@@ -265,7 +271,7 @@ def test_a_permit_for_a_small_request_is_none_for_a_large_one(
 
 
 @pytest.mark.parametrize(("size", "least"), [(15_000, 8), (30_000, 4), (70_000, 2)])
-def test_a_large_request_does_not_wait_for_ever_for_small_ones(size: int, least: int) -> None:
+def test_small_requests_do_not_starve_a_large_one(size: int, least: int) -> None:
     world = World(Bounds(tokens_per_minute=60_000))
     world.join(2, output=30.0, inputs=lambda _now, _chance: 500)
     world.join(1, output=30.0, inputs=lambda _now, _chance: size)
@@ -277,7 +283,7 @@ def test_a_large_request_does_not_wait_for_ever_for_small_ones(size: int, least:
     assert most <= 1.05 * max(60_000, size)
 
 
-def test_both_limits_hold_at_once() -> None:
+def test_both_limits_hold_together() -> None:
     world = World(Bounds(requests_per_minute=1_200, tokens_per_minute=50_000))
     world.join(2)
     world.run(200)
@@ -286,7 +292,7 @@ def test_both_limits_hold_at_once() -> None:
     assert world.windows(tokens=True, skip=30)[0] >= 45_000
 
 
-def test_what_an_ended_worker_started_leaves_the_minute_too() -> None:
+def test_starts_of_an_ended_worker_expire_after_a_minute() -> None:
     ended_one = Heartbeat(1, "00000-1-x", 0, requests=60, recent=[[1.0, 60, 0.0]], ended=True)
     pacer = Pacer(Bounds(requests_per_minute=60))
     granted: list[int] = []
@@ -295,26 +301,26 @@ def test_what_an_ended_worker_started_leaves_the_minute_too() -> None:
         permits = pacer.turn(turn * 0.5, [ended_one, waiting])
         assert permits is not None
         granted.append(permits["00001-1-x"].requests)
-    assert granted[110] == 0, "the minute is full"
-    assert granted[-1] > 10, "and then it is not"
+    assert granted[110] == 0, "the limit is reached"
+    assert granted[-1] > 10, "a minute later it is not"
 
 
-def test_what_is_permitted_and_not_heard_of_counts_for_the_minute() -> None:
+def test_unused_permits_count_towards_the_limit() -> None:
     pacer = Pacer(Bounds(requests_per_minute=600))
     for turn in range(11):
         silent = Heartbeat(1, "00000-1-x", turn, wants=50, recent=[[1.0, 598, 0.0]])
-        permits = pacer.turn(turn * 0.25, [silent], {"00000-1-x": 0.0})  # of a minute that has begun
+        permits = pacer.turn(turn * 0.25, [silent], {"00000-1-x": 0.0})  # the minute has already begun
     assert permits is not None
     assert permits["00000-1-x"].requests == 2
 
 
-def test_without_bounds_nothing_is_held() -> None:
+def test_a_run_without_limits_has_no_permits() -> None:
     pacer = Pacer(Bounds())
     assert pacer.turn(1.0, [Heartbeat(1, "a", 1, wants=5)]) is None
 
 
-def test_after_a_429_the_pace_is_halved_and_comes_back() -> None:
-    """A server that takes 300 a minute, which nobody told us."""
+def test_after_a_429_the_run_finds_the_server_s_pace() -> None:
+    """The server accepts 300 requests per minute, which the configuration does not say."""
     taken: list[float] = []
 
     def served(now: float, _tokens: int) -> bool:
@@ -328,12 +334,12 @@ def test_after_a_429_the_pace_is_halved_and_comes_back() -> None:
     world.run(400)
     refused = sum(worker.requests for worker in world.workers) - len(world.started)
     least, _ = world.windows(skip=60)
-    assert least >= 150, "most of what the server takes"
+    assert least >= 150, "most of what the server accepts"
     assert refused < len(world.started) / 4
 
 
-def test_after_a_429_late_in_a_run_starts_go_on() -> None:
-    """Thousands have started while nothing bounded them: permits are numbered from there."""
+def test_after_a_late_429_starts_resume_at_half_the_pace() -> None:
+    """Thousands of requests have started without limits; permit numbers begin there."""
     full: list[float] = []
 
     def served(now: float, _tokens: int) -> bool:
@@ -349,7 +355,7 @@ def test_after_a_429_late_in_a_run_starts_go_on() -> None:
     assert starts[0] < full[0] + 8, "the server's Retry-After is 5 s"
     assert max(b - a for a, b in pairwise(starts)) < 3
     before = sum(1 for at, _ in world.started if 1190 < at < 1200)
-    assert sum(1 for at in starts if at < starts[0] + 2) < 0.2 * before * 0.8, "at first at about half the pace"
+    assert sum(1 for at in starts if at < starts[0] + 2) < 0.2 * before * 0.8, "at about half the pace at first"
 
 
 @pytest.mark.parametrize(
@@ -359,17 +365,17 @@ def test_after_a_429_late_in_a_run_starts_go_on() -> None:
         (Bounds(tokens=50_000), lambda world: sum(tokens for _, tokens in world.started) / 50_000),
     ],
 )
-def test_a_budget_ends_the_run_and_is_hardly_exceeded(bounds: Bounds, spent: Callable[[World], float]) -> None:
+def test_a_budget_ends_the_run_and_is_barely_exceeded(bounds: Bounds, spent: Callable[[World], float]) -> None:
     world = World(bounds)
     world.join(3, share=20)
     world.run(600)
     assert world.pacer.exhausted is not None
     assert world.pacer.exhausted.startswith("budget.")
-    assert not any(worker.open for worker in world.workers), "what was in flight has ended"
+    assert not any(worker.open for worker in world.workers), "all open calls have ended"
     assert 0.95 <= spent(world) <= 1.03
 
 
-def test_a_budget_counts_what_was_spent_before() -> None:
+def test_a_budget_counts_earlier_use() -> None:
     world = World(Bounds(requests=500), before=Spent(requests=490))
     world.join()
     world.run(60)
@@ -377,7 +383,7 @@ def test_a_budget_counts_what_was_spent_before() -> None:
     assert world.pacer.exhausted == "budget.requests: 500 is used up"
 
 
-def test_what_an_earlier_driver_s_workers_used_is_counted_once() -> None:
+def test_use_of_an_earlier_driver_s_workers_counts_once() -> None:
     earlier = Heartbeat(1, "00000-1-old", 9, requests=60)
     waiting = Heartbeat(2, "00000-2-new", 1, wants=50)
     permits = Pacer(Bounds(requests=70), Spent(requests=60)).turn(100.0, [earlier, waiting], {"00000-1-old": 10.0})
@@ -385,8 +391,8 @@ def test_what_an_earlier_driver_s_workers_used_is_counted_once() -> None:
     assert permits["00000-2-new"].requests == 10
 
 
-def test_what_an_earlier_driver_s_workers_knew_does_not_end_the_budget() -> None:
-    """They have learned how long outputs are, the new ones have not: what is left is enough for one, which tells."""
+def test_an_earlier_driver_s_workers_do_not_end_the_budget() -> None:
+    """They knew the output length and the new ones do not: one request may start, which shows it."""
     earlier = Heartbeat(1, "00000-1-old", 9, open=3, requests=60, mean_output_tokens=100.0)
     waiting = Heartbeat(2, "00000-2-new", 1, wants=50, next_tokens=4020.0)
     pacer = Pacer(Bounds(tokens=50_000), Spent(tokens=47_000))
@@ -396,7 +402,7 @@ def test_what_an_earlier_driver_s_workers_knew_does_not_end_the_budget() -> None
     assert permits["00000-2-new"].requests == 1
 
 
-def test_a_budget_says_what_is_left() -> None:
+def test_the_reason_states_what_is_left_of_a_budget() -> None:
     waiting = Heartbeat(2, "00000-2-new", 1, wants=50, next_tokens=4020.0, mean_output_tokens=4000.0)
     pacer = Pacer(Bounds(tokens=50_000), Spent(tokens=47_000))
     pacer.turn(100.0, [waiting])
@@ -404,7 +410,7 @@ def test_a_budget_says_what_is_left() -> None:
     assert pacer.exhausted == f"budget.tokens: {left}"
 
 
-def test_what_an_earlier_driver_s_workers_started_counts_for_the_minute() -> None:
+def test_starts_of_an_earlier_driver_s_workers_count_towards_the_limit() -> None:
     earlier = Heartbeat(1, "00000-1-old", 9, requests=60, recent=[[5.0, 60, 0.0]])
     waiting = Heartbeat(2, "00000-2-new", 1, wants=50)
     pacer = Pacer(Bounds(requests_per_minute=60))
@@ -414,31 +420,38 @@ def test_what_an_earlier_driver_s_workers_started_counts_for_the_minute() -> Non
         assert permits["00000-2-new"].requests == 0
 
 
-def test_a_permit_is_void_after_a_while() -> None:
-    allowance = Allowance()
-    assert allowance.allows(5.0, 10), "nothing limits it before the driver's word"
-    allowance.give(Permit(2, tokens=100), 10.0)
-    assert allowance.allows(10.5, 100)
-    assert not allowance.allows(10.5, 200), "another request than the driver was told of"
-    allowance.take()
-    allowance.take()
-    assert not allowance.allows(10.5, 50)
-    allowance.give(Permit(3, tokens=100), 10.6)
-    assert allowance.allows(11.5, 50)
-    assert not allowance.allows(11.6, 50), "the driver has not been heard for too long"
-    allowance.give(Permit(5, void=4, tokens=100), 20.0)
-    assert allowance.used == 4
-    allowance.take()
-    assert not allowance.allows(20.0, 0)
-    allowance.give(None, 30.0)
-    assert allowance.allows(99.0, 1e9)
+def test_a_429_halves_the_measured_pace_once_and_the_pace_recovers() -> None:
+    pacer = Pacer(Bounds())
+    ten_per_second = [[4.0, 20.0, 0.0], [2.0, 20.0, 0.0], [30.0, 500.0, 0.0]]
+
+    def turn(at: float, limited: int) -> float | None:
+        pacer.turn(at, [Heartbeat(1, "00000-1-x", round(at * 2), wants=50, limited=limited, recent=ten_per_second)])
+        return pacer.pace
+
+    assert turn(100.0, 0) is None
+    assert turn(100.5, 1) == 5.0, "40 starts in the last 4 s"
+    assert turn(101.0, 3) == 5.0, "429 responses within 5 s count as one"
+    assert turn(102.0, 3) == 6.0, "10 per second more every 10 s"
+    assert turn(106.0, 3) == 10.0, "restored after half of that time"
+    assert turn(106.5, 4) == 5.0, "halved again"
+    assert turn(141.0, 4) == 39.5
+    assert turn(142.0, 4) is None, "no longer needed"
 
 
-def test_a_meter_tells_the_last_minute_as_it_turned_out() -> None:
-    meter = Meter()
-    meter.started(100.1, 50)
-    meter.started(100.4, 50)
-    meter.started(130.0, 50)
-    meter.corrected(100.4, -30)
-    assert meter.recent(131.0) == [[30.5, 2, 70.0], [0.5, 1, 50.0]]
-    assert meter.recent(170.0) == [[39.5, 1, 50.0]]
+def test_a_429_at_the_start_of_a_run_leaves_a_minimum_pace() -> None:
+    pacer = Pacer(Bounds())
+    pacer.turn(100.0, [Heartbeat(1, "00000-1-x", 1, wants=50, limited=1)])
+    assert pacer.pace == 0.5
+
+
+def test_a_429_of_an_earlier_driver_s_worker_is_old_news() -> None:
+    pacer = Pacer(Bounds())
+    pacer.turn(100.0, [Heartbeat(1, "00000-1-x", 1, limited=7)], {"00000-1-x": 5.0})
+    assert pacer.pace is None
+
+
+def test_a_cool_down_ends_by_the_time_of_its_heartbeat() -> None:
+    pacer, beats = Pacer(Bounds()), [Heartbeat(1, "00000-1-x", 1, cool_s=8.0), Heartbeat(1, "00001-1-x", 1)]
+    pacer.turn(100.0, beats)
+    assert pacer.cool_s(103.0, beats) == 5.0
+    assert pacer.cool_s(110.0, beats) == 0.0

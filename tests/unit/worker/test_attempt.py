@@ -1,4 +1,4 @@
-"""An attempt at a part, without Spark: what it captures, journals, and leaves alone when it is tried again."""
+"""An attempt at a part, without Spark: what it captures and journals, and what a retried attempt skips."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from deltatap.prices import Prices
 from deltatap.prompts import build_request
 from deltatap.state import LANDED, RunState
 from deltatap.worker import journal as journaling
+from deltatap.worker import line
 from deltatap.worker.attempt import CaptureTask, capture_part
 from tests import prompts
 from tests.simulation import start_simulator
@@ -35,6 +36,7 @@ KEY = "sk-test-4711-do-not-tell"
 
 def task(folder: Path, simulator: Simulation, rows: list[dict[str, Any]], **sections: Any) -> CaptureTask:
     """A plan of one part."""
+    sections = {"state": {"flush_s": 0.02}, **sections}
     settings = load_settings(prompts.config(folder, simulator.base_url, **sections))
     state = RunState(folder / "state" / "run-1")
     state.prepare()
@@ -49,14 +51,20 @@ def task(folder: Path, simulator: Simulation, rows: list[dict[str, Any]], **sect
     return CaptureTask(settings, Prices(), "run-1", state.folder, 1)
 
 
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(line, "POLL_S", 0.02)
+    monkeypatch.setattr(journaling, "_RETRY_S", 0.02)
+
+
 @contextmanager
 def driver(folder: Path, *, share: int = 8, epoch: int = 1, stop: str | None = None) -> Iterator[None]:
-    """Publishes shares, as the driver does."""
+    """Publish shares as the driver does."""
     state, over = RunState(folder), threading.Event()
 
     def publish() -> None:
         beat = 0
-        while not over.wait(0.05):
+        while not over.wait(0.01):
             beat += 1
             shares = {heartbeat.claim: share for heartbeat in state.heartbeats() if not heartbeat.ended}
             state.publish(Control(epoch, beat, shares, stop=stop))
@@ -79,7 +87,7 @@ def asked(count: int) -> list[dict[str, Any]]:
     return [{"request_id": f"r{n}", "prompt": f"p{n}"} for n in range(count)]
 
 
-def test_a_part_is_journaled_whole(tmp_path: Path, simulator: Simulation) -> None:
+def test_every_row_of_a_part_is_journaled(tmp_path: Path, simulator: Simulation) -> None:
     work = task(tmp_path, simulator, [*asked(30), {"request_id": "bad", "prompt": " "}])
     with driver(work.folder):
         receipt = capture_part(work, 0)
@@ -94,13 +102,13 @@ def test_a_part_is_journaled_whole(tmp_path: Path, simulator: Simulation) -> Non
     assert dict(last.rows) == {"completed": 30, "failed": 1}
 
 
-def test_a_retried_attempt_pays_only_for_what_is_nowhere(tmp_path: Path, simulator: Simulation) -> None:
+def test_a_retried_attempt_captures_only_rows_that_are_nowhere(tmp_path: Path, simulator: Simulation) -> None:
     work = task(tmp_path, simulator, asked(20))
     with driver(work.folder):
         capture_part(work, 0)
     state = RunState(work.folder)
     rows = journal(work)
-    # Half of it landed: remembered, its files gone. Some of the rest is still in the journal, one file was lost.
+    # Ten rows have landed and their files are deleted, five are in the journal, and the file of five is lost.
     for path in state.journal.glob("*.parquet"):
         path.unlink()
     state.plan(1).add_landed(np.array([(0, row["row"]) for row in rows[:10]], LANDED))
@@ -120,28 +128,28 @@ def test_nothing_starts_without_a_share(tmp_path: Path, simulator: Simulation) -
         thread.start()
         state = RunState(work.folder)
         while not any(heartbeat.beat >= 3 for heartbeat in state.heartbeats()):
-            time.sleep(0.05)
+            time.sleep(0.01)
     assert simulator.counts()["calls"] == 0
     with driver(work.folder, stop="stopped"):
         thread.join(30)
     assert not thread.is_alive()
-    assert journal(work) == [], "what was never sent is no row"
+    assert journal(work) == [], "a request that was never sent is not a row"
 
 
-def test_an_older_attempt_starts_nothing_once_a_newer_one_has_claimed(tmp_path: Path, simulator: Simulation) -> None:
+def test_an_older_attempt_stops_when_a_newer_one_claims_the_part(tmp_path: Path, simulator: Simulation) -> None:
     work = task(tmp_path, simulator, [{"request_id": f"s{n}", "prompt": f"p{n}", "model": "m!stall@1"} for n in range(9)],
                 timeouts={"grace_s": 0})  # fmt: skip
     thread = threading.Thread(target=capture_part, args=(work, 0))
     with driver(work.folder, share=2):
         thread.start()
         while simulator.counts()["calls"] < 2:
-            time.sleep(0.05)
+            time.sleep(0.01)
         newer = RunState(work.folder).plan(1).claim(0)
         thread.join(30)
     assert not thread.is_alive()
     assert simulator.counts()["calls"] == 2
     assert RunState(work.folder).plan(1).holds(newer)
-    assert [row["status"] for row in journal(work)] == ["interrupted"] * 2, "what had arrived is kept"
+    assert [row["status"] for row in journal(work)] == ["interrupted"] * 2, "received output is kept"
 
 
 def test_a_worker_of_an_older_epoch_stops(tmp_path: Path, simulator: Simulation) -> None:
@@ -152,7 +160,7 @@ def test_a_worker_of_an_older_epoch_stops(tmp_path: Path, simulator: Simulation)
     assert simulator.counts()["calls"] == 0
 
 
-def test_the_key_is_sent_and_stands_nowhere(
+def test_the_key_is_sent_and_written_nowhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SIMULATOR_KEY", KEY)
@@ -164,11 +172,11 @@ def test_the_key_is_sent_and_stands_nowhere(
     assert len(journal(work)) == 3
     holders = [path for path in tmp_path.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()]
     assert holders == []
-    said = capfd.readouterr()
-    assert KEY not in said.out + said.err + repr(work) + repr(work.settings)
+    output = capfd.readouterr()
+    assert KEY not in output.out + output.err + repr(work) + repr(work.settings)
 
 
-def test_a_disk_that_is_full_for_a_while_loses_nothing(
+def test_a_disk_that_is_full_for_a_while_loses_no_capture(
     tmp_path: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = task(tmp_path, simulator, asked(30))
@@ -185,11 +193,11 @@ def test_a_disk_that_is_full_for_a_while_loses_nothing(
     with driver(work.folder):
         receipt = capture_part(work, 0)
     assert len(refused) == 2
-    assert receipt.requests == simulator.counts()["calls"] == 30, "none is called again for it"
+    assert receipt.requests == simulator.counts()["calls"] == 30, "no request is repeated"
     assert sorted(row["row"] for row in journal(work)) == list(range(30))
 
 
-def test_a_disk_that_stays_full_ends_the_worker_and_starts_nothing_more(
+def test_a_disk_that_stays_full_stops_the_worker(
     tmp_path: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = task(tmp_path, simulator, asked(400), capture={"concurrency": 2}, timeouts={"grace_s": 0})
@@ -199,16 +207,15 @@ def test_a_disk_that_stays_full_ends_the_worker_and_starts_nothing_more(
 
     monkeypatch.setattr(journaling, "write_journal", full)
     monkeypatch.setattr(journaling, "_GIVE_UP_S", 0.0)
-    monkeypatch.setattr("deltatap.worker.line.POLL_S", 0.05)
     with driver(work.folder, share=1), pytest.raises(OSError, match="No space left on device"):
         capture_part(work, 0)
-    assert simulator.counts()["calls"] < 400, "what cannot be kept is not paid for"
+    assert simulator.counts()["calls"] < 400, "captures that cannot be kept are not paid for"
 
 
-def test_while_a_flush_takes_its_time_captures_go_on(
+def test_captures_continue_during_a_slow_flush(
     tmp_path: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A slow file system: the first write takes as long as thirty answers."""
+    """The first write takes as long as thirty answers, as on a slow file system."""
     work = task(tmp_path, simulator, asked(60), state={"flush_s": 0.05})
     write = journaling.write_journal
     meanwhile: list[int] = []
@@ -228,7 +235,7 @@ def test_while_a_flush_takes_its_time_captures_go_on(
     assert sorted(row["row"] for row in journal(work)) == list(range(60))
 
 
-def test_many_chunks_are_not_copied_into_one_file(
+def test_one_file_holds_a_bounded_number_of_chunks(
     tmp_path: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journaling, "_FLUSH_CHUNKS", 1)
@@ -236,15 +243,15 @@ def test_many_chunks_are_not_copied_into_one_file(
     with driver(work.folder):
         capture_part(work, 0)
     files = list((work.folder / "journal").glob("*.parquet"))
-    assert len(files) == 5, "however long a flush interval is"
+    assert len(files) == 5, "also in a long flush interval"
     assert sorted(row["row"] for row in journal(work)) == list(range(5))
 
 
 @pytest.mark.parametrize("step_s", [-7200.0, 7200.0])
-def test_a_clock_that_is_set_changes_no_duration(
+def test_a_step_of_the_wall_clock_changes_no_duration(
     tmp_path: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch, step_s: float
 ) -> None:
-    """The wall clock steps in mid-run, while the worker cools down after a 429: nothing waits longer, no time is wrong."""
+    """The clock steps while the worker cools down after a 429: no wait is longer, and no duration is wrong."""
     rows = [{"request_id": "limited", "prompt": "p", "model": "m!429=0.3:1"}, *asked(20)]
     work = task(tmp_path, simulator, rows)
     wall, real = time.time, time.time

@@ -52,7 +52,7 @@ def row(
     return dict(made)
 
 
-def test_every_column_of_a_whole_answer() -> None:
+def test_every_column_of_a_completed_row() -> None:
     usage = {
         "prompt_tokens": 8,
         "completion_tokens": 3,
@@ -119,7 +119,7 @@ def test_every_column_of_a_whole_answer() -> None:
     assert made["server_request_id"] == "req_1"
 
 
-def test_what_is_not_reported_is_counted() -> None:
+def test_usage_that_is_not_reported_is_counted() -> None:
     made = row(call(received("Good", " morning")))
     assert (made["usage_reported"], made["cost_basis"]) == (None, "tiktoken")
     assert made["cost_usd"] == (8 * 1 + 2 * 10) / 1e6
@@ -128,7 +128,7 @@ def test_what_is_not_reported_is_counted() -> None:
     assert (half["cost_usd"], half["cost_basis"]) == ((8 * 1 + 5 * 10) / 1e6, "mixed")
 
 
-def test_earlier_calls_stand_beside_the_last_and_are_paid_for() -> None:
+def test_earlier_calls_are_kept_and_their_cost_counts() -> None:
     before = {"started_at": datetime(2026, 11, 20, tzinfo=UTC), "e2e_ms": 1.0, "http_status": 200, "error_type": "x",
               "text": "zero", "chunks": [], "input_tokens": 8, "output_tokens": 1, "cost_usd": 0.25}  # fmt: skip
     broken = call(received("Good", finish=None), "interrupted", LOST)
@@ -153,7 +153,7 @@ def test_a_call_that_did_not_complete(status: str, error: CaptureError, text: st
     }  # fmt: skip
 
 
-def test_a_bad_row_has_no_call_and_costs_nothing() -> None:
+def test_a_bad_row_has_no_call_and_no_cost() -> None:
     bad = build_request({"prompt": " "}, api="chat", model="gpt-4o-mini", defaults={}, keep=())
     made = row(request=bad)
     assert (made["status"], made["error"]["type"], made["request"]) == ("failed", "invalid_request", None)
@@ -167,7 +167,7 @@ def test_a_model_without_a_price_has_no_cost() -> None:
     assert row(call(received("Hi")), context=free)["cost_usd"] is None
 
 
-def test_the_journal_says_where_a_row_came_from() -> None:
+def test_the_journal_names_plan_part_and_row() -> None:
     capture = Capture(
         Job(
             REQUEST,
@@ -185,8 +185,8 @@ def test_the_journal_says_where_a_row_came_from() -> None:
     assert [len(r["chunks"]) for r in batch.to_pylist()] == [2, 2, 2]
 
 
-def test_an_owner_s_name_for_a_model_is_looked_up_by_the_answer_s() -> None:
-    """An Azure deployment or a serving endpoint: the price and the encoding are those of the model that answered."""
+def test_a_deployment_s_model_is_found_by_the_response() -> None:
+    """Price and encoding are those of the model that answered, for an Azure deployment or a serving endpoint."""
     deployed = build_request({"prompt": "Hi"}, api="chat", model="our-deployment", defaults={}, keep=())
     answered = replace(received("Hi"), response_model="gpt-4o-mini")
     made = row(call(answered), request=deployed)
@@ -196,7 +196,7 @@ def test_an_owner_s_name_for_a_model_is_looked_up_by_the_answer_s() -> None:
     assert (unknown["cost_usd"], unknown["usage_tiktoken"]["approximate"]) == (None, True)
 
 
-def test_an_echoed_prompt_is_no_output() -> None:
+def test_an_echoed_prompt_is_not_output() -> None:
     echoing = Context("run-1", "sim", "completions", "host/3", "o200k_base", Prices((PRICE,)))
     given = {"prompt": "Hi there", "params": '{"echo": true}'}
     request = build_request(given, api="completions", model="gpt-4o-mini", defaults={}, keep=())
@@ -205,13 +205,13 @@ def test_an_echoed_prompt_is_no_output() -> None:
     assert counted(Capture(job), echoing).output_tokens == 1
 
 
-def test_of_a_tool_call_the_name_and_the_arguments_are_output() -> None:
+def test_the_output_of_a_tool_call_is_its_name_and_arguments() -> None:
     tools = '[{"id":"call_1","type":"function","function":{"name":"f","arguments":"{}"}},{"type":"web_search_call"}]'
     called = replace(received("Hi"), choices=(Choice(0, "", "tool_calls", tool_calls=tools),))
     assert row(call(called))["usage_tiktoken"]["output_tokens"] == 2
 
 
-def test_the_request_is_the_one_that_went_out_last() -> None:
+def test_the_request_column_holds_the_last_body_sent() -> None:
     mended = replace(call(received("Hi")), body='{"model":"gpt-4o-mini"}')
     assert row(mended)["request"] == '{"model":"gpt-4o-mini"}'
 

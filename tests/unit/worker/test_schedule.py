@@ -19,12 +19,12 @@ def drain(scheduler: Scheduler, now: float) -> list[int]:
     return rows
 
 
-def test_no_more_than_the_share_is_open() -> None:
+def test_open_streams_stay_within_the_share() -> None:
     scheduler = Scheduler(share=2)
     for row in range(4):
         scheduler.plan(job(row))
     assert drain(scheduler, 0.0) == [0, 1]
-    assert scheduler.wake_at() is None, "only an end or a larger share helps"
+    assert scheduler.wake_at() is None, "only the end of a stream or a larger share lets a job start"
     scheduler.ended()
     assert drain(scheduler, 1.0) == [2]
     scheduler.share = 3
@@ -41,7 +41,7 @@ def test_starts_are_spaced() -> None:
     assert scheduler.start(5.0 + SPACING_S) is not None
 
 
-def test_what_is_tried_again_goes_first_when_its_time_has_come() -> None:
+def test_retries_that_are_due_start_before_new_jobs() -> None:
     scheduler = Scheduler(share=9)
     scheduler.again(job(8), 3.0)
     scheduler.again(job(9), 2.0)
@@ -52,7 +52,7 @@ def test_what_is_tried_again_goes_first_when_its_time_has_come() -> None:
     assert drain(scheduler, 5.0) == [9, 8, 1]
 
 
-def test_nothing_starts_in_a_cool_down() -> None:
+def test_nothing_starts_during_a_cool_down() -> None:
     scheduler = Scheduler(share=9)
     scheduler.plan(job(0))
     scheduler.cool_down(7.0)
@@ -62,21 +62,21 @@ def test_nothing_starts_in_a_cool_down() -> None:
     assert scheduler.start(7.0) is not None
 
 
-def test_a_stop_hands_back_what_never_starts() -> None:
+def test_a_stop_returns_the_jobs_that_never_start() -> None:
     scheduler = Scheduler(share=1)
     for row in range(3):
         scheduler.plan(job(row))
     scheduler.again(job(3), 9.0)
     assert drain(scheduler, 0.0) == [0]
-    assert [left.row for left in scheduler.stop()] == [1, 2, 3]
+    assert [dropped.row for dropped in scheduler.stop()] == [1, 2, 3]
     scheduler.ended()
     scheduler.plan(job(4))
     assert scheduler.start(99.0) is None
     assert scheduler.wake_at() is None
 
 
-class AnyStory(RuleBasedStateMachine):
-    """Whatever happens in whatever order: the share holds, cool-downs hold, and each job is handed out once."""
+class AnySequence(RuleBasedStateMachine):
+    """In any sequence of events, the share and cool-downs hold, and each job is handed out once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +113,9 @@ class AnyStory(RuleBasedStateMachine):
     def start(self) -> None:
         due = self.scheduler.wake_at()
         started = self.scheduler.start(self.now)
-        assert (started is not None) == (due is not None and due <= self.now), "wake_at tells when to try"
+        assert (started is not None) == (due is not None and due <= self.now), (
+            "wake_at says when the next job may start"
+        )
         if started is not None:
             assert self.now >= self.cool_until
             assert len(self.running) < self.scheduler.share
@@ -136,16 +138,16 @@ class AnyStory(RuleBasedStateMachine):
             assert self.scheduler.waiting == len(self.waiting)
 
 
-TestAnyStory = AnyStory.TestCase
+TestAnySequence = AnySequence.TestCase
 
 
-def test_what_is_not_permitted_waits_for_the_next_word() -> None:
+def test_a_job_without_a_permit_waits_for_the_next_message() -> None:
     scheduler = Scheduler(share=2)
     scheduler.plan(job(0))
     assert scheduler.wants == 1
     assert scheduler.start(10.0, lambda _: False) is None
     assert scheduler.barred
-    assert scheduler.wake_at() is None, "no timer: only the driver's word can change it"
+    assert scheduler.wake_at() is None, "no timer: only the driver's message can change this"
     assert scheduler.waiting == 1
     scheduler.barred = False
     assert scheduler.start(10.0, lambda _: True) is not None

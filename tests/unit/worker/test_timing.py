@@ -1,11 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from deltatap.model import KINDS, Chunks
-from deltatap.worker.lag import LagRecord
 from deltatap.worker.timing import Times, tpot_ms
 
 
@@ -23,7 +20,7 @@ def test_the_times_of_a_stream_with_reasoning() -> None:
     assert times == Times(first_chunk_ms=50, ttft_ms=100, ttfot_ms=300, last_chunk_ms=340)
 
 
-def test_a_stream_without_output_has_a_first_chunk_alone() -> None:
+def test_a_stream_without_output_has_only_a_first_chunk() -> None:
     assert Times.of(chunks(("role", 50), ("finish", 60))) == Times(first_chunk_ms=50)
     assert Times.of(Chunks()) == Times()
 
@@ -42,13 +39,3 @@ def test_time_per_output_token(
     ttft: float | None, last: float | None, tokens: int | None, expected: float | None
 ) -> None:
     assert tpot_ms(ttft, last, tokens) == expected
-
-
-@given(st.lists(st.tuples(st.floats(0.001, 1), st.floats(0, 1))), st.floats(0, 20))
-def test_the_worst_lag_since_a_time(steps: list[tuple[float, float]], since: float) -> None:
-    record, now, all_of_them = LagRecord(), 0.0, []
-    for step, lag in steps:
-        now += step
-        record.add(now, lag)
-        all_of_them.append((now, lag))
-    assert record.worst(since) == max((lag for at, lag in all_of_them if at >= since), default=0.0)

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from datetime import date
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from deltatap.config import load_settings
+from deltatap.delta import columns
+from deltatap.prices import Price, Prices
+from deltatap.prompts import build_request
+from deltatap.worker import jobs
+from deltatap.worker.jobs import jobs_of_part
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+PRICE = Price(model="gpt-4o-mini", input=1, cached_input=0.5, output=10, date=date(2026, 1, 1), source="here")
+
+
+def part(folder: Path, *rows: tuple[str, str], params: str | None = None) -> Path:
+    """A part of these request ids and modes; a prompt that is blank makes a bad row."""
+    schema = columns.arrow_schema(columns.OWED)
+    planned = []
+    for request_id, mode in rows:
+        row = {"request_id": request_id, "prompt": " " if request_id == "bad" else "Hi", "params": params, "x": "kept"}
+        request = build_request(row, api="chat", model="gpt-4o-mini", defaults={}, keep=("x",))
+        fields = {name: getattr(request, name) for name in columns.arrow_schema(columns.REQUESTS).names}
+        planned.append({**fields, "mode": mode, "retries": None})
+    path = folder / "part.parquet"
+    pq.write_table(pa.Table.from_pylist(planned, schema), path)
+    return path
+
+
+def settings(**sections: Any) -> Any:
+    return load_settings({"endpoint": {"api_key": None}, **sections})
+
+
+def test_known_rows_are_skipped_and_modes_of_a_request_are_chained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "BATCH_ROWS", 3)  # pairs also span batches
+    path = part(tmp_path, ("a", "stream"), ("a", "complete"), ("b", "complete"), ("b", "stream"), ("c", "stream"), ("c", "complete"), ("d", "stream"))  # fmt: skip
+    found = [
+        (job.row, job.mode, job.then and (job.then.row, job.then.mode))
+        for job in jobs_of_part(path, {4}, settings(), Prices())
+    ]
+    assert found == [
+        (0, "stream", (1, "complete")),
+        (2, "complete", (3, "stream")),
+        (5, "complete", None),
+        (6, "stream", None),
+    ]
+
+
+def test_a_job_carries_its_request_and_what_to_send(tmp_path: Path) -> None:
+    good, bad = jobs_of_part(part(tmp_path, ("a", "stream"), ("bad", "stream")), set(), settings(), Prices())
+    assert (good.request.request_id, good.request.keep, good.earlier) == ("a", {"x": "kept"}, [])
+    assert good.wire is not None
+    assert '"stream":true' in good.wire.body
+    assert good.expected is None, "nothing is counted without limits"
+    assert (bad.wire, bad.request.error is None) == (None, False)
+
+
+def test_limits_need_the_expected_use_of_each_job(tmp_path: Path) -> None:
+    path = part(tmp_path, ("a", "stream"), ("a", "complete"), ("bad", "stream"), params='{"n": 3, "max_tokens": 50}')
+    limited = settings(budget={"tokens": 1000})
+    first, bad = jobs_of_part(path, set(), limited, Prices((PRICE,)))
+    for job in (first, first.then):
+        assert job is not None
+        assert job.expected is not None
+        assert (job.expected.input_tokens, job.expected.most_output, job.expected.choices) == (8, 50, 3)
+        assert job.expected.price == PRICE
+    assert bad.expected is None

@@ -1,0 +1,78 @@
+"""Which calls are retried, and when."""
+
+from __future__ import annotations
+
+import pytest
+
+from deltatap.model import ERRORS, CaptureError, Status, Tries
+from deltatap.worker.retry import Again, RetryPolicy, next_try, stops_run
+
+POLICY = RetryPolicy(max_attempts=3, max_broken=2, retry_for_s=10)
+DOWN = CaptureError("server", None, "x", 500)
+LIMITED = CaptureError("rate_limit", None, "x", 429)
+WAIT_2 = CaptureError("rate_limit", None, "x", 429, retry_after_s=2.0)
+LOST = CaptureError("stream_interrupted", None, "x")
+TOTAL = CaptureError("timeout", "total", "x")
+
+
+def tried(status: Status, error: CaptureError | None, count: int = 9, jitter: float = 1.0) -> list[Again | None]:
+    """The decisions after calls that all end the same way, up to the first None."""
+    tries, decisions = Tries(), []
+    for _ in range(count):
+        decisions.append(next_try(tries, status, error, POLICY, now=0.0, jitter=jitter))
+        if decisions[-1] is None:
+            break
+    return decisions
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "decisions"),
+    [
+        pytest.param("completed", None, [None], id="completed"),
+        pytest.param("failed", DOWN, [Again(0.5), Again(1.0), None], id="max_attempts calls"),
+        pytest.param("interrupted", LOST, [Again(0.5), None], id="max_broken calls"),
+        pytest.param("interrupted", CaptureError("timeout", "idle", "x"), [Again(0.5), None], id="idle after output"),
+        pytest.param("interrupted", TOTAL, [None], id="total timeout after output"),
+        pytest.param("failed", TOTAL, [None], id="total timeout"),
+        pytest.param("failed", CaptureError("timeout", "connect", "x"), [Again(0.5), Again(1.0), None], id="connect timeout"),
+        pytest.param("interrupted", CaptureError("cancelled", None, "x"), [None], id="cancelled"),
+        pytest.param("failed", CaptureError("server", None, "x", 503, 7.0), [Again(7.0), Again(7.0), None], id="Retry-After of another error"),
+        pytest.param("failed", CaptureError("server", None, "x", 503, 0.7), [Again(0.7), Again(1.0), None], id="the longer of both waits"),
+    ],
+)  # fmt: skip
+def test_retries(status: Status, error: CaptureError | None, decisions: list[Again | None]) -> None:
+    assert tried(status, error) == decisions
+
+
+def test_rate_limits_back_off_until_retry_for_s_and_cool_down_the_run() -> None:
+    assert tried("failed", LIMITED) == [Again(wait, wait) for wait in (0.5, 1.0, 2.0, 4.0, 8.0)] + [None]
+
+
+def test_rate_limits_are_not_attempts_and_have_a_total_time() -> None:
+    tries = Tries()
+    for now in (100.0, 102.0, 104.0, 106.0, 108.0):
+        assert next_try(tries, "failed", WAIT_2, POLICY, now=now, jitter=0) == Again(2.0, cool_s=2.0)
+    assert (tries.attempts, tries.waits) == (0, 5)
+    assert next_try(tries, "failed", DOWN, POLICY, now=108.0, jitter=0) is not None
+    assert next_try(tries, "failed", WAIT_2, POLICY, now=108.1, jitter=0) is None
+
+
+def test_backoff_has_jitter_and_a_maximum() -> None:
+    assert tried("failed", DOWN, jitter=0.0)[:2] == [Again(0.25), Again(0.5)]
+    many = RetryPolicy(max_attempts=99)
+    tries = Tries()
+    waits = [next_try(tries, "failed", DOWN, many, now=0.0, jitter=1.0) for _ in range(40)]
+    assert waits[5:7] == [Again(16.0), Again(30.0)]
+    assert waits[-1] == Again(30.0)
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_every_kind_of_error_follows_the_table(kind: str) -> None:
+    error = CaptureError(kind, None, "x")
+    assert stops_run(error) == (kind in {"authentication", "permission", "not_found", "quota"})
+    assert len(tried("failed", error)) == {"never": 1, "attempt": 3, "waiting": 6}[ERRORS[kind].again]
+    assert error.retryable == (ERRORS[kind].again != "never")
+
+
+def test_a_completed_call_does_not_stop_the_run() -> None:
+    assert not stops_run(None)
