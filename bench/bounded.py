@@ -29,9 +29,10 @@ from rich.table import Table
 
 from deltatap.config import load_settings
 from deltatap.delta import columns, tables
+from deltatap.driver import owed as planning
 from deltatap.driver import plan
+from deltatap.driver.control import backlog
 from deltatap.driver.landing import Landing
-from deltatap.driver.loop import backlog
 from deltatap.messages import Control
 from deltatap.model import CONTENT, FINISH, Call, Choice, Chunks, Received, Usage
 from deltatap.prices import Prices
@@ -106,13 +107,13 @@ def main(count: int) -> None:
         state = RunState(folder / "state" / "run")
         state.prepare()
         started = time.monotonic()
-        with plan.owed(spark, settings, "run") as owed:
+        with planning.owed(spark, settings, "run") as owed:
             plan.write(owed, state.plan(1), 1, modes=1, seed="run")
         planned_s = time.monotonic() - started
         with (folder / "task.pickle").open("wb") as file:
             pickle.dump(CaptureTask(settings, Prices(), "run", state.folder, 1), file)
         figures = _run(
-            count, Landing(spark, settings.captures.table, state, keep_interrupted=False, fresh=1), state, folder
+            count, Landing(spark, settings.captures.table, state, keep_interrupted=False, first_epoch=1), state, folder
         )
         rows = spark.table(tables.quoted(settings.captures.table))
         landed, unique = rows.count(), rows.select("request_id").distinct().count()

@@ -25,7 +25,7 @@ from rich.table import Table
 from bench.page import with_table
 from bench.processes import watched
 from bench.truth import Measured, busy, errors, full
-from deltatap.driver.loop import backlog
+from deltatap.driver.control import backlog
 from deltatap.driver.pacer import Pacer
 from deltatap.driver.progress import snapshot
 from deltatap.messages import Control, Heartbeat

@@ -303,7 +303,7 @@ def check(settings: Settings, console: Console) -> int:
 
     problems = 0
     for finding in find(settings, lambda: _session(settings, console)):
-        _say(console, f"{finding.what}: {finding.said}" if finding.said else finding.what, finding.level)
+        _say(console, f"{finding.what}: {finding.detail}" if finding.detail else finding.what, finding.level)
         problems += finding.level == "problem"
     counted = f"{problems} problem{'s' * (problems > 1)} to fix before capturing" if problems else "ready to capture"
     _say(console, f"{counted}; nothing was paid")

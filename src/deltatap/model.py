@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from array import array
 from dataclasses import dataclass, field
+from enum import StrEnum
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -415,3 +416,14 @@ class Bounds:
     def any(self) -> bool:
         """Whether there is one."""
         return any(getattr(self, name) is not None for name in self.__slots__)
+
+
+class RunStatus(StrEnum):
+    """The status of a run, as the ``runs`` table stores it."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    STOPPED = "stopped"
+    BUDGET_EXHAUSTED = "budget_exhausted"
+    FAILED = "failed"
+    DIED = "died"

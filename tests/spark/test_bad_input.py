@@ -51,8 +51,8 @@ def job(spark: SparkSession, tables: Path, simulator: Simulation, capsys: pytest
 
 
 def test_a_missing_table(job: Job) -> None:
-    assert f"prompts.table: {job.folder / 'prompts'}: there is no such Delta table" in job.refused()
-    assert "prompts.table: nowhere: there is no such Delta table" in job.refused("prompts.table=nowhere")
+    assert f"prompts.table: {job.folder / 'prompts'}: the Delta table does not exist" in job.refused()
+    assert "prompts.table: nowhere: the Delta table does not exist" in job.refused("prompts.table=nowhere")
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_wrong_column_types(spark: SparkSession, job: Job, columns: str, said: s
 
 def test_a_column_to_keep_that_is_not_there(spark: SparkSession, job: Job) -> None:
     prompts.write(spark, job.folder / "prompts", [("a", "x")])
-    assert "prompts.keep: there is no column topic" in job.refused("prompts.keep=[topic]")
+    assert "prompts.keep: column topic does not exist" in job.refused("prompts.keep=[topic]")
 
 
 def test_a_query_that_is_none(job: Job) -> None:

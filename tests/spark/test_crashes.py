@@ -52,7 +52,7 @@ class JournalAndLanding(RuleBasedStateMachine):
         self.state = RunState(self.folder / "state" / RUN)
         self.state.prepare()
         self.state.publish(Control(epoch=1, beat=1))
-        self.landing = Landing(self.spark, self.captures, self.state, keep_interrupted=False, fresh=1)
+        self.landing = Landing(self.spark, self.captures, self.state, keep_interrupted=False, first_epoch=1)
         self.clock = datetime(2026, 11, 21, tzinfo=UTC)
         self.written: dict[int, list[tuple[str, str]]] = {}
         self.damaged: set[int] = set()

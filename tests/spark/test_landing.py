@@ -87,7 +87,7 @@ def merges(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def first(landing: Landing) -> Landing:
     """The landing of a run's first driver."""
     landing.state.publish(Control(epoch=1, beat=1))
-    landing.fresh = 1
+    landing.first_epoch = 1
     return landing
 
 

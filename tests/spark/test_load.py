@@ -77,7 +77,7 @@ def test_csv_keeps_texts_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("x.txt", "", r"x\.txt: expected a file that ends in \.jsonl, \.csv, \.parquet"),
+        ("x.txt", "", r"x\.txt: expected a file name that ends in \.jsonl, \.csv, \.parquet"),
         ("x.jsonl", '{"prompt": "a"}\n{"prompt": "b"', r"x\.jsonl: line 2: Expecting ',' delimiter"),
         ("x.jsonl", "[1]", r"line 1: expected a JSON object, found list"),
         ("x.jsonl", '{"custom_id": "a", "body": 1}', r"line 1: body: expected a JSON object"),
@@ -130,7 +130,7 @@ def test_columns_that_the_table_does_not_take_change_nothing(spark: SparkSession
         load(spark, settings, written(tables, "y.csv", "question\nWhy?\n"))
     load(spark, settings, written(tables, "x.csv", "request_id,prompt,tenant\na,Say,x\n"))
     pq.write_table(pa.table({"request_id": ["b"], "prompt": ["Say"], "tenant": [[1, 2]]}), tables / "z.parquet")
-    with pytest.raises(ConfigError, match=r"does not take the columns of .*z\.parquet"):
+    with pytest.raises(ConfigError, match=r"the columns of .*z\.parquet do not fit"):
         load(spark, settings, tables / "z.parquet")
     assert spark.table(quoted(str(tables / "prompts"))).count() == 1
     with pytest.raises(ConfigError, match=r"expected the table to load into"):

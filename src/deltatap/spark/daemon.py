@@ -14,7 +14,7 @@ from pyspark import daemon
 
 _MODULES = (
     "deltatap.udf",
-    "deltatap.driver.plan",
+    "deltatap.driver.owed",
     "pyspark.worker",
     "pyspark.sql.pandas.serializers",
     "pyarrow.parquet",
