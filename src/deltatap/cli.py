@@ -230,12 +230,12 @@ def capture(
     for note in ended.notes:
         _say(console, note)
     show_summary(console, *summarize(spark, settings, row["run_id"]), row)
-    if row["status"] == "failed":
+    if ended.failed:
         _say(console, f"the run failed: {row['reason']}", "problem")
     elif row["reason"]:
         _say(console, f"{row['reason']}; the next run continues from here")
     print(json.dumps(row, default=_as_json))  # noqa: T201 - a line for programs: no wrapping, no colors
-    if row["status"] == "failed":
+    if ended.failed:
         return FAILED
     return TOO_MANY_ERRORS if ended.failed_share > settings.capture.fail_above_error_rate else OK
 

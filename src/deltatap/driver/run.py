@@ -55,6 +55,11 @@ class Ended:
     notes: tuple[str, ...] = ()
 
     @property
+    def failed(self) -> bool:
+        """Whether the run itself failed; failed rows alone do not fail a run."""
+        return bool(self.row["status"] == RunStatus.FAILED)
+
+    @property
     def failed_share(self) -> float:
         """The share of failed rows among the run's rows, from 0 to 1."""
         rows = sum(self.row[status] or 0 for status in ("completed", "interrupted", "failed"))
