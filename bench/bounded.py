@@ -107,7 +107,7 @@ def main(count: int) -> None:
         state = RunState(folder / "state" / "run")
         state.prepare()
         started = time.monotonic()
-        with planning.owed(spark, settings, "run") as owed:
+        with planning.owed_requests(spark, settings, "run") as owed:
             plan.write(owed, state.plan(1), 1, modes=1, seed="run")
         planned_s = time.monotonic() - started
         with (folder / "task.pickle").open("wb") as file:

@@ -89,7 +89,7 @@ def _bare(spark: SparkSession, settings: Settings, folder: Path) -> float:
 
 def _ours(spark: SparkSession, settings: Settings, state: RunState) -> float:
     started = time.monotonic()
-    with planning.owed(spark, settings, "now") as owed:
+    with planning.owed_requests(spark, settings, "now") as owed:
         plan.write(owed, state.plan(1), 1, modes=1, seed="now")
     return time.monotonic() - started
 

@@ -11,8 +11,9 @@ import pytest
 
 from deltatap.config import load_settings
 from deltatap.delta.tables import quoted
-from deltatap.driver import plan, source
+from deltatap.driver import source
 from deltatap.driver.load import load, read_prompts
+from deltatap.driver.owed import hashed, requests
 from deltatap.errors import ConfigError
 from tests import prompts
 
@@ -115,8 +116,7 @@ def test_files_become_one_table_of_which_requests_are_made(spark: SparkSession, 
     load(spark, settings, tables / "z.parquet")
     assert spark.table(quoted(str(tables / "prompts"))).count() == 4
     made = {
-        row["request_id"]: row
-        for row in plan.requests(plan.hashed(source.source(spark, settings), settings), settings).collect()
+        row["request_id"]: row for row in requests(hashed(source.source(spark, settings), settings), settings).collect()
     }
     assert json.loads(made["a"]["body"])["messages"] == [{"role": "user", "content": "Hé"}]
     assert json.loads(made["b"]["body"])["messages"] == [{"role": "user", "content": "Say"}]

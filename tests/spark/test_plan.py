@@ -69,7 +69,7 @@ def write_prompts(spark: SparkSession, folder: Path, rows: list[dict[str, Any]])
 
 def settle(spark: SparkSession, settings: Settings, run_id: str, ends: dict[str, tuple[str, Any]]) -> None:
     """Rows in captures for all that is owed, as a run would leave them."""
-    with planning.owed(spark, settings, run_id) as owed:
+    with planning.owed_requests(spark, settings, run_id) as owed:
         found = owed.collect()
     rows = []
     for row in found:
@@ -89,7 +89,7 @@ def settings(spark: SparkSession, tables: Path) -> Settings:
 
 
 def owed_ids(spark: SparkSession, settings: Settings) -> set[tuple[str, str]]:
-    with planning.owed(spark, settings, "next") as owed:
+    with planning.owed_requests(spark, settings, "next") as owed:
         return {(row["request_id"], row["mode"]) for row in owed.collect()}
 
 
@@ -153,7 +153,7 @@ def test_what_is_settled_after_building_began_is_not_owed(
     building = planning.Building(spark, made, None)
     assert building.wait().count() == 1
     settle(spark, made, "next", {})
-    with planning.owed(spark, made, "next", building) as owed:
+    with planning.owed_requests(spark, made, "next", building) as owed:
         assert owed.collect() == []
 
 
@@ -173,7 +173,7 @@ def test_the_shortcut_for_an_empty_table_finds_what_the_lookup_finds(
     found = []
     for empty in (False, True):
         monkeypatch.setattr(planning, "_nothing_captured", lambda *_, empty=empty: empty)
-        with planning.owed(spark, settings, "next") as owed:
+        with planning.owed_requests(spark, settings, "next") as owed:
             found.append((owed.columns, sorted(owed.collect())))
     assert found[0] == found[1]
     assert len(found[0][1]) == 2

@@ -139,7 +139,7 @@ def estimate(row: Row | Mapping[str, Any], earlier: Lengths, prices: Prices) -> 
 
 def _owed(spark: SparkSession, settings: Settings) -> AbstractContextManager[DataFrame]:
     if tables.exists(spark, settings.captures.table):
-        return owed.owed(spark, settings, settings.run.id or "")
+        return owed.owed_requests(spark, settings, settings.run.id or "")
     found, limit = owed.all_requests(spark, settings), settings.capture.limit
     return nullcontext(found if limit is None else found.orderBy("request_id", "mode").limit(limit))
 

@@ -141,7 +141,7 @@ class Building:
 
     A cold Spark needs as long to plan this query as to commit a lease, so a thread plans it at once. The query runs
     when the requests are asked for: earlier, its tasks would delay the lease. A request that is settled in the
-    meantime is left out by :func:`owed`; a settled request stays settled.
+    meantime is left out by :func:`owed_requests`; a settled request stays settled.
 
     Attributes:
         slots: how many tasks can run at once; known after :meth:`wait`.
@@ -208,7 +208,9 @@ def _captures(spark: SparkSession, settings: Settings) -> DataFrame:
 
 
 @contextmanager
-def owed(spark: SparkSession, settings: Settings, run_id: str, building: Building | None = None) -> Iterator[DataFrame]:
+def owed_requests(
+    spark: SparkSession, settings: Settings, run_id: str, building: Building | None = None
+) -> Iterator[DataFrame]:
     """The requests without a final row, in each mode that is captured, each with the earlier calls of this run.
 
     Args:

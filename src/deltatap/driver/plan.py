@@ -87,7 +87,7 @@ def make_plan(run: ActiveRun, landing: Landing, building: owed.Building) -> Plan
     files, tasks = run.state.plan(lease.epoch), task_count(settings, building.slots)
     with (
         run.console.status("planning: looking for requests without a final row"),
-        owed.owed(spark, settings, lease.run_id, building) as found,
+        owed.owed_requests(spark, settings, lease.run_id, building) as found,
     ):
         requests = write(found, files, tasks, modes=len(settings.capture.modes), seed=lease.run_id)
     return Plan(files, tasks, requests, final, before)

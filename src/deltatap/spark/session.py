@@ -84,7 +84,7 @@ def java_home() -> Iterator[Path]:
     """Set JAVA_HOME to a Java that Spark supports, while a JVM starts.
 
     Yields:
-        The folder that JAVA_HOME points to. It contains only ``bin/java``, a script that starts the Java that was found.
+        The folder that JAVA_HOME points to. It contains only ``bin/java``, a script that starts the Java found.
 
     Raises:
         NoJavaError: There is no such Java.
