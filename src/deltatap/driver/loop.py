@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from deltatap.driver.active import ActiveRun
     from deltatap.driver.background import Periodic
-    from deltatap.driver.keeping import LeaseRenewal
     from deltatap.driver.plan import Plan
+    from deltatap.driver.upkeep import LeaseRenewal
 
 # A cancelled job's Python worker may run for 3 s more (spark.python.task.killTimeout) and journal captures.
 _KILLED_S = 4.0

@@ -23,13 +23,13 @@ from deltatap.driver import runs
 from deltatap.driver.active import ActiveRun
 from deltatap.driver.background import Periodic
 from deltatap.driver.control import Publisher
-from deltatap.driver.keeping import LAND_EVERY_S, LANDING_TRIES, LeaseRenewal, SharedLanding
 from deltatap.driver.landing import Landing
 from deltatap.driver.loop import CaptureLoop
 from deltatap.driver.needs import require, table_needs
 from deltatap.driver.owed import Building
 from deltatap.driver.plan import announce, make_plan
 from deltatap.driver.progress import Snapshot
+from deltatap.driver.upkeep import LAND_EVERY_S, LANDING_TRIES, LeaseRenewal, SharedLanding
 from deltatap.errors import LeaseLostError, one_line
 from deltatap.model import RunStatus
 from deltatap.state import RunState
