@@ -2,7 +2,8 @@
 
 Knows how journal files become rows, and when a file may be deleted: after the commit, and after its rows were recorded
 as landed. One Structured Streaming query per run reads the files. Every step can be repeated: the journal and the MERGE
-decide what is in the table, and the query's checkpoint is disposable. Leaves to ``run.py`` when to land.
+decide what is in the table, and the query's checkpoint is disposable. Leaves the MERGE statements to ``merge.py``, and
+the times of landing to ``run.py``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
 
 from deltatap.delta import columns, tables
-from deltatap.delta.final import final_sql
+from deltatap.driver.merge import NewRows, insert_sql, merge_sql, one_a_key
 from deltatap.errors import LandingError
 from deltatap.state import LANDED
 from deltatap.worker.journal import readable
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from deltatap.config import Settings
     from deltatap.state import RunState
 
-_KEY = ("run_id", "request_id", "mode")
 _FILES_A_BATCH = 200
 # Each merge adds one or two small files. After this many merges the files are compacted.
 _COMPACT_AFTER = 100
@@ -60,8 +59,7 @@ class Landing:
         captures: the table.
         state: the run's state folder.
         keep_interrupted: whether interrupted rows are final.
-        first_epoch: the lease's epoch, if the run had no row in ``captures`` when this driver began: as long as no
-            other driver takes over, a row that is not recorded as landed is not in the table. None if unknown.
+        new_rows: knows whether the rows of a batch can be inserted without looking at all rows of the run.
         files: how many journal files have landed.
         set_aside: journal files that could not be read; their requests are owed again.
     """
@@ -70,7 +68,7 @@ class Landing:
     captures: str
     state: RunState
     keep_interrupted: bool
-    first_epoch: int | None = None
+    new_rows: NewRows
     files: int = 0
     set_aside: list[Path] = field(default_factory=list)
     _query: StreamingQuery | None = None
@@ -79,12 +77,11 @@ class Landing:
     _checkpoint: Path | None = None
     _in_checkpoint: int = 0
     _merges: int = 0
-    _committed: bool = True
 
     @classmethod
     def of(cls, spark: SparkSession, settings: Settings, state: RunState) -> Landing:
         """The landing of a run with these settings."""
-        return cls(spark, settings.captures.table, state, settings.capture.keep_interrupted)
+        return cls(spark, settings.captures.table, state, settings.capture.keep_interrupted, NewRows(state))
 
     def keep(self) -> None:
         """Make sure that new journal files land within some seconds; does not wait for them.
@@ -211,13 +208,13 @@ class Landing:
         }
         rows = batch.drop("_file")
         view = f"deltatap_{uuid.uuid4().hex}"
-        if self._are_new(plans):
+        if self.new_rows.are_all(plans):
             sql = insert_sql(self.captures, view, self.state.folder.name, where["finished_at"])
         else:
             rows = one_a_key(rows, self.keep_interrupted)
             sql = merge_sql(self.captures, view, self.state.folder.name, keep_interrupted=self.keep_interrupted)
         rows.drop("plan", "part", "row").createOrReplaceTempView(view)
-        self._committed = False
+        self.new_rows.recorded = False
         try:
             tables.commit(batch.sparkSession, sql)
         finally:
@@ -225,7 +222,7 @@ class Landing:
         self._merges += 1
         for plan, places in plans.items():
             self.state.plan(plan).add_landed(places)
-        self._committed = True
+        self.new_rows.recorded = True
         for file in pc.unique(where["_file"]).to_pylist():
             _local(file).unlink(missing_ok=True)
             self.files += 1
@@ -235,74 +232,6 @@ class Landing:
             with suppress(Exception):
                 self.compact()
             self._merges = min(self._merges, _WORTH_COMPACTING)
-
-    def _are_new(self, plans: dict[int, np.ndarray[Any, Any]]) -> bool:
-        """Whether no row of a batch can replace another one, in ``captures`` or in the batch.
-
-        A driver that takes over publishes its epoch before it lands the journal. So if the epoch is still ours, that
-        driver has landed none of these rows, and its MERGE will see them or conflict with ours.
-        """
-        epoch = self.first_epoch
-        if epoch is None or list(plans) != [epoch] or not self._committed:
-            return False
-        control, places = self.state.control(), plans[epoch]
-        unique = len(np.unique(places)) == len(places)
-        landed = self.state.plan(epoch).landed()
-        return unique and control is not None and control.epoch == epoch and not np.isin(places, landed).any()
-
-
-def one_a_key(rows: DataFrame, keep_interrupted: bool) -> DataFrame:  # noqa: FBT001 - a DataFrame transformation
-    """Keep one row for each key: the final one, else the latest. A MERGE would insert both rows of a duplicate key."""
-    rank = F.struct(
-        F.expr(f"CAST({final_sql('_row', keep_interrupted=keep_interrupted)} AS INT)").alias("final"),
-        F.coalesce(F.col("_row.finished_at"), F.to_timestamp(F.lit("1970-01-01"))).alias("at"),
-    )
-    return (
-        rows.select(*_KEY, F.struct("*").alias("_row"))
-        .groupBy(*_KEY)
-        .agg(F.max_by("_row", rank).alias("_row"))
-        .select("_row.*")
-    )
-
-
-def merge_sql(captures: str, view: str, run_id: str, *, keep_interrupted: bool) -> str:
-    """The MERGE statement: insert new rows, and replace only rows that are not final.
-
-    The condition names the run, so that Delta skips the files of other runs.
-    """
-    final = final_sql("t", keep_interrupted=keep_interrupted)
-    names = [column.name for column in columns.CAPTURES]
-    return f"""
-        MERGE INTO {tables.quoted(captures)} AS t USING {view} AS s
-        ON t.run_id = '{run_id}' AND {" AND ".join(f"t.{key} = s.{key}" for key in _KEY)}
-        WHEN MATCHED AND NOT {final} THEN UPDATE SET {", ".join(f"t.{name} = s.{name}" for name in names)}
-        WHEN NOT MATCHED THEN INSERT ({", ".join(names)}) VALUES ({", ".join(f"s.{name}" for name in names)})
-    """
-
-
-def insert_sql(captures: str, view: str, run_id: str, finished_at: pa.ChunkedArray) -> str:
-    """The MERGE statement for rows that are new, unless this very batch was merged before: insert missing rows.
-
-    A row that was merged before finished at the same time as its copy in the batch. So Delta reads only files of the
-    last seconds, by their statistics, and it reads the source once. An append would not do: it would not conflict with
-    another driver that lands the same files.
-
-    Args:
-        captures: the table.
-        view: of the batch.
-        run_id: of the run.
-        finished_at: the batch's column; null where no call was made.
-    """
-    since = pc.min(finished_at).as_py()
-    times = ["t.finished_at IS NULL"] * bool(finished_at.null_count)
-    if since is not None:
-        times.append(f"t.finished_at >= TIMESTAMP '{since.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}Z'")
-    names = [column.name for column in columns.CAPTURES]
-    return f"""
-        MERGE INTO {tables.quoted(captures)} AS t USING {view} AS s
-        ON t.run_id = '{run_id}' AND ({" OR ".join(times)}) AND {" AND ".join(f"t.{key} = s.{key}" for key in _KEY)}
-        WHEN NOT MATCHED THEN INSERT ({", ".join(names)}) VALUES ({", ".join(f"s.{name}" for name in names)})
-    """
 
 
 def _places(where: pa.Table) -> np.ndarray[Any, Any]:

@@ -83,7 +83,7 @@ def make_plan(run: ActiveRun, landing: Landing, building: owed.Building) -> Plan
         shutil.rmtree(old.folder)
     before, final = _earlier_starts(run)
     if not any(before.get(status) for status in _STATUSES):
-        landing.first_epoch = lease.epoch
+        landing.new_rows.epoch = lease.epoch
     files, tasks = run.state.plan(lease.epoch), task_count(settings, building.slots)
     with (
         run.console.status("planning: looking for requests without a final row"),

@@ -53,7 +53,9 @@ class Driver:
         run = ActiveRun(settings, cast("Any", spark), Console(file=self.output, width=200), Prices(), lease, self.state)
         self.plan = Plan(self.state.plan(EPOCH), tasks=1, requests=2)
         publisher = Publisher(self.state, EPOCH)
-        self.loop = CaptureLoop(run, self.plan, publisher, self.renewal, signalled=self.signalled, ends_at=math.inf)
+        self.loop = CaptureLoop(
+            run, self.plan, publisher, cast("Any", self.renewal), signalled=self.signalled, ends_at=math.inf
+        )
         monkeypatch.setattr(loop, "POLL_S", 0.001)
         monkeypatch.setattr(loop, "_KILLED_S", 0.0)
 

@@ -5,7 +5,7 @@ from typing import Any, cast
 
 import pytest
 
-from deltatap.driver import lease, upkeep
+from deltatap.driver import lease
 from deltatap.driver.lease import UNSURE_S, Moment
 from deltatap.driver.upkeep import LeaseRenewal, SharedLanding
 from deltatap.errors import LeaseLostError
@@ -18,7 +18,7 @@ class World:
         self.now, self.takes_s, self.written = 0.0, 0.0, list[Any]()
         self.lost = False
         monkeypatch.setattr(lease, "renew", self.renew)
-        monkeypatch.setattr(upkeep.Moment, "now", lambda: Moment(self.now, self.now))
+        monkeypatch.setattr(Moment, "now", lambda: Moment(self.now, self.now))
 
     def renew(self, _spark: object, _settings: object, _lease: object, counts: Any) -> None:
         self.now += self.takes_s
