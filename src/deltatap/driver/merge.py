@@ -1,8 +1,8 @@
 """The statements that merge a batch of captures, and the one object that knows when the cheaper one is safe.
 
-:func:`merge_sql` is right for every batch. It reads the keys of all the run's rows, and it reads the batch twice. As long
-as all rows of a batch are new, :func:`insert_sql` does the same with about a fifth less CPU time. That matters because
-each merge delays the streams of its machine. Leaves to ``landing.py`` when to merge.
+:func:`merge_sql` is right for every batch. It reads the keys of all the run's rows, and it reads the batch twice. As
+long as all rows of a batch are new, :func:`insert_sql` does the same with about a fifth less CPU time. That matters
+because each merge delays the streams of its machine. Leaves to ``landing.py`` when to merge.
 """
 
 from __future__ import annotations
