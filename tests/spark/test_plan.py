@@ -177,3 +177,13 @@ def test_the_shortcut_for_an_empty_table_finds_what_the_lookup_finds(
             found.append((owed.columns, sorted(owed.collect())))
     assert found[0] == found[1]
     assert len(found[0][1]) == 2
+
+
+@pytest.mark.parametrize(("max_runs", "is_owed"), [(1, False), (2, True)])
+def test_a_request_that_breaks_off_is_owed_until_max_runs(
+    spark: SparkSession, tables: Path, settings: Settings, max_runs: int, *, is_owed: bool
+) -> None:
+    write_prompts(spark, tables, [{"request_id": "a", "prompt": "p"}])
+    settle(spark, settings, "earlier", {"a": ("interrupted", {"type": "connection"})})
+    made = load_settings(settings.model_dump() | {"capture": {"max_runs": max_runs}})
+    assert owed_ids(spark, made) == ({("a", "stream")} if is_owed else set())

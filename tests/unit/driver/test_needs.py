@@ -109,3 +109,29 @@ def test_check_imports_neither_the_loop_nor_the_worker() -> None:
     assert "deltatap.driver.needs" in seen
     above = ("deltatap.udf", "deltatap.worker", "deltatap.driver.loop", "deltatap.driver.run")
     assert [module for module in sorted(seen) if module.startswith(above)] == []
+
+
+@pytest.mark.parametrize(
+    ("base_url", "address"),
+    [
+        ("http://host:8080/v1", ("host", 8080)),
+        ("http://host/v1", ("host", 80)),
+        ("https://host/v1", ("host", 443)),
+        ("https://[::1]:9/v1", ("::1", 9)),
+    ],
+)
+def test_the_network_need_connects_to_the_endpoint_within_connect_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base_url: str, address: tuple[str, int]
+) -> None:
+    asked: list[Any] = []
+
+    def connect(address: tuple[str, int], timeout: float) -> Any:
+        asked.append((address, timeout))
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr("socket.create_connection", connect)
+    endpoint = {"api_key": None, "base_url": base_url}
+    (problem,) = problems(settings(tmp_path, endpoint=endpoint, timeouts={"connect_s": 3.5}), "network")
+    assert asked == [(address, 3.5)]
+    assert problem.startswith(f"endpoint.base_url: cannot reach {address[0]} port {address[1]}: timed out")
+    assert ("deltatap simulate" in problem) == (address[0] == "::1"), "the simulator runs on loopback only"

@@ -3,8 +3,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from rich.console import Console
 
-from deltatap import cli
+from deltatap import cli, load_settings
 from deltatap.driver.run import Ended
 
 if TYPE_CHECKING:
@@ -47,3 +48,10 @@ def test_capture_fails_above_the_configured_error_rate(
     path = tmp_path / "config.yml"
     path.write_text(f"capture:\n  fail_above_error_rate: {rate}\n")
     assert cli.run(cli.capture, path) == code
+
+
+def test_a_local_session_has_the_configured_master(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DATABRICKS_RUNTIME_VERSION", raising=False)
+    monkeypatch.setattr("pyspark.sql.SparkSession.getActiveSession", lambda: None)
+    monkeypatch.setattr("deltatap.spark.session.local_session", lambda master: master)
+    assert cli._session(load_settings({"spark": {"master": "local[7]"}}), Console()) == "local[7]"
