@@ -1,4 +1,4 @@
-"""Threads that work beside the control loop, and whose errors the control loop sees.
+"""Background threads, whose errors the control loop sees.
 
 Capture, landing and the lease each have a thread, because each waits for Spark, and the control loop must not wait.
 Leaves to ``loop.py`` and ``run.py`` what an error means.

@@ -18,7 +18,7 @@ def test_a_background_thread_keeps_its_error() -> None:
 
 
 class Steps:
-    """A step that fails when told to, and says when all of its outcomes were used."""
+    """A step that fails as given, and sets an event when all given outcomes were used."""
 
     def __init__(self, *fails: bool) -> None:
         self.fails, self.done = list(fails), 0
