@@ -1,7 +1,7 @@
 """A run from start to end: tables, lease, leftovers of other runs, plan, capture, landing, close.
 
-Knows the order of these steps, which background threads run meanwhile, and how a run is closed when it fails. Leaves each step
-to its own module.
+Knows the order of these steps, which background threads run meanwhile, and how a run is closed when it fails. Leaves
+each step to its own module.
 """
 
 from __future__ import annotations
