@@ -40,3 +40,13 @@ def test_the_live_display_in_a_terminal() -> None:
         display.update(Snapshot(100, {"completed": 41}, 8, 44, errors={"server": 2}, cool_down_s=3), note="stopping")
     for text in ("41/100", "8 streams open", "server 2", "cooling down for 3 s", "stopping"):
         assert text in output.getvalue()
+
+
+def test_a_worker_that_has_ended_has_no_open_streams() -> None:
+    beats = [
+        Heartbeat(1, "00000-000001-a", 9, open=5, ended=True, ttft_ms=900.0),
+        Heartbeat(1, "00001-000001-b", 9, open=2),
+    ]
+    assert snapshot(20, beats, 0.0).open == 2
+    assert snapshot(20, beats, 0.0).ttft_ms is None, "the median is of the workers that are running"
+    assert snapshot(20, beats[:1], 0.0).ttft_ms == 900.0, "or of all, once none is running"
