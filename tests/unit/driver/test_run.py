@@ -51,7 +51,9 @@ def test_capture_fails_above_the_configured_error_rate(
 
 
 def test_a_local_session_has_the_configured_master(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
     monkeypatch.delenv("DATABRICKS_RUNTIME_VERSION", raising=False)
     monkeypatch.setattr("pyspark.sql.SparkSession.getActiveSession", lambda: None)
-    monkeypatch.setattr("deltatap.spark.session.local_session", lambda master: master)
-    assert cli._session(load_settings({"spark": {"master": "local[7]"}}), Console()) == "local[7]"
+    monkeypatch.setattr("deltatap.spark.session.local_session", asked.append)
+    cli._session(load_settings({"spark": {"master": "local[7]"}}), Console())
+    assert asked == ["local[7]"]
