@@ -29,9 +29,11 @@ from rich.table import Table
 
 from bench.job import settings_in
 from deltatap.delta import columns, tables
+from deltatap.driver import owed as planning
 from deltatap.driver import plan
+from deltatap.driver.control import backlog
 from deltatap.driver.landing import Landing
-from deltatap.driver.loop import backlog
+from deltatap.driver.merge import NewRows
 from deltatap.messages import Control
 from deltatap.model import CONTENT, FINISH, Call, Choice, Chunks, Received, Usage
 from deltatap.prices import Prices
@@ -97,14 +99,14 @@ def main(count: int) -> None:
         state = RunState(folder / "state" / "run")
         state.prepare()
         started = time.monotonic()
-        with plan.owed(spark, settings, "run") as owed:
+        with planning.owed_requests(spark, settings, "run") as owed:
             plan.write(owed, state.plan(1), 1, modes=1, seed="run")
         planned_s = time.monotonic() - started
         with (folder / "task.pickle").open("wb") as file:
             pickle.dump(CaptureTask(settings, Prices(), "run", state.folder, 1), file)
-        figures = _run(
-            count, Landing(spark, settings.captures.table, state, keep_interrupted=False, fresh=1), state, folder
-        )
+        new_rows = NewRows(state, 1)
+        landing = Landing(spark, settings.captures.table, state, keep_interrupted=False, new_rows=new_rows)
+        figures = _run(count, landing, state, folder)
         rows = spark.table(tables.quoted(settings.captures.table))
         landed, unique = rows.count(), rows.select("request_id").distinct().count()
         detail = spark.sql(f"DESCRIBE DETAIL {tables.quoted(settings.captures.table)}").collect()[0]

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from bench.job import settings_in
 from deltatap.delta import columns, tables
+from deltatap.driver import owed as planning
 from deltatap.driver import plan, source
 from deltatap.spark.session import local_session
 from deltatap.state import RunState
@@ -60,7 +61,7 @@ def _make(spark: SparkSession, settings: Settings, count: int) -> None:
     tables.ensure(
         spark, settings.captures.table, columns.CAPTURES, columns.CAPTURES_PROPERTIES, columns.CAPTURES_CLUSTERED_BY
     )
-    there = plan.hashed(source.source(spark, settings), settings).where("pmod(hash(request_id), 100) > 0")
+    there = planning.hashed(source.source(spark, settings), settings).where("pmod(hash(request_id), 100) > 0")
     there.select(
         F.lit("earlier").alias("run_id"),
         "request_id",
@@ -82,7 +83,7 @@ def _bare(spark: SparkSession, settings: Settings, folder: Path) -> float:
 
 def _ours(spark: SparkSession, settings: Settings, state: RunState) -> float:
     started = time.monotonic()
-    with plan.owed(spark, settings, "now") as owed:
+    with planning.owed_requests(spark, settings, "now") as owed:
         plan.write(owed, state.plan(1), 1, modes=1, seed="now")
     return time.monotonic() - started
 

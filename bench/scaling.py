@@ -26,7 +26,7 @@ from bench.page import with_table
 from bench.processes import watched
 from bench.truth import Measured, busy, errors, full
 from deltatap.config import Bounds
-from deltatap.driver.loop import backlog
+from deltatap.driver.control import backlog
 from deltatap.driver.pacer import Pacer
 from deltatap.driver.progress import snapshot
 from deltatap.messages import Control, Heartbeat

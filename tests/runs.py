@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from pyspark.sql import Row, SparkSession
 
-    from deltatap.driver.loop import Ended
+    from deltatap.driver.run import Ended
     from tests.simulation import Simulation
 
 

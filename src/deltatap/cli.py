@@ -235,12 +235,12 @@ def capture(
     for note in ended.notes:
         _say(console, note)
     show_summary(console, *summarize(spark, settings, row["run_id"]), row)
-    if row["status"] == "failed":
+    if ended.failed:
         _say(console, f"the run failed: {row['reason']}", "problem")
     elif row["reason"]:
         _say(console, f"{row['reason']}; the next run continues from here")
     print(json.dumps(row, default=_as_json))  # noqa: T201 - a line for programs: no wrapping, no colors
-    if row["status"] == "failed":
+    if ended.failed:
         return FAILED
     return TOO_MANY_ERRORS if ended.failed_share > settings.capture.fail_above_error_rate else OK
 
@@ -308,7 +308,7 @@ def check(settings: Settings, console: Console) -> int:
 
     problems = 0
     for finding in find(settings, lambda: _session(settings, console)):
-        _say(console, f"{finding.what}: {finding.said}" if finding.said else finding.what, finding.level)
+        _say(console, f"{finding.what}: {finding.detail}" if finding.detail else finding.what, finding.level)
         problems += finding.level == "problem"
     counted = f"{problems} problem{'s' * (problems > 1)} to fix before capturing" if problems else "ready to capture"
     _say(console, f"{counted}; nothing was paid")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from array import array
 from dataclasses import dataclass, field
+from enum import StrEnum
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -411,3 +412,14 @@ class Capture:
     error: CaptureError | None = None
     queued_ms: float | None = None
     loop_lag_ms: float | None = None
+
+
+class RunStatus(StrEnum):
+    """The status of a run, as the ``runs`` table stores it."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    STOPPED = "stopped"
+    BUDGET_EXHAUSTED = "budget_exhausted"
+    FAILED = "failed"
+    DIED = "died"

@@ -100,7 +100,7 @@ def test_a_python_worker_is_killed(spark: SparkSession, tables: Path, moment: st
         scene.until(lambda: talking(job, simulator), job)
         kill(talking(job, simulator))
         assert job.wait(timeout=300) == 0, scene.log.read_text()
-        assert "submitted again" in scene.log.read_text()
+        assert "submitting it again" in scene.log.read_text()
         scene.check(again=CONCURRENCY + in_one_flush(simulator))
 
 

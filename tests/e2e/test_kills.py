@@ -122,7 +122,7 @@ def test_killed_twice_and_every_request_has_one_row(
         )
         assert Counter(row["status"] for row in rows) == {"completed": PROMPTS}, log.read_text()
         assert len({row["request_id"] for row in rows}) == PROMPTS
-        assert len({row["run_id"] for row in rows}) == 1, "the second start goes on with the first one's run"
+        assert len({row["run_id"] for row in rows}) == 1, "the second start resumes the first run"
         allowed = 2 * (CONCURRENCY + in_one_flush(simulator))
         record_property("calls", f"{counts['calls']} for {PROMPTS} prompts, {allowed} more allowed")
         assert PROMPTS <= counts["calls"] <= PROMPTS + allowed
@@ -162,7 +162,7 @@ def test_a_second_start_while_one_runs_is_refused(spark: SparkSession, tables: P
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert second.returncode == 2, second.stdout + second.stderr
-        assert "is running" in second.stdout
+        assert "another run is active" in second.stdout
         assert f"pid {first.pid}" in second.stdout
         assert first.wait(timeout=300) == 0, log.read_text()
         assert simulator.counts()["calls"] == 40

@@ -51,8 +51,8 @@ def job(spark: SparkSession, tables: Path, simulator: Simulation, capsys: pytest
 
 
 def test_a_missing_table(job: Job) -> None:
-    assert f"prompts.table: {job.folder / 'prompts'}: there is no such Delta table" in job.refused()
-    assert "prompts.table: nowhere: there is no such Delta table" in job.refused("prompts.table=nowhere")
+    assert f"prompts.table: {job.folder / 'prompts'}: the Delta table does not exist" in job.refused()
+    assert "prompts.table: nowhere: the Delta table does not exist" in job.refused("prompts.table=nowhere")
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_wrong_column_types(spark: SparkSession, job: Job, columns: str, said: s
 
 def test_a_column_to_keep_that_is_not_there(spark: SparkSession, job: Job) -> None:
     prompts.write(spark, job.folder / "prompts", [("a", "x")])
-    assert "prompts.keep: there is no column topic" in job.refused("prompts.keep=[topic]")
+    assert "prompts.keep: column topic does not exist" in job.refused("prompts.keep=[topic]")
 
 
 def test_a_query_that_is_none(job: Job) -> None:
@@ -178,7 +178,7 @@ def test_a_key_is_in_no_table_journal_log_plan_or_message(
     kept = [path for path in tables.rglob("*") if path.is_file()]
     assert any("aside" in path.parts for path in kept), "the state folder is there to be searched"
     assert [path for path in kept if KEY.encode() in path.read_bytes()] == []
-    assert "it was set aside" in job.stdout
+    assert "was set aside" in job.stdout
     assert KEY not in job.stdout + job.stderr
 
     frame = spark.createDataFrame([("x",)], "prompt STRING").select(capture_udf(path, max_requests=1)("prompt"))

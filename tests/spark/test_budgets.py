@@ -72,7 +72,7 @@ def test_a_runtime_drains_the_run(spark: SparkSession, tables: Path, simulator: 
     ended, _ = capture(
         spark, tables, simulator, budget={"runtime_s": 12}, timeouts={"grace_s": 1}, capture={"concurrency": 8}
     )
-    assert (ended.row["status"], ended.row["reason"]) == ("budget_exhausted", "budget.runtime_s: 12 s are over")
+    assert (ended.row["status"], ended.row["reason"]) == ("budget_exhausted", "budget.runtime_s: 12 s have passed")
     assert (ended.row["completed"], ended.row["interrupted"]) == (4, 4), "what had arrived is kept"
     again, _ = capture(
         spark, tables, simulator, capture={"limit": 1}, timeouts={"idle_s": 1, "total_s": 1, "first_byte_s": 1}
@@ -123,11 +123,11 @@ def test_what_a_dry_run_shows(
     show(Console(file=said, width=120), [one])
     assert "1,200 or more" in said.getvalue()
     assert "no price" in said.getvalue()
-    assert "nothing bounds the outputs" in said.getvalue()
+    assert "output is unbounded" in said.getvalue()
     assert spark is not None
     prompts.write(spark, tables / "prompts", [("a", "Hi")])
     tree = prompts.config(tables, simulator.base_url)
     (tables / "c.yml").write_text(__import__("yaml").safe_dump(tree))
     assert cli.run(cli.capture, tables / "c.yml", dry_run=True) == 0
-    assert "what a run would do (no call was made)" in capsys.readouterr().out
+    assert "what a run would capture (no call was made)" in capsys.readouterr().out
     assert simulator.counts()["calls"] == 0

@@ -34,7 +34,7 @@ def findings(spark: SparkSession, tree: dict[str, Any]) -> dict[str, Finding]:
 
 
 def wrong(found: dict[str, Finding], level: str = "problem") -> dict[str, str]:
-    return {finding.what: finding.said for finding in found.values() if finding.level == level}
+    return {finding.what: finding.detail for finding in found.values() if finding.level == level}
 
 
 def test_all_is_well_and_nothing_is_called(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
@@ -43,7 +43,7 @@ def test_all_is_well_and_nothing_is_called(spark: SparkSession, tables: Path, si
     assert list(found) == EVERYTHING
     assert not wrong(found)
     assert not wrong(found, "warning")
-    assert "gpt-4o-mini among them" in found["models"].said
+    assert "including gpt-4o-mini" in found["models"].detail
     assert simulator.counts()["calls"] == 0
     assert [path.name for path in (tables / "state").iterdir()] == [], "nothing is left behind"
 
@@ -59,12 +59,12 @@ def test_everything_that_is_wrong_is_found(spark: SparkSession, tables: Path, mo
     assert "NOT_THERE is not set" in told["key, workers"]
     assert "cannot reach 127.0.0.1 port 9" in told["network, driver"]
     assert "cannot reach 127.0.0.1 port 9" in told["network, workers"]
-    assert "there is no such Delta table" in told["prompts"]
+    assert "the Delta table does not exist" in told["prompts"]
     assert "tables" not in told, "once is enough"
     assert found["captures"].level == found["runs"].level == "ok"
     assert "serverless compute" in told["runtime"]
     assert "NOT_THERE" in told["models"]
-    assert wrong(found, "warning") == {"price": "model mine has none in prices: cost_usd will be null"}
+    assert wrong(found, "warning") == {"price": "model mine has no price: cost_usd will be null"}
 
 
 def test_a_key_that_is_refused_and_a_model_that_is_not_listed(spark: SparkSession, tables: Path) -> None:
@@ -76,7 +76,7 @@ def test_a_key_that_is_refused_and_a_model_that_is_not_listed(spark: SparkSessio
             tree = prompts.config(tables, simulator.base_url)
             tree["endpoint"] |= {"api_key": {"env": "CHECKED_KEY"}, "model": "gpt-unheard-of"}
             found = findings(spark, tree)
-            assert "gpt-unheard-of is not among them" in wrong(found, "warning")["models"]
+            assert "but not gpt-unheard-of" in wrong(found, "warning")["models"]
             os.environ["CHECKED_KEY"] = secret + "0"
             found = findings(spark, tree)
             assert wrong(found)["models"].startswith("/models: authentication")

@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from deltatap.delta import columns
 from deltatap.delta import tables as delta_tables
 from deltatap.driver.landing import Landing
+from deltatap.driver.merge import NewRows
 from deltatap.messages import Control
 from deltatap.state import PlanState, RunState
 from deltatap.worker.journal import journaled_rows, write_journal
@@ -52,7 +53,9 @@ class JournalAndLanding(RuleBasedStateMachine):
         self.state = RunState(self.folder / "state" / RUN)
         self.state.prepare()
         self.state.publish(Control(epoch=1, beat=1))
-        self.landing = Landing(self.spark, self.captures, self.state, keep_interrupted=False, fresh=1)
+        self.landing = Landing(
+            self.spark, self.captures, self.state, keep_interrupted=False, new_rows=NewRows(self.state, 1)
+        )
         self.clock = datetime(2026, 11, 21, tzinfo=UTC)
         self.written: dict[int, list[tuple[str, str]]] = {}
         self.damaged: set[int] = set()
@@ -122,7 +125,9 @@ class JournalAndLanding(RuleBasedStateMachine):
     @rule()
     def a_driver_starts_anew(self) -> None:
         self.landing.stop()
-        self.landing = Landing(self.spark, self.captures, self.state, keep_interrupted=False)
+        self.landing = Landing(
+            self.spark, self.captures, self.state, keep_interrupted=False, new_rows=NewRows(self.state)
+        )
 
     @rule()
     def landing_fails_after_its_commit(self) -> None:

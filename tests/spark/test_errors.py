@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from deltatap.config import load_settings
-from deltatap.driver import plan
+from deltatap.driver.owed import owed_requests
 from deltatap.driver.run import run
 from deltatap.model import ERRORS
 from deltatap.prices import Prices
@@ -77,7 +77,7 @@ def test_each_error_is_told_tried_and_owed_as_the_design_has_it(
         assert bool(row["text"]) == (status == "interrupted"), fault
         assert row["finish_reason"] is None, fault
     settings = load_settings(prompts.config(tables, simulator.base_url, **sections))
-    with plan.owed(spark, settings, "the-next") as frame:
+    with owed_requests(spark, settings, "the-next") as frame:
         owed = {row["request_id"] for row in frame.select("request_id").collect()}
     assert owed == {fault for fault, (*_, expected) in PROVOKED.items() if expected}
 
@@ -127,5 +127,5 @@ def test_what_cannot_be_connected_to(
     assert (row["status"], row["error"]["type"], row["error"]["code"]) == ("failed", type_, code)
     assert (row["dispatch_ms"], row["e2e_ms"], row["headers_ms"]) == (None, None, None), "nothing was ever written"
     assert [retry["error_type"] for retry in row["retries"]] == [type_]
-    with plan.owed(spark, settings, "the-next") as frame:
+    with owed_requests(spark, settings, "the-next") as frame:
         assert frame.count() == 1

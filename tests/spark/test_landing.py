@@ -11,6 +11,7 @@ import pytest
 from deltatap.delta import columns
 from deltatap.delta import tables as delta_tables
 from deltatap.driver.landing import Landing
+from deltatap.driver.merge import NewRows
 from deltatap.messages import Control
 from deltatap.state import LANDED, PlanState, RunState
 from deltatap.worker.journal import write_journal
@@ -30,7 +31,7 @@ def landing(spark: SparkSession, tables: Path, tmp_path: Path) -> Iterator[Landi
     delta_tables.ensure(spark, str(tables / "captures"), columns.CAPTURES)
     state = RunState(tmp_path / "state" / RUN)
     state.prepare()
-    landing = Landing(spark, str(tables / "captures"), state, keep_interrupted=False)
+    landing = Landing(spark, str(tables / "captures"), state, keep_interrupted=False, new_rows=NewRows(state))
     yield landing
     landing.stop()
 
@@ -87,7 +88,7 @@ def merges(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def first(landing: Landing) -> Landing:
     """The landing of a run's first driver."""
     landing.state.publish(Control(epoch=1, beat=1))
-    landing.fresh = 1
+    landing.new_rows.epoch = 1
     return landing
 
 
@@ -120,7 +121,7 @@ def test_what_was_committed_and_not_remembered_is_not_inserted_again(
     assert set(landed(first)) == {"r0"}
     # And were it taken for new:
     write(first, "b", row(0, finished_at=finished_at))
-    monkeypatch.setattr(Landing, "_are_new", lambda *_: True)
+    monkeypatch.setattr(NewRows, "are_all", lambda *_: True)
     first.drain()
     assert only_inserts(merges[-1])
     assert set(landed(first)) == {"r0"}
@@ -167,7 +168,9 @@ def test_the_same_rows_again_change_nothing(landing: Landing) -> None:
     landing.tick()
     # A crash after the commit and before the deletion: the same rows come again, beside others, in a new process.
     write(landing, "b", row(0, text="again"), row(0, text="and again"), row(1))
-    again = Landing(landing.spark, landing.captures, landing.state, keep_interrupted=False)
+    again = Landing(
+        landing.spark, landing.captures, landing.state, keep_interrupted=False, new_rows=NewRows(landing.state)
+    )
     again.drain()
     assert {key: r["text"] for key, r in landed(landing).items()} == {"r0": "first", "r1": "t"}
     assert remembered(landing) == [0, 1]

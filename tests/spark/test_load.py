@@ -11,8 +11,9 @@ import pytest
 
 from deltatap.config import load_settings
 from deltatap.delta.tables import quoted
-from deltatap.driver import plan, source
+from deltatap.driver import source
 from deltatap.driver.load import load, read_prompts
+from deltatap.driver.owed import hashed, requests
 from deltatap.errors import ConfigError
 from tests import prompts
 
@@ -77,7 +78,7 @@ def test_csv_keeps_texts_as_they_are(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("x.txt", "", r"x\.txt: expected a file that ends in \.jsonl, \.csv, \.parquet"),
+        ("x.txt", "", r"x\.txt: expected a file name that ends in \.jsonl, \.csv, \.parquet"),
         ("x.jsonl", '{"prompt": "a"}\n{"prompt": "b"', r"x\.jsonl: line 2: Expecting ',' delimiter"),
         ("x.jsonl", "[1]", r"line 1: expected a JSON object, found list"),
         ("x.jsonl", '{"custom_id": "a", "body": 1}', r"line 1: body: expected a JSON object"),
@@ -115,8 +116,7 @@ def test_files_become_one_table_of_which_requests_are_made(spark: SparkSession, 
     load(spark, settings, tables / "z.parquet")
     assert spark.table(quoted(str(tables / "prompts"))).count() == 4
     made = {
-        row["request_id"]: row
-        for row in plan.requests(plan.hashed(source.source(spark, settings), settings), settings).collect()
+        row["request_id"]: row for row in requests(hashed(source.source(spark, settings), settings), settings).collect()
     }
     assert json.loads(made["a"]["body"])["messages"] == [{"role": "user", "content": "Hé"}]
     assert json.loads(made["b"]["body"])["messages"] == [{"role": "user", "content": "Say"}]
@@ -130,7 +130,7 @@ def test_columns_that_the_table_does_not_take_change_nothing(spark: SparkSession
         load(spark, settings, written(tables, "y.csv", "question\nWhy?\n"))
     load(spark, settings, written(tables, "x.csv", "request_id,prompt,tenant\na,Say,x\n"))
     pq.write_table(pa.table({"request_id": ["b"], "prompt": ["Say"], "tenant": [[1, 2]]}), tables / "z.parquet")
-    with pytest.raises(ConfigError, match=r"does not take the columns of .*z\.parquet"):
+    with pytest.raises(ConfigError, match=r"the columns of .*z\.parquet do not fit"):
         load(spark, settings, tables / "z.parquet")
     assert spark.table(quoted(str(tables / "prompts"))).count() == 1
     with pytest.raises(ConfigError, match=r"expected the table to load into"):

@@ -120,7 +120,7 @@ def test_the_same_run_id_goes_on_and_keeps_the_earlier_calls(
     first, _ = capture(spark, tables, simulator, capture=once, run={"id": "nightly-7"})
     assert (first.row["completed"], first.row["interrupted"], first.row["failed"]) == (1, 1, 1)
     second, said = capture(spark, tables, simulator, capture=once, run={"id": "nightly-7"})
-    assert "goes on with run nightly-7" in said
+    assert "resumes run nightly-7" in said
     assert (second.row["completed"], second.row["interrupted"], second.row["failed"]) == (2, 1, 0)
     third, _ = capture(spark, tables, simulator, capture=once, run={"id": "nightly-7"})
     assert (third.row["owed"], third.row["completed"], third.row["requests"]) == (3, 3, 6)

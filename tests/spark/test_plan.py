@@ -9,7 +9,8 @@ import pytest
 from deltatap.config import Settings, load_settings
 from deltatap.delta import columns
 from deltatap.delta import tables as delta_tables
-from deltatap.driver import plan, source
+from deltatap.driver import owed as planning
+from deltatap.driver import source
 from deltatap.errors import ConfigError
 from tests import prompts
 
@@ -68,7 +69,7 @@ def write_prompts(spark: SparkSession, folder: Path, rows: list[dict[str, Any]])
 
 def settle(spark: SparkSession, settings: Settings, run_id: str, ends: dict[str, tuple[str, Any]]) -> None:
     """Rows in captures for all that is owed, as a run would leave them."""
-    with plan.owed(spark, settings, run_id) as owed:
+    with planning.owed_requests(spark, settings, run_id) as owed:
         found = owed.collect()
     rows = []
     for row in found:
@@ -88,13 +89,13 @@ def settings(spark: SparkSession, tables: Path) -> Settings:
 
 
 def owed_ids(spark: SparkSession, settings: Settings) -> set[tuple[str, str]]:
-    with plan.owed(spark, settings, "next") as owed:
+    with planning.owed_requests(spark, settings, "next") as owed:
         return {(row["request_id"], row["mode"]) for row in owed.collect()}
 
 
 def built(spark: SparkSession, settings: Settings) -> list[str | None]:
     rows = spark.table(delta_tables.quoted(settings.captures.table))
-    left = plan.changed(plan.hashed(source.source(spark, settings), settings), rows, settings)
+    left = planning.changed(planning.hashed(source.source(spark, settings), settings), rows, settings)
     return [row["request_id"] for row in left.collect()]
 
 
@@ -149,24 +150,40 @@ def test_what_is_settled_after_building_began_is_not_owed(
 ) -> None:
     write_prompts(spark, tables, [{"request_id": "a", "prompt": "p"}])
     made = load_settings(settings.model_dump() | {"capture": {"owed": which}})
-    building = plan.Building(spark, made, None)
-    assert building.requests().count() == 1
+    building = planning.Building(spark, made, None)
+    assert building.wait().count() == 1
     settle(spark, made, "next", {})
-    with plan.owed(spark, made, "next", building) as owed:
+    with planning.owed_requests(spark, made, "next", building) as owed:
         assert owed.collect() == []
 
 
-def test_a_building_that_fails_says_so_to_whom_waits(spark: SparkSession, settings: Settings) -> None:
-    building = plan.Building(spark, settings, None)
-    with pytest.raises(ConfigError, match="there is no such Delta table"):
-        building.requests()
+def test_a_failure_to_build_requests_is_raised_to_the_caller_that_waits(
+    spark: SparkSession, settings: Settings
+) -> None:
+    building = planning.Building(spark, settings, None)
+    with pytest.raises(ConfigError, match="the Delta table does not exist"):
+        building.wait()
 
 
-def test_of_a_table_without_rows_all_is_owed(spark: SparkSession, tables: Path, settings: Settings) -> None:
+def test_the_shortcut_for_an_empty_table_finds_what_the_lookup_finds(
+    spark: SparkSession, tables: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_prompts(spark, tables, [{"request_id": "a", "prompt": "p"}, {"request_id": "b", "prompt": " "}])
+    assert planning._nothing_captured(spark, settings)
     found = []
-    for first in (False, True):
-        with plan.owed(spark, settings, "next", first=first) as owed:
+    for empty in (False, True):
+        monkeypatch.setattr(planning, "_nothing_captured", lambda *_, empty=empty: empty)
+        with planning.owed_requests(spark, settings, "next") as owed:
             found.append((owed.columns, sorted(owed.collect())))
     assert found[0] == found[1]
     assert len(found[0][1]) == 2
+
+
+@pytest.mark.parametrize(("max_runs", "is_owed"), [(1, False), (2, True)])
+def test_a_request_that_breaks_off_is_owed_until_max_runs(
+    spark: SparkSession, tables: Path, settings: Settings, max_runs: int, *, is_owed: bool
+) -> None:
+    write_prompts(spark, tables, [{"request_id": "a", "prompt": "p"}])
+    settle(spark, settings, "earlier", {"a": ("interrupted", {"type": "connection"})})
+    made = load_settings(settings.model_dump() | {"capture": {"max_runs": max_runs}})
+    assert owed_ids(spark, made) == ({("a", "stream")} if is_owed else set())

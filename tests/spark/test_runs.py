@@ -11,8 +11,10 @@ import pytest
 from deltatap.config import Settings, load_settings
 from deltatap.delta import columns
 from deltatap.delta import tables as delta_tables
+from deltatap.driver import lease as leases
 from deltatap.driver import runs
 from deltatap.errors import LeaseLostError, RunningError
+from deltatap.model import RunStatus
 from tests import prompts
 
 if TYPE_CHECKING:
@@ -32,42 +34,46 @@ def elsewhere(spark: SparkSession, settings: Settings, run_id: str, age_s: float
     """Make a run's driver one of another host, last heard of so long ago."""
     at = datetime.now(UTC) - timedelta(seconds=age_s)
     driver = json.dumps({"host": "other", "boot": "x", "pid": 1, "start": "1"})
-    runs._update(spark, settings, run_id, {"heartbeat_at": at, "driver": driver}, "epoch > 0")
+    runs.update(spark, settings, run_id, {"heartbeat_at": at, "driver": driver}, "epoch > 0")
 
 
 def dead(spark: SparkSession, settings: Settings, run_id: str) -> None:
-    driver = json.dumps({**json.loads(runs.this_driver()), "start": "0"})  # another process had our number
-    runs._update(spark, settings, run_id, {"driver": driver}, "epoch > 0")
+    driver = json.dumps({**json.loads(leases.this_driver()), "start": "0"})  # another process had our number
+    runs.update(spark, settings, run_id, {"driver": driver}, "epoch > 0")
 
 
-def test_a_lease_is_refused_while_its_holder_lives(spark: SparkSession, settings: Settings) -> None:
-    lease = runs.acquire(spark, settings, "a")
-    assert (lease.run_id, lease.epoch, lease.went_on, lease.died) == ("a", 1, False, ())
-    with pytest.raises(RunningError, match=rf"run a on captures table .* is running \(driver pid {os.getpid()} on "):
-        runs.acquire(spark, settings, "b")
+def test_a_lease_is_refused_while_its_holder_is_alive(spark: SparkSession, settings: Settings) -> None:
+    lease = leases.acquire(spark, settings, "a")
+    assert (lease.run_id, lease.epoch, lease.resumed, lease.died) == ("a", 1, False, ())
+    with pytest.raises(
+        RunningError, match=rf"another run is active on captures table .*: run a \(driver pid {os.getpid()} on "
+    ):
+        leases.acquire(spark, settings, "b")
 
 
-def test_a_closed_run_leaves_the_lease(spark: SparkSession, settings: Settings) -> None:
-    runs.acquire(spark, settings, "a")
-    row = runs.close(spark, settings, "a", "completed", None, {"completed": 3})
+def test_closing_a_run_releases_its_lease(spark: SparkSession, settings: Settings) -> None:
+    leases.acquire(spark, settings, "a")
+    row = runs.close(spark, settings, "a", RunStatus.COMPLETED, None, {"completed": 3})
     assert (row["status"], row["completed"]) == ("completed", 3)
-    assert runs.acquire(spark, settings, "b").epoch == 2
+    assert leases.acquire(spark, settings, "b").epoch == 2
 
 
-def test_a_dead_run_of_the_same_job_is_gone_on_with_another_is_not(spark: SparkSession, settings: Settings) -> None:
-    started = runs.acquire(spark, settings, "a").started_at
+def test_a_dead_run_of_the_same_job_is_resumed_and_one_of_another_job_is_not(
+    spark: SparkSession, settings: Settings
+) -> None:
+    started = leases.acquire(spark, settings, "a").started_at
     dead(spark, settings, "a")
-    lease = runs.acquire(spark, settings, "b")
-    assert (lease.run_id, lease.epoch, lease.went_on, lease.died) == ("a", 2, True, ())
+    lease = leases.acquire(spark, settings, "b")
+    assert (lease.run_id, lease.epoch, lease.resumed, lease.died) == ("a", 2, True, ())
     assert abs(lease.started_at - started) < timedelta(seconds=1)
     dead(spark, settings, "a")
     other = load_settings(settings.model_dump() | {"request": {"temperature": 1}})
-    lease = runs.acquire(spark, other, "c")
-    assert (lease.run_id, lease.epoch, lease.went_on, lease.died) == ("c", 3, False, ("a",))
+    lease = leases.acquire(spark, other, "c")
+    assert (lease.run_id, lease.epoch, lease.resumed, lease.died) == ("c", 3, False, ("a",))
 
 
-def test_a_holder_elsewhere_is_watched_until_it_beats(spark: SparkSession, settings: Settings) -> None:
-    runs.acquire(spark, settings, "a")
+def test_a_holder_on_another_host_is_watched_until_its_next_heartbeat(spark: SparkSession, settings: Settings) -> None:
+    leases.acquire(spark, settings, "a")
     elsewhere(spark, settings, "a", age_s=5)
     waits: list[float] = []
 
@@ -77,56 +83,43 @@ def test_a_holder_elsewhere_is_watched_until_it_beats(spark: SparkSession, setti
             elsewhere(spark, settings, "a", age_s=0)
 
     with pytest.raises(RunningError, match="driver pid 1 on other"):
-        runs.acquire(spark, settings, "b", wait=wait, clock=lambda: 0.0)
+        leases.acquire(spark, settings, "b", wait=wait, clock=lambda: 0.0)
     assert len(waits) == 2
 
 
-def test_a_holder_elsewhere_that_is_silent_loses_its_lease(spark: SparkSession, settings: Settings) -> None:
-    runs.acquire(spark, settings, "a")
+def test_a_silent_holder_on_another_host_loses_its_lease(spark: SparkSession, settings: Settings) -> None:
+    leases.acquire(spark, settings, "a")
     elsewhere(spark, settings, "a", age_s=5)
     now = [0.0]
 
     def wait(seconds: float) -> None:
         now[0] += seconds
 
-    lease = runs.acquire(spark, settings, "b", wait=wait, clock=lambda: now[0])
-    assert now[0] >= runs.LEASE_S
+    lease = leases.acquire(spark, settings, "b", wait=wait, clock=lambda: now[0])
+    assert now[0] >= leases.LEASE_S
     assert (lease.run_id, lease.epoch) == ("a", 2)
 
 
-def test_a_driver_that_lost_its_lease_hears_of_it(spark: SparkSession, settings: Settings) -> None:
-    first = runs.acquire(spark, settings, "a")
-    runs.beat(spark, settings, first, {"completed": 1})
+def test_a_driver_that_lost_its_lease_gets_an_error_and_writes_nothing(spark: SparkSession, settings: Settings) -> None:
+    first = leases.acquire(spark, settings, "a")
+    leases.renew(spark, settings, first, {"completed": 1})
     dead(spark, settings, "a")
-    second = runs.acquire(spark, settings, "b")
+    second = leases.acquire(spark, settings, "b")
     with pytest.raises(LeaseLostError, match="run a: another driver has taken over"):
-        runs.beat(spark, settings, first, {"completed": 99})
-    runs.beat(spark, settings, second, {"completed": 2})
+        leases.renew(spark, settings, first, {"completed": 99})
+    leases.renew(spark, settings, second, {"completed": 2})
     (row,) = spark.table(delta_tables.quoted(settings.runs.table)).collect()
     assert row["completed"] == 2, "the older driver's counts are not written"
 
 
-def test_the_first_lease_is_taken_without_looking_and_only_once(spark: SparkSession, settings: Settings) -> None:
-    lease = runs.acquire(spark, settings, "a", first=True)
-    assert (lease.run_id, lease.epoch, lease.went_on, lease.others) == ("a", 1, False, ())
-    with pytest.raises(RunningError, match="run a on captures table"):
-        runs.acquire(spark, settings, "b", first=True)
-    runs.close(spark, settings, "a", "completed", None, {})
-    lease = runs.acquire(spark, settings, "b", first=True)
-    assert (lease.run_id, lease.epoch, lease.others) == ("b", 2, ("a",))
-
-
-@pytest.mark.parametrize("first", [False, True])
-def test_of_drivers_that_start_at_once_one_gets_the_lease(
-    spark: SparkSession, settings: Settings, *, first: bool
-) -> None:
+def test_of_drivers_that_start_at_once_one_gets_the_lease(spark: SparkSession, settings: Settings) -> None:
     at_once = threading.Barrier(3)
     outcomes: list[Any] = []
 
     def start(name: str) -> None:
         at_once.wait()
         try:
-            outcomes.append(runs.acquire(spark, settings, name, first=first).run_id)
+            outcomes.append(leases.acquire(spark, settings, name).run_id)
         except RunningError:
             outcomes.append(None)
 
@@ -142,9 +135,9 @@ def test_of_drivers_that_start_at_once_one_gets_the_lease(
 
 
 def test_two_tables_have_two_leases(spark: SparkSession, settings: Settings, tables: Path) -> None:
-    runs.acquire(spark, settings, "a")
+    leases.acquire(spark, settings, "a")
     other = load_settings(settings.model_dump() | {"captures": {"table": str(tables / "other")}})
-    assert runs.acquire(spark, other, "b").run_id == "b"
+    assert leases.acquire(spark, other, "b").run_id == "b"
 
 
 @pytest.mark.slow
@@ -152,17 +145,17 @@ def test_runs_on_other_captures_tables_beat_at_the_same_time(
     spark: SparkSession, settings: Settings, tables: Path
 ) -> None:
     other = load_settings(settings.model_dump() | {"captures": {"table": str(tables / "other")}})
-    leases = [(settings, runs.acquire(spark, settings, "a")), (other, runs.acquire(spark, other, "b"))]
+    both = [(settings, leases.acquire(spark, settings, "a")), (other, leases.acquire(spark, other, "b"))]
     failures: list[BaseException] = []
 
-    def beat(of: Settings, lease: runs.Lease) -> None:
+    def beat(of: Settings, lease: leases.Lease) -> None:
         try:
             for count in range(4):
-                runs.beat(spark, of, lease, {"completed": count})
+                leases.renew(spark, of, lease, {"completed": count})
         except BaseException as error:  # noqa: BLE001 - asserted below
             failures.append(error)
 
-    threads = [threading.Thread(target=beat, args=pair) for pair in leases]
+    threads = [threading.Thread(target=beat, args=pair) for pair in both]
     for thread in threads:
         thread.start()
     for thread in threads:

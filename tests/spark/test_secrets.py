@@ -70,7 +70,9 @@ def test_missing_secret_is_reported_and_nothing_is_called(
     with_secrets(monkeypatch, {})
     prompts.write(spark, tables / "prompts", [("a", "x", None)])
     settings = load_settings(prompts.config(tables, locked.base_url, endpoint=SCOPED))
-    problems = {finding.what: finding.said for finding in check(settings, lambda: spark) if finding.level == "problem"}
+    problems = {
+        finding.what: finding.detail for finding in check(settings, lambda: spark) if finding.level == "problem"
+    }
     absent = (
         "endpoint.api_key.secret: team/openai: RuntimeError: Secret does not exist with scope: team and key: openai"
     )

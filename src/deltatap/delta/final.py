@@ -1,4 +1,4 @@
-"""When a captures row is final, as SQL: the plan and the landing share this one definition."""
+"""When a row of ``captures`` is final, as SQL. Planning, landing and the ``_current`` view share this definition."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from deltatap.model import ERRORS
 
 
 def final_sql(row: str, *, keep_interrupted: bool) -> str:
-    """The SQL condition under which a captures row is final: neither replaced nor owed again.
+    """A SQL condition that is true for a final row, which is neither replaced nor owed again.
 
     Args:
-        row: the table's alias.
+        row: the alias of the row.
         keep_interrupted: whether interrupted rows are final.
     """
     settled = ", ".join(f"'{name}'" for name, kind in ERRORS.items() if not kind.owed)

@@ -1,4 +1,4 @@
-"""Make the captures and runs tables where they are missing, and check the columns of those that exist."""
+"""Create the captures and runs tables if they do not exist, and check the columns of existing ones."""
 
 from __future__ import annotations
 
@@ -15,47 +15,44 @@ if TYPE_CHECKING:
     from deltatap.config import Settings
 
 
-def check_tables(spark: SparkSession, settings: Settings) -> frozenset[str]:
-    """Make captures and runs where they are not, and look at their columns where they are.
+def prepare_tables(spark: SparkSession, settings: Settings) -> None:
+    """Create the captures and runs tables if they do not exist, and check their columns.
 
-    Returns:
-        Which of the two were not there.
+    If captures is a catalog name, a view of the same name with ``_current`` appended is created, too.
 
     Raises:
-        ConfigError: when a table is not there and cannot be made, or is not what it should be.
+        ConfigError: if a table cannot be created, or its columns are not those of deltatap.
     """
-
-    def check(name: str) -> tuple[bool, list[str]]:
-        table, columns, *options = needed[name]
-        try:
-            made = tables.ensure(spark, table, columns, *options)
-            different = tables.differences(spark.table(tables.quoted(table)).schema, columns)
-        except Exception as error:  # noqa: BLE001 - whatever the catalog says
-            return False, [f"{name}.table: {table}: {one_line(error)}"]
-        return made, [f"{name}.table: {table}: {problem}" for problem in different]
-
-    needed: dict[str, Any] = {
+    needed: dict[str, tuple[Any, ...]] = {
         "captures": (
             settings.captures.table,
             columns.CAPTURES,
             columns.CAPTURES_PROPERTIES,
             columns.CAPTURES_CLUSTERED_BY,
         ),
-        # Serializable: of two drivers that take the lease at once, one must fail.
+        # Serializable: if two drivers take the lease at the same time, one of their commits must fail.
         "runs": (settings.runs.table, columns.RUNS, "'delta.isolationLevel' = 'Serializable'"),
     }
+
+    def problems_of(name: str) -> list[str]:
+        table, its_columns, *options = needed[name]
+        try:
+            tables.ensure(spark, table, its_columns, *options)
+            problems = tables.differences(spark.table(tables.quoted(table)).schema, its_columns)
+        except Exception as error:  # noqa: BLE001 - a catalog raises many kinds of errors
+            problems = [one_line(error)]
+        return [f"{name}.table: {table}: {problem}" for problem in problems]
+
     with ThreadPoolExecutor(len(needed)) as pool:
-        found = dict(zip(needed, pool.map(check, needed), strict=True))
-    if problems := [problem for _, told in found.values() for problem in told]:
-        raise ConfigError(problems)
+        if problems := [problem for found in pool.map(problems_of, needed) for problem in found]:
+            raise ConfigError(problems)
     if not tables.is_path(settings.captures.table):
         newest = current_sql(settings.captures.table)
         spark.sql(f"CREATE VIEW IF NOT EXISTS {tables.quoted(settings.captures.table + '_current')} AS {newest}")
-    return frozenset(name for name, (made, _) in found.items() if made)
 
 
 def current_sql(captures: str) -> str:
-    """The newest row of each request, final ones first."""
+    """A query for the newest row of each request; final rows count as newer than others."""
     newest = f"struct({final_sql('c', keep_interrupted=False)}, c.finished_at)"
     return f"""
         SELECT row.* FROM (

@@ -1,4 +1,4 @@
-"""Delta tables: naming them in SQL, creating them, committing to them, and comparing their schema with ours.
+"""Delta tables: their names in SQL, how to create them and commit to them, and how a schema differs from ours.
 
 Leaves the columns to ``columns.py``.
 """
@@ -23,23 +23,23 @@ _MISSING = ("DELTA_TABLE_NOT_FOUND", "DELTA_MISSING_DELTA_TABLE", "DELTA_PATH_DO
 
 
 def quoted(table: str) -> str:
-    """A table as SQL names it: a catalog name in backticks, a path as ``delta.`path` ``."""
+    """A table's name in SQL: a catalog name in backticks, a path as ``delta.`path` ``."""
     if is_path(table):
         return f"delta.`{table}`"
     return ".".join(f"`{part}`" for part in table.split("."))
 
 
 def is_path(table: str) -> bool:
-    """Whether the configured table is a path: it has a ``/``."""
+    """Whether a configured table is a path: whether it contains ``/``."""
     return "/" in table
 
 
 def exists(spark: SparkSession, table: str) -> bool:
-    """Whether the Delta table is there."""
+    """Whether a Delta table exists."""
     if not is_path(table):
         return bool(spark.catalog.tableExists(table))
     try:
-        # Its schema alone: `DESCRIBE DETAIL` counts files, which takes a Spark job.
+        # Reading the schema needs no Spark job; `DESCRIBE DETAIL` does, because it counts files.
         _ = spark.table(quoted(table)).schema
     except Exception as error:
         if any(name in str(error) for name in _MISSING):
@@ -50,41 +50,36 @@ def exists(spark: SparkSession, table: str) -> bool:
 
 def ensure(
     spark: SparkSession, table: str, columns: Sequence[Column], properties: str = "", cluster_by: Sequence[str] = ()
-) -> bool:
-    """Create the table unless it is there, however its owner made it; a concurrent creator is no error.
-
-    Returns:
-        Whether it was not there.
-    """
+) -> None:
+    """Create a table unless it exists. An existing table keeps its properties, and concurrent creators do not fail."""
     if exists(spark, table):
-        return False
+        return
     spark.sql(
         f"CREATE TABLE IF NOT EXISTS {quoted(table)} (\n  {ddl(columns)}\n) USING DELTA"
         + (f" CLUSTER BY ({', '.join(cluster_by)})" if cluster_by else "")
         + (f" TBLPROPERTIES ({properties})" if properties else "")
     )
-    return True
 
 
 def commit(spark: SparkSession, sql: str) -> None:
-    """Commit a statement. Another commit that came first is no failure: its writer is done, and ours may go on."""
-    for left in reversed(range(_TRIES)):
+    """Run a statement that commits, and repeat it when another writer's commit came first."""
+    for retries_left in reversed(range(_TRIES)):
         try:
             spark.sql(sql)
         except Exception as error:
-            if not (left and came_second(error)):
+            if not (retries_left and came_second(error)):
                 raise
         else:
             return
 
 
 def came_second(error: Exception) -> bool:
-    """Whether a commit failed because another, that touched what this one read, came first."""
+    """Whether a commit failed because another commit, which changed what this one had read, came first."""
     return "CONCURRENT" in f"{type(error).__name__}: {error}".upper()
 
 
 def differences(found: StructType, columns: Sequence[Column]) -> list[str]:
-    """How an existing table's schema differs from ours; further columns of the user's are none of our business."""
+    """How a table's schema differs from ours, one line for each problem. Additional columns are allowed."""
     theirs = {field.name: field.dataType for field in found.fields}
     problems = []
     for field in spark_schema(columns).fields:

@@ -1,7 +1,6 @@
-"""What ``deltatap check`` proves: all that a run needs, on the driver and in the workers, short of a paid call.
+"""``deltatap check``: checks everything that a run needs, on the driver and in Spark's workers, without a paid call.
 
-Knows what is needed where, and asks the same of the driver and of Spark's workers. Leaves what is printed to the
-command line.
+Leaves the needs to ``needs.py``, and printing to the command line.
 """
 
 from __future__ import annotations
@@ -15,9 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from deltatap.delta import tables
-from deltatap.delta.prepare import check_tables
-from deltatap.driver import source
-from deltatap.driver.preflight import examine, prices_of
+from deltatap.driver.needs import Checked, checked, price_need, prices_of, process_needs, table_needs
 from deltatap.errors import ConfigError, CredentialError, one_line
 from deltatap.http.client import EndpointClient
 from deltatap.http.credentials import handed_over
@@ -36,32 +33,38 @@ if TYPE_CHECKING:
 
 Level = Literal["ok", "warning", "problem"]
 SPARK = ((4, 0), (4, 1), (4, 2))
-_TOLD = "host string, what string, problem string"
+_FOUND = "host string, need string, problem string"
 _SERVERLESS = (
-    "serverless compute: its UDFs reach no network, so nothing can be captured; "
+    "serverless compute: UDFs have no network access there, so nothing can be captured; "
     "use a classic cluster with dedicated access"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that a run needs: whether it is there, or what is wrong, or what to know about it."""
+    """The result for one need.
+
+    Attributes:
+        what: the need, and where it was checked.
+        level: ``ok``, ``warning`` or ``problem``.
+        detail: the problem, the warning, or more about what was found; may be empty.
+    """
 
     what: str
     level: Level
-    said: str
+    detail: str
 
 
 def check(settings: Settings, session: Callable[[], SparkSession]) -> Iterator[Finding]:
-    """Prove what a run needs, a finding at a time. Creates the tables, as a run would; calls nothing that is paid for.
+    """Check what a run needs, one finding at a time. Creates the tables, as a run does; makes no paid call.
 
     Args:
         settings: of the run.
-        session: gives the session; asked for when what needs no Spark is done.
+        session: returns the session; called after the checks that need no Spark.
     """
-    for what, problems in examine(settings):
-        yield from _found(f"{what}, driver", problems)
-    yield _price(settings)
+    for need in process_needs(settings):
+        yield from _findings(f"{need.name}, driver", checked(need))
+    yield from _price(settings)
     spark = session()
     yield _runtime(spark)
     yield from _tables(spark, settings)
@@ -69,23 +72,23 @@ def check(settings: Settings, session: Callable[[], SparkSession]) -> Iterator[F
     yield _models(settings)
 
 
-def _found(what: str, problems: Iterable[str], well: str = "") -> Iterator[Finding]:
-    problems = list(problems)
-    if problems:
-        yield from (Finding(what, "problem", problem) for problem in problems)
+def _findings(what: str, result: Checked) -> Iterator[Finding]:
+    if result.problems:
+        yield from (Finding(what, "problem", problem) for problem in result.problems)
     else:
-        yield Finding(what, "ok", well)
+        yield Finding(what, "ok", result.detail)
 
 
-def _price(settings: Settings) -> Finding:
-    try:
-        prices = prices_of(settings)
-    except ConfigError as error:
-        return Finding("price", "problem", "; ".join(error.problems))
-    model = settings.endpoint.model
-    if model is not None and prices.find(model) is None:
-        return Finding("price", "warning", f"model {model} has none in prices: cost_usd will be null")
-    return Finding("price", "ok", "prompts name their models" if model is None else f"of {model}")
+def _price(settings: Settings) -> Iterator[Finding]:
+    result, model = checked(price_need(settings)), settings.endpoint.model
+    if result.problems:
+        yield from _findings("price", result)
+    elif model is None:
+        yield Finding("price", "ok", "the prompts name their models")
+    elif prices_of(settings).find(model) is None:
+        yield Finding("price", "warning", f"model {model} has no price: cost_usd will be null")
+    else:
+        yield Finding("price", "ok", f"for {model}")
 
 
 def _runtime(spark: SparkSession) -> Finding:
@@ -99,29 +102,23 @@ def _runtime(spark: SparkSession) -> Finding:
 
 
 def _tables(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
-    try:
-        columns = source.source(spark, settings).columns
-    except ConfigError as error:
-        yield from _found("prompts", error.problems)
-    else:
-        yield Finding("prompts", "ok", f"{settings.prompts.source}: {', '.join(columns)}")
-    try:
-        check_tables(spark, settings)
-    except ConfigError as error:
-        yield from _found("tables", error.problems)
+    prompts, ours = table_needs(spark, settings)
+    yield from _findings(prompts.name, checked(prompts))
+    if (result := checked(ours)).problems:
+        yield from _findings(ours.name, result)
         return
     for name, table in (("captures", settings.captures.table), ("runs", settings.runs.table)):
         try:
-            # Needs the right to change it, and changes nothing.
+            # Needs the right to modify the table, and changes nothing.
             spark.sql(f"DELETE FROM {tables.quoted(table)} WHERE run_id IS NULL AND run_id IS NOT NULL")
-        except Exception as error:  # noqa: BLE001 - whatever the catalog says
+        except Exception as error:  # noqa: BLE001 - a catalog raises many kinds of errors
             yield Finding(name, "problem", f"{name}.table: {table}: cannot be written: {one_line(error)}")
         else:
             yield Finding(name, "ok", f"{table}: can be written")
 
 
 def _workers(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
-    """The same needs in Spark's workers, and whether their state folder is the driver's."""
+    """Check the same needs in Spark's workers, and whether they share the driver's state folder."""
     mark = Path(settings.state.dir) / f".check-{uuid.uuid4().hex}"
     try:
         write_whole(mark, b"")
@@ -131,50 +128,55 @@ def _workers(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
     slots = count_slots(spark)
     try:
         key = handed_over(settings.endpoint)
-    except ConfigError:  # told of the driver, and none is needed for the rest
-        key, settings = (
-            None,
-            settings.model_copy(update={"endpoint": settings.endpoint.model_copy(update={"api_key": None})}),
-        )
+    except ConfigError:  # reported for the driver already; the other needs are checked without a key
+        key = None
+        settings = settings.model_copy(update={"endpoint": settings.endpoint.model_copy(update={"api_key": None})})
     try:
-        rows = spark.range(0, slots, 1, slots).mapInArrow(worker_examines(settings, str(mark), key), _TOLD).collect()
-    except Exception as error:  # noqa: BLE001 - what a worker cannot even start with
+        rows = spark.range(0, slots, 1, slots).mapInArrow(worker_checks(settings, str(mark), key), _FOUND).collect()
+    except Exception as error:  # noqa: BLE001 - anything can keep a worker from starting
         yield Finding("workers", "problem", one_line(error))
         return
     finally:
         mark.unlink(missing_ok=True)
     hosts = sorted({row["host"] for row in rows})
-    for what in dict.fromkeys(row["what"] for row in rows):
-        wrong = sorted(
-            {f"{row['problem']} (on {row['host']})" for row in rows if row["what"] == what and row["problem"]}
+    for need in dict.fromkeys(row["need"] for row in rows):
+        problems = {f"{row['problem']} (on {row['host']})" for row in rows if row["need"] == need and row["problem"]}
+        yield from _findings(
+            f"{need}, workers", Checked(tuple(sorted(problems)), f"{slots} slots on {', '.join(hosts)}")
         )
-        yield from _found(f"{what}, workers", wrong, f"{slots} slots on {', '.join(hosts)}")
 
 
-def worker_examines(
+def worker_checks(
     settings: Settings, mark: str, key: Token | None
 ) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """What a worker examines: rows of host, what, and the problem, null where there is none."""
+    """The function that checks a worker: it returns rows of host, need, and a problem or null.
+
+    Args:
+        settings: of the run.
+        mark: the path of a file that the driver has written into the state folder.
+        key: the credential that the driver passes to the workers, if any.
+    """
 
     def work(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        import pyarrow as pa  # noqa: PLC0415 - in the worker
+        import pyarrow as pa  # noqa: PLC0415 - imported in the worker
 
         for batch in batches:
             if batch.num_rows:
                 found: list[tuple[str, str | None]] = []
-                for what, problems in examine(settings, key):
-                    found += [(what, problem) for problem in problems] or [(what, None)]
-                seen = None if Path(mark).exists() else f"state.dir: {settings.state.dir}: is not the driver's folder"
-                found.append(("one state folder", seen))
-                rows = [{"host": socket.gethostname(), "what": what, "problem": problem} for what, problem in found]
-                schema = pa.schema([(name, pa.string()) for name in ("host", "what", "problem")])
+                for need in process_needs(settings, key):
+                    found += [(need.name, problem) for problem in checked(need).problems or (None,)]
+                shared = Path(mark).exists()
+                problem = None if shared else f"state.dir: {settings.state.dir}: is not the driver's folder"
+                found.append(("one state folder", problem))
+                rows = [{"host": socket.gethostname(), "need": need, "problem": problem} for need, problem in found]
+                schema = pa.schema([(name, pa.string()) for name in ("host", "need", "problem")])
                 yield pa.RecordBatch.from_pylist(rows, schema)
 
     return work
 
 
 def _models(settings: Settings) -> Finding:
-    """Whether the endpoint takes our key and knows the model; listing models costs nothing."""
+    """Check that the endpoint accepts the key and knows the model. Listing models costs nothing."""
 
     async def listed() -> list[str] | CaptureError:
         client = EndpointClient(settings.endpoint, settings.timeouts)
@@ -191,9 +193,9 @@ def _models(settings: Settings) -> Finding:
     if isinstance(found, CaptureError):
         level: Level = "problem" if found.type in ("authentication", "permission") else "warning"
         return Finding("models", level, f"/models: {found.type}: {found.message}")
-    lists = f"the endpoint lists {len(found):,} models"
+    count = f"the endpoint lists {len(found):,} models"
     if model is None:
-        return Finding("models", "ok", lists)
+        return Finding("models", "ok", count)
     if model in found:
-        return Finding("models", "ok", f"{lists}, {model} among them")
-    return Finding("models", "warning", f"{lists}, and {model} is not among them")
+        return Finding("models", "ok", f"{count}, including {model}")
+    return Finding("models", "warning", f"{count}, but not {model}")

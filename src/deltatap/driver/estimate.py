@@ -1,6 +1,6 @@
-"""What a run would do: the requests that are owed, their tokens, and a range of what they may cost. Makes no call.
+"""The estimate of ``--dry-run``: the owed requests, their tokens, and a range of their cost. Makes no call.
 
-Knows how long this endpoint's answers have been before. Writes nothing: no table is made, no lease is taken.
+Knows how long earlier answers of the endpoint were. Writes nothing: it creates no table and takes no lease.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
@@ -16,37 +16,60 @@ from rich.table import Table
 
 from deltatap.api.registry import specification
 from deltatap.delta import tables
-from deltatap.driver import plan
+from deltatap.driver import owed
 from deltatap.prices import cost_usd
 from deltatap.tokens import known_encoding
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
     from decimal import Decimal
 
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import DataFrame, Row, SparkSession
     from rich.console import Console
 
     from deltatap.config import Settings
     from deltatap.prices import Prices
 
-_COUNTED = "model STRING, mode STRING, bad BOOLEAN, input_tokens BIGINT, most_output BIGINT"
+_COUNTED = pa.schema(
+    [
+        ("model", pa.string()),
+        ("mode", pa.string()),
+        ("bad", pa.bool_()),
+        ("input_tokens", pa.int64()),
+        ("most_output", pa.int64()),
+    ]
+)
+_COUNTED_SQL = "model STRING, mode STRING, bad BOOLEAN, input_tokens BIGINT, most_output BIGINT"
 _OUTPUT = "coalesce(usage_reported.output_tokens, usage_tiktoken.output_tokens)"
 
 
 @dataclass(frozen=True, slots=True)
+class Lengths:
+    """How long earlier answers were, in output tokens.
+
+    Attributes:
+        answers: how many there are.
+        short, long: the 10th and the 90th percentile.
+    """
+
+    answers: int = 0
+    short: float = 0.0
+    long: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Foreseen:
-    """What is owed of one model in one mode.
+    """The estimate for one model in one mode.
 
     Attributes:
         model, mode: of the requests.
-        requests: that would be sent.
+        requests: how many would be sent.
         bad: rows that would fail without a call.
         input_tokens: of the requests.
-        least_output, most_output: tokens; the most is None where neither the requests nor earlier answers bound them.
-        least_usd, most_usd: None where the model has no price, or there is no most.
-        answers: how many earlier answers the outputs are guessed by.
+        least_output, most_output: tokens; most_output is None if neither the requests nor earlier answers bound it.
+        least_usd, most_usd: None if the model has no price; most_usd also if most_output is None.
+        answers: how many earlier answers the output is estimated from.
     """
 
     model: str
@@ -62,15 +85,14 @@ class Foreseen:
 
 
 def foresee(spark: SparkSession, settings: Settings, prices: Prices) -> list[Foreseen]:
-    """What a run would do now, by model and mode.
+    """Estimate what a run would do now, by model and mode.
 
     Raises:
-        ConfigError: as the run itself would, before anything is paid.
+        ConfigError: if a run would refuse to start.
     """
-    run_id = settings.run.id or ""
-    with _owed(spark, settings, run_id) as owed:
+    with _owed(spark, settings) as found:
         rows = (
-            _counted(owed, settings)
+            _counted(found, settings)
             .groupBy("model", "mode")
             .agg(
                 F.count_if(~F.col("bad")).alias("requests"),
@@ -82,67 +104,83 @@ def foresee(spark: SparkSession, settings: Settings, prices: Prices) -> list[For
             .orderBy("model", "mode")
             .collect()
         )
-    found = []
-    for row in rows:
-        model, requests, inputs = row["model"] or "", row["requests"], row["input_tokens"] or 0
-        answers, short, long = _before(spark, settings, model)
-        bounded = (row["bounded"] or 0) if not row["unbounded"] else None
-        least = round(requests * short) if answers else requests
-        most = round(requests * long) if answers else bounded
-        if most is not None and bounded is not None:
-            least, most = min(least, bounded), min(most, bounded)
-        price = prices.find(model)
-        found.append(
-            Foreseen(
-                model,
-                row["mode"],
-                requests,
-                row["bad"],
-                inputs,
-                least,
-                most,
-                cost_usd(price, inputs, least) if price else None,
-                cost_usd(price, inputs, most) if price and most is not None else None,
-                answers,
-            )
-        )
-    return found
+    return [estimate(row, _earlier(spark, settings, row["model"] or ""), prices) for row in rows]
 
 
-def _owed(spark: SparkSession, settings: Settings, run_id: str) -> AbstractContextManager[DataFrame]:
+def estimate(row: Row | Mapping[str, Any], earlier: Lengths, prices: Prices) -> Foreseen:
+    """The estimate for a model and mode.
+
+    Args:
+        row: model, mode, requests, bad, input_tokens, bounded (the sum of the requests' own limits on output tokens)
+            and unbounded (how many requests have no such limit).
+        earlier: the lengths of earlier answers.
+        prices: of the models.
+    """
+    model, requests, inputs = row["model"] or "", row["requests"], row["input_tokens"] or 0
+    bounded = None if row["unbounded"] else row["bounded"] or 0
+    least = round(requests * earlier.short) if earlier.answers else requests
+    most = round(requests * earlier.long) if earlier.answers else bounded
+    if most is not None and bounded is not None:
+        least, most = min(least, bounded), min(most, bounded)
+    price = prices.find(model)
+    return Foreseen(
+        model,
+        row["mode"],
+        requests,
+        row["bad"],
+        inputs,
+        least,
+        most,
+        cost_usd(price, inputs, least) if price else None,
+        cost_usd(price, inputs, most) if price and most is not None else None,
+        earlier.answers,
+    )
+
+
+def _owed(spark: SparkSession, settings: Settings) -> AbstractContextManager[DataFrame]:
     if tables.exists(spark, settings.captures.table):
-        return plan.owed(spark, settings, run_id)
-    asked = plan.asked(spark, settings)
-    limit = settings.capture.limit
-    return nullcontext(asked if limit is None else asked.orderBy("request_id", "mode").limit(limit))
+        return owed.owed_requests(spark, settings, settings.run.id or "")
+    found, limit = owed.all_requests(spark, settings), settings.capture.limit
+    return nullcontext(found if limit is None else found.orderBy("request_id", "mode").limit(limit))
 
 
-def _counted(owed: DataFrame, settings: Settings) -> DataFrame:
-    name, fallback = settings.endpoint.api, settings.tokens.fallback_encoding
+def _counted(found: DataFrame, settings: Settings) -> DataFrame:
+    api, fallback = settings.endpoint.api, settings.tokens.fallback_encoding
 
     def count(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        api = specification(name)
         for batch in batches:
-            rows = []
-            for model, mode, text in zip(*(batch[name].to_pylist() for name in ("model", "mode", "body")), strict=True):
-                body = None if text is None else json.loads(text)
-                encoding = known_encoding(model or "") or fallback
-                tokens = 0 if body is None else api.count_input(body, model or "", encoding).tokens
-                most = None if body is None else api.max_output(body)
-                most = None if most is None else most * api.choices(body or {})
-                rows.append((model, mode, body is None, tokens, most))
-            columns = list(zip(*rows, strict=True)) or [()] * 5
-            types = (pa.string(), pa.string(), pa.bool_(), pa.int64(), pa.int64())
-            names = [part.split()[0] for part in _COUNTED.split(", ")]
-            yield pa.RecordBatch.from_arrays([pa.array(c, t) for c, t in zip(columns, types, strict=True)], names)
+            yield count_tokens(batch, api, fallback)
 
-    return owed.mapInArrow(count, _COUNTED)
+    return found.mapInArrow(count, _COUNTED_SQL)
 
 
-def _before(spark: SparkSession, settings: Settings, model: str) -> tuple[int, float, float]:
-    """How many answers of this model there are from this endpoint, and how long a short and a long one is."""
+def count_tokens(batch: pa.RecordBatch, api: str, fallback_encoding: str) -> pa.RecordBatch:
+    """Count the tokens of requests.
+
+    Args:
+        batch: with the columns model, mode and body; a body is null for a bad row.
+        api: the name of the endpoint's API.
+        fallback_encoding: for models that tiktoken does not know.
+
+    Returns:
+        For each request its model, its mode, whether it is bad, its input tokens, and how many output tokens it may
+        have; null if the request does not limit them.
+    """
+    spec, rows = specification(api), []
+    for model, mode, text in zip(*(batch[name].to_pylist() for name in ("model", "mode", "body")), strict=True):
+        body = None if text is None else json.loads(text)
+        encoding = known_encoding(model or "") or fallback_encoding
+        tokens = 0 if body is None else spec.count_input(body, model or "", encoding).tokens
+        most = None if body is None else spec.max_output(body)
+        most = None if most is None else most * spec.choices(body or {})
+        rows.append((model, mode, body is None, tokens, most))
+    return pa.RecordBatch.from_pylist([dict(zip(_COUNTED.names, row, strict=True)) for row in rows], _COUNTED)
+
+
+def _earlier(spark: SparkSession, settings: Settings, model: str) -> Lengths:
+    """How long earlier answers of this model from this endpoint were."""
     if not tables.exists(spark, settings.captures.table):
-        return 0, 0.0, 0.0
+        return Lengths()
     captures = spark.table(tables.quoted(settings.captures.table))
     row = (
         captures.where(
@@ -156,17 +194,15 @@ def _before(spark: SparkSession, settings: Settings, model: str) -> tuple[int, f
         )
         .collect()[0]
     )
-    if not row["answers"]:
-        return 0, 0.0, 0.0
-    return row["answers"], row["lengths"][0], row["lengths"][1]
+    return Lengths(row["answers"], *row["lengths"]) if row["answers"] else Lengths()
 
 
 def show(console: Console, found: Sequence[Foreseen]) -> None:
-    """Print what a run would do."""
+    """Print an estimate."""
     if not any(one.requests or one.bad for one in found):
         console.print("nothing is owed: every request has its final row; no call would be made", highlight=False)
         return
-    table = Table(title="what a run would do (no call was made)", title_justify="left", title_style="bold")
+    table = Table(title="what a run would capture (no call was made)", title_justify="left", title_style="bold")
     for name in ("model", "mode"):
         table.add_column(name)
     for name in ("requests", "bad rows", "input tokens", "output tokens", "cost"):
@@ -183,10 +219,10 @@ def show(console: Console, found: Sequence[Foreseen]) -> None:
 
 def _why(one: Foreseen) -> str:
     if one.answers:
-        return f"outputs as the shortest and the longest tenth of {one.answers:,} earlier answers, within max_tokens"
+        return f"output from the 10th to the 90th percentile of {one.answers:,} earlier answers, at most max_tokens"
     if one.most_output is not None:
-        return "no earlier answers: outputs of one token, and of max_tokens"
-    return "no earlier answers and no max_tokens: nothing bounds the outputs; budget.cost_usd or budget.tokens would"
+        return "no earlier answers: output from one token to max_tokens"
+    return "no earlier answers and no max_tokens: output is unbounded; set budget.cost_usd or budget.tokens to bound it"
 
 
 def _range(least: str, most: str | None) -> str:

@@ -1,6 +1,7 @@
-"""Prompts from a file into a prompts table: OpenAI's Batch format, JSON lines with a table's columns, CSV, Parquet.
+"""``deltatap load``: appends the prompts of a file to a prompts table.
 
-Knows the files' forms. What a row means is for ``prompts.py``, which a run asks, too.
+Knows the file formats: OpenAI's Batch format, JSON lines with the columns of a prompts table, CSV and Parquet. Leaves
+the meaning of a row to ``prompts.py``, which a run uses, too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 
 from deltatap.api.registry import specification, specifications
 from deltatap.delta import tables
-from deltatap.driver.source import wrong_columns
+from deltatap.driver.source import TEXTS, wrong_columns
 from deltatap.errors import ConfigError, one_line
 from deltatap.prompts import OURS, build_request
 
@@ -28,28 +29,32 @@ if TYPE_CHECKING:
 
     from deltatap.config import Settings
 
-_TEXTS = ("request_id", "prompt", "system", "model")
-_TOLD = 20
+_SHOWN_PROBLEMS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What was loaded: how many rows, and which of them no request can be made of, by row and reason."""
+    """The result of a load.
+
+    Attributes:
+        rows: how many rows were appended.
+        bad: the rows that are not valid requests, each as ``row N: reason``.
+    """
 
     rows: int
     bad: list[str]
 
 
 def load(spark: SparkSession, settings: Settings, path: Path) -> Loaded:
-    """Append a file's prompts to the prompts table, which is made where it is not. All of the file, or nothing.
+    """Append the prompts of a file to the prompts table, all or none. The table is created if it does not exist.
 
     Args:
         spark: the session.
-        settings: whose prompts table, and whose endpoint's API.
-        path: ``.jsonl``, ``.csv`` or ``.parquet``.
+        settings: name the prompts table and the API.
+        path: ends in ``.jsonl``, ``.csv`` or ``.parquet``.
 
     Raises:
-        ConfigError: with the file's rows that cannot be read, or why the table does not take them.
+        ConfigError: if the file cannot be read, or its columns do not fit the table.
     """
     table = settings.prompts.table
     if table is None:
@@ -63,13 +68,13 @@ def load(spark: SparkSession, settings: Settings, path: Path) -> Loaded:
         writer.save(table) if tables.is_path(table) else writer.saveAsTable(table)
     except Exception as error:
         raise ConfigError(
-            [f"prompts.table: {table}: does not take the columns of {path}: {one_line(error)}"]
+            [f"prompts.table: {table}: the columns of {path} do not fit the table: {one_line(error)}"]
         ) from error
     return Loaded(read.num_rows, list(_bad(read, settings)))
 
 
 def read_prompts(path: Path, api: str) -> pa.Table:
-    """A file's rows with the columns of a prompts table; others are kept for ``prompts.keep``.
+    """The rows of a file, with the columns of a prompts table; other columns are kept for ``prompts.keep``.
 
     Raises:
         ConfigError: with the lines that cannot be read.
@@ -81,7 +86,7 @@ def read_prompts(path: Path, api: str) -> pa.Table:
     }
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise ConfigError([f"{path}: expected a file that ends in {', '.join(readers)}"])
+        raise ConfigError([f"{path}: expected a file name that ends in {', '.join(readers)}"])
     try:
         found = reader()
     except OSError as error:
@@ -89,13 +94,13 @@ def read_prompts(path: Path, api: str) -> pa.Table:
     except pa.ArrowInvalid as error:
         raise ConfigError([f"{path}: {one_line(error)}"]) from error
     for at, field in enumerate(found.schema):
-        if field.name in _TEXTS and not pa.types.is_string(field.type) and not pa.types.is_nested(field.type):
+        if field.name in TEXTS and not pa.types.is_string(field.type) and not pa.types.is_nested(field.type):
             found = found.set_column(at, field.name, pc.cast(found[field.name], pa.string()))
     return found
 
 
 def _csv(path: Path) -> pa.Table:
-    """All columns as text: a number or a date in a prompt stays as it was written."""
+    """Read all columns as text, so that a number or a date in a prompt stays as it was written."""
     parse = pa_csv.ParseOptions(newlines_in_values=True)
     with pa_csv.open_csv(path, parse_options=parse) as opened:
         names = opened.schema.names
@@ -120,21 +125,23 @@ def _json_lines(path: Path, api: str) -> pa.Table:
         except UnicodeDecodeError as error:
             raise ConfigError([f"{path}: expected UTF-8: {error}"]) from error
     if problems:
-        more = [f"{path}: and {len(problems) - _TOLD:,} lines more"] if len(problems) > _TOLD else []
-        raise ConfigError([*problems[:_TOLD], *more, f"{path}: nothing was loaded"])
+        more = (
+            [f"{path}: and {len(problems) - _SHOWN_PROBLEMS:,} more lines"] if len(problems) > _SHOWN_PROBLEMS else []
+        )
+        raise ConfigError([*problems[:_SHOWN_PROBLEMS], *more, f"{path}: nothing was loaded"])
     names = list(dict.fromkeys(name for row in rows for name in row))
     return pa.table({name: pa.array([row.get(name) for row in rows], pa.string()) for name in names})
 
 
 def _row(given: object, api: str) -> dict[str, str | None]:
     if not isinstance(given, dict):
-        raise ValueError(f"expected a JSON object, found {type(given).__name__}")  # noqa: TRY004 - of what was given
+        raise ValueError(f"expected a JSON object, found {type(given).__name__}")  # noqa: TRY004 - user input
     row = _of_batch(given, api) if "body" in given else given
     return {name: _text(value) for name, value in row.items()}
 
 
 def _of_batch(given: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A line of OpenAI's Batch API: custom_id, method, url, body (platform.openai.com/docs/api-reference/batch)."""
+    """Convert a line of OpenAI's Batch API (platform.openai.com/docs/api-reference/batch) into a prompts row."""
     body, url, api = given["body"], given.get("url"), specification(name)
     if not isinstance(body, dict):
         raise ValueError("body: expected a JSON object")  # noqa: TRY004 - as above
@@ -151,7 +158,7 @@ def _of_batch(given: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _text(value: object) -> str | None:
-    """Text as it is, anything else as JSON, its keys in their order, which a schema means something by."""
+    """Return text as it is, and anything else as JSON. Keys keep their order, which can matter in a schema."""
     if value is None or isinstance(value, str):
         return value
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)

@@ -1,6 +1,6 @@
-"""What a run looks like while it goes on: heartbeats added up, shown live in a terminal or as a line in a log.
+"""The progress of a run: the sum of the workers' heartbeats, shown live in a terminal or as a line in a log.
 
-Knows how to add and to show. Leaves to ``run.py`` when.
+Leaves to ``loop.py`` when to show it.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ LINE_EVERY_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A run at one moment; counts are of this driver's plan.
+    """A run at one moment. All counts are of this driver's plan.
 
     Attributes:
-        owed: requests.
-        rows: captured, by status.
-        open: streams.
+        owed: requests in the plan.
+        rows: captured rows, by status.
+        open: open streams.
         requests: calls made.
-        input_tokens, output_tokens, cost_usd: of all calls.
-        ttft_ms: the median of the last calls, by worker, and of these the median.
-        errors: failed calls by type, those that were tried again included.
-        cool_down_s: how long nothing starts.
+        input_tokens, output_tokens, cost_usd: of all calls; cost_usd is None if no call has a price.
+        ttft_ms: the median over the workers of each worker's median of its last calls; None before any.
+        errors: failed calls by error type, retried ones included.
+        cool_down_s: how long no request may start, in seconds.
     """
 
     owed: int
@@ -57,7 +57,7 @@ class Snapshot:
         return sum(self.rows.values())
 
     def counts(self) -> dict[str, Any]:
-        """What of it stands in the run's row."""
+        """The counts as columns of the run's row."""
         return {
             **{status: self.rows.get(status, 0) for status in ("completed", "interrupted", "failed")},
             "requests": self.requests,
@@ -68,12 +68,12 @@ class Snapshot:
 
 
 def snapshot(owed: int, heartbeats: Iterable[Heartbeat], cool_s: float) -> Snapshot:
-    """Add up the workers' words, those of ended and dead ones included: what they wrote counts.
+    """Add up heartbeats. Those of workers that ended or died count, too: their captures are in the journal.
 
     Args:
-        owed: requests of the plan.
+        owed: requests in the plan.
         heartbeats: of the plan's workers.
-        cool_s: for how long nothing starts.
+        cool_s: how long no request may start, in seconds.
     """
     beats = list(heartbeats)
     rows: Counter[str] = Counter()
@@ -100,10 +100,10 @@ def snapshot(owed: int, heartbeats: Iterable[Heartbeat], cool_s: float) -> Snaps
 
 
 class Display:
-    """Shows snapshots: a live bar in a terminal, elsewhere a plain line now and then."""
+    """Shows snapshots: as a live bar in a terminal, else as a plain line every :data:`LINE_EVERY_S`."""
 
     def __init__(self, console: Console) -> None:
-        """Nothing is shown before the display is entered."""
+        """Show nothing until the display is entered."""
         self._console = console
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
         self._bar = Progress(
@@ -116,7 +116,7 @@ class Display:
         )
         self._task = self._bar.add_task("capture", total=None)
         self._started = time.monotonic()
-        self._said = self._started
+        self._shown_at = self._started
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -128,18 +128,18 @@ class Display:
             self._live.stop()
 
     def update(self, now: Snapshot, *, note: str | None = None) -> None:
-        """Show where the run stands."""
+        """Show a snapshot, and a note behind it."""
         elapsed = time.monotonic() - self._started
         if self._live is not None:
             self._bar.update(self._task, completed=now.done, total=now.owed)
             self._live.update(_shown(self._bar, now, elapsed, note))
-        elif time.monotonic() - self._said >= LINE_EVERY_S:
-            self._said = time.monotonic()
+        elif time.monotonic() - self._shown_at >= LINE_EVERY_S:
+            self._shown_at = time.monotonic()
             self._console.print(line(now, elapsed, note), highlight=False, soft_wrap=True)
 
 
 def line(now: Snapshot, elapsed_s: float, note: str | None = None) -> str:
-    """A snapshot as one plain line."""
+    """A snapshot as one plain line of text."""
     parts = [f"captured {now.done:,}/{now.owed:,}", *(f"{n:,} {status}" for status, n in now.rows.items() if n)]
     parts += _facts(now, elapsed_s)
     if now.errors:
@@ -182,11 +182,11 @@ def _facts(now: Snapshot, elapsed_s: float) -> list[str]:
 
 def _duration(seconds: float) -> str:
     minutes = seconds / 60
-    if minutes < 2:  # noqa: PLR2004 - up to there seconds say more
+    if minutes < 2:  # noqa: PLR2004 - below this, seconds are more useful
         return f"{seconds:,.0f} s"
     return f"{minutes:,.0f} min" if minutes < 120 else f"{minutes / 60:,.1f} h"  # noqa: PLR2004 - the same for hours
 
 
 def _rate(count: int, seconds: float) -> str:
     rate = count / seconds if seconds > 0 else 0.0
-    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"  # noqa: PLR2004 - two digits say enough
+    return f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"  # noqa: PLR2004 - two digits are enough

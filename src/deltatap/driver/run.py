@@ -1,24 +1,37 @@
-"""A run from start to end: its tables, its lease, what other runs left behind, then the driver.
+"""A run from start to end: tables, lease, leftovers of other runs, plan, capture, landing, close.
 
-Knows the order of these and how a run is closed when it fails. Leaves the run itself to ``driver.py``.
+Knows the order of these steps, which background threads run meanwhile, and how a run is closed when it fails. Leaves
+each step to its own module.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
+import time
 import uuid
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from deltatap.delta.prepare import check_tables
-from deltatap.driver import plan, runs, source
-from deltatap.driver.loop import Driver, Ended, landing_of
+from deltatap.driver import lease as leases
+from deltatap.driver import runs
+from deltatap.driver.active import ActiveRun
+from deltatap.driver.background import Periodic
+from deltatap.driver.control import Publisher
+from deltatap.driver.landing import Landing
+from deltatap.driver.loop import CaptureLoop
+from deltatap.driver.needs import require, table_needs
+from deltatap.driver.owed import Building
+from deltatap.driver.plan import announce, make_plan
+from deltatap.driver.progress import Snapshot
+from deltatap.driver.upkeep import LAND_EVERY_S, LANDING_TRIES, LeaseRenewal, SharedLanding
 from deltatap.errors import LeaseLostError, one_line
-from deltatap.messages import Control
+from deltatap.model import RunStatus
 from deltatap.state import RunState
 
 if TYPE_CHECKING:
@@ -28,45 +41,137 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from deltatap.config import Settings
-    from deltatap.driver.runs import Lease
+    from deltatap.driver.lease import Lease
+    from deltatap.driver.plan import Plan
+    from deltatap.driver.stopping import Stop
     from deltatap.prices import Prices
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a run ended: its row in ``runs``, and notes for the user."""
+
+    row: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def failed(self) -> bool:
+        """Whether the run itself failed; failed rows alone do not fail a run."""
+        return bool(self.row["status"] == RunStatus.FAILED)
+
+    @property
+    def failed_share(self) -> float:
+        """The share of failed rows among the run's rows, from 0 to 1."""
+        rows = sum(self.row[status] or 0 for status in ("completed", "interrupted", "failed"))
+        return (self.row["failed"] or 0) / rows if rows else 0.0
+
+
 def run(settings: Settings, spark: SparkSession, prices: Prices, console: Console) -> Ended:
-    """Run a capture from start to end; :func:`deltatap.preflight.preflight` comes first and gives the prices.
+    """Run a capture from start to end. Call :func:`deltatap.driver.preflight.preflight` first; it returns the prices.
 
     Raises:
-        ConfigError: before anything is paid.
-        RunningError: when a run on the same captures table lives.
-        LeaseLostError: when another driver took over meanwhile.
+        ConfigError: before any call is made.
+        RunningError: if another run is active on the captures table.
+        LeaseLostError: if another driver took over in the meantime.
+        LandingError: if the journal does not land; the next start tries again.
     """
     _start_python(spark)
     with console.status("checking the tables"):
-        source.source(spark, settings)
-        made = check_tables(spark, settings)
+        require(table_needs(spark, settings))
     new_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
-    building = plan.Building(spark, settings, settings.run.id, first="captures" in made)
+    building = Building(spark, settings, settings.run.id)
     try:
-        lease = runs.acquire(spark, settings, new_id, first="runs" in made)
-        _land_left(spark, settings, lease)
-        state = RunState(Path(settings.state.dir) / lease.run_id)
+        lease = leases.acquire(spark, settings, new_id)
+        _land_leftovers(spark, settings, lease)
+        active = ActiveRun(settings, spark, console, prices, lease, RunState(Path(settings.state.dir) / lease.run_id))
         try:
-            state.prepare()
-            with _signals() as asked:
-                # Who made the table and took its first lease is alone with it.
-                first = "captures" in made and lease.epoch == 1
-                return Driver(settings, spark, console, prices, lease, state, asked, building, first=first).run()
+            active.state.prepare()
+            with _signals() as signalled:
+                return _run_steps(active, building, signalled)
         except LeaseLostError:
             raise
         except BaseException as error:
-            _close_failed(spark, settings, lease, error)
+            _close_failed(active, error)
             raise
     finally:
         building.close()
 
 
+def _run_steps(run: ActiveRun, building: Building, signalled: threading.Event) -> Ended:
+    """Plan, capture, land and close."""
+    runtime_s = run.settings.budget.runtime_s
+    ends_at = math.inf if runtime_s is None else time.monotonic() + runtime_s
+    run.state.forget_stop()
+    publisher = Publisher(run.state, run.lease.epoch)
+    # Workers of an older epoch that are still running stop now, before their journal is read.
+    publisher.publish()
+    building.wait()
+    # With a single slot, the Spark jobs of these threads would wait until the capture ends. Then nothing renews the
+    # lease, and the journal lands after the capture.
+    concurrent = building.slots > 1
+    landing = Landing.of(run.spark, run.settings, run.state)
+    renewal = LeaseRenewal(run) if concurrent else None
+    keepers = [] if renewal is None else [Periodic("lease", renewal.renew, every_s=leases.HEARTBEAT_S)]
+    try:
+        plan = make_plan(run, landing, building)
+        if renewal is not None:
+            renewal.counts = plan.counts(Snapshot(plan.requests))
+        notes = announce(run, plan, building.slots)
+        loop = CaptureLoop(run, plan, publisher, renewal, signalled=signalled, ends_at=ends_at)
+        stop = _capture(loop, landing, keepers, concurrent=concurrent) if plan.requests else None
+    finally:
+        for keeper in keepers:
+            keeper.stop()
+        landing.stop()
+    for keeper in keepers:
+        if isinstance(keeper.error, LeaseLostError):
+            raise keeper.error
+    return _close(run, plan, landing, publisher, stop, notes)
+
+
+def _capture(loop: CaptureLoop, landing: Landing, keepers: list[Periodic], *, concurrent: bool) -> Stop | None:
+    """Capture the plan, and land its journal meanwhile."""
+    shared = SharedLanding(landing)
+    landers = [Periodic("landing", shared.keep, every_s=LAND_EVERY_S, tries=LANDING_TRIES)] if concurrent else []
+    try:
+        stop = loop.capture([*keepers, *landers], shared.drain)
+    finally:
+        for lander in landers:
+            lander.stop()
+    landing.drain()
+    return stop
+
+
+def _close(
+    run: ActiveRun, plan: Plan, landing: Landing, publisher: Publisher, stop: Stop | None, notes: list[str]
+) -> Ended:
+    """Close the run with its totals, and remove its state folder."""
+    notes = [
+        *notes,
+        *(f"journal file {path.name} could not be read and was set aside" for path in landing.set_aside),
+    ]
+    try:
+        landing.compact()
+    except Exception as error:  # noqa: BLE001 - small files are slower to read, but the run has succeeded
+        notes.append(f"the captures table was not compacted: {one_line(error)}")
+    totals = {"owed": plan.owed, **runs.totals(run.spark, run.settings, run.lease.run_id)}
+    status, reason = (RunStatus.COMPLETED, None) if stop is None else (stop.status, stop.reason)
+    row = runs.close(run.spark, run.settings, run.lease.run_id, status, reason, totals)
+    publisher.publish(stop="ended")
+    run.state.remove()
+    return Ended(row, tuple(notes))
+
+
+def _close_failed(run: ActiveRun, error: BaseException) -> None:
+    spark, settings, run_id = run.spark, run.settings, run.lease.run_id
+    reason = f"{type(error).__name__}: {one_line(error)}"
+    # The first error is the one to report. If closing fails, too, the next start finds a dead run.
+    with suppress(Exception):
+        runs.close(spark, settings, run_id, RunStatus.FAILED, reason, runs.totals(spark, settings, run_id))
+
+
 def _start_python(spark: SparkSession) -> None:
-    """Have Spark start its Python meanwhile; where that fails, the run will say so."""
+    """Let Spark start its Python workers in the background. If that fails, the run itself reports it."""
 
     def start() -> None:
         with suppress(Exception):
@@ -75,18 +180,18 @@ def _start_python(spark: SparkSession) -> None:
     threading.Thread(target=start, name="deltatap-python", daemon=True).start()
 
 
-def _land_left(spark: SparkSession, settings: Settings, lease: Lease) -> None:
-    """Land what other runs on this table left: dead ones, and failed ones that could not land. The lease is ours.
+def _land_leftovers(spark: SparkSession, settings: Settings, lease: Lease) -> None:
+    """Land the journals of other runs on this table: dead runs, and failed runs that could not land.
 
-    Workers of theirs that still live see the newer epoch, and start nothing more.
+    Workers of these runs that are still running see the newer epoch and start nothing more.
     """
     for run_id in lease.others:
         state = RunState(Path(settings.state.dir) / run_id)
         left = state.folder.exists()
         if left:
             state.prepare()
-            state.publish(Control(lease.epoch, beat=1))
-            landing = landing_of(spark, settings, state)
+            Publisher(state, lease.epoch).publish()
+            landing = Landing.of(spark, settings, state)
             try:
                 landing.drain()
             finally:
@@ -96,29 +201,22 @@ def _land_left(spark: SparkSession, settings: Settings, lease: Lease) -> None:
             runs.settle(spark, settings, run_id, runs.totals(spark, settings, run_id))
 
 
-def _close_failed(spark: SparkSession, settings: Settings, lease: Lease, error: BaseException) -> None:
-    reason = f"{type(error).__name__}: {one_line(error)}"
-    # The first error is the one to tell; where this fails, too, the next start finds a dead run.
-    with suppress(Exception):
-        runs.close(spark, settings, lease.run_id, "failed", reason, runs.totals(spark, settings, lease.run_id))
-
-
 @contextmanager
 def _signals() -> Iterator[threading.Event]:
-    """Set an event on Ctrl-C and SIGTERM; a second one ends the process at once, and the journal keeps what it has."""
-    asked = threading.Event()
+    """Set an event on SIGINT and SIGTERM. A second signal ends the process at once; the journal keeps what it has."""
+    signalled = threading.Event()
 
     def handle(number: int, _frame: object) -> None:
-        if asked.is_set():
+        if signalled.is_set():
             os._exit(128 + number)
-        asked.set()
+        signalled.set()
 
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield signalled
         return
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield signalled
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

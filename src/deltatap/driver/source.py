@@ -1,6 +1,6 @@
-"""The prompts table or query: which columns it must have, and which of them count.
+"""The prompts table or query: which columns it must have, and which of them a request is built from.
 
-Leaves what a row means to ``prompts.py``.
+Leaves the meaning of a row to ``prompts.py``.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from deltatap.config import Settings
 
 
-_TEXTS = ("request_id", "prompt", "system", "model")
+TEXTS = ("request_id", "prompt", "system", "model")
 
 
 def source(spark: SparkSession, settings: Settings) -> DataFrame:
-    """The prompts, with the columns that count.
+    """The prompts, with only the columns that deltatap uses.
 
     Raises:
-        ConfigError: when the table is missing, or its columns are not a prompts table's.
+        ConfigError: if the table does not exist, the query fails, or a column is missing or has the wrong type.
     """
     prompts = settings.prompts
     if prompts.table is not None and not tables.exists(spark, prompts.table):
-        raise ConfigError([f"prompts.table: {prompts.table}: there is no such Delta table"])
+        raise ConfigError([f"prompts.table: {prompts.table}: the Delta table does not exist"])
     try:
         frame = spark.sql(prompts.sql) if prompts.sql is not None else spark.table(tables.quoted(str(prompts.table)))
         fields = {field.name: field.dataType for field in frame.schema.fields}
@@ -40,28 +40,28 @@ def source(spark: SparkSession, settings: Settings) -> DataFrame:
         raise ConfigError([f"prompts: {prompts.source}: {one_line(error)}"]) from error
     if problems := list(wrong_columns(fields, prompts.keep)):
         raise ConfigError([f"prompts: {prompts.source}: {problem}" for problem in problems])
-    wanted = dict.fromkeys([*_TEXTS, "messages", "params", *prompts.keep])
+    wanted = dict.fromkeys([*TEXTS, "messages", "params", *prompts.keep])
     return frame.select(*(F.col(f"`{name}`") for name in wanted if name in fields))
 
 
 def wrong_columns(fields: dict[str, T.DataType], keep: list[str]) -> Iterator[str]:
-    """What keeps columns from being a prompts table's, a line each."""
-    for name in _TEXTS:
+    """Check a prompts table's columns; one line for each problem."""
+    for name in TEXTS:
         if name in fields and not isinstance(fields[name], T.StringType):
-            yield f"column {name}: expected STRING, found {_named(fields[name])}; cast it with prompts.sql"
+            yield f"column {name}: expected STRING, found {_sql_name(fields[name])}; cast it with prompts.sql"
     if "prompt" not in fields and "messages" not in fields:
         yield f"expected a column prompt or messages, found {', '.join(fields) or 'no columns'}"
     if "messages" in fields and not _is_messages(fields["messages"]):
         yield (
             "column messages: expected ARRAY<STRUCT<role: STRING, content: STRING, …>> or a JSON STRING, "
-            f"found {_named(fields['messages'])}"
+            f"found {_sql_name(fields['messages'])}"
         )
     if "params" in fields and not isinstance(fields["params"], T.StringType) and not _is_params(fields["params"]):
-        yield f"column params: expected a JSON STRING or MAP<STRING, …>, found {_named(fields['params'])}"
-    yield from (f"prompts.keep: there is no column {name}" for name in keep if name not in fields)
+        yield f"column params: expected a JSON STRING or MAP<STRING, …>, found {_sql_name(fields['params'])}"
+    yield from (f"prompts.keep: column {name} does not exist" for name in keep if name not in fields)
 
 
-def _named(type_: T.DataType) -> str:
+def _sql_name(type_: T.DataType) -> str:
     return type_.simpleString().upper()
 
 

@@ -1,7 +1,7 @@
-"""Spark's Python daemon with our imports made: every worker that it forks has them at once, and shares their memory.
+"""A Python daemon for Spark that imports deltatap before it forks workers, which then start with shared imports.
 
-A worker that imports for itself takes some four seconds before its first request. Only sessions of ours start it
-(``local.py``); what a worker does is not its business. ``python -m deltatap.spark.daemon``, by Spark.
+A worker that does its own imports needs about four seconds before its first request. Only sessions from ``session.py``
+use this daemon: Spark starts it as ``python -m deltatap.spark.daemon``. Leaves the work to the workers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pyspark import daemon
 
 _MODULES = (
     "deltatap.udf",
-    "deltatap.driver.plan",
+    "deltatap.driver.owed",
     "pyspark.worker",
     "pyspark.sql.pandas.serializers",
     "pyarrow.parquet",
@@ -22,15 +22,15 @@ _MODULES = (
 
 
 def main() -> None:
-    """Import, then fork as Spark asks."""
+    """Import, then fork workers as Spark requests."""
     for name in _MODULES:
-        # A worker that needs what cannot be imported says so itself.
+        # A worker that needs a module which cannot be imported reports that itself.
         with suppress(Exception):
             import_module(name)
     with suppress(Exception):
         import_module("deltatap.tokens").encoding("o200k_base")
     gc.collect()
-    # Collections in the workers do not touch, and so do not copy, what is shared.
+    # Garbage collection in the workers leaves frozen objects alone, so their shared memory is not copied.
     gc.freeze()
     daemon.manager()  # type: ignore[no-untyped-call]
 

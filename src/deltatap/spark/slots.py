@@ -1,4 +1,4 @@
-"""How many tasks Spark can run at once."""
+"""The number of tasks that Spark can run at once."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ if TYPE_CHECKING:
 
 
 def slots(spark: SparkSession) -> int:
-    """How many tasks can run at once, as far as Spark tells by how it cuts a range; needs no SparkContext."""
+    """How many tasks can run at once: the number of partitions of a range. Needs no SparkContext."""
     cut = spark.range(1 << 12).select(F.spark_partition_id())
     return len({partition for (partition,) in cut.collect()})

@@ -1,23 +1,194 @@
+"""The control loop without Spark: the job is a function, the workers are heartbeat files."""
+
 from __future__ import annotations
 
-from hypothesis import given
-from hypothesis import strategies as st
+import io
+import math
+import threading
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
-from deltatap.driver.loop import _shares
+import numpy as np
+import pytest
+from rich.console import Console
+
+from deltatap.config import load_settings
+from deltatap.driver import control, loop
+from deltatap.driver.active import ActiveRun
+from deltatap.driver.control import Publisher
+from deltatap.driver.lease import Lease, Moment
+from deltatap.driver.loop import CaptureLoop
+from deltatap.driver.plan import Plan
+from deltatap.driver.stopping import Stop
 from deltatap.messages import Heartbeat
+from deltatap.model import RunStatus
+from deltatap.prices import Prices
+from deltatap.state import LANDED, RunState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from deltatap.messages import Control
+
+EPOCH, CLAIM = 2, "00000-000001-a"
 
 
-def beats(count: int, *, ended: int = 0) -> list[Heartbeat]:
-    return [Heartbeat(1, f"{at:05d}-000001-x", 1, ended=at < ended) for at in range(count)]
+class Driver:
+    """A control loop, and what it runs on."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, **sections: Any) -> None:
+        self.state = RunState(folder / "run")
+        self.state.prepare()
+        self.jobs = 0
+        self.interrupts = 0
+        self.unsure = False
+        self.signalled = threading.Event()
+        self.output = io.StringIO()
+        self.renewal: Any = SimpleNamespace(is_unsure=lambda: self.unsure, counts={})
+        settings = load_settings({"endpoint": {"api_key": None}, "prices": None, **sections})
+        lease = Lease("run", EPOCH, datetime.now(UTC), resumed=False, others=(), died=(), taken_at=Moment.now())
+        spark = SimpleNamespace(interruptAll=self._interrupt)
+        run = ActiveRun(settings, cast("Any", spark), Console(file=self.output, width=200), Prices(), lease, self.state)
+        self.plan = Plan(self.state.plan(EPOCH), tasks=1, requests=2)
+        publisher = Publisher(self.state, EPOCH)
+        self.loop = CaptureLoop(
+            run, self.plan, publisher, cast("Any", self.renewal), signalled=self.signalled, ends_at=math.inf
+        )
+        monkeypatch.setattr(loop, "POLL_S", 0.001)
+        monkeypatch.setattr(loop, "_KILLED_S", 0.0)
+
+    def _interrupt(self) -> None:
+        self.interrupts += 1
+
+    def capture(self, job: Callable[[], None]) -> Stop | None:
+        def submit() -> None:
+            self.jobs += 1
+            job()
+
+        self.loop._submit = submit  # type: ignore[method-assign]
+        return self.loop.capture([], lambda: None)
+
+    def land(self, *rows: int) -> None:
+        self.plan.files.add_landed(np.array([(0, row) for row in rows], LANDED))
+
+    def turn(self) -> Control:
+        self.loop._turn([], cast("Any", SimpleNamespace(update=lambda *_, **__: None)))
+        published = self.state.control()
+        assert published is not None
+        return published
 
 
-@given(st.integers(0, 50), st.integers(0, 60), st.integers(1, 5000), st.integers(1, 5000))
-def test_shares_never_exceed_the_run_s_streams_nor_a_worker_s(
-    workers: int, ended: int, streams: int, most: int
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
+    return Driver(tmp_path, monkeypatch)
+
+
+def test_a_capture_ends_when_every_request_has_landed(driver: Driver) -> None:
+    assert driver.capture(lambda: driver.land(0, 1)) is None
+    assert driver.jobs == 1
+    assert driver.output.getvalue() == ""
+
+
+def test_a_job_that_leaves_captures_missing_is_submitted_again(driver: Driver) -> None:
+    assert driver.capture(lambda: driver.land(driver.jobs - 1)) is None
+    assert driver.jobs == 2
+    assert "Spark job 1 did not complete: captures are missing; submitting it again" in driver.output.getvalue()
+
+
+def test_a_job_that_fails_is_submitted_again_even_if_everything_landed(driver: Driver) -> None:
+    def job() -> None:
+        driver.land(0, 1)
+        if driver.jobs == 1:
+            raise OSError("executor lost")
+
+    assert driver.capture(job) is None
+    assert driver.jobs == 2
+    assert "Spark job 1 did not complete: executor lost" in driver.output.getvalue()
+
+
+def test_a_run_fails_after_the_fourth_job(driver: Driver) -> None:
+    stop = driver.capture(lambda: None)
+    assert stop == Stop(RunStatus.FAILED, "the capture did not complete in 4 Spark jobs: captures are missing")
+    assert driver.jobs == 4
+
+
+def test_a_stopped_run_submits_no_further_job_and_tells_its_workers(driver: Driver) -> None:
+    driver.signalled.set()
+    assert driver.capture(lambda: None) == Stop(RunStatus.STOPPED, "stopped by a signal")
+    assert driver.jobs == 1
+    published = driver.state.control()
+    assert published is not None
+    assert (published.epoch, published.stop) == (EPOCH, "stopped")
+
+
+def test_a_request_to_stop_is_seen(driver: Driver) -> None:
+    assert driver.turn().stop is None
+    driver.state.ask_to_stop()
+    assert driver.turn().stop == "stopped"
+
+
+def test_a_worker_s_fatal_error_stops_its_own_run_only(driver: Driver) -> None:
+    driver.state.beat(Heartbeat(EPOCH - 1, "00000-000001-old", 1, fatal="quota: of an earlier driver's worker"))
+    assert driver.turn().stop is None
+    driver.state.beat(Heartbeat(EPOCH, CLAIM, 1, fatal="quota: no"))
+    assert driver.turn().stop == "failed"
+
+
+def test_only_this_driver_s_workers_get_shares_and_count(driver: Driver) -> None:
+    driver.state.beat(Heartbeat(EPOCH - 1, "00001-000001-old", 1, rows={"completed": 9}))
+    driver.state.beat(Heartbeat(EPOCH, CLAIM, 1, rows={"completed": 1}, mean_output_tokens=7.0))
+    published = driver.turn()
+    assert published.shares == {CLAIM: 64}
+    assert published.mean_output_tokens == 7.0
+    assert (driver.renewal.counts["owed"], driver.renewal.counts["completed"]) == (2, 1)
+
+
+def test_no_worker_gets_a_share_while_the_lease_is_unsure(driver: Driver) -> None:
+    driver.state.beat(Heartbeat(EPOCH, CLAIM, 1))
+    driver.unsure = True
+    assert driver.turn().shares == {}
+    driver.unsure = False
+    assert driver.turn().shares == {CLAIM: 64}
+
+
+def test_no_worker_gets_a_share_while_too_much_waits_to_land(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "_JOURNAL_FILES", 0)
+    driver.state.beat(Heartbeat(EPOCH, CLAIM, 1))
+    (driver.state.journal / "a.parquet").touch()
+    assert driver.turn().shares == {}
+
+
+def test_a_cool_down_reaches_all_workers(driver: Driver) -> None:
+    driver.state.beat(Heartbeat(EPOCH, CLAIM, 1, cool_s=8.0))
+    assert 7 < driver.turn().cool_s <= 8
+
+
+def test_the_starts_of_an_earlier_driver_s_workers_count_for_the_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shares = _shares(beats(workers, ended=ended), streams, most)
-    assert len(shares) == max(0, workers - ended)
-    assert sum(shares.values()) <= streams
-    assert max(shares.values(), default=0) <= most
-    if shares and streams // len(shares) < most:
-        assert sum(shares.values()) == streams, "nothing is left over"
+    driver = Driver(tmp_path, monkeypatch, limits={"requests_per_minute": 60})
+    at = datetime.now(UTC).timestamp()
+    driver.state.beat(Heartbeat(EPOCH - 1, "00000-000001-old", 1, at=at, requests=60, recent=[[1.0, 60, 0.0]]))
+    driver.state.beat(Heartbeat(EPOCH, CLAIM, 1, at=at, wants=50))
+    for _ in range(3):
+        permits = driver.turn().permits
+        assert permits is not None
+        assert permits[CLAIM].requests == 0
+
+
+def test_jobs_are_interrupted_when_workers_do_not_stop(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver.signalled.set()
+    driver.turn()
+    assert driver.interrupts == 0
+    monkeypatch.setattr(driver.loop._shutdown, "_interrupt_at", 0.0)
+    driver.turn()
+    assert driver.interrupts == 1
+
+
+def test_the_runtime_budget_ends_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(tmp_path, monkeypatch, budget={"runtime_s": 5})
+    assert driver.turn().stop is None
+    driver.loop._ends_at = 0.0
+    assert driver.turn().stop == "budget_exhausted"

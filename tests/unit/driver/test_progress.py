@@ -8,7 +8,7 @@ from deltatap.driver.progress import Display, Snapshot, line, snapshot
 from deltatap.messages import Heartbeat
 
 
-def test_heartbeats_add_up_and_the_dead_count_with_what_they_wrote() -> None:
+def test_heartbeats_add_up_and_those_of_dead_workers_count() -> None:
     beats = [
         Heartbeat(1, "00000-000001-a", 9, open=5, requests=10, rows={"completed": 4}, errors={"server": 2}, output_tokens=7),
         Heartbeat(1, "00000-000002-b", 3, open=2, requests=3, rows={"completed": 1, "failed": 1}, errors={"server": 1}, cost_usd=0.5,
@@ -22,11 +22,11 @@ def test_heartbeats_add_up_and_the_dead_count_with_what_they_wrote() -> None:
     assert now.counts()["completed"] == 5
 
 
-def test_no_heartbeat_is_no_progress() -> None:
+def test_without_heartbeats_there_is_no_progress() -> None:
     assert snapshot(3, [], 0.0) == Snapshot(3, rows={}, errors={})
 
 
-def test_a_line_for_a_log() -> None:
+def test_the_line_in_a_log() -> None:
     now = Snapshot(100, {"completed": 40, "failed": 1}, 8, 44, 10, 500, 0.1234, 210.0, {"rate_limit": 3}, 7.0)
     assert line(now, 10.0) == (
         "captured 41/100, 40 completed, 1 failed, 8 streams open, 44 calls, 4.1 requests/s, 50 tokens/s, "
@@ -34,9 +34,19 @@ def test_a_line_for_a_log() -> None:
     )
 
 
-def test_a_terminal_shows_the_same_live() -> None:
-    said = io.StringIO()
-    with Display(Console(file=said, force_terminal=True, width=100)) as display:
+def test_the_live_display_in_a_terminal() -> None:
+    output = io.StringIO()
+    with Display(Console(file=output, force_terminal=True, width=100)) as display:
         display.update(Snapshot(100, {"completed": 41}, 8, 44, errors={"server": 2}, cool_down_s=3), note="stopping")
     for text in ("41/100", "8 streams open", "server 2", "cooling down for 3 s", "stopping"):
-        assert text in said.getvalue()
+        assert text in output.getvalue()
+
+
+def test_a_worker_that_has_ended_has_no_open_streams() -> None:
+    beats = [
+        Heartbeat(1, "00000-000001-a", 9, open=5, ended=True, ttft_ms=900.0),
+        Heartbeat(1, "00001-000001-b", 9, open=2),
+    ]
+    assert snapshot(20, beats, 0.0).open == 2
+    assert snapshot(20, beats, 0.0).ttft_ms is None, "the median is of the workers that are running"
+    assert snapshot(20, beats[:1], 0.0).ttft_ms == 900.0, "or of all, once none is running"

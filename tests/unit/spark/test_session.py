@@ -46,7 +46,7 @@ def test_java_version_is_the_feature_release(tmp_path: Path, stated: str, versio
     assert session.java_version(make_java(tmp_path, stated)) == version
 
 
-def test_java_that_is_missing_fails_or_talks_nonsense_has_no_version(tmp_path: Path) -> None:
+def test_a_java_that_is_missing_or_fails_or_prints_no_version_has_none(tmp_path: Path) -> None:
     assert session.java_version(tmp_path / "nothing") is None
     failing = tmp_path / "failing"
     failing.write_text("#!/bin/sh\nexit 1\n")
@@ -55,7 +55,7 @@ def test_java_that_is_missing_fails_or_talks_nonsense_has_no_version(tmp_path: P
     assert session.java_version(make_java(tmp_path, "unknown")) is None
 
 
-def test_java_home_comes_before_path_and_path_before_set_up(
+def test_java_is_found_in_java_home_then_on_path_then_in_setup(
     tmp_path: Path, no_java: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert session.find_java() is None
@@ -68,7 +68,7 @@ def test_java_home_comes_before_path_and_path_before_set_up(
     assert session.find_java() == home
 
 
-def test_java_of_another_version_is_passed_over(tmp_path: Path, no_java: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unsupported_java_is_skipped(tmp_path: Path, no_java: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_java(tmp_path / "home", "25.0.1")
     monkeypatch.setenv("JAVA_HOME", str(tmp_path / "home"))
     make_java(no_java / "other", "11.0.2").rename(no_java / "java")
@@ -77,7 +77,7 @@ def test_java_of_another_version_is_passed_over(tmp_path: Path, no_java: Path, m
 
 
 @pytest.mark.usefixtures("no_java")
-def test_no_java_says_where_it_looked_and_what_to_do() -> None:
+def test_without_java_the_error_lists_the_places_and_the_fix() -> None:
     with (
         pytest.raises(session.NoJavaError, match=r"no Java 17 or 21 .*JAVA_HOME \(not set\).*make setup"),
         session.java_home(),
@@ -86,7 +86,7 @@ def test_no_java_says_where_it_looked_and_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("before", ["elsewhere", None])
-def test_java_home_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str | None) -> None:
+def test_java_home_is_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str | None) -> None:
     java = make_java(tmp_path, "17.0.15")
     monkeypatch.setattr(session, "find_java", lambda: java)
     if before is None:
@@ -98,7 +98,9 @@ def test_java_home_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert os.environ.get("JAVA_HOME") == before
 
 
-def test_java_drops_the_vector_module_and_passes_the_rest_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_vector_module_is_dropped_and_all_other_arguments_are_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     java = make_java(tmp_path / "it's a folder", "17.0.15")
     monkeypatch.setattr(session, "find_java", lambda: java)
     given = ["-Xmx1g", "--add-modules=jdk.incubator.vector", "-Dname=two words", "", "--add-modules=other", "$HOME"]
@@ -113,7 +115,7 @@ def test_coordinates_follow_the_installed_versions(monkeypatch: pytest.MonkeyPat
     assert session.delta_coordinates() == ["io.delta:delta-spark_4.0_2.13:4.4.0", "io.delta:delta-storage:4.4.0"]
 
 
-def test_jars_of_set_up_come_before_coordinates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jars_from_setup_are_used_before_coordinates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "CHECKOUT", tmp_path)
     coordinates = session.delta_coordinates()
     assert session._delta_jars() == {"spark.jars.packages": ",".join(coordinates)}
@@ -125,7 +127,7 @@ def test_jars_of_set_up_come_before_coordinates(tmp_path: Path, monkeypatch: pyt
     assert session._delta_jars()["spark.driver.extraClassPath"] == f"{jars[0]}:{jars[1]}"
 
 
-def test_pyspark_that_is_not_installed_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_pyspark_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyspark.sql", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'deltatap\[spark\]'"):
         session.local_session()

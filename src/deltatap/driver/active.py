@@ -1,0 +1,40 @@
+"""The record of a run whose lease this driver holds; every step of the run takes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+    from rich.console import Console
+
+    from deltatap.config import Settings
+    from deltatap.driver.lease import Lease
+    from deltatap.prices import Prices
+    from deltatap.state import RunState
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveRun:
+    """A run whose lease this driver holds.
+
+    Attributes:
+        settings: of the run.
+        spark: the session.
+        console: where the run prints.
+        prices: of the models.
+        lease: of the captures table.
+        state: the run's state folder.
+    """
+
+    settings: Settings
+    spark: SparkSession
+    console: Console
+    prices: Prices
+    lease: Lease
+    state: RunState
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """Print a line for the user; long lines are not wrapped."""
+        self.console.print(text, style=style, highlight=False, soft_wrap=True)

@@ -1,0 +1,281 @@
+"""The lease of a captures table: at most one run at a time writes the table.
+
+The lease is part of a run's row in ``runs``: its epoch, its driver and its heartbeat. Knows how a driver acquires the
+lease, renews it and finds out that it has lost it. Leaves the rows themselves to ``runs.py``, and what a run does with
+the lease to ``run.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import socket
+import time
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltatap.config import Settings
+from deltatap.delta import tables
+from deltatap.driver import runs
+from deltatap.errors import LeaseLostError, RunningError
+from deltatap.model import RunStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from datetime import datetime
+
+    from pyspark.sql import Row, SparkSession
+
+# A holder on another host that sends no heartbeat for this long loses the lease.
+LEASE_S = 60.0
+HEARTBEAT_S = 15.0
+# A driver that could not renew its lease for this long may have a successor.
+UNSURE_S = LEASE_S - HEARTBEAT_S
+_WATCH_EVERY_S = 5.0
+_VERSIONS = ("deltatap", "openai", "httptools", "tiktoken", "pyspark", "delta-spark", "pyarrow", "pandas")
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A moment by two clocks: the wall clock, which can be set back, and the monotonic one, which may stop in sleep.
+
+    Attributes:
+        wall: seconds since the epoch.
+        monotonic: seconds, as ``time.monotonic``.
+    """
+
+    wall: float
+    monotonic: float
+
+    @classmethod
+    def now(cls) -> Moment:
+        """The current moment."""
+        return cls(time.time(), time.monotonic())
+
+    def since(self, earlier: Moment) -> float:
+        """Seconds since an earlier moment, by the clock that counts more."""
+        return max(self.wall - earlier.wall, self.monotonic - earlier.monotonic)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right to write one captures table.
+
+    Attributes:
+        run_id: the run that holds the lease.
+        epoch: higher than the epoch of every earlier holder.
+        started_at: when the run started for the first time.
+        resumed: whether the run had been started before.
+        others: the other runs on the captures table.
+        died: those of the others whose drivers died; their journals must land, and they must be closed.
+        taken_at: just before the lease was committed.
+    """
+
+    run_id: str
+    epoch: int
+    started_at: datetime
+    resumed: bool
+    others: tuple[str, ...]
+    died: tuple[str, ...]
+    taken_at: Moment
+
+
+def is_unsure(renewed_at: Moment, now: Moment) -> bool:
+    """Whether so much time has passed since the last renewal that another driver may hold the lease by now."""
+    return now.since(renewed_at) > UNSURE_S
+
+
+def this_driver() -> str:
+    """This process as JSON, so that another process on the same host can check whether this one is alive."""
+    return json.dumps({"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "start": _start(os.getpid())})
+
+
+def is_alive(driver: str, heartbeat_age_s: float) -> bool | None:
+    """Whether a holder is alive: by its process on this host, by its heartbeat elsewhere; None while unknown."""
+    holder = json.loads(driver)
+    if holder["host"] == socket.gethostname() and holder["boot"] == _boot():
+        start = _start(holder["pid"])
+        return start is not None and start == holder["start"]
+    return False if heartbeat_age_s > LEASE_S else None
+
+
+class Watch:
+    """Watches the holders of a lease for heartbeats. A new heartbeat proves that a holder on another host is alive."""
+
+    def __init__(self) -> None:
+        self._first_seen: dict[str, datetime] = {}
+
+    def is_alive(self, row: Row | Mapping[str, Any], now: datetime) -> bool | None:
+        """Whether the driver of a running run is alive; None while unknown."""
+        heartbeat = row["heartbeat_at"]
+        if self._first_seen.setdefault(row["run_id"], heartbeat) != heartbeat:
+            return True
+        return is_alive(row["driver"], (now - heartbeat).total_seconds())
+
+
+def acquire(
+    spark: SparkSession,
+    settings: Settings,
+    new_id: str,
+    *,
+    wait: Callable[[float], None] = time.sleep,
+    clock: Callable[[], float] = time.monotonic,
+) -> Lease:
+    """Take the lease of the captures table for the configured run, a dead run of the same job, or a new run.
+
+    A holder on another host with a recent heartbeat is watched until it sends another one or its lease expires.
+
+    Args:
+        spark: the session.
+        settings: of the run.
+        new_id: the id of a new run, if the settings name none.
+        wait: as ``time.sleep``.
+        clock: as ``time.monotonic``.
+
+    Raises:
+        RunningError: if another run is active on the captures table.
+    """
+    deadline = clock() + LEASE_S
+    watch = Watch()
+    while True:
+        rows = runs.read(spark, settings)
+        unknown = False
+        for row in (row for row in rows if row["status"] == RunStatus.RUNNING):
+            alive = watch.is_alive(row, runs.utc_now())
+            if alive:
+                raise RunningError(
+                    f"another run is active on captures table {settings.captures.table}: run {row['run_id']} "
+                    f"(driver {_readable(row['driver'])}, last heartbeat {row['heartbeat_at']:%Y-%m-%d %H:%M:%S} UTC); "
+                    f"wait until it ends, or stop it with `deltatap stop {row['run_id']}`"
+                )
+            unknown = unknown or alive is None
+        if unknown and clock() < deadline:
+            wait(_WATCH_EVERY_S)
+        elif (lease := _take(spark, settings, rows, new_id)) is not None:
+            return lease
+
+
+def renew(spark: SparkSession, settings: Settings, lease: Lease, values: Mapping[str, object]) -> None:
+    """Renew the lease, and write the run's counts so far.
+
+    Raises:
+        LeaseLostError: if another driver holds the lease.
+    """
+    runs.update(spark, settings, lease.run_id, {"heartbeat_at": runs.utc_now(), **values}, f"epoch = {lease.epoch}")
+    row = next((row for row in runs.read(spark, settings) if row["run_id"] == lease.run_id), None)
+    if row is None or row["epoch"] != lease.epoch:
+        raise LeaseLostError(
+            f"run {lease.run_id}: another driver has taken over captures table {settings.captures.table}"
+        )
+
+
+def run_to_resume(rows: Sequence[Row], settings: Settings) -> Row | None:
+    """The run that this start resumes: the configured one if it exists, else a dead run of the same job."""
+    if settings.run.id is not None:
+        return next((row for row in rows if row["run_id"] == settings.run.id), None)
+    return next((row for row in rows if row["status"] == RunStatus.RUNNING and _same_job(row, settings)), None)
+
+
+def _take(spark: SparkSession, settings: Settings, rows: list[Row], new_id: str) -> Lease | None:
+    """Commit the lease; None if another driver committed first. All running runs among the rows are dead."""
+    resumed = run_to_resume(rows, settings)
+    run_id = resumed["run_id"] if resumed else settings.run.id or new_id
+    epoch = max((row["epoch"] for row in rows), default=0) + 1
+    taken_at, now = Moment.now(), runs.utc_now()
+    values: dict[str, Any] = {
+        "run_id": run_id,
+        "status": RunStatus.RUNNING,
+        "started_at": resumed["started_at"] if resumed else now,
+        "heartbeat_at": now,
+        "labels": settings.run.labels,
+        "config": json.dumps(settings.model_dump(mode="json")),
+        "versions": _versions(spark),
+        "captures": settings.captures.table,
+        "epoch": epoch,
+        "driver": this_driver(),
+    }
+    update = "WHEN MATCHED AND t.run_id = s.run_id AND t.epoch < s.epoch THEN UPDATE SET *" if resumed else ""
+    try:
+        with runs.row_view(spark, values) as view:
+            # A row with this epoch or a later one belongs to a driver that committed first. It matches, and nothing is
+            # inserted.
+            done = spark.sql(f"""
+                MERGE INTO {tables.quoted(settings.runs.table)} AS t USING {view} AS s
+                ON t.captures = s.captures AND (t.run_id = s.run_id OR t.epoch >= s.epoch)
+                {update}
+                WHEN NOT MATCHED THEN INSERT *
+            """).collect()[0]
+    except Exception as error:
+        if not tables.came_second(error):
+            raise
+        return None
+    if resumed is None:
+        # The insert found no matching row, and the table is Serializable, so no other commit came in between.
+        if not done["num_inserted_rows"]:
+            return None
+    else:
+        holders = [row for row in runs.read(spark, settings) if row["epoch"] >= epoch]
+        if [(row["run_id"], row["driver"]) for row in holders] != [(run_id, values["driver"])]:
+            return None
+    others = [row for row in rows if row["run_id"] != run_id]
+    return Lease(
+        run_id,
+        epoch,
+        values["started_at"],
+        resumed is not None,
+        tuple(sorted(row["run_id"] for row in others)),
+        tuple(row["run_id"] for row in others if row["status"] == RunStatus.RUNNING),
+        taken_at,
+    )
+
+
+def _same_job(run: Row, settings: Settings) -> bool:
+    return _job(Settings.model_validate(json.loads(run["config"]))) == _job(settings)
+
+
+def _job(settings: Settings) -> tuple[object, ...]:
+    """The settings that two runs must share for one to resume the other."""
+    endpoint, capture = settings.endpoint, settings.capture
+    return endpoint.label, endpoint.api, endpoint.model, settings.request, capture.mode, capture.owed
+
+
+def _versions(spark: SparkSession) -> dict[str, str]:
+    found = {"python": platform.python_version(), "spark": spark.version}
+    for name in _VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _readable(driver: str) -> str:
+    holder = json.loads(driver)
+    return f"pid {holder['pid']} on {holder['host']}"
+
+
+def _boot() -> str | None:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+
+
+def _start(pid: int) -> str | None:
+    """When a process started, in the kernel's clock ticks; None if it is dead. Without /proc: whether it exists."""
+    if not Path("/proc/self/stat").exists():
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            pass
+        return "alive"
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]

@@ -1,0 +1,152 @@
+"""What a run needs, as one list: ``preflight``, ``run`` and ``check`` all take the needs from here.
+
+Each need is checked without a paid call. Leaves to the callers what they do with a need that is not met.
+"""
+
+from __future__ import annotations
+
+import socket
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from deltatap.errors import ConfigError, CredentialError, DeltatapError
+from deltatap.http.credentials import credential_of
+from deltatap.prices import load_prices
+from deltatap.state import RunState
+from deltatap.tokens import encoding, known_encoding
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from pyspark.sql import SparkSession
+
+    from deltatap.config import Settings
+    from deltatap.http.credentials import Token
+    from deltatap.prices import Prices
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Something that a run needs.
+
+    Attributes:
+        name: what is needed, for the user.
+        check: raises a :class:`DeltatapError` if the need is not met; else returns a detail for the user, or None.
+    """
+
+    name: str
+    check: Callable[[], str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The result of a check: the problems, or a detail if there are none."""
+
+    problems: tuple[str, ...] = ()
+    detail: str = ""
+
+
+def checked(need: Need) -> Checked:
+    """Check a need."""
+    try:
+        return Checked(detail=need.check() or "")
+    except ConfigError as error:
+        return Checked(error.problems)
+    except DeltatapError as error:
+        return Checked((str(error),))
+
+
+def require(needs: Iterable[Need]) -> None:
+    """Check all needs.
+
+    Raises:
+        ConfigError: with all problems of all needs.
+    """
+    if problems := [problem for need in needs for problem in checked(need).problems]:
+        raise ConfigError(list(dict.fromkeys(problems)))
+
+
+def process_needs(settings: Settings, key: Token | None = None) -> list[Need]:
+    """What the driver and each Spark worker needs.
+
+    Args:
+        settings: of the run.
+        key: the credential that the driver passed to a worker, if any.
+    """
+    return [
+        Need("key", lambda: _key(settings, key)),
+        Need("vocabularies", lambda: _vocabularies(settings)),
+        Need("state folder", lambda: _state_folder(settings)),
+        Need("network", lambda: _network(settings)),
+    ]
+
+
+def price_need(settings: Settings) -> Need:
+    """The prices, which only the driver reads."""
+
+    def check() -> None:
+        prices_of(settings)
+
+    return Need("price", check)
+
+
+def table_needs(spark: SparkSession, settings: Settings) -> list[Need]:
+    """The prompts, and the captures and runs tables, which are created if they do not exist."""
+    from deltatap.delta.prepare import prepare_tables  # noqa: PLC0415 - needs without Spark are checked first
+    from deltatap.driver.source import source  # noqa: PLC0415 - the same
+
+    def prompts() -> str:
+        return f"{settings.prompts.source}: {', '.join(source(spark, settings).columns)}"
+
+    return [Need("prompts", prompts), Need("tables", lambda: prepare_tables(spark, settings))]
+
+
+def prices_of(settings: Settings) -> Prices:
+    """The prices that the settings name.
+
+    Raises:
+        ConfigError: if a file is not valid, or ``budget.cost_usd`` is set and the model has no price.
+    """
+    prices, model = load_prices(settings.prices), settings.endpoint.model
+    if settings.budget.cost_usd is not None and model is not None and prices.find(model) is None:
+        unbounded = f"model {model} has no price, so its cost cannot be bounded; add it to prices"
+        raise ConfigError([f"budget.cost_usd: {unbounded}"])
+    return prices
+
+
+def _key(settings: Settings, key: Token | None) -> None:
+    credential = credential_of(settings.endpoint, key)
+    if credential is not None:
+        try:
+            credential.token()
+        except CredentialError as error:
+            raise ConfigError([f"endpoint.api_key: {error}"]) from error
+
+
+def _vocabularies(settings: Settings) -> None:
+    fallback = settings.tokens.fallback_encoding
+    encoding(fallback)
+    encoding(known_encoding(settings.endpoint.model or "") or fallback)
+
+
+def _state_folder(settings: Settings) -> None:
+    probe = RunState(Path(settings.state.dir) / f".probe-{uuid.uuid4().hex}")
+    try:
+        probe.prepare()
+    finally:
+        probe.remove()
+
+
+def _network(settings: Settings) -> None:
+    url = urlsplit(settings.endpoint.base_url)
+    port = url.port or (443 if url.scheme == "https" else 80)
+    try:
+        socket.create_connection((str(url.hostname), port), timeout=settings.timeouts.connect_s).close()
+    except OSError as error:
+        local = url.hostname in ("127.0.0.1", "localhost", "::1")
+        hint = "; is the server running? `deltatap simulate` starts the simulator" if local else ""
+        why = error.strerror or str(error) or type(error).__name__
+        raise ConfigError([f"endpoint.base_url: cannot reach {url.hostname} port {port}: {why}{hint}"]) from error

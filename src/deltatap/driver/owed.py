@@ -1,0 +1,284 @@
+"""Which requests are owed: the requests of the prompts, minus those that have a final row in ``captures``.
+
+Knows the identity of a request and when it is settled. Leaves the meaning of a prompts row to ``prompts.py``, and what
+happens to the owed requests to ``plan.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from pyspark import StorageLevel
+from pyspark.sql import Window
+from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
+
+from deltatap.delta import columns, tables
+from deltatap.delta.final import final_sql
+from deltatap.driver.source import TEXTS, source
+from deltatap.prices import exact_usd
+from deltatap.prompts import build_request
+from deltatap.spark.slots import slots
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from pyspark.sql import DataFrame, SparkSession
+
+    from deltatap.config import Settings
+
+REQUESTS_SCHEMA = columns.arrow_schema(columns.REQUESTS)
+_EARLIER_USD = f"""aggregate(retries, {exact_usd("0")}, (sum, call) ->
+    {exact_usd(f"sum + {exact_usd('coalesce(call.cost_usd, 0)')}")})"""
+
+
+def hashed(prompts: DataFrame, settings: Settings) -> DataFrame:
+    """The prompts with ``source_hash``: a hash of everything that a row's request is built from."""
+    ours = [name for name in (*TEXTS, "messages", "params") if name in prompts.columns]
+    around = [settings.endpoint.api, settings.endpoint.model, settings.request]
+    return prompts.withColumn(
+        "source_hash", F.xxhash64(F.to_json(F.struct(*ours)), F.lit(json.dumps(around, sort_keys=True)))
+    )
+
+
+def changed(prompts: DataFrame, rows: DataFrame, settings: Settings) -> DataFrame:
+    """The hashed prompts, without those that are settled for certain.
+
+    Building a request in Python takes about ten times as long as looking up its row in Spark, and in most tables most
+    requests are settled. A prompt is settled for certain if all prompts with its request_id have the same hash, all
+    rows of ``captures`` with this request_id have that hash, too, and each mode has a final row.
+
+    Args:
+        prompts: from :func:`hashed`.
+        rows: the rows of ``captures`` that can settle a request.
+        settings: of the run.
+    """
+    if "request_id" not in prompts.columns:
+        return prompts
+    final = f"{final_sql('c', keep_interrupted=settings.capture.keep_interrupted)} AND source_hash IS NOT NULL"
+    modes = settings.capture.modes
+    known = (
+        rows.alias("c")
+        .groupBy(F.col("request_id").alias("_id"))
+        .agg(
+            F.min("source_hash").alias("_low"),
+            F.max("source_hash").alias("_high"),
+            *(F.count_if(F.expr(f"{final} AND mode = '{mode}'")).alias(f"_{mode}") for mode in modes),
+        )
+    )
+    # A prompt without an id gets one when its request is built. Until then it is a group of its own.
+    keyed = prompts.withColumn("_id", F.coalesce("request_id", F.concat(F.lit("\0"), "source_hash")))
+    alike = Window.partitionBy("_id")
+    settled = " AND ".join(["source_hash = _low", "source_hash = _high", *(f"_{mode} > 0" for mode in modes)])
+    return (
+        keyed.join(known, "_id", "left")
+        .withColumn("_alike", F.min("source_hash").over(alike) == F.max("source_hash").over(alike))
+        .where(~(F.col("_alike") & F.expr(f"coalesce({settled}, false)")))
+        .select(*prompts.columns)
+    )
+
+
+def requests(prompts: DataFrame, settings: Settings) -> DataFrame:
+    """The requests of hashed prompts, one for each request_id. No call is made, so Spark may run this twice."""
+    api, model, defaults = settings.endpoint.api, settings.endpoint.model, settings.request
+    keep = tuple(settings.prompts.keep)
+
+    def build(batches: Iterable[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
+        for batch in batches:
+            built = [
+                build_request(row, api=api, model=model, defaults=defaults, keep=keep) for row in batch.to_pylist()
+            ]
+            columns = {name: [getattr(request, name) for request in built] for name in REQUESTS_SCHEMA.names}
+            columns["source_hash"] = batch["source_hash"]
+            yield pa.RecordBatch.from_pydict(columns, REQUESTS_SCHEMA)
+
+    built = prompts.mapInArrow(build, columns.spark_schema(columns.REQUESTS))
+    one = F.min_by(F.struct(*REQUESTS_SCHEMA.names), "request_hash").alias("one")
+    unique = built.groupBy("request_id").agg(
+        one,
+        F.sort_array(F.collect_set("request_hash")).alias("hashes"),
+        (F.min("source_hash") == F.max("source_hash")).alias("alike"),
+    )
+    several = F.size("hashes") > 1
+    joined = F.array_join(F.transform("hashes", lambda h: F.concat(F.lit('"'), h, F.lit('"'))), ",")
+    return unique.select(
+        "request_id",
+        F.when(several, F.sha2(F.concat(F.lit("["), joined, F.lit("]")), 256))
+        .otherwise(F.col("one.request_hash"))
+        .alias("request_hash"),
+        "one.model",
+        F.when(~several, F.col("one.body")).alias("body"),
+        "one.keep",
+        F.when(
+            several,
+            F.concat(
+                F.lit("request_id stands for "),
+                F.size("hashes").cast("string"),
+                F.lit(" different requests; expected a different request_id for each"),
+            ),
+        )
+        .otherwise(F.col("one.error"))
+        .alias("error"),
+        F.when(F.col("alike"), F.col("one.source_hash")).alias("source_hash"),
+    )
+
+
+def all_requests(spark: SparkSession, settings: Settings) -> DataFrame:
+    """The requests of all prompts, settled or not, in each mode that is captured."""
+    return _in_modes(requests(hashed(source(spark, settings), settings), settings), settings)
+
+
+def _in_modes(found: DataFrame, settings: Settings) -> DataFrame:
+    modes = F.explode(F.array(*(F.lit(mode) for mode in settings.capture.modes))).alias("mode")
+    return found.select("*", modes)
+
+
+class Building:
+    """Builds the requests of the prompts, except those that are known to be settled, and keeps them on disk.
+
+    A cold Spark needs as long to plan this query as to commit a lease, so a thread plans it at once. The query runs
+    when the requests are asked for: earlier, its tasks would delay the lease. A request that is settled in the
+    meantime is left out by :func:`owed_requests`; a settled request stays settled.
+
+    Attributes:
+        slots: how many tasks can run at once; known after :meth:`wait`.
+    """
+
+    def __init__(self, spark: SparkSession, settings: Settings, run_id: str | None) -> None:
+        """Begin to plan the query.
+
+        Args:
+            spark: the session.
+            settings: of the run.
+            run_id: the run, if it is known already.
+        """
+        self._spark, self._settings, self._run_id = spark, settings, run_id
+        self.slots = 0
+        self._frame: DataFrame | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._plan, name="deltatap-building", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> DataFrame:
+        """Wait until the query is planned.
+
+        Raises:
+            ConfigError: if the prompts cannot be read.
+        """
+        self._thread.join()
+        if self._frame is None:
+            raise self._error or AssertionError
+        return self._frame
+
+    def close(self) -> None:
+        """Release the requests."""
+        self._thread.join()
+        if self._frame is not None:
+            self._frame.unpersist()
+
+    def _plan(self) -> None:
+        try:
+            self.slots = slots(self._spark)
+            prompts = hashed(source(self._spark, self._settings), self._settings)
+            if _nothing_captured(self._spark, self._settings):
+                self._frame = requests(prompts, self._settings)
+            else:
+                unsettled = changed(prompts, self._rows(), self._settings)
+                self._frame = requests(unsettled, self._settings).persist(StorageLevel.DISK_ONLY)
+        except BaseException as error:  # noqa: BLE001 - raised where the requests are needed
+            self._error = error
+
+    def _rows(self) -> DataFrame:
+        captures = _captures(self._spark, self._settings)
+        if self._settings.capture.owed == "new":
+            return captures
+        return captures.where(F.lit(False) if self._run_id is None else F.col("run_id") == self._run_id)
+
+
+def _nothing_captured(spark: SparkSession, settings: Settings) -> bool:
+    """Whether ``captures`` has no row, so that there is nothing to look up; on a table without files this is quick."""
+    return bool(spark.table(tables.quoted(settings.captures.table)).isEmpty())
+
+
+def _captures(spark: SparkSession, settings: Settings) -> DataFrame:
+    return spark.table(tables.quoted(settings.captures.table)).where(F.col("endpoint") == settings.endpoint.label)
+
+
+@contextmanager
+def owed_requests(
+    spark: SparkSession, settings: Settings, run_id: str, building: Building | None = None
+) -> Iterator[DataFrame]:
+    """The requests without a final row, in each mode that is captured, each with the earlier calls of this run.
+
+    Args:
+        spark: the session.
+        settings: of the run.
+        run_id: the run.
+        building: builds the requests, if that has begun already.
+    """
+    building = building or Building(spark, settings, run_id)
+    try:
+        built = building.wait()
+        if _nothing_captured(spark, settings):
+            retries = F.lit(None).cast(columns.spark_sql(columns.RETRIES))
+            found = _in_modes(built, settings).withColumn("retries", retries)
+        else:
+            # Once Spark knows how few requests there are, it looks them up without moving the rows of all others.
+            built.count()
+            found = _unsettled(built, _captures(spark, settings), settings, run_id)
+        found = found.select(*(column.name for column in columns.OWED))
+        limit = settings.capture.limit
+        yield found if limit is None else found.orderBy("request_id", "mode").limit(limit)
+    finally:
+        building.close()
+
+
+def _unsettled(built: DataFrame, captures: DataFrame, settings: Settings, run_id: str) -> DataFrame:
+    capture = settings.capture
+    key = ["request_id", "request_hash", "mode"]
+    ours = captures.where(F.col("run_id") == run_id)
+    rows = ours if capture.owed == "all" else captures
+    final = F.expr(final_sql("c", keep_interrupted=capture.keep_interrupted))
+    broken = F.expr("c.status = 'interrupted' AND c.error.type != 'cancelled'")
+    settled = (
+        rows.join(built.select("request_id"), "request_id", "left_semi")
+        .alias("c")
+        .groupBy(*key)
+        .agg(F.max(final).alias("final"), F.count_if(broken & (F.col("run_id") != run_id)).alias("tried"))
+        .where(F.col("final") | (F.col("tried") >= capture.max_runs))
+    )
+    return _in_modes(built, settings).join(settled, key, "left_anti").join(_earlier(ours), key, "left")
+
+
+def _earlier(ours: DataFrame) -> DataFrame:
+    """The calls behind this run's rows that are not final, as the ``retries`` of the rows that will replace them."""
+    last = F.struct(
+        F.col("started_at"),
+        F.col("e2e_ms"),
+        F.col("error.http_status").alias("http_status"),
+        F.col("error.type").alias("error_type"),
+        F.col("text"),
+        F.col("chunks"),
+        _used("input_tokens"),
+        _used("output_tokens"),
+        F.expr(f"CAST({exact_usd('cost_usd')} - {_EARLIER_USD} AS DOUBLE)").alias("cost_usd"),
+    )
+    return ours.where("status != 'completed' AND started_at IS NOT NULL").select(
+        "request_id",
+        "request_hash",
+        "mode",
+        F.concat("retries", F.array(last)).cast(columns.spark_sql(columns.RETRIES)).alias("retries"),
+    )
+
+
+def _used(name: str) -> Any:  # noqa: ANN401 - pyspark's Column has two classes
+    return (
+        F.coalesce(
+            F.col(f"usage_reported.{name}"), F.when(F.col("cost_basis").isNotNull(), F.col(f"usage_tiktoken.{name}"))
+        )
+        .cast("bigint")
+        .alias(name)
+    )

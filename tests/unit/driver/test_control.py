@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deltatap.driver import control
+from deltatap.driver.control import Publisher
+from deltatap.messages import Heartbeat, Permit
+from deltatap.model import RunStatus
+from deltatap.state import RunState
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+
+def beats(count: int, *, ended: int = 0) -> list[Heartbeat]:
+    return [Heartbeat(1, f"{at:05d}-000001-x", 1, ended=at < ended) for at in range(count)]
+
+
+@given(st.integers(0, 50), st.integers(0, 60), st.integers(1, 5000), st.integers(1, 5000))
+def test_shares_exceed_neither_the_run_s_streams_nor_a_worker_s(
+    workers: int, ended: int, streams: int, most: int
+) -> None:
+    shares = control.shares(beats(workers, ended=ended), streams, most)
+    assert len(shares) == max(0, workers - ended)
+    assert sum(shares.values()) <= streams
+    assert max(shares.values(), default=0) <= most
+    if shares and streams // len(shares) < most:
+        assert sum(shares.values()) == streams, "all streams are assigned"
+
+
+def test_only_the_newest_claim_of_a_part_gets_a_share() -> None:
+    older, newer = Heartbeat(1, "00000-000001-b", 9), Heartbeat(1, "00000-000002-a", 1)
+    assert control.shares([newer, older], 10, 100) == {newer.claim: 10}
+
+
+def test_a_part_whose_newest_claim_has_ended_gets_no_share() -> None:
+    older, newer = Heartbeat(1, "00000-000001-b", 9), Heartbeat(1, "00000-000002-a", 1, ended=True)
+    assert control.shares([older, newer], 10, 100) == {}
+
+
+def test_the_mean_output_is_over_the_workers_that_know_one() -> None:
+    known = [Heartbeat(1, "a", 1, mean_output_tokens=tokens) for tokens in (10.0, 30.0)]
+    assert control.mean_output_tokens([Heartbeat(1, "b", 1), *known]) == 20.0
+    assert control.mean_output_tokens([Heartbeat(1, "b", 1)]) is None
+
+
+def test_a_backlog_is_more_journal_files_than_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "_JOURNAL_FILES", 2)
+    state = RunState(tmp_path / "run")
+    state.prepare()
+    for at in range(3):
+        assert not control.backlog(state)
+        (state.journal / f"{at}.parquet").touch()
+    assert control.backlog(state)
+
+
+def test_each_published_control_has_a_new_beat(tmp_path: Path) -> None:
+    state = RunState(tmp_path / "run")
+    state.prepare()
+    publisher = Publisher(state, epoch=7)
+    publisher.publish()
+    first = state.control()
+    permits = {"a": Permit(3, 1, 5.0)}
+    publisher.publish(
+        {"a": 2}, cool_s=1.5, stop=RunStatus.STOPPED, grace_s=3.0, permits=permits, mean_output_tokens=9.0
+    )
+    second = state.control()
+    assert first is not None
+    assert second is not None
+    assert (first.epoch, first.shares, first.stop, first.permits) == (7, {}, None, None)
+    assert second.beat > first.beat
+    assert (second.shares, second.cool_s, second.stop, second.grace_s) == ({"a": 2}, 1.5, "stopped", 3.0)
+    assert (second.permits, second.mean_output_tokens) == (permits, 9.0)

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from deltatap.driver.estimate import Lengths, count_tokens, estimate
+from deltatap.prices import Price, Prices
+
+ROW: dict[str, Any] = {
+    "model": "m", "mode": "stream", "requests": 10, "bad": 1, "input_tokens": 100, "bounded": 500, "unbounded": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("row", "earlier", "least", "most"),
+    [
+        ({}, Lengths(), 10, 500),
+        ({"unbounded": 1}, Lengths(), 10, None),
+        ({"unbounded": 1}, Lengths(7, 3.0, 80.0), 30, 800),
+        ({}, Lengths(7, 3.0, 80.0), 30, 500),
+        ({}, Lengths(7, 60.0, 80.0), 500, 500),
+        ({"requests": 0, "bounded": None, "input_tokens": None}, Lengths(), 0, 0),
+    ],
+)
+def test_output_is_bounded_by_earlier_answers_and_by_the_requests(
+    row: dict[str, Any], earlier: Lengths, least: int, most: int | None
+) -> None:
+    found = estimate(ROW | row, earlier, Prices())
+    assert (found.least_output, found.most_output, found.answers) == (least, most, earlier.answers)
+    assert (found.least_usd, found.most_usd) == (None, None), "the model has no price"
+
+
+def batch(*rows: tuple[str | None, dict[str, Any] | None]) -> pa.RecordBatch:
+    bodies = [None if body is None else json.dumps(body) for _, body in rows]
+    return pa.RecordBatch.from_pydict(
+        {
+            "model": pa.array([model for model, _ in rows], pa.string()),
+            "mode": pa.array(["stream"] * len(rows), pa.string()),
+            "body": pa.array(bodies, pa.string()),
+        }
+    )
+
+
+def body(text: str, **rest: Any) -> dict[str, Any]:
+    return {"model": "mine", "messages": [{"role": "user", "content": text}], **rest}
+
+
+def test_a_bad_row_has_no_tokens_and_n_multiplies_the_output() -> None:
+    counted = count_tokens(
+        batch(("mine", None), ("mine", body("Hi", max_tokens=5, n=3)), ("mine", body("Hi"))), "chat", "o200k_base"
+    )
+    rows = counted.to_pylist()
+    assert [row["bad"] for row in rows] == [True, False, False]
+    assert [row["most_output"] for row in rows] == [None, 15, None]
+    assert rows[0]["input_tokens"] == 0 < rows[1]["input_tokens"] == rows[2]["input_tokens"]
+
+
+def test_the_fallback_encoding_counts_the_tokens_of_an_unknown_model() -> None:
+    text = "여기 시장에서 가장 신선한 생선을 팝니다"  # the two vocabularies differ most outside of English
+
+    def tokens(model: str, encoding: str) -> int:
+        return int(count_tokens(batch((model, body(text))), "chat", encoding)["input_tokens"][0].as_py())
+
+    assert tokens("mine", "o200k_base") < tokens("mine", "cl100k_base")
+    assert tokens("gpt-4o", "o200k_base") == tokens("gpt-4o", "cl100k_base"), "tiktoken knows this model"
+
+
+def test_the_model_s_price_gives_the_cost() -> None:
+    price = Price(model="m", input=Decimal(2), output=Decimal(10), date=date(2026, 1, 1), source="here")
+    found = estimate(ROW, Lengths(), Prices((price,)))
+    assert (found.least_usd, found.most_usd) == (Decimal("0.0003"), Decimal("0.0052"))

@@ -1,0 +1,93 @@
+"""What landing decides, without Spark."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from deltatap.driver.landing import _local
+from deltatap.driver.merge import NewRows, insert_sql, merge_sql
+from deltatap.messages import Control
+from deltatap.state import LANDED, RunState
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+AT = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def first(tmp_path: Path) -> NewRows:
+    """Of a run that had no row when its driver began."""
+    state = RunState(tmp_path / "run")
+    state.prepare()
+    state.publish(Control(epoch=3, beat=1))
+    return NewRows(state, epoch=3)
+
+
+def rows(*places: tuple[int, int]) -> Any:
+    return np.array(list(places), LANDED)
+
+
+def test_rows_of_a_new_run_are_new_until_they_have_landed(first: NewRows) -> None:
+    assert first.are_all({3: rows((0, 0), (0, 1))})
+    first.state.plan(3).add_landed(rows((0, 1)))
+    assert first.are_all({3: rows((0, 0), (1, 1))})
+    assert not first.are_all({3: rows((0, 0), (0, 1))})
+
+
+def test_rows_may_not_be_new_if_the_run_had_rows_before(first: NewRows) -> None:
+    first.epoch = None
+    assert not first.are_all({3: rows((0, 0))})
+
+
+def test_rows_may_not_be_new_if_they_are_of_another_plan_too(first: NewRows) -> None:
+    assert not first.are_all({2: rows((0, 0))})
+    assert not first.are_all({3: rows((0, 0)), 2: rows((0, 0))})
+
+
+def test_a_row_twice_in_a_batch_is_not_new(first: NewRows) -> None:
+    assert not first.are_all({3: rows((0, 0), (0, 0))})
+
+
+def test_rows_may_not_be_new_once_another_driver_has_taken_over(first: NewRows) -> None:
+    first.state.publish(Control(epoch=4, beat=1))
+    assert not first.are_all({3: rows((0, 0))})
+
+
+def test_rows_may_not_be_new_after_a_commit_that_was_not_recorded(first: NewRows) -> None:
+    first.recorded = False
+    assert not first.are_all({3: rows((0, 0))})
+
+
+def test_an_insert_looks_only_at_rows_that_are_not_older_than_the_batch() -> None:
+    sql = insert_sql("data/captures", "view", "run-1", pa.chunked_array([[AT, AT.replace(hour=13)]]))
+    assert "(t.finished_at >= TIMESTAMP '2026-11-20 12:00:00.000000Z')" in sql
+    assert "WHEN MATCHED" not in sql
+
+
+def test_an_insert_of_rows_without_a_call_looks_at_such_rows_too() -> None:
+    finished = pa.chunked_array([pa.array([AT, None], pa.timestamp("us", tz="UTC"))])
+    sql = insert_sql("data/captures", "view", "run-1", finished)
+    assert "(t.finished_at IS NULL OR t.finished_at >= TIMESTAMP '2026-11-20 12:00:00.000000Z')" in sql
+    none = insert_sql(
+        "data/captures", "view", "run-1", pa.chunked_array([pa.array([None], pa.timestamp("us", tz="UTC"))])
+    )
+    assert "(t.finished_at IS NULL)" in none
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_merge_replaces_only_rows_that_are_not_final(keep: bool) -> None:  # noqa: FBT001
+    sql = merge_sql("data/captures", "view", "run-1", keep_interrupted=keep)
+    assert "ON t.run_id = 'run-1' AND t.run_id = s.run_id AND t.request_id = s.request_id AND t.mode = s.mode" in sql
+    assert "WHEN MATCHED AND NOT (" in sql
+    assert ("t.status = 'interrupted'" in sql) == keep
+
+
+@pytest.mark.parametrize("uri", ["file:/a%20b/c.parquet", "file:///a%20b/c.parquet", "dbfs:/a%20b/c.parquet"])
+def test_the_path_of_a_file_in_spark(uri: str) -> None:
+    assert str(_local(uri)) == "/a b/c.parquet"

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from deltatap import tokens
+from deltatap.config import Settings, load_settings
+from deltatap.driver import needs
+from deltatap.driver.needs import Checked, Need, checked, prices_of, process_needs, require
+from deltatap.driver.preflight import preflight
+from deltatap.errors import ConfigError, CredentialError
+from tests.unit.test_layers import imports
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def settings(tmp_path: Path, **sections: Any) -> Settings:
+    tree = {
+        "state": {"dir": str(tmp_path / "state")},
+        "endpoint": {"base_url": "http://127.0.0.1:9/v1", "api_key": None, "model": "mine"},
+        "prices": None,
+    }
+    return load_settings(tree | sections)
+
+
+def problems(settings: Settings, name: str) -> tuple[str, ...]:
+    (need,) = (need for need in process_needs(settings) if need.name == name)
+    return checked(need).problems
+
+
+def raising(error: Exception) -> Need:
+    def check() -> None:
+        raise error
+
+    return Need("x", check)
+
+
+def test_the_result_of_a_check() -> None:
+    assert checked(Need("x", lambda: "detail")) == Checked((), "detail")
+    assert checked(Need("x", lambda: None)) == Checked((), "")
+    assert checked(raising(ConfigError(["a", "b"]))) == Checked(("a", "b"))
+    assert checked(raising(CredentialError("no token"))) == Checked(("no token",))
+    with pytest.raises(ZeroDivisionError):
+        checked(raising(ZeroDivisionError()))
+
+
+def test_all_problems_are_reported_once() -> None:
+    require([Need("x", lambda: None)])
+    with pytest.raises(ConfigError) as error:
+        require([raising(ConfigError(["a", "b"])), raising(ConfigError(["b", "c"]))])
+    assert error.value.problems == ("a", "b", "c")
+
+
+def test_preflight_reports_all_problems_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NOT_THERE", raising=False)
+    endpoint = {"base_url": "http://127.0.0.1:9/v1", "api_key": {"env": "NOT_THERE"}}
+    with pytest.raises(ConfigError) as error:
+        preflight(settings(tmp_path, endpoint=endpoint, prices="nowhere.yml"))
+    key, network, price = error.value.problems
+    assert "NOT_THERE is not set" in key
+    assert network.startswith("endpoint.base_url: cannot reach 127.0.0.1 port 9: ")
+    assert network.endswith("`deltatap simulate` starts the simulator")
+    assert price == "prices: nowhere.yml: cannot be read: No such file or directory"
+
+
+def test_preflight_needs_the_fallback_encoding_s_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(needs, "encoding", asked.append)
+    problems(settings(tmp_path, tokens={"fallback_encoding": "cl100k_base"}), "vocabularies")
+    assert asked == ["cl100k_base", "cl100k_base"]
+    asked.clear()
+    endpoint = {"api_key": None, "model": "gpt-4o"}
+    problems(settings(tmp_path, tokens={"fallback_encoding": "cl100k_base"}, endpoint=endpoint), "vocabularies")
+    assert asked == ["cl100k_base", "o200k_base"]
+
+
+def test_a_missing_vocabulary_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens.encoding.cache_clear()
+    monkeypatch.setattr(tokens, "VOCABULARIES", tmp_path)
+    assert problems(settings(tmp_path), "vocabularies")
+    tokens.encoding.cache_clear()
+
+
+def test_the_state_folder_is_written_to_and_left_empty(tmp_path: Path) -> None:
+    assert problems(settings(tmp_path), "state folder") == ()
+    assert list((tmp_path / "state").iterdir()) == []
+    (tmp_path / "file").touch()
+    (problem,) = problems(settings(tmp_path, state={"dir": str(tmp_path / "file/state")}), "state folder")
+    assert problem == f"state.dir: {tmp_path / 'file/state'}: cannot be written: Not a directory"
+
+
+def test_a_budget_in_usd_needs_a_price_for_the_model(tmp_path: Path) -> None:
+    assert prices_of(settings(tmp_path)).entries == ()
+    with pytest.raises(ConfigError, match=r"budget\.cost_usd: model mine has no price"):
+        prices_of(settings(tmp_path, budget={"cost_usd": 1}))
+    prices_of(settings(tmp_path, budget={"cost_usd": 1}, endpoint={"api_key": None, "model": None}))
+
+
+def test_check_imports_neither_the_loop_nor_the_worker() -> None:
+    graph = imports()
+    seen: set[str] = set()
+    waiting = {"deltatap.driver.check"}
+    while waiting:
+        module = waiting.pop()
+        seen.add(module)
+        waiting |= graph.get(module, set()) - seen
+    assert "deltatap.driver.needs" in seen
+    above = ("deltatap.udf", "deltatap.worker", "deltatap.driver.loop", "deltatap.driver.run")
+    assert [module for module in sorted(seen) if module.startswith(above)] == []
+
+
+@pytest.mark.parametrize(
+    ("base_url", "address"),
+    [
+        ("http://host:8080/v1", ("host", 8080)),
+        ("http://host/v1", ("host", 80)),
+        ("https://host/v1", ("host", 443)),
+        ("https://[::1]:9/v1", ("::1", 9)),
+    ],
+)
+def test_the_network_need_connects_to_the_endpoint_within_connect_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base_url: str, address: tuple[str, int]
+) -> None:
+    asked: list[Any] = []
+
+    def connect(address: tuple[str, int], timeout: float) -> Any:
+        asked.append((address, timeout))
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr("socket.create_connection", connect)
+    endpoint = {"api_key": None, "base_url": base_url}
+    (problem,) = problems(settings(tmp_path, endpoint=endpoint, timeouts={"connect_s": 3.5}), "network")
+    assert asked == [(address, 3.5)]
+    assert problem.startswith(f"endpoint.base_url: cannot reach {address[0]} port {address[1]}: timed out")
+    assert ("deltatap simulate" in problem) == (address[0] == "::1"), "the simulator runs on loopback only"

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from deltatap.config import load_settings
+from deltatap.driver.pacer import Spent
+from deltatap.driver.plan import Plan, _listed, models, task_count
+from deltatap.driver.progress import Snapshot
+from deltatap.state import PlanState
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def plan(**values: Any) -> Plan:
+    return Plan(**({"files": None, "tasks": 1, "requests": 10} | values))
+
+
+def test_the_counts_of_earlier_starts_are_added() -> None:
+    before = {"completed": 3, "interrupted": 1, "failed": None, "requests": 5, "input_tokens": 7, "cost_usd": 0.5}
+    counts = plan(final=3, before=before).counts(
+        Snapshot(10, {"completed": 2}, requests=4, input_tokens=1, cost_usd=0.25)
+    )
+    assert counts == {
+        "owed": 13, "completed": 5, "interrupted": 1, "failed": 0, "requests": 9, "input_tokens": 8,
+        "output_tokens": 0, "cost_usd": 0.75,
+    }  # fmt: skip
+
+
+def test_an_unknown_cost_stays_unknown() -> None:
+    assert plan(before={"cost_usd": 0.5}).counts(Snapshot(10))["cost_usd"] is None
+
+
+def test_budgets_count_what_earlier_starts_used() -> None:
+    assert plan().spent == Spent()
+    used = {"requests": 5, "input_tokens": 7, "output_tokens": 11, "cost_usd": None}
+    assert plan(before=used).spent == Spent(5, 18, 0)
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "streams_per_worker", "slots", "tasks"),
+    [(64, 256, 8, 1), (256, 256, 8, 1), (257, 256, 8, 2), (4000, 256, 8, 7), (4000, 256, 2, 1), (4000, 256, 1, 1)],
+)
+def test_enough_tasks_for_the_streams_and_a_slot_for_landing(
+    concurrency: int, streams_per_worker: int, slots: int, tasks: int
+) -> None:
+    capture = {"concurrency": concurrency, "streams_per_worker": streams_per_worker}
+    assert task_count(load_settings({"capture": capture}), slots) == tasks
+
+
+def test_the_models_of_a_plan(tmp_path: Path) -> None:
+    files = PlanState(tmp_path / "plan-1")
+    files.parts.mkdir(parents=True)
+    for at, names in enumerate((["b", None, "a"], ["a", "c"])):
+        pq.write_table(pa.table({"model": pa.array(names, pa.string())}), files.parts / f"part-{at}.parquet")
+    assert models(files) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [(["a"], "model a"), (["a", "b"], "models a, b"), (list("abcdefg"), "models a, b, c, d, e and 2 more")],
+)
+def test_models_in_a_message(names: list[str], text: str) -> None:
+    assert _listed(names) == text

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from rich.console import Console
+
+from deltatap import cli, load_settings
+from deltatap.driver.run import Ended
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def ended(completed: int | None, interrupted: int | None, failed: int | None, **values: Any) -> Ended:
+    counts = {"completed": completed, "interrupted": interrupted, "failed": failed}
+    return Ended({"run_id": "r", "status": "completed", "reason": None} | counts | values)
+
+
+@pytest.mark.parametrize(
+    ("counts", "share"),
+    [((1, 1, 2), 0.5), ((0, 0, 0), 0.0), ((None, None, None), 0.0), ((3, 1, 0), 0.0), ((0, 0, 7), 1.0)],
+)
+def test_the_share_of_failed_rows(counts: tuple[int | None, int | None, int | None], share: float) -> None:
+    assert ended(*counts).failed_share == share
+
+
+@pytest.mark.parametrize(
+    ("rate", "outcome", "code"),
+    [
+        (0.5, ended(1, 1, 2), cli.OK),
+        (0.5, ended(1, 0, 2), cli.TOO_MANY_ERRORS),
+        (0.7, ended(1, 0, 2), cli.OK),
+        (0.0, ended(1, 0, 2), cli.TOO_MANY_ERRORS),
+        (1.0, ended(0, 0, 2), cli.OK),
+        (1.0, ended(1, 0, 0, status="failed", reason="quota"), cli.FAILED),
+        (0.0, ended(1, 0, 0, status="stopped", reason="stopped by a signal"), cli.OK),
+    ],
+)
+def test_capture_fails_above_the_configured_error_rate(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rate: float, outcome: Ended, code: int
+) -> None:
+    """Everything between the configuration and the exit code, with a run that has ended already."""
+    monkeypatch.setattr("deltatap.driver.preflight.preflight", lambda _: None)
+    monkeypatch.setattr("deltatap.driver.run.run", lambda *_: outcome)
+    monkeypatch.setattr("deltatap.summary.summarize", lambda *_: ([], []))
+    monkeypatch.setattr(cli, "_session", lambda *_: None)
+    path = tmp_path / "config.yml"
+    path.write_text(f"capture:\n  fail_above_error_rate: {rate}\n")
+    assert cli.run(cli.capture, path) == code
+
+
+def test_a_local_session_has_the_configured_master(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.delenv("DATABRICKS_RUNTIME_VERSION", raising=False)
+    monkeypatch.setattr("pyspark.sql.SparkSession.getActiveSession", lambda: None)
+    monkeypatch.setattr("deltatap.spark.session.local_session", asked.append)
+    cli._session(load_settings({"spark": {"master": "local[7]"}}), Console())
+    assert asked == ["local[7]"]
