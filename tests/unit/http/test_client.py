@@ -264,6 +264,14 @@ def test_http_status_decides_the_error_type(
     assert made.http_status == int(status[:3])
 
 
+def test_used_up_rate_limit_is_reported_with_any_status() -> None:
+    used_up = (b"x-ratelimit-remaining-requests: 0", b"x-ratelimit-reset-requests: 2s")
+    body = b'{"choices": [{"index": 0, "message": {"content": "Hi"}, "finish_reason": "stop"}]}'
+    assert call(refusing("200 OK", body, *used_up)).used_up_for_s == 2.0
+    assert call(refusing("429 X", b"{}", *used_up)).used_up_for_s == 2.0
+    assert call(refusing("200 OK", body)).used_up_for_s is None
+
+
 def test_answer_that_is_neither_a_stream_nor_json_is_a_protocol_error() -> None:
     made = call(refusing("200 OK", b"<html></html>"))
     assert made.error is not None
