@@ -209,6 +209,15 @@ def test_old_token_is_used_until_it_expires_while_renewal_fails() -> None:
     assert credential.token() == "token-1"
 
 
+def test_token_that_two_calls_report_as_refused_is_renewed_once() -> None:
+    issuer = Issuer(Clock(), 10 * MINUTE)
+    credential = Credential(issuer, issuer.clock)
+    old = credential.token()
+    assert credential.refused(old)
+    assert credential.refused(old)
+    assert list(issuer.issued) == ["token-0", "token-1"]
+
+
 def test_missing_token_is_a_connection_error() -> None:
     clock = Clock()
     issuer = Issuer(clock, 10 * MINUTE)
