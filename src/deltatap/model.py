@@ -357,13 +357,13 @@ class Expected:
 
     Attributes:
         input_tokens: as tiktoken counts them.
-        most_output: the request's maximum of output tokens per choice; None when it sets none.
+        max_output: the request's maximum of output tokens per choice; None when it sets none.
         choices: the number of requested choices.
         price: of the model; None when unknown.
     """
 
     input_tokens: int
-    most_output: int | None
+    max_output: int | None
     choices: int
     price: Price | None
 
