@@ -244,6 +244,7 @@ def test_the_second_of_a_pair_starts_when_the_first_has_ended() -> None:
         assert engine.submit(pair)
         engine.join()
     assert client.started == ["first", "first", "second"], "also after a retry"
+    assert pair.then.planned > pair.calls[-1].started, "the wait for the first does not count as queueing"
     assert client.most_open == 1
     assert [capture.job.request.request_id for capture in delivered.captures] == ["first", "second"]
 
