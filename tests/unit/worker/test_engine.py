@@ -265,7 +265,7 @@ def test_a_stop_between_the_two_of_a_pair_drops_the_second() -> None:
 
 
 def test_a_corrected_call_is_resent_at_once() -> None:
-    expired = replace(called(CaptureError("authentication", None, "expired", 401)), mended=True)
+    expired = replace(called(CaptureError("authentication", None, "expired", 401)), resend=True)
     client = Scripted({"b": [expired]})
     (capture,) = run(client, ["b"]).captures
     assert [call.status for call in capture.job.calls] == ["failed", "completed"]
@@ -273,7 +273,7 @@ def test_a_corrected_call_is_resent_at_once() -> None:
 
 
 def test_a_call_that_stays_wrong_after_corrections_stops_the_run() -> None:
-    refused = replace(called(CaptureError("authentication", None, "no", 401)), mended=True)
+    refused = replace(called(CaptureError("authentication", None, "no", 401)), resend=True)
     client = Scripted({"b": [refused] * 9})
     delivered = Delivered()
     with Engine(lambda: client, policy=POLICY, look_ahead=2, deliver=delivered.put, share=4) as engine:
