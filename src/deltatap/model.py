@@ -299,14 +299,14 @@ class Tries:
         attempts: calls that failed before any output.
         broken: calls that were interrupted after output.
         waits: calls that hit a rate limit.
-        mended: calls that the client corrected.
+        resent: calls that the client corrected.
         waiting_since: monotonic seconds of the first rate limit.
     """
 
     attempts: int = 0
     broken: int = 0
     waits: int = 0
-    mended: int = 0
+    resent: int = 0
     waiting_since: float | None = None
 
 
@@ -327,7 +327,7 @@ class Call:
         error: None when the call completed.
         http_status: of the response; None when none arrived.
         body: the JSON body that was sent.
-        mended: whether to resend the request at once, because the client has corrected what the server refused: an
+        resend: whether to resend the request at once, because the client has corrected what the server refused: an
             expired token, or stream options.
         used_up_for_s: for how long the server says that no requests or tokens are left.
     """
@@ -344,7 +344,7 @@ class Call:
     error: CaptureError | None
     http_status: int | None
     body: str = ""
-    mended: bool = False
+    resend: bool = False
     used_up_for_s: float | None = None
 
 
@@ -357,13 +357,13 @@ class Expected:
 
     Attributes:
         input_tokens: as tiktoken counts them.
-        most_output: the request's maximum of output tokens per choice; None when it sets none.
+        max_output: the request's maximum of output tokens per choice; None when it sets none.
         choices: the number of requested choices.
         price: of the model; None when unknown.
     """
 
     input_tokens: int
-    most_output: int | None
+    max_output: int | None
     choices: int
     price: Price | None
 

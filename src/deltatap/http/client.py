@@ -124,7 +124,7 @@ class EndpointClient:
             error=None if error is None else self._without_key(error),
             http_status=reading.http_status,
             body=body,
-            mended=resend,
+            resend=resend,
             used_up_for_s=None if reading.response is None else used_up_for_s(reading.response.headers),
         )
 

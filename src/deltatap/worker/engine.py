@@ -35,7 +35,7 @@ _JOIN_S = 10.0
 # The heartbeat's lag covers this many seconds.
 _LAG_S = 10 * POLL_S
 # How often a call that the client has corrected (renewed token, dropped stream options) is resent at once.
-_MENDED = 2
+_RESENDS = 2
 
 
 class Client(Protocol):
@@ -238,8 +238,8 @@ class Engine:
         call = await self._client.call(job.wire)
         job.calls.append(call)
         self._tally.ended(job, call)
-        if call.mended and job.tries.mended < _MENDED and not self._scheduler.stopped:
-            job.tries.mended += 1
+        if call.resend and job.tries.resent < _RESENDS and not self._scheduler.stopped:
+            job.tries.resent += 1
             self._scheduler.again(job, time.perf_counter())
             return
         if stops_run(call.error) and self.fatal is None:

@@ -62,8 +62,8 @@ class Tally:
         if expected is None:
             return 0.0, 0.0
         output = self.mean_output_tokens or self._others or _FIRST_OUTPUT
-        if expected.most_output is not None:
-            output = min(output, expected.most_output)
+        if expected.max_output is not None:
+            output = min(output, expected.max_output)
         output *= expected.choices
         return expected.input_tokens + output, _usd(expected, expected.input_tokens, output)
 

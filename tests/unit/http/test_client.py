@@ -412,24 +412,24 @@ def test_stream_options_that_a_server_refuses_are_not_sent_again(status: int) ->
     no = refusal(f"{status} X", NO_OPTIONS)
     found = calls([no, ANSWER, no], [ASKING, ASKING, replace(ASKING, model="other")])
     refused, resent, other = found.made
-    assert (refused.status, refused.mended, refused.http_status) == ("failed", True, status)
-    assert (resent.status, resent.mended) == ("completed", False)
+    assert (refused.status, refused.resend, refused.http_status) == ("failed", True, status)
+    assert (resent.status, resent.resend) == ("completed", False)
     assert json.loads(resent.body) == {"model": "m", "stream": True}
-    assert other.mended, "a router may send another model to another server"
+    assert other.resend, "a router may send another model to another server"
     assert [b"stream_options" in body for _, body in found.requests] == [True, False, True]
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 409, 413, 429, 500, 503])
 def test_stream_options_are_still_sent_after_any_other_status(status: int) -> None:
     found = calls([refusal(f"{status} X", NO_OPTIONS)] * 2, [ASKING] * 2)
-    assert [call.mended for call in found.made] == [False, False]
+    assert [call.resend for call in found.made] == [False, False]
     assert all(b"stream_options" in body for _, body in found.requests)
 
 
 @pytest.mark.parametrize("wire", [ASKING, WIRE])
 def test_other_refusals_with_the_same_status_are_not_resent(wire: Wire) -> None:
     text = NO_OPTIONS if wire is WIRE else b'{"error": {"message": "max_tokens is too large"}}'
-    assert [call.mended for call in calls([refusal("400 X", text)], [wire]).made] == [False]
+    assert [call.resend for call in calls([refusal("400 X", text)], [wire]).made] == [False]
 
 
 @pytest.mark.parametrize(("status", "resent"), [(401, True), (400, False), (403, False), (429, False), (500, False)])
@@ -437,7 +437,7 @@ def test_only_a_401_renews_the_token(status: int, *, resent: bool) -> None:
     tokens = iter(["old", "new", "newest"])
     credential = Credential(lambda: Token(next(tokens)))
     found = calls([refusal(f"{status} X", b"{}"), ANSWER], [WIRE, WIRE], credential)
-    assert found.made[0].mended is resent
+    assert found.made[0].resend is resent
     assert [b"Bearer new" in head for head, _ in found.requests] == [False, resent]
 
 
@@ -448,8 +448,8 @@ def test_refused_key_that_cannot_be_renewed_is_not_resent() -> None:
         raise ConnectionError("the identity provider is down")
 
     credential = Credential(lost)
-    assert not calls([refusal("401 X", b"{}")], [WIRE], Credential(lambda: Token("key"))).made[0].mended
-    assert not calls([refusal("401 X", b"{}")], [WIRE], credential).made[0].mended
+    assert not calls([refusal("401 X", b"{}")], [WIRE], Credential(lambda: Token("key"))).made[0].resend
+    assert not calls([refusal("401 X", b"{}")], [WIRE], credential).made[0].resend
 
 
 def test_connection_is_reused_after_done() -> None:
@@ -588,4 +588,4 @@ def test_call_that_is_cancelled_while_its_token_is_renewed_keeps_its_error() -> 
 
     found = asyncio.run(made())
     assert found.error is not None
-    assert (found.error.type, found.mended) == ("authentication", False)
+    assert (found.error.type, found.resend) == ("authentication", False)

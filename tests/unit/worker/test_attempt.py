@@ -19,8 +19,8 @@ from deltatap.messages import Control
 from deltatap.prices import Prices
 from deltatap.prompts import build_request
 from deltatap.state import LANDED, RunState
+from deltatap.worker import attempt, line
 from deltatap.worker import journal as journaling
-from deltatap.worker import line
 from deltatap.worker.attempt import CaptureTask, capture_part
 from tests import prompts
 from tests.simulation import start_simulator
@@ -119,6 +119,26 @@ def test_a_retried_attempt_captures_only_rows_that_are_nowhere(tmp_path: Path, s
         receipt = capture_part(work, 0)
     assert (receipt.known, receipt.requests) == (15, 5)
     assert {call["key"] for call in simulator.calls()} == {row["request_hash"] for row in rows[15:]}
+
+
+def test_the_journal_is_read_before_the_landed_rows(
+    tmp_path: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that leave the journal just before it is read have landed by the second read."""
+    work = task(tmp_path, simulator, asked(6))
+    with driver(work.folder):
+        capture_part(work, 0)
+    state, read_journal = RunState(work.folder), journaling.journaled_rows
+
+    def after_landing(*arguments: Any) -> Any:
+        state.plan(1).add_landed(np.array([(0, row) for row in range(6)], LANDED))
+        for path in state.journal.glob("*.parquet"):
+            path.unlink()
+        return read_journal(*arguments)
+
+    monkeypatch.setattr(attempt, "journaled_rows", after_landing)
+    with driver(work.folder):
+        assert capture_part(work, 0).requests == 0
 
 
 def test_nothing_starts_without_a_share(tmp_path: Path, simulator: Simulation) -> None:

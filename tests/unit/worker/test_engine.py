@@ -244,6 +244,7 @@ def test_the_second_of_a_pair_starts_when_the_first_has_ended() -> None:
         assert engine.submit(pair)
         engine.join()
     assert client.started == ["first", "first", "second"], "also after a retry"
+    assert pair.then.planned > pair.calls[-1].started, "the wait for the first does not count as queueing"
     assert client.most_open == 1
     assert [capture.job.request.request_id for capture in delivered.captures] == ["first", "second"]
 
@@ -264,7 +265,7 @@ def test_a_stop_between_the_two_of_a_pair_drops_the_second() -> None:
 
 
 def test_a_corrected_call_is_resent_at_once() -> None:
-    expired = replace(called(CaptureError("authentication", None, "expired", 401)), mended=True)
+    expired = replace(called(CaptureError("authentication", None, "expired", 401)), resend=True)
     client = Scripted({"b": [expired]})
     (capture,) = run(client, ["b"]).captures
     assert [call.status for call in capture.job.calls] == ["failed", "completed"]
@@ -272,7 +273,7 @@ def test_a_corrected_call_is_resent_at_once() -> None:
 
 
 def test_a_call_that_stays_wrong_after_corrections_stops_the_run() -> None:
-    refused = replace(called(CaptureError("authentication", None, "no", 401)), mended=True)
+    refused = replace(called(CaptureError("authentication", None, "no", 401)), resend=True)
     client = Scripted({"b": [refused] * 9})
     delivered = Delivered()
     with Engine(lambda: client, policy=POLICY, look_ahead=2, deliver=delivered.put, share=4) as engine:

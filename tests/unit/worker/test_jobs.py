@@ -72,6 +72,6 @@ def test_limits_need_the_expected_use_of_each_job(tmp_path: Path) -> None:
     for job in (first, first.then):
         assert job is not None
         assert job.expected is not None
-        assert (job.expected.input_tokens, job.expected.most_output, job.expected.choices) == (8, 50, 3)
+        assert (job.expected.input_tokens, job.expected.max_output, job.expected.choices) == (8, 50, 3)
         assert job.expected.price == PRICE
     assert bad.expected is None

@@ -212,8 +212,8 @@ def test_the_output_of_a_tool_call_is_its_name_and_arguments() -> None:
 
 
 def test_the_request_column_holds_the_last_body_sent() -> None:
-    mended = replace(call(received("Hi")), body='{"model":"gpt-4o-mini"}')
-    assert row(mended)["request"] == '{"model":"gpt-4o-mini"}'
+    resent = replace(call(received("Hi")), body='{"model":"gpt-4o-mini"}')
+    assert row(resent)["request"] == '{"model":"gpt-4o-mini"}'
 
 
 def test_raw_events_are_kept_as_bytes() -> None:
