@@ -28,6 +28,7 @@ TOOLS = [
 ]  # fmt: skip
 CHAT_TOOLS = [{"type": "function", "function": tool} for tool in TOOLS]
 RESPONSES_TOOLS = [{"type": "function", **tool} for tool in TOOLS]
+MESSAGES_TOOLS = [{"name": tool["name"], "input_schema": tool["parameters"]} for tool in TOOLS]
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,25 @@ KINDS: dict[str, dict[str, Kind]] = {
         "image": kind(messages=user({"type": "input_text", "text": "What?"}, {"type": "input_image", "image_url": PNG})),
         "structured": kind(params={"text": {"format": {"type": "json_schema", "name": "w", "schema": SCHEMA}}}),
     },
+    "messages": {
+        "plain": kind(),
+        "stopped": kind(params={"stop_sequences": ["."]}),
+        "filtered": kind("content_filter", finish="refusal"),
+        "details": kind("details", "details"),
+        "unknown model": kind(),
+        "system": kind(system="Be brief."),
+        "tools": kind("", "tool_calls", params={"tools": MESSAGES_TOOLS}, finish="tool_use"),
+        "reasoning": kind("", "reasoning", params={"thinking": {"type": "adaptive"}}),
+        "length": kind(params={"max_tokens": 5}, finish="max_tokens"),
+        "image": kind(
+            messages=user(
+                {"type": "text", "text": "What?"},
+                {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": PNG.partition(",")[2]}},
+            )
+        ),
+    },
 }  # fmt: skip
+TYPED = ("responses", "messages")  # APIs with typed events: no [DONE], no rule for input tokens
 ROWS = "request_id STRING, prompt STRING, messages STRING, system STRING, model STRING, params STRING"
 PRICES = "- {model: 'gpt-4o-mini*', input: 0.15, cached_input: 0.075, output: 0.6, date: 2026-01-01, source: here}\n"
 
@@ -182,7 +201,7 @@ def test_every_column_of_every_kind(spark: SparkSession, tables: Path, simulator
 
 def tells_the_answer(row: Row, call: dict[str, Any], kind: Kind, where: Any) -> None:
     assert row["text"] == call["texts"].get("0", ""), where
-    finish = {"responses": "completed"}.get(row["api"], call["finish_reasons"]["0"])
+    finish = {"responses": "completed", "messages": "end_turn"}.get(row["api"], call["finish_reasons"]["0"])
     assert row["finish_reason"] == (kind.finish or finish), where
     assert row["text"] or {"tool_calls", "refusal"} & kind.fills, where
     for choice in row["choices"]:
@@ -193,7 +212,7 @@ def tells_the_answer(row: Row, call: dict[str, Any], kind: Kind, where: Any) -> 
         assert [(tool["function"]["name"], tool["function"]["arguments"]) for tool in tools] == [
             (others[f"call {number}"], others[f"arguments {number}"]) for number in range(len(tools))
         ], where
-        assert all(tool["id"].startswith("call_") for tool in tools), where
+        assert all(tool["id"].startswith("toolu_" if row["api"] == "messages" else "call_") for tool in tools), where
         assert len(tools) == sum(name.startswith("call") for name in others), where
         for filled in ("refusal", "reasoning", "tool_calls"):
             assert (choice[filled] is not None) == (filled in kind.fills), (*where, filled)
@@ -204,10 +223,10 @@ def tells_the_answer(row: Row, call: dict[str, Any], kind: Kind, where: Any) -> 
         assert (row[filled] is not None) == (filled in kind.fills), (*where, filled)
         assert row[filled] is None or json.loads(row[filled]), where
     assert row["response_model"] == row["request_model"].partition("!")[0], where
-    prefix = {"chat": "chatcmpl-", "completions": "cmpl-", "responses": "resp_"}[row["api"]]
+    prefix = {"chat": "chatcmpl-", "completions": "cmpl-", "responses": "resp_", "messages": "msg_"}[row["api"]]
     assert row["response_id"] == (None if kind.traits == "no_id" else f"{prefix}sim{call['number']:08d}"), where
-    assert row["service_tier"] == "default", where
-    assert row["system_fingerprint"] == (None if row["api"] == "responses" else "fp_simulator"), where
+    assert row["service_tier"] == ("standard" if row["api"] == "messages" else "default"), where
+    assert row["system_fingerprint"] == (None if row["api"] in TYPED else "fp_simulator"), where
     assert row["server_request_id"] == f"req_sim{call['number']:08d}", where
 
 
@@ -228,7 +247,7 @@ def tells_the_times(row: Row, call: dict[str, Any], where: Any) -> None:
         assert len(raw) == 1, where
         assert json.loads(raw[0])["model"] == row["response_model"], where
         return
-    assert len(raw) == call["frames"] + (row["api"] != "responses"), "every event's bytes, [DONE] too"
+    assert len(raw) == call["frames"] + (row["api"] not in TYPED), "every event's bytes, [DONE] too"
     outputs = [c for c in row["chunks"] if c["kind"] in ("content", "reasoning", "refusal", "tool_calls")]
     assert sorted(c["text"] for c in outputs) == sorted(text for _, text in call["chunks"]), where
     assert row["ttft_ms"] == outputs[0]["ms"], where
@@ -244,7 +263,7 @@ def tells_the_tokens(row: Row, call: dict[str, Any], kind: Kind, where: Any) -> 
         assert row["cost_basis"] == ("tiktoken"), where
     else:
         prompt, completion = usage["prompt_tokens_details"], usage["completion_tokens_details"]
-        sound = row["api"] != "responses"
+        sound = row["api"] not in TYPED
         assert reported.asDict() == {
             "input_tokens": usage["prompt_tokens"],
             "output_tokens": usage["completion_tokens"],
@@ -263,5 +282,5 @@ def tells_the_tokens(row: Row, call: dict[str, Any], kind: Kind, where: Any) -> 
     if "reasoning" in kind.fills:
         assert reported["reasoning_tokens"] > 0, where
     assert counted["total_tokens"] == counted["input_tokens"] + counted["output_tokens"], where
-    assert counted["approximate"] == (kind.approximate or row["api"] == "responses"), where
+    assert counted["approximate"] == (kind.approximate or row["api"] in TYPED), where
     assert (row["cost_usd"] is None) == (row["request_id"] == "unknown model"), where

@@ -116,7 +116,7 @@ def test_the_documented_columns_are_the_tables_own() -> None:
 
 def test_every_configuration_of_a_provider_can_be_pasted() -> None:
     blocks = re.findall(r"```yaml\n(endpoint:\n.*?)```", (DOCS / "endpoints.md").read_text(), re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for block in blocks:
         settings = load_settings(yaml.safe_load(block))
         assert settings.endpoint.name

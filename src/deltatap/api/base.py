@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from deltatap.api.frames import DONE, Asked, openai_error
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from deltatap.api.accumulate import Accumulator
     from deltatap.api.frames import Facts, Frames
@@ -170,11 +170,3 @@ def json_schema(form: object) -> Mapping[str, Any] | None:
     holder = form.get("json_schema", form)
     schema = holder.get("schema") if isinstance(holder, dict) else None
     return schema if isinstance(schema, dict) else {"type": "object", "properties": {"answer": {"type": "string"}}}
-
-
-def by_event(chunks: Sequence[Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:
-    """The chunks of a row by the event that brought them."""
-    events: dict[int, list[Mapping[str, Any]]] = {}
-    for chunk in chunks:
-        events.setdefault(chunk["event"], []).append(chunk)
-    return events

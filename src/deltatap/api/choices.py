@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import orjson
 
 from deltatap.api.accumulate import Accumulator, GrowingChoice, count
-from deltatap.api.base import Api, by_event
+from deltatap.api.base import Api
 from deltatap.api.frames import DONE, MODERATION, SAFE, STREAM_ERROR, Answer, Facts, Piece, event, openai_error
 from deltatap.model import CONTENT, EMPTY, REASONING, Usage
 
@@ -292,7 +292,7 @@ class ChoicesApi(Api):
     def replayed(self, row: Mapping[str, Any]) -> list[tuple[float, bytes]]:
         """One chunk per captured event, then `[DONE]` if the stream was completed."""
         made = [
-            (chunks[0]["ms"], event(self._replayed_chunk(row, chunks))) for chunks in by_event(row["chunks"]).values()
+            (chunks[0]["ms"], event(self._replayed_chunk(row, chunks))) for chunks in _by_event(row["chunks"]).values()
         ]
         if row["status"] == "completed":
             made.append((made[-1][0] if made else 0.0, DONE))
@@ -331,6 +331,13 @@ class ChoicesApi(Api):
             for choice in row["choices"]
         ]
         return orjson.dumps({**_envelope(row, self.whole_kind), "choices": choices, "usage": _reported(row)})
+
+
+def _by_event(chunks: Sequence[Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:
+    events: dict[int, list[Mapping[str, Any]]] = {}
+    for chunk in chunks:
+        events.setdefault(chunk["event"], []).append(chunk)
+    return events
 
 
 def _envelope(row: Mapping[str, Any], kind: str) -> dict[str, Any]:

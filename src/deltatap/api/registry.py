@@ -16,6 +16,7 @@ NAMES = (
     "chat",
     "completions",
     "responses",
+    "messages",
 )
 
 

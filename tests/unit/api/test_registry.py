@@ -37,6 +37,7 @@ def test_paths_differ() -> None:
 
 def test_no_other_module_names_an_api() -> None:
     """A string constant that is an API's name, compared or used as a key, would have to change with the list."""
+    names = set(NAMES) - {"messages"}  # also a column of the prompts table
     found = []
     for path in SOURCE.rglob("*.py"):
         if path.parent.name == "api":
@@ -48,7 +49,7 @@ def test_no_other_module_names_an_api() -> None:
                 values = [key for key in node.keys if key is not None]
             else:
                 continue
-            if any(isinstance(value, ast.Constant) and value.value in NAMES for value in values):
+            if any(isinstance(value, ast.Constant) and value.value in names for value in values):
                 found.append(f"{path.name}:{node.lineno}")
     assert found == []
 
@@ -71,6 +72,7 @@ def test_checking_a_name_imports_no_api() -> None:
         ("chat", {}, None),
         ("completions", {"max_tokens": 5}, 5),
         ("responses", {"max_output_tokens": 9}, 9),
+        ("messages", {"max_tokens": 9}, 9),
     ],
 )
 def test_how_long_an_output_may_be(api: str, body: dict[str, Any], most: int | None) -> None:

@@ -104,6 +104,27 @@ EXPECTED = {
     "text_generation_inference": Expected("role content role content finish", "Deep learning", "length", names={"response_id": None}),
     "deepseek": Expected("role reasoning content finish usage", "9.11 < 9.8", reasoning="Compare.", usage=Usage(15, 12, 27, 12, 5)),
     "mistral_thinking": Expected("reasoning reasoning content content finish usage", "John is 7.", reasoning="Let me see.", usage=Usage(40, 20, 60)),
+    "anthropic_text": Expected(
+        "role usage empty empty content content empty finish usage empty", "Hello!", "end_turn", usage=Usage(25, 15, 40, 0),
+        names={"response_id": "msg_01XFDUDYJgAACzvnptvVoYEL", "response_model": "claude-sonnet-4-5-20250929", "service_tier": "standard"}),
+    "anthropic_thinking": Expected(
+        "role usage empty reasoning reasoning empty empty empty content empty finish usage empty", "27 * 453 = 12,231", "end_turn",
+        reasoning="Let me solve this step by step:\n\n27 * 453 = 12,231", usage=Usage(25, 60, 85, 0, 41)),
+    "anthropic_tool_use": Expected(
+        "role usage empty empty content empty tool_calls empty tool_calls tool_calls empty tool_calls empty finish usage empty",
+        "Okay", "tool_use", usage=Usage(472, 89, 561, 0), tools=[
+            call("get_weather", '{"location": "San Francisco, CA"}', "toolu_01T1x1fJ34qAmk2tNTrN7Up6"), call("get_time", "{}", "toolu_02")]),
+    "anthropic_overloaded": Expected(
+        "role usage empty empty content error", "Half", None, "interrupted", ("stream_error", "overloaded_error"), usage=Usage(25, None, None, 0)),
+    "anthropic_rate_limited": Expected("role usage empty error", "", None, "failed", ("rate_limit", "rate_limit_error"), usage=Usage(25, None, None, 0)),
+    "anthropic_cache": Expected(
+        "role usage empty content empty finish usage empty", "It is about pride.", "max_tokens", usage=Usage(100298, 503, 100801, 100000)),
+    "anthropic_refusal": Expected(
+        "role usage empty content empty finish usage empty", "Hello..", "refusal", usage=Usage(564, 22, 586, 0), others=["content_filter"]),
+    "anthropic_web_search": Expected(
+        "role usage empty content empty tool_calls tool_calls tool_calls empty empty empty empty empty content empty finish usage empty",
+        "I'll check. It is sunny.", "end_turn", usage=Usage(10682, 510, 11192, 0), tools=[
+            {"type": "server_tool_use", "id": "srvtoolu_014hJH82Qum7Td6UV8gDXThB", "name": "web_search", "input": {"query": "weather NYC today"}}]),
     "openrouter_error": Expected("role content error", "To build", None, "interrupted", ("stream_error", "server_error")),
 }  # fmt: skip
 

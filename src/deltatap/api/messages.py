@@ -1,0 +1,411 @@
+"""Anthropic's Messages API: `POST /messages`. Pure.
+
+Events are typed. Output comes in content blocks: text, thinking, tool use. There is one choice, the system prompt is in
+`system`, `max_tokens` is required, and a stream always reports usage. Sources: Anthropic's documentation, "Messages",
+"Streaming messages", "Prompt caching", "Vision" and "Errors".
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from deltatap.api import prompt
+from deltatap.api.accumulate import Accumulator, ToolCall, count
+from deltatap.api.base import Api, json_schema
+from deltatap.api.frames import STREAM_ERROR, Answer, Asked, Facts, Piece, event
+from deltatap.api.input_tokens import InputTokens, count_messages, image_size, without_rule
+from deltatap.model import CONTENT, REASONING, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+_ERRORS = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+# Anthropic reports an exhausted balance and a spend limit as invalid requests (400).
+_SPENT = ("credit balance is too low", "api usage limits")
+_TOOLS = ("tool_use", "server_tool_use", "mcp_tool_use")
+_USAGE = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens", "output_tokens")
+
+
+class MessagesAccumulator(Accumulator):
+    """Receives typed events, or a whole message. All output belongs to choice 0.
+
+    Tool calls are kept in the form of chat completions; calls that the server ran itself are kept as they were sent.
+    """
+
+    __slots__ = ("_blocks", "_reported")
+    STATUSES = {name: status for status, name in _ERRORS.items()}  # noqa: RUF012 - ClassVar in the base
+
+    def __init__(self, choices: int = 1, *, keep_raw: bool = False) -> None:
+        super().__init__(choices, keep_raw=keep_raw)
+        self._blocks: dict[int, dict[str, Any]] = {}
+        self._reported: dict[str, Any] = {}
+
+    def _take(self, chunk: dict[str, Any], data: bytes, event: str) -> None:  # noqa: ARG002 - the data is decoded
+        take = self.EVENTS.get(str(chunk.get("type") or event))
+        if take is not None:
+            take(self, chunk)
+
+    def _take_whole(self, answer: dict[str, Any], data: bytes) -> None:  # noqa: ARG002 - the data is decoded
+        self._start({"message": answer})
+        content = answer.get("content")
+        for index, block in enumerate(content if type(content) is list else ()):
+            self._block({"index": index, "content_block": block})
+            self._block_end({"index": index})
+        self._end(answer)
+        self._report(answer.get("usage"), complete=True)
+
+    def _start(self, chunk: dict[str, Any]) -> None:
+        message = chunk.get("message")
+        if type(message) is not dict:
+            return
+        self._identify(message)
+        self.role(self._choice(), message.get("role"))
+        if not self._whole:
+            # The number of output tokens is a placeholder here.
+            self._report(message.get("usage"), complete=False)
+
+    def _block(self, chunk: dict[str, Any]) -> None:
+        """The start of a content block; the start may have content already, and in a whole message it has all."""
+        block = chunk.get("content_block")
+        if type(block) is not dict:
+            return
+        choice, index = self._choice(), _index(chunk)
+        self._blocks[index] = block
+        type_ = block.get("type")
+        if type_ == "text":
+            self._output(choice, choice.text, block.get("text"), CONTENT)
+        elif type_ == "thinking":
+            self._output(choice, choice.reasoning, block.get("thinking"), REASONING)
+        elif type_ in _TOOLS:
+            call = choice.tool_calls[index] = ToolCall()
+            if type_ != "tool_use":
+                call.item = block
+            elif type(block.get("id")) is str:
+                call.id = block["id"]
+            self._called(choice, call, block.get("name"), None)
+
+    def _delta(self, chunk: dict[str, Any]) -> None:
+        delta = chunk.get("delta")
+        if type(delta) is not dict:
+            return
+        choice = self._choice()
+        type_ = delta.get("type")
+        if type_ == "text_delta":
+            self._output(choice, choice.text, delta.get("text"), CONTENT)
+        elif type_ == "thinking_delta":
+            self._output(choice, choice.reasoning, delta.get("thinking"), REASONING)
+        elif type_ == "input_json_delta":
+            call = choice.tool_calls.setdefault(_index(chunk), ToolCall())
+            self._called(choice, call, None, delta.get("partial_json"))
+
+    def _block_end(self, chunk: dict[str, Any]) -> None:
+        """The end of a content block: now the input of a tool is complete."""
+        index = _index(chunk)
+        block, call = self._blocks.get(index, {}), self._choice().tool_calls.get(index)
+        if call is None:
+            return
+        given = block.get("input")
+        if given and not call.arguments.tell():
+            # With spaces, as models write it in a stream.
+            self._called(self._choice(), call, None, json.dumps(given, ensure_ascii=False))
+        if call.item is not None:
+            call.item = {**block, "input": _decoded(call.arguments.getvalue())}
+        elif not call.arguments.tell():
+            call.arguments.write("{}")
+
+    def _message_delta(self, chunk: dict[str, Any]) -> None:
+        delta = chunk.get("delta")
+        if type(delta) is dict:
+            self._end(delta)
+        self._report(chunk.get("usage"), complete=True)
+
+    def _end(self, message: dict[str, Any]) -> None:
+        self._finish(self._choice(), message.get("stop_reason"))
+        if message.get("stop_details"):
+            self._filters.append({"stop_details": message["stop_details"]})
+
+    def _stop(self, chunk: dict[str, Any]) -> None:  # noqa: ARG002 - same signature for every event
+        self.done = True
+
+    def _report(self, usage: object, *, complete: bool) -> None:
+        """Usage in OpenAI's sense: input includes tokens that were read from a cache and written to it."""
+        if type(usage) is not dict:
+            return
+        self._identify({"service_tier": usage.get("service_tier")})
+        # Counts are cumulative, and a later event may leave some of them out.
+        self._reported |= {name: value for name, value in usage.items() if value is not None}
+        fresh, written, read, output = (count(self._reported.get(name)) for name in _USAGE)
+        inputs = None if fresh is None else count(fresh + (written or 0) + (read or 0))
+        output = output if complete else None
+        details = self._reported.get("output_tokens_details")
+        self._used(
+            Usage(
+                input_tokens=inputs,
+                output_tokens=output,
+                total_tokens=None if inputs is None or output is None else count(inputs + output),
+                cached_input_tokens=read,
+                reasoning_tokens=count(details.get("thinking_tokens")) if type(details) is dict else None,
+            )
+        )
+
+    # Events that are missing here bring nothing to keep: ping, and whatever is added to the API.
+    EVENTS: ClassVar[Mapping[str, Callable[[Any, dict[str, Any]], None]]] = {
+        "message_start": _start,
+        "content_block_start": _block,
+        "content_block_delta": _delta,
+        "content_block_stop": _block_end,
+        "message_delta": _message_delta,
+        "message_stop": _stop,
+    }
+
+
+def _index(chunk: dict[str, Any]) -> int:
+    index = chunk.get("index")
+    return index if type(index) is int else 0
+
+
+def _decoded(arguments: str) -> Any:  # noqa: ANN401 - any JSON
+    """A tool's input; the text itself if it is not valid JSON."""
+    try:
+        return json.loads(arguments or "{}")
+    except ValueError:
+        return arguments
+
+
+_STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
+_BLOCK_OF = {"content": "text", "refusal": "text", "reasoning": "thinking", "call": "tool_use", "arguments": "tool_use"}
+# The type of a block's deltas, and the delta's field with the text.
+_DELTAS = {
+    "text": ("text_delta", "text"),
+    "thinking": ("thinking_delta", "thinking"),
+    "tool_use": ("input_json_delta", "partial_json"),
+}
+
+
+@dataclass(slots=True)
+class MessagesFrames:
+    """Writes typed events. A block opens with the first piece of its kind and closes before the next block."""
+
+    facts: Facts
+    _blocks: list[dict[str, Any]] = field(default_factory=list)
+    _open: tuple[str, int] | None = None
+    _text: str = ""
+    _refused: bool = False
+
+    def begin(self) -> list[bytes]:
+        """The message without content."""
+        usage = {**self._usage(), "output_tokens": 1}
+        return [_event("message_start", message={**self._message(None), "usage": usage})]
+
+    def role(self, choice: int, content: str = "") -> list[bytes]:
+        """No role of its own: the message has it."""
+        return self.piece(choice, Piece("content", content)) if content else []
+
+    def empty(self) -> list[bytes]:
+        """A ping."""
+        return [_event("ping")]
+
+    def piece(self, choice: int, piece: Piece, finish: str | None = None) -> list[bytes]:  # noqa: ARG002 - see `end`
+        """A delta, after the events that close the previous block and open this one."""
+        self._refused = self._refused or piece.kind == "refusal"
+        type_ = _BLOCK_OF[piece.kind]
+        made = [] if (type_, piece.call) == self._open else [*self._close(), *self._opened(type_, piece)]
+        self._open = (type_, piece.call)
+        if piece.kind == "call":
+            return made
+        self._text += piece.text
+        kind, name = _DELTAS[type_]
+        return [*made, self._block_event("delta", delta={"type": kind, name: piece.text})]
+
+    def _block_event(self, what: str, **fields: Any) -> bytes:  # noqa: ANN401 - any JSON
+        return _event(f"content_block_{what}", index=len(self._blocks) - 1, **fields)
+
+    def _opened(self, type_: str, piece: Piece) -> list[bytes]:
+        more: dict[str, Any] = {"text": ""}
+        if type_ == "tool_use":
+            more = {"id": f"toolu_{self.facts.id}_{piece.call}", "name": piece.text, "input": {}}
+        elif type_ == "thinking":
+            more = {"thinking": "", "signature": ""}
+        self._blocks.append({"type": type_, **more})
+        opened = self._block_event("start", content_block=self._blocks[-1])
+        return [opened, *(self.empty() if len(self._blocks) == 1 else ())]
+
+    def _close(self) -> list[bytes]:
+        if self._open is None:
+            return []
+        block, made = self._blocks[-1], []
+        if block["type"] == "tool_use":
+            block["input"] = _decoded(self._text)
+        else:
+            block[block["type"]] = self._text
+        if block["type"] == "thinking":
+            block["signature"] = "c2ln"
+            made.append(self._block_event("delta", delta={"type": "signature_delta", "signature": "c2ln"}))
+        self._open, self._text = None, ""
+        return [*made, self._block_event("stop")]
+
+    def finish(self, choice: int, reason: str) -> list[bytes]:  # noqa: ARG002 - the message's end has the reason
+        """The end of the last block."""
+        return self._close()
+
+    def end(self, reason: str | None) -> list[bytes]:
+        """The stop_reason with the usage, and the end of the message."""
+        if reason is None:
+            return []
+        delta = {"stop_reason": self._stop_reason(reason), "stop_sequence": None}
+        return [_event("message_delta", delta=delta, usage=self._usage()), _event("message_stop")]
+
+    def error(self, *, named: bool) -> list[bytes]:  # noqa: ARG002 - this API always names the event
+        """An error event."""
+        return [_event("error", error={"type": "api_error", "message": STREAM_ERROR})]
+
+    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
+        """The message with the blocks that a stream would have built."""
+        for piece in answers[0].pieces:
+            self.piece(0, piece)
+        self._close()
+        message = self._message(self._stop_reason(answers[0].finish_reason))
+        return {**message, "content": self._blocks, "usage": self._usage()}
+
+    def _stop_reason(self, reason: str) -> str:
+        return "refusal" if self._refused else _STOP_REASONS.get(reason, reason)
+
+    def _message(self, stop_reason: str | None) -> dict[str, Any]:
+        facts = self.facts
+        made = {"id": f"msg_{facts.id}", "type": "message", "role": "assistant", "model": facts.model, "content": []}
+        return {**made, "stop_reason": stop_reason, "stop_sequence": None}
+
+    def _usage(self) -> dict[str, Any]:
+        usage = self.facts.usage
+        read = usage["prompt_tokens_details"]["cached_tokens"]
+        return {
+            "input_tokens": usage["prompt_tokens"] - read,
+            "cache_creation_input_tokens": 0,
+            "cache_read_input_tokens": read,
+            "output_tokens": usage["completion_tokens"],
+            "output_tokens_details": {"thinking_tokens": usage["completion_tokens_details"]["reasoning_tokens"]},
+            "service_tier": "standard",
+        }
+
+
+def _event(kind: str, **fields: Any) -> bytes:  # noqa: ANN401 - any JSON
+    return event({"type": kind, **fields}, kind)
+
+
+class Messages(Api):
+    """Anthropic's Messages API."""
+
+    name = "messages"
+    title = "the Messages API"
+    path = "/messages"
+    models_path = "/models?limit=1000"
+    inputs = ("messages",)
+    system = "system"
+    # The smallest maximum of any Claude model, so every model accepts it.
+    defaults: ClassVar[Mapping[str, Any]] = {"max_tokens": 4096}
+    max_output_names = ("max_tokens",)
+    key_header = "x-api-key"
+    key_prefix = ""
+    headers: ClassVar[Mapping[str, str]] = {"anthropic-version": "2023-06-01"}
+    request_id_headers = ("request-id", "x-request-id")
+    end_mark = b""
+    accumulator = MessagesAccumulator
+
+    def prompt(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The messages, and the system prompt: the column `system`, then system messages at the start."""
+        messages = prompt.messages(row)
+        leading = list(takewhile(lambda message: message["role"] in ("system", "developer"), messages))
+        if len(leading) == len(messages):
+            raise prompt.BadPromptError("no prompt: messages has only a system prompt")
+        given = [prompt.parts(row["system"])] if row.get("system") else []
+        system = [*given, *(message["content"] for message in leading)]
+        made: dict[str, Any] = {"messages": messages[len(leading) :]}
+        if all(isinstance(text, str) for text in system):
+            return {**made, "system": "\n\n".join(system)} if system else made
+        blocks = ([{"type": "text", "text": text}] if isinstance(text, str) else text for text in system)
+        return {**made, "system": [block for its in blocks for block in its]}
+
+    def count_input(self, body: Mapping[str, Any], model: str, encoding: str) -> InputTokens:
+        """By the rules of chat completions, so always approximate."""
+        messages = list(body["messages"])
+        if body.get("system"):
+            messages.insert(0, {"role": "system", "content": body["system"]})
+        counted = count_messages(_without_data(messages), model.rpartition("/")[2], encoding)
+        return (
+            counted + without_rule(body.get("tools"), encoding) + InputTokens(_image_tokens(messages), approximate=True)
+        )
+
+    def refusal_status(self, status: int, message: str) -> int:
+        """402 for a refusal that says that there is no credit left, or that a spend limit is reached."""
+        spent = status == 400 and any(words in message.lower() for words in _SPENT)  # noqa: PLR2004 - bad request
+        return 402 if spent else status
+
+    def asked(self, body: Mapping[str, Any]) -> Asked:
+        """As for every API; most parameters have other names."""
+        if not isinstance(body["messages"], list):
+            raise TypeError("messages is not a list")
+        thinking, choice = body.get("thinking") or {}, body.get("tool_choice") or {}
+        asked = super().asked(body)
+        return replace(
+            asked,
+            tools=() if choice.get("type") == "none" else asked.tools,
+            several_calls=not choice.get("disable_parallel_tool_use"),
+            reasoning=thinking.get("type") in ("enabled", "adaptive"),
+            schema=json_schema((body.get("output_config") or {}).get("format")),
+            stop=tuple(body.get("stop_sequences") or ()),
+            usage=True,
+        )
+
+    def tool(self, tool: Any) -> tuple[str, Mapping[str, Any]]:  # noqa: ANN401 - any JSON
+        """Name and JSON schema of a tool."""
+        return str(tool.get("name")), tool.get("input_schema") or {}
+
+    def frames(self, facts: Facts) -> MessagesFrames:
+        """Typed events."""
+        return MessagesFrames(facts)
+
+    def error_body(self, status: int, kind: str, code: str | None, message: str) -> dict[str, Any]:  # noqa: ARG002
+        """An error in Anthropic's form; its type follows from the status."""
+        type_ = _ERRORS.get(status, "api_error" if status >= 500 else "invalid_request_error")  # noqa: PLR2004
+        return {"type": "error", "error": {"type": type_, "message": message}, "request_id": None}
+
+
+def _without_data(value: Any) -> Any:  # noqa: ANN401 - any JSON
+    """The value without the base64 text of images and documents, which is not counted as text."""
+    if isinstance(value, list):
+        return [_without_data(item) for item in value]
+    if isinstance(value, dict):
+        if value.get("type") in ("image", "document") and isinstance(value.get("source"), dict):
+            return {"type": "text", "text": ""}
+        return {key: _without_data(item) for key, item in value.items()}
+    return value
+
+
+def _image_tokens(value: Any) -> int:  # noqa: ANN401 - any JSON
+    """The tokens of all images: width times height over 750; 1,600 if the size is unknown."""
+    if isinstance(value, list):
+        return sum(_image_tokens(item) for item in value)
+    if not isinstance(value, dict):
+        return 0
+    source = value.get("source")
+    if value.get("type") != "image" or not isinstance(source, dict):
+        return sum(_image_tokens(item) for item in value.values())
+    size = image_size(f"data:{source.get('media_type')};base64,{source.get('data')}")
+    return 1600 if size is None else round(size[0] * size[1] / 750)
+
+
+API = Messages()
