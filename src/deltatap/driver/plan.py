@@ -228,7 +228,7 @@ def owed(
         found = building.requests()
         if first:
             left = _in_modes(found, settings).withColumn(
-                "retries", F.lit(None).cast(columns.spark_sql(columns.RETRIES))
+                "retries", F.lit(None).cast(columns.sql_type(columns.RETRIES))
             )
         else:
             left = _unsettled(found, _captures(spark, settings), settings, run_id)
@@ -273,7 +273,7 @@ def _earlier(ours: DataFrame) -> DataFrame:
         "request_id",
         "request_hash",
         "mode",
-        F.concat("retries", F.array(last)).cast(columns.spark_sql(columns.RETRIES)).alias("retries"),
+        F.concat("retries", F.array(last)).cast(columns.sql_type(columns.RETRIES)).alias("retries"),
     )
 
 
