@@ -141,7 +141,7 @@ METRICS = (
     Metric(
         name="tokens_per_s",
         label="tokens/s",
-        title="output tokens per second",
+        title="output rate",
         sql="tokens * 1000 / nullif(e2e_ms, 0)",
         from_chunks=None,
         formula="output tokens / E2E of one request",

@@ -29,11 +29,15 @@ _COUNTS: tuple[Column, ...] = (
     Column("requests", BIGINT, "calls made, retries included"),
     Column("errors", COUNTS, "failed calls by error type, retried calls included"),
     Column("finish_reasons", COUNTS, "rows by finish_reason"),
-    Column("input_tokens", BIGINT, "input tokens of the last call of each row: as reported, else as tiktoken counts them"),
+    Column(
+        "input_tokens", BIGINT, "input tokens of the last call of each row: as reported, else as tiktoken counts them"
+    ),
     Column(
         "output_tokens", BIGINT, "output tokens of the last call of each row: as reported, else as tiktoken counts them"
     ),
-    Column("reported_output_tokens", BIGINT, "output tokens of completed rows whose server reported usage, as reported"),
+    Column(
+        "reported_output_tokens", BIGINT, "output tokens of completed rows whose server reported usage, as reported"
+    ),
     Column("tiktoken_output_tokens", BIGINT, "output tokens of the same rows, as tiktoken counts them"),
     Column("cost_usd", DOUBLE, "cost of all calls; null when no row has a price"),
     Column("good", BIGINT, "completed rows within every bound of analysis.slo; null when no bound is set"),
@@ -41,7 +45,9 @@ _COUNTS: tuple[Column, ...] = (
 )
 _METRICS: tuple[Column, ...] = (
     *(Column(metric.name, DISTRIBUTION, f"{metric.title}, {metric.unit}") for metric in METRICS),
-    Column("inter_chunk_ms", GAPS, "inter-chunk latency: time between two outputs of a choice, first output of each read"),
+    Column(
+        "inter_chunk_ms", GAPS, "inter-chunk latency: time between two outputs of a choice, first output of each read"
+    ),
 )
 METRICS_BY_RUN: tuple[Column, ...] = (
     Column("run_id", STRING, "id of the run"),
@@ -52,8 +58,12 @@ METRICS_BY_RUN: tuple[Column, ...] = (
     Column("output_tokens_per_s", DOUBLE, "output tokens per second in the same time"),
     Column("good_per_s", DOUBLE, "goodput: good rows per second in the same time; null when good is null"),
     *_METRICS,
-    Column("settings", STRING, "the analysis settings as JSON; the run is computed again when they change"),
-    Column("heartbeat_at", TIMESTAMP, "heartbeat of the run at that time; the run is computed again when it changes"),
+    Column("settings", STRING, "the analysis settings as JSON; a change has the metrics computed again"),
+    Column(
+        "heartbeat_at",
+        TIMESTAMP,
+        "heartbeat of the run when its metrics were computed; a later heartbeat has them computed again",
+    ),
 )
 METRICS_BY_HOUR: tuple[Column, ...] = (
     Column("hour", TIMESTAMP, "the hour in which the last call of the rows started, UTC"),
@@ -68,6 +78,10 @@ STREAM_VS_COMPLETE: tuple[Column, ...] = (
     Column("pairs", BIGINT, "requests completed in both modes"),
     Column("ttft_ms", DOUBLE, "median TTFT of the streamed answers"),
     Column("complete_e2e_ms", DOUBLE, "median E2E of the whole answers"),
-    Column("saved_ms", ESTIMATE, "median over the pairs of E2E whole - TTFT streamed, with its 95 % bootstrap interval"),
-    Column("slower_ms", ESTIMATE, "median over the pairs of E2E streamed - E2E whole, with its 95 % bootstrap interval"),
+    Column(
+        "saved_ms", ESTIMATE, "median over the pairs of E2E whole - TTFT streamed, with its 95 % bootstrap interval"
+    ),
+    Column(
+        "slower_ms", ESTIMATE, "median over the pairs of E2E streamed - E2E whole, with its 95 % bootstrap interval"
+    ),
 )

@@ -63,7 +63,9 @@ class Column:
 CAPTURES: tuple[Column, ...] = (
     Column("run_id", STRING, "the run that captured the row"),
     Column("request_id", STRING, "from the prompts table, else derived from request_hash"),
-    Column("request_hash", STRING, "SHA-256 of the request body as compact JSON with sorted keys, without stream options"),
+    Column(
+        "request_hash", STRING, "SHA-256 of the request body as compact JSON with sorted keys, without stream options"
+    ),
     Column(
         "source_hash",
         BIGINT,
@@ -72,7 +74,9 @@ CAPTURES: tuple[Column, ...] = (
     ),
     Column("mode", STRING, "stream or complete"),
     Column(
-        "status", STRING, "completed, interrupted (the call ended early after some output arrived) or failed (no output)"
+        "status",
+        STRING,
+        "completed, interrupted (the call ended early after some output arrived) or failed (no output)",
     ),
     Column("keep", STRINGS, "the columns listed in prompts.keep"),
     Column("finish_reason", STRING, "finish_reason of choice 0, as the API sent it; null when none arrived"),
@@ -109,7 +113,11 @@ CAPTURES: tuple[Column, ...] = (
     Column("system_fingerprint", STRING, "as the API sent it"),
     Column("service_tier", STRING, "as the API sent it"),
     Column("request", STRING, "the JSON body sent, without credentials; null when no request could be built"),
-    Column("content_filter", STRING, "JSON of the results of content filters and guardrails, in order; null when there are none"),
+    Column(
+        "content_filter",
+        STRING,
+        "JSON of the results of content filters and guardrails, in order; null when there are none",
+    ),
     Column("logprobs", STRING, "JSON of the log probabilities, by choice; null when there are none"),
     Column("moderation", STRING, "JSON of the moderation result; null when none was requested"),
     Column(

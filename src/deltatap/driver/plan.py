@@ -227,9 +227,7 @@ def owed(
     try:
         found = building.requests()
         if first:
-            left = _in_modes(found, settings).withColumn(
-                "retries", F.lit(None).cast(columns.sql_type(columns.RETRIES))
-            )
+            left = _in_modes(found, settings).withColumn("retries", F.lit(None).cast(columns.sql_type(columns.RETRIES)))
         else:
             left = _unsettled(found, _captures(spark, settings), settings, run_id)
         left = left.select(*(column.name for column in columns.OWED))
