@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from deltatap.analysis import tables
 from deltatap.analysis.metrics import METRICS, PARTS, kinds_sql
 from deltatap.analysis.sql import in_runs, pairs_sql
-from deltatap.delta.columns import Column
 from deltatap.model import OUTPUT_KINDS
 from tests.captured import BY_HAND, CHUNKS
+
+if TYPE_CHECKING:
+    from deltatap.delta.columns import Column
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
