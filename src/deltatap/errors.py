@@ -66,13 +66,6 @@ def missing_extra(error: ModuleNotFoundError, extra: str) -> MissingExtraError:
     )
 
 
-def missing_extra(error: ModuleNotFoundError, extra: str) -> MissingExtraError:
-    """The error to raise, ``from error``, when importing a module that ``extra`` installs has failed."""
-    return MissingExtraError(
-        f"{error.name} is not installed: run `pip install 'deltatap[{extra}]'`, or `make setup` in a checkout"
-    )
-
-
 _CRASHED = "Python worker exited unexpectedly"
 _MAX_LENGTH = 300
 

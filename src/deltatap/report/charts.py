@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     import pyarrow as pa
+    from pyspark.sql import Row
 
     from deltatap.report.data import Gathered, Stream
 
@@ -72,13 +73,18 @@ def charts(gathered: Gathered) -> list[Chart]:
 
 def labels(gathered: Gathered) -> Mapping[tuple[Any, ...], str]:
     """The name of each series: its run, endpoint, model and mode, without those that all series share."""
-    keys = [tuple(row[key] for key in _KEYS) for row in gathered.metrics]
+    keys = [series_key(row) for row in gathered.metrics]
     differ = [at for at in range(len(_KEYS)) if len({key[at] for key in keys}) > 1]
     words = {"stream": "streamed", "complete": "whole"}
     return {
         key: ", ".join(words.get(str(key[at]), str(key[at])) for at in differ) or words.get(key[3], str(key[3]))
         for key in keys
     }
+
+
+def series_key(row: Row) -> tuple[Any, ...]:
+    """The run, endpoint, model and mode of a row of ``metrics_by_run``."""
+    return tuple(row[key] for key in _KEYS)
 
 
 def _series(table: pa.Table, label: Mapping[tuple[Any, ...], str]) -> Iterator[tuple[str, str, dict[str, Any]]]:

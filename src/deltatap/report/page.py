@@ -13,7 +13,7 @@ from deltatap.analysis.compare import Difference, compare
 from deltatap.analysis.metrics import METRICS
 from deltatap.analysis.queries import newest_runs, require_run
 from deltatap.errors import ConfigError
-from deltatap.report.charts import charts, in_script
+from deltatap.report.charts import charts, in_script, labels, series_key
 from deltatap.report.data import ROWS, Gathered, gather
 
 if TYPE_CHECKING:
@@ -71,7 +71,6 @@ def render(gathered: Gathered, run_ids: Sequence[str], differences: dict[tuple[s
     """The HTML of the page."""
     environment = Environment(loader=PackageLoader("deltatap", "report"), autoescape=True, trim_blocks=True)
     environment.filters["ms"] = lambda value: "-" if value is None else f"{value:,.1f}"
-    labels = {metric.name: metric.label for metric in METRICS}
     streams = [
         {
             "id": stream.request_id, "why": stream.why, "status": stream.status, "error": stream.error,
@@ -86,7 +85,7 @@ def render(gathered: Gathered, run_ids: Sequence[str], differences: dict[tuple[s
         runs=gathered.runs,
         metrics=gathered.metrics,
         defined=METRICS,
-        labels=labels,
+        labels={metric.name: metric.label for metric in METRICS},
         cards=cards(gathered),
         charts=charts(gathered),
         paired=gathered.paired,
@@ -112,12 +111,12 @@ def cards(gathered: Gathered) -> list[Card]:
     made = [
         Card("completed", f"{completed:,} of {rows:,}", f"{interrupted:,} interrupted, {failed:,} failed"),
         Card(
-            "calls", f"{sum(row['requests'] for row in metrics):,}", f"{failed_calls:,} failed, retried ones included"
+            "calls", f"{sum(row['requests'] for row in metrics):,}", f"{failed_calls:,} failed, including retried calls"
         ),
     ]
+    names = labels(gathered)
     for row in metrics[:4]:
-        mode = {"stream": "streamed", "complete": "whole"}.get(row["mode"], row["mode"])
-        series = f"{row['request_model']}, {mode}" if len(metrics) > 1 else row["request_model"]
+        series = names[series_key(row)] if len(metrics) > 1 else row["request_model"]
         name, label = ("ttft_ms", "TTFT") if row["mode"] == "stream" else ("e2e_ms", "E2E")
         times = row[name]
         if times["count"]:
