@@ -248,6 +248,7 @@ def _errors(errors: pa.Table) -> Chart | None:
     if not errors.num_rows:
         return None
     figure = _figure("seconds since the run's first request", "failed calls", barmode="stack")
+    figure.update_xaxes(rangemode="tozero")
     for at, kind in enumerate(sorted(pc.unique(errors["type"]).to_pylist())):
         its = errors.filter(pc.equal(errors["type"], kind))
         figure.add_bar(

@@ -139,6 +139,8 @@ def gather(spark: SparkSession, settings: Settings, run_ids: Sequence[str]) -> G
         """
     ).toArrow()
     by_run = tables.quoted(table_of(settings, "metrics_by_run"))
+    # "all" comes first, then the ranges of lengths from short to long.
+    shortest = "try_cast(split(output_tokens, '[- ]')[0] AS INT) NULLS FIRST"
     paired = tables.quoted(table_of(settings, "stream_vs_complete"))
     runs = tables.quoted(settings.runs.table)
     texts = f"""
@@ -147,13 +149,13 @@ def gather(spark: SparkSession, settings: Settings, run_ids: Sequence[str]) -> G
     """
     return Gathered(
         runs=spark.sql(f"SELECT * FROM {runs} WHERE {of_runs} ORDER BY started_at").collect(),
-        metrics=spark.sql(f"SELECT * FROM {by_run} WHERE {of_runs} ORDER BY started_at, {keys}").collect(),
+        metrics=spark.sql(f"SELECT * FROM {by_run} WHERE {of_runs} ORDER BY started_at, {keys} DESC").collect(),
         rows=rows,
         total=spark.sql(f"SELECT count(*) FROM {captures} WHERE {of_runs}").collect()[0][0],
         gaps=gaps,
         timeline=timeline,
         errors=errors,
-        paired=spark.sql(f"SELECT * FROM {paired} WHERE {of_runs} ORDER BY run_id, output_tokens DESC").collect(),
+        paired=spark.sql(f"SELECT * FROM {paired} WHERE {of_runs} ORDER BY run_id, {shortest}").collect(),
         streams=_streams(spark, captures, of_runs),
         slowest=spark.sql(f"{texts} AND status = 'completed' ORDER BY e2e_ms DESC NULLS LAST LIMIT {TABLE}").collect(),
         broken=spark.sql(f"{texts} AND status != 'completed' ORDER BY status, request_id LIMIT {TABLE}").collect(),

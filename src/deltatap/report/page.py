@@ -70,7 +70,7 @@ def _rows(run: Row) -> int:
 def render(gathered: Gathered, run_ids: Sequence[str], differences: dict[tuple[str, str, str], Difference]) -> str:
     """The HTML of the page."""
     environment = Environment(loader=PackageLoader("deltatap", "report"), autoescape=True, trim_blocks=True)
-    environment.filters["ms"] = lambda value: "-" if value is None else f"{value:,.1f}"
+    environment.filters["ms"] = lambda value: "…" if value is None else f"{value:,.1f}"
     streams = [
         {
             "id": stream.request_id, "why": stream.why, "status": stream.status, "error": stream.error,

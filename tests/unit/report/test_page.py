@@ -117,3 +117,12 @@ def test_every_output_kind_has_a_colour() -> None:
 def test_without_the_extra_only_the_report_fails_and_names_it(module: str) -> None:
     ended = subprocess.run([sys.executable, "-c", WITHOUT, module], capture_output=True, text=True, check=True)
     assert f"{module} is not installed: run `pip install 'deltatap[report]'`" in ended.stdout
+
+
+def test_missing_intervals_are_blank_and_open_ends_are_marked() -> None:
+    pair = Row(
+        run_id="r", output_tokens="all", pairs=1, saved_ms=Row(value=5.0, low=None, high=None), slower_ms=Row(value=1.0)
+    )
+    page = render(gathered(paired=[pair]), ["r"], {})
+    assert "<td>5.0</td><td></td><td>1.0</td>" in page
+    assert "<td>… to 21.0</td>" in page
