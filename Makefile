@@ -2,7 +2,7 @@ PYTHON ?= python3
 UV = .tools/uv/bin/uv
 
 .DEFAULT_GOAL = help
-.PHONY: help setup test check demo bench bench-memory bench-peers bench-scaling matrix wheel lock clean
+.PHONY: help setup test check docs demo bench bench-memory bench-peers bench-scaling matrix wheel lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -20,6 +20,9 @@ check: setup ## check format, lint and types (for Python 3.11, and for 3.12, whi
 	@.venv/bin/ruff check --quiet .
 	@.venv/bin/mypy
 	@.venv/bin/mypy --python-version 3.12
+
+docs: setup ## update the generated tables in docs/*.md
+	@.venv/bin/python tools/docs.py
 
 demo: setup ## capture 200 prompts from the simulator; needs no key
 	@.venv/bin/python -m deltatap.demo

@@ -1,4 +1,4 @@
-"""Rows of captures and runs as a test writes them, whose metrics are known."""
+"""Rows of captures and runs for tests, with hand-computed metrics."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 AT = datetime(2026, 11, 21, 6, 30, tzinfo=UTC)
 
-# A stream by hand: the role at 80 ms, then reasoning, two outputs of which the second came in the same read, the finish
-# and the usage. Six tokens as the server counts, five as tiktoken does.
+# An example stream: the role at 80 ms, then reasoning, two outputs that arrive in one socket read, a third output, the
+# finish and the usage. Six output tokens as reported, five as tiktoken counts them.
 CHUNKS = [
     (80.0, None, "", "role", 0, 0, 0),
     (100.0, None, "Hm", "reasoning", 0, 1, 1),
@@ -28,6 +28,7 @@ CHUNKS = [
     (210.0, None, "stop", "finish", 0, 5, 4),
     (215.0, None, "", "usage", -1, 6, 5),
 ]
+# The value of every metric for this stream, computed by hand.
 BY_HAND = {
     "headers_ms": 70.0,
     "first_chunk_ms": 80.0,
@@ -42,15 +43,15 @@ BY_HAND = {
 
 
 def empty_tables(spark: SparkSession, folder: Path) -> Settings:
-    """Captures and runs without a row."""
+    """Create the tables captures and runs."""
     delta_tables.ensure(spark, str(folder / "captures"), columns.CAPTURES)
     delta_tables.ensure(spark, str(folder / "runs"), columns.RUNS)
     return load_settings(prompts.config(folder, "http://127.0.0.1:1/v1"))
 
 
 def capture_row(run_id: str, request_id: str, **values: Any) -> dict[str, Any]:
-    made: dict[str, Any] = dict.fromkeys(column.name for column in columns.CAPTURES)
-    return made | {
+    empty: dict[str, Any] = dict.fromkeys(column.name for column in columns.CAPTURES)
+    return empty | {
         "run_id": run_id, "request_id": request_id, "mode": "stream", "status": "completed", "finish_reason": "stop",
         "chunks": CHUNKS, "retries": [], "loop_lag_ms": 1.0, "endpoint": "e", "request_model": "m",
         "cost_basis": "reported", "cost_usd": 0.25, "usage_reported": (10, 6, 16, None, 2, None, None),
@@ -69,9 +70,9 @@ def write_captures(spark: SparkSession, settings: Settings, *rows: dict[str, Any
 
 
 def write_runs(spark: SparkSession, settings: Settings, *run_ids: str, heartbeat_at: datetime = AT) -> None:
-    made = dict.fromkeys(column.name for column in columns.RUNS)
+    empty = dict.fromkeys(column.name for column in columns.RUNS)
     rows = [
-        made | {"run_id": run_id, "status": "completed", "started_at": AT, "heartbeat_at": heartbeat_at,
+        empty | {"run_id": run_id, "status": "completed", "started_at": AT, "heartbeat_at": heartbeat_at,
                 "captures": settings.captures.table}
         for run_id in run_ids
     ]  # fmt: skip

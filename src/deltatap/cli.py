@@ -225,16 +225,16 @@ def capture(
 
         show_estimate(console, foresee(_session(settings, console), settings, prices))
         return OK
+    from deltatap.analysis.queries import summarize  # noqa: PLC0415
     from deltatap.driver.run import run as run_capture  # noqa: PLC0415
-    from deltatap.summary import show as show_summary  # noqa: PLC0415
-    from deltatap.summary import summarize  # noqa: PLC0415
+    from deltatap.terminal import show_summary  # noqa: PLC0415
 
     spark = _session(settings, console)
     ended = run_capture(settings, spark, prices, console)
     row = ended.row
     for note in ended.notes:
         _say(console, note)
-    show_summary(console, *summarize(spark, settings, row["run_id"]), row)
+    show_summary(console, row, *summarize(spark, settings, row["run_id"]))
     if ended.failed:
         _say(console, f"the run failed: {row['reason']}", "problem")
     elif row["reason"]:
@@ -333,7 +333,7 @@ def analyze(
     """
     from deltatap.analysis.compute import analyze as compute  # noqa: PLC0415
     from deltatap.analysis.compute import table_of  # noqa: PLC0415
-    from deltatap.look import show_metrics  # noqa: PLC0415
+    from deltatap.terminal import show_metrics  # noqa: PLC0415
 
     rows = compute(_session(settings, console), settings, everything=everything)
     show_metrics(console, rows)
@@ -350,7 +350,8 @@ def runs(
     most: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of runs to list.")] = 20,
 ) -> int:
     """List the runs on the captures table, newest first."""
-    from deltatap.look import newest_runs, show_runs  # noqa: PLC0415
+    from deltatap.analysis.queries import newest_runs  # noqa: PLC0415
+    from deltatap.terminal import show_runs  # noqa: PLC0415
 
     show_runs(console, newest_runs(_session(settings, console), settings, most))
     return OK
@@ -366,7 +367,8 @@ def show(
     ] = None,
 ) -> int:
     """Show one request: when its chunks arrived, its times, cost, text and error."""
-    from deltatap.look import newest_capture, show_capture  # noqa: PLC0415
+    from deltatap.analysis.queries import newest_capture  # noqa: PLC0415
+    from deltatap.terminal import show_capture  # noqa: PLC0415
 
     for row in newest_capture(_session(settings, console), settings, request_id, run_id):
         show_capture(console, row)
@@ -386,11 +388,12 @@ def compare(
     it is the same sample every time.
     """
     from deltatap.analysis.compare import compare as differences  # noqa: PLC0415
-    from deltatap.look import known_run, show_comparison  # noqa: PLC0415
+    from deltatap.analysis.queries import require_run  # noqa: PLC0415
+    from deltatap.terminal import show_comparison  # noqa: PLC0415
 
     spark = _session(settings, console)
     for run_id in (first, second):
-        known_run(spark, settings, run_id)
+        require_run(spark, settings, run_id)
     show_comparison(console, first, second, differences(spark, settings, first, second))
     return OK
 
@@ -434,7 +437,7 @@ def replay(
     stream if it asks for one, else as a whole answer. Broken streams break again. The page at / shows an answer being
     typed.
     """
-    from deltatap.look import newest_answers  # noqa: PLC0415
+    from deltatap.analysis.queries import newest_answers  # noqa: PLC0415
     from deltatap.replay.app import Replay  # noqa: PLC0415
     from deltatap.replay.recordings import recording  # noqa: PLC0415
     from deltatap.simulator.server import serve  # noqa: PLC0415

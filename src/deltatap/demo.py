@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltatap.delta import columns
 from deltatap.spark.session import CHECKOUT, local_session
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ def write_prompts(path: Path) -> None:
     if (path / "_delta_log").exists():
         return
     spark = local_session()
-    spark.createDataFrame(rows(), columns.spark_sql(_COLUMNS)).write.format("delta").save(str(path.absolute()))
+    spark.createDataFrame(rows(), _COLUMNS).write.format("delta").save(str(path.absolute()))
     spark.stop()
 
 

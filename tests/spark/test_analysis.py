@@ -1,4 +1,4 @@
-"""The metrics against examples worked out by hand, against numpy, and against what a run captured."""
+"""The metrics against hand-computed examples, against numpy, and against the captures of real runs."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ import pytest
 from rich.console import Console
 
 from deltatap.analysis.compare import compare
-from deltatap.analysis.compute import analyze, quantile_sql, table_of
+from deltatap.analysis.compute import analyze, table_of
 from deltatap.analysis.metrics import METRICS, PEERS, with_parts
+from deltatap.analysis.queries import newest_capture, newest_runs
+from deltatap.analysis.sql import quantile_sql
 from deltatap.config import Settings, load_settings
 from deltatap.delta import tables as delta_tables
 from deltatap.driver.run import run
 from deltatap.errors import ConfigError
-from deltatap.look import newest_capture, newest_runs, show_capture, show_comparison, show_metrics, show_runs
 from deltatap.prices import Prices
+from deltatap.terminal import show_capture, show_comparison, show_metrics, show_runs
 from tests import prompts
 from tests.captured import AT, BY_HAND, capture_row, empty_tables, write_captures, write_runs
 
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
     from tests.simulation import Simulation
 
 SIMULATOR = ("--ttft-ms", "30", "--itl-ms", "3", "--tokens", "20")
-THEIRS_BY_HAND = {
+PEERS_BY_HAND = {
     ("vLLM bench serve", "TTFT"): 80.0,
     ("vLLM bench serve", "ITL"): [20.0, 30.0, 0.0, 70.0, 10.0],
     ("vLLM bench serve", "TPOT"): (210.0 - 80.0) / 5,
@@ -55,29 +57,29 @@ def settings(spark: SparkSession, tables: Path) -> Settings:
     return empty_tables(spark, tables)
 
 
-def test_every_metric_by_hand(spark: SparkSession, settings: Settings) -> None:
-    assert {metric.name for metric in METRICS} == set(BY_HAND)
+def test_metrics_match_the_hand_computed_example(spark: SparkSession, settings: Settings) -> None:
     write_captures(spark, settings, capture_row("r", "a"))
     columns = [f"{metric.sql} AS {metric.name}" for metric in METRICS]
-    columns += [f"{metric.from_chunks} AS {metric.name}_too" for metric in METRICS if metric.from_chunks]
+    columns += [f"{metric.from_chunks} AS {metric.name}_from_chunks" for metric in METRICS if metric.from_chunks]
     parts = with_parts(delta_tables.quoted(settings.captures.table))
     row = spark.sql(f"SELECT {', '.join(columns)} FROM ({parts})").collect()[0].asDict()
     for name, value in row.items():
-        assert value == pytest.approx(BY_HAND[name.removesuffix("_too")]), name
+        assert value == pytest.approx(BY_HAND[name.removesuffix("_from_chunks")]), name
 
 
-def test_what_others_call_so_by_hand(spark: SparkSession, settings: Settings) -> None:
-    assert {(peer.tool, peer.name) for peer in PEERS} == set(THEIRS_BY_HAND)
+def test_definitions_of_other_tools_match_the_hand_computed_example(spark: SparkSession, settings: Settings) -> None:
+    assert {(peer.tool, peer.name) for peer in PEERS} == set(PEERS_BY_HAND)
     write_captures(spark, settings, capture_row("r", "a"))
     parts = with_parts(delta_tables.quoted(settings.captures.table))
     for peer in PEERS:
         (value,) = spark.sql(f"SELECT {peer.sql} FROM ({parts})").collect()[0]
-        assert value == pytest.approx(THEIRS_BY_HAND[peer.tool, peer.name]), peer
+        assert value == pytest.approx(PEERS_BY_HAND[peer.tool, peer.name]), peer
 
 
-def test_nothing_divides_by_zero_where_nothing_came(spark: SparkSession, settings: Settings) -> None:
-    nothing = dict.fromkeys([*BY_HAND, "usage_reported", "usage_tiktoken", "loop_lag_ms"])
-    write_captures(spark, settings, {**capture_row("r", "a"), **{k: None for k in nothing if k in capture_row("", "")}})
+def test_metrics_of_a_row_without_chunks_are_null(spark: SparkSession, settings: Settings) -> None:
+    row = capture_row("r", "a")
+    empty = row.keys() & {*BY_HAND, "usage_reported", "usage_tiktoken", "loop_lag_ms"}
+    write_captures(spark, settings, row | dict.fromkeys(empty))
     spark.sql(f"UPDATE {delta_tables.quoted(settings.captures.table)} SET chunks = array()")
     parts = with_parts(delta_tables.quoted(settings.captures.table))
     every = [metric.sql for metric in METRICS] + [peer.sql for peer in PEERS]
@@ -86,7 +88,7 @@ def test_nothing_divides_by_zero_where_nothing_came(spark: SparkSession, setting
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 1000])
-def test_quantiles_are_numpy_s_and_their_intervals_order_statistics(spark: SparkSession, count: int) -> None:
+def test_quantiles_match_numpy_and_intervals_are_order_statistics(spark: SparkSession, count: int) -> None:
     values = np.random.default_rng(count).lognormal(5, 1, count)
     frame = spark.createDataFrame([(sorted(float(value) for value in values),)], "a ARRAY<DOUBLE>")
     for p in (0.5, 0.9, 0.95, 0.99):
@@ -98,7 +100,7 @@ def test_quantiles_are_numpy_s_and_their_intervals_order_statistics(spark: Spark
         assert found["high"] == (ordered[above - 1] if above <= count else None)
 
 
-def test_intervals_hold_the_true_median_in_95_of_100_samples(spark: SparkSession) -> None:
+def test_95_percent_of_intervals_contain_the_true_median(spark: SparkSession) -> None:
     samples = np.sort(np.random.default_rng(7).exponential(1.0, (2000, 101)), axis=1)
     frame = spark.createDataFrame([(sample.tolist(),) for sample in samples], "a ARRAY<DOUBLE>")
     found = frame.selectExpr(f"inline(array({quantile_sql('a', 0.5)}))").collect()
@@ -106,7 +108,7 @@ def test_intervals_hold_the_true_median_in_95_of_100_samples(spark: SparkSession
     assert 0.94 <= held <= 0.99
 
 
-def test_a_run_s_row_by_hand(spark: SparkSession, settings: Settings) -> None:
+def test_metrics_by_run_match_the_hand_computed_example(spark: SparkSession, settings: Settings) -> None:
     later = AT + timedelta(seconds=9)
     retried: tuple[Any, ...] = (AT, 5.0, 429, "rate_limit", None, [], None, None, None)
     write_captures(
@@ -137,7 +139,7 @@ def test_a_run_s_row_by_hand(spark: SparkSession, settings: Settings) -> None:
         assert row[name] == (pytest.approx(value) if isinstance(value, float) else value), name
     assert (row["ttft_ms"]["count"], row["ttft_ms"]["mean"], row["ttft_ms"]["p50"]["value"]) == (2, 200.0, 200.0)
     assert row["e2e_ms"]["p50"]["value"] == 330.0
-    # Of each of the two streams that count: 30 and 70 ms; what came in one read has no gap.
+    # Each of the two streams that count has gaps of 30 and 70 ms; outputs of the same read have none.
     assert row["inter_chunk_ms"] == pytest.approx(
         {"count": 4, "mean": 50.0, "p50": 30.0, "p90": 70.0, "p95": 70.0, "p99": 70.0}
     )
@@ -147,7 +149,7 @@ def test_a_run_s_row_by_hand(spark: SparkSession, settings: Settings) -> None:
 
 
 @pytest.mark.slow
-def test_only_what_changed_is_computed_and_twice_is_once(spark: SparkSession, settings: Settings) -> None:
+def test_only_changed_runs_are_computed_again(spark: SparkSession, settings: Settings) -> None:
     write_captures(spark, settings, capture_row("one", "a"), capture_row("two", "a"))
     write_runs(spark, settings, "one", "two")
     assert [row["run_id"] for row in analyze(spark, settings)] == ["one", "two"]
@@ -155,7 +157,7 @@ def test_only_what_changed_is_computed_and_twice_is_once(spark: SparkSession, se
     assert analyze(spark, settings) == []
     assert len(analyze(spark, settings, everything=True)) == 2
     assert {name: contents(spark, settings, name) for name in before} == before
-    # The same run goes on an hour later, and a new one comes.
+    # Run two resumes an hour later, and run three starts.
     later = AT + timedelta(hours=1)
     write_captures(spark, settings, capture_row("two", "b", started_at=later, finished_at=later))
     write_captures(spark, settings, capture_row("three", "a"))
@@ -177,8 +179,8 @@ def contents(spark: SparkSession, settings: Settings, name: str) -> list[str]:
     return sorted(json.dumps(row.asDict(recursive=True), default=str, sort_keys=True) for row in rows)
 
 
-def test_time_saved_by_streaming(spark: SparkSession, settings: Settings) -> None:
-    """40 pairs: a whole answer takes 1,000 ms more than the streamed one's first token takes, give or take."""
+def test_saved_time_matches_numpy(spark: SparkSession, settings: Settings) -> None:
+    """In 40 pairs, the whole answer arrives about 1,000 ms after the first token of the streamed answer."""
     spread = np.random.default_rng(3).normal(0, 50, 40)
     rows = []
     for at, more in enumerate(spread):
@@ -202,7 +204,7 @@ def test_time_saved_by_streaming(spark: SparkSession, settings: Settings) -> Non
     assert {name: row["pairs"] for name, row in found.items()} == {"all": 40, "1-16": 30, "65-256": 10}
     saved = found["all"]["saved_ms"]
     assert saved["value"] == pytest.approx(np.median(1000 + spread))
-    # As numpy's ordinary bootstrap has it, within a few ms.
+    # An ordinary bootstrap gives nearly the same interval.
     generator = np.random.default_rng(0)
     medians = [np.median(generator.choice(1000 + spread, 40)) for _ in range(4000)]
     assert (saved["low"], saved["high"]) == pytest.approx(np.quantile(medians, (0.025, 0.975)), abs=12)
@@ -210,14 +212,14 @@ def test_time_saved_by_streaming(spark: SparkSession, settings: Settings) -> Non
     assert found["all"]["ttft_ms"] == 100.0
 
 
-def test_there_is_nothing_to_analyze(spark: SparkSession, tables: Path) -> None:
+def test_analysis_without_captures_is_refused(spark: SparkSession, tables: Path) -> None:
     settings = load_settings(prompts.config(tables, "http://127.0.0.1:1/v1"))
     with pytest.raises(ConfigError, match="capture something first"):
         analyze(spark, settings)
 
 
 @pytest.mark.parametrize(
-    ("captures", "beside", "table"),
+    ("captures", "configured", "table"),
     [
         ("/data/captures", None, "/data/t"),
         ("main.llm.captures", None, "main.llm.t"),
@@ -226,16 +228,18 @@ def test_there_is_nothing_to_analyze(spark: SparkSession, tables: Path) -> None:
         ("/data/captures", "main.metrics", "main.metrics.t"),
     ],
 )
-def test_where_the_tables_are(captures: str, beside: str | None, table: str) -> None:
-    settings = load_settings({"captures": {"table": captures}, "analysis": {"tables": beside}, "prices": None})
+def test_metrics_tables_are_next_to_captures_or_where_configured(
+    captures: str, configured: str | None, table: str
+) -> None:
+    settings = load_settings({"captures": {"table": captures}, "analysis": {"tables": configured}, "prices": None})
     assert table_of(settings, "t") == table
 
 
 @pytest.mark.slow
-def test_two_real_runs_are_analyzed_compared_and_shown(
+def test_two_real_runs_are_analyzed_compared_and_printed(
     spark: SparkSession, tables: Path, simulator: Simulation
 ) -> None:
-    """What is in captures equals what SQL makes of the chunks, for every stream that a run captured."""
+    """For every captured stream, the stored times equal those that SQL computes from its chunks."""
     prompts.write(spark, tables / "prompts", [(f"q{at:02d}", f"Prompt {at}?") for at in range(24)])
     runs = []
     for model in ("gpt-4o-mini", "gpt-4o"):
@@ -244,9 +248,9 @@ def test_two_real_runs_are_analyzed_compared_and_shown(
         ended = run(settings, spark, Prices(), Console(file=io.StringIO()))
         runs.append(ended.row["run_id"])
     parts = with_parts(delta_tables.quoted(settings.captures.table))
-    told = [metric for metric in METRICS if metric.from_chunks and metric.sql == metric.name]
-    assert len(told) == 4
-    for metric in told:
+    stored = [metric for metric in METRICS if metric.from_chunks and metric.sql == metric.name]
+    assert len(stored) == 4
+    for metric in stored:
         differ = f"NOT ({metric.sql} <=> {metric.from_chunks}) AND NOT abs({metric.sql} - {metric.from_chunks}) < 1e-9"
         assert spark.sql(f"SELECT 1 FROM ({parts}) WHERE {differ}").count() == 0, metric.name
     rows = analyze(spark, settings)
@@ -256,10 +260,12 @@ def test_two_real_runs_are_analyzed_compared_and_shown(
     captured = spark.table(delta_tables.quoted(settings.captures.table)).where("mode = 'stream'").collect()
     for row in rows:
         if row["mode"] == "stream":
-            mine = [each for each in captured if each["run_id"] == row["run_id"] and each["loop_lag_ms"] <= 50]
+            rows_of_run = [each for each in captured if each["run_id"] == row["run_id"] and each["loop_lag_ms"] <= 50]
             for name in ("ttft_ms", "tpot_ms", "e2e_ms"):
                 for quantile, p in {"p50": 0.5, "p99": 0.99}.items():
-                    assert row[name][quantile]["value"] == pytest.approx(np.quantile([each[name] for each in mine], p))
+                    assert row[name][quantile]["value"] == pytest.approx(
+                        np.quantile([each[name] for each in rows_of_run], p)
+                    )
     out = io.StringIO()
     console = Console(file=out, width=80)
     show_metrics(console, rows)
@@ -269,8 +275,8 @@ def test_two_real_runs_are_analyzed_compared_and_shown(
     show_capture(console, streamed)
     first, second = runs
     show_comparison(console, first, second, compare(spark, settings, first, second))
-    said = out.getvalue()
-    for expected in (*runs, "time to first token", streamed["text"].split()[0], "│", "TTFT p50", "does not hold zero"):
-        assert expected in said
-    with pytest.raises(ConfigError, match="no row has request_id nobody"):
+    printed = out.getvalue()
+    for expected in (*runs, "time to first token", streamed["text"].split()[0], "│", "TTFT p50", "excludes zero"):
+        assert expected in printed
+    with pytest.raises(ConfigError, match="no row with request_id nobody"):
         newest_capture(spark, settings, "nobody", None)

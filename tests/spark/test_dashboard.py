@@ -1,4 +1,4 @@
-"""The dashboard's queries, run as it runs them over the tables that analysis wrote."""
+"""Runs the queries of the dashboard over analysis tables."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 
-def as_asked(query: dict[str, Any], dataset: str) -> str:
-    """A widget's query as the dashboard sends it: its fields over the dataset, grouped by those that are no sums."""
+def widget_query(query: dict[str, Any], dataset: str) -> str:
+    """The query of a widget as the dashboard sends it: its fields, grouped by those that are not aggregates."""
     fields = ", ".join(f"{field['expression']} AS `{field['name']}`" for field in query["fields"])
     if query["disaggregated"]:
         return f"SELECT {fields} FROM ({dataset})"
-    plain = [
+    group_by = [
         field["expression"] for field in query["fields"] if not field["expression"].startswith(("SUM(", "MEDIAN("))
     ]
-    return f"SELECT {fields} FROM ({dataset})" + (f" GROUP BY {', '.join(plain)}" if plain else "")
+    return f"SELECT {fields} FROM ({dataset})" + (f" GROUP BY {', '.join(group_by)}" if group_by else "")
 
 
 @pytest.mark.slow
-def test_every_widget_shows_rows(spark: SparkSession, tables: Path) -> None:
+def test_every_widget_query_returns_rows(spark: SparkSession, tables: Path) -> None:
     settings = empty_tables(spark, tables)
     whole = {"mode": "complete", "chunks": None, "ttft_ms": None, "tpot_ms": None}
     failed = {"status": "failed", "error": ("rate_limit", None, 429, None, False, None), "finish_reason": None}
@@ -49,7 +49,9 @@ def test_every_widget_shows_rows(spark: SparkSession, tables: Path) -> None:
     dashboard = json.loads(FILE.read_text(encoding="utf-8"))
     datasets = {dataset["name"]: "".join(dataset["queryLines"]) for dataset in dashboard["datasets"]}
     rows = {
-        (widget["name"], query["name"]): spark.sql(as_asked(query["query"], datasets[query["query"]["datasetName"]]))
+        (widget["name"], query["name"]): spark.sql(
+            widget_query(query["query"], datasets[query["query"]["datasetName"]])
+        )
         for _, widget in widgets(dashboard)
         for query in widget["queries"]
     }

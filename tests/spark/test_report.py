@@ -1,4 +1,4 @@
-"""The report, made from real runs and opened in a real browser."""
+"""The report of real runs, in a real browser."""
 
 from __future__ import annotations
 
@@ -50,14 +50,16 @@ def two_runs(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> t
 
 
 def inside(page: str, id_: str) -> str:
-    """The text of an element without children of its kind."""
+    """The text of an element that has no nested element of the same kind."""
     found = re.search(rf'<(\w+)[^>]* id="{id_}"[^>]*>(.*?)</\1>', page, re.DOTALL)
     assert found, id_
     return html.unescape(re.sub(r"<[^>]+>", "", found[2]))
 
 
 @pytest.mark.slow
-def test_one_run_in_a_browser(spark: SparkSession, two_runs: tuple[Settings, list[str]], tmp_path: Path) -> None:
+def test_the_report_of_one_run_draws_and_replays_in_a_browser(
+    spark: SparkSession, two_runs: tuple[Settings, list[str]], tmp_path: Path
+) -> None:
     settings, runs = two_runs
     page = tmp_path / "some" / "report.html"
     assert write_report(spark, settings, [], page) == runs[-1:]
@@ -68,7 +70,7 @@ def test_one_run_in_a_browser(spark: SparkSession, two_runs: tuple[Settings, lis
         f"{DRAWN} && document.getElementById('replay-streamed').textContent",
     )
     assert said == []
-    assert "<title>deltatap: " in seen, "no text of a row is run as a script"
+    assert "<title>deltatap: " in seen, "text of a row ran as a script"
     for name in PLOTS:
         drawn = re.search(rf'id="plot-{name}".*?</figure>', seen, re.DOTALL)
         assert drawn, name
@@ -78,17 +80,25 @@ def test_one_run_in_a_browser(spark: SparkSession, two_runs: tuple[Settings, lis
     assert any(stream["why"] == "broken" for stream in streams)
     assert all(stream["paired"] for stream in streams if stream["why"] != "broken")
     played = inside(seen, "replay-streamed")
-    assert played, "the replay goes on"
+    assert played, "the replay does not play"
     assert "".join(text for _, text, _ in streams[0]["chunks"]).startswith(played)
     assert inside(seen, "replay-clock") != "0 ms"
-    for expected in ("median TTFT", "Time saved by streaming", "Broken and failed", "stream_interrupted", "rate_limit"):
+    for expected in (
+        "median TTFT",
+        "Time saved by streaming",
+        "Interrupted and failed",
+        "stream_interrupted",
+        "rate_limit",
+    ):
         assert expected in texts
     assert "const FIGURES" in texts
-    assert "https://cdn" not in texts.split("<script>")[0], "it opens offline"
+    assert "https://cdn" not in texts.split("<script>")[0], "the page needs the network"
 
 
 @pytest.mark.slow
-def test_two_runs_beside_one_another(spark: SparkSession, two_runs: tuple[Settings, list[str]], tmp_path: Path) -> None:
+def test_the_report_of_two_runs_shows_their_differences(
+    spark: SparkSession, two_runs: tuple[Settings, list[str]], tmp_path: Path
+) -> None:
     settings, runs = two_runs
     page = tmp_path / "report.html"
     assert write_report(spark, settings, runs, page) == runs
@@ -100,7 +110,7 @@ def test_two_runs_beside_one_another(spark: SparkSession, two_runs: tuple[Settin
 
 
 @pytest.mark.slow
-def test_a_run_of_one_row(spark: SparkSession, tables: Path, tmp_path: Path) -> None:
+def test_the_report_of_a_single_row_has_no_errors(spark: SparkSession, tables: Path, tmp_path: Path) -> None:
     prompts.write(spark, tables / "prompts", [("only", "x")])
     with start_simulator("--speed", "0", "--tokens", "1", "--sigma", "0") as simulator:
         settings = load_settings(prompts.config(tables, simulator.base_url))
@@ -111,12 +121,12 @@ def test_a_run_of_one_row(spark: SparkSession, tables: Path, tmp_path: Path) -> 
     assert said == []
 
 
-def test_there_is_nothing_to_report(spark: SparkSession, tables: Path, tmp_path: Path) -> None:
+def test_a_report_without_captures_runs_or_rows_is_refused(spark: SparkSession, tables: Path, tmp_path: Path) -> None:
     settings = load_settings(prompts.config(tables, "http://127.0.0.1:1/v1"))
     with pytest.raises(ConfigError, match="capture something first"):
         write_report(spark, settings, [], tmp_path / "report.html")
     delta_tables.ensure(spark, settings.runs.table, columns.RUNS)
-    with pytest.raises(ConfigError, match="no run nobody on these captures; newest: none"):
+    with pytest.raises(ConfigError, match="no run nobody on this captures table; newest: none"):
         write_report(spark, settings, ["nobody"], tmp_path / "report.html")
     with pytest.raises(ConfigError, match="no run has rows yet"):
         write_report(spark, settings, [], tmp_path / "report.html")

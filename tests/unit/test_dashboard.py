@@ -1,4 +1,4 @@
-"""The dashboard's file: what a workspace would say only when somebody opens it."""
+"""Checks the dashboard file for mistakes that a workspace reports only when somebody opens the dashboard."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ FILE = Path(__file__).parents[2] / "conf/dashboards/deltatap.lvdash.json"
 
 @pytest.fixture(scope="module")
 def dashboard() -> dict[str, Any]:
-    read: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
-    return read
+    content: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
+    return content
 
 
-def test_every_widget_finds_its_data_and_its_place(dashboard: dict[str, Any]) -> None:
+def test_the_dashboard_has_no_problems(dashboard: dict[str, Any]) -> None:
     assert problems(dashboard) == []
 
 
-def test_tables_are_named_without_catalog_and_schema(dashboard: dict[str, Any]) -> None:
-    """The bundle gives both, for each target its own."""
+def test_queries_name_tables_without_catalog_and_schema(dashboard: dict[str, Any]) -> None:
+    """The bundle sets both for each target."""
     for dataset in dashboard["datasets"]:
         words = "".join(dataset["queryLines"]).replace("\n", " ").split()
-        after = [words[at + 1] for at, word in enumerate(words) if word in {"FROM", "JOIN"}]
-        assert after
-        assert all(name in {"runs", "metrics_by_run", "metrics_by_hour", "stream_vs_complete"} for name in after)
+        names = [words[at + 1] for at, word in enumerate(words) if word in {"FROM", "JOIN"}]
+        assert names
+        assert all(name in {"runs", "metrics_by_run", "metrics_by_hour", "stream_vs_complete"} for name in names)
 
 
 def line(dashboard: dict[str, Any]) -> Any:
@@ -49,30 +49,30 @@ def place(dashboard: dict[str, Any], at: int) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("broken", "said"),
+    ("break_it", "problem"),
     [
-        (lambda d: d["datasets"].append(d["datasets"][0]), "dataset hours: there are two"),
+        (lambda d: d["datasets"].append(d["datasets"][0]), "dataset hours is defined twice"),
         (lambda d: d["datasets"][0].update(queryLines="SELECT 1"), "dataset hours: queryLines"),
         (lambda d: d["datasets"][0].update(queryLines=["SELECT 1", "FROM runs"]), "dataset hours: queryLines"),
-        (lambda d: d["datasets"].append({"name": "more", "queryLines": []}), "dataset more: no widget shows it"),
-        (lambda d: d["datasets"].pop(0), "trend/rows: there is no dataset hours"),
-        (lambda d: line(d)["spec"].update(version=2), "a line has version 3, not 2"),
-        (lambda d: line(d)["spec"].update(widgetType="spline"), "there is no widgetType spline"),
+        (lambda d: d["datasets"].append({"name": "more", "queryLines": []}), "dataset more: no widget uses it"),
+        (lambda d: d["datasets"].pop(0), "trend/rows: dataset hours does not exist"),
+        (lambda d: line(d)["spec"].update(version=2), "version of a line must be 3, not 2"),
+        (lambda d: line(d)["spec"].update(widgetType="spline"), "unknown widgetType spline"),
         (lambda d: line(d)["spec"]["encodings"].pop("y"), "a line needs y"),
         (lambda d: line(d)["spec"]["encodings"]["x"].update(fieldName="day"), "query main_query has no field day"),
-        (lambda d: line(d)["queries"][0].update(name="other"), "there is no query main_query"),
-        (lambda d: line(d)["spec"]["encodings"].pop("color"), "nothing shows the field series"),
-        (lambda d: line(d)["spec"]["frame"].pop("title"), "trend/ttft-p50-by-hour: has no title"),
-        (lambda d: time_filter(d)["queries"][0]["query"].update(disaggregated=True), "of a filter is disaggregated"),
-        (lambda d: d["pages"][0].pop("pageType"), "trend: there is no pageType None"),
-        (lambda d: line(d).update(name="ttft"), "trend: widget ttft: there are two"),
-        (lambda d: place(d, 0).update(width=13), "stands outside of the grid"),
+        (lambda d: line(d)["queries"][0].update(name="other"), "query main_query does not exist"),
+        (lambda d: line(d)["spec"]["encodings"].pop("color"), "no encoding uses field series"),
+        (lambda d: line(d)["spec"]["frame"].pop("title"), "trend/ttft-p50-by-hour: no title"),
+        (lambda d: time_filter(d)["queries"][0]["query"].update(disaggregated=True), "must not be disaggregated"),
+        (lambda d: d["pages"][0].pop("pageType"), "trend: unknown pageType None"),
+        (lambda d: line(d).update(name="ttft"), "trend: widget ttft is defined twice"),
+        (lambda d: place(d, 0).update(width=13), "is outside of the grid"),
         (lambda d: place(d, 2).update(x=1), "widgets rows and completed-share overlap"),
     ],
 )
-def test_what_would_not_be_seen_is_found(
-    dashboard: dict[str, Any], broken: Callable[[dict[str, Any]], object], said: str
+def test_a_broken_dashboard_is_reported(
+    dashboard: dict[str, Any], break_it: Callable[[dict[str, Any]], object], problem: str
 ) -> None:
     changed = copy.deepcopy(dashboard)
-    broken(changed)
-    assert any(said in problem for problem in problems(changed)), problems(changed)
+    break_it(changed)
+    assert any(problem in found for found in problems(changed)), problems(changed)

@@ -1,16 +1,26 @@
-"""What the metrics are: each one SQL expression over a row of ``captures``, what it means, and how others define it.
+"""The metrics of one captured request: for each an SQL expression over a row of ``captures``, and its definition.
 
-Knows no session: the expressions are text, for ``analysis.py``, for the documentation and for anybody's own queries.
+To add a metric, add it to :data:`METRICS`: the analysis tables, the report, the terminal, the comparison of runs and
+docs/metrics.md (``make docs``) take it from there. This module runs no query; the expressions are plain text.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# What the expressions name beside the columns of captures.
+from deltatap.model import OUTPUT_KINDS
+
+
+def kinds_sql(*left_out: str, kind: str = "c.kind") -> str:
+    """SQL: whether a chunk's kind is output, except for some kinds."""
+    kinds = ", ".join(f"'{name}'" for name in OUTPUT_KINDS if name not in left_out)
+    return f"{kind} IN ({kinds})"
+
+
+# What the expressions use besides the columns of captures.
 PARTS = {
-    "output": "filter(chunks, c -> c.kind IN ('content', 'reasoning', 'refusal', 'tool_calls'))",
-    "shown": "filter(chunks, c -> c.kind IN ('content', 'refusal', 'tool_calls'))",
+    "output": f"filter(chunks, c -> {kinds_sql()})",
+    "shown": f"filter(chunks, c -> {kinds_sql('reasoning')})",
     "events": "array_distinct(transform(filter(chunks, c -> c.kind NOT IN ('usage', 'error')), "
     "c -> struct(c.event, c.ms)))",
     "tokens": "coalesce(usage_reported.output_tokens, usage_tiktoken.output_tokens)",
@@ -18,15 +28,16 @@ PARTS = {
 
 
 def with_parts(captures: str) -> str:
-    """SQL: the rows of ``captures`` (a table or a query in brackets) with what the metrics' expressions name."""
+    """SQL: the rows of ``captures`` (a table, or a query in parentheses) with :data:`PARTS` as columns."""
     return f"SELECT *, {', '.join(f'{sql} AS {name}' for name, sql in PARTS.items())} FROM {captures}"
 
 
-# get() is null beyond the end of an array.
+# get() returns null beyond the end of an array.
 _FIRST, _LAST = "get(output, 0).ms", "get(output, size(output) - 1).ms"
 _LAST_EVENT = "get(events, size(events) - 1).ms"
 _LAST_CHUNK = "get(chunks, size(chunks) - 1).ms"
 _AFTER_FIRST = "nullif(greatest(tokens - 1, 0), 0)"
+_LONGEST_GAP = "array_max(transform(output, c -> c.gap_ms))"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +45,14 @@ class Metric:
     """A metric of one row of ``captures``.
 
     Attributes:
-        name: of the column, in ``captures`` or in the metrics tables.
-        label: what the field calls it, in short.
-        title: its name in words.
-        sql: over the columns of ``captures`` and :data:`PARTS`.
-        from_chunks: the same from ``chunks`` alone (and the count of tokens); None where they do not tell.
-        formula: in words; times are since the request was written to the socket.
-        nothing: when it is null.
+        name: the column's name in the metrics tables, and in ``captures`` if it is stored there.
+        label: short name, as usual in the field.
+        title: name in words.
+        sql: expression over the columns of ``captures`` and :data:`PARTS`.
+        from_chunks: the same value from ``chunks`` and the token count alone; None if they are not enough.
+        formula: the definition in words; times count from the request written to the socket.
+        null_when: when the metric is null.
+        unit: of the values.
     """
 
     name: str
@@ -49,102 +61,104 @@ class Metric:
     sql: str
     from_chunks: str | None
     formula: str
-    nothing: str
+    null_when: str
+    unit: str = "ms"
 
 
 METRICS = (
     Metric(
-        "headers_ms",
-        "TTFB",
-        "time to first byte",
-        "headers_ms",
-        None,
-        "the response's headers have come",
-        "no response came",
+        name="headers_ms",
+        label="TTFB",
+        title="time to first byte",
+        sql="headers_ms",
+        from_chunks=None,
+        formula="time until the response headers arrive",
+        null_when="no response arrived",
     ),
     Metric(
-        "first_chunk_ms",
-        "first chunk",
-        "time to first chunk",
-        "first_chunk_ms",
-        "get(chunks, 0).ms",
-        "the first event has come, of any kind: mostly the role, without text",
-        "mode `complete`; nothing came",
+        name="first_chunk_ms",
+        label="first chunk",
+        title="time to first chunk",
+        sql="first_chunk_ms",
+        from_chunks="get(chunks, 0).ms",
+        formula="time until the first event of any kind arrives; usually the role, without text",
+        null_when="mode is `complete`; no event arrived",
     ),
     Metric(
-        "ttft_ms",
-        "TTFT",
-        "time to first token",
-        "ttft_ms",
-        _FIRST,
-        "the first output that is not empty has come: content, reasoning, refusal or tool call",
-        "mode `complete`; no output",
+        name="ttft_ms",
+        label="TTFT",
+        title="time to first token",
+        sql="ttft_ms",
+        from_chunks=_FIRST,
+        formula="time until the first non-empty output arrives: content, reasoning, refusal or tool call",
+        null_when="mode is `complete`; no output arrived",
     ),
     Metric(
-        "ttfot_ms",
-        "TTFOT",
-        "time to first output token",
-        "ttfot_ms",
-        "get(shown, 0).ms",
-        "the first output has come that is not reasoning: what a reader sees",
-        "mode `complete`; nothing but reasoning",
+        name="ttfot_ms",
+        label="TTFOT",
+        title="time to first output token",
+        sql="ttfot_ms",
+        from_chunks="get(shown, 0).ms",
+        formula="time until the first output other than reasoning arrives, which is the first that a reader sees",
+        null_when="mode is `complete`; only reasoning arrived, or no output",
     ),
     Metric(
-        "tpot_ms",
-        "TPOT",
-        "time per output token",
-        "tpot_ms",
-        f"({_LAST} - {_FIRST}) / {_AFTER_FIRST}",
-        "(last output - TTFT) / (output tokens - 1); tokens as the server reports them, else tiktoken's",
-        "mode `complete`; fewer than two tokens",
+        name="tpot_ms",
+        label="TPOT",
+        title="time per output token",
+        sql="tpot_ms",
+        from_chunks=f"({_LAST} - {_FIRST}) / {_AFTER_FIRST}",
+        formula="(time of the last output - TTFT) / (output tokens - 1)",
+        null_when="mode is `complete`; fewer than two tokens",
     ),
     Metric(
-        "normalized_ms",
-        "normalized",
-        "normalized latency",
-        "e2e_ms / nullif(tokens, 0)",
-        None,
-        "E2E / output tokens",
-        "no output",
+        name="normalized_ms",
+        label="normalized",
+        title="normalized latency",
+        sql="e2e_ms / nullif(tokens, 0)",
+        from_chunks=None,
+        formula="E2E / output tokens",
+        null_when="no output tokens",
     ),
     Metric(
-        "stall_ms",
-        "longest stall",
-        "longest stall",
-        "array_max(transform(output, c -> c.gap_ms))",
-        "array_max(transform(output, c -> c.gap_ms))",
-        "the longest time between two outputs of a choice",
-        "mode `complete`; fewer than two outputs",
+        name="stall_ms",
+        label="longest stall",
+        title="longest stall",
+        sql=_LONGEST_GAP,
+        from_chunks=_LONGEST_GAP,
+        formula="longest time between two consecutive outputs of a choice",
+        null_when="mode is `complete`; fewer than two outputs",
     ),
     Metric(
-        "e2e_ms",
-        "E2E",
-        "end to end",
-        "e2e_ms",
-        None,
-        "the stream, or the whole answer, has ended",
-        "the request was never written",
+        name="e2e_ms",
+        label="E2E",
+        title="end to end",
+        sql="e2e_ms",
+        from_chunks=None,
+        formula="time until the response ends, streamed or whole",
+        null_when="the request was never written",
     ),
     Metric(
-        "tokens_per_s",
-        "tokens a second",
-        "output tokens a second",
-        "tokens * 1000 / nullif(e2e_ms, 0)",
-        None,
-        "output tokens / E2E, of one request",
-        "no E2E",
+        name="tokens_per_s",
+        label="tokens/s",
+        title="output rate",
+        sql="tokens * 1000 / nullif(e2e_ms, 0)",
+        from_chunks=None,
+        formula="output tokens / E2E of one request",
+        null_when="E2E is null",
+        unit="tokens/s",
     ),
 )
 
-# Of each output but a choice's first, when it came after the one before: those of one socket read came together, which
-# says nothing about the model, so only the first of a read has a gap.
+# The time from each output to the one before it in its choice. Outputs that arrived in one socket read have a gap of 0,
+# which says nothing about the model, so only the first output of a read counts.
 GAPS = "transform(filter(output, c -> c.gap_ms > 0), c -> c.gap_ms)"
 COALESCED = "size(filter(output, c -> c.gap_ms = 0))"
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """How another tool defines a metric, as SQL over a row of ``captures``; ms."""
+    """How another tool defines a metric, as SQL over a row of ``captures``, in ms."""
 
     tool: str
     name: str
@@ -157,14 +171,14 @@ PEERS = (
         "vLLM bench serve",
         "TTFT",
         "get(events, 0).ms",
-        "the first event with choices, which is the role's, without text: our time to first chunk",
+        "time of the first event with choices, usually the role without text; this is our time to first chunk",
     ),
     Peer(
         "vLLM bench serve",
         "ITL",
         "transform(slice(events, 2, size(events)), (e, i) -> e.ms - get(events, i).ms)",
-        "a list: between any two events with choices, empty ones and the finish included; "
-        "a chunk counts as a token, and one of several events in a read has a gap of about 0",
+        "a list of the times between consecutive events with choices, including empty events and the finish; it counts "
+        "a chunk as a token, and events of one socket read are about 0 apart",
     ),
     Peer(
         "vLLM bench serve",
@@ -172,35 +186,40 @@ PEERS = (
         f"({_LAST_EVENT} - get(events, 0).ms) / {_AFTER_FIRST}",
         "from its TTFT to the last event with choices",
     ),
-    Peer("vLLM bench serve", "E2EL", _LAST_EVENT, "to the last event with choices, not to the stream's end"),
-    Peer("guidellm", "TTFT", _FIRST, "the same as ours"),
-    Peer("guidellm", "ITL", f"({_LAST} - {_FIRST}) / {_AFTER_FIRST}", "our TPOT"),
-    Peer("guidellm", "TPOT", f"{_LAST} / nullif(tokens, 0)", "with the time to the first token in it"),
-    Peer("aiperf", "TTFT", _FIRST, "the same as ours"),
-    Peer("aiperf", "TTFO", "get(shown, 0).ms", "our time to first output token"),
+    Peer(
+        "vLLM bench serve",
+        "E2EL",
+        _LAST_EVENT,
+        "ends at the last event with choices, not at the end of the stream",
+    ),
+    Peer("guidellm", "TTFT", _FIRST, "same as ours"),
+    Peer("guidellm", "ITL", f"({_LAST} - {_FIRST}) / {_AFTER_FIRST}", "this is our TPOT"),
+    Peer("guidellm", "TPOT", f"{_LAST} / nullif(tokens, 0)", "includes the time to the first token"),
+    Peer("aiperf", "TTFT", _FIRST, "same as ours"),
+    Peer("aiperf", "TTFO", "get(shown, 0).ms", "this is our time to first output token"),
     Peer(
         "aiperf",
         "ITL",
         f"({_LAST_CHUNK} - {_FIRST}) / {_AFTER_FIRST}",
-        "to the last response, not to the last output; newer versions divide by the tokens after the first chunk's",
+        "ends at the last response, not at the last output; newer versions divide by the tokens after the first chunk",
     ),
-    Peer("aiperf", "request latency", _LAST_CHUNK, "to the last response"),
+    Peer("aiperf", "request latency", _LAST_CHUNK, "ends at the last response"),
     Peer(
         "OpenTelemetry",
         "gen_ai.client.operation.time_to_first_chunk",
         "get(chunks, 0).ms",
-        "in seconds there, and from the call of the client: with our dispatch_ms",
+        "in seconds, and from the start of the client's call, so it includes our `dispatch_ms`",
     ),
     Peer(
         "OpenTelemetry",
         "gen_ai.client.operation.duration",
         "e2e_ms",
-        "in seconds there, and from the call of the client: with our dispatch_ms",
+        "in seconds, and from the start of the client's call, so it includes our `dispatch_ms`",
     ),
     Peer(
         "OpenTelemetry",
         "gen_ai.server.time_per_output_token",
         f"(e2e_ms - {_FIRST}) / {_AFTER_FIRST}",
-        "in seconds there, and measured by the server: to the end of the request",
+        "in seconds, measured by the server, and ends with the request",
     ),
 )

@@ -1,68 +1,87 @@
 """The columns of the analysis tables: metrics_by_run, metrics_by_hour and stream_vs_complete.
 
-The metrics' columns are derived from ``metrics.py``.
+The columns of the metrics come from ``metrics.py``.
 """
 
 from __future__ import annotations
 
-from deltatap.analysis.metrics import METRICS
-from deltatap.delta.columns import Column
+import pyarrow as pa
 
-_QUANTILE = "STRUCT<value DOUBLE, low DOUBLE, high DOUBLE>"
-TIMES = f"STRUCT<count BIGINT, mean DOUBLE, p50 {_QUANTILE}, p90 {_QUANTILE}, p95 {_QUANTILE}, p99 {_QUANTILE}>"
+from deltatap.analysis.metrics import METRICS
+from deltatap.delta.columns import BIGINT, DOUBLE, STRING, TIMESTAMP, Column
+
+COUNTS = pa.map_(STRING, BIGINT)
+ESTIMATE = pa.struct({"value": DOUBLE, "low": DOUBLE, "high": DOUBLE})
+DISTRIBUTION = pa.struct(
+    {"count": BIGINT, "mean": DOUBLE, "p50": ESTIMATE, "p90": ESTIMATE, "p95": ESTIMATE, "p99": ESTIMATE}
+)
+GAPS = pa.struct({"count": BIGINT, "mean": DOUBLE, "p50": DOUBLE, "p90": DOUBLE, "p95": DOUBLE, "p99": DOUBLE})
+
 _COUNTS: tuple[Column, ...] = (
-    Column("endpoint", "STRING", "the endpoint's name"),
-    Column("request_model", "STRING", "the model asked for"),
-    Column("mode", "STRING", "stream or complete"),
-    Column("rows", "BIGINT", "of captures"),
-    Column("completed", "BIGINT", "rows"),
-    Column("interrupted", "BIGINT", "rows"),
-    Column("failed", "BIGINT", "rows"),
-    Column("late", "BIGINT", "completed rows left out of the times, since our own event loop ran late meanwhile"),
-    Column("requests", "BIGINT", "calls made"),
-    Column("errors", "MAP<STRING, BIGINT>", "calls that failed, by error type, those that were tried again included"),
-    Column("finish_reasons", "MAP<STRING, BIGINT>", "rows, by finish_reason"),
-    Column("input_tokens", "BIGINT", "of the rows' last calls: reported, else tiktoken's"),
-    Column("output_tokens", "BIGINT", "of the rows' last calls: reported, else tiktoken's"),
-    Column("reported_output_tokens", "BIGINT", "of completed rows whose server reported usage"),
-    Column("tiktoken_output_tokens", "BIGINT", "of the same rows, as tiktoken counts"),
-    Column("cost_usd", "DOUBLE", "of all calls; null where no row has a price"),
-    Column("good", "BIGINT", "completed rows that keep analysis.slo; null without one"),
-    Column("coalesced", "DOUBLE", "share of the outputs that came in one socket read with the one before"),
+    Column("endpoint", STRING, "name of the endpoint"),
+    Column("request_model", STRING, "the model requested"),
+    Column("mode", STRING, "stream or complete"),
+    Column("rows", BIGINT, "rows of captures"),
+    Column("completed", BIGINT, "completed rows"),
+    Column("interrupted", BIGINT, "interrupted rows"),
+    Column("failed", BIGINT, "failed rows"),
+    Column("late", BIGINT, "completed rows left out of the times because the worker's own event loop ran late"),
+    Column("requests", BIGINT, "calls made, retries included"),
+    Column("errors", COUNTS, "failed calls by error type, retried calls included"),
+    Column("finish_reasons", COUNTS, "rows by finish_reason"),
+    Column(
+        "input_tokens", BIGINT, "input tokens of the last call of each row: as reported, else as tiktoken counts them"
+    ),
+    Column(
+        "output_tokens", BIGINT, "output tokens of the last call of each row: as reported, else as tiktoken counts them"
+    ),
+    Column(
+        "reported_output_tokens", BIGINT, "output tokens of completed rows whose server reported usage, as reported"
+    ),
+    Column("tiktoken_output_tokens", BIGINT, "output tokens of the same rows, as tiktoken counts them"),
+    Column("cost_usd", DOUBLE, "cost of all calls; null when no row has a price"),
+    Column("good", BIGINT, "completed rows within every bound of analysis.slo; null when no bound is set"),
+    Column("coalesced", DOUBLE, "share of outputs that arrived in the same socket read as the output before them"),
 )
 _METRICS: tuple[Column, ...] = (
-    *(Column(metric.name, TIMES, f"{metric.title}; ms unless named otherwise") for metric in METRICS),
+    *(Column(metric.name, DISTRIBUTION, f"{metric.title}, {metric.unit}") for metric in METRICS),
     Column(
-        "inter_chunk_ms",
-        "STRUCT<count BIGINT, mean DOUBLE, p50 DOUBLE, p90 DOUBLE, p95 DOUBLE, p99 DOUBLE>",
-        "between two outputs of a choice, each read's first",
+        "inter_chunk_ms", GAPS, "inter-chunk latency: time between two outputs of a choice, first output of each read"
     ),
 )
 METRICS_BY_RUN: tuple[Column, ...] = (
-    Column("run_id", "STRING", "the run"),
+    Column("run_id", STRING, "id of the run"),
     *_COUNTS,
-    Column("started_at", "TIMESTAMP", "the first row's; UTC"),
-    Column("finished_at", "TIMESTAMP", "the last row's; UTC"),
-    Column("requests_per_s", "DOUBLE", "completed rows by the time from the first start to the last end"),
-    Column("output_tokens_per_s", "DOUBLE", "output tokens by the same time"),
-    Column("good_per_s", "DOUBLE", "goodput: good rows by the same time; null without analysis.slo"),
+    Column("started_at", TIMESTAMP, "start of the first call, UTC"),
+    Column("finished_at", TIMESTAMP, "end of the last call, UTC"),
+    Column("requests_per_s", DOUBLE, "completed rows per second between started_at and finished_at"),
+    Column("output_tokens_per_s", DOUBLE, "output tokens per second in the same time"),
+    Column("good_per_s", DOUBLE, "goodput: good rows per second in the same time; null when good is null"),
     *_METRICS,
-    Column("settings", "STRING", "the analysis settings, as JSON"),
-    Column("heartbeat_at", "TIMESTAMP", "of the run, when this was computed: a later one computes it anew"),
+    Column("settings", STRING, "the analysis settings as JSON; a change has the metrics computed again"),
+    Column(
+        "heartbeat_at",
+        TIMESTAMP,
+        "heartbeat of the run when its metrics were computed; a later heartbeat has them computed again",
+    ),
 )
 METRICS_BY_HOUR: tuple[Column, ...] = (
-    Column("hour", "TIMESTAMP", "in which the rows' last calls started; UTC"),
+    Column("hour", TIMESTAMP, "the hour in which the last call of the rows started, UTC"),
     *_COUNTS,
     *_METRICS,
 )
 STREAM_VS_COMPLETE: tuple[Column, ...] = (
-    Column("run_id", "STRING", "the run"),
-    Column("endpoint", "STRING", "the endpoint's name"),
-    Column("request_model", "STRING", "the model asked for"),
-    Column("output_tokens", "STRING", "of the streamed answer: a range, or all"),
-    Column("pairs", "BIGINT", "requests completed in both modes"),
-    Column("ttft_ms", "DOUBLE", "median TTFT of the streamed ones"),
-    Column("complete_e2e_ms", "DOUBLE", "median E2E of the whole ones"),
-    Column("saved_ms", _QUANTILE, "median of E2E whole - TTFT streamed, a pair at a time; bootstrap 95 % interval"),
-    Column("slower_ms", _QUANTILE, "median of E2E streamed - E2E whole, a pair at a time; bootstrap 95 % interval"),
+    Column("run_id", STRING, "id of the run"),
+    Column("endpoint", STRING, "name of the endpoint"),
+    Column("request_model", STRING, "the model requested"),
+    Column("output_tokens", STRING, "length of the streamed answer: a range of output tokens, or all"),
+    Column("pairs", BIGINT, "requests completed in both modes"),
+    Column("ttft_ms", DOUBLE, "median TTFT of the streamed answers"),
+    Column("complete_e2e_ms", DOUBLE, "median E2E of the whole answers"),
+    Column(
+        "saved_ms", ESTIMATE, "median over the pairs of E2E whole - TTFT streamed, with its 95 % bootstrap interval"
+    ),
+    Column(
+        "slower_ms", ESTIMATE, "median over the pairs of E2E streamed - E2E whole, with its 95 % bootstrap interval"
+    ),
 )

@@ -223,7 +223,7 @@ def owed_requests(
     try:
         built = building.wait()
         if _nothing_captured(spark, settings):
-            retries = F.lit(None).cast(columns.spark_sql(columns.RETRIES))
+            retries = F.lit(None).cast(columns.sql_type(columns.RETRIES))
             found = _in_modes(built, settings).withColumn("retries", retries)
         else:
             # Once Spark knows how few requests there are, it looks them up without moving the rows of all others.
@@ -270,7 +270,7 @@ def _earlier(ours: DataFrame) -> DataFrame:
         "request_id",
         "request_hash",
         "mode",
-        F.concat("retries", F.array(last)).cast(columns.spark_sql(columns.RETRIES)).alias("retries"),
+        F.concat("retries", F.array(last)).cast(columns.sql_type(columns.RETRIES)).alias("retries"),
     )
 
 

@@ -1,6 +1,6 @@
-"""The page's charts: what was gathered, as plotly figures.
+"""The charts of the report as plotly figures, with their titles and captions.
 
-Knows axes, units and captions. Leaves light and dark to the page.
+``data.py`` gathers the data. The page chooses the colours of light and dark mode.
 """
 
 from __future__ import annotations
@@ -12,20 +12,23 @@ import numpy as np
 import plotly.graph_objects as go
 import pyarrow.compute as pc
 
+from deltatap.model import OUTPUT_KINDS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     import pyarrow as pa
+    from pyspark.sql import Row
 
     from deltatap.report.data import Gathered, Stream
 
-# Okabe and Ito's, which colour-blind people tell apart, and which show on light and dark.
+# Adapted from Okabe and Ito: distinguishable for colour-blind people, visible on light and dark backgrounds.
 COLOURS = ("#1F8FD6", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999")
-KINDS = {"content": "#1F8FD6", "reasoning": "#CC79A7", "refusal": "#D55E00", "tool_calls": "#009E73"}
+KINDS = dict(zip(OUTPUT_KINDS, ("#1F8FD6", "#CC79A7", "#D55E00", "#009E73"), strict=True))
 _POINTS = 2_000
 _TICK = 0.38
 _BINS = 60
-# Ticks at 1, 2 and 5 of each decade, written out: plotly's own are a bare 2 and 5 in between.
+# Ticks at 1, 2 and 5 of each decade, in full: between decades, plotly would write a bare 2 and 5.
 _TICKS = [digit * 10.0**decade for decade in range(-2, 8) for digit in (1, 2, 5)]
 _LOG = {"type": "log", "tickvals": _TICKS, "ticktext": [f"{tick:,.10g}" for tick in _TICKS]}
 _KEYS = ("run_id", "endpoint", "request_model", "mode")
@@ -33,7 +36,7 @@ _KEYS = ("run_id", "endpoint", "request_model", "mode")
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A figure, what it shows, and what it says, for those who read it or have it read to them."""
+    """A figure with its title and caption, which screen readers read, too."""
 
     name: str
     title: str
@@ -42,21 +45,21 @@ class Chart:
 
     @property
     def json(self) -> str:
-        """The figure for the page."""
+        """The figure as JSON for a script element."""
         return in_script(str(self.figure.to_json()))
 
 
 def in_script(json_text: str) -> str:
-    """JSON that stands inside a script element: nothing in it can end the element, or begin another."""
+    """Escape JSON so that no text in it can end a script element or start another."""
     return json_text.replace("<", "\\u003c")
 
 
 def charts(gathered: Gathered) -> list[Chart]:
-    """The charts for which there is anything to draw, in the page's order."""
+    """The charts that have data, in the order of the page."""
     label = labels(gathered)
     rows = list(_series(gathered.rows, label))
-    made = [
-        _saved(rows),
+    found = [
+        _wait(rows),
         _ttft(rows),
         _gaps(gathered.gaps, label),
         _waterfall(gathered.streams),
@@ -65,12 +68,12 @@ def charts(gathered: Gathered) -> list[Chart]:
         _errors(gathered.errors),
         _tokens(rows),
     ]
-    return [chart for chart in made if chart is not None]
+    return [chart for chart in found if chart is not None]
 
 
 def labels(gathered: Gathered) -> Mapping[tuple[Any, ...], str]:
-    """What a series is called: of run, endpoint, model and mode those that differ."""
-    keys = [tuple(row[key] for key in _KEYS) for row in gathered.metrics]
+    """The name of each series: its run, endpoint, model and mode, without those that all series share."""
+    keys = [series_key(row) for row in gathered.metrics]
     differ = [at for at in range(len(_KEYS)) if len({key[at] for key in keys}) > 1]
     words = {"stream": "streamed", "complete": "whole"}
     return {
@@ -79,8 +82,13 @@ def labels(gathered: Gathered) -> Mapping[tuple[Any, ...], str]:
     }
 
 
+def series_key(row: Row) -> tuple[Any, ...]:
+    """The run, endpoint, model and mode of a row of ``metrics_by_run``."""
+    return tuple(row[key] for key in _KEYS)
+
+
 def _series(table: pa.Table, label: Mapping[tuple[Any, ...], str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Each series' label, mode and columns as arrays; rows that count only."""
+    """The label, mode and columns (as arrays) of each series, without rows whose times do not count."""
     for key, name in label.items():
         chosen = table
         for column, value in zip(_KEYS, key, strict=True):
@@ -100,16 +108,16 @@ def _figure(x: str, y: str, **layout: Any) -> go.Figure:  # noqa: ANN401 - plotl
 
 
 def _sampled(values: dict[str, Any], *names: str) -> list[Any]:
-    """So many points as a page can draw, of the rows that have all of the columns."""
-    there = np.logical_and.reduce([~np.isnan(values[name].astype(float)) for name in names])
-    at = np.flatnonzero(there)
+    """Columns of at most :data:`_POINTS` rows that have values in all of them."""
+    complete = np.logical_and.reduce([~np.isnan(values[name].astype(float)) for name in names])
+    at = np.flatnonzero(complete)
     if len(at) > _POINTS:
         at = np.random.default_rng(0).choice(at, _POINTS, replace=False)
     return [np.round(values[name][at].astype(float), 2) for name in names]
 
 
-def _saved(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
-    figure = _figure("output tokens", "ms until there is something to read", xaxis=_LOG, yaxis=_LOG)
+def _wait(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
+    figure = _figure("output tokens", "time until there is text to read, ms", xaxis=_LOG, yaxis=_LOG)
     for at, (name, mode, values) in enumerate(rows):
         x, y = _sampled(values, "output_tokens", "ttft_ms" if mode == "stream" else "e2e_ms")
         what = "TTFT" if mode == "stream" else "E2E"
@@ -124,14 +132,14 @@ def _saved(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
     if not figure.data:
         return None
     caption = (
-        "A reader of a streamed answer waits for its first token, however long the answer is; a reader of a whole "
-        "answer waits for all of it. Both axes are logarithmic."
+        "The reader of a streamed answer waits for its first token (TTFT), regardless of its length. The reader of a "
+        "whole answer waits for all of it (E2E). Both axes are logarithmic."
     )
-    return Chart("saved", "How long a reader waits, by the length of the answer", caption, figure)
+    return Chart("saved", "Waiting time by length of the answer", caption, figure)
 
 
 def _ttft(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
-    figure = _figure("time to first token, ms", "% of the streams", barmode="overlay")
+    figure = _figure("time to first token, ms", "% of streams", barmode="overlay")
     streams = [(name, values["ttft_ms"].astype(float)) for name, mode, values in rows if mode == "stream"]
     streams = [(name, values[~np.isnan(values)]) for name, values in streams]
     streams = [(name, values) for name, values in streams if len(values)]
@@ -147,12 +155,14 @@ def _ttft(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
             marker={"color": _colour(at), "opacity": 0.7 if len(streams) > 1 else 1.0, "line": {"width": 0}},
         )  # fmt: skip
     beyond = sum(int((values > edges[-1]).sum()) for _, values in streams)
-    more = f" {beyond:,} slower ones are beyond the right edge." if beyond else ""
-    return Chart("ttft", "Time to first token", f"From the request on the socket to the first output.{more}", figure)
+    more = f" {beyond:,} slower streams are beyond the right edge." if beyond else ""
+    return Chart(
+        "ttft", "Time to first token", f"From the request written to the socket to the first output.{more}", figure
+    )
 
 
 def _gaps(gaps: pa.Table, label: Mapping[tuple[Any, ...], str]) -> Chart | None:
-    figure = _figure("time between two outputs, ms", "% of the gaps", xaxis=_LOG)
+    figure = _figure("time between two outputs, ms", "% of gaps", xaxis=_LOG)
     for at, (name, _, values) in enumerate(_series(gaps, label)):
         share = 100 * values["count"] / values["count"].sum()
         figure.add_scatter(
@@ -161,12 +171,12 @@ def _gaps(gaps: pa.Table, label: Mapping[tuple[Any, ...], str]) -> Chart | None:
         )  # fmt: skip
     if not figure.data:
         return None
-    caption = "Of each socket read only the first output counts: what came together says nothing about the model."
+    caption = "The time between consecutive outputs of a stream. Only the first output of each socket read counts."
     return Chart("gaps", "Inter-chunk latency", caption, figure)
 
 
 def _waterfall(streams: Iterable[Stream]) -> Chart | None:
-    figure = _figure("ms since the request was written", "")
+    figure = _figure("time since the request was written, ms", "")
     names: list[str] = []
     drawn: dict[str, tuple[list[float | None], list[float | None]]] = {kind: ([], []) for kind in KINDS}
     for at, stream in enumerate(streams):
@@ -184,12 +194,12 @@ def _waterfall(streams: Iterable[Stream]) -> Chart | None:
         return None
     ticks = {"tickvals": list(range(len(names))), "ticktext": names, "range": [len(names) - 0.5, -0.5]}
     figure.update_layout(yaxis={**ticks, "automargin": True, "showgrid": False, "zeroline": False})
-    caption = "One line a request, one tick a chunk. A hole is a stall; what broke off ends early."
-    return Chart("waterfall", "When each chunk came", caption, figure)
+    caption = "One line per request, one tick per chunk. A gap is a stall. Broken streams end early."
+    return Chart("waterfall", "Arrival of each chunk", caption, figure)
 
 
 def _stalls(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
-    figure = _figure("end to end, ms", "longest time between two outputs, ms", xaxis=_LOG, yaxis=_LOG)
+    figure = _figure("end to end, ms", "longest pause between two outputs, ms", xaxis=_LOG, yaxis=_LOG)
     for at, (name, mode, values) in enumerate(rows):
         if mode == "stream":
             x, y = _sampled(values, "e2e_ms", "stall_ms")
@@ -200,15 +210,18 @@ def _stalls(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
     if not figure.data:
         return None
     return Chart(
-        "stalls", "Stalls", "How long each stream stood still at its worst. Both axes are logarithmic.", figure
+        "stalls",
+        "Longest stalls",
+        "The longest pause of each stream, by its duration. Both axes are logarithmic.",
+        figure,
     )
 
 
 def _load(timeline: pa.Table) -> Chart | None:
     if not timeline.num_rows:
         return None
-    figure = _figure("seconds since the run's first request", "requests a second")
-    figure.update_layout(yaxis2={"overlaying": "y", "side": "right", "title": "requests open", "rangemode": "tozero"})
+    figure = _figure("seconds since the run's first request", "requests/s")
+    figure.update_layout(yaxis2={"overlaying": "y", "side": "right", "title": "open requests", "rangemode": "tozero"})
     figure.update_layout(margin={"r": 60})
     for at, run_id in enumerate(pc.unique(timeline["run_id"]).to_pylist()):
         run = timeline.filter(pc.equal(timeline["run_id"], run_id))
@@ -220,33 +233,34 @@ def _load(timeline: pa.Table) -> Chart | None:
         np.add.at(ended, place, run["ended"].to_numpy().astype(float))
         several = f" {run_id}" if len(pc.unique(timeline["run_id"])) > 1 else ""
         figure.add_bar(
-            x=np.round(every, 3), y=np.round(started[:-1] / bin_s, 3), name=f"started a second{several}", width=bin_s,
+            x=np.round(every, 3), y=np.round(started[:-1] / bin_s, 3), name=f"started/s{several}", width=bin_s,
             marker={"color": _colour(2 * at), "opacity": 0.55, "line": {"width": 0}},
         )  # fmt: skip
         figure.add_scatter(
             x=np.round(every, 3), y=np.cumsum(started - ended)[:-1], name=f"open{several}", yaxis="y2", mode="lines",
             line={"color": _colour(2 * at + 1), "width": 2},
         )  # fmt: skip
-    caption = "Each request's last call. Calls that were tried again are among the errors."
-    return Chart("load", "Concurrency and rate", caption, figure)
+    caption = "Last call of each request. Earlier calls are in the chart of errors and retries."
+    return Chart("load", "Request rate and concurrency", caption, figure)
 
 
 def _errors(errors: pa.Table) -> Chart | None:
     if not errors.num_rows:
         return None
-    figure = _figure("seconds since the run's first request", "calls that failed", barmode="stack")
+    figure = _figure("seconds since the run's first request", "failed calls", barmode="stack")
+    figure.update_xaxes(rangemode="tozero")
     for at, kind in enumerate(sorted(pc.unique(errors["type"]).to_pylist())):
         its = errors.filter(pc.equal(errors["type"], kind))
         figure.add_bar(
             x=np.round(its["at"].to_numpy(), 2), y=its["count"].to_numpy(), name=kind, marker={"color": _colour(at)},
             width=its["bin_s"].to_numpy(),
         )  # fmt: skip
-    caption = "By error type, those that were tried again included."
+    caption = "Failed calls by error type, including calls that were retried."
     return Chart("errors", "Errors and retries", caption, figure)
 
 
 def _tokens(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
-    figure = _figure("output tokens as the server reports them", "output tokens as tiktoken counts")
+    figure = _figure("output tokens reported by the server", "output tokens counted by tiktoken")
     most = 0.0
     for at, (name, _, values) in enumerate(rows):
         x, y = _sampled(values, "reported", "tiktoken")
@@ -260,8 +274,10 @@ def _tokens(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
     figure.add_scatter(
         x=[0, most], y=[0, most], mode="lines", name="equal", line={"color": "#999999", "dash": "dot", "width": 1}
     )
-    caption = "On the dotted line both agree. Above it the server charged for less than it sent, below it for more."
-    return Chart("tokens", "tiktoken's count against the server's", caption, figure)
+    caption = (
+        "On the dotted line both counts agree. Above it, the server reports fewer tokens than tiktoken; below it, more."
+    )
+    return Chart("tokens", "Token counts: tiktoken and server", caption, figure)
 
 
 def _colour(at: int) -> str:

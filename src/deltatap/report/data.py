@@ -1,7 +1,6 @@
-"""What the page shows, read from Delta: a sample of the rows, counts over time, a few whole streams.
+"""The data of the report, read from Delta: a sample of the rows, counts over time, and a few whole streams.
 
-Knows how much is enough for a page, and says what it left out. Leaves what a metric is to ``metrics.py`` and how it is
-drawn to ``charts.py``.
+Limits how much goes into a page. ``analysis`` defines the metrics, ``charts.py`` draws.
 """
 
 from __future__ import annotations
@@ -9,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deltatap.analysis.compute import analyze, literal, measured_sql, table_of
+from deltatap.analysis.compute import analyze, table_of
+from deltatap.analysis.metrics import kinds_sql
+from deltatap.analysis.sql import in_runs, literal, measured_sql
 from deltatap.delta import tables
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from deltatap.config import Settings
 
+# Limits of one page: rows of each run and mode, streams to replay, chunks of each, characters of a text, rows of a
+# table, bins of a chart over time.
 ROWS = 10_000
 STREAMS = 12
 CHUNKS = 1_500
@@ -30,15 +33,15 @@ BINS = 120
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A captured stream that the page can play.
+    """A captured stream for the page to replay.
 
     Attributes:
-        why: what it stands for: the median, the slowest, a broken one.
-        chunks: (ms, text, kind) of choice 0's output; a stream of very many chunks is cut off at its end.
-        e2e_ms: when the stream ended; None when it was never written.
-        whole_ms: when the whole answer came: of the same request in mode complete, else when the stream's last did.
-        whole: the whole answer.
-        paired: whether the whole answer is another call's.
+        why: why it was chosen, such as ``median`` or ``broken``.
+        chunks: (ms, text, kind) of the output of choice 0, up to :data:`CHUNKS` of them.
+        e2e_ms: when the stream ended; None if the request was never written.
+        whole_ms: when the whole answer arrived: to the same request in mode complete, else the end of the stream.
+        whole: the text of the whole answer.
+        paired: whether the whole answer comes from a call of its own.
     """
 
     request_id: str
@@ -55,19 +58,21 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """What the page shows.
+    """The data of one page.
 
     Attributes:
         runs: rows of ``runs``.
         metrics: rows of ``metrics_by_run``.
-        rows: a sample of the rows with their metrics; of each run and mode at most :data:`ROWS`.
-        total: how many rows there are.
-        gaps: run_id, endpoint, request_model, mode, bin (of ten a decade), count: of all gaps that count.
-        timeline: run_id, at (seconds since the run's first start), started, ended: of all rows that were sent.
-        errors: run_id, at, type, count: of all calls that failed.
+        rows: a sample of the rows with their metrics, at most :data:`ROWS` per run and mode.
+        total: number of all rows.
+        gaps: all gaps that count, as run_id, endpoint, request_model, mode, bin (ten per decade of ms), count.
+        timeline: all rows whose request was sent, as run_id, at (seconds since the first start of the run), bin_s,
+            started, ended.
+        errors: all failed calls, as run_id, at, bin_s, type, count.
         paired: rows of ``stream_vs_complete``.
-        streams: to play.
-        slowest, broken: rows to read.
+        streams: streams to replay.
+        slowest: the slowest completed rows.
+        broken: interrupted and failed rows.
     """
 
     runs: Sequence[Row]
@@ -84,11 +89,11 @@ class Gathered:
 
 
 def gather(spark: SparkSession, settings: Settings, run_ids: Sequence[str]) -> Gathered:
-    """Read what the page about some runs shows; their metrics are computed where they are not."""
+    """Read the data of a page about some runs; first compute the metrics of new and changed runs."""
     analyze(spark, settings)
     captures = tables.quoted(settings.captures.table)
-    ours = f"run_id IN ({', '.join(literal(run_id) for run_id in run_ids)})"
-    measured = measured_sql(settings, f"SELECT * FROM {captures} WHERE {ours}")
+    of_runs = in_runs(run_ids)
+    measured = measured_sql(settings, f"SELECT * FROM {captures} WHERE {of_runs}")
     keys = "run_id, endpoint, request_model, mode"
     rows = spark.sql(
         f"""
@@ -106,14 +111,15 @@ def gather(spark: SparkSession, settings: Settings, run_ids: Sequence[str]) -> G
         FROM (SELECT {keys}, explode(gaps) AS gap FROM ({measured}) WHERE counts) GROUP BY ALL ORDER BY bin
         """
     ).toArrow()
-    begun = (
-        f"SELECT run_id, min(started_at) AS begin, max(finished_at) AS end FROM {captures} WHERE {ours} GROUP BY run_id"
-    )
+    starts = f"""
+        SELECT run_id, min(started_at) AS begin, max(finished_at) AS end
+        FROM {captures} WHERE {of_runs} GROUP BY run_id
+    """
     bin_s = f"greatest(timestampdiff(MICROSECOND, begin, end) / 1e6 / {BINS}, 0.001)"
     sent = f"""
         SELECT c.run_id, {bin_s} AS bin_s, timestampdiff(MICROSECOND, begin, started_at) / 1e6 AS start_s,
           timestampdiff(MICROSECOND, begin, finished_at) / 1e6 AS end_s, error, retries, begin
-        FROM {captures} AS c JOIN ({begun}) USING (run_id) WHERE c.{ours} AND started_at IS NOT NULL
+        FROM {captures} AS c JOIN ({starts}) USING (run_id) WHERE c.{of_runs} AND started_at IS NOT NULL
     """
     timeline = spark.sql(
         f"""
@@ -133,43 +139,45 @@ def gather(spark: SparkSession, settings: Settings, run_ids: Sequence[str]) -> G
         """
     ).toArrow()
     by_run = tables.quoted(table_of(settings, "metrics_by_run"))
+    # "all" comes first, then the ranges of lengths from short to long.
+    shortest = "try_cast(split(output_tokens, '[- ]')[0] AS INT) NULLS FIRST"
     paired = tables.quoted(table_of(settings, "stream_vs_complete"))
     runs = tables.quoted(settings.runs.table)
     texts = f"""
         SELECT {keys}, request_id, status, error, ttft_ms, e2e_ms, left(text, {TEXT}) AS text, size(retries) AS retries
-        FROM {captures} WHERE {ours}
+        FROM {captures} WHERE {of_runs}
     """
     return Gathered(
-        runs=spark.sql(f"SELECT * FROM {runs} WHERE {ours} ORDER BY started_at").collect(),
-        metrics=spark.sql(f"SELECT * FROM {by_run} WHERE {ours} ORDER BY started_at, {keys}").collect(),
+        runs=spark.sql(f"SELECT * FROM {runs} WHERE {of_runs} ORDER BY started_at").collect(),
+        metrics=spark.sql(f"SELECT * FROM {by_run} WHERE {of_runs} ORDER BY started_at, {keys} DESC").collect(),
         rows=rows,
-        total=spark.sql(f"SELECT count(*) FROM {captures} WHERE {ours}").collect()[0][0],
+        total=spark.sql(f"SELECT count(*) FROM {captures} WHERE {of_runs}").collect()[0][0],
         gaps=gaps,
         timeline=timeline,
         errors=errors,
-        paired=spark.sql(f"SELECT * FROM {paired} WHERE {ours} ORDER BY run_id, output_tokens DESC").collect(),
-        streams=_streams(spark, captures, ours),
+        paired=spark.sql(f"SELECT * FROM {paired} WHERE {of_runs} ORDER BY run_id, {shortest}").collect(),
+        streams=_streams(spark, captures, of_runs),
         slowest=spark.sql(f"{texts} AND status = 'completed' ORDER BY e2e_ms DESC NULLS LAST LIMIT {TABLE}").collect(),
         broken=spark.sql(f"{texts} AND status != 'completed' ORDER BY status, request_id LIMIT {TABLE}").collect(),
     )
 
 
-def _streams(spark: SparkSession, captures: str, ours: str) -> list[Stream]:
-    """The median stream, the slowest to begin, those with the longest stall, the longest, some that broke."""
+def _streams(spark: SparkSession, captures: str, of_runs: str) -> list[Stream]:
+    """Streams close to the median, with the slowest start, the longest stalls, the longest time, and broken ones."""
     stall = "array_max(transform(chunks, c -> c.gap_ms))"
-    some = f"SELECT run_id, request_id, status, ttft_ms, e2e_ms, {stall} AS stall_ms FROM {captures} WHERE {ours}"
-    streamed = f"{some} AND mode = 'stream' AND size(chunks) > 0"
+    fields = f"SELECT run_id, request_id, status, ttft_ms, e2e_ms, {stall} AS stall_ms FROM {captures} WHERE {of_runs}"
+    streamed = f"{fields} AND mode = 'stream' AND size(chunks) > 0"
     done = f"({streamed} AND status = 'completed')"
-    wanted = {
-        "the median": f"SELECT * FROM (SELECT *, percent_rank() OVER (ORDER BY e2e_ms) AS p FROM {done}) "
+    choices = {
+        "median": f"SELECT * FROM (SELECT *, percent_rank() OVER (ORDER BY e2e_ms) AS p FROM {done}) "
         "ORDER BY abs(p - 0.5), request_id LIMIT 3",
-        "slow to begin": f"SELECT * FROM {done} ORDER BY ttft_ms DESC NULLS LAST, request_id LIMIT 2",
-        "stalled": f"SELECT * FROM {done} ORDER BY stall_ms DESC NULLS LAST, request_id LIMIT 2",
+        "slow start": f"SELECT * FROM {done} ORDER BY ttft_ms DESC NULLS LAST, request_id LIMIT 2",
+        "long stall": f"SELECT * FROM {done} ORDER BY stall_ms DESC NULLS LAST, request_id LIMIT 2",
         "long": f"SELECT * FROM {done} ORDER BY e2e_ms DESC NULLS LAST, request_id LIMIT 2",
         "broken": f"{streamed} AND status != 'completed' ORDER BY request_id LIMIT 3",
     }
     chosen: dict[tuple[str, str], str] = {}
-    for why, sql in wanted.items():
+    for why, sql in choices.items():
         for row in spark.sql(sql).collect():
             chosen.setdefault((row["run_id"], row["request_id"]), why)
     if not chosen:
@@ -178,17 +186,17 @@ def _streams(spark: SparkSession, captures: str, ours: str) -> list[Stream]:
     rows = spark.sql(
         f"""
         SELECT run_id, request_id, mode, status, error.type AS error, e2e_ms, last_chunk_ms, text,
-          slice(filter(chunks, c -> c.choice <= 0 AND c.kind IN ('content', 'reasoning', 'refusal', 'tool_calls')),
+          slice(filter(chunks, c -> c.choice <= 0 AND {kinds_sql()}),
             1, {CHUNKS}) AS chunks
         FROM {captures} WHERE (run_id, request_id) IN ({pairs})
         """
     ).collect()
     whole = {(r["run_id"], r["request_id"]): r for r in rows if r["mode"] == "complete" and r["status"] == "completed"}
-    made = [
+    streams = [
         _stream(row, whole.get((row["run_id"], row["request_id"])), chosen) for row in rows if row["mode"] == "stream"
     ]
-    order = list(wanted)
-    return sorted(made, key=lambda stream: (order.index(stream.why), stream.request_id))[:STREAMS]
+    order = list(choices)
+    return sorted(streams, key=lambda stream: (order.index(stream.why), stream.request_id))[:STREAMS]
 
 
 def _stream(row: Row, whole: Row | None, chosen: dict[tuple[str, str], str]) -> Stream:

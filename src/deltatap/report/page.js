@@ -1,4 +1,4 @@
-// The charts take the page's colours, light or dark.
+// The charts use the page's colours for light or dark mode.
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 const narrow = window.matchMedia("(max-width: 640px)");
 
@@ -9,7 +9,7 @@ function themed() {
   return { paper: colour("--paper"), ink: colour("--ink"), axis };
 }
 
-// One chart a task: the first one and the replay are there at once, and the page can be used while the others come.
+// One chart per task, so that the page can be used while the rest are drawn.
 let drawing = 0;
 async function draw() {
   const theme = themed(), ours = ++drawing;
@@ -30,7 +30,7 @@ draw();
 dark.addEventListener("change", draw);
 narrow.addEventListener("change", draw);
 
-// The replay: what had come by a moment, on the left as it came, on the right once all of it had.
+// The replay shows what had arrived at a given moment: on the left the stream, on the right the whole answer.
 if (STREAMS.length) {
   const by = (id) => document.getElementById("replay-" + id);
   const FRAME_MS = 16;
@@ -48,25 +48,25 @@ if (STREAMS.length) {
   }
 
   function show() {
-    const come = stream.chunks.filter(([ms]) => ms <= at);
+    const arrived = stream.chunks.filter(([ms]) => ms <= at);
     const joined = [];
-    for (const [, piece, kind] of come)
+    for (const [, piece, kind] of arrived)
       if (joined.length && joined[joined.length - 1][1] === kind) joined[joined.length - 1][0] += piece;
       else joined.push([piece, kind]);
     text(by("streamed"), joined);
     const broken = stream.status !== "completed" && at >= stream.end;
-    by("streamed-state").textContent = broken ? "broke off: " + (stream.error || stream.status)
-      : come.length ? come.length + " of " + stream.chunks.length + " chunks" : "waiting for the first token";
+    by("streamed-state").textContent = broken ? "stream broke: " + (stream.error || stream.status)
+      : arrived.length ? arrived.length + " of " + stream.chunks.length + " chunks" : "waiting for the first token";
     const whole = at >= stream.wholeMs;
     text(by("whole"), whole ? [[stream.whole, "content"]] : []);
-    by("whole-state").textContent = (whole ? "here since " : "waiting until ") + Math.round(stream.wholeMs).toLocaleString("en") +
-      " ms" + (stream.paired ? ", as captured whole" : ", when the stream had ended");
+    by("whole-state").textContent = (whole ? "arrived at " : "arrives at ") + Math.round(stream.wholeMs).toLocaleString("en") +
+      " ms" + (stream.paired ? ", captured in mode complete" : ", the end of the stream");
     by("at").value = Math.round(1000 * at / span());
     by("clock").textContent = Math.round(at).toLocaleString("en") + " ms";
-    by("play").textContent = playing ? "Pause" : at >= span() ? "Again" : "Play";
+    by("play").textContent = playing ? "Pause" : at >= span() ? "Replay" : "Play";
   }
 
-  // A timer, not an animation frame: those stop where nobody looks, and a replay is read aloud, too.
+  // A timer, not an animation frame: frames stop while the page is hidden.
   function step() {
     if (!playing) return;
     const now = performance.now();
@@ -98,7 +98,7 @@ if (STREAMS.length) {
   by("stream").addEventListener("change", choose);
   by("at").addEventListener("input", () => { at = span() * Number(by("at").value) / 1000; show(); });
   choose();
-  // A link may start one: #play, #play=3
+  // A link can start a replay: #play, #play=3
   const link = /^#play(?:=(\d+))?$/.exec(location.hash);
   if (link && Number(link[1] || 0) < STREAMS.length) {
     by("stream").value = link[1] || 0;

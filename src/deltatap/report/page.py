@@ -1,4 +1,4 @@
-"""The page: charts, cards and tables through a template into one file that needs nothing else."""
+"""The page: puts cards, charts and tables into a template, and writes one file that needs no other."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from plotly.offline import get_plotlyjs
 
 from deltatap.analysis.compare import Difference, compare
 from deltatap.analysis.metrics import METRICS
+from deltatap.analysis.queries import newest_runs, require_run
 from deltatap.errors import ConfigError
-from deltatap.look import known_run, newest_runs
-from deltatap.report.charts import charts, in_script
+from deltatap.report.charts import charts, in_script, labels, series_key
 from deltatap.report.data import ROWS, Gathered, gather
 
 if TYPE_CHECKING:
@@ -27,21 +27,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A figure to see at once."""
+    """A key figure at the top of the page."""
 
     label: str
     value: str
-    more: str = ""
+    detail: str = ""
 
 
 def write_report(spark: SparkSession, settings: Settings, run_ids: Sequence[str], path: Path) -> list[str]:
-    """Write the page about some runs, else about the newest one that has rows; the runs that it is about.
+    """Write the report.
+
+    Args:
+        spark: the session.
+        settings: name the tables and hold the analysis settings.
+        run_ids: the runs to report on; without any, the newest run that has rows.
+        path: the file to write; its folder is created.
+
+    Returns:
+        The runs in the report.
 
     Raises:
-        ConfigError: when there is no such run, or none with rows.
+        ConfigError: there is no such run, or no run has rows.
     """
     for run_id in run_ids:
-        known_run(spark, settings, run_id)
+        require_run(spark, settings, run_id)
     if not run_ids:
         newest = [row["run_id"] for row in newest_runs(spark, settings, 20) if _rows(row)]
         if not newest:
@@ -59,10 +68,9 @@ def _rows(run: Row) -> int:
 
 
 def render(gathered: Gathered, run_ids: Sequence[str], differences: dict[tuple[str, str, str], Difference]) -> str:
-    """The page as HTML."""
+    """The HTML of the page."""
     environment = Environment(loader=PackageLoader("deltatap", "report"), autoescape=True, trim_blocks=True)
-    environment.filters["ms"] = lambda value: "-" if value is None else f"{value:,.1f}"
-    labels = {metric.name: metric.label for metric in METRICS}
+    environment.filters["ms"] = lambda value: "…" if value is None else f"{value:,.1f}"
     streams = [
         {
             "id": stream.request_id, "why": stream.why, "status": stream.status, "error": stream.error,
@@ -76,8 +84,8 @@ def render(gathered: Gathered, run_ids: Sequence[str], differences: dict[tuple[s
         run_ids=run_ids,
         runs=gathered.runs,
         metrics=gathered.metrics,
-        names=METRICS,
-        labels=labels,
+        defined=METRICS,
+        labels={metric.name: metric.label for metric in METRICS},
         cards=cards(gathered),
         charts=charts(gathered),
         paired=gathered.paired,
@@ -95,37 +103,35 @@ def render(gathered: Gathered, run_ids: Sequence[str], differences: dict[tuple[s
 
 
 def cards(gathered: Gathered) -> list[Card]:
-    """What one wants to know first."""
+    """The key figures: outcomes, calls, median times, tokens and cost."""
     metrics = gathered.metrics
-    rows, done = sum(row["rows"] for row in metrics), sum(row["completed"] for row in metrics)
-    broken, failed = sum(row["interrupted"] for row in metrics), sum(row["failed"] for row in metrics)
+    rows, completed = sum(row["rows"] for row in metrics), sum(row["completed"] for row in metrics)
+    interrupted, failed = sum(row["interrupted"] for row in metrics), sum(row["failed"] for row in metrics)
+    failed_calls = sum(count for row in metrics for count in (row["errors"] or {}).values())
     made = [
-        Card("completed", f"{done:,} of {rows:,}", f"{broken:,} broke off, {failed:,} failed"),
+        Card("completed", f"{completed:,} of {rows:,}", f"{interrupted:,} interrupted, {failed:,} failed"),
         Card(
-            "calls", f"{sum(row['requests'] for row in metrics):,}", f"{_failed(metrics):,} failed, tried again or not"
+            "calls", f"{sum(row['requests'] for row in metrics):,}", f"{failed_calls:,} failed, including retried calls"
         ),
     ]
+    names = labels(gathered)
     for row in metrics[:4]:
-        mode = {"stream": "streamed", "complete": "whole"}.get(row["mode"], row["mode"])
-        which = f"{row['request_model']}, {mode}" if len(metrics) > 1 else row["request_model"]
+        series = names[series_key(row)] if len(metrics) > 1 else row["request_model"]
         name, label = ("ttft_ms", "TTFT") if row["mode"] == "stream" else ("e2e_ms", "E2E")
         times = row[name]
         if times["count"]:
-            middle = f"{times['p50']['value']:,.0f} ms"
-            made.append(Card(f"median {label}", middle, f"p95 {times['p95']['value']:,.0f} ms; {which}"))
+            median = f"{times['p50']['value']:,.0f} ms"
+            made.append(Card(f"median {label}", median, f"p95 {times['p95']['value']:,.0f} ms; {series}"))
         if row["mode"] == "stream" and row["tpot_ms"]["count"]:
             tpot = row["tpot_ms"]["p50"]["value"]
-            rate = f"{1000 / tpot:,.0f} tokens/s a stream" if tpot else ""
-            made.append(Card("median TPOT", f"{tpot:,.1f} ms", f"{rate}; {which}"))
-    tokens = sum(row["output_tokens"] or 0 for row in metrics)
-    made.append(Card("output tokens", f"{tokens:,}", f"{sum(row['input_tokens'] or 0 for row in metrics):,} in"))
+            rate = f"{1000 / tpot:,.0f} tokens/s per stream; " if tpot else ""
+            made.append(Card("median TPOT", f"{tpot:,.1f} ms", f"{rate}{series}"))
+    output_tokens = sum(row["output_tokens"] or 0 for row in metrics)
+    input_tokens = sum(row["input_tokens"] or 0 for row in metrics)
+    made.append(Card("output tokens", f"{output_tokens:,}", f"{input_tokens:,} input tokens"))
     costs = [row["cost_usd"] for row in metrics if row["cost_usd"] is not None]
     made.append(Card("cost", f"${sum(costs):,.4f}" if costs else "no price", "retries included" if costs else ""))
     late = sum(row["late"] for row in metrics)
     if late:
-        made.append(Card("left out", f"{late:,} rows", "measured while our own event loop ran late"))
+        made.append(Card("left out of the times", f"{late:,} rows", "the worker's event loop ran late"))
     return made
-
-
-def _failed(metrics: Sequence[Row]) -> int:
-    return sum(count for row in metrics for count in (row["errors"] or {}).values())

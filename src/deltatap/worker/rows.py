@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 CAPTURES_SCHEMA = columns.arrow_schema(columns.CAPTURES)
 JOURNAL_SCHEMA = columns.arrow_schema(columns.JOURNAL)
-_CHUNKS_TYPE = columns.arrow_type(columns.CHUNKS)
+_CHUNKS_TYPE = columns.CHUNKS
 _NULLS: dict[str, Any] = dict.fromkeys(CAPTURES_SCHEMA.names)
 _EMPTY = Chunks()
 

@@ -1,33 +1,67 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 import pytest
 
 from deltatap.delta import columns
 from deltatap.delta import tables as delta_tables
 
-ALL = {"captures": columns.CAPTURES, "journal": columns.JOURNAL, "runs": columns.RUNS, "owed": columns.OWED}
+TABLES = {"captures": columns.CAPTURES, "journal": columns.JOURNAL, "runs": columns.RUNS, "owed": columns.OWED}
+
+# The types of existing tables. A changed type here breaks every table out there.
+CHUNKS_DDL = "ARRAY<STRUCT<ms: DOUBLE, gap_ms: DOUBLE, text: STRING, kind: STRING, choice: INT, event: INT, read: INT>>"
+DDL = {
+    "chunks": CHUNKS_DDL,
+    "retries": "ARRAY<STRUCT<started_at: TIMESTAMP, e2e_ms: DOUBLE, http_status: INT, error_type: STRING, text: STRING, "
+    f"chunks: {CHUNKS_DDL}, input_tokens: BIGINT, output_tokens: BIGINT, cost_usd: DOUBLE>>",
+    "choices": "ARRAY<STRUCT<index: INT, text: STRING, finish_reason: STRING, refusal: STRING, reasoning: STRING, "
+    "tool_calls: STRING>>",
+    "error": "STRUCT<type: STRING, code: STRING, message: STRING, http_status: INT, retryable: BOOLEAN, "
+    "retry_after_s: DOUBLE>",
+    "usage_reported": "STRUCT<input_tokens: BIGINT, output_tokens: BIGINT, total_tokens: BIGINT, "
+    "cached_input_tokens: BIGINT, reasoning_tokens: BIGINT, audio_input_tokens: BIGINT, audio_output_tokens: BIGINT>",
+    "usage_tiktoken": "STRUCT<encoding: STRING, input_tokens: BIGINT, output_tokens: BIGINT, total_tokens: BIGINT, "
+    "approximate: BOOLEAN>",
+    "raw": "ARRAY<STRUCT<event: STRING, data: BINARY>>",
+    "keep": "MAP<STRING, STRING>",
+    "source_hash": "BIGINT",
+    "started_at": "TIMESTAMP",
+    "ttft_ms": "DOUBLE",
+    "text": "STRING",
+}
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_arrow_and_spark_agree(name: str) -> None:
-    its = ALL[name]
-    arrow, spark = columns.arrow_schema(its), columns.spark_schema(its)
-    assert arrow.names == spark.names == [column.name for column in its]
-    for column, field in zip(its, spark.fields, strict=True):
-        spelled = column.type.lower().replace(", ", ",").replace(" ", ":")
+@pytest.mark.parametrize("name", DDL)
+def test_ddl_types_of_captures_do_not_change(name: str) -> None:
+    (column,) = (column for column in columns.CAPTURES if column.name == name)
+    assert columns.sql_type(column.type) == DDL[name]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_spark_schema_and_ddl_agree(name: str) -> None:
+    spark = columns.spark_schema(TABLES[name])
+    assert spark.names == [column.name for column in TABLES[name]]
+    for column, field in zip(TABLES[name], spark.fields, strict=True):
+        spelled = columns.sql_type(column.type).lower().replace(": ", ":").replace(", ", ",")
         assert field.dataType.simpleString() == spelled, column.name
 
 
-def test_times_are_64_bits_wide() -> None:
-    chunk = columns.arrow_type(columns.CHUNKS).value_type
-    assert chunk.field("ms").type == pa.float64()
+def test_ddl_has_types_and_escaped_comments() -> None:
+    ddl = columns.ddl([columns.Column("keep", columns.STRINGS, "the user's columns")])
+    assert ddl == r"`keep` MAP<STRING, STRING> COMMENT 'the user\'s columns'"
 
 
-def test_ddl_holds_types_and_comments() -> None:
-    ddl = columns.ddl(columns.CAPTURES)
-    assert "`error` STRUCT<type: STRING, code: STRING, message: STRING, http_status: INT," in ddl
-    assert r"sha256 of the body\'s compact JSON" in ddl
+def test_named_types_are_abbreviated_at_any_depth() -> None:
+    names: dict[Any, str] = {columns.CHUNK: "chunk"}
+    assert columns.sql_type(columns.CHUNKS, names) == "ARRAY<chunk>"
+    assert "chunks: ARRAY<chunk>," in columns.sql_type(columns.RETRIES, names)
+
+
+def test_an_unsupported_type_is_an_error() -> None:
+    with pytest.raises(KeyError):
+        columns.sql_type(pa.float32())
 
 
 @pytest.mark.parametrize(
@@ -42,10 +76,10 @@ def test_a_table_is_a_name_or_a_path(table: str, sql: str) -> None:
     assert delta_tables.quoted(table) == sql
 
 
-def test_differences_are_told_by_column() -> None:
-    found = columns.spark_schema((*columns.CAPTURES[:-1], columns.Column("mine", "STRING", "")))
+def test_differences_name_the_column() -> None:
+    found = columns.spark_schema((*columns.CAPTURES[:-1], columns.Column("mine", columns.STRING, "")))
     assert delta_tables.differences(found, columns.CAPTURES) == [
         "column worker is missing; ALTER TABLE … ADD COLUMN worker string"
     ]
-    other = columns.spark_schema((columns.Column("run_id", "BIGINT", ""), *columns.CAPTURES[1:]))
+    other = columns.spark_schema((columns.Column("run_id", columns.BIGINT, ""), *columns.CAPTURES[1:]))
     assert delta_tables.differences(other, columns.CAPTURES) == ["column run_id: expected string, found bigint"]

@@ -1,0 +1,113 @@
+"""Queries for people: the newest runs, one request, the newest answers, the summary of a run.
+
+Returns rows. ``terminal.py`` and the report lay them out.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from deltatap.analysis.metrics import kinds_sql
+from deltatap.analysis.sql import in_runs
+from deltatap.delta import tables
+from deltatap.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pyspark.sql import Row, SparkSession
+
+    from deltatap.config import Settings
+
+
+def require_table(spark: SparkSession, name: str, table: str) -> None:
+    """Check that a configured Delta table exists.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if not tables.exists(spark, table):
+        raise ConfigError([f"{name}.table: {table}: this Delta table does not exist; capture something first"])
+
+
+def newest_runs(spark: SparkSession, settings: Settings, limit: int) -> list[Row]:
+    """The newest runs on this captures table, newest first.
+
+    Raises:
+        ConfigError: there is no runs table.
+    """
+    require_table(spark, "runs", settings.runs.table)
+    rows = spark.table(tables.quoted(settings.runs.table))
+    rows = rows.where(rows["captures"] == settings.captures.table)
+    return rows.orderBy(rows["started_at"].desc()).limit(limit).collect()
+
+
+def require_run(spark: SparkSession, settings: Settings, run_id: str) -> None:
+    """Check that a run on this captures table exists.
+
+    Raises:
+        ConfigError: it does not; the message names the newest runs.
+    """
+    known = [row["run_id"] for row in newest_runs(spark, settings, 1_000)]
+    if run_id not in known:
+        newest = ", ".join(known[:5]) or "none"
+        raise ConfigError(
+            [f"runs.table: {settings.runs.table}: no run {run_id} on this captures table; newest: {newest}"]
+        )
+
+
+def newest_capture(spark: SparkSession, settings: Settings, request_id: str, run_id: str | None) -> list[Row]:
+    """The newest row of a request in each mode, streamed first; of one run or of any.
+
+    Raises:
+        ConfigError: there is no captures table, or it has no such row.
+    """
+    require_table(spark, "captures", settings.captures.table)
+    rows = spark.table(tables.quoted(settings.captures.table))
+    rows = rows.where(rows["request_id"] == request_id)
+    if run_id is not None:
+        rows = rows.where(rows["run_id"] == run_id)
+    newest = {row["mode"]: row for row in rows.orderBy(rows["finished_at"].asc_nulls_first()).collect()}
+    if not newest:
+        where = f" in run {run_id}" if run_id else ""
+        raise ConfigError([f"captures.table: {settings.captures.table}: no row with request_id {request_id}{where}"])
+    return [newest[mode] for mode in sorted(newest, reverse=True)]
+
+
+def newest_answers(spark: SparkSession, settings: Settings, run_ids: Sequence[str], limit: int) -> list[Row]:
+    """The newest rows whose request was sent, of some runs or of all, oldest first.
+
+    Raises:
+        ConfigError: there is no captures table, or no such run.
+    """
+    require_table(spark, "captures", settings.captures.table)
+    for run_id in run_ids:
+        require_run(spark, settings, run_id)
+    rows = spark.table(tables.quoted(settings.captures.table)).where("started_at IS NOT NULL")
+    if run_ids:
+        rows = rows.where(rows["run_id"].isin(*run_ids))
+    return rows.orderBy(rows["finished_at"].desc_nulls_last()).limit(limit).collect()[::-1]
+
+
+def summarize(spark: SparkSession, settings: Settings, run_id: str) -> tuple[list[Row], list[Row]]:
+    """A run's rows counted by mode, status and finish_reason, and its times by mode."""
+    run = f"SELECT * FROM {tables.quoted(settings.captures.table)} WHERE {in_runs([run_id])}"
+    outcomes = spark.sql(
+        f"""
+        SELECT mode, status, coalesce(finish_reason, error.type) AS why, count(*) AS rows, sum(size(retries)) AS retries
+        FROM ({run}) GROUP BY ALL ORDER BY mode DESC, status, rows DESC
+        """
+    ).collect()
+    quantiles = "array(0.5, 0.9, 0.99)"
+    times = spark.sql(
+        f"""
+        WITH run AS ({run}), gaps AS (
+          SELECT mode, percentile(chunk.gap_ms, {quantiles}) AS itl_ms
+          FROM run LATERAL VIEW explode(chunks) AS chunk WHERE {kinds_sql(kind="chunk.kind")} GROUP BY mode
+        )
+        SELECT mode, percentile(ttft_ms, {quantiles}) AS ttft_ms, any_value(itl_ms) AS itl_ms,
+          percentile(e2e_ms, {quantiles}) AS e2e_ms, percentile(loop_lag_ms, {quantiles}) AS lag_ms
+        FROM run LEFT JOIN gaps USING (mode) GROUP BY mode ORDER BY mode DESC
+        """
+    ).collect()
+    return outcomes, times

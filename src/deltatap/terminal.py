@@ -1,0 +1,196 @@
+"""What the commands print: runs, one request, the summary and metrics of runs, the comparison of two runs.
+
+Lays out rows. ``analysis`` reads and computes them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from deltatap.analysis.metrics import METRICS
+from deltatap.model import OUTPUT_KINDS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from pyspark.sql import Row
+    from rich.console import Console
+
+    from deltatap.analysis.compare import Difference
+
+_BARS = " ▁▂▃▄▅▆▇█"
+_WIDTH = 60
+_LABELS = {metric.name: metric.label for metric in METRICS}
+
+
+def show_runs(console: Console, runs: Sequence[Row]) -> None:
+    """Print rows of ``runs``."""
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("run", no_wrap=True, min_width=22)
+    table.add_column("status", min_width=9)
+    table.add_column("started", no_wrap=True, min_width=11)
+    for name in ("done", "broken", "failed", "USD"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in runs:
+        table.add_row(
+            row["run_id"],
+            row["status"],
+            f"{row['started_at']:%m-%d %H:%M}",
+            "" if row["completed"] is None else f"{row['completed']:,} of {row['owed'] or 0:,}",
+            *("" if row[name] is None else f"{row[name]:,}" for name in ("interrupted", "failed")),
+            "" if row["cost_usd"] is None else f"{row['cost_usd']:,.2f}",
+        )
+    console.print(table)
+    for row in runs:
+        if row["reason"]:
+            _line(console, f"{row['run_id']}: {escape(row['reason'])}")
+
+
+def show_summary(console: Console, run: Mapping[str, Any], outcomes: Sequence[Row], times: Sequence[Row]) -> None:
+    """Print the summary of a run: its row of ``runs``, and what ``queries.summarize`` returns."""
+    if not outcomes:
+        console.print(f"run {run['run_id']}: {run['status']}, no rows", highlight=False)
+        return
+    several_modes = len({outcome["mode"] for outcome in outcomes}) > 1
+    counts = Table(title=f"run {run['run_id']}: {run['status']}", title_justify="left", title_style="bold")
+    for name in ("mode", "status", "finish_reason or error")[not several_modes :]:
+        counts.add_column(name)
+    for name in ("rows", "retries"):
+        counts.add_column(name, justify="right")
+    for outcome in outcomes:
+        cells = (outcome["mode"], outcome["status"], outcome["why"])[not several_modes :]
+        counts.add_row(*cells, f"{outcome['rows']:,}", f"{outcome['retries'] or 0:,}")
+    console.print(counts)
+    quantiles = Table()
+    quantiles.add_column("ms")
+    for name in ("p50", "p90", "p99"):
+        quantiles.add_column(name, justify="right")
+    columns = {"TTFT": "ttft_ms", "inter-chunk latency": "itl_ms", "end to end": "e2e_ms", "loop lag": "lag_ms"}
+    for row in times:
+        for name, column in columns.items():
+            if row[column] is not None:
+                label = f"{name}, {row['mode']}" if several_modes else name
+                quantiles.add_row(label, *(f"{value:,.1f}" for value in row[column]))
+    if quantiles.row_count:
+        console.print(quantiles)
+    cost = "no price" if run["cost_usd"] is None else f"${run['cost_usd']:,.4f}"
+    tokens = f"{run['input_tokens']:,} input tokens, {run['output_tokens']:,} output tokens"
+    _line(console, f"{run['requests']:,} calls, {tokens}, {cost}")
+
+
+def show_capture(console: Console, row: Row) -> None:
+    """Print one row of ``captures``: its outcome, when its chunks arrived, its times, its text."""
+    model = row["response_model"] or row["request_model"]
+    error = row["error"]
+    why = row["finish_reason"] or (error["type"] if error else "")
+    _line(
+        console,
+        f"[bold]{escape(row['request_id'])}[/bold]  {row['mode']}  {row['status']} ({escape(why)})  "
+        f"{escape(str(model))}  run {row['run_id']}",
+    )
+    if error:
+        _line(console, escape(f"{error['type']} {error['code'] or ''}: {error['message'] or ''}"), style="red")
+    for at, call in enumerate(row["retries"] or (), 1):
+        received = f"{len(call['text'] or ''):,} characters received"
+        _line(console, f"call {at}: {call['error_type']}, {received}", style="yellow")
+    if line := sparkline([chunk["ms"] for chunk in row["chunks"] or () if chunk["kind"] in OUTPUT_KINDS]):
+        console.print(line, highlight=False)
+    columns = {"TTFT": "ttft_ms", "per token": "tpot_ms", "end to end": "e2e_ms", "loop lag": "loop_lag_ms"}
+    facts = [f"{name} {row[column]:,.1f} ms" for name, column in columns.items() if row[column] is not None]
+    if usage := row["usage_reported"] or row["usage_tiktoken"]:
+        source = "reported" if row["usage_reported"] else "counted by tiktoken"
+        facts.append(f"{usage['input_tokens']:,} + {usage['output_tokens']:,} tokens {source}")
+    if row["cost_usd"] is not None:
+        facts.append(f"${row['cost_usd']:,.6f}")
+    _line(console, ", ".join(facts))
+    for choice in row["choices"] or ():
+        for name in ("reasoning", "refusal", "tool_calls", "text"):
+            if choice[name]:
+                of_choice = f" of choice {choice['index']}" if len(row["choices"]) > 1 else ""
+                console.print(f"\n[dim]{name}{of_choice}[/dim]", highlight=False)
+                console.print(choice[name], markup=False, highlight=False, soft_wrap=True)
+
+
+def sparkline(times: Sequence[float], width: int = _WIDTH) -> str:
+    """A line of bars with the number of chunks over time, from the request to the last chunk; empty without chunks.
+
+    Args:
+        times: of the chunks, in ms since the request was written.
+        width: number of bars.
+    """
+    if not times:
+        return ""
+    end = max(times) or 1.0
+    counts = [0] * width
+    for at in times:
+        counts[min(width - 1, int(at / end * width))] += 1
+    highest = max(counts)
+    bars = "".join(_BARS[-(-count * (len(_BARS) - 1) // highest)] for count in counts)
+    return f"│{bars}│ {len(times):,} chunks in {end / 1000:,.2f} s"
+
+
+def show_metrics(console: Console, rows: Iterable[Row]) -> None:
+    """Print rows of ``metrics_by_run``: medians with their intervals, and p95."""
+    for row in rows:
+        title = f"run {row['run_id']}, {row['request_model']} at {row['endpoint']}, {row['mode']}: {row['rows']:,} rows"
+        late = f", {row['late']:,} left out because the event loop ran late" if row["late"] else ""
+        table = Table(title=f"{escape(title)}{late}", title_justify="left", title_style="bold")
+        table.add_column("metric")
+        for name in ("median", "95 % interval", "p95", "rows"):
+            table.add_column(name, justify="right")
+        for metric in METRICS:
+            values = row[metric.name]
+            if values["count"]:
+                median = values["p50"]
+                table.add_row(
+                    f"{metric.title}, {metric.unit}",
+                    f"{median['value']:,.1f}",
+                    _interval(median["low"], median["high"]),
+                    f"{values['p95']['value']:,.1f}",
+                    f"{values['count']:,}",
+                )
+        gaps = row["inter_chunk_ms"]
+        if gaps["count"]:
+            median, p95 = f"{gaps['p50']:,.1f}", f"{gaps['p95']:,.1f}"
+            table.add_row("inter-chunk latency, ms", median, "", p95, f"{gaps['count']:,} gaps")
+        console.print(table)
+
+
+def show_comparison(
+    console: Console, first: str, second: str, differences: Mapping[tuple[str, str, str], Difference]
+) -> None:
+    """Print the differences between two runs, those whose interval excludes zero in bold."""
+    if not differences:
+        console.print("nothing to compare: there is no mode in which both runs completed a request")
+        return
+    console.print(f"first: {first}\nsecond: {second}", highlight=False)
+    for mode in dict.fromkeys(mode for mode, _, _ in differences):
+        table = Table(title=f"{mode}: second minus first", title_justify="left", title_style="bold")
+        table.add_column("metric")
+        for name in ("first", "second", "difference", "95 % interval"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for (of_mode, name, quantile), found in differences.items():
+            if of_mode == mode:
+                table.add_row(
+                    f"{_LABELS[name]} {quantile}",
+                    f"{found.first:,.1f}",
+                    f"{found.second:,.1f}",
+                    f"{found.value:+,.1f}",
+                    _interval(found.low, found.high, signed=True),
+                    style="bold" if found.clear else None,
+                )
+        console.print(table)
+    console.print("times in ms; bold: the interval excludes zero", style="dim")
+
+
+def _interval(low: float | None, high: float | None, *, signed: bool = False) -> str:
+    ends = ["…" if end is None else f"{end:+,.1f}" if signed else f"{end:,.1f}" for end in (low, high)]
+    return "" if low is None and high is None else " to ".join(ends)
+
+
+def _line(console: Console, text: str, style: str | None = None) -> None:
+    """Print one line as it is: not wrapped, numbers not coloured."""
+    console.print(text, style=style, highlight=False, soft_wrap=True)

@@ -1,0 +1,128 @@
+"""The page made from data in memory, and what happens without the packages that it needs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from deltatap.analysis.compare import Difference
+from deltatap.analysis.metrics import METRICS
+from deltatap.model import OUTPUT_KINDS
+from deltatap.report.charts import KINDS, in_script
+from deltatap.report.data import Gathered, Stream
+from deltatap.report.page import cards, render
+
+AT = datetime(2026, 11, 21, 6, 30, tzinfo=UTC)
+ATTACK = "</script><script>alert(1)</script>"
+WITHOUT = """
+import sys
+
+class Absent:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] == sys.argv[1]:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Absent())
+from deltatap import errors
+import deltatap.analysis.compare, deltatap.terminal
+try:
+    import deltatap.report
+except errors.MissingExtraError as error:
+    print(error)
+"""
+
+
+class Row(SimpleNamespace):
+    """A row as Spark returns it: with fields by name and by attribute."""
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+
+def distribution(value: float, count: int = 3) -> Row:
+    estimate = Row(value=value, low=None, high=value + 1)
+    return Row(count=count, mean=value, p50=estimate, p90=estimate, p95=estimate, p99=estimate)
+
+
+def metrics_row(**values: Any) -> Row:
+    fields: dict[str, Any] = {
+        "run_id": "r", "endpoint": "e", "request_model": "m", "mode": "stream", "rows": 10, "completed": 7,
+        "interrupted": 2, "failed": 1, "requests": 12, "errors": {"rate_limit": 2, "connection": 3}, "late": 0,
+        "input_tokens": 100, "output_tokens": 2000, "cost_usd": 0.5,
+        "inter_chunk_ms": Row(count=0, mean=None, p50=None, p90=None, p95=None, p99=None),
+    }  # fmt: skip
+    return Row(**(fields | {metric.name: distribution(20.0) for metric in METRICS} | values))
+
+
+def gathered(**values: Any) -> Gathered:
+    keys = {"run_id": ["r"], "endpoint": ["e"], "request_model": ["m"], "mode": ["stream"]}
+    numbers = ("output_tokens", "ttft_ms", "tpot_ms", "stall_ms", "e2e_ms", "loop_lag_ms", "reported", "tiktoken")
+    rows = keys | {"request_id": ["q"], "status": ["completed"], "counts": [True]} | {name: [5.0] for name in numbers}
+    stream = Stream("q", "r", "median", "completed", None, ((1.0, ATTACK, "content"),), 2.0, 2.0, "text", paired=False)
+    data: dict[str, Any] = {
+        "runs": [Row(run_id="r", status="completed", reason=None, started_at=AT, finished_at=AT, labels=None)],
+        "metrics": [metrics_row()],
+        "rows": pa.table(rows),
+        "total": 1,
+        "gaps": pa.table(keys | {"bin": [3], "count": [2]}),
+        "timeline": pa.table({"run_id": ["r"], "at": [0.0], "bin_s": [1.0], "started": [1], "ended": [1]}),
+        "errors": pa.table({"run_id": ["r"], "at": [0.0], "bin_s": [1.0], "type": ["server"], "count": [1]}),
+        "paired": [],
+        "streams": [stream],
+        "slowest": [],
+        "broken": [],
+    }
+    return Gathered(**(data | values))
+
+
+def test_cards_sum_over_all_series() -> None:
+    metrics = [metrics_row(), metrics_row(mode="complete", e2e_ms=distribution(900.0), cost_usd=None, late=2)]
+    found = {(card.label, card.value): card.detail for card in cards(gathered(metrics=metrics))}
+    assert found == {
+        ("completed", "14 of 20"): "4 interrupted, 2 failed",
+        ("calls", "24"): "10 failed, including retried calls",
+        ("median TTFT", "20 ms"): "p95 20 ms; streamed",
+        ("median TPOT", "20.0 ms"): "50 tokens/s per stream; streamed",
+        ("median E2E", "900 ms"): "p95 900 ms; whole",
+        ("output tokens", "4,000"): "200 input tokens",
+        ("cost", "$0.5000"): "retries included",
+        ("left out of the times", "2 rows"): "the worker's event loop ran late",
+    }
+
+
+def test_the_page_shows_every_metric_and_no_text_becomes_a_script() -> None:
+    page = render(gathered(), ["r"], {("stream", "ttft_ms", "p50"): Difference(1.0, 2.0, None, None)})
+    assert all(f">{metric.label}" in page for metric in METRICS)
+    assert ATTACK not in page
+    assert '"p95":' not in page.split("<script>")[0]
+    assert page.count('class="plot"') == 8
+
+
+@pytest.mark.parametrize("text", ["</script>", "<!--", "<script>"])
+def test_json_cannot_end_a_script(text: str) -> None:
+    assert "<" not in in_script(f'"{text}"')
+
+
+def test_every_output_kind_has_a_colour() -> None:
+    assert set(KINDS) == set(OUTPUT_KINDS)
+
+
+@pytest.mark.parametrize("module", ["jinja2", "plotly"])
+def test_without_the_extra_only_the_report_fails_and_names_it(module: str) -> None:
+    ended = subprocess.run([sys.executable, "-c", WITHOUT, module], capture_output=True, text=True, check=True)
+    assert f"{module} is not installed: run `pip install 'deltatap[report]'`" in ended.stdout
+
+
+def test_missing_intervals_are_blank_and_open_ends_are_marked() -> None:
+    pair = Row(
+        run_id="r", output_tokens="all", pairs=1, saved_ms=Row(value=5.0, low=None, high=None), slower_ms=Row(value=1.0)
+    )
+    page = render(gathered(paired=[pair]), ["r"], {})
+    assert "<td>5.0</td><td></td><td>1.0</td>" in page
+    assert "<td>… to 21.0</td>" in page

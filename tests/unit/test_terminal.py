@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import io
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from deltatap import terminal
+from deltatap.analysis.compare import Difference
+from deltatap.analysis.metrics import METRICS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+RUN: dict[str, Any] = {
+    "run_id": "r1", "status": "stopped", "started_at": datetime(2026, 11, 21, 6, 30, tzinfo=UTC), "completed": 1234,
+    "owed": 2000, "interrupted": 5, "failed": None, "cost_usd": 1.5, "reason": "stopped by [you]", "requests": 1250,
+    "input_tokens": 10_000, "output_tokens": 20_000,
+}  # fmt: skip
+CAPTURE: dict[str, Any] = {
+    "request_id": "q[1]", "run_id": "r1", "mode": "stream", "status": "interrupted", "finish_reason": None,
+    "error": {"type": "connection", "code": None, "message": "reset [by peer]"}, "response_model": None,
+    "request_model": "m", "retries": [{"error_type": "rate_limit", "text": None}],
+    "chunks": [{"ms": 1.0, "kind": "role"}, {"ms": 500.0, "kind": "content"}, {"ms": 1000.0, "kind": "reasoning"}],
+    "ttft_ms": 500.0, "tpot_ms": None, "e2e_ms": 1200.0, "loop_lag_ms": 0.5, "usage_reported": None,
+    "usage_tiktoken": {"input_tokens": 3, "output_tokens": 2}, "cost_usd": 0.25,
+    "choices": [{"index": 0, "text": "[bold]Hi", "reasoning": "Hm", "refusal": None, "tool_calls": None}],
+}  # fmt: skip
+
+
+def printed(show: Callable[..., None], *arguments: Any, width: int = 200) -> str:
+    out = io.StringIO()
+    show(Console(file=out, width=width), *arguments)
+    return out.getvalue()
+
+
+def test_runs_have_a_line_each_and_their_reasons_below() -> None:
+    lines = printed(terminal.show_runs, [RUN, RUN | {"run_id": "r2", "reason": None}], width=80).splitlines()
+    assert lines[1].split() == ["r1", "stopped", "11-21", "06:30", "1,234", "of", "2,000", "5", "1.50"]
+    assert lines[3:] == ["r1: stopped by [you]"]
+
+
+def test_summary_of_one_mode_leaves_the_mode_out() -> None:
+    outcome: dict[str, Any] = {"mode": "stream", "status": "completed", "why": "stop", "rows": 1234, "retries": None}
+    times: dict[str, Any] = {
+        "mode": "stream",
+        "ttft_ms": [1.0, 2.0, 3.0],
+        "itl_ms": None,
+        "e2e_ms": [4.0, 5.0, 6.0],
+        "lag_ms": None,
+    }
+    text = printed(terminal.show_summary, RUN, [outcome], [times])
+    assert "stream" not in text
+    assert "1,250 calls, 10,000 input tokens, 20,000 output tokens, $1.5000" in text
+    assert "inter-chunk" not in text
+    both = printed(terminal.show_summary, RUN, [outcome, outcome | {"mode": "complete"}], [times])
+    assert "TTFT, stream" in both
+
+
+def test_summary_of_a_run_without_rows() -> None:
+    assert printed(terminal.show_summary, RUN, [], []) == "run r1: stopped, no rows\n"
+
+
+def test_a_capture_shows_outcome_chunks_times_and_text_literally() -> None:
+    text = printed(terminal.show_capture, CAPTURE)
+    for line in (
+        "q[1]  stream  interrupted (connection)  m  run r1",
+        "connection : reset [by peer]",
+        "call 1: rate_limit, 0 characters received",
+        "TTFT 500.0 ms, end to end 1,200.0 ms, loop lag 0.5 ms, 3 + 2 tokens counted by tiktoken, $0.250000",
+        "[bold]Hi",
+    ):
+        assert line in text.splitlines()
+    assert "2 chunks in 1.00 s" in text, "the role is not output"
+
+
+def test_metrics_show_every_metric_that_has_values() -> None:
+    estimate = {"value": 12.0, "low": None, "high": 14.5}
+    values = {"count": 3, "p50": estimate, "p95": estimate}
+    row: dict[str, Any] = {metric.name: values for metric in METRICS} | {"tpot_ms": values | {"count": 0}}
+    row |= {"run_id": "r", "request_model": "m", "endpoint": "e", "mode": "stream", "rows": 4, "late": 1,
+            "inter_chunk_ms": {"count": 7, "p50": 1.0, "p95": 2.0}}  # fmt: skip
+    text = printed(terminal.show_metrics, [row])
+    assert "run r, m at e, stream: 4 rows, 1 left out because the event loop ran late" in text
+    assert all((metric.title in text) == (metric.name != "tpot_ms") for metric in METRICS)
+    assert "… to 14.5" in text
+    assert "output rate, tokens/s" in text
+    assert "7 gaps" in text
+
+
+def test_comparison_shows_signed_differences_by_mode() -> None:
+    found = {("stream", "ttft_ms", "p50"): Difference(100.0, 130.0, 20.0, 40.0),
+             ("complete", "e2e_ms", "p95"): Difference(1.0, 1.0, None, None)}  # fmt: skip
+    text = printed(terminal.show_comparison, "a", "b", found)
+    assert "stream: second minus first" in text
+    assert "+20.0 to +40.0" in text
+    assert "E2E p95" in text
+    assert "nothing to compare" in printed(terminal.show_comparison, "a", "b", {})
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1), st.integers(1, 80))
+def test_a_sparkline_has_its_width_and_shows_every_chunk(times: list[float], width: int) -> None:
+    line = terminal.sparkline(times, width)
+    bars = line.split("│")[1]
+    assert len(bars) == width
+    assert "█" in bars
+    assert f"{len(times):,} chunks" in line
+
+
+@pytest.mark.parametrize(("times", "bars"), [([1.0, 2.0], "     █   █"), ([10.0], "         █"), ([], None)])
+def test_bars_stand_where_the_chunks_arrived(times: list[float], bars: str | None) -> None:
+    line = terminal.sparkline(times, 10)
+    assert line.split("│")[1] == bars if bars else line == ""
