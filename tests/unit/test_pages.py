@@ -32,3 +32,15 @@ def test_the_layers_are_documented_in_their_order() -> None:
     section = (ROOT / "docs/how-it-works.md").read_text().partition("\n## The code\n")[2].partition("\n### ")[0]
     layers = re.findall(r"^\| `(\w+)(?:\.py|/)` \|", section, re.MULTILINE)
     assert layers == [layer for layer in ORDER if layer != "__main__"]
+
+
+def test_the_layers_name_each_module_of_a_package() -> None:
+    section = (ROOT / "docs/how-it-works.md").read_text().partition("\n## The code\n")[2].partition("\n### ")[0]
+    documented = {
+        name: set(re.findall(r"`(\w+)`", what))
+        for name, what in re.findall(r"^\| `(\w+)/` \| (.*)$", section, re.MULTILINE)
+    }
+    found = {
+        name: {path.stem for path in (ROOT / "src/deltatap" / name).glob("*.py")} - {"__init__"} for name in documented
+    }
+    assert documented == found
