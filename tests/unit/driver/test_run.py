@@ -43,7 +43,7 @@ def test_capture_fails_above_the_configured_error_rate(
     """Everything between the configuration and the exit code, with a run that has ended already."""
     monkeypatch.setattr("deltatap.driver.preflight.preflight", lambda _: None)
     monkeypatch.setattr("deltatap.driver.run.run", lambda *_: outcome)
-    monkeypatch.setattr("deltatap.summary.summarize", lambda *_: ([], []))
+    monkeypatch.setattr("deltatap.analysis.queries.summarize", lambda *_: ([], []))
     monkeypatch.setattr(cli, "_session", lambda *_: None)
     path = tmp_path / "config.yml"
     path.write_text(f"capture:\n  fail_above_error_rate: {rate}\n")
