@@ -1,4 +1,4 @@
-"""Each API, in each mode, with each kind of request and answer: every column that the case fills, through the whole job."""
+"""Each API, mode and kind of request through the whole job: every column that the case fills."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MESSAGES_TOOLS = [{"name": tool["name"], "input_schema": tool["parameters"]} for
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of request: what it asks for, of which server, and what it fills beyond the text."""
+    """A kind of request: its parameters, the traits of the server, and the columns that it fills besides the text."""
 
     traits: str = ""
     params: dict[str, Any] | None = None
@@ -181,25 +181,25 @@ def test_every_column_of_every_kind(spark: SparkSession, tables: Path, simulator
         for mode, row in modes.items():
             where = (api, mode, name)
             call = calls[row["request_hash"], mode == "stream"]
-            tells_the_answer(row, call, kinds[name], where)
-            tells_the_times(row, call, where)
-            tells_the_tokens(row, call, kinds[name], where)
+            check_answer(row, call, kinds[name], where)
+            check_times(row, call, where)
+            check_tokens(row, call, kinds[name], where)
             assert (row["api"], row["status"], row["error"]) == (api, "completed", None), where
             asked = json.loads(row["request"])
             assert asked.get("stream") == (True if mode == "stream" else None), where
             assert asked["model"] == row["request_model"], where
             assert {key: asked[key] for key in kinds[name].params or {}} == (kinds[name].params or {}), where
         first, second = sorted(modes.values(), key=lambda row: row["started_at"])
-        assert second["started_at"] >= first["finished_at"], "never at the same moment"
+        assert second["started_at"] >= first["finished_at"], "the two modes overlap"
         assert modes["stream"]["text"] == modes["complete"]["text"], name
     firsts = {min(modes.values(), key=lambda row: row["started_at"])["mode"] for modes in rows.values()}
-    assert firsts == {"stream", "complete"}, "the order is drawn"
+    assert firsts == {"stream", "complete"}, "the order is not random"
     again, said = capture(spark, tables, simulator, endpoint={"api": api}, capture={"mode": "paired"}, request={})
-    assert again.row["owed"] == 0, "each mode is final for itself"
+    assert again.row["owed"] == 0, "each mode is owed separately"
     assert "nothing was paid" in said
 
 
-def tells_the_answer(row: Row, call: dict[str, Any], kind: Kind, where: Any) -> None:
+def check_answer(row: Row, call: dict[str, Any], kind: Kind, where: Any) -> None:
     assert row["text"] == call["texts"].get("0", ""), where
     finish = {"responses": "completed", "messages": "end_turn"}.get(row["api"], call["finish_reasons"]["0"])
     assert row["finish_reason"] == (kind.finish or finish), where
@@ -230,7 +230,7 @@ def tells_the_answer(row: Row, call: dict[str, Any], kind: Kind, where: Any) -> 
     assert row["server_request_id"] == f"req_sim{call['number']:08d}", where
 
 
-def tells_the_times(row: Row, call: dict[str, Any], where: Any) -> None:
+def check_times(row: Row, call: dict[str, Any], where: Any) -> None:
     assert row["headers_ms"] <= row["e2e_ms"], where
     refused = 1 if row["retries"] else 0
     assert refused == (row["mode"] == "stream" and row["request_id"] == "stream options refused"), where
@@ -256,7 +256,7 @@ def tells_the_times(row: Row, call: dict[str, Any], where: Any) -> None:
     assert {c["event"] for c in row["chunks"]} == set(range(call["frames"])), where
 
 
-def tells_the_tokens(row: Row, call: dict[str, Any], kind: Kind, where: Any) -> None:
+def check_tokens(row: Row, call: dict[str, Any], kind: Kind, where: Any) -> None:
     usage, reported, counted = call["usage"], row["usage_reported"], row["usage_tiktoken"]
     if usage is None or (row["mode"] == "stream" and row["request_id"] == "stream options refused"):
         assert reported is None, where

@@ -1,4 +1,4 @@
-"""Captured streams served again: to the real openai client, and in a real browser."""
+"""The replay with the real openai clients and in a real browser."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def asked(row: Row, **changes: Any) -> dict[str, Any]:
     return {**body, **changes}
 
 
-def test_a_stream_comes_again_at_its_pace(
+def test_a_stream_is_replayed_at_its_pace(
     replayed: tuple[str, dict[str, Row]], record_property: pytest.FixtureRequest
 ) -> None:
     url, rows = replayed
@@ -89,14 +89,14 @@ def test_a_stream_comes_again_at_its_pace(
     assert text == row["text"]
     then = [chunk["ms"] for chunk in row["chunks"] if chunk["kind"] == "content"]
     assert len(came) == len(then)
-    assert all(now >= at for now, at in zip(came, then, strict=True)), "nothing comes early"
+    assert all(now >= at for now, at in zip(came, then, strict=True)), "no chunk is early"
     with urllib.request.urlopen(f"{url.removesuffix('/v1')}/replay/stats") as response:  # noqa: S310 - loopback
         stats = json.load(response)
     assert stats["frames"] >= len(then)
     record_property("late_ms", stats["late_ms"])  # type: ignore[operator]
 
 
-def test_a_whole_answer_comes_again(replayed: tuple[str, dict[str, Row]]) -> None:
+def test_a_whole_answer_is_replayed(replayed: tuple[str, dict[str, Row]]) -> None:
     url, rows = replayed
     row = rows["plain complete"]
     client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
@@ -138,7 +138,7 @@ def test_tool_calls_and_reasoning(replayed: tuple[str, dict[str, Row]]) -> None:
     assert thought == row["choices"][0]["reasoning"]
 
 
-def test_what_broke_breaks_again(replayed: tuple[str, dict[str, Row]]) -> None:
+def test_a_broken_stream_breaks_again(replayed: tuple[str, dict[str, Row]]) -> None:
     url, rows = replayed
     client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
     text = ""
@@ -170,13 +170,13 @@ def test_the_client_for_javascript(replayed: tuple[str, dict[str, Row]]) -> None
     assert found["usage"]["completion_tokens"] == row["usage_reported"]["output_tokens"]
     then = [chunk["ms"] for chunk in row["chunks"] if chunk["kind"] == "content"]
     assert len(found["ms"]) == len(then)
-    assert all(now >= at for now, at in zip(found["ms"], then, strict=True)), "nothing comes early"
+    assert all(now >= at for now, at in zip(found["ms"], then, strict=True)), "no chunk is early"
     broken = streamed(rows["cut stream"])
     assert broken["text"] == rows["cut stream"]["text"]
     assert broken["error"]
 
 
-def test_the_page_types_one_out(replayed: tuple[str, dict[str, Row]], tmp_path: Path) -> None:
+def test_the_page_shows_a_stream(replayed: tuple[str, dict[str, Row]], tmp_path: Path) -> None:
     url, rows = replayed
     ended = "document.getElementById('state').textContent.startsWith('ended after')"
     seen, said = opened(url.removesuffix("/v1") + "/#ask=plain", tmp_path, ended)

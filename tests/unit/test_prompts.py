@@ -35,12 +35,12 @@ def test_a_prompt_is_one_user_message() -> None:
     assert body(prompt="Hi") == {"model": "gpt-4o-mini", "messages": HI}
 
 
-def test_a_system_text_comes_first() -> None:
+def test_a_system_prompt_comes_first() -> None:
     assert body(prompt="Hi", system="Be brief.")["messages"] == [{"role": "system", "content": "Be brief."}, *HI]
     assert body(messages=HI, system="Be brief.")["messages"] == [{"role": "system", "content": "Be brief."}, *HI]
 
 
-def test_a_row_s_model_and_params_win() -> None:
+def test_the_model_and_params_of_a_row_win() -> None:
     request = build(
         defaults={"temperature": 0, "seed": 1}, prompt="Hi", model="gpt-4o", params='{"temperature": 1, "n": 2}'
     )
@@ -48,14 +48,14 @@ def test_a_row_s_model_and_params_win() -> None:
     assert json.loads(request.body or "") == {"model": "gpt-4o", "messages": HI, "temperature": 1, "seed": 1, "n": 2}
 
 
-def test_a_map_s_values_are_json_where_they_read_as_json() -> None:
+def test_values_of_a_map_are_decoded_if_they_are_json() -> None:
     pairs = [("temperature", "0.5"), ("stop", '["a"]'), ("user", "me"), ("seed", None)]
     made = body(prompt="Hi", params=pairs)
     assert (made["temperature"], made["stop"], made["user"]) == (0.5, ["a"], "me")
     assert "seed" not in made
 
 
-def test_messages_may_be_json_and_nulls_are_left_away() -> None:
+def test_messages_may_be_json_and_nulls_are_dropped() -> None:
     struct = [{"role": "user", "content": "Hi", "name": None}]
     assert body(messages=struct)["messages"] == HI
     assert body(messages=json.dumps(HI))["messages"] == HI
@@ -116,7 +116,7 @@ def test_a_bad_row_says_what_is_wrong(row: dict[str, Any], message: str) -> None
     request = build(**row)
     assert request.body is None
     assert (request.error or "").startswith(message)
-    assert request.request_id == request.request_hash, "an id is derived for it, too"
+    assert request.request_id == request.request_hash, "a bad row gets an id, too"
     assert build(**row).request_hash == request.request_hash
     assert build(request_id="mine", **row).request_id == "mine"
 
@@ -134,7 +134,7 @@ def test_the_hash_is_of_compact_json_with_sorted_keys_in_utf_8() -> None:
     assert request.request_id == request.request_hash
 
 
-def test_streaming_is_no_part_of_the_identity() -> None:
+def test_streaming_does_not_change_the_hash() -> None:
     request = build(prompt="Hi")
     text = sent(request).body
     assert request_hash_of(json.loads(text)) == request.request_hash
@@ -174,7 +174,7 @@ _TEXT = st.none() | st.text()
     system=_TEXT,
     params=st.none() | st.text() | st.dictionaries(st.text(), st.text()) | _ANY.map(json.dumps),
 )
-def test_no_row_raises(**row: Any) -> None:
+def test_no_row_raises_an_exception(**row: Any) -> None:
     request = build(**row)
     assert (request.body is None) == (request.error is not None)
     assert len(request.request_hash) == 64
@@ -234,7 +234,7 @@ def test_what_we_add_to_a_body(api: str, mode: Mode, include_usage: bool, ours: 
     assert request_hash_of(json.loads(wire_.body)) == request.request_hash, "the same request in each mode"
 
 
-def test_choices_are_counted_where_the_api_has_them() -> None:
+def test_choices_count_only_in_apis_that_have_them() -> None:
     for api, count in (("chat", 3), ("completions", 3), ("responses", 1)):
         request = build_request({"prompt": "Hi", "params": '{"n": 3}'}, api=api, model="m", defaults={}, keep=())
         assert sent(request, api=api).choices == count

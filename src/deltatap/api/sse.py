@@ -1,8 +1,8 @@
-"""Bytes become server-sent events. Sans-IO: knows the event stream's grammar and nothing of sockets, clocks or JSON.
+"""Decodes bytes into server-sent events. Sans-IO: there are no sockets, clocks or JSON here.
 
 The grammar is WHATWG's (HTML Living Standard, 9.2.6): lines end with LF, CR or CRLF, wherever the reads cut them; a
-blank line ends an event; an event that the stream's end cuts short is dropped. Data stays bytes: whoever decodes the
-JSON finds out whether it is UTF-8. Only bytes not searched before are searched, so any cut of a stream costs O(bytes).
+blank line ends an event; an incomplete event at the end of a stream is dropped. Data stays bytes: the JSON decoder
+checks that they are UTF-8. No byte is searched twice, so the cost is O(bytes) however a stream is cut.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
 class ServerSentEvent(NamedTuple):
-    """One event: its data lines joined by LF, and its type, empty when the stream named none."""
+    """One event: its data lines joined by LF, and its type, which is empty if the stream has none."""
 
     data: bytes
     event: str = ""
 
 
-# The tuple's own constructor is twice as fast as the named tuple's.
+# The constructor of tuple is twice as fast as that of the named tuple.
 _event = tuple.__new__
 
 
 class SSEDecoder:
-    """Takes reads, gives events. One decoder a stream.
+    """Turns reads into events. Use one decoder per stream.
 
     Args:
-        max_event_bytes: how much data one event, and how long one line, may have.
+        max_event_bytes: maximum size of an event's data and of a line.
     """
 
     __slots__ = ("_after_cr", "_at_start", "_data", "_event", "_limit", "_line", "_line_bytes", "_size")
@@ -48,20 +48,20 @@ class SSEDecoder:
         self._at_start = True
 
     def feed(self, data: bytes) -> list[ServerSentEvent]:
-        """The events that these bytes complete.
+        """Add a read; returns the events that it completes.
 
         Raises:
-            EventTooLargeError: when an event or a line exceeds the limit.
+            EventTooLargeError: if an event or a line exceeds the limit.
         """
         pending = self._line or self._data or self._event or self._after_cr or self._at_start
         whole = None if pending else _whole(data, self._limit)
         return self._by_line(data) if whole is None else whole
 
-    def _by_line(self, data: bytes) -> list[ServerSentEvent]:  # noqa: C901 - runs per read, where a call costs more
+    def _by_line(self, data: bytes) -> list[ServerSentEvent]:  # noqa: C901 - function calls would slow down every read
         if self._at_start:
             data = self._without_bom(data)
         if self._after_cr and data:
-            # A CR that ended the read before may be half of a CRLF.
+            # A CR at the end of the previous read may be half of a CRLF.
             self._after_cr = False
             if data.startswith(b"\n"):
                 data = data[1:]
@@ -91,7 +91,7 @@ class SSEDecoder:
         return events
 
     def _without_bom(self, data: bytes) -> bytes:
-        """Drop a byte order mark at the very start, which may come in pieces."""
+        """Drop a byte order mark at the start of the stream, even if it comes in pieces."""
         start = b"".join((*self._line, data))
         self._line.clear()
         self._line_bytes = 0
@@ -120,7 +120,7 @@ class SSEDecoder:
 
 
 def _whole(data: bytes, limit: int) -> list[ServerSentEvent] | None:
-    """The events of a read that holds nothing but whole ones of one data line each, as most do; None of any other."""
+    """The events of a read that has only complete events of one data line each, as most have; None for other reads."""
     if not data.endswith(b"\n\n") or b"\r" in data or len(data) > limit:
         return None
     events = []

@@ -1,4 +1,4 @@
-"""Input tokens against the figures that OpenAI published, and what is marked as approximate."""
+"""Input tokens compared with the numbers that OpenAI published, and which counts are approximate."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def chat(model: str, encoding: str = "o200k_base", **body: Any) -> InputTokens:
         ("gpt-4o-mini", "o200k_base", 124),
     ],
 )
-def test_the_cookbook_s_messages_with_names(model: str, encoding: str, tokens: int) -> None:
+def test_messages_with_names_from_the_cookbook(model: str, encoding: str, tokens: int) -> None:
     """OpenAI's cookbook, "How to count tokens with tiktoken", section 6."""
     assert chat(model, encoding, messages=NAMES) == InputTokens(tokens)
 
@@ -73,8 +73,8 @@ def test_the_cookbook_s_messages_with_names(model: str, encoding: str, tokens: i
         ("gpt-4o-mini", "o200k_base", 101),
     ],
 )
-def test_the_cookbook_s_tool(model: str, encoding: str, tokens: int) -> None:
-    """The same, section 7, tool calls: what its function counts and the API answered."""
+def test_a_tool_from_the_cookbook(model: str, encoding: str, tokens: int) -> None:
+    """The same, section 7, tool calls: the counts of its function, which match the API's."""
     assert chat(model, encoding, messages=ASKED, tools=[WEATHER]) == InputTokens(tokens)
 
 
@@ -116,7 +116,7 @@ def image(model: str, url: str, detail: str | None = None) -> InputTokens:
         ("o4-mini", (1800, 2400), None, 2497),
     ],
 )
-def test_the_guide_s_images(model: str, size: tuple[int, int], detail: str | None, tokens: int) -> None:
+def test_images_from_the_guide(model: str, size: tuple[int, int], detail: str | None, tokens: int) -> None:
     """OpenAI's guide "Images and vision": its examples are 1024 x 1024, 2048 x 4096, 4096 x 8192 low, 1800 x 2400."""
     assert image(model, png(*size), detail) == InputTokens(tokens)
 
@@ -134,7 +134,7 @@ def test_an_image_for_an_unknown_model_is_approximate() -> None:
     assert image("llava", png(100, 100)) == InputTokens(255, approximate=True)
 
 
-def test_parts_of_text_count_as_the_text() -> None:
+def test_text_parts_count_like_the_text() -> None:
     parts = [{"type": "text", "text": "Hello there"}]
     plain = chat("gpt-4o", messages=[{"role": "user", "content": "Hello there"}])
     assert chat("gpt-4o", messages=[{"role": "user", "content": parts}]) == plain
@@ -158,13 +158,13 @@ TEN_SECONDS = {"type": "input_audio", "input_audio": {"data": "A" * 9999, "forma
         {"messages": [{"role": "assistant", "tool_calls": [{"id": "c", "type": "function"}]}]},
     ],
 )
-def test_what_has_no_published_rule_is_marked(body: dict[str, Any]) -> None:
+def test_input_without_a_published_rule_is_approximate(body: dict[str, Any]) -> None:
     counted = chat("gpt-4o", **body)
     assert counted.approximate
     assert counted.tokens < 60, "base64 is not text"
 
 
-def test_a_schema_is_counted_and_nested_properties_too() -> None:
+def test_schemas_and_nested_properties_are_counted() -> None:
     schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}
     assert chat("gpt-4o", messages=HI, response_format=schema).tokens > chat("gpt-4o", messages=HI).tokens + 10
     assert chat("gpt-4o", messages=HI, response_format={"type": "text"}) == chat("gpt-4o", messages=HI)
@@ -174,13 +174,13 @@ def test_a_schema_is_counted_and_nested_properties_too() -> None:
     assert chat("gpt-4.1", messages=ASKED, tools=[WEATHER]) == InputTokens(101, approximate=True)
 
 
-def test_legacy_completions_have_their_text_alone() -> None:
+def test_legacy_completions_count_only_the_text() -> None:
     assert count({"prompt": "Hello there"}, "completions", "gpt-3.5-turbo-instruct", "cl100k_base") == InputTokens(2)
     assert count({"prompt": "a", "suffix": "b"}, "completions", "m", "cl100k_base").approximate
     assert count({"prompt": ["a", "b"]}, "completions", "m", "cl100k_base") == InputTokens(2, approximate=True)
 
 
-def test_responses_are_counted_as_the_chat_they_amount_to() -> None:
+def test_responses_count_like_the_equivalent_chat() -> None:
     alike = chat("gpt-4o", messages=[{"role": "system", "content": "Be brief."}, *HI]).tokens
     body = {"input": "Hi", "instructions": "Be brief."}
     assert count(body, "responses", "gpt-4o", "o200k_base") == InputTokens(alike, approximate=True)

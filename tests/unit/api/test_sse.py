@@ -80,7 +80,7 @@ def test_any_cuts_of_any_stream_give_the_same_events(content: bytes, data: st.Da
 
 @given(st.lists(st.tuples(_LINES, st.sampled_from([b"\n", b"\r\n"])), max_size=30))
 def test_the_openai_client_decodes_the_same(parts: list[tuple[bytes, bytes]]) -> None:
-    """Held against an implementation that nobody here wrote.
+    """Compare with an independent implementation.
 
     It differs from the standard in three things, which are left out or mapped: it dispatches events without data, joins
     nothing for ``data`` without a colon differently, and knows lone CRs only within one read.
@@ -97,17 +97,17 @@ def test_the_openai_client_decodes_the_same(parts: list[tuple[bytes, bytes]]) ->
     assert [event for event in asyncio.run(theirs()) if event[0]] == [event for event in ours if event[0]]
 
 
-def test_one_byte_at_a_time_of_a_long_line_is_joined_once() -> None:
+def test_a_long_line_in_single_bytes_is_joined_once() -> None:
     content = b"data: " + b"x" * 200_000 + b"\n\n"
     assert decode(content[at : at + 1] for at in range(len(content))) == [E(b"x" * 200_000)]
 
 
 @pytest.mark.parametrize("content", [b"data: " + b"x" * 50, b"data: xxxxxxxx\n" * 8 + b"\n"])
-def test_what_is_too_long_is_refused(content: bytes) -> None:
+def test_too_long_lines_and_events_are_refused(content: bytes) -> None:
     with pytest.raises(EventTooLargeError, match="exceed"):
         SSEDecoder(max_event_bytes=40).feed(content)
 
 
-def test_the_limit_is_an_event_s_not_the_stream_s() -> None:
+def test_the_limit_applies_to_events_not_to_streams() -> None:
     decoder = SSEDecoder(max_event_bytes=40)
     assert sum(len(decoder.feed(b"data: xxxxxxxxxxxxxxxx\n\n")) for _ in range(100)) == 100

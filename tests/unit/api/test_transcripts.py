@@ -1,6 +1,6 @@
-"""Streams written by hand after each provider's published examples (the source stands in each file), replayed as bytes.
+"""Streams written by hand from the providers' published examples; each file names its source.
 
-The transcripts are cut at random places, so that whatever a network does to them, the same is received.
+The transcripts are also cut at random places: however a network splits them, the same is received.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def call(name: str, arguments: str, id_: str | None = None, type_: str = "functi
 
 @dataclass(frozen=True)
 class Expected:
-    """What a transcript comes to; `kinds` are its elements, in order."""
+    """What is received from a transcript; `kinds` are the kinds of its chunks, in order."""
 
     kinds: str
     text: str | None = ""
@@ -152,7 +152,7 @@ def test_every_transcript_is_expected_and_names_its_source() -> None:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_what_a_transcript_comes_to(name: str) -> None:
+def test_what_is_received_from_a_transcript(name: str) -> None:
     expected = EXPECTED[name]
     api, data = transcript(name)
     received = receive(api, [data], expected.choices)
@@ -181,7 +181,7 @@ def test_what_a_transcript_comes_to(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXPECTED)
 @given(cuts=st.lists(st.integers(0, 6000), max_size=30))
-def test_however_a_transcript_is_cut_the_same_is_received(name: str, cuts: list[int]) -> None:
+def test_the_cuts_of_a_transcript_make_no_difference(name: str, cuts: list[int]) -> None:
     api, data = transcript(name)
     places = sorted({0, len(data), *(cut % len(data) for cut in cuts)})
     whole = receive(api, [data], EXPECTED[name].choices)
@@ -196,8 +196,8 @@ def test_however_a_transcript_is_cut_the_same_is_received(name: str, cuts: list[
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_event_by_event_nothing_received_is_lost_again(name: str) -> None:
-    """However early a stream breaks off, what it had brought until then is the start of what it would have brought."""
+def test_a_stream_that_breaks_off_keeps_everything_received(name: str) -> None:
+    """What a broken stream received is the start of what the whole stream would have received."""
     expected = EXPECTED[name]
     api, data = transcript(name)
     whole = receive(api, [data], expected.choices)

@@ -1,4 +1,4 @@
-"""How a row of captures is said again; the endpoint itself is in tests/spark/test_replay.py."""
+"""Recordings of rows and how they are found; the endpoint itself is tested in tests/spark/test_replay.py."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def row(**columns: Any) -> dict[str, Any]:
     } | columns  # fmt: skip
 
 
-def said(frames: tuple[tuple[float, bytes], ...]) -> list[tuple[float, Any]]:
+def decoded(frames: tuple[tuple[float, bytes], ...]) -> list[tuple[float, Any]]:
     texts = [(at, frame.decode().removeprefix("data: ").strip()) for at, frame in frames]
     return [(at, text if text == "[DONE]" else json.loads(text)) for at, text in texts]
 
 
-def test_every_event_is_said_at_its_time() -> None:
+def test_every_event_has_its_time() -> None:
     found = recording(row())
-    frames = said(found.frames)
+    frames = decoded(found.frames)
     assert [at for at, _ in frames] == [10.0, 12.0, 12.0, 20.0, 21.0, 21.0]
     assert [frame["choices"][0]["delta"] for _, frame in frames[:4]] == [
         {"role": "assistant", "content": ""}, {"content": "So"}, {"content": " be it."}, {},
@@ -52,13 +52,13 @@ def test_every_event_is_said_at_its_time() -> None:
     assert (found.headers_ms, found.end_ms, found.broken) == (9.0, 22.0, False)
 
 
-def test_what_broke_has_no_end() -> None:
+def test_a_broken_stream_has_no_end() -> None:
     found = recording(row(status="interrupted", error={"type": "connection", "http_status": 200}))
     assert found.broken
-    assert said(found.frames)[-1][1] != "[DONE]"
+    assert decoded(found.frames)[-1][1] != "[DONE]"
 
 
-def test_a_refusal_is_the_server_s() -> None:
+def test_a_refusal_has_the_status_and_the_message_of_the_server() -> None:
     refused = {"type": "rate_limit", "code": "slow_down", "message": "Too many.", "http_status": 429}
     found = recording(row(status="failed", error=refused, chunks=[], choices=[]))
     assert (found.status, found.broken) == (429, False)
@@ -69,7 +69,7 @@ def test_a_refusal_is_the_server_s() -> None:
     assert (nothing.status, nothing.broken) == (0, True)
 
 
-def test_kept_events_are_said_to_the_byte() -> None:
+def test_kept_events_are_replayed_byte_by_byte() -> None:
     raw = [
         {"event": "response.output_text.delta", "data": b'{"delta": "S\xc3\xa9"}'},
         {"event": "message", "data": b"two\nlines"},

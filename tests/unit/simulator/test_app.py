@@ -1,4 +1,4 @@
-"""The simulator over real sockets: what it writes for each fault, what it says it wrote, and the openai client on it."""
+"""The simulator over real sockets: what it writes for each fault, what it records, and the openai client."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIMULATOR = ("--speed", "0", "--tokens", "30")
 def raw(
     simulator: Simulation, fault: str = "", header: str = "", seconds: float = 5, **body: Any
 ) -> tuple[int, dict[str, str], bytes]:
-    """One call with a bare socket: status, headers, and the body's chunks joined, however it ends; 0 when nothing came."""
+    """One call with a bare socket: status (0 without a response), headers, and the joined chunks of the body."""
     url = urlsplit(simulator.base_url)
     made = {"model": f"gpt-4o-mini!{fault}" if fault else "gpt-4o-mini", "messages": MESSAGES, "stream": True, **body}
     content = json.dumps(made).encode()
@@ -70,7 +70,7 @@ def said(content: bytes) -> str:
     )
 
 
-def test_a_stream_has_openai_s_shape(simulator: Simulation) -> None:
+def test_a_stream_looks_like_openai(simulator: Simulation) -> None:
     status, headers, content = raw(simulator, stream_options={"include_usage": True})
     assert status == 200
     assert headers["content-type"] == "text/event-stream; charset=utf-8"
@@ -116,7 +116,7 @@ def test_retry_after_in_seconds_and_as_a_date(simulator: Simulation) -> None:
 
 @pytest.mark.parametrize("fault", ["comments", "crlf", "cr", "bom", "coalesce", "coalesce=9", "fragment", "empty_choices",
                                    "role_only", "role_with_content", "bom+crlf+comments+fragment+empty_choices"])  # fmt: skip
-def test_shapes_change_the_bytes_and_not_the_text(simulator: Simulation, fault: str) -> None:
+def test_shapes_change_only_the_bytes(simulator: Simulation, fault: str) -> None:
     plain, shaped = raw(simulator)[2], raw(simulator, header=fault)[2]
     assert said(shaped) == said(plain)
     assert {"comments": b": keep-alive\n\n", "crlf": b"\r\n\r\n", "cr": b"\r\rdata", "bom": b"\xef\xbb\xbfdata",
@@ -163,14 +163,14 @@ def test_how_streams_end(simulator: Simulation, fault: str, last: str, ended: st
     assert (b"event: error\n" in content) == (fault == "error_event=event@3")
 
 
-def test_bad_json_html_and_a_connection_that_is_closed_at_once(simulator: Simulation) -> None:
+def test_bad_json_html_and_a_connection_closed_at_once(simulator: Simulation) -> None:
     assert b'data: {"id": "chatcmpl-broken", "choices": [\n\n' in raw(simulator, "bad_json@2")[2]
     status, headers, content = raw(simulator, "html")
     assert (status, headers["content-type"].partition(";")[0], content[:6]) == (200, "text/html", b"<html>")
     assert raw(simulator, "cut_first") == (0, {}, b"")
 
 
-def test_slow_headers_and_a_stall_until_the_client_goes(simulator: Simulation) -> None:
+def test_slow_headers_and_a_stall_until_the_client_disconnects(simulator: Simulation) -> None:
     assert raw(simulator, "slow_headers=9", seconds=0.3)[0] == 0
     status, _, content = raw(simulator, "stall@2", seconds=0.3)
     assert status == 200
@@ -181,13 +181,13 @@ def test_slow_headers_and_a_stall_until_the_client_goes(simulator: Simulation) -
     assert len(stalled["chunks"]) == 2
 
 
-def test_faults_follow_one_another_over_the_calls_for_one_prompt(simulator: Simulation) -> None:
+def test_faults_apply_to_consecutive_calls_for_one_prompt(simulator: Simulation) -> None:
     assert [raw(simulator, "429:2!500:1")[0] for _ in range(4)] == [429, 429, 500, 200]
     (counts,) = simulator.counts()["by_key"].values()
     assert counts == {"calls": 4, "finished": 1}
 
 
-def test_rates_can_be_changed_while_it_runs(simulator: Simulation) -> None:
+def test_rates_can_be_changed_in_a_running_simulator(simulator: Simulation) -> None:
     simulator.change(faults={"503": 1.0}, in_a_row=1)
     assert [raw(simulator)[0] for _ in range(2)] == [503, 200]
     simulator.change(faults={})
@@ -195,21 +195,21 @@ def test_rates_can_be_changed_while_it_runs(simulator: Simulation) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"model": "m"}', b'{"model": "m!nope", "messages": [{}]}'])
-def test_a_request_that_is_none_is_refused(simulator: Simulation, content: bytes) -> None:
+def test_an_invalid_request_is_refused(simulator: Simulation, content: bytes) -> None:
     response = httpx2.post(f"{simulator.base_url}/chat/completions", content=content)
     assert response.status_code == 400
     assert response.json()["error"]["message"]
     assert simulator.counts()["calls"] == 0
 
 
-def test_it_is_the_same_in_another_process(simulator: Simulation) -> None:
+def test_another_process_gives_the_same_answers(simulator: Simulation) -> None:
     with start_simulator("--speed", "0", "--tokens", "30") as other:
         assert said(raw(other)[2]) == said(raw(simulator)[2])
     with start_simulator("--speed", "0", "--tokens", "30", "--seed", "1") as other:
         assert said(raw(other)[2]) != said(raw(simulator)[2])
 
 
-def test_a_key_is_asked_for_and_never_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_is_required_and_never_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIM_KEY", "sk-right")
     with start_simulator("--speed", "0", "--api-key-env", "SIM_KEY") as locked:
         assert raw(locked)[0] == 401
@@ -249,7 +249,7 @@ def test_the_openai_client_streams_and_completes(simulator: Simulation) -> None:
     assert tokens
 
 
-def test_the_openai_client_meets_its_own_errors(simulator: Simulation) -> None:
+def test_the_openai_client_raises_its_own_errors(simulator: Simulation) -> None:
     with (
         OpenAI(base_url=simulator.base_url, api_key="x", max_retries=0) as client,
         pytest.raises(RateLimitError) as caught,
@@ -272,7 +272,7 @@ def test_the_openai_client_reads_legacy_completions(simulator: Simulation) -> No
     "more", [{}, {"reasoning": {"effort": "low"}}, {"tools": [{"type": "function", "name": "f", "parameters": {}}]}]
 )
 def test_the_openai_client_reads_responses(simulator: Simulation, more: dict[str, Any]) -> None:
-    """Its own accumulator, which checks the order of events, comes to what a whole answer says."""
+    """Its own accumulator, which checks the order of events, gives the same result as a whole response."""
     with OpenAI(base_url=simulator.base_url, api_key="x", max_retries=0) as client:
         asked: dict[str, Any] = {"model": "gpt-4o-mini", "input": "Hi", **more}
         with client.responses.stream(**asked) as stream:
@@ -285,7 +285,7 @@ def test_the_openai_client_reads_responses(simulator: Simulation, more: dict[str
     assert final.usage == whole.usage
 
 
-def test_azure_s_and_databricks_urls_are_served(simulator: Simulation) -> None:
+def test_the_urls_of_azure_and_databricks_are_served(simulator: Simulation) -> None:
     origin = simulator.base_url.removesuffix("/v1")
     body = {"model": "gpt-4o-mini", "messages": MESSAGES}
     with httpx2.Client() as client:
@@ -305,7 +305,7 @@ def test_azure_s_and_databricks_urls_are_served(simulator: Simulation) -> None:
     }  # fmt: skip
 
 
-def test_limits_a_minute_are_enforced_and_told() -> None:
+def test_limits_per_minute_are_enforced_and_reported() -> None:
     with start_simulator(
         "--speed", "0", "--tokens", "5", "--requests-per-minute", "2", "--tokens-per-minute", "1000"
     ) as limited:

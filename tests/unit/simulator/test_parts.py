@@ -1,4 +1,4 @@
-"""The simulator's pure parts: what is answered, what goes wrong, how it is put into frames."""
+"""The simulator's pure parts: answers, faults, frames and shapes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_an_answer_is_the_same_for_the_same_prompt_and_seed() -> None:
     assert texts(BODY, seed=1) != texts(BODY, seed=2)
 
 
-def test_tokens_are_tiktoken_s_and_every_piece_is_text() -> None:
+def test_pieces_are_whole_characters_and_tokens_match_tiktoken() -> None:
     for key in range(50):
         (answer,) = made(BODY, str(key))
         assert len(answer.pieces) == len(answer.waits_s)
@@ -48,10 +48,10 @@ def test_tokens_are_tiktoken_s_and_every_piece_is_text() -> None:
             assert "\ufffd" not in piece.text
         assert abs(answer.tokens - count_text(answer.text(), ENCODING)) <= 2
     everything = "".join(texts(BODY, str(key))[0] for key in range(50))
-    assert not everything.isascii(), "some of it is beyond ASCII, so that cuts inside characters happen"
+    assert not everything.isascii(), "without text beyond ASCII, no cut is inside a character"
 
 
-def test_lengths_and_waits_have_a_tail() -> None:
+def test_lengths_and_waits_have_a_long_tail() -> None:
     many = [made(BODY, str(key))[0] for key in range(400)]
     lengths = sorted(answer.tokens for answer in many)
     assert 50 < lengths[200] < 72
@@ -61,7 +61,7 @@ def test_lengths_and_waits_have_a_tail() -> None:
     assert first[-4] > 1.8 * first[200]
 
 
-def test_limits_choices_and_stops_are_kept() -> None:
+def test_maximum_choices_and_stop_sequences_are_respected() -> None:
     (cut,) = made({**BODY, "max_tokens": 5})
     assert (cut.tokens, cut.finish_reason) == (5, "length")
     assert made({**BODY, "max_completion_tokens": 5}) == [cut]
@@ -78,7 +78,7 @@ def test_speed_scales_every_wait() -> None:
     assert set(made(BODY, pace=Pace(speed=0))[0].waits_s) == {0.0}
 
 
-def test_input_is_counted_by_openai_s_rule() -> None:
+def test_input_is_counted_by_the_rule_of_openai() -> None:
     assert CHAT.count_input(BODY, "gpt-4o-mini", ENCODING).tokens == 8
 
 
@@ -92,18 +92,18 @@ def test_input_is_counted_by_openai_s_rule() -> None:
         ("stall=3@2", Fault(("stall",), "3", 2)),
     ],
 )
-def test_a_fault_is_read_and_written(text: str, fault: Fault) -> None:
+def test_a_fault_is_parsed_and_formatted(text: str, fault: Fault) -> None:
     assert parse(text) == (fault,)
     assert text.startswith(fault.text)
 
 
 @pytest.mark.parametrize("text", ["nope", "cut@x", "cut:x", "bom+nope"])
-def test_a_fault_that_there_is_not_is_told(text: str) -> None:
+def test_an_unknown_fault_is_refused(text: str) -> None:
     with pytest.raises(BadFaultError, match=r"unknown fault nope; expected one of 400|expected name"):
         parse(text)
 
 
-def test_faults_follow_one_another() -> None:
+def test_faults_apply_in_sequence() -> None:
     model, faults = of_model("gpt-4o!429:2!cut@5:1")
     assert model == "gpt-4o"
     texts_ = [fault and fault.text for fault in (in_sequence(faults, call) for call in range(5))]
@@ -112,7 +112,7 @@ def test_faults_follow_one_another() -> None:
     assert in_sequence(stays, 99) == stays[0]
 
 
-def test_rates_are_kept_and_repeatable() -> None:
+def test_rates_are_respected_and_repeatable() -> None:
     rates = {"cut": 0.2, "500": 0.1}
     drawn = [by_rate(rates, str(key), 0, 7, in_a_row=2) for key in range(4000)]
     counts = Counter(fault.text if fault else None for fault in drawn)
@@ -122,12 +122,12 @@ def test_rates_are_kept_and_repeatable() -> None:
     assert by_rate({"cut": 1.0}, "k", 2, 7, in_a_row=2) is None
 
 
-def test_every_fault_has_one_name() -> None:
+def test_fault_names_are_unique() -> None:
     assert len(set(NAMES)) == len(NAMES)
 
 
 @given(st.text(max_size=20))
-def test_a_frame_put_together_from_halves_is_json(piece: str) -> None:
+def test_a_frame_from_the_cache_is_json(piece: str) -> None:
     (frame,) = ChatFrames(Facts("id", 1, "m", {}, with_usage=True)).piece(3, Piece("content", piece))
     chunk = json.loads(frame.removeprefix(b"data: "))
     assert chunk["choices"] == [{"index": 3, "delta": {"content": piece}, "logprobs": None, "finish_reason": None}]
@@ -143,8 +143,8 @@ def test_fragments_cut_inside_a_character() -> None:
         (pieces[0] + pieces[1]).decode()
 
 
-def test_what_is_told_is_read_where_it_is_written() -> None:
-    """On the event loop: in a thread of Starlette's a dictionary may change while it is read."""
+def test_the_record_is_read_on_the_event_loop() -> None:
+    """In one of Starlette's threads, a dictionary could change while it is read."""
     routes = [route for route in Simulator(SimulatorSettings()).application().routes if isinstance(route, Route)]
     endpoints = {route.path: route.endpoint for route in routes if "/sim/" in route.path or "models" in route.path}
     assert len(endpoints) == 6

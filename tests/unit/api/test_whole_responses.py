@@ -1,4 +1,4 @@
-"""Whole answers of each API, and that nothing which a server sends raises."""
+"""Whole responses of each API, and streams with arbitrary values, none of which raises an exception."""
 
 from __future__ import annotations
 
@@ -139,14 +139,14 @@ def test_how_a_whole_response_may_end(answer: dict[str, Any], status: str, error
 
 
 @pytest.mark.parametrize("api", NAMES)
-def test_an_error_instead_of_an_answer_is_one(api: str) -> None:
+def test_an_error_instead_of_a_response(api: str) -> None:
     received = whole(api, {"error": {"type": "server_error", "message": "Oh"}})
     assert received.error == StreamError("server_error", None, "Oh")
     assert (whole(api, b"<html>").protocol_error or "").startswith("the response is not valid JSON (")
     assert whole(api, b"[]").protocol_error == "the response is not a JSON object: []"
 
 
-def test_an_event_s_type_may_stand_beside_its_data_alone() -> None:
+def test_the_type_may_be_in_the_event_only() -> None:
     accumulator = specification("responses").accumulator()
     accumulator.add(b'{"delta": "Hi"}', 1.0, 0, "response.output_text.delta")
     assert accumulator.finish().text == "Hi"
@@ -160,7 +160,7 @@ _JSON = st.recursive(
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where something stands in a JSON value."""
+    """The path of every value inside a JSON value."""
     yield at
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         yield from places(inner, (*at, key))
@@ -176,7 +176,7 @@ def replaced(value: Any, at: tuple[Any, ...], new: Any) -> Any:
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.sse")))
 @given(data=st.data())
-def test_a_transcript_with_anything_in_any_place_raises_nothing(name: str, data: st.DataObject) -> None:
+def test_a_transcript_with_arbitrary_values_raises_no_exception(name: str, data: st.DataObject) -> None:
     api, content = transcript(name)
     events = [(event.event, event.data) for event in SSEDecoder().feed(content)]
     for _ in range(data.draw(st.integers(1, 3))):

@@ -13,7 +13,7 @@ from deltatap.model import OUTPUT_KINDS, Received, StreamError, Usage
 
 
 def receive(*events: Any, choices: int = 1) -> Received:
-    """Each event in a read of its own, 10 ms apart; text is sent as it is."""
+    """Receive each event in a read of its own, 10 ms apart; bytes are sent as they are."""
     accumulator = ChatAccumulator(choices)
     for read, event in enumerate(events):
         data = event if isinstance(event, bytes) else json.dumps(event).encode()
@@ -29,7 +29,7 @@ def elements(received: Received) -> list[tuple[Any, ...]]:
     return [(c["kind"], c["choice"], c["text"], c["gap_ms"], c["event"]) for c in received.chunks.to_dicts()]
 
 
-def test_the_common_stream() -> None:
+def test_a_plain_stream() -> None:
     received = receive(
         {"id": "c-1", "model": "gpt-4o-mini-2024", "system_fingerprint": "fp", "service_tier": "default",
          **delta(role="assistant", content="")},
@@ -81,12 +81,12 @@ CASES: dict[str, tuple[list[Any], list[tuple[Any, ...]]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_what_an_event_becomes(name: str) -> None:
+def test_the_chunks_of_an_event(name: str) -> None:
     events, expected = CASES[name]
     assert elements(receive(*events)) == expected
 
 
-def test_tool_calls_are_put_together_by_index() -> None:
+def test_tool_calls_are_joined_by_index() -> None:
     def call(index: int, **function: str) -> dict[str, Any]:
         return {"index": index, "function": function}
 
@@ -105,7 +105,7 @@ def test_tool_calls_are_put_together_by_index() -> None:
     assert received.finished
 
 
-def test_every_choice_asked_for_must_finish() -> None:
+def test_every_requested_choice_must_finish() -> None:
     one = [delta(0, content="a"), delta(0, finish="stop")]
     assert receive(*one).finished
     assert not receive(*one, choices=2).finished
@@ -127,25 +127,25 @@ def test_an_error_in_the_stream_ends_it_and_keeps_what_came(event: Any, expected
     assert elements(received)[-1][:3] == ("error", None, json.dumps(event))
 
 
-def test_an_event_of_type_error_is_one() -> None:
+def test_an_event_of_type_error_is_an_error() -> None:
     accumulator = ChatAccumulator()
     accumulator.add(b'{"message": "Oh", "code": "overloaded"}', 1.0, 0, "error")
     assert accumulator.finish().error == StreamError(None, "overloaded", "Oh")
 
 
 @pytest.mark.parametrize("event", [b"{", b"[]", b'"x"', {"choices": 3}, {"choices": [3]}, b"\xff"])
-def test_what_is_not_understood_is_a_protocol_error(event: Any) -> None:
+def test_an_invalid_event_is_a_protocol_error(event: Any) -> None:
     received = receive(delta(content="Hi"), event, delta(content="never"))
     assert received.protocol_error is not None
     assert received.protocol_error.startswith("event 1 ")
     assert received.text == "Hi"
 
 
-def test_a_protocol_error_shows_no_more_than_a_little() -> None:
+def test_a_protocol_error_shows_only_the_start_of_the_data() -> None:
     assert len(receive(b"{" + b"x" * 10_000).protocol_error or "") < 250
 
 
-def test_half_a_surrogate_pair_is_no_reason_to_throw_anything_away() -> None:
+def test_half_a_surrogate_pair_loses_nothing() -> None:
     whole = receive(b'{"choices":[{"index":0,"delta":{"content":"\\ud83d\\ude42"}}]}')
     assert whole.text == "🙂"
     half = receive(b'{"choices":[{"index":0,"delta":{"content":"a\\ud83d"}}]}', delta(content="b"))
@@ -157,7 +157,7 @@ def test_half_a_surrogate_pair_is_no_reason_to_throw_anything_away() -> None:
     assert [c["text"] for c in cut.chunks.to_dicts()] == ["\ufffd", "\ufffd"]
 
 
-def test_azure_filters_are_kept_wherever_they_come() -> None:
+def test_azure_filters_are_kept_from_any_frame() -> None:
     received = receive(
         {"choices": [], "prompt_filter_results": [{"prompt_index": 0}]},
         {"choices": [{"index": 0, "delta": {"content": "x"}, "content_filter_results": {"hate": {"filtered": False}}}]},
@@ -190,7 +190,7 @@ _JSON = st.recursive(
 @given(
     st.lists(st.dictionaries(st.sampled_from(["choices", "usage", "error", "id", "model"]), _JSON) | _JSON, max_size=6)
 )
-def test_nothing_that_is_json_raises(events: list[Any]) -> None:
+def test_no_json_raises_an_exception(events: list[Any]) -> None:
     received = receive(*events)
     for choice in received.choices:
         spoken = [
@@ -204,11 +204,11 @@ def test_nothing_that_is_json_raises(events: list[Any]) -> None:
 
 
 @given(st.binary(max_size=60))
-def test_no_bytes_raise(data: bytes) -> None:
+def test_no_bytes_raise_an_exception(data: bytes) -> None:
     receive(data)
 
 
-def test_numbers_beyond_the_table_s_are_not_counted() -> None:
+def test_numbers_that_do_not_fit_the_table_are_ignored() -> None:
     received = receive({"choices": [], "usage": {"prompt_tokens": 2**64 - 1, "completion_tokens": "7"}})
     assert received.usage == Usage()
     assert orjson.loads(orjson.dumps(received.usage)) is not None
