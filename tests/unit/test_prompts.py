@@ -5,7 +5,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltatap.prompts import build_request, request_hash_of, wire
@@ -166,6 +166,7 @@ _ANY = st.recursive(
 _TEXT = st.none() | st.text()
 
 
+@settings(deadline=None)  # a busy machine exceeds the default deadline
 @given(
     prompt=_TEXT | st.text(st.characters(categories=["Cs"])),
     messages=st.none()

@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltatap.api.chat import ChatAccumulator
@@ -187,6 +187,7 @@ _JSON = st.recursive(
 )  # fmt: skip
 
 
+@settings(deadline=None)  # a busy machine exceeds the default deadline
 @given(
     st.lists(st.dictionaries(st.sampled_from(["choices", "usage", "error", "id", "model"]), _JSON) | _JSON, max_size=6)
 )
@@ -203,6 +204,7 @@ def test_no_json_raises_an_exception(events: list[Any]) -> None:
     assert len(received.chunks.utf8) == (received.chunks.end[-1] if received.chunks else 0)
 
 
+@settings(deadline=None)  # a busy machine exceeds the default deadline
 @given(st.binary(max_size=60))
 def test_no_bytes_raise_an_exception(data: bytes) -> None:
     receive(data)

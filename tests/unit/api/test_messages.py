@@ -120,6 +120,14 @@ def test_tokens_that_a_later_event_leaves_out_stay() -> None:
     assert accumulator.finish().usage == Usage(8, 9, 17, 3)
 
 
+def test_the_stop_event_ends_the_stream() -> None:
+    accumulator = MessagesAccumulator()
+    accumulator.add(b'{"type": "message_delta", "delta": {"stop_reason": "end_turn"}}', 1.0, 0, "message_delta")
+    assert not accumulator.done
+    accumulator.add(b'{"type": "message_stop"}', 2.0, 0, "message_stop")
+    assert accumulator.done
+
+
 ERRORS = [
     ("invalid_request_error", 400, "invalid_request", "invalid_request"),
     ("authentication_error", 401, "authentication", "authentication"),

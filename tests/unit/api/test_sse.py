@@ -4,7 +4,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai._streaming import SSEDecoder as OpenAIDecoder
 
@@ -71,6 +71,7 @@ _ENDS = st.sampled_from([b"\n", b"\r\n", b"\r"])
 STREAMS = st.lists(st.tuples(_LINES, _ENDS), max_size=30).map(lambda parts: b"".join(line + end for line, end in parts))
 
 
+@settings(deadline=None)  # a busy machine exceeds the default deadline
 @given(STREAMS, st.data())
 def test_any_cuts_of_any_stream_give_the_same_events(content: bytes, data: st.DataObject) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(content)), max_size=8)))
@@ -78,6 +79,7 @@ def test_any_cuts_of_any_stream_give_the_same_events(content: bytes, data: st.Da
     assert decode(reads) == decode([content])
 
 
+@settings(deadline=None)  # a busy machine exceeds the default deadline
 @given(st.lists(st.tuples(_LINES, st.sampled_from([b"\n", b"\r\n"])), max_size=30))
 def test_the_openai_client_decodes_the_same(parts: list[tuple[bytes, bytes]]) -> None:
     """Compare with an independent implementation.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltatap.api.registry import specification
@@ -180,6 +180,7 @@ def test_what_is_received_from_a_transcript(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
+@settings(deadline=None)  # a busy machine exceeds the default deadline
 @given(cuts=st.lists(st.integers(0, 6000), max_size=30))
 def test_the_cuts_of_a_transcript_make_no_difference(name: str, cuts: list[int]) -> None:
     api, data = transcript(name)

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltatap.api.registry import NAMES, specification
@@ -175,6 +175,7 @@ def replaced(value: Any, at: tuple[Any, ...], new: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.sse")))
+@settings(deadline=None)  # a busy machine exceeds the default deadline
 @given(data=st.data())
 def test_a_transcript_with_arbitrary_values_raises_no_exception(name: str, data: st.DataObject) -> None:
     api, content = transcript(name)
