@@ -34,8 +34,9 @@ _ERRORS = {
     504: "timeout_error",
     529: "overloaded_error",
 }
-# Anthropic reports an exhausted balance and a spend limit as invalid requests (400).
-_SPENT = ("credit balance is too low", "api usage limits")
+# Anthropic reports an exhausted balance and a spend limit as invalid requests (400), without a code of their own. Whole
+# beginnings, since a message may quote the prompt.
+_SPENT = ("Your credit balance is too low", "You have reached your specified API usage limits")
 _TOOLS = ("tool_use", "server_tool_use", "mcp_tool_use")
 _USAGE = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens", "output_tokens")
 
@@ -351,7 +352,7 @@ class Messages(Api):
 
     def refusal_status(self, status: int, message: str) -> int:
         """402 for a refusal that says that there is no credit left, or that a spend limit is reached."""
-        spent = status == 400 and any(words in message.lower() for words in _SPENT)  # noqa: PLR2004 - bad request
+        spent = status == 400 and message.startswith(_SPENT)  # noqa: PLR2004 - bad request
         return 402 if spent else status
 
     def asked(self, body: Mapping[str, Any]) -> Asked:
