@@ -1,4 +1,4 @@
-"""What all tests share: one Spark session, started by the first test that asks for it."""
+"""What all tests share: one Spark session and one simulator a process, started by the first test that asks for them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from deltatap.spark.session import local_session
+from tests import class_archive
 from tests.simulation import start_simulator
 
 if TYPE_CHECKING:
@@ -17,13 +18,24 @@ if TYPE_CHECKING:
 
     from tests.simulation import Simulation
 
+# Small queries over small tables: compiling Java for each one takes longer than interpreting it.
+QUICK_QUERIES = {
+    "spark.sql.codegen.wholeStage": "false",
+    "spark.sql.codegen.factoryMode": "NO_CODEGEN",
+    "spark.sql.shuffle.partitions": "1",
+}
+
 
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     warehouse = tmp_path_factory.mktemp("warehouse")
-    session = local_session("local[2]", app_name="tests", conf={"spark.sql.warehouse.dir": str(warehouse)})
+    archive, writes_it = class_archive.prepare()
+    conf = {"spark.sql.warehouse.dir": str(warehouse), **QUICK_QUERIES, **writes_it}
+    session = local_session("local[2]", app_name="tests", conf=conf)
     yield session
     session.stop()
+    if archive is not None:
+        class_archive.keep(archive)
 
 
 @pytest.fixture
@@ -34,15 +46,15 @@ def tables(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def simulation(request: pytest.FixtureRequest) -> Iterator[Simulation]:
-    """The module's simulator; without waits, unless the module has options of its own in SIMULATOR."""
-    with start_simulator(*getattr(request.module, "SIMULATOR", ("--speed", "0", "--tokens", "20"))) as running:
+@pytest.fixture(scope="session")
+def simulation() -> Iterator[Simulation]:
+    """The simulator that all tests of this process share."""
+    with start_simulator() as running:
         yield running
 
 
 @pytest.fixture
-def simulator(simulation: Simulation) -> Simulation:
-    """The module's simulator, with all calls forgotten."""
-    simulation.reset()
+def simulator(simulation: Simulation, request: pytest.FixtureRequest) -> Simulation:
+    """The shared simulator as if just started: without waits, unless the module sets a pace of its own in PACE."""
+    simulation.restore(**getattr(request.module, "PACE", {}))
     return simulation

@@ -1,17 +1,24 @@
-"""The simulator as a real process on a free port, and what it says of itself."""
+"""The simulator as a real process on a free port, and the record that it keeps."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import urllib.request
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+from deltatap.simulator.answers import Pace
+from deltatap.simulator.app import SimulatorSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# A simulator asks for this key once a test sets api_key_env to the variable.
+KEY_VARIABLE, KEY = "DELTATAP_TEST_KEY", "sk-test-4711-do-not-tell"
 
 
 @dataclass(frozen=True)
@@ -21,18 +28,18 @@ class Simulation:
     base_url: str
 
     def calls(self) -> list[dict[str, Any]]:
-        """Every call, in order, with what was written for it."""
-        told = self._ask("calls")
-        assert told["dropped"] == 0
-        calls: list[dict[str, Any]] = told["calls"]
+        """Return every call, in order, with what was written for it."""
+        answer = self._ask("calls")
+        assert answer["dropped"] == 0
+        calls: list[dict[str, Any]] = answer["calls"]
         return calls
 
     def counts(self) -> dict[str, Any]:
-        """How many calls and whole answers, in all and by request hash."""
+        """Return the numbers of calls and of whole answers, in all and by request hash."""
         return self._ask("counts")
 
     def stats(self) -> dict[str, Any]:
-        """Open streams, and how late pieces were written."""
+        """Return the open streams, and how late pieces were written."""
         return self._ask("stats")
 
     def reset(self) -> None:
@@ -40,8 +47,13 @@ class Simulation:
         self._ask("reset", {})
 
     def change(self, **settings: Any) -> None:
-        """Change faults, in_a_row or the pace."""
+        """Change settings of the simulator; `pace` takes some of its fields."""
         self._ask("settings", settings)
+
+    def restore(self, **pace: float) -> None:
+        """Forget all calls and restore every setting: no faults, no waits, 20 tokens, unless `pace` says otherwise."""
+        self.reset()
+        self.change(**asdict(SimulatorSettings(pace=Pace(**{"speed": 0, "tokens": 20, **pace}))))
 
     def _ask(self, what: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         request = urllib.request.Request(  # noqa: S310 - loopback
@@ -56,6 +68,7 @@ class Simulation:
 def start_simulator(*options: str, env: dict[str, str] | None = None) -> Iterator[Simulation]:
     """Start ``deltatap simulate`` and end it."""
     command = [sys.executable, "-m", "deltatap", "simulate", "--port", "0", *options]
+    env = {**(os.environ if env is None else env), KEY_VARIABLE: KEY}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
         assert process.stdout is not None
         line = process.stdout.readline()

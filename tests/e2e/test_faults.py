@@ -5,9 +5,12 @@ What was in flight, and what had finished within a flush interval, may be paid f
 
 from __future__ import annotations
 
+import random
+import socket
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +21,7 @@ import yaml
 
 from deltatap.delta.tables import came_second, quoted
 from tests import prompts
-from tests.e2e.test_kills import in_one_flush, kill, running, start, talking, wait_until
+from tests.e2e.test_kills import in_one_flush, kill, running, start, start_again, talking, wait_until
 from tests.simulation import start_simulator
 
 if TYPE_CHECKING:
@@ -40,16 +43,20 @@ class Scene:
 
     def __init__(self, session: SparkSession, folder: Path, simulator: Simulation, **sections: Any) -> None:
         self.spark, self.folder, self.simulator = session, folder, simulator
+        self.sections = {"capture": {"concurrency": CONCURRENCY}, **sections}
         self.log = folder / "log"
         self.config = folder / "config.yml"
         self.state = folder / "state"
         prompts.write(session, folder / "prompts", [(f"r{n:03d}", f"Prompt {n}?") for n in range(COUNT)])
-        sections.setdefault("capture", {"concurrency": CONCURRENCY})
-        self.config.write_text(yaml.safe_dump(prompts.config(folder, simulator.base_url, **sections)))
+        self.config.write_text(yaml.safe_dump(prompts.config(folder, simulator.base_url, **self.sections)))
 
     def start(self, fault: str | None = None) -> psutil.Popen:
         """The job; with a fault, each of its Python processes loads it (tests/e2e/python)."""
         return start(self.config, self.log, {"PYTHONPATH": str(PATCHES), "FAULT": fault} if fault else None)
+
+    def start_again(self) -> None:
+        """The next start of the same job. It runs in this process, whose Spark session is ready."""
+        start_again(self.spark, self.folder, self.simulator, self.log, **self.sections)
 
     def until(self, condition: Callable[[], object], job: psutil.Popen) -> None:
         wait_until(lambda: bool(condition()), job, self.log)
@@ -87,7 +94,7 @@ def test_the_driver_and_all_it_started_are_killed(spark: SparkSession, tables: P
         first = scene.start()
         scene.until(moments(scene)[moment], first)
         kill([first, *first.children(recursive=True)])
-        assert scene.start().wait(timeout=300) == 0, scene.log.read_text()
+        scene.start_again()
         scene.check(again=CONCURRENCY + in_one_flush(simulator))
 
 
@@ -114,7 +121,7 @@ def test_a_python_worker_is_killed_while_it_plans(spark: SparkSession, tables: P
         assert job.wait(timeout=300) in (0, 1), scene.log.read_text()
         if job.returncode:
             assert simulator.counts()["calls"] == 0
-            assert scene.start().wait(timeout=300) == 0, scene.log.read_text()
+            scene.start_again()
         scene.check(again=0)
 
 
@@ -169,8 +176,7 @@ def test_a_journal_file_is_cut_short(spark: SparkSession, tables: Path) -> None:
         files = list(scene.state.glob("*/journal/*.parquet"))
         for path in files[:1]:
             path.write_bytes(path.read_bytes()[:100])
-        second = scene.start()
-        assert second.wait(timeout=300) == 0, scene.log.read_text()
+        scene.start_again()
         rows = spark.table(quoted(str(tables / "captures"))).where("status = 'completed'")
         assert rows.count() == rows.select("request_id").distinct().count() == COUNT
         if files:
@@ -229,10 +235,20 @@ def test_another_writer_s_commits_conflict_with_ours(spark: SparkSession, tables
         scene.check(again=0)
 
 
+def kept_port() -> str:
+    """A free port that nobody is given by chance, so that it is still free when the endpoint comes back."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in random.sample(range(first - 10_000, first), 100):
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return str(port)
+    raise OSError("no free port below the ephemeral ones")
+
+
 def test_an_endpoint_that_is_down_for_a_minute(spark: SparkSession, tables: Path) -> None:
     """It goes away in mid-run and comes back on the same port; what failed meanwhile the next run completes."""
-    with start_simulator(*PACE) as simulator:
-        port = simulator.base_url.rpartition(":")[2].partition("/")[0]
+    port = kept_port()
+    with start_simulator(*PACE, "--port", port) as simulator:
         scene = Scene(spark, tables, simulator, capture={"concurrency": CONCURRENCY, "max_attempts": 3})
         job = scene.start()
         scene.until(moments(scene)["capture"], job)
@@ -242,7 +258,7 @@ def test_an_endpoint_that_is_down_for_a_minute(spark: SparkSession, tables: Path
     with start_simulator(*PACE, "--port", port) as back:
         assert job.wait(timeout=300) in (0, 3), scene.log.read_text()
         scene.simulator = back
-        assert scene.start().wait(timeout=300) == 0, scene.log.read_text()
+        scene.start_again()
         rows = spark.table(quoted(str(tables / "captures"))).where("status = 'completed'").collect()
         assert Counter(row["request_id"] for row in rows) == {f"r{n:03d}": 1 for n in range(COUNT)}, (
             scene.log.read_text()

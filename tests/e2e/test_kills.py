@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
 import yaml
 
+from deltatap import cli
 from deltatap.delta.tables import quoted
 from tests import prompts
+from tests.runs import capture
 from tests.simulation import start_simulator
 
 if TYPE_CHECKING:
@@ -38,6 +39,14 @@ def start(config: Path, log: Path, env: dict[str, str] | None = None) -> psutil.
     with log.open("ab") as out:
         command = [sys.executable, str(CHECKOUT / "jobs/capture.py"), "--config", str(config)]
         return psutil.Popen(command, stdout=out, stderr=out, start_new_session=True, env={**os.environ, **(env or {})})
+
+
+def start_again(spark: SparkSession, folder: Path, simulator: Simulation, log: Path, **sections: Any) -> None:
+    """Start the job again in this process, which saves the start of a JVM, until it completes."""
+    ended, shown = capture(spark, folder, simulator, **sections)
+    with log.open("a") as out:
+        out.write(shown)
+    assert ended.row["status"] == "completed", log.read_text()
 
 
 def wait_until(condition: Callable[[], bool], job: psutil.Popen, log: Path) -> None:
@@ -149,7 +158,9 @@ def test_a_worker_that_does_not_answer_is_ended_with_its_job(spark: SparkSession
     assert len({row["request_id"] for row in rows}) == len(rows) > 0
 
 
-def test_a_second_start_while_one_runs_is_refused(spark: SparkSession, tables: Path, tmp_path: Path) -> None:
+def test_a_second_start_while_one_runs_is_refused(
+    spark: SparkSession, tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     prompts.write(spark, tables / "prompts", [(f"r{n:04d}", f"Prompt {n}?") for n in range(40)])
     with start_simulator("--ttft-ms", "3000") as simulator:
         config = tmp_path / "config.yml"
@@ -157,12 +168,9 @@ def test_a_second_start_while_one_runs_is_refused(spark: SparkSession, tables: P
         log = tmp_path / "log"
         first = start(config, log)
         wait_until(lambda: simulator.counts()["calls"] > 0, first, log)
-        second = subprocess.run(
-            [sys.executable, str(CHECKOUT / "jobs/capture.py"), "--config", str(config)],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert second.returncode == 2, second.stdout + second.stderr
-        assert "another run is active" in second.stdout
-        assert f"pid {first.pid}" in second.stdout
+        assert cli.run(cli.capture, config) == cli.CONFIGURATION
+        shown = capsys.readouterr().out
+        assert "another run is active" in shown
+        assert f"pid {first.pid}" in shown
         assert first.wait(timeout=300) == 0, log.read_text()
         assert simulator.counts()["calls"] == 40

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import yaml
@@ -15,7 +15,7 @@ import yaml
 from deltatap import cli
 from deltatap.delta.tables import quoted
 from tests import prompts
-from tests.e2e.test_kills import CHECKOUT, in_one_flush, start, wait_until
+from tests.e2e.test_kills import CHECKOUT, in_one_flush, start, start_again, wait_until
 from tests.runs import captured, run_rows
 from tests.simulation import start_simulator
 
@@ -46,8 +46,8 @@ def test_a_run_that_is_stopped_drains_and_the_next_start_goes_on(
     prompts.write(spark, tables / "prompts", [*stalled, ("ok", "x"), *((f"w{n}", f"q{n}") for n in range(20))])
     config, log = tmp_path / "c.yml", tmp_path / "log"
     with start_simulator("--ttft-ms", "50", "--itl-ms", "5", "--tokens", "10") as simulator:
-        tree = prompts.config(tables, simulator.base_url, capture={"concurrency": 4}, timeouts={"grace_s": 1})
-        config.write_text(yaml.safe_dump(tree))
+        sections: dict[str, Any] = {"capture": {"concurrency": 4}, "timeouts": {"grace_s": 1}}
+        config.write_text(yaml.safe_dump(prompts.config(tables, simulator.base_url, **sections)))
         job = start(config, log)
         wait_until(lambda: sum("stall" in call["model"] for call in simulator.calls()) == 3, job, log)
         stop(way, job, config, tables / "state")
@@ -64,7 +64,7 @@ def test_a_run_that_is_stopped_drains_and_the_next_start_goes_on(
         assert run["requests"] == simulator.counts()["calls"] == len(rows)
         assert not list((tables / "state").iterdir())
 
-        assert start(config, log).wait(timeout=240) == cli.OK, log.read_text()
+        start_again(spark, tables, simulator, log, **sections)
         finals = Counter(row["request_id"] for row in captured(spark, tables) if row["status"] == "completed")
         assert len(finals) == 24
         assert set(finals.values()) == {1}, "none is paid for twice"
@@ -78,8 +78,8 @@ def test_a_second_ctrl_c_ends_at_once_and_loses_nothing(spark: SparkSession, tab
     )
     config, log = tmp_path / "c.yml", tmp_path / "log"
     with start_simulator("--ttft-ms", "100", "--itl-ms", "5", "--tokens", "20") as simulator:
-        tree = prompts.config(tables, simulator.base_url, capture={"concurrency": 4}, timeouts={"grace_s": 300})
-        config.write_text(yaml.safe_dump(tree))
+        sections: dict[str, Any] = {"capture": {"concurrency": 4}, "timeouts": {"grace_s": 300}}
+        config.write_text(yaml.safe_dump(prompts.config(tables, simulator.base_url, **sections)))
         job = start(config, log)
         wait_until(lambda: simulator.counts()["finished"] >= 30, job, log)
         children = job.children(recursive=True)
@@ -95,7 +95,7 @@ def test_a_second_ctrl_c_ends_at_once_and_loses_nothing(spark: SparkSession, tab
             if child.is_running():
                 child.wait(timeout=60)
         finished = simulator.counts()["finished"]
-        assert start(config, log).wait(timeout=240) == cli.OK, log.read_text()
+        start_again(spark, tables, simulator, log, **sections)
         rows = spark.table(quoted(str(tables / "captures"))).where("status = 'completed'").collect()
         assert Counter(row["request_id"] for row in rows) == Counter(
             {f"r{n}": 1 for n in range(count)} | {"stalled": 1}

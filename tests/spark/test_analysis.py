@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from tests.simulation import Simulation
 
-SIMULATOR = ("--ttft-ms", "30", "--itl-ms", "3", "--tokens", "20")
+PACE = {"ttft_ms": 30, "itl_ms": 3, "speed": 1}
 PEERS_BY_HAND = {
     ("vLLM bench serve", "TTFT"): 80.0,
     ("vLLM bench serve", "ITL"): [20.0, 30.0, 0.0, 70.0, 10.0],

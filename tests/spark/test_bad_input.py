@@ -13,7 +13,7 @@ import yaml
 from deltatap import capture_udf, cli, load_settings, tokens
 from tests import prompts
 from tests.runs import capture, captured
-from tests.simulation import start_simulator
+from tests.simulation import KEY, KEY_VARIABLE, start_simulator
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
     from tests.simulation import Simulation
-
-KEY = "sk-test-4711-do-not-tell"
 
 
 class Job:
@@ -156,10 +154,10 @@ def test_a_key_is_in_no_table_journal_log_plan_or_message(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """A whole job with a key and with failures; a file that cannot be read keeps its state folder, to be searched."""
-    monkeypatch.setenv("SIMULATOR_KEY", KEY)
-    with start_simulator("--speed", "0", "--tokens", "5", "--api-key-env", "SIMULATOR_KEY") as simulator:
+    monkeypatch.setenv("THE_KEY", KEY)
+    with start_simulator("--speed", "0", "--tokens", "5", "--api-key-env", KEY_VARIABLE) as simulator:
         prompts.write(spark, tables / "prompts", [("a", "x"), ("b", "y"), ("c", "z", "m!400"), ("d", "z", "m!cut@1")])
-        tree = prompts.config(tables, simulator.base_url, endpoint={"api_key": {"env": "SIMULATOR_KEY"}})
+        tree = prompts.config(tables, simulator.base_url, endpoint={"api_key": {"env": "THE_KEY"}})
         tree["run"] = {"id": "with-a-key"}
         path = tables / "config.yml"
         path.write_text(yaml.safe_dump(tree))

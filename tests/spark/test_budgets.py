@@ -24,7 +24,16 @@ if TYPE_CHECKING:
 
     from tests.simulation import Simulation
 
-SIMULATOR = ("--ttft-ms", "100", "--itl-ms", "2", "--tokens", "40", "--sigma", "0.5")
+# Half the usual spread: an answer is not much longer than the ones before it.
+PACE = {
+    "speed": 1,
+    "ttft_ms": 100,
+    "ttft_sigma": 0.2,
+    "itl_ms": 2,
+    "itl_sigma": 0.15,
+    "tokens": 40,
+    "tokens_sigma": 0.3,
+}
 COUNT, CONCURRENCY = 60, 4
 PRICES = "- {model: 'gpt-4o-mini', input: 1, output: 2, date: 2026-01-01, source: here}\n"
 

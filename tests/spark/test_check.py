@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +10,13 @@ import pytest
 from deltatap.config import load_settings
 from deltatap.driver.check import Finding, check
 from tests import prompts
-from tests.simulation import start_simulator
+from tests.simulation import KEY, KEY_VARIABLE
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
     from tests.simulation import Simulation
 
-SIMULATOR: tuple[str, ...] = ()
 EVERYTHING = [
     "key, driver", "vocabularies, driver", "state folder, driver", "network, driver", "price", "runtime", "prompts",
     "captures", "runs", "key, workers", "vocabularies, workers", "state folder, workers", "network, workers",
@@ -67,23 +65,21 @@ def test_everything_that_is_wrong_is_found(spark: SparkSession, tables: Path, mo
     assert wrong(found, "warning") == {"price": "model mine has no price: cost_usd will be null"}
 
 
-def test_a_key_that_is_refused_and_a_model_that_is_not_listed(spark: SparkSession, tables: Path) -> None:
+def test_a_key_that_is_refused_and_a_model_that_is_not_listed(
+    spark: SparkSession, tables: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prompts.write(spark, tables / "prompts", [("a", "Say it.", None)])
-    secret = "sk-never-say-this-4711"  # noqa: S105 - what must not be said
-    os.environ["CHECKED_KEY"] = secret
-    try:
-        with start_simulator("--api-key-env", "CHECKED_KEY") as simulator:
-            tree = prompts.config(tables, simulator.base_url)
-            tree["endpoint"] |= {"api_key": {"env": "CHECKED_KEY"}, "model": "gpt-unheard-of"}
-            found = findings(spark, tree)
-            assert "but not gpt-unheard-of" in wrong(found, "warning")["models"]
-            os.environ["CHECKED_KEY"] = secret + "0"
-            found = findings(spark, tree)
-            assert wrong(found)["models"].startswith("/models: authentication")
-            assert secret not in repr(found)
-            assert simulator.counts()["calls"] == 0
-    finally:
-        del os.environ["CHECKED_KEY"]
+    simulator.change(api_key_env=KEY_VARIABLE)
+    monkeypatch.setenv("CHECKED_KEY", KEY)
+    tree = prompts.config(tables, simulator.base_url)
+    tree["endpoint"] |= {"api_key": {"env": "CHECKED_KEY"}, "model": "gpt-unheard-of"}
+    found = findings(spark, tree)
+    assert "but not gpt-unheard-of" in wrong(found, "warning")["models"]
+    monkeypatch.setenv("CHECKED_KEY", KEY + "0")
+    found = findings(spark, tree)
+    assert wrong(found)["models"].startswith("/models: authentication")
+    assert KEY not in repr(found)
+    assert simulator.counts()["calls"] == 0
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tests.simulation import Simulation
 
-SIMULATOR = ("--speed", "0", "--tokens", "30")
+PACE = {"tokens": 30}
 INPUT, CACHED, OUTPUT = Decimal("0.15"), Decimal("0.075"), Decimal("0.6")
 PRICES = f"- {{model: 'gpt-4o-mini*', input: {INPUT}, cached_input: {CACHED}, output: {OUTPUT}, date: 2026-01-01, source: here}}\n"
 MILLION = 1_000_000

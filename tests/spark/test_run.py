@@ -14,11 +14,7 @@ if TYPE_CHECKING:
     from tests.simulation import Simulation
 
 IDLE_S = 2.0
-
-
-SIMULATOR = ("--speed", "20", "--tokens", "40")
-
-
+PACE = {"speed": 20, "tokens": 40}
 # fault → status, error type, calls. With max_attempts 3, max_broken 2.
 OUTCOMES: dict[str, tuple[str, str | None, int]] = {
     "": ("completed", None, 1),

@@ -11,27 +11,23 @@ from deltatap.driver.check import check
 from tests import prompts
 from tests.notebook import with_secrets
 from tests.runs import capture, captured, run_rows
-from tests.simulation import start_simulator
+from tests.simulation import KEY, KEY_VARIABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from pyspark.sql import SparkSession
 
     from tests.simulation import Simulation
 
-KEY = "dapi-test-4711-do-not-tell"
 SCOPED = {"api_key": {"secret": "team/openai"}}
 
 
 @pytest.fixture
-def locked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulation]:
+def locked(simulator: Simulation) -> Simulation:
     """A simulator that requires the key."""
-    monkeypatch.setenv("SIMULATOR_KEY", KEY)
-    with start_simulator("--speed", "0", "--tokens", "5", "--api-key-env", "SIMULATOR_KEY") as simulator:
-        monkeypatch.delenv("SIMULATOR_KEY")
-        yield simulator
+    simulator.change(api_key_env=KEY_VARIABLE)
+    return simulator
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from deltatap.replay.recordings import recording
 if TYPE_CHECKING:
     from tests.simulation import Simulation
 
-SIMULATOR = ("--speed", "0", "--tokens", "30")
+PACE = {"tokens": 30}
 HI = [{"role": "user", "content": "Hi"}]
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 TOOLS = [

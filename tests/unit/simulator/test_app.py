@@ -14,12 +14,12 @@ import pytest
 from openai import AsyncOpenAI, OpenAI, RateLimitError
 
 from deltatap.prompts import request_hash_of
-from tests.simulation import Simulation, start_simulator
+from tests.simulation import KEY, KEY_VARIABLE, Simulation, start_simulator
 
 MESSAGES = [{"role": "user", "content": "Tell me."}]
 
 
-SIMULATOR = ("--speed", "0", "--tokens", "30")
+PACE = {"tokens": 30}
 
 
 def raw(
@@ -203,22 +203,20 @@ def test_an_invalid_request_is_refused(simulator: Simulation, content: bytes) ->
 
 
 def test_another_process_gives_the_same_answers(simulator: Simulation) -> None:
-    with start_simulator("--speed", "0", "--tokens", "30") as other:
-        assert said(raw(other)[2]) == said(raw(simulator)[2])
     with start_simulator("--speed", "0", "--tokens", "30", "--seed", "1") as other:
         assert said(raw(other)[2]) != said(raw(simulator)[2])
+        other.change(seed=0)
+        assert said(raw(other)[2]) == said(raw(simulator)[2])
 
 
-def test_a_key_is_required_and_never_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SIM_KEY", "sk-right")
-    with start_simulator("--speed", "0", "--api-key-env", "SIM_KEY") as locked:
-        assert raw(locked)[0] == 401
-        client = OpenAI(base_url=locked.base_url, api_key="sk-right", max_retries=0)
+def test_a_key_is_required_and_never_kept(simulator: Simulation) -> None:
+    simulator.change(api_key_env=KEY_VARIABLE)
+    assert raw(simulator)[0] == 401
+    with OpenAI(base_url=simulator.base_url, api_key=KEY, max_retries=0) as client:
         client.chat.completions.create(model="gpt-4o-mini", messages=[{"role": "user", "content": "Hi"}])
-        first, second = locked.calls()
-        client.close()
+    first, second = simulator.calls()
     assert first["bearer_sha256"] is None
-    assert second["bearer_sha256"] == hashlib.sha256(b"sk-right").hexdigest()
+    assert second["bearer_sha256"] == hashlib.sha256(KEY.encode()).hexdigest()
 
 
 def test_the_openai_client_streams_and_completes(simulator: Simulation) -> None:
@@ -305,13 +303,11 @@ def test_the_urls_of_azure_and_databricks_are_served(simulator: Simulation) -> N
     }  # fmt: skip
 
 
-def test_limits_per_minute_are_enforced_and_reported() -> None:
-    with start_simulator(
-        "--speed", "0", "--tokens", "5", "--requests-per-minute", "2", "--tokens-per-minute", "1000"
-    ) as limited:
-        first, second, third = (raw(limited) for _ in range(3))
-        assert (first[0], second[0], third[0]) == (200, 200, 429)
-        assert first[1]["x-ratelimit-limit-requests"] == "2"
-        assert (first[1]["x-ratelimit-remaining-requests"], second[1]["x-ratelimit-remaining-requests"]) == ("1", "0")
-        assert 0 < float(third[1]["retry-after"]) <= 60
-        assert 0 < int(second[1]["x-ratelimit-remaining-tokens"]) < 1000
+def test_limits_per_minute_are_enforced_and_reported(simulator: Simulation) -> None:
+    simulator.change(requests_per_minute=2, tokens_per_minute=1000)
+    first, second, third = (raw(simulator) for _ in range(3))
+    assert (first[0], second[0], third[0]) == (200, 200, 429)
+    assert first[1]["x-ratelimit-limit-requests"] == "2"
+    assert (first[1]["x-ratelimit-remaining-requests"], second[1]["x-ratelimit-remaining-requests"]) == ("1", "0")
+    assert 0 < float(third[1]["retry-after"]) <= 60
+    assert 0 < int(second[1]["x-ratelimit-remaining-tokens"]) < 1000
