@@ -1,8 +1,10 @@
 PYTHON ?= python3
 UV = .tools/uv/bin/uv
+# Each process has a Spark session of its own, of about 1 GB.
+SIDE_BY_SIDE = --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
 .DEFAULT_GOAL = help
-.PHONY: help setup test check docs demo bench bench-memory bench-peers bench-scaling matrix wheel lock clean
+.PHONY: help setup test test-slow check docs demo bench bench-memory bench-peers bench-scaling matrix wheel lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -13,7 +15,10 @@ setup: ## install everything, pinned and verified, into .venv, .tools and .jars
 	@$(PYTHON) tools/setup.py
 
 test: setup ## all tests but the slow ones
-	@.venv/bin/pytest
+	@.venv/bin/pytest $(SIDE_BY_SIDE)
+
+test-slow: setup ## the slow tests: kills, faults, clusters of processes
+	@.venv/bin/pytest $(SIDE_BY_SIDE) -m slow --durations=20
 
 check: setup ## check format, lint and types (for Python 3.11, and for 3.12, which Databricks runtimes use)
 	@.venv/bin/ruff format --check --quiet .
