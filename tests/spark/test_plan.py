@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -117,31 +118,44 @@ def test_what_is_seen_to_be_settled_is_what_is_settled(spark: SparkSession, tabl
     assert {id_ for id_, _ in owed_ids(spark, settings)} == found
 
 
-def test_a_changed_default_changes_every_request(spark: SparkSession, tables: Path, settings: Settings) -> None:
-    write_prompts(spark, tables, [{"request_id": "a", "prompt": "p"}])
-    settle(spark, settings, "earlier", {})
-    assert owed_ids(spark, settings) == set()
+@pytest.fixture(scope="module")
+def settled_once(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tables of one prompt and its completed row, to be copied."""
+    folder = tmp_path_factory.mktemp("settled")
+    delta_tables.ensure(spark, str(folder / "captures"), columns.CAPTURES)
+    write_prompts(spark, folder, [{"request_id": "a", "prompt": "p"}])
+    settle(spark, load_settings(prompts.config(folder, "http://127.0.0.1:1/v1")), "earlier", {})
+    return folder
+
+
+@pytest.fixture
+def settled(settled_once: Path, tables: Path) -> Settings:
+    """The settings of a table with one prompt, whose capture has completed."""
+    shutil.copytree(settled_once, tables, dirs_exist_ok=True)
+    return load_settings(prompts.config(tables, "http://127.0.0.1:1/v1"))
+
+
+def test_a_changed_default_changes_every_request(spark: SparkSession, tables: Path, settled: Settings) -> None:
+    assert owed_ids(spark, settled) == set()
     for section in ({"request": {"temperature": 1}}, {"endpoint": {"model": "another"}}):
         other = load_settings(prompts.config(tables, "http://127.0.0.1:1/v1", **section))
         assert owed_ids(spark, other) == {("a", "stream")}
 
 
-def test_a_request_is_settled_in_each_mode_by_itself(spark: SparkSession, tables: Path, settings: Settings) -> None:
-    write_prompts(spark, tables, [{"request_id": "a", "prompt": "p"}])
-    settle(spark, settings, "earlier", {})
+@pytest.mark.usefixtures("settled")
+def test_a_request_is_settled_in_each_mode_by_itself(spark: SparkSession, tables: Path) -> None:
     paired = load_settings(prompts.config(tables, "http://127.0.0.1:1/v1", capture={"mode": "paired"}))
     assert owed_ids(spark, paired) == {("a", "complete")}
     settle(spark, paired, "second", {})
     assert (owed_ids(spark, paired), built(spark, paired)) == (set(), [])
 
 
-def test_an_edit_that_is_taken_back_is_settled(spark: SparkSession, tables: Path, settings: Settings) -> None:
-    for number, text in enumerate(("p", "q")):
-        write_prompts(spark, tables, [{"request_id": "a", "prompt": text}])
-        settle(spark, settings, f"run-{number}", {})
+def test_an_edit_that_is_taken_back_is_settled(spark: SparkSession, tables: Path, settled: Settings) -> None:
+    write_prompts(spark, tables, [{"request_id": "a", "prompt": "q"}])
+    settle(spark, settled, "second", {})
     write_prompts(spark, tables, [{"request_id": "a", "prompt": "p"}])
-    assert built(spark, settings) == ["a"], "with two versions in captures, its request is built to tell"
-    assert owed_ids(spark, settings) == set()
+    assert built(spark, settled) == ["a"], "with two versions in captures, its request is built to tell"
+    assert owed_ids(spark, settled) == set()
 
 
 @pytest.mark.parametrize("which", ["new", "all"])
