@@ -18,6 +18,7 @@ from deltatap.analysis.metrics import METRICS, PEERS, with_parts
 from deltatap.analysis.queries import newest_capture, newest_runs
 from deltatap.analysis.sql import quantile_sql
 from deltatap.config import Settings, load_settings
+from deltatap.delta import columns
 from deltatap.delta import tables as delta_tables
 from deltatap.driver.run import run
 from deltatap.errors import ConfigError
@@ -29,7 +30,7 @@ from tests.captured import AT, BY_HAND, capture_row, empty_tables, write_capture
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pyspark.sql import SparkSession
+    from pyspark.sql import Row, SparkSession
 
     from tests.simulation import Simulation
 
@@ -57,47 +58,51 @@ def settings(spark: SparkSession, tables: Path) -> Settings:
     return empty_tables(spark, tables)
 
 
-def test_metrics_match_the_hand_computed_example(spark: SparkSession, settings: Settings) -> None:
-    write_captures(spark, settings, capture_row("r", "a"))
-    columns = [f"{metric.sql} AS {metric.name}" for metric in METRICS]
-    columns += [f"{metric.from_chunks} AS {metric.name}_from_chunks" for metric in METRICS if metric.from_chunks]
-    parts = with_parts(delta_tables.quoted(settings.captures.table))
-    row = spark.sql(f"SELECT {', '.join(columns)} FROM ({parts})").collect()[0].asDict()
-    for name, value in row.items():
+def select_from(spark: SparkSession, row: dict[str, Any], expressions: list[str]) -> Row:
+    """Evaluate expressions over captures of one row. The captures are a view, because SQL does not need a table here."""
+    schema = columns.spark_schema(columns.CAPTURES)
+    frame = spark.createDataFrame([tuple(row[name] for name in schema.names)], schema)
+    frame.createOrReplaceTempView("captures_of_one_row")
+    (found,) = spark.sql(f"SELECT {', '.join(expressions)} FROM ({with_parts('captures_of_one_row')})").collect()
+    return found
+
+
+def test_metrics_match_the_hand_computed_example(spark: SparkSession) -> None:
+    expressions = [f"{metric.sql} AS {metric.name}" for metric in METRICS]
+    expressions += [f"{metric.from_chunks} AS {metric.name}_from_chunks" for metric in METRICS if metric.from_chunks]
+    for name, value in select_from(spark, capture_row("r", "a"), expressions).asDict().items():
         assert value == pytest.approx(BY_HAND[name.removesuffix("_from_chunks")]), name
 
 
-def test_definitions_of_other_tools_match_the_hand_computed_example(spark: SparkSession, settings: Settings) -> None:
+def test_definitions_of_other_tools_match_the_hand_computed_example(spark: SparkSession) -> None:
     assert {(peer.tool, peer.name) for peer in PEERS} == set(PEERS_BY_HAND)
-    write_captures(spark, settings, capture_row("r", "a"))
-    parts = with_parts(delta_tables.quoted(settings.captures.table))
-    for peer in PEERS:
-        (value,) = spark.sql(f"SELECT {peer.sql} FROM ({parts})").collect()[0]
+    row = select_from(spark, capture_row("r", "a"), [peer.sql for peer in PEERS])
+    for peer, value in zip(PEERS, row, strict=True):
         assert value == pytest.approx(PEERS_BY_HAND[peer.tool, peer.name]), peer
 
 
-def test_metrics_of_a_row_without_chunks_are_null(spark: SparkSession, settings: Settings) -> None:
-    row = capture_row("r", "a")
+def test_metrics_of_a_row_without_chunks_are_null(spark: SparkSession) -> None:
+    row = capture_row("r", "a", chunks=[])
     empty = row.keys() & {*BY_HAND, "usage_reported", "usage_tiktoken", "loop_lag_ms"}
-    write_captures(spark, settings, row | dict.fromkeys(empty))
-    spark.sql(f"UPDATE {delta_tables.quoted(settings.captures.table)} SET chunks = array()")
-    parts = with_parts(delta_tables.quoted(settings.captures.table))
     every = [metric.sql for metric in METRICS] + [peer.sql for peer in PEERS]
-    for value in spark.sql(f"SELECT {', '.join(every)} FROM ({parts})").collect()[0]:
+    for value in select_from(spark, row | dict.fromkeys(empty), every):
         assert value is None or value == []
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 10, 1000])
-def test_quantiles_match_numpy_and_intervals_are_order_statistics(spark: SparkSession, count: int) -> None:
-    values = np.random.default_rng(count).lognormal(5, 1, count)
-    frame = spark.createDataFrame([(sorted(float(value) for value in values),)], "a ARRAY<DOUBLE>")
-    for p in (0.5, 0.9, 0.95, 0.99):
-        found = frame.selectExpr(f"inline(array({quantile_sql('a', p)}))").collect()[0]
-        assert found["value"] == pytest.approx(np.quantile(values, p))
-        ordered, spread = np.sort(values), 1.959964 * math.sqrt(count * p * (1 - p))
-        below, above = math.floor(count * p - spread), math.ceil(count * p + spread) + 1
-        assert found["low"] == (ordered[below - 1] if below >= 1 else None)
-        assert found["high"] == (ordered[above - 1] if above <= count else None)
+def test_quantiles_match_numpy_and_intervals_are_order_statistics(spark: SparkSession) -> None:
+    quantiles = (0.5, 0.9, 0.95, 0.99)
+    samples = [np.sort(np.random.default_rng(count).lognormal(5, 1, count)) for count in (1, 2, 3, 10, 1000)]
+    frame = spark.createDataFrame([(sample.tolist(),) for sample in samples], "a ARRAY<DOUBLE>").coalesce(1)
+    rows = frame.selectExpr(*(f"{quantile_sql('a', p)} AS `{p}`" for p in quantiles)).collect()
+    for ordered, row in zip(samples, rows, strict=True):
+        count = len(ordered)
+        for p in quantiles:
+            found, where = row[str(p)], (count, p)
+            assert found["value"] == pytest.approx(np.quantile(ordered, p)), where
+            spread = 1.959964 * math.sqrt(count * p * (1 - p))
+            below, above = math.floor(count * p - spread), math.ceil(count * p + spread) + 1
+            assert found["low"] == (ordered[below - 1] if below >= 1 else None), where
+            assert found["high"] == (ordered[above - 1] if above <= count else None), where
 
 
 def test_95_percent_of_intervals_contain_the_true_median(spark: SparkSession) -> None:
