@@ -23,38 +23,47 @@ _WRITE = "-XX:ArchiveClassesAtExit={} -Xlog:cds=off -Xlog:cds+dynamic=off"
 _WRITTEN_S = 120.0
 
 
-def prepare() -> tuple[Path | None, dict[str, str]]:
+def prepare() -> dict[str, str]:
     """Have every JVM that starts from now on use the archive, jobs of other processes included.
 
     Returns:
-        Where there is no archive yet: a path, and the Spark options for a session whose JVM writes the archive there
-        when it ends. Otherwise None, and no options.
+        Spark options. They are empty unless there is no archive yet: then they have the session's JVM write one when it
+        ends, for :func:`keep`.
     """
-    java = session.find_java()
-    # An archive builds on the JDK's own one, which set-up's Java does not have.
-    if java is None or not (java.resolve().parents[1] / "lib/server/classes.jsa").is_file():
-        return None, {}
-    if (archive := _archive()).exists():
+    archive = _archive()
+    if archive is None:
+        return {}
+    if archive.exists():
         # Spark hands this variable to the JVM of every driver.
         os.environ["SPARK_SUBMIT_OPTS"] = f"{os.environ.get('SPARK_SUBMIT_OPTS', '')} {_USE.format(archive)}"
-        return None, {}
+        return {}
     if os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
-        return None, {}
-    path = archive.with_suffix(f".{os.getpid()}")
+        return {}
     name = "spark.driver.extraJavaOptions"
-    return path, {name: f"{session._options()[name]} {_WRITE.format(path)}"}
+    return {name: f"{session._options()[name]} {_WRITE.format(_unfinished(archive))}"}
 
 
-def keep(path: Path) -> None:
+def keep() -> None:
     """End the JVM, whose session has stopped, and keep the archive that it writes."""
-    gateway = SparkContext._gateway
+    gateway, archive = SparkContext._gateway, _archive()
     assert gateway is not None
+    assert archive is not None
     gateway.shutdown()
     gateway.proc.stdin.close()
     gateway.proc.wait(timeout=_WRITTEN_S)
-    if path.exists():
-        path.replace(_archive())
+    if _unfinished(archive).exists():
+        _unfinished(archive).replace(archive)
 
 
-def _archive() -> Path:
-    return session.CHECKOUT / ".jars" / f"classes-{importlib.metadata.version('pyspark')}.jsa"
+def _archive() -> Path | None:
+    """Return where the archive of this Java and this Spark is, or will be; None where Java cannot write one."""
+    java = session.find_java()
+    # An archive builds on the JDK's own one, which the Java that set-up installs does not have.
+    if java is None or not (java.resolve().parents[1] / "lib/server/classes.jsa").is_file():
+        return None
+    spark = importlib.metadata.version("pyspark")
+    return session.CHECKOUT / ".jars" / f"classes-{java.resolve().parents[1].name}-{spark}.jsa"
+
+
+def _unfinished(archive: Path) -> Path:
+    return archive.with_name(f"{archive.name}.{os.getpid()}")

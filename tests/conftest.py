@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from deltatap.delta import columns
+from deltatap.delta import tables as delta_tables
 from deltatap.spark.session import local_session
 from tests import class_archive
 from tests.simulation import start_simulator
@@ -29,13 +31,13 @@ QUICK_QUERIES = {
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     warehouse = tmp_path_factory.mktemp("warehouse")
-    archive, writes_it = class_archive.prepare()
-    conf = {"spark.sql.warehouse.dir": str(warehouse), **QUICK_QUERIES, **writes_it}
+    writes_archive = class_archive.prepare()
+    conf = {"spark.sql.warehouse.dir": str(warehouse), **QUICK_QUERIES, **writes_archive}
     session = local_session("local[2]", app_name="tests", conf=conf)
     yield session
     session.stop()
-    if archive is not None:
-        class_archive.keep(archive)
+    if writes_archive:
+        class_archive.keep()
 
 
 @pytest.fixture
@@ -44,6 +46,14 @@ def tables(tmp_path: Path) -> Path:
     folder = tmp_path / "tables"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture(scope="session")
+def empty_captures(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A captures table without rows, to be copied: creating one takes longer."""
+    table = tmp_path_factory.mktemp("empty") / "captures"
+    delta_tables.ensure(spark, str(table), columns.CAPTURES)
+    return table
 
 
 @pytest.fixture(scope="session")

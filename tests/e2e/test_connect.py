@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyspark
 import pytest
 import yaml
 
@@ -19,7 +23,7 @@ from tests.bundle import ROOT
 from tests.simulation import start_simulator
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator
 
     from pyspark.sql import SparkSession
 
@@ -28,19 +32,47 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 METRICS = ("metrics_by_run", "metrics_by_hour", "stream_vs_complete")
 
 
-def job(name: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """A job with no session but the one that is there, which is a client of a Connect server of its own."""
-    conf = folder / "conf"
-    conf.mkdir(exist_ok=True)
-    lines = (f"{key} {value}" for key, value in session._options().items())
-    (conf / "spark-defaults.conf").write_text("\n".join(lines))
-    seen = {"SPARK_REMOTE": "local[2]", "SPARK_CONF_DIR": str(conf), "DATABRICKS_RUNTIME_VERSION": "18.2"}
-    with session.java_home():
-        return subprocess.run(
-            [sys.executable, ROOT / f"jobs/{name}.py", "--config", folder / "config.yml", *options],
-            cwd=folder, env={**os.environ, **seen, "PYSPARK_PYTHON": sys.executable}, capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """The URL of a Connect server in a process of its own, as a cluster is one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = session._options() | {
+        "spark.master": "local[2]",
+        "spark.connect.grpc.binding.port": str(port),
+        "spark.sql.warehouse.dir": str(tmp_path / "warehouse"),
+    }
+    command = [
+        Path(pyspark.__file__).parent / "bin/spark-submit",
+        *(word for key, value in options.items() for word in ("--conf", f"{key}={value}")),
+        *("--class", "org.apache.spark.sql.connect.service.SparkConnectServer", "spark-internal"),
+    ]
+    env = {**os.environ, "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
+    with session.java_home(), (tmp_path / "server").open("w") as log:
+        process = subprocess.Popen(command, env=env, cwd=tmp_path, stdout=log, stderr=log)
+        try:
+            while not listens(port):
+                assert process.poll() is None, (tmp_path / "server").read_text()
+                time.sleep(0.1)
+            yield f"sc://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as tried:
+        return tried.connect_ex(("127.0.0.1", port)) == 0
+
+
+def job(server: str, name: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """A job with no session but the one that the environment names, as on a cluster."""
+    seen = {"SPARK_REMOTE": server, "DATABRICKS_RUNTIME_VERSION": "18.2"}
+    return subprocess.run(
+        [sys.executable, ROOT / f"jobs/{name}.py", "--config", folder / "config.yml", *options],
+        cwd=folder, env={**os.environ, **seen}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
 
 
 def rows(spark: SparkSession, table: Path) -> list[dict[str, Any]]:
@@ -48,13 +80,13 @@ def rows(spark: SparkSession, table: Path) -> list[dict[str, Any]]:
     return sorted(found, key=str)
 
 
-def test_what_is_captured_and_analyzed_over_connect(spark: SparkSession, tmp_path: Path) -> None:
+def test_what_is_captured_and_analyzed_over_connect(spark: SparkSession, server: str, tmp_path: Path) -> None:
     prompts.write(spark, tmp_path / "prompts", [(f"r{n:02d}", f"Prompt {n}?") for n in range(40)])
     with start_simulator("--speed", "0", "--tokens", "20") as simulator:
         tree = prompts.config(tmp_path, simulator.base_url, capture={"mode": "paired"})
         (tmp_path / "config.yml").write_text(yaml.safe_dump(tree))
         for name in ("check", "capture", "analyze"):
-            ended = job(name, tmp_path)
+            ended = job(server, name, tmp_path)
             assert ended.returncode == 0, ended.stdout + ended.stderr
         assert simulator.counts()["finished"] == 80
     captures = spark.table(quoted(str(tmp_path / "captures"))).where("status = 'completed'")
@@ -67,6 +99,6 @@ def test_what_is_captured_and_analyzed_over_connect(spark: SparkSession, tmp_pat
     for name in METRICS:
         assert over_connect[name], name
         assert rows(spark, tmp_path / "classic" / name) == over_connect[name], name
-    ended = job("report", tmp_path, "--out", str(tmp_path / "report.html"))
+    ended = job(server, "report", tmp_path, "--out", str(tmp_path / "report.html"))
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "<html" in (tmp_path / "report.html").read_text(encoding="utf-8")[:2000]

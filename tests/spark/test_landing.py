@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,8 @@ AT = datetime(2026, 11, 20, tzinfo=UTC)
 
 
 @pytest.fixture
-def landing(spark: SparkSession, tables: Path, tmp_path: Path) -> Iterator[Landing]:
-    delta_tables.ensure(spark, str(tables / "captures"), columns.CAPTURES)
+def landing(spark: SparkSession, empty_captures: Path, tables: Path, tmp_path: Path) -> Iterator[Landing]:
+    shutil.copytree(empty_captures, tables / "captures")
     state = RunState(tmp_path / "state" / RUN)
     state.prepare()
     landing = Landing(spark, str(tables / "captures"), state, keep_interrupted=False, new_rows=NewRows(state))

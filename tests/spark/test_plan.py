@@ -84,8 +84,8 @@ def settle(spark: SparkSession, settings: Settings, run_id: str, ends: dict[str,
 
 
 @pytest.fixture
-def settings(spark: SparkSession, tables: Path) -> Settings:
-    delta_tables.ensure(spark, str(tables / "captures"), columns.CAPTURES)
+def settings(empty_captures: Path, tables: Path) -> Settings:
+    shutil.copytree(empty_captures, tables / "captures")
     return load_settings(prompts.config(tables, "http://127.0.0.1:1/v1"))
 
 
@@ -119,10 +119,10 @@ def test_what_is_seen_to_be_settled_is_what_is_settled(spark: SparkSession, tabl
 
 
 @pytest.fixture(scope="module")
-def settled_once(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def settled_once(spark: SparkSession, empty_captures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tables of one prompt and its completed row, to be copied."""
     folder = tmp_path_factory.mktemp("settled")
-    delta_tables.ensure(spark, str(folder / "captures"), columns.CAPTURES)
+    shutil.copytree(empty_captures, folder / "captures")
     write_prompts(spark, folder, [{"request_id": "a", "prompt": "p"}])
     settle(spark, load_settings(prompts.config(folder, "http://127.0.0.1:1/v1")), "earlier", {})
     return folder
