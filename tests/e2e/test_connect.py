@@ -43,7 +43,7 @@ def server(tmp_path: Path) -> Iterator[str]:
         "spark.connect.grpc.binding.port": str(port),
         "spark.sql.warehouse.dir": str(tmp_path / "warehouse"),
     }
-    command = [
+    command: list[str | Path] = [
         Path(pyspark.__file__).parent / "bin/spark-submit",
         *(word for key, value in options.items() for word in ("--conf", f"{key}={value}")),
         *("--class", "org.apache.spark.sql.connect.service.SparkConnectServer", "spark-internal"),
