@@ -4,7 +4,7 @@ UV = .tools/uv/bin/uv
 SIDE_BY_SIDE = --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
 .DEFAULT_GOAL = help
-.PHONY: help setup test test-all check docs demo bench bench-memory bench-peers bench-scaling matrix wheel lock clean
+.PHONY: help setup test test-slow check docs demo bench bench-memory bench-peers bench-scaling matrix wheel lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 22
@@ -17,8 +17,8 @@ setup: ## install everything, pinned and verified, into .venv, .tools and .jars
 test: setup ## all tests but the slow ones
 	@.venv/bin/pytest $(SIDE_BY_SIDE)
 
-test-all: setup ## all tests: also kills, faults and clusters of processes
-	@.venv/bin/pytest $(SIDE_BY_SIDE) -m "" --durations=20
+test-slow: setup ## the slow tests: kills, faults, clusters of processes
+	@.venv/bin/pytest $(SIDE_BY_SIDE) -m slow --durations=20
 
 check: setup ## check format, lint and types (for Python 3.11, and for 3.12, which Databricks runtimes use)
 	@.venv/bin/ruff format --check --quiet .
