@@ -25,7 +25,7 @@ _COUNTS: tuple[Column, ...] = (
     Column("completed", BIGINT, "completed rows"),
     Column("interrupted", BIGINT, "interrupted rows"),
     Column("failed", BIGINT, "failed rows"),
-    Column("late", BIGINT, "completed rows left out of the times because the worker's own event loop ran late"),
+    Column("late", BIGINT, "completed rows that do not count for the times, because the worker's event loop ran late"),
     Column("requests", BIGINT, "calls made, retries included"),
     Column("errors", COUNTS, "failed calls by error type, retried calls included"),
     Column("finish_reasons", COUNTS, "rows by finish_reason"),
@@ -46,7 +46,9 @@ _COUNTS: tuple[Column, ...] = (
 _METRICS: tuple[Column, ...] = (
     *(Column(metric.name, DISTRIBUTION, f"{metric.title}, {metric.unit}") for metric in METRICS),
     Column(
-        "inter_chunk_ms", GAPS, "inter-chunk latency: time between two outputs of a choice, first output of each read"
+        "inter_chunk_ms",
+        GAPS,
+        "inter-chunk latency: time between two outputs of a choice; only the first output of a socket read counts",
     ),
 )
 METRICS_BY_RUN: tuple[Column, ...] = (
@@ -58,11 +60,11 @@ METRICS_BY_RUN: tuple[Column, ...] = (
     Column("output_tokens_per_s", DOUBLE, "output tokens per second in the same time"),
     Column("good_per_s", DOUBLE, "goodput: good rows per second in the same time; null when good is null"),
     *_METRICS,
-    Column("settings", STRING, "the analysis settings as JSON; a change has the metrics computed again"),
+    Column("settings", STRING, "the analysis settings as JSON; if they change, the metrics are computed again"),
     Column(
         "heartbeat_at",
         TIMESTAMP,
-        "heartbeat of the run when its metrics were computed; a later heartbeat has them computed again",
+        "heartbeat of the run when its metrics were computed; if the run has a later one, they are computed again",
     ),
 )
 METRICS_BY_HOUR: tuple[Column, ...] = (

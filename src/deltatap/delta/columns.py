@@ -62,15 +62,15 @@ class Column:
 
 CAPTURES: tuple[Column, ...] = (
     Column("run_id", STRING, "the run that captured the row"),
-    Column("request_id", STRING, "from the prompts table, else derived from request_hash"),
+    Column("request_id", STRING, "from the prompts table, or else request_hash"),
     Column(
         "request_hash", STRING, "SHA-256 of the request body as compact JSON with sorted keys, without stream options"
     ),
     Column(
         "source_hash",
         BIGINT,
-        "hash of the prompts row and the request defaults, by which the next plan skips unchanged prompts; null when "
-        "rows of one request_id differ",
+        "hash of the prompts row and the request defaults; the next plan skips prompts whose hash is unchanged; null "
+        "when prompts with the same request_id differ",
     ),
     Column("mode", STRING, "stream or complete"),
     Column(
@@ -82,10 +82,14 @@ CAPTURES: tuple[Column, ...] = (
     Column("finish_reason", STRING, "finish_reason of choice 0, as the API sent it; null when none arrived"),
     Column("text", STRING, "text of choice 0"),
     Column("choices", pa.list_(_CHOICE), "all choices; tool_calls is JSON"),
-    Column("chunks", CHUNKS, "chunks of the last call: one element per event, choice and kind"),
+    Column("chunks", CHUNKS, "chunks of the last call: one element for each event, choice and kind"),
     Column("retries", RETRIES, "the earlier calls for this row in this run, oldest first"),
     Column("error", _ERROR, "why the row is interrupted or failed; null when completed"),
-    Column("queued_ms", DOUBLE, "from planned on the worker to the start of the first call"),
+    Column(
+        "queued_ms",
+        DOUBLE,
+        "wait on the worker before the first call; in mode paired, the second request waits from the end of the first",
+    ),
     Column("dispatch_ms", DOUBLE, "from the start of the last call to its request being written to the socket"),
     Column("headers_ms", DOUBLE, "from request written to response headers received"),
     Column("first_chunk_ms", DOUBLE, "from request written to the first event"),
@@ -94,8 +98,10 @@ CAPTURES: tuple[Column, ...] = (
     Column("last_chunk_ms", DOUBLE, "from request written to the last output"),
     Column("e2e_ms", DOUBLE, "from request written to the end of the response"),
     Column("tpot_ms", DOUBLE, "(last_chunk_ms - ttft_ms) / (output tokens - 1); null below 2 tokens"),
-    Column("loop_lag_ms", DOUBLE, "the longest delay of the worker's event loop while the stream was open"),
-    Column("usage_reported", _REPORTED, "tokens of the last call as the server reported them; null when it sent none"),
+    Column("loop_lag_ms", DOUBLE, "the longest delay of the worker's event loop during the last call"),
+    Column(
+        "usage_reported", _REPORTED, "tokens of the last call as the server reported them; null when it reported none"
+    ),
     Column(
         "usage_tiktoken",
         _COUNTED,
@@ -103,13 +109,13 @@ CAPTURES: tuple[Column, ...] = (
         "counting rule or encoding is published for the model",
     ),
     Column("cost_usd", DOUBLE, "cost of all calls for the row; null when the model has no price"),
-    Column("cost_basis", STRING, "the token counts behind cost_usd: reported, tiktoken or mixed"),
+    Column("cost_basis", STRING, "the token counts that cost_usd is based on: reported, tiktoken or mixed"),
     Column("endpoint", STRING, "name of the endpoint"),
     Column("api", STRING, "the API that was called, as in endpoint.api"),
     Column("request_model", STRING, "the model requested"),
     Column("response_model", STRING, "the model named in the response"),
     Column("response_id", STRING, "id of the completion or response"),
-    Column("server_request_id", STRING, "the x-request-id response header"),
+    Column("server_request_id", STRING, "the request id in the response headers, such as x-request-id"),
     Column("system_fingerprint", STRING, "as the API sent it"),
     Column("service_tier", STRING, "as the API sent it"),
     Column("request", STRING, "the JSON body sent, without credentials; null when no request could be built"),
@@ -157,9 +163,13 @@ RUNS: tuple[Column, ...] = (
     Column("labels", STRINGS, "run.labels"),
     Column("config", STRING, "the settings as JSON, without secrets"),
     Column("versions", STRINGS, "versions of deltatap, Python, Spark and the main libraries"),
-    Column("captures", STRING, "the captures table that the run writes and holds the lease on"),
-    Column("epoch", BIGINT, "number of the lease; it grows with every holder, and the highest holds the lease"),
-    Column("driver", STRING, "host, boot and process of the lease holder"),
+    Column("captures", STRING, "the captures table that the run writes; the lease is for this table"),
+    Column(
+        "epoch",
+        BIGINT,
+        "number of the lease; it grows each time the lease is taken, and the highest epoch holds the lease",
+    ),
+    Column("driver", STRING, "host, boot and process of the driver, as JSON"),
 )
 
 REQUESTS: tuple[Column, ...] = (
