@@ -216,7 +216,7 @@ def capture(
     run is active, and no API call was made; 3, more rows failed than capture.fail_above_error_rate allows.
     """
     # Spark takes seconds to import and to start, so everything that can fail without Spark is checked first.
-    from deltatap.driver.preflight import preflight  # noqa: PLC0415
+    from deltatap.driver.needs import preflight  # noqa: PLC0415
 
     prices = preflight(settings)
     if dry_run:

@@ -9,6 +9,7 @@ the times of landing to ``run.py``.
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 import uuid
 from contextlib import suppress
@@ -52,7 +53,7 @@ _IDLE_S = 5.0
 
 @dataclass(slots=True)
 class Landing:
-    """Lands one run's journal.
+    """Lands one run's journal. :meth:`keep` and :meth:`drain` may be called from different threads.
 
     Attributes:
         spark: the session.
@@ -77,6 +78,7 @@ class Landing:
     _checkpoint: Path | None = None
     _in_checkpoint: int = 0
     _merges: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def of(cls, spark: SparkSession, settings: Settings, state: RunState) -> Landing:
@@ -88,16 +90,17 @@ class Landing:
 
         Once more files wait than one batch takes, files land as they arrive.
         """
-        now = time.monotonic()
-        self._seen = {path: self._seen.get(path, now) for path in self._waiting()}
-        waited_s = now - min(self._seen.values(), default=now)
-        broken = self._query is not None and self._query.exception() is not None
-        if len(self._seen) > _FILES_A_BATCH or waited_s > _OVERDUE_S or broken:
-            self.tick()
-        elif waited_s > _SELDOM_S:
-            if self._in_checkpoint > _RENEW_AFTER_FILES:
-                self._renew()
-            self._running()
+        with self._lock:
+            now = time.monotonic()
+            self._seen = {path: self._seen.get(path, now) for path in self._waiting()}
+            waited_s = now - min(self._seen.values(), default=now)
+            broken = self._query is not None and self._query.exception() is not None
+            if len(self._seen) > _FILES_A_BATCH or waited_s > _OVERDUE_S or broken:
+                self.tick()
+            elif waited_s > _SELDOM_S:
+                if self._in_checkpoint > _RENEW_AFTER_FILES:
+                    self._renew()
+                self._running()
 
     def tick(self) -> int:
         """Land what is in the journal now. The query keeps running until :meth:`stop`.
@@ -133,9 +136,12 @@ class Landing:
         Raises:
             LandingError: if the query does not take some files.
         """
-        while self._waiting():
-            self.tick()
-        self.stop()
+        with self._lock:
+            try:
+                while self._waiting():
+                    self.tick()
+            finally:
+                self.stop()
 
     def stop(self) -> None:
         """Stop the query after its current batch. What has not landed stays in the journal."""

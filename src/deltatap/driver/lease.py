@@ -83,11 +83,6 @@ class Lease:
     taken_at: Moment
 
 
-def is_unsure(renewed_at: Moment, now: Moment) -> bool:
-    """Whether so much time has passed since the last renewal that another driver may hold the lease by now."""
-    return now.since(renewed_at) > UNSURE_S
-
-
 def this_driver() -> str:
     """This process as JSON, so that another process on the same host can check whether this one is alive."""
     return json.dumps({"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "start": _start(os.getpid())})
@@ -158,18 +153,37 @@ def acquire(
             return lease
 
 
-def renew(spark: SparkSession, settings: Settings, lease: Lease, values: Mapping[str, object]) -> None:
-    """Renew the lease, and write the run's counts so far.
+class Renewal:
+    """Renews a lease, and knows when it did so last.
 
-    Raises:
-        LeaseLostError: if another driver holds the lease.
+    Attributes:
+        counts: the run's counts, written with each renewal.
     """
-    runs.update(spark, settings, lease.run_id, {"heartbeat_at": runs.utc_now(), **values}, f"epoch = {lease.epoch}")
-    row = next((row for row in runs.read(spark, settings) if row["run_id"] == lease.run_id), None)
-    if row is None or row["epoch"] != lease.epoch:
-        raise LeaseLostError(
-            f"run {lease.run_id}: another driver has taken over captures table {settings.captures.table}"
-        )
+
+    def __init__(self, spark: SparkSession, settings: Settings, lease: Lease) -> None:
+        self._spark, self._settings, self._lease = spark, settings, lease
+        self._renewed_at = lease.taken_at
+        self.counts: Mapping[str, object] = {}
+
+    def renew(self) -> None:
+        """Renew the lease.
+
+        Raises:
+            LeaseLostError: if another driver holds the lease.
+        """
+        spark, settings, lease, at = self._spark, self._settings, self._lease, Moment.now()
+        values = {"heartbeat_at": runs.utc_now(), **self.counts}
+        runs.update(spark, settings, lease.run_id, values, f"epoch = {lease.epoch}")
+        row = next((row for row in runs.read(spark, settings) if row["run_id"] == lease.run_id), None)
+        if row is None or row["epoch"] != lease.epoch:
+            raise LeaseLostError(
+                f"run {lease.run_id}: another driver has taken over captures table {settings.captures.table}"
+            )
+        self._renewed_at = at
+
+    def is_unsure(self) -> bool:
+        """Whether the last renewal is so long ago that another driver may hold the lease by now."""
+        return Moment.now().since(self._renewed_at) > UNSURE_S
 
 
 def run_to_resume(rows: Sequence[Row], settings: Settings) -> Row | None:

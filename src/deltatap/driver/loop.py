@@ -16,7 +16,7 @@ from deltatap.driver.progress import Display, Snapshot, snapshot
 from deltatap.driver.stopping import Shutdown, Stop, give_up, why_stop
 from deltatap.errors import one_line
 from deltatap.http.credentials import handed_over
-from deltatap.messages import POLL_S
+from deltatap.messages import POLL_S, Control
 from deltatap.udf import part_udf
 from deltatap.worker.attempt import CaptureTask
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from deltatap.driver.active import ActiveRun
     from deltatap.driver.background import Periodic
+    from deltatap.driver.lease import Renewal
     from deltatap.driver.plan import Plan
-    from deltatap.driver.upkeep import LeaseRenewal
 
 # A cancelled job's Python worker may run for 3 s more (spark.python.task.killTimeout) and journal captures.
 _KILLED_S = 4.0
@@ -40,8 +40,7 @@ class CaptureLoop:
         self,
         run: ActiveRun,
         plan: Plan,
-        publisher: control.Publisher,
-        renewal: LeaseRenewal | None,
+        renewal: Renewal | None,
         *,
         signalled: threading.Event,
         ends_at: float,
@@ -51,12 +50,11 @@ class CaptureLoop:
         Args:
             run: whose lease this driver holds.
             plan: what to capture.
-            publisher: of the control file.
             renewal: of the lease; None if the lease is not renewed while the run captures.
             signalled: set when a signal asks the run to stop.
             ends_at: when ``budget.runtime_s`` has passed, in monotonic seconds.
         """
-        self._run, self._plan, self._publisher, self._renewal = run, plan, publisher, renewal
+        self._run, self._plan, self._renewal = run, plan, renewal
         self._signalled, self._ends_at = signalled, ends_at
         self._pacer = Pacer(run.settings.bounds, plan.spent)
         self._shutdown = Shutdown(run.settings.timeouts.grace_s)
@@ -122,15 +120,18 @@ class CaptureLoop:
         stop = self._shutdown.stop
         unsure = self._renewal is not None and self._renewal.is_unsure()
         capture = run.settings.capture
-        self._publisher.publish(
-            {}
-            if unsure or control.backlog(run.state)
-            else control.shares(beats, capture.concurrency, capture.streams_per_worker),
-            cool_s=cool_s,
-            stop=None if stop is None else stop.status,
-            grace_s=run.settings.timeouts.grace_s,
-            permits=permits,
-            mean_output_tokens=control.mean_output_tokens(beats),
+        held = unsure or control.backlog(run.state)
+        run.state.publish(
+            Control(
+                run.lease.epoch,
+                next(run.beats),
+                {} if held else control.shares(beats, capture.concurrency, capture.streams_per_worker),
+                cool_s=cool_s,
+                stop=None if stop is None else stop.status,
+                grace_s=run.settings.timeouts.grace_s,
+                permits=permits,
+                mean_output_tokens=control.mean_output_tokens(beats),
+            )
         )
         progress = snapshot(self._plan.requests, beats, cool_s)
         if self._renewal is not None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from deltatap.http.client import EndpointClient
 from deltatap.worker.engine import Engine
-from deltatap.worker.retry import RetryPolicy
 from deltatap.worker.rows import Context
 
 if TYPE_CHECKING:
@@ -63,10 +62,9 @@ def running_engine(
         look_ahead: see :class:`Engine`.
         share: see :class:`Engine`.
     """
-    capture = settings.capture
     engine = Engine(
         lambda: make_client(settings, credential),
-        policy=RetryPolicy(capture.max_attempts, capture.max_broken, capture.retry_for_s),
+        limits=settings.capture,
         look_ahead=look_ahead,
         deliver=deliver,
         share=share,

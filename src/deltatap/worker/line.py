@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from deltatap.messages import LOST_S, POLL_S, STALE_S, Heartbeat, Permit
+from deltatap.worker.engine import Proceed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,16 +32,6 @@ class Stop:
     """Start nothing more, and cut open streams after ``grace_s`` seconds."""
 
     grace_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Proceed:
-    """Hold up to ``share`` streams open, within these limits; see :meth:`Engine.control`."""
-
-    share: int
-    cool_s: float = 0.0
-    permit: Permit | None = None
-    mean_output_tokens: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +130,7 @@ class Line:
                 self.exchange()
             except Exception:  # noqa: BLE001 - whatever keeps the worker from hearing the driver, nothing may start
                 with suppress(RuntimeError):  # the engine has ended
-                    self._engine.control(share=0)
+                    self._engine.control(_PAUSE)
             if self._closed.wait(POLL_S):
                 return
 
@@ -166,12 +157,7 @@ class Line:
         if isinstance(decision, Stop):
             self._engine.stop(decision.grace_s)
         else:
-            self._engine.control(
-                share=decision.share,
-                cool_s=decision.cool_s,
-                permit=decision.permit,
-                mean_output_tokens=decision.mean_output_tokens,
-            )
+            self._engine.control(decision)
 
 
 def heartbeat(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from deltatap.driver.landing import _local
+from deltatap.driver.landing import Landing, _local
 from deltatap.driver.merge import NewRows, insert_sql, merge_sql
 from deltatap.messages import Control
 from deltatap.state import LANDED, RunState
@@ -86,6 +86,21 @@ def test_a_merge_replaces_only_rows_that_are_not_final(keep: bool) -> None:  # n
     assert "ON t.run_id = 'run-1' AND t.run_id = s.run_id AND t.request_id = s.request_id AND t.mode = s.mode" in sql
     assert "WHEN MATCHED AND NOT (" in sql
     assert ("t.status = 'interrupted'" in sql) == keep
+
+
+def test_landing_is_used_by_one_thread_at_a_time(first: NewRows, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy: list[bool] = []
+    landing = Landing(cast("Any", None), "captures", first.state, keep_interrupted=False, new_rows=first)
+
+    def waiting(_: Landing) -> list[Path]:
+        busy.append(landing._lock.locked())
+        return []
+
+    monkeypatch.setattr(Landing, "_waiting", waiting)
+    landing.keep()
+    landing.drain()
+    assert busy == [True, True]
+    assert not landing._lock.locked()
 
 
 @pytest.mark.parametrize("uri", ["file:/a%20b/c.parquet", "file:///a%20b/c.parquet", "dbfs:/a%20b/c.parquet"])

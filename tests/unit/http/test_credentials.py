@@ -12,13 +12,13 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from deltatap import config
 from deltatap.config import ApiKey, Endpoint, Timeouts
 from deltatap.errors import ConfigError, CredentialError
 from deltatap.http.client import EndpointClient
 from deltatap.http.credentials import Credential, Token, credential_of, handed_over
 from deltatap.model import Capture, Job, Request, Wire
 from deltatap.worker.engine import Engine
-from deltatap.worker.retry import RetryPolicy
 from tests.notebook import with_secrets
 
 if TYPE_CHECKING:
@@ -110,10 +110,9 @@ def test_no_request_fails_in_an_hour_with_ten_minute_tokens() -> None:
     with endpoint(guarded(issuer)) as url:
         described = Endpoint(base_url=f"{url}/v1", api_key=ApiKey(identity="databricks"))
         credential = Credential(issuer, clock)
-        policy = RetryPolicy(max_attempts=1)
         with Engine(
             lambda: EndpointClient(described, Timeouts(), credential=credential),
-            policy=policy, look_ahead=2, deliver=captures.append, share=1,
+            limits=config.Capture(max_attempts=1), look_ahead=2, deliver=captures.append, share=1,
         ) as engine:  # fmt: skip
             for number in range(360):
                 assert engine.submit(
@@ -138,7 +137,7 @@ def test_refused_token_is_renewed_once_and_the_requests_are_resent() -> None:
         credential = Credential(issuer, clock)
         with Engine(
             lambda: EndpointClient(described, Timeouts(), credential=credential),
-            policy=RetryPolicy(max_attempts=1), look_ahead=40, deliver=captures.append, share=8,
+            limits=config.Capture(max_attempts=1), look_ahead=40, deliver=captures.append, share=8,
         ) as engine:  # fmt: skip
             credential.token()
             issuer.issued["token-0"] = 0  # revoked
@@ -167,7 +166,7 @@ def test_identity_that_is_always_refused_stops_the_run() -> None:
         described = Endpoint(base_url=f"{url}/v1", api_key=ApiKey(identity="databricks"))
         with Engine(
             lambda: EndpointClient(described, Timeouts(), credential=Credential(issuer, clock)),
-            policy=RetryPolicy(), look_ahead=2, deliver=captures.append, share=1,
+            limits=config.Capture(), look_ahead=2, deliver=captures.append, share=1,
         ) as engine:  # fmt: skip
             engine.submit(Job(Request("a", "", None, "{}", None, None), WIRE, "stream", 0, [], 0.0))
             engine.join()

@@ -11,8 +11,9 @@ import pytest
 from deltatap.messages import LOST_S, STALE_S, Control, Permit
 from deltatap.state import RunState
 from deltatap.worker import line
+from deltatap.worker.engine import Proceed
 from deltatap.worker.journal import Totals
-from deltatap.worker.line import Line, Proceed, Situation, Stop, decide
+from deltatap.worker.line import Line, Situation, Stop, decide
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,8 +87,8 @@ class Recorder:
     def stop(self, grace_s: float) -> None:
         self.directions.append(Stop(grace_s))
 
-    def control(self, **fields: Any) -> None:
-        self.directions.append(Proceed(**fields))
+    def control(self, bounds: Proceed) -> None:
+        self.directions.append(bounds)
         self.directed.set()
 
 
