@@ -54,7 +54,7 @@ class Lengths:
 
 
 @dataclass(frozen=True, slots=True)
-class Foreseen:
+class Estimate:
     """The estimate for one model in one mode.
 
     Attributes:
@@ -79,7 +79,7 @@ class Foreseen:
     answers: int
 
 
-def foresee(spark: SparkSession, settings: Settings, prices: Prices) -> list[Foreseen]:
+def estimate_run(spark: SparkSession, settings: Settings, prices: Prices) -> list[Estimate]:
     """Estimate what a run would do now, by model and mode.
 
     Raises:
@@ -102,7 +102,7 @@ def foresee(spark: SparkSession, settings: Settings, prices: Prices) -> list[For
     return [estimate(row, _earlier(spark, settings, row["model"] or ""), prices) for row in rows]
 
 
-def estimate(row: Row | Mapping[str, Any], earlier: Lengths, prices: Prices) -> Foreseen:
+def estimate(row: Row | Mapping[str, Any], earlier: Lengths, prices: Prices) -> Estimate:
     """The estimate for a model and mode.
 
     Args:
@@ -118,7 +118,7 @@ def estimate(row: Row | Mapping[str, Any], earlier: Lengths, prices: Prices) -> 
     if most is not None and bounded is not None:
         least, most = min(least, bounded), min(most, bounded)
     price = prices.find(model)
-    return Foreseen(
+    return Estimate(
         model,
         row["mode"],
         requests,
@@ -184,7 +184,7 @@ def _earlier(spark: SparkSession, settings: Settings, model: str) -> Lengths:
     return Lengths(row["answers"], *row["lengths"]) if row["answers"] else Lengths()
 
 
-def show(console: Console, found: Sequence[Foreseen]) -> None:
+def show(console: Console, found: Sequence[Estimate]) -> None:
     """Print an estimate."""
     if not any(one.requests or one.bad for one in found):
         console.print("nothing is owed: every request has its final row; no call would be made", highlight=False)
@@ -204,7 +204,7 @@ def show(console: Console, found: Sequence[Foreseen]) -> None:
             console.print(f"{one.model}, {one.mode}: {_why(one)}", highlight=False, soft_wrap=True)
 
 
-def _why(one: Foreseen) -> str:
+def _why(one: Estimate) -> str:
     if one.answers:
         return f"output from the 10th to the 90th percentile of {one.answers:,} earlier answers, at most max_tokens"
     if one.most_output is not None:

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
 
 from deltatap.delta import columns, tables
-from deltatap.driver.merge import NewRows, insert_sql, merge_sql, one_a_key
+from deltatap.driver.merge import NewRows, insert_sql, merge_sql, one_per_key
 from deltatap.errors import LandingError
 from deltatap.state import LANDED
 from deltatap.worker.journal import readable
@@ -47,7 +47,7 @@ _RENEW_AFTER_FILES = 20_000
 _SELDOM_S, _OFTEN_S = 10, 1
 _LOOK_S = 0.1
 _OVERDUE_S = 60.0
-# How long the query may find nothing although files wait.
+# If files are waiting and the query finds none for this long, it gets a new checkpoint.
 _IDLE_S = 5.0
 
 
@@ -86,7 +86,7 @@ class Landing:
         return cls(spark, settings.captures.table, state, settings.capture.keep_interrupted, NewRows(state))
 
     def keep(self) -> None:
-        """Make sure that new journal files land within some seconds; does not wait for them.
+        """Make sure that new journal files land within a few seconds, without waiting for them.
 
         Once more files wait than one batch takes, files land as they arrive.
         """
@@ -185,7 +185,7 @@ class Landing:
         self._checkpoint, self._in_checkpoint = None, 0
 
     def _running(self) -> StreamingQuery:
-        """The query, started if necessary. Each start leaves a socket open in Python and the JVM, so a run has one."""
+        """The query, started only if necessary: each start leaves a socket open in Python and the JVM."""
         if self._query is None or not self._query.isActive:
             if self._checkpoint is None:
                 self._checkpoint = self.state.folder / f"checkpoint-{uuid.uuid4().hex}"
@@ -217,7 +217,7 @@ class Landing:
         if self.new_rows.are_all(plans):
             sql = insert_sql(self.captures, view, self.state.folder.name, where["finished_at"])
         else:
-            rows = one_a_key(rows, self.keep_interrupted)
+            rows = one_per_key(rows, self.keep_interrupted)
             sql = merge_sql(self.captures, view, self.state.folder.name, keep_interrupted=self.keep_interrupted)
         rows.drop("plan", "part", "row").createOrReplaceTempView(view)
         self.new_rows.recorded = False

@@ -1,7 +1,7 @@
 """The lease of a captures table: at most one run at a time writes the table.
 
 The lease is part of a run's row in ``runs``: its epoch, its driver and its heartbeat. Knows how a driver acquires the
-lease, renews it and finds out that it has lost it. Leaves the rows themselves to ``runs.py``, and what a run does with
+lease, renews it and detects its loss. Leaves the rows themselves to ``runs.py``, and what a run does with
 the lease to ``run.py``.
 """
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # A holder on another host that sends no heartbeat for this long loses the lease.
 LEASE_S = 60.0
 HEARTBEAT_S = 15.0
-# A driver that could not renew its lease for this long may have a successor.
+# After this long without a renewal, another driver may hold the lease.
 UNSURE_S = LEASE_S - HEARTBEAT_S
 _WATCH_EVERY_S = 5.0
 _VERSIONS = ("deltatap", "openai", "httptools", "tiktoken", "pyspark", "delta-spark", "pyarrow", "pandas")
@@ -40,7 +40,7 @@ _VERSIONS = ("deltatap", "openai", "httptools", "tiktoken", "pyspark", "delta-sp
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A moment by two clocks: the wall clock, which can be set back, and the monotonic one, which may stop in sleep.
+    """A moment on two clocks: the wall clock can be set back, and the monotonic one may stop while the machine sleeps.
 
     Attributes:
         wall: seconds since the epoch.
@@ -56,7 +56,7 @@ class Moment:
         return cls(time.time(), time.monotonic())
 
     def since(self, earlier: Moment) -> float:
-        """Seconds since an earlier moment, by the clock that counts more."""
+        """Seconds since an earlier moment, on the clock that shows more."""
         return max(self.wall - earlier.wall, self.monotonic - earlier.monotonic)
 
 

@@ -1,4 +1,4 @@
-"""The control loop: while a Spark job captures a plan, hear the workers, decide what may start, publish it.
+"""The control loop: while a Spark job captures a plan, read the heartbeats, decide what may start, and publish it.
 
 Knows the order of these steps, and when the Spark job is submitted again. Leaves the decisions to ``pacer.py``,
 ``control.py`` and ``stopping.py``, and everything before and after the capture to ``run.py``.
@@ -15,7 +15,7 @@ from deltatap.driver.pacer import Pacer
 from deltatap.driver.progress import Display, Snapshot, snapshot
 from deltatap.driver.stopping import Shutdown, Stop, give_up, why_stop
 from deltatap.errors import one_line
-from deltatap.http.credentials import handed_over
+from deltatap.http.credentials import read_secret
 from deltatap.messages import POLL_S, Control
 from deltatap.udf import part_udf
 from deltatap.worker.attempt import CaptureTask
@@ -94,13 +94,13 @@ class CaptureLoop:
     def _submit(self) -> None:
         """Run one action over the paid UDF. Captures go to the journal; tasks skip captures that exist already."""
         run = self._run
-        key = handed_over(run.settings.endpoint)
+        key = read_secret(run.settings.endpoint)
         task = CaptureTask(run.settings, run.prices, run.lease.run_id, run.state.folder, run.lease.epoch, key)
         parts = len(self._plan.files.part_files())
         run.spark.range(0, parts, 1, parts).select(part_udf(task)("id").alias("receipt")).collect()
 
     def _turn(self, threads: Sequence[Periodic], display: Display) -> None:
-        """Hear the workers, decide, publish and show; twice a second."""
+        """Read the heartbeats, decide, publish, and show the progress; twice a second."""
         run, now = self._run, time.monotonic()
         heartbeats = run.state.heartbeats()
         beats = [beat for beat in heartbeats if beat.epoch == run.lease.epoch]

@@ -45,10 +45,10 @@ def hashed(prompts: DataFrame, settings: Settings) -> DataFrame:
 
 
 def changed(prompts: DataFrame, rows: DataFrame, settings: Settings) -> DataFrame:
-    """The hashed prompts, without those that are settled for certain.
+    """The hashed prompts, without those that are certainly settled.
 
     Building a request in Python takes about ten times as long as looking up its row in Spark, and in most tables most
-    requests are settled. A prompt is settled for certain if all prompts with its request_id have the same hash, all
+    requests are settled. A prompt is certainly settled if all prompts with its request_id have the same hash, all
     rows of ``captures`` with this request_id have that hash, too, and each mode has a final row.
 
     Args:
@@ -115,9 +115,9 @@ def requests(prompts: DataFrame, settings: Settings) -> DataFrame:
         F.when(
             several,
             F.concat(
-                F.lit("request_id stands for "),
+                F.lit("request_id is used for "),
                 F.size("hashes").cast("string"),
-                F.lit(" different requests; expected a different request_id for each"),
+                F.lit(" different requests; expected a unique request_id for each"),
             ),
         )
         .otherwise(F.col("one.error"))
@@ -134,9 +134,9 @@ def _in_modes(found: DataFrame, settings: Settings) -> DataFrame:
 class Building:
     """Builds the requests of the prompts, except those that are known to be settled, and keeps them on disk.
 
-    A cold Spark needs as long to plan this query as to commit a lease, so a thread plans it at once. The query runs
-    when the requests are asked for: earlier, its tasks would delay the lease. A request that is settled in the
-    meantime is left out by :func:`owed_requests`; a settled request stays settled.
+    On a cold Spark, planning this query takes as long as committing a lease, so a thread plans it while the lease is
+    acquired. The query itself runs when the requests are used, because its tasks would delay the lease. A settled
+    request stays settled, and :func:`owed_requests` leaves out the requests that are settled in the meantime.
 
     Attributes:
         slots: how many tasks can run at once; known after :meth:`wait`.

@@ -37,7 +37,7 @@ class Snapshot:
         open: open streams.
         requests: calls made.
         input_tokens, output_tokens, cost_usd: of all calls; cost_usd is None if no call has a price.
-        ttft_ms: the median over the workers of each worker's median of its last calls; None before any.
+        ttft_ms: the median of the workers' medians; None before the first.
         errors: failed calls by error type, retried ones included.
         cool_down_s: how long no request may start, in seconds.
     """

@@ -1,4 +1,4 @@
-"""What a worker process needs before its first call: the context of its rows, a running engine, a quiet interpreter.
+"""What a worker process needs before its first call: the context of its rows, a running engine, interpreter settings.
 
 The job's attempts and the public UDF both start here. Leaves to them what the engine captures and where captures go.
 """
@@ -82,9 +82,9 @@ def make_client(settings: Settings, credential: Credential | None) -> EndpointCl
 
 
 def settle() -> None:
-    """Keep this process from holding up the event loop for milliseconds; call it when everything is loaded.
+    """Keep garbage collections and other threads from delaying the event loop; call it when everything is loaded.
 
-    Garbage collections skip the objects that exist now, and are small and rare. Threads give way ten times sooner.
+    Garbage collections become small and rare, and skip the objects that exist now. Threads switch ten times as often.
     """
     gc.collect()
     gc.freeze()

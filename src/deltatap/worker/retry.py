@@ -30,7 +30,7 @@ class Again:
 def next_try(  # noqa: PLR0911 - one return for each case
     tries: Tries, status: Status, error: CaptureError | None, limits: Capture, *, now: float, jitter: float
 ) -> Again | None:
-    """Whether and when to retry after a call; None when not. Counts the call in ``tries``.
+    """Decide when to retry after a call; None means no retry. Counts the call in ``tries``.
 
     Args:
         tries: updated in place.

@@ -41,7 +41,7 @@ def test_a_part_whose_newest_claim_has_ended_gets_no_share() -> None:
     assert control.shares([older, newer], 10, 100) == {}
 
 
-def test_the_mean_output_is_over_the_workers_that_know_one() -> None:
+def test_the_mean_output_leaves_out_workers_that_report_none() -> None:
     known = [Heartbeat(1, "a", 1, mean_output_tokens=tokens) for tokens in (10.0, 30.0)]
     assert control.mean_output_tokens([Heartbeat(1, "b", 1), *known]) == 20.0
     assert control.mean_output_tokens([Heartbeat(1, "b", 1)]) is None

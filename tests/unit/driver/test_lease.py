@@ -158,7 +158,7 @@ def test_a_dead_run_of_the_same_job_is_resumed() -> None:
         ({"endpoint": {"api_key": None, "name": "sim", "api": "completions"}}, False),
     ],
 )
-def test_which_settings_make_another_job(sections: dict[str, Any], same: bool) -> None:  # noqa: FBT001
+def test_which_settings_must_match_to_resume_a_run(sections: dict[str, Any], same: bool) -> None:  # noqa: FBT001
     assert (resumed([row("a", "running", **sections)]) == "a") == same
 
 

@@ -16,7 +16,7 @@ from deltatap import config
 from deltatap.config import ApiKey, Endpoint, Timeouts
 from deltatap.errors import ConfigError, CredentialError
 from deltatap.http.client import EndpointClient
-from deltatap.http.credentials import Credential, Token, credential_of, handed_over
+from deltatap.http.credentials import Credential, Token, credential_of, read_secret
 from deltatap.model import Capture, Job, Request, Wire
 from deltatap.worker.engine import Engine
 from tests.notebook import with_secrets
@@ -321,16 +321,16 @@ def test_key_from_a_secret_scope_is_read_on_the_driver_for_the_workers(monkeypat
         return Endpoint(api_key=ApiKey(secret=secret))
 
     with_secrets(monkeypatch, {"team/open/ai": " s3cret\n", "team/empty": " "})
-    token = handed_over(scoped("team/open/ai"))
+    token = read_secret(scoped("team/open/ai"))
     assert token is not None
     assert token.value == "s3cret"
     assert "s3cret" not in repr(token)
     with pytest.raises(ConfigError, match=r"^endpoint.api_key.secret: team/empty: is empty$"):
-        handed_over(scoped("team/empty"))
+        read_secret(scoped("team/empty"))
     with pytest.raises(ConfigError, match=r"team/gone: RuntimeError: Secret does not exist .* team and key: gone$"):
-        handed_over(scoped("team/gone"))
-    assert handed_over(Endpoint(api_key=ApiKey(env="KEY"))) is None
-    assert handed_over(Endpoint(api_key=None)) is None
+        read_secret(scoped("team/gone"))
+    assert read_secret(Endpoint(api_key=ApiKey(env="KEY"))) is None
+    assert read_secret(Endpoint(api_key=None)) is None
 
     with_secrets(monkeypatch, {})  # as in a worker
     credential = credential_of(scoped("team/open/ai"), token)

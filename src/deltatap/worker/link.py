@@ -1,6 +1,6 @@
-"""A worker's exchange with its driver: it reads the control file, sends heartbeats, and directs the engine.
+"""A worker's link to its driver: it reads the control file, sends heartbeats, and directs the engine.
 
-Knows what each message of the driver, and its silence, means for the engine: :func:`decide`, which is pure. Leaves the
+The pure function :func:`decide` knows what the driver's messages, and their absence, mean for the engine. Leaves the
 files to ``state.py``, and when a request starts to the engine.
 """
 
@@ -80,7 +80,7 @@ def decide(control: Control | None, now: Situation) -> Stop | Proceed:
     )
 
 
-class Line:
+class Link:
     """Exchanges messages with the driver every POLL_S seconds, in a thread of its own."""
 
     def __init__(
@@ -95,14 +95,14 @@ class Line:
         grace_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Nothing is exchanged before the line is entered.
+        """Nothing is exchanged before the link is entered.
 
         Args:
             state: the run's state folder.
             plan: the plan's state folder.
             claim: the attempt's name.
             epoch: of the plan.
-            engine: directed by the line.
+            engine: directed by the link.
             journal: read for the heartbeat.
             grace_s: see :class:`Situation`.
             clock: monotonic seconds.
@@ -111,7 +111,7 @@ class Line:
         self._engine, self._journal = engine, journal
         self._grace_s, self._clock = grace_s, clock
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._main, name="deltatap-line", daemon=True)
+        self._thread = threading.Thread(target=self._main, name="deltatap-link", daemon=True)
         self._last_control_beat: int | None = None
         self._fresh_at = clock()
         self._beat = 0
