@@ -18,7 +18,7 @@ from rich.console import Console
 
 from deltatap.config import load_settings
 from deltatap.delta.tables import quoted
-from deltatap.driver.preflight import preflight
+from deltatap.driver.needs import preflight
 from deltatap.driver.run import run
 from deltatap.spark.session import local_session
 from deltatap.spark.slots import slots

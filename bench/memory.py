@@ -18,7 +18,7 @@ from rich.console import Console
 from bench.figure import Figure, as_table
 from bench.job import settings_of
 from bench.processes import watched
-from deltatap.driver.preflight import preflight
+from deltatap.driver.needs import preflight
 from deltatap.driver.run import run
 from deltatap.spark.session import local_session
 from tests.simulation import start_simulator

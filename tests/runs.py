@@ -9,7 +9,7 @@ from rich.console import Console
 
 from deltatap.config import load_settings
 from deltatap.delta.tables import quoted
-from deltatap.driver.preflight import preflight
+from deltatap.driver.needs import preflight
 from deltatap.driver.run import run
 from tests import prompts
 

@@ -216,14 +216,14 @@ def capture(
     run is active, and no API call was made; 3, more rows failed than capture.fail_above_error_rate allows.
     """
     # Spark takes seconds to import and to start, so everything that can fail without Spark is checked first.
-    from deltatap.driver.preflight import preflight  # noqa: PLC0415
+    from deltatap.driver.needs import preflight  # noqa: PLC0415
 
     prices = preflight(settings)
     if dry_run:
-        from deltatap.driver.estimate import foresee  # noqa: PLC0415
+        from deltatap.driver.estimate import estimate_run  # noqa: PLC0415
         from deltatap.driver.estimate import show as show_estimate  # noqa: PLC0415
 
-        show_estimate(console, foresee(_session(settings, console), settings, prices))
+        show_estimate(console, estimate_run(_session(settings, console), settings, prices))
         return OK
     from deltatap.analysis.queries import summarize  # noqa: PLC0415
     from deltatap.driver.run import run as run_capture  # noqa: PLC0415

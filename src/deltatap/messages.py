@@ -1,7 +1,7 @@
 """The messages between driver and workers: Control and Permit go to the workers, Heartbeat goes to the driver.
 
 Plain records, and the times and limits that both sides must agree on. ``state.py`` knows the files that carry the
-messages, ``driver/pacer.py`` issues permits, and ``worker/line.py`` acts on them.
+messages, ``driver/pacer.py`` issues permits, and ``worker/link.py`` acts on them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TOLERATED = 1.5
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """The number of requests that a worker may have started since the worker itself started.
+    """How many requests a worker may start in total, counted from the worker's own start.
 
     Attributes:
         requests: the highest request number that is permitted.
@@ -82,17 +82,17 @@ class Heartbeat:
         input_tokens, output_tokens, cost_usd: of all calls.
         ttft_ms: the median of the latest captures.
         loop_lag_ms: the event loop's longest delay in the last seconds.
-        cool_s: for how many more seconds the server wants no calls, as this worker received it. A cool-down that the
-            driver passed on is not included, or cool-downs would never end.
+        cool_s: seconds until the server accepts calls again, according to the responses to this worker. Cool-downs
+            that the driver passed on do not count; otherwise they would never end.
         fatal: why no request can succeed.
         ended: whether the worker has finished.
         at: when the heartbeat was written, in seconds since the epoch.
         wants: the number of requests that could start now if they were permitted.
         next_tokens, next_usd: the expected use of the next request.
         used: the highest permit number that is used or void.
-        recent: age in seconds, requests and tokens of the starts within the last minute.
+        recent: the starts within the last minute, in groups of (age in seconds, requests, tokens).
         spent_tokens, spent_usd: use of the calls that have ended.
-        flying_tokens, flying_usd: expected use of the open calls.
+        in_flight_tokens, in_flight_usd: expected use of the open calls.
         limited: the number of 429 responses.
         mean_output_tokens: per choice, over the latest calls; None before the first.
     """
@@ -120,12 +120,12 @@ class Heartbeat:
     recent: Sequence[Sequence[float]] = field(default_factory=list)
     spent_tokens: float = 0.0
     spent_usd: float = 0.0
-    flying_tokens: float = 0.0
-    flying_usd: float = 0.0
+    in_flight_tokens: float = 0.0
+    in_flight_usd: float = 0.0
     limited: int = 0
     mean_output_tokens: float | None = None
 
     @property
     def part(self) -> str:
-        """The number of the claimed part, as the claim spells it."""
+        """The number of the claimed part, with leading zeros."""
         return self.claim.split("-")[0]

@@ -1,4 +1,4 @@
-"""The nouns that every package shares: what is asked, what was received, how it ended, and what a worker does with it.
+"""The nouns that all packages share: requests, what was received, how a call ended, and a worker's jobs and captures.
 
 Plain records. This module knows no API, no socket, no clock and no Spark.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Mode = Literal["stream", "complete"]
 
-# What is asked
+# Requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class Wire:
     usage: bool = False
 
 
-# What was received
+# Responses
 
 KINDS = ("role", "content", "reasoning", "refusal", "tool_calls", "finish", "usage", "empty", "error")
 # The kinds that a model generates.
@@ -94,7 +94,7 @@ class Chunks:
     def __init__(self) -> None:
         self.ms = array("d")
         self.gap_ms = array("d")
-        # Not one string per element: with many long answers, those would take most of a worker's memory.
+        # One buffer for all elements: with many long answers, separate strings would take most of a worker's memory.
         self.utf8 = bytearray()
         self.end = array("i")
         self.kind = array("b")
@@ -158,7 +158,7 @@ class StreamError:
 
     Attributes:
         type, code, message: as the server sent them.
-        client_status: the HTTP status of the client error that the API's words stand for; None if they do not.
+        client_status: the HTTP status that this error corresponds to; None unless the API identifies a client error.
     """
 
     type: str | None
@@ -227,7 +227,7 @@ class Received:
         return next((choice.finish_reason for choice in self.choices if choice.index == 0), None)
 
 
-# How a call ends
+# Outcomes
 
 Status = Literal["completed", "interrupted", "failed"]
 
@@ -348,7 +348,7 @@ class Call:
     used_up_for_s: float | None = None
 
 
-# What a worker does
+# Jobs and captures
 
 
 @dataclass(frozen=True, slots=True)
@@ -370,14 +370,14 @@ class Expected:
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """A request on its way through a worker.
+    """A request that a worker processes.
 
     Attributes:
         request: the request.
         wire: what to send; None for a bad row.
         mode: of the row.
         row: its position in the part or batch.
-        earlier: calls that the run made for it before this worker, in the form of the ``retries`` column.
+        earlier: the run's calls for this request before this worker, in the form of the ``retries`` column.
         planned: when the worker took it up, in monotonic seconds.
         then: the same request in the other mode, which starts when this one has ended.
         expected: its expected use; None when the run has no limits and no budgets.

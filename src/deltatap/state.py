@@ -32,6 +32,8 @@ from deltatap.messages import Control, Heartbeat, Permit
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import pyarrow as pa
+
 LANDED = np.dtype([("part", "<i4"), ("row", "<i4")])
 # Above this number, the files in landed/ are merged into one.
 _MERGE_LANDED_ABOVE = 64
@@ -54,7 +56,7 @@ class RunState:
         return self.folder / "aside"
 
     def plan(self, epoch: int) -> PlanState:
-        """The folder of the plan that the lease with this epoch made."""
+        """The folder of the plan that was made under the lease with this epoch."""
         return PlanState(self.folder / f"plan-{epoch}")
 
     def plans(self) -> list[PlanState]:
@@ -180,14 +182,21 @@ class PlanState:
         return sorted((self.folder / "landed").glob("*.rows"))
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that a reader finds all of it or nothing, also after a crash."""
+def write_whole(path: Path, content: bytes | pa.Buffer) -> None:
+    """Write a file so that a reader finds all of it or nothing, even after a crash: sync it to disk, then rename it.
+
+    Spark ignores the temporary name, because it begins with a dot.
+    """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:  # on a full disk, leave the space to the next attempt
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _content(path: Path) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ import pandas as pd
 from deltatap.config import Settings, load_settings
 from deltatap.delta import columns
 from deltatap.errors import ConfigError
-from deltatap.http.credentials import credential_of, handed_over
+from deltatap.http.credentials import credential_of, read_secret
 from deltatap.model import Capture, CaptureError
 from deltatap.prices import load_prices
 from deltatap.prompts import build_request
@@ -84,7 +84,7 @@ def capture_udf(config: Settings | Mapping[str, Any] | str | Path, *, max_reques
         raise ValueError(f"max_requests: expected at least 1, found {max_requests}")
     settings = load_settings(config)
     prices = load_prices(settings.prices)
-    key = handed_over(settings.endpoint)
+    key = read_secret(settings.endpoint)
     credential_of(settings.endpoint, key)
     if len(settings.capture.modes) > 1:
         raise ConfigError(["capture.mode: a UDF returns one row for each prompt, and paired needs two: run the job"])
@@ -155,7 +155,7 @@ def capture_batches(
 
 
 def _explained(capture: Capture, fatal: CaptureError | None) -> Capture:
-    """The same capture; if it was not sent because no request can succeed, its error says why."""
+    """The capture. If it was not sent because no request can succeed, its error says why."""
     if capture.job.calls or fatal is None or capture.error is None or capture.error.type != "cancelled":
         return capture
     message = f"not sent, because of {fatal.type}: {fatal.message}"

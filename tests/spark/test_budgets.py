@@ -11,7 +11,7 @@ from rich.console import Console
 
 from deltatap import cli
 from deltatap.config import load_settings
-from deltatap.driver.estimate import Foreseen, foresee, show
+from deltatap.driver.estimate import Estimate, estimate_run, show
 from deltatap.errors import ConfigError
 from deltatap.prices import load_prices
 from tests import prompts
@@ -112,7 +112,7 @@ def test_a_dry_run_says_what_is_owed_and_calls_nobody(spark: SparkSession, table
     sections: dict[str, Any] = {"prices": str(tables / "prices.yml")}
     settings = load_settings(prompts.config(tables, simulator.base_url, **sections))
     prices = load_prices(settings.prices)
-    known, mystery = foresee(spark, settings, prices)
+    known, mystery = estimate_run(spark, settings, prices)
     assert (known.model, known.requests, known.bad, known.input_tokens) == ("gpt-4o-mini", 2, 1, 16)
     assert (known.least_output, known.most_output) == (2, 200)
     assert (str(known.least_usd), str(known.most_usd)) == ("0.00002", "0.000416")
@@ -120,7 +120,7 @@ def test_a_dry_run_says_what_is_owed_and_calls_nobody(spark: SparkSession, table
     assert simulator.counts()["calls"] == 0
     assert sorted(path.name for path in tables.iterdir()) == ["prices.yml", "prompts"], "no table is made"
     capture(spark, tables, simulator, **sections, capture={"limit": 2})
-    found = foresee(spark, load_settings(prompts.config(tables, simulator.base_url, **sections)), prices)
+    found = estimate_run(spark, load_settings(prompts.config(tables, simulator.base_url, **sections)), prices)
     assert sum(one.requests for one in found) == 1
 
 
@@ -128,7 +128,7 @@ def test_what_a_dry_run_shows(
     spark: SparkSession, tables: Path, simulator: Simulation, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = io.StringIO()
-    one = Foreseen("m", "stream", 1200, 3, 9600, 1200, None, None, None, 0)
+    one = Estimate("m", "stream", 1200, 3, 9600, 1200, None, None, None, 0)
     show(Console(file=said, width=120), [one])
     assert "1,200 or more" in said.getvalue()
     assert "no price" in said.getvalue()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EVERYTHING = [
     "key, driver", "vocabularies, driver", "state folder, driver", "network, driver", "price", "runtime", "prompts",
     "captures", "runs", "key, workers", "vocabularies, workers", "state folder, workers", "network, workers",
-    "one state folder, workers", "models",
+    "shared state folder, workers", "models",
 ]  # fmt: skip
 
 

@@ -145,7 +145,7 @@ class JournalAndLanding(RuleBasedStateMachine):
     @contextmanager
     def crashing(self, where: str) -> Iterator[None]:
         if where == "before the commit":
-            with mock.patch("deltatap.driver.landing.one_a_key", side_effect=Crash("Crash")):
+            with mock.patch("deltatap.driver.landing.one_per_key", side_effect=Crash("Crash")):
                 yield
         elif where == "after the commit":
             with mock.patch.object(PlanState, "add_landed", side_effect=Crash("Crash")):

@@ -67,7 +67,7 @@ def test_one_request_id_is_one_request_or_one_failed_row_and_then_nothing_is_owe
     assert len(found) == 3
     assert found["same"]["status"] == "completed"
     assert found["other"]["error"]["type"] == "invalid_request"
-    assert found["other"]["error"]["message"].startswith("request_id stands for 2 different requests")
+    assert found["other"]["error"]["message"].startswith("request_id is used for 2 different requests")
     derived = next(row for row in found.values() if row["request_id"] == row["request_hash"])
     assert derived["status"] == "completed"
     assert simulator.counts()["calls"] == 2

@@ -100,14 +100,20 @@ def test_a_silent_holder_on_another_host_loses_its_lease(spark: SparkSession, se
     assert (lease.run_id, lease.epoch) == ("a", 2)
 
 
+def renew(spark: SparkSession, settings: Settings, lease: leases.Lease, counts: dict[str, int]) -> None:
+    renewal = leases.Renewal(spark, settings, lease)
+    renewal.counts = counts
+    renewal.renew()
+
+
 def test_a_driver_that_lost_its_lease_gets_an_error_and_writes_nothing(spark: SparkSession, settings: Settings) -> None:
     first = leases.acquire(spark, settings, "a")
-    leases.renew(spark, settings, first, {"completed": 1})
+    renew(spark, settings, first, {"completed": 1})
     dead(spark, settings, "a")
     second = leases.acquire(spark, settings, "b")
     with pytest.raises(LeaseLostError, match="run a: another driver has taken over"):
-        leases.renew(spark, settings, first, {"completed": 99})
-    leases.renew(spark, settings, second, {"completed": 2})
+        renew(spark, settings, first, {"completed": 99})
+    renew(spark, settings, second, {"completed": 2})
     (row,) = spark.table(delta_tables.quoted(settings.runs.table)).collect()
     assert row["completed"] == 2, "the older driver's counts are not written"
 
@@ -151,7 +157,7 @@ def test_runs_on_other_captures_tables_beat_at_the_same_time(
     def beat(of: Settings, lease: leases.Lease) -> None:
         try:
             for count in range(4):
-                leases.renew(spark, of, lease, {"completed": count})
+                renew(spark, of, lease, {"completed": count})
         except BaseException as error:  # noqa: BLE001 - asserted below
             failures.append(error)
 

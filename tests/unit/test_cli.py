@@ -117,7 +117,7 @@ def test_a_crashed_capture_says_that_it_can_be_run_again(
     def crash(_: object) -> None:
         raise RuntimeError("Spark gave up")
 
-    monkeypatch.setattr("deltatap.driver.preflight.preflight", crash)
+    monkeypatch.setattr("deltatap.driver.needs.preflight", crash)
     assert cli.run(cli.capture, config) == cli.FAILED
     assert "run it again" in capsys.readouterr().out
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from dataclasses import replace
@@ -140,3 +141,13 @@ def test_parts_are_numbered_by_name(state: RunState) -> None:
         (plan.parts / name).touch()
     assert [path.name for path in plan.part_files()] == ["part-00000-a.parquet", "part-00001-b.parquet"]
     assert [each.folder.name for each in state.plans()] == ["plan-1"]
+
+
+def test_a_write_that_fails_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_whole(tmp_path / "x", b"abc")
+    assert list(tmp_path.iterdir()) == []

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from pyspark.sql import SparkSession
     from rich.console import Console
 
@@ -26,6 +29,7 @@ class ActiveRun:
         prices: of the models.
         lease: of the captures table.
         state: the run's state folder.
+        beats: numbers the control messages, so that workers see that the driver is alive.
     """
 
     settings: Settings
@@ -34,6 +38,7 @@ class ActiveRun:
     prices: Prices
     lease: Lease
     state: RunState
+    beats: Iterator[int] = field(default_factory=lambda: count(1))
 
     def say(self, text: str, style: str | None = None) -> None:
         """Print a line for the user; long lines are not wrapped."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Background(threading.Thread):
-    """A daemon thread that runs a function once, from the moment that it is created.
+    """A daemon thread that runs a function once. It starts when it is created.
 
     Attributes:
         error: what the function raised; None if it is running or has returned.

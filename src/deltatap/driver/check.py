@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from deltatap.delta import tables
+import pyarrow as pa
+
+from deltatap.delta import columns, tables
 from deltatap.driver.needs import Checked, checked, price_need, prices_of, process_needs, table_needs
 from deltatap.errors import ConfigError, CredentialError, one_line
 from deltatap.http.client import EndpointClient
-from deltatap.http.credentials import handed_over
+from deltatap.http.credentials import read_secret
 from deltatap.model import CaptureError
 from deltatap.spark.slots import slots as count_slots
 from deltatap.state import write_whole
@@ -25,7 +27,6 @@ from deltatap.state import write_whole
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    import pyarrow as pa
     from pyspark.sql import SparkSession
 
     from deltatap.config import Settings
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 Level = Literal["ok", "warning", "problem"]
 SPARK = ((4, 0), (4, 1), (4, 2))
-_FOUND = "host string, need string, problem string"
+_FOUND = tuple(columns.Column(name, columns.STRING, "") for name in ("host", "need", "problem"))
 _SERVERLESS = (
     "serverless compute: UDFs have no network access there, so nothing can be captured; "
     "use a classic cluster with dedicated access"
@@ -127,12 +128,16 @@ def _workers(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
         return
     slots = count_slots(spark)
     try:
-        key = handed_over(settings.endpoint)
+        key = read_secret(settings.endpoint)
     except ConfigError:  # reported for the driver already; the other needs are checked without a key
         key = None
         settings = settings.model_copy(update={"endpoint": settings.endpoint.model_copy(update={"api_key": None})})
     try:
-        rows = spark.range(0, slots, 1, slots).mapInArrow(worker_checks(settings, str(mark), key), _FOUND).collect()
+        rows = (
+            spark.range(0, slots, 1, slots)
+            .mapInArrow(worker_checks(settings, str(mark), key), columns.spark_schema(_FOUND))
+            .collect()
+        )
     except Exception as error:  # noqa: BLE001 - anything can keep a worker from starting
         yield Finding("workers", "problem", one_line(error))
         return
@@ -149,7 +154,7 @@ def _workers(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
 def worker_checks(
     settings: Settings, mark: str, key: Token | None
 ) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """The function that checks a worker: it returns rows of host, need, and a problem or null.
+    """The function that checks a worker. It returns rows of host, need, and the problem or null.
 
     Args:
         settings: of the run.
@@ -158,19 +163,18 @@ def worker_checks(
     """
 
     def work(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        import pyarrow as pa  # noqa: PLC0415 - imported in the worker
-
         for batch in batches:
             if batch.num_rows:
                 found: list[tuple[str, str | None]] = []
                 for need in process_needs(settings, key):
                     found += [(need.name, problem) for problem in checked(need).problems or (None,)]
                 shared = Path(mark).exists()
-                problem = None if shared else f"state.dir: {settings.state.dir}: is not the driver's folder"
-                found.append(("one state folder", problem))
+                problem = (
+                    None if shared else f"state.dir: {settings.state.dir}: is not the folder that the driver writes to"
+                )
+                found.append(("shared state folder", problem))
                 rows = [{"host": socket.gethostname(), "need": need, "problem": problem} for need, problem in found]
-                schema = pa.schema([(name, pa.string()) for name in ("host", "need", "problem")])
-                yield pa.RecordBatch.from_pylist(rows, schema)
+                yield pa.RecordBatch.from_pylist(rows, columns.arrow_schema(_FOUND))
 
     return work
 

@@ -1,20 +1,18 @@
-"""What the driver tells its workers twice a second: pure functions from heartbeats to :class:`Control`.
+"""What the driver computes from its workers' heartbeats: which attempts are running, their shares, the mean output.
 
-Leaves to ``pacer.py`` which requests may start, and to ``state.py`` how the workers read it.
+Pure, apart from counting journal files. Leaves permits to ``pacer.py``, stops to ``stopping.py``, and publishing to
+``loop.py``.
 """
 
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from deltatap.messages import Control
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
-    from deltatap.messages import Heartbeat, Permit
+    from deltatap.messages import Heartbeat
     from deltatap.state import RunState
 
 _JOURNAL_FILES = 1000
@@ -25,16 +23,21 @@ def backlog(state: RunState) -> bool:
     return sum(1 for _ in state.journal.glob("*.parquet")) > _JOURNAL_FILES
 
 
+def working(beats: Iterable[Heartbeat]) -> list[Heartbeat]:
+    """The heartbeats of the attempts that are running, by part; of several attempts at a part, the newest counts."""
+    newest = {beat.part: beat for beat in sorted(beats, key=lambda beat: beat.claim)}
+    return [beat for beat in newest.values() if not beat.ended]
+
+
 def shares(beats: Iterable[Heartbeat], concurrency: int, streams_per_worker: int) -> dict[str, int]:
-    """Divide the run's streams among the claims that are working.
+    """Divide the run's streams among the running attempts: the number of streams for each claim.
 
     Args:
-        beats: heartbeats; of several claims on a part, only the newest counts.
+        beats: of the run's workers.
         concurrency: how many streams the run may hold open.
-        streams_per_worker: how many streams one claim may hold open.
+        streams_per_worker: how many streams one attempt may hold open.
     """
-    newest = {beat.part: beat for beat in sorted(beats, key=lambda beat: beat.claim)}
-    claims = sorted(beat.claim for beat in newest.values() if not beat.ended)
+    claims = [beat.claim for beat in working(beats)]
     return {claim: min(streams_per_worker, (concurrency + at) // len(claims)) for at, claim in enumerate(claims)}
 
 
@@ -42,28 +45,3 @@ def mean_output_tokens(beats: Iterable[Heartbeat]) -> float | None:
     """The mean of what the workers report; None if no worker reports any."""
     means = [beat.mean_output_tokens for beat in beats if beat.mean_output_tokens is not None]
     return statistics.fmean(means) if means else None
-
-
-@dataclass(slots=True)
-class Publisher:
-    """Publishes the control file. Each one has a new beat, so that workers see that the driver is alive."""
-
-    state: RunState
-    epoch: int
-    _beat: int = 0
-
-    def publish(
-        self,
-        shares: Mapping[str, int] | None = None,
-        *,
-        cool_s: float = 0.0,
-        stop: str | None = None,
-        grace_s: float = 0.0,
-        permits: Mapping[str, Permit] | None = None,
-        mean_output_tokens: float | None = None,
-    ) -> None:
-        """Publish; the arguments are the fields of :class:`Control`."""
-        self._beat += 1
-        self.state.publish(
-            Control(self.epoch, self._beat, shares or {}, cool_s, stop, grace_s, permits, mean_output_tokens)
-        )

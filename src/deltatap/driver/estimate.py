@@ -6,7 +6,6 @@ Knows how long earlier answers of the endpoint were. Writes nothing: it creates 
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +14,13 @@ from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation 
 from rich.table import Table
 
 from deltatap.api.registry import specification
-from deltatap.delta import tables
+from deltatap.delta import columns, tables
 from deltatap.driver import owed
 from deltatap.prices import cost_usd
 from deltatap.tokens import known_encoding
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from contextlib import AbstractContextManager
     from decimal import Decimal
 
     from pyspark.sql import DataFrame, Row, SparkSession
@@ -31,16 +29,13 @@ if TYPE_CHECKING:
     from deltatap.config import Settings
     from deltatap.prices import Prices
 
-_COUNTED = pa.schema(
-    [
-        ("model", pa.string()),
-        ("mode", pa.string()),
-        ("bad", pa.bool_()),
-        ("input_tokens", pa.int64()),
-        ("most_output", pa.int64()),
-    ]
+_COUNTED = (
+    columns.Column("model", columns.STRING, "of the request"),
+    columns.Column("mode", columns.STRING, "of the request"),
+    columns.Column("bad", columns.BOOLEAN, "whether the row fails without a call"),
+    columns.Column("input_tokens", columns.BIGINT, "as tiktoken counts them"),
+    columns.Column("most_output", columns.BIGINT, "the maximum of output tokens; null if the request sets none"),
 )
-_COUNTED_SQL = "model STRING, mode STRING, bad BOOLEAN, input_tokens BIGINT, most_output BIGINT"
 _OUTPUT = "coalesce(usage_reported.output_tokens, usage_tiktoken.output_tokens)"
 
 
@@ -59,7 +54,7 @@ class Lengths:
 
 
 @dataclass(frozen=True, slots=True)
-class Foreseen:
+class Estimate:
     """The estimate for one model in one mode.
 
     Attributes:
@@ -84,13 +79,13 @@ class Foreseen:
     answers: int
 
 
-def foresee(spark: SparkSession, settings: Settings, prices: Prices) -> list[Foreseen]:
+def estimate_run(spark: SparkSession, settings: Settings, prices: Prices) -> list[Estimate]:
     """Estimate what a run would do now, by model and mode.
 
     Raises:
         ConfigError: if a run would refuse to start.
     """
-    with _owed(spark, settings) as found:
+    with owed.owed_requests(spark, settings, settings.run.id or "") as found:
         rows = (
             _counted(found, settings)
             .groupBy("model", "mode")
@@ -107,7 +102,7 @@ def foresee(spark: SparkSession, settings: Settings, prices: Prices) -> list[For
     return [estimate(row, _earlier(spark, settings, row["model"] or ""), prices) for row in rows]
 
 
-def estimate(row: Row | Mapping[str, Any], earlier: Lengths, prices: Prices) -> Foreseen:
+def estimate(row: Row | Mapping[str, Any], earlier: Lengths, prices: Prices) -> Estimate:
     """The estimate for a model and mode.
 
     Args:
@@ -123,7 +118,7 @@ def estimate(row: Row | Mapping[str, Any], earlier: Lengths, prices: Prices) -> 
     if most is not None and bounded is not None:
         least, most = min(least, bounded), min(most, bounded)
     price = prices.find(model)
-    return Foreseen(
+    return Estimate(
         model,
         row["mode"],
         requests,
@@ -137,13 +132,6 @@ def estimate(row: Row | Mapping[str, Any], earlier: Lengths, prices: Prices) -> 
     )
 
 
-def _owed(spark: SparkSession, settings: Settings) -> AbstractContextManager[DataFrame]:
-    if tables.exists(spark, settings.captures.table):
-        return owed.owed_requests(spark, settings, settings.run.id or "")
-    found, limit = owed.all_requests(spark, settings), settings.capture.limit
-    return nullcontext(found if limit is None else found.orderBy("request_id", "mode").limit(limit))
-
-
 def _counted(found: DataFrame, settings: Settings) -> DataFrame:
     api, fallback = settings.endpoint.api, settings.tokens.fallback_encoding
 
@@ -151,7 +139,7 @@ def _counted(found: DataFrame, settings: Settings) -> DataFrame:
         for batch in batches:
             yield count_tokens(batch, api, fallback)
 
-    return found.mapInArrow(count, _COUNTED_SQL)
+    return found.mapInArrow(count, columns.spark_schema(_COUNTED))
 
 
 def count_tokens(batch: pa.RecordBatch, api: str, fallback_encoding: str) -> pa.RecordBatch:
@@ -163,10 +151,9 @@ def count_tokens(batch: pa.RecordBatch, api: str, fallback_encoding: str) -> pa.
         fallback_encoding: for models that tiktoken does not know.
 
     Returns:
-        For each request its model, its mode, whether it is bad, its input tokens, and how many output tokens it may
-        have; null if the request does not limit them.
+        The columns of `_COUNTED`, one row for each request.
     """
-    spec, rows = specification(api), []
+    spec, rows, schema = specification(api), [], columns.arrow_schema(_COUNTED)
     for model, mode, text in zip(*(batch[name].to_pylist() for name in ("model", "mode", "body")), strict=True):
         body = None if text is None else json.loads(text)
         encoding = known_encoding(model or "") or fallback_encoding
@@ -174,7 +161,7 @@ def count_tokens(batch: pa.RecordBatch, api: str, fallback_encoding: str) -> pa.
         most = None if body is None else spec.max_output(body)
         most = None if most is None else most * spec.choices(body or {})
         rows.append((model, mode, body is None, tokens, most))
-    return pa.RecordBatch.from_pylist([dict(zip(_COUNTED.names, row, strict=True)) for row in rows], _COUNTED)
+    return pa.RecordBatch.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema)
 
 
 def _earlier(spark: SparkSession, settings: Settings, model: str) -> Lengths:
@@ -197,7 +184,7 @@ def _earlier(spark: SparkSession, settings: Settings, model: str) -> Lengths:
     return Lengths(row["answers"], *row["lengths"]) if row["answers"] else Lengths()
 
 
-def show(console: Console, found: Sequence[Foreseen]) -> None:
+def show(console: Console, found: Sequence[Estimate]) -> None:
     """Print an estimate."""
     if not any(one.requests or one.bad for one in found):
         console.print("nothing is owed: every request has its final row; no call would be made", highlight=False)
@@ -217,7 +204,7 @@ def show(console: Console, found: Sequence[Foreseen]) -> None:
             console.print(f"{one.model}, {one.mode}: {_why(one)}", highlight=False, soft_wrap=True)
 
 
-def _why(one: Foreseen) -> str:
+def _why(one: Estimate) -> str:
     if one.answers:
         return f"output from the 10th to the 90th percentile of {one.answers:,} earlier answers, at most max_tokens"
     if one.most_output is not None:

@@ -9,6 +9,7 @@ the times of landing to ``run.py``.
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 import uuid
 from contextlib import suppress
@@ -22,7 +23,7 @@ import pyarrow.compute as pc
 from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
 
 from deltatap.delta import columns, tables
-from deltatap.driver.merge import NewRows, insert_sql, merge_sql, one_a_key
+from deltatap.driver.merge import NewRows, insert_sql, merge_sql, one_per_key
 from deltatap.errors import LandingError
 from deltatap.state import LANDED
 from deltatap.worker.journal import readable
@@ -46,13 +47,13 @@ _RENEW_AFTER_FILES = 20_000
 _SELDOM_S, _OFTEN_S = 10, 1
 _LOOK_S = 0.1
 _OVERDUE_S = 60.0
-# How long the query may find nothing although files wait.
+# If files are waiting and the query finds none for this long, it gets a new checkpoint.
 _IDLE_S = 5.0
 
 
 @dataclass(slots=True)
 class Landing:
-    """Lands one run's journal.
+    """Lands one run's journal. :meth:`keep` and :meth:`drain` may be called from different threads.
 
     Attributes:
         spark: the session.
@@ -77,6 +78,7 @@ class Landing:
     _checkpoint: Path | None = None
     _in_checkpoint: int = 0
     _merges: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def of(cls, spark: SparkSession, settings: Settings, state: RunState) -> Landing:
@@ -84,20 +86,21 @@ class Landing:
         return cls(spark, settings.captures.table, state, settings.capture.keep_interrupted, NewRows(state))
 
     def keep(self) -> None:
-        """Make sure that new journal files land within some seconds; does not wait for them.
+        """Make sure that new journal files land within a few seconds, without waiting for them.
 
         Once more files wait than one batch takes, files land as they arrive.
         """
-        now = time.monotonic()
-        self._seen = {path: self._seen.get(path, now) for path in self._waiting()}
-        waited_s = now - min(self._seen.values(), default=now)
-        broken = self._query is not None and self._query.exception() is not None
-        if len(self._seen) > _FILES_A_BATCH or waited_s > _OVERDUE_S or broken:
-            self.tick()
-        elif waited_s > _SELDOM_S:
-            if self._in_checkpoint > _RENEW_AFTER_FILES:
-                self._renew()
-            self._running()
+        with self._lock:
+            now = time.monotonic()
+            self._seen = {path: self._seen.get(path, now) for path in self._waiting()}
+            waited_s = now - min(self._seen.values(), default=now)
+            broken = self._query is not None and self._query.exception() is not None
+            if len(self._seen) > _FILES_A_BATCH or waited_s > _OVERDUE_S or broken:
+                self.tick()
+            elif waited_s > _SELDOM_S:
+                if self._in_checkpoint > _RENEW_AFTER_FILES:
+                    self._renew()
+                self._running()
 
     def tick(self) -> int:
         """Land what is in the journal now. The query keeps running until :meth:`stop`.
@@ -133,9 +136,12 @@ class Landing:
         Raises:
             LandingError: if the query does not take some files.
         """
-        while self._waiting():
-            self.tick()
-        self.stop()
+        with self._lock:
+            try:
+                while self._waiting():
+                    self.tick()
+            finally:
+                self.stop()
 
     def stop(self) -> None:
         """Stop the query after its current batch. What has not landed stays in the journal."""
@@ -179,7 +185,7 @@ class Landing:
         self._checkpoint, self._in_checkpoint = None, 0
 
     def _running(self) -> StreamingQuery:
-        """The query, started if necessary. Each start leaves a socket open in Python and the JVM, so a run has one."""
+        """The query, started only if necessary: each start leaves a socket open in Python and the JVM."""
         if self._query is None or not self._query.isActive:
             if self._checkpoint is None:
                 self._checkpoint = self.state.folder / f"checkpoint-{uuid.uuid4().hex}"
@@ -211,7 +217,7 @@ class Landing:
         if self.new_rows.are_all(plans):
             sql = insert_sql(self.captures, view, self.state.folder.name, where["finished_at"])
         else:
-            rows = one_a_key(rows, self.keep_interrupted)
+            rows = one_per_key(rows, self.keep_interrupted)
             sql = merge_sql(self.captures, view, self.state.folder.name, keep_interrupted=self.keep_interrupted)
         rows.drop("plan", "part", "row").createOrReplaceTempView(view)
         self.new_rows.recorded = False

@@ -1,7 +1,7 @@
 """The lease of a captures table: at most one run at a time writes the table.
 
 The lease is part of a run's row in ``runs``: its epoch, its driver and its heartbeat. Knows how a driver acquires the
-lease, renews it and finds out that it has lost it. Leaves the rows themselves to ``runs.py``, and what a run does with
+lease, renews it and detects its loss. Leaves the rows themselves to ``runs.py``, and what a run does with
 the lease to ``run.py``.
 """
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # A holder on another host that sends no heartbeat for this long loses the lease.
 LEASE_S = 60.0
 HEARTBEAT_S = 15.0
-# A driver that could not renew its lease for this long may have a successor.
+# After this long without a renewal, another driver may hold the lease.
 UNSURE_S = LEASE_S - HEARTBEAT_S
 _WATCH_EVERY_S = 5.0
 _VERSIONS = ("deltatap", "openai", "httptools", "tiktoken", "pyspark", "delta-spark", "pyarrow", "pandas")
@@ -40,7 +40,7 @@ _VERSIONS = ("deltatap", "openai", "httptools", "tiktoken", "pyspark", "delta-sp
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A moment by two clocks: the wall clock, which can be set back, and the monotonic one, which may stop in sleep.
+    """A moment on two clocks: the wall clock can be set back, and the monotonic one may stop while the machine sleeps.
 
     Attributes:
         wall: seconds since the epoch.
@@ -56,7 +56,7 @@ class Moment:
         return cls(time.time(), time.monotonic())
 
     def since(self, earlier: Moment) -> float:
-        """Seconds since an earlier moment, by the clock that counts more."""
+        """Seconds since an earlier moment, on the clock that shows more."""
         return max(self.wall - earlier.wall, self.monotonic - earlier.monotonic)
 
 
@@ -81,11 +81,6 @@ class Lease:
     others: tuple[str, ...]
     died: tuple[str, ...]
     taken_at: Moment
-
-
-def is_unsure(renewed_at: Moment, now: Moment) -> bool:
-    """Whether so much time has passed since the last renewal that another driver may hold the lease by now."""
-    return now.since(renewed_at) > UNSURE_S
 
 
 def this_driver() -> str:
@@ -158,18 +153,37 @@ def acquire(
             return lease
 
 
-def renew(spark: SparkSession, settings: Settings, lease: Lease, values: Mapping[str, object]) -> None:
-    """Renew the lease, and write the run's counts so far.
+class Renewal:
+    """Renews a lease, and knows when it did so last.
 
-    Raises:
-        LeaseLostError: if another driver holds the lease.
+    Attributes:
+        counts: the run's counts, written with each renewal.
     """
-    runs.update(spark, settings, lease.run_id, {"heartbeat_at": runs.utc_now(), **values}, f"epoch = {lease.epoch}")
-    row = next((row for row in runs.read(spark, settings) if row["run_id"] == lease.run_id), None)
-    if row is None or row["epoch"] != lease.epoch:
-        raise LeaseLostError(
-            f"run {lease.run_id}: another driver has taken over captures table {settings.captures.table}"
-        )
+
+    def __init__(self, spark: SparkSession, settings: Settings, lease: Lease) -> None:
+        self._spark, self._settings, self._lease = spark, settings, lease
+        self._renewed_at = lease.taken_at
+        self.counts: Mapping[str, object] = {}
+
+    def renew(self) -> None:
+        """Renew the lease.
+
+        Raises:
+            LeaseLostError: if another driver holds the lease.
+        """
+        spark, settings, lease, at = self._spark, self._settings, self._lease, Moment.now()
+        values = {"heartbeat_at": runs.utc_now(), **self.counts}
+        runs.update(spark, settings, lease.run_id, values, f"epoch = {lease.epoch}")
+        row = next((row for row in runs.read(spark, settings) if row["run_id"] == lease.run_id), None)
+        if row is None or row["epoch"] != lease.epoch:
+            raise LeaseLostError(
+                f"run {lease.run_id}: another driver has taken over captures table {settings.captures.table}"
+            )
+        self._renewed_at = at
+
+    def is_unsure(self) -> bool:
+        """Whether the last renewal is so long ago that another driver may hold the lease by now."""
+        return Moment.now().since(self._renewed_at) > UNSURE_S
 
 
 def run_to_resume(rows: Sequence[Row], settings: Settings) -> Row | None:

@@ -146,9 +146,10 @@ def _of_batch(given: Mapping[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise ValueError("body: expected a JSON object")  # noqa: TRY004 - as above
     if url is not None and url != f"/v1{api.path}":
-        names = (f"of {known.name}" for known in specifications() if url == f"/v1{known.path}")
-        of = next(names, "of no API of deltatap's")
-        raise ValueError(f"url {url}: is {of}, and endpoint.api is {name}")
+        hint = next(
+            (f"; {url} is the path of {known.name}" for known in specifications() if url == f"/v1{known.path}"), ""
+        )
+        raise ValueError(f"url: expected /v1{api.path}, because endpoint.api is {name}, found {url}{hint}")
     rest = {key: value for key, value in body.items() if key not in OURS}
     asked = next((rest.pop(key) for key in api.inputs if key in rest), None)
     system = rest.pop(api.system or "", None)

@@ -1,4 +1,4 @@
-"""The control loop: while a Spark job captures a plan, hear the workers, decide what may start, publish it.
+"""The control loop: while a Spark job captures a plan, read the heartbeats, decide what may start, and publish it.
 
 Knows the order of these steps, and when the Spark job is submitted again. Leaves the decisions to ``pacer.py``,
 ``control.py`` and ``stopping.py``, and everything before and after the capture to ``run.py``.
@@ -15,8 +15,8 @@ from deltatap.driver.pacer import Pacer
 from deltatap.driver.progress import Display, Snapshot, snapshot
 from deltatap.driver.stopping import Shutdown, Stop, give_up, why_stop
 from deltatap.errors import one_line
-from deltatap.http.credentials import handed_over
-from deltatap.messages import POLL_S
+from deltatap.http.credentials import read_secret
+from deltatap.messages import POLL_S, Control
 from deltatap.udf import part_udf
 from deltatap.worker.attempt import CaptureTask
 
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from deltatap.driver.active import ActiveRun
     from deltatap.driver.background import Periodic
+    from deltatap.driver.lease import Renewal
     from deltatap.driver.plan import Plan
-    from deltatap.driver.upkeep import LeaseRenewal
 
 # A cancelled job's Python worker may run for 3 s more (spark.python.task.killTimeout) and journal captures.
 _KILLED_S = 4.0
@@ -40,8 +40,7 @@ class CaptureLoop:
         self,
         run: ActiveRun,
         plan: Plan,
-        publisher: control.Publisher,
-        renewal: LeaseRenewal | None,
+        renewal: Renewal | None,
         *,
         signalled: threading.Event,
         ends_at: float,
@@ -51,12 +50,11 @@ class CaptureLoop:
         Args:
             run: whose lease this driver holds.
             plan: what to capture.
-            publisher: of the control file.
             renewal: of the lease; None if the lease is not renewed while the run captures.
             signalled: set when a signal asks the run to stop.
             ends_at: when ``budget.runtime_s`` has passed, in monotonic seconds.
         """
-        self._run, self._plan, self._publisher, self._renewal = run, plan, publisher, renewal
+        self._run, self._plan, self._renewal = run, plan, renewal
         self._signalled, self._ends_at = signalled, ends_at
         self._pacer = Pacer(run.settings.bounds, plan.spent)
         self._shutdown = Shutdown(run.settings.timeouts.grace_s)
@@ -96,13 +94,13 @@ class CaptureLoop:
     def _submit(self) -> None:
         """Run one action over the paid UDF. Captures go to the journal; tasks skip captures that exist already."""
         run = self._run
-        key = handed_over(run.settings.endpoint)
+        key = read_secret(run.settings.endpoint)
         task = CaptureTask(run.settings, run.prices, run.lease.run_id, run.state.folder, run.lease.epoch, key)
         parts = len(self._plan.files.part_files())
         run.spark.range(0, parts, 1, parts).select(part_udf(task)("id").alias("receipt")).collect()
 
     def _turn(self, threads: Sequence[Periodic], display: Display) -> None:
-        """Hear the workers, decide, publish and show; twice a second."""
+        """Read the heartbeats, decide, publish, and show the progress; twice a second."""
         run, now = self._run, time.monotonic()
         heartbeats = run.state.heartbeats()
         beats = [beat for beat in heartbeats if beat.epoch == run.lease.epoch]
@@ -122,15 +120,18 @@ class CaptureLoop:
         stop = self._shutdown.stop
         unsure = self._renewal is not None and self._renewal.is_unsure()
         capture = run.settings.capture
-        self._publisher.publish(
-            {}
-            if unsure or control.backlog(run.state)
-            else control.shares(beats, capture.concurrency, capture.streams_per_worker),
-            cool_s=cool_s,
-            stop=None if stop is None else stop.status,
-            grace_s=run.settings.timeouts.grace_s,
-            permits=permits,
-            mean_output_tokens=control.mean_output_tokens(beats),
+        held = unsure or control.backlog(run.state)
+        run.state.publish(
+            Control(
+                run.lease.epoch,
+                next(run.beats),
+                {} if held else control.shares(beats, capture.concurrency, capture.streams_per_worker),
+                cool_s=cool_s,
+                stop=None if stop is None else stop.status,
+                grace_s=run.settings.timeouts.grace_s,
+                permits=permits,
+                mean_output_tokens=control.mean_output_tokens(beats),
+            )
         )
         progress = snapshot(self._plan.requests, beats, cool_s)
         if self._renewal is not None:

@@ -1,4 +1,4 @@
-"""The statements that merge a batch of captures, and the one object that knows when the cheaper one is safe.
+"""The SQL that merges a batch of captures, and the check whether the cheaper statement is safe.
 
 :func:`merge_sql` is right for every batch. It reads the keys of all the run's rows, and it reads the batch twice. As
 long as all rows of a batch are new, :func:`insert_sql` does the same with about a fifth less CPU time. That matters
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from deltatap.state import RunState
 
 _KEY = ("run_id", "request_id", "mode")
+_COLUMNS = tuple(column.name for column in columns.CAPTURES)
 
 
 @dataclass(slots=True)
@@ -61,8 +62,8 @@ class NewRows:
         return not np.isin(places, self.state.plan(self.epoch).landed()).any()
 
 
-def one_a_key(rows: DataFrame, keep_interrupted: bool) -> DataFrame:  # noqa: FBT001 - a DataFrame transformation
-    """Keep one row for each key: the final one, else the latest. A MERGE would insert both rows of a duplicate key."""
+def one_per_key(rows: DataFrame, keep_interrupted: bool) -> DataFrame:  # noqa: FBT001 - a DataFrame transformation
+    """Keep one row per key: the final one, else the latest. A MERGE would insert both rows of a duplicate key."""
     rank = F.struct(
         F.expr(f"CAST({final_sql('_row', keep_interrupted=keep_interrupted)} AS INT)").alias("final"),
         F.coalesce(F.col("_row.finished_at"), F.to_timestamp(F.lit("1970-01-01"))).alias("at"),
@@ -81,21 +82,16 @@ def merge_sql(captures: str, view: str, run_id: str, *, keep_interrupted: bool) 
     The condition names the run, so that Delta skips the files of other runs.
     """
     final = final_sql("t", keep_interrupted=keep_interrupted)
-    names = [column.name for column in columns.CAPTURES]
-    return f"""
-        MERGE INTO {tables.quoted(captures)} AS t USING {view} AS s
-        ON t.run_id = '{run_id}' AND {" AND ".join(f"t.{key} = s.{key}" for key in _KEY)}
-        WHEN MATCHED AND NOT {final} THEN UPDATE SET {", ".join(f"t.{name} = s.{name}" for name in names)}
-        WHEN NOT MATCHED THEN INSERT ({", ".join(names)}) VALUES ({", ".join(f"s.{name}" for name in names)})
-    """
+    replace = f"WHEN MATCHED AND NOT {final} THEN UPDATE SET {', '.join(f't.{name} = s.{name}' for name in _COLUMNS)}"
+    return _statement(captures, view, f"t.run_id = '{run_id}'", replace)
 
 
 def insert_sql(captures: str, view: str, run_id: str, finished_at: pa.ChunkedArray) -> str:
-    """The MERGE statement for rows that are new, unless this very batch was merged before: insert missing rows.
+    """The MERGE statement for rows that are new, unless this same batch was merged before: insert the missing rows.
 
-    A row that was merged before finished at the same time as its copy in the batch, so Delta skips older files by their
-    statistics. It also reads the batch only once. An append would not do: it would not conflict with another driver
-    that lands the same files.
+    If a row was merged before, its ``finished_at`` is that of its copy in the batch, so Delta skips files that are
+    older than the batch by their statistics. The statement also reads the batch only once. An append is not enough,
+    because it does not conflict with another driver that lands the same files.
 
     Args:
         captures: the table.
@@ -107,9 +103,13 @@ def insert_sql(captures: str, view: str, run_id: str, finished_at: pa.ChunkedArr
     times = ["t.finished_at IS NULL"] * bool(finished_at.null_count)
     if since is not None:
         times.append(f"t.finished_at >= TIMESTAMP '{since.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}Z'")
-    names = [column.name for column in columns.CAPTURES]
+    return _statement(captures, view, f"t.run_id = '{run_id}' AND ({' OR '.join(times)})")
+
+
+def _statement(captures: str, view: str, among: str, when_matched: str = "") -> str:
     return f"""
         MERGE INTO {tables.quoted(captures)} AS t USING {view} AS s
-        ON t.run_id = '{run_id}' AND ({" OR ".join(times)}) AND {" AND ".join(f"t.{key} = s.{key}" for key in _KEY)}
-        WHEN NOT MATCHED THEN INSERT ({", ".join(names)}) VALUES ({", ".join(f"s.{name}" for name in names)})
+        ON {among} AND {" AND ".join(f"t.{key} = s.{key}" for key in _KEY)}
+        {when_matched}
+        WHEN NOT MATCHED THEN INSERT ({", ".join(_COLUMNS)}) VALUES ({", ".join(f"s.{name}" for name in _COLUMNS)})
     """

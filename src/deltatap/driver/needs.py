@@ -1,6 +1,6 @@
-"""What a run needs, as one list: ``preflight``, ``run`` and ``check`` all take the needs from here.
+"""What a run needs, as one list. :func:`preflight`, ``run.py`` and ``check.py`` check the needs, without a paid call.
 
-Each need is checked without a paid call. Leaves to the callers what they do with a need that is not met.
+Leaves to ``run.py`` when the needs are checked, and to ``check.py`` how they are reported one by one.
 """
 
 from __future__ import annotations
@@ -67,6 +67,19 @@ def require(needs: Iterable[Need]) -> None:
     """
     if problems := [problem for need in needs for problem in checked(need).problems]:
         raise ConfigError(list(dict.fromkeys(problems)))
+
+
+def preflight(settings: Settings) -> Prices:
+    """Check everything that a run needs and that can be checked without Spark.
+
+    Returns:
+        The prices.
+
+    Raises:
+        ConfigError: with all problems of all needs.
+    """
+    require([*process_needs(settings), price_need(settings)])
+    return prices_of(settings)
 
 
 def process_needs(settings: Settings, key: Token | None = None) -> list[Need]:

@@ -7,7 +7,6 @@ happens to the owed requests to ``plan.py``.
 from __future__ import annotations
 
 import json
-import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation 
 
 from deltatap.delta import columns, tables
 from deltatap.delta.final import final_sql
+from deltatap.driver.background import Background
 from deltatap.driver.source import TEXTS, source
 from deltatap.prices import exact_usd
 from deltatap.prompts import build_request
@@ -45,10 +45,10 @@ def hashed(prompts: DataFrame, settings: Settings) -> DataFrame:
 
 
 def changed(prompts: DataFrame, rows: DataFrame, settings: Settings) -> DataFrame:
-    """The hashed prompts, without those that are settled for certain.
+    """The hashed prompts, without those that are certainly settled.
 
     Building a request in Python takes about ten times as long as looking up its row in Spark, and in most tables most
-    requests are settled. A prompt is settled for certain if all prompts with its request_id have the same hash, all
+    requests are settled. A prompt is certainly settled if all prompts with its request_id have the same hash, all
     rows of ``captures`` with this request_id have that hash, too, and each mode has a final row.
 
     Args:
@@ -115,20 +115,15 @@ def requests(prompts: DataFrame, settings: Settings) -> DataFrame:
         F.when(
             several,
             F.concat(
-                F.lit("request_id stands for "),
+                F.lit("request_id is used for "),
                 F.size("hashes").cast("string"),
-                F.lit(" different requests; expected a different request_id for each"),
+                F.lit(" different requests; expected a unique request_id for each"),
             ),
         )
         .otherwise(F.col("one.error"))
         .alias("error"),
         F.when(F.col("alike"), F.col("one.source_hash")).alias("source_hash"),
     )
-
-
-def all_requests(spark: SparkSession, settings: Settings) -> DataFrame:
-    """The requests of all prompts, settled or not, in each mode that is captured."""
-    return _in_modes(requests(hashed(source(spark, settings), settings), settings), settings)
 
 
 def _in_modes(found: DataFrame, settings: Settings) -> DataFrame:
@@ -139,9 +134,9 @@ def _in_modes(found: DataFrame, settings: Settings) -> DataFrame:
 class Building:
     """Builds the requests of the prompts, except those that are known to be settled, and keeps them on disk.
 
-    A cold Spark needs as long to plan this query as to commit a lease, so a thread plans it at once. The query runs
-    when the requests are asked for: earlier, its tasks would delay the lease. A request that is settled in the
-    meantime is left out by :func:`owed_requests`; a settled request stays settled.
+    On a cold Spark, planning this query takes as long as committing a lease, so a thread plans it while the lease is
+    acquired. The query itself runs when the requests are used, because its tasks would delay the lease. A settled
+    request stays settled, and :func:`owed_requests` leaves out the requests that are settled in the meantime.
 
     Attributes:
         slots: how many tasks can run at once; known after :meth:`wait`.
@@ -158,9 +153,7 @@ class Building:
         self._spark, self._settings, self._run_id = spark, settings, run_id
         self.slots = 0
         self._frame: DataFrame | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._plan, name="deltatap-building", daemon=True)
-        self._thread.start()
+        self._thread = Background("building", self._plan)
 
     def wait(self) -> DataFrame:
         """Wait until the query is planned.
@@ -170,7 +163,7 @@ class Building:
         """
         self._thread.join()
         if self._frame is None:
-            raise self._error or AssertionError
+            raise self._thread.error or AssertionError
         return self._frame
 
     def close(self) -> None:
@@ -180,16 +173,13 @@ class Building:
             self._frame.unpersist()
 
     def _plan(self) -> None:
-        try:
-            self.slots = slots(self._spark)
-            prompts = hashed(source(self._spark, self._settings), self._settings)
-            if _nothing_captured(self._spark, self._settings):
-                self._frame = requests(prompts, self._settings)
-            else:
-                unsettled = changed(prompts, self._rows(), self._settings)
-                self._frame = requests(unsettled, self._settings).persist(StorageLevel.DISK_ONLY)
-        except BaseException as error:  # noqa: BLE001 - raised where the requests are needed
-            self._error = error
+        self.slots = slots(self._spark)
+        prompts = hashed(source(self._spark, self._settings), self._settings)
+        if _nothing_captured(self._spark, self._settings):
+            self._frame = requests(prompts, self._settings)
+        else:
+            unsettled = changed(prompts, self._rows(), self._settings)
+            self._frame = requests(unsettled, self._settings).persist(StorageLevel.DISK_ONLY)
 
     def _rows(self) -> DataFrame:
         captures = _captures(self._spark, self._settings)
@@ -199,8 +189,13 @@ class Building:
 
 
 def _nothing_captured(spark: SparkSession, settings: Settings) -> bool:
-    """Whether ``captures`` has no row, so that there is nothing to look up; on a table without files this is quick."""
-    return bool(spark.table(tables.quoted(settings.captures.table)).isEmpty())
+    """Whether ``captures`` has no row or does not exist, so that there is nothing to look up."""
+    try:
+        return bool(spark.table(tables.quoted(settings.captures.table)).isEmpty())
+    except Exception as error:
+        if tables.is_missing(error):  # a dry run creates no table
+            return True
+        raise
 
 
 def _captures(spark: SparkSession, settings: Settings) -> DataFrame:

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from deltatap.config import Bounds
     from deltatap.messages import Heartbeat
 
-# The maximum time from issuing a permit to hearing of its use: the permit's lifetime, and a message in each direction.
+# The maximum time from issuing a permit to the report of its use: the permit's lifetime, and a message each way.
 _UNHEARD_S = 3.0
-# Permits are spread over the minute, and a backlog is caught up with only a little faster. Requests that start as a
-# burst also leave the 60-second window as a burst. Until the driver hears of that and issues new permits, part of the
-# limit is unused, and this would repeat every minute.
+# Permits are spread over the minute, and a run that falls behind catches up only slightly faster. Requests that start
+# as a burst also leave the 60-second window as a burst. Part of the limit is then unused until the driver issues new
+# permits, and this would repeat every minute.
 _BURST_S = 1.0
 _CATCH_UP = 1.25
 # Instead of 0 s, because an infinite rate times 0 is not a number.
@@ -55,7 +55,7 @@ class Spent:
         return Spent(self.requests * count, self.tokens * count, self.cost_usd * count)
 
     def with_one(self, one: Spent) -> Spent:
-        """The amount, unless used up raised to one request's use: the first request shows how much one really uses."""
+        """The amount, raised to the use of one request unless it is used up. The first request shows what one uses."""
         return Spent(
             self.requests,
             max(self.tokens, one.tokens) if self.tokens > 0 else self.tokens,
@@ -74,7 +74,7 @@ class Spent:
         return min((max(0.0, available) / part for available, part in pairs if part > 0), default=math.inf)
 
     def may_start(self, one: Spent) -> float:
-        """How many of `one` may start now: while anything is left, one more than fits, and later ones wait for it."""
+        """How many of `one` may start now: one more than fits, while anything is left. Later requests pay the debt."""
         return self.fits(one) + 1 if min(self.requests, self.tokens, self.cost_usd) >= 0 else 0
 
 
@@ -180,14 +180,14 @@ class Pacer:
             self._turned_at = now
             return None
         outstanding = {beat.claim: self._workers[beat.claim].outstanding(now, beat.used) for beat in beats}
-        flying = sum(outstanding.values(), Spent())
+        in_flight = sum(outstanding.values(), Spent())
         if self._began_at is None and beats:
             # With workers of an earlier driver, the current minute has already begun.
             self._began_at = now - (MINUTE_S if ages else 0.0)
         # The use of an earlier driver's workers is in the captures, and so in `before`.
         ours = [beat for beat in beats if beat.claim not in (ages or {})]
-        (left, pace), budget = self._limits_left(now, flying), self._budget_left(ours, flying)
-        if not flying.requests and not any(beat.open or beat.mean_output_tokens for beat in ours):
+        (left, pace), budget = self._limits_left(now, in_flight), self._budget_left(ours, in_flight)
+        if not in_flight.requests and not any(beat.open or beat.mean_output_tokens for beat in ours):
             one = max((_cost(beat) for beat in ours), key=lambda one: one.tokens, default=Spent())
             budget = budget.with_one(one)
         alive = [beat for beat in beats if not beat.ended and now - self._workers[beat.claim].heard_at < _UNHEARD_S]
@@ -195,7 +195,7 @@ class Pacer:
         for claim in self._workers.keys() - {beat.claim for beat in wanting}:
             self._workers[claim].waits_since = None
         self._grant(now, wanting, outstanding, left, pace, budget)
-        self._check_budgets(alive, wanting, flying, budget)
+        self._check_budgets(alive, wanting, in_flight, budget)
         self._turned_at = now
         return {beat.claim: self._workers[beat.claim].permit(now) for beat in beats if not beat.ended}
 
@@ -237,9 +237,9 @@ class Pacer:
         self._recovering = max(self._recovering, before, _SLOWEST)
         self.pace = max(before / 2, _SLOWEST)
 
-    def _limits_left(self, now: float, flying: Spent) -> tuple[Spent, Spent]:
+    def _limits_left(self, now: float, in_flight: Spent) -> tuple[Spent, Spent]:
         """What is left of the rate limits, and how much may start now so that starts spread over the minute."""
-        requests, tokens = flying.requests, flying.tokens
+        requests, tokens = in_flight.requests, in_flight.tokens
         for worker in self._workers.values():
             for age, count, amount in worker.recent:
                 if age + now - worker.heard_at < MINUTE_S:
@@ -256,11 +256,13 @@ class Pacer:
         minute = MINUTE_S if self._began_at is None else min(MINUTE_S, max(_MOMENT_S, now - self._began_at))
         return limits + used.times(-1), self._level.minimum(limits.times(minute / MINUTE_S) + used.times(-1))
 
-    def _budget_left(self, beats: Iterable[Heartbeat], flying: Spent) -> Spent:
+    def _budget_left(self, beats: Iterable[Heartbeat], in_flight: Spent) -> Spent:
         """What is left of the budgets; open calls count at their expected use."""
-        spent = self._before + flying
+        spent = self._before + in_flight
         for beat in beats:
-            spent += Spent(beat.requests, beat.spent_tokens + beat.flying_tokens, beat.spent_usd + beat.flying_usd)
+            spent += Spent(
+                beat.requests, beat.spent_tokens + beat.in_flight_tokens, beat.spent_usd + beat.in_flight_usd
+            )
         bounds = self._bounds
         return Spent(
             math.inf if bounds.requests is None else bounds.requests - spent.requests,
@@ -281,7 +283,8 @@ class Pacer:
         dealt = dict.fromkeys((beat.claim for beat in wanting), 0)
         overdue = {beat.claim for beat in wanting if self._overdue(now, beat, len(wanting))}
         order = sorted(wanting, key=lambda beat: (beat.claim not in overdue, beat.claim <= self._served, beat.claim))
-        # While a large request is overdue, all wait until it fits; otherwise small ones would always take its room.
+        # While a large request is overdue, all workers wait until it fits. Otherwise small requests would always take
+        # its place.
         blocked = any(left.fits(self._one(beat)) < 1 <= budget.fits(_cost(beat)) for beat in order[: len(overdue)])
         waiting = [] if blocked else order
         while waiting:
@@ -315,10 +318,10 @@ class Pacer:
         return now - since >= workers * MINUTE_S * self._one(beat).tokens / limit
 
     def _check_budgets(
-        self, alive: Iterable[Heartbeat], wanting: Sequence[Heartbeat], flying: Spent, budget: Spent
+        self, alive: Iterable[Heartbeat], wanting: Sequence[Heartbeat], in_flight: Spent, budget: Spent
     ) -> None:
         """Set `exhausted` when workers wait, no request fits, and no open call can use less than expected."""
-        if not wanting or flying.requests > 0 or any(beat.open for beat in alive):
+        if not wanting or in_flight.requests > 0 or any(beat.open for beat in alive):
             return
         one = min((_cost(beat) for beat in wanting), key=lambda cost: cost.cost_usd or cost.tokens)
         if budget.fits(one) >= 1:

@@ -152,8 +152,8 @@ def task_count(settings: Settings, slots: int) -> int:
 def write(frame: DataFrame, plan: PlanState, tasks: int, *, modes: int, seed: str) -> int:
     """Write the parts.
 
-    With several modes, the requests of one prompt are adjacent in a part, in an order that the seed decides at random
-    for each prompt. A worker makes the second call when the first has ended.
+    With several modes, the requests of one prompt are adjacent in a part, in a random order for each prompt that the
+    seed determines. A worker makes the second call when the first has ended.
 
     Returns:
         How many requests the parts hold.

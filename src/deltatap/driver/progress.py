@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.table import Table
 from rich.text import Text
 
+from deltatap.driver.control import working
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -35,7 +37,7 @@ class Snapshot:
         open: open streams.
         requests: calls made.
         input_tokens, output_tokens, cost_usd: of all calls; cost_usd is None if no call has a price.
-        ttft_ms: the median over the workers of each worker's median of its last calls; None before any.
+        ttft_ms: the median of the workers' medians; None before the first.
         errors: failed calls by error type, retried ones included.
         cool_down_s: how long no request may start, in seconds.
     """
@@ -82,8 +84,7 @@ def snapshot(owed: int, heartbeats: Iterable[Heartbeat], cool_s: float) -> Snaps
         rows.update(beat.rows)
         errors.update(beat.errors)
     costs = [beat.cost_usd for beat in beats if beat.cost_usd is not None]
-    newest = {beat.part: beat for beat in sorted(beats, key=lambda beat: beat.claim)}
-    alive = [beat for beat in newest.values() if not beat.ended]
+    alive = working(beats)
     ttft = sorted(beat.ttft_ms for beat in alive or beats if beat.ttft_ms is not None)
     return Snapshot(
         owed=owed,

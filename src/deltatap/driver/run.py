@@ -21,16 +21,15 @@ from typing import TYPE_CHECKING, Any
 from deltatap.driver import lease as leases
 from deltatap.driver import runs
 from deltatap.driver.active import ActiveRun
-from deltatap.driver.background import Periodic
-from deltatap.driver.control import Publisher
+from deltatap.driver.background import Background, Periodic
 from deltatap.driver.landing import Landing
 from deltatap.driver.loop import CaptureLoop
 from deltatap.driver.needs import require, table_needs
 from deltatap.driver.owed import Building
 from deltatap.driver.plan import announce, make_plan
 from deltatap.driver.progress import Snapshot
-from deltatap.driver.upkeep import LAND_EVERY_S, LANDING_TRIES, LeaseRenewal, SharedLanding
 from deltatap.errors import LeaseLostError, one_line
+from deltatap.messages import Control
 from deltatap.model import RunStatus
 from deltatap.state import RunState
 
@@ -45,6 +44,10 @@ if TYPE_CHECKING:
     from deltatap.driver.plan import Plan
     from deltatap.driver.stopping import Stop
     from deltatap.prices import Prices
+
+_LAND_EVERY_S = 1.0
+# Another writer may commit first, and the journal keeps everything until it has landed.
+_LANDING_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ class Ended:
 
 
 def run(settings: Settings, spark: SparkSession, prices: Prices, console: Console) -> Ended:
-    """Run a capture from start to end. Call :func:`deltatap.driver.preflight.preflight` first; it returns the prices.
+    """Run a capture from start to end. Call :func:`deltatap.driver.needs.preflight` first; it returns the prices.
 
     Raises:
         ConfigError: before any call is made.
@@ -102,22 +105,21 @@ def _run_steps(run: ActiveRun, building: Building, signalled: threading.Event) -
     runtime_s = run.settings.budget.runtime_s
     ends_at = math.inf if runtime_s is None else time.monotonic() + runtime_s
     run.state.forget_stop()
-    publisher = Publisher(run.state, run.lease.epoch)
     # Workers of an older epoch that are still running stop now, before their journal is read.
-    publisher.publish()
+    run.state.publish(Control(run.lease.epoch, next(run.beats)))
     building.wait()
     # With a single slot, the Spark jobs of these threads would wait until the capture ends. Then nothing renews the
     # lease, and the journal lands after the capture.
     concurrent = building.slots > 1
     landing = Landing.of(run.spark, run.settings, run.state)
-    renewal = LeaseRenewal(run) if concurrent else None
+    renewal = leases.Renewal(run.spark, run.settings, run.lease) if concurrent else None
     keepers = [] if renewal is None else [Periodic("lease", renewal.renew, every_s=leases.HEARTBEAT_S)]
     try:
         plan = make_plan(run, landing, building)
         if renewal is not None:
             renewal.counts = plan.counts(Snapshot(plan.requests))
         notes = announce(run, plan, building.slots)
-        loop = CaptureLoop(run, plan, publisher, renewal, signalled=signalled, ends_at=ends_at)
+        loop = CaptureLoop(run, plan, renewal, signalled=signalled, ends_at=ends_at)
         stop = _capture(loop, landing, keepers, concurrent=concurrent) if plan.requests else None
     finally:
         for keeper in keepers:
@@ -126,15 +128,14 @@ def _run_steps(run: ActiveRun, building: Building, signalled: threading.Event) -
     for keeper in keepers:
         if isinstance(keeper.error, LeaseLostError):
             raise keeper.error
-    return _close(run, plan, landing, publisher, stop, notes)
+    return _close(run, plan, landing, stop, notes)
 
 
 def _capture(loop: CaptureLoop, landing: Landing, keepers: list[Periodic], *, concurrent: bool) -> Stop | None:
     """Capture the plan, and land its journal meanwhile."""
-    shared = SharedLanding(landing)
-    landers = [Periodic("landing", shared.keep, every_s=LAND_EVERY_S, tries=LANDING_TRIES)] if concurrent else []
+    landers = [Periodic("landing", landing.keep, every_s=_LAND_EVERY_S, tries=_LANDING_TRIES)] if concurrent else []
     try:
-        stop = loop.capture([*keepers, *landers], shared.drain)
+        stop = loop.capture([*keepers, *landers], landing.drain)
     finally:
         for lander in landers:
             lander.stop()
@@ -142,9 +143,7 @@ def _capture(loop: CaptureLoop, landing: Landing, keepers: list[Periodic], *, co
     return stop
 
 
-def _close(
-    run: ActiveRun, plan: Plan, landing: Landing, publisher: Publisher, stop: Stop | None, notes: list[str]
-) -> Ended:
+def _close(run: ActiveRun, plan: Plan, landing: Landing, stop: Stop | None, notes: list[str]) -> Ended:
     """Close the run with its totals, and remove its state folder."""
     notes = [
         *notes,
@@ -157,7 +156,7 @@ def _close(
     totals = {"owed": plan.owed, **runs.totals(run.spark, run.settings, run.lease.run_id)}
     status, reason = (RunStatus.COMPLETED, None) if stop is None else (stop.status, stop.reason)
     row = runs.close(run.spark, run.settings, run.lease.run_id, status, reason, totals)
-    publisher.publish(stop="ended")
+    run.state.publish(Control(run.lease.epoch, next(run.beats), stop="ended"))
     run.state.remove()
     return Ended(row, tuple(notes))
 
@@ -174,10 +173,9 @@ def _start_python(spark: SparkSession) -> None:
     """Let Spark start its Python workers in the background. If that fails, the run itself reports it."""
 
     def start() -> None:
-        with suppress(Exception):
-            spark.range(0, 1, 1, 1).mapInArrow(lambda batches: batches, "id BIGINT").collect()
+        spark.range(0, 1, 1, 1).mapInArrow(lambda batches: batches, "id BIGINT").collect()
 
-    threading.Thread(target=start, name="deltatap-python", daemon=True).start()
+    Background("python", start)
 
 
 def _land_leftovers(spark: SparkSession, settings: Settings, lease: Lease) -> None:
@@ -190,12 +188,8 @@ def _land_leftovers(spark: SparkSession, settings: Settings, lease: Lease) -> No
         left = state.folder.exists()
         if left:
             state.prepare()
-            Publisher(state, lease.epoch).publish()
-            landing = Landing.of(spark, settings, state)
-            try:
-                landing.drain()
-            finally:
-                landing.stop()
+            state.publish(Control(lease.epoch, beat=1))
+            Landing.of(spark, settings, state).drain()
             state.remove()
         if left or run_id in lease.died:
             runs.settle(spark, settings, run_id, runs.totals(spark, settings, run_id))

@@ -36,7 +36,7 @@ def read(spark: SparkSession, settings: Settings) -> list[Row]:
 
 
 def update(spark: SparkSession, settings: Settings, run_id: str, values: Mapping[str, object], only_if: str) -> None:
-    """Set columns of a run's row where a condition on the row holds. Delta's UPDATE takes no parameters, so: MERGE."""
+    """Set columns of a run's row if a condition on it holds. This is a MERGE: Delta's UPDATE takes no parameters."""
     assignments = ", ".join(f"t.{name} = s.{name}" for name in values)
     with row_view(spark, {"run_id": run_id, **values}) as view:
         merge = f"""

@@ -1,6 +1,6 @@
 """When and why a run stops, as pure decisions: the first reason counts, and time is passed in.
 
-Leaves to ``loop.py`` how to find out what these functions ask, and how to carry out what they decide.
+``loop.py`` collects the facts and carries out the decisions.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""One call over HTTP: client, transport, connection, parser, time-outs, credentials and outcomes."""
+"""One call over HTTP: client, transport, connection, parser, timeouts, credentials and outcomes."""

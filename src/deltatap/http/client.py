@@ -1,12 +1,12 @@
 """One call, streamed or whole: the openai client sends the request, this module reads the response.
 
 Knows URLs, headers and how to read a body. Every failure becomes an error of the outcome, through ``outcomes.py``.
-``transport.py`` owns the sockets, ``watchdog.py`` the time-outs, ``api/`` decodes events, ``credentials.py`` holds
+``transport.py`` owns the sockets, ``watchdog.py`` the timeouts, ``api/`` decodes events, ``credentials.py`` holds
 tokens.
 
-The openai client's typed chunk objects cost several times what the rest of the worker does for a chunk. So the request
-goes through ``client.post``, its public method for endpoints that it has no method for: the client still supplies
-credentials, base URL, headers and errors.
+Decoding a chunk into the openai client's typed objects costs several times as much as the rest of the worker's work on
+a chunk. So the request goes through ``client.post``, the client's public method for arbitrary endpoints. The client
+still supplies base URL, headers and errors.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class EndpointClient:
         self._credential = credential or credential_of(endpoint)
         # By model, since a router may send each model to a different server.
         self._refuse_stream_options: set[str] = set()
-        # The client would send OPENAI_ORG_ID and OPENAI_PROJECT_ID. Of all variables only the key's is used.
+        # Otherwise the client sends OPENAI_ORG_ID and OPENAI_PROJECT_ID. Only the key comes from the environment.
         unset: dict[str, Any] = {"OpenAI-Organization": Omit(), "OpenAI-Project": Omit()}
         self._client = AsyncOpenAI(
             api_key="",
@@ -155,7 +155,7 @@ class EndpointClient:
         await self._client.close()
 
     async def _watched(self, work: Awaitable[_T], reading: _Reading, watchdog: Watchdog) -> _T | CaptureError:
-        """Run `work` within the time-outs; its failure, or being cancelled, becomes an error."""
+        """Run `work` within the timeouts. A failure or a cancellation becomes an error."""
         token = current.set(watchdog)
         try:
             with watchdog:
@@ -220,7 +220,7 @@ class EndpointClient:
         return headers | {self._api.key_header: f"{self._api.key_prefix}{reading.token}"}
 
     async def _adapt(self, error: CaptureError, reading: _Reading, asked_usage_of: str | None) -> bool:
-        """Learn from a refusal: drop stream options, or renew the token. Whether to resend the request at once.
+        """Correct what the server refused: drop stream options, or renew the token. Returns whether to resend at once.
 
         Args:
             error: why the call failed.
@@ -246,7 +246,7 @@ class EndpointClient:
 
 @dataclass(slots=True)
 class _Reading:
-    """How far a call got, wherever it breaks off.
+    """The progress of a call; it remains when the call breaks off.
 
     Attributes:
         api: the API that was called.

@@ -1,4 +1,4 @@
-"""Keys, and tokens that are renewed; read in the process that makes the calls.
+"""Keys and renewable tokens, read in the process that makes the calls.
 
 The only module that reads environment variables for credentials. Knows when a token must be renewed and which library
 issues a new one; knows no event loop and no HTTP. A value never appears in a repr.
@@ -71,7 +71,7 @@ class Credential:
             return self._tokens[-1].value
 
     def refused(self, value: str) -> bool:
-        """Replace a token that the server refused, unless that has been done. Return whether there is a new one."""
+        """Replace a refused token if it is still the current one. Return whether there is a new one."""
         with self._lock:
             if self._tokens[-1].value == value:
                 self._renew_at = float("-inf")
@@ -105,7 +105,7 @@ class Credential:
         return text
 
 
-def handed_over(endpoint: Endpoint) -> Token | None:
+def read_secret(endpoint: Endpoint) -> Token | None:
     """Read the key from a secret scope; None if the configuration names no secret.
 
     Only the driver can read secrets. Workers receive the key in the UDF's closure.
@@ -132,12 +132,12 @@ def handed_over(endpoint: Endpoint) -> Token | None:
     return Token(_sendable(value, where))
 
 
-def credential_of(endpoint: Endpoint, handed: Token | None = None) -> Credential | None:
-    """The credential that the configuration names; None if it names none, and then none is sent.
+def credential_of(endpoint: Endpoint, secret: Token | None = None) -> Credential | None:
+    """The credential that the configuration names. None if it names none; then calls are sent without one.
 
     Args:
         endpoint: the configuration.
-        handed: in a worker, the result of :func:`handed_over` on the driver.
+        secret: in a worker, the result of :func:`read_secret` on the driver.
 
     Raises:
         ConfigError: the variable or the secret is missing, or a library is not installed.
@@ -149,7 +149,7 @@ def credential_of(endpoint: Endpoint, handed: Token | None = None) -> Credential
         return Credential(_azure())
     if key.identity == "databricks":
         return Credential(_databricks(endpoint))
-    token = handed or handed_over(endpoint) or Token(_variable(str(key.env)))
+    token = secret or read_secret(endpoint) or Token(_variable(str(key.env)))
     return Credential(lambda: token)
 
 

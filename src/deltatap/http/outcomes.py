@@ -87,7 +87,7 @@ def cancelled(timeout: str | None, timeouts: Timeouts) -> CaptureError:
     """The error of a call whose task was cancelled.
 
     Args:
-        timeout: the time-out that fired, a key without ``_s``; None when the run was stopped.
+        timeout: the timeout that fired, named as its setting without ``_s``; None when the run was stopped.
         timeouts: how long each wait may take.
     """
     if timeout is None:
@@ -106,7 +106,7 @@ def http_error(
         body: the decoded JSON, or the text.
         headers: with lower-case names.
         now: seconds since the epoch, for a Retry-After that is a date.
-        api: may know from the message that another status describes the error better.
+        api: may identify another status from the message, which then decides the type.
     """
     given = body.get("error", body) if isinstance(body, dict) else body
     code = message = kind = None
@@ -186,7 +186,7 @@ def conclude(received: Received, failure: CaptureError | None) -> tuple[Status, 
 
     Args:
         received: what had arrived when the call ended.
-        failure: what ended the call early: a time-out, a lost connection, an HTTP status; None when the response ended.
+        failure: what ended the call early: a timeout, a lost connection, an HTTP status; None when the response ended.
     """
     if received.finished or (received.done and received.output):
         return "completed", None

@@ -154,7 +154,7 @@ class ResponseParser:
         return body
 
     def end(self, error: Exception | None) -> None:
-        """Take note that the connection is closed.
+        """Handle the end of the connection.
 
         Args:
             error: what broke the connection; None when the server closed it.

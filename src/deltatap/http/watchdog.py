@@ -1,7 +1,7 @@
-"""The time-outs of one call: connect, first byte, idle and total.
+"""The timeouts of one call: connect, first byte, idle and total.
 
 Knows when the request was written and when the last bytes arrived; cancels the call's task when a wait is too long.
-``outcomes.py`` turns that into a time-out error.
+``outcomes.py`` turns that into a timeout error.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Watchdog:
     Attributes:
         written: when the request was written; None until then.
         last_read: when the last bytes of the response arrived; None until then.
-        fired: the time-out that ended the call: connect, first_byte, idle or total; None when none did.
+        fired: the timeout that ended the call: connect, first_byte, idle or total; None when none did.
 
     Args:
         timeouts: how long each wait may take.
@@ -66,7 +66,7 @@ class Watchdog:
         self._arm()
 
     def due(self) -> tuple[float, str]:
-        """When the current wait becomes too long, and the name of its time-out."""
+        """When the current wait becomes too long, and the name of its timeout."""
         timeouts = self._timeouts
         if self.last_read is not None:
             stage = (self.last_read + timeouts.idle_s, "idle")

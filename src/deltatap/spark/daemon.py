@@ -24,7 +24,7 @@ _MODULES = (
 def main() -> None:
     """Import, then fork workers as Spark requests."""
     for name in _MODULES:
-        # A worker that needs a module which cannot be imported reports that itself.
+        # If a module cannot be imported, the worker that needs it reports the error.
         with suppress(Exception):
             import_module(name)
     with suppress(Exception):

@@ -18,7 +18,7 @@ from deltatap.state import RunState
 from deltatap.worker.bootstrap import context_of, running_engine, streams_of
 from deltatap.worker.jobs import BATCH_ROWS, jobs_of_part
 from deltatap.worker.journal import JournalWriter, journaled_rows, warm_up
-from deltatap.worker.line import Line, heartbeat
+from deltatap.worker.link import Link, heartbeat
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,7 +88,7 @@ def capture_part(task: CaptureTask, part: int) -> Receipt:
     with (
         journal,
         running_engine(settings, credential, journal.put, look_ahead=look_ahead) as engine,
-        Line(state, plan, claim, epoch, engine, journal, grace_s=settings.timeouts.grace_s),
+        Link(state, plan, claim, epoch, engine, journal, grace_s=settings.timeouts.grace_s),
     ):
         for job in jobs_of_part(plan.part_files()[part], known, settings, task.prices):
             if not engine.submit(job):

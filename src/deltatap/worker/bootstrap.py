@@ -1,4 +1,4 @@
-"""What a worker process needs before its first call: the context of its rows, a running engine, a quiet interpreter.
+"""What a worker process needs before its first call: the context of its rows, a running engine, interpreter settings.
 
 The job's attempts and the public UDF both start here. Leaves to them what the engine captures and where captures go.
 """
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from deltatap.http.client import EndpointClient
 from deltatap.worker.engine import Engine
-from deltatap.worker.retry import RetryPolicy
 from deltatap.worker.rows import Context
 
 if TYPE_CHECKING:
@@ -63,10 +62,9 @@ def running_engine(
         look_ahead: see :class:`Engine`.
         share: see :class:`Engine`.
     """
-    capture = settings.capture
     engine = Engine(
         lambda: make_client(settings, credential),
-        policy=RetryPolicy(capture.max_attempts, capture.max_broken, capture.retry_for_s),
+        limits=settings.capture,
         look_ahead=look_ahead,
         deliver=deliver,
         share=share,
@@ -84,9 +82,9 @@ def make_client(settings: Settings, credential: Credential | None) -> EndpointCl
 
 
 def settle() -> None:
-    """Keep this process from holding up the event loop for milliseconds; call it when everything is loaded.
+    """Keep garbage collections and other threads from delaying the event loop; call it when everything is loaded.
 
-    Garbage collections skip the objects that exist now, and are small and rare. Threads give way ten times sooner.
+    Garbage collections become small and rare, and skip the objects that exist now. Threads switch ten times as often.
     """
     gc.collect()
     gc.freeze()

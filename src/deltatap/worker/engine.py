@@ -13,6 +13,7 @@ import threading
 import time
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import uvloop
@@ -21,13 +22,14 @@ from deltatap.errors import one_line
 from deltatap.messages import POLL_S
 from deltatap.model import Capture, CaptureError, Job
 from deltatap.worker.lag import LagWatch
-from deltatap.worker.retry import RetryPolicy, next_try, stops_run
+from deltatap.worker.retry import next_try, stops_run
 from deltatap.worker.schedule import Scheduler
 from deltatap.worker.usage import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from deltatap import config
     from deltatap.messages import Permit
     from deltatap.model import Call, Wire
 
@@ -36,6 +38,23 @@ _JOIN_S = 10.0
 _LAG_S = 10 * POLL_S
 # How often a call that the client has corrected (renewed token, dropped stream options) is resent at once.
 _RESENDS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Proceed:
+    """What an engine may start.
+
+    Attributes:
+        share: the maximum number of open streams.
+        cool_s: for how many seconds nothing starts.
+        permit: the latest permit; None when there are no limits.
+        mean_output_tokens: the mean over all workers; None when unknown.
+    """
+
+    share: int
+    cool_s: float = 0.0
+    permit: Permit | None = None
+    mean_output_tokens: float | None = None
 
 
 class Client(Protocol):
@@ -90,7 +109,7 @@ class Engine:
         self,
         make_client: Callable[[], Client],
         *,
-        policy: RetryPolicy,
+        limits: config.Capture,
         look_ahead: int,
         deliver: Callable[[Capture], None],
         share: int = 0,
@@ -99,12 +118,12 @@ class Engine:
 
         Args:
             make_client: called on the event loop.
-            policy: the limits of retries.
+            limits: of retries.
             look_ahead: the number of unfinished jobs above which ``submit`` blocks.
             deliver: receives each capture once, on the event loop's thread; must not block.
             share: the maximum number of open streams until :meth:`control` sets it.
         """
-        self._make_client, self._policy, self._deliver = make_client, policy, deliver
+        self._make_client, self._limits, self._deliver = make_client, limits, deliver
         self._scheduler = Scheduler(share)
         self._tally = Tally()
         self._lag = LagWatch()
@@ -149,23 +168,9 @@ class Engine:
         while not self._unfinished.wait(timeout=0.2):
             self.check()
 
-    def control(
-        self,
-        *,
-        share: int,
-        cool_s: float = 0.0,
-        permit: Permit | None = None,
-        mean_output_tokens: float | None = None,
-    ) -> None:
-        """Set the share of streams and the permits; from any thread.
-
-        Args:
-            share: the maximum number of open streams.
-            cool_s: start nothing for this many seconds.
-            permit: what may have started; None when there are no limits.
-            mean_output_tokens: the mean over all workers; None when unknown.
-        """
-        self._loop.call_soon_threadsafe(self._control, share, cool_s, permit, mean_output_tokens)
+    def control(self, bounds: Proceed) -> None:
+        """Set what may start; from any thread."""
+        self._loop.call_soon_threadsafe(self._control, bounds)
 
     def stop(self, grace_s: float) -> None:
         """Start nothing more, and cut open streams after the grace period; from any thread, more than once."""
@@ -246,7 +251,7 @@ class Engine:
             self.fatal = call.error
             self._stop(None)
         now = time.perf_counter()
-        again = next_try(job.tries, call.status, call.error, self._policy, now=now, jitter=self._random.random())
+        again = next_try(job.tries, call.status, call.error, self._limits, now=now, jitter=self._random.random())
         if cool_s := max(call.used_up_for_s or 0.0, again.cool_s if again else 0.0):
             # The server's limit applies to all workers: the heartbeat carries the cool-down to the driver.
             self._scheduler.cool_down(now + cool_s)
@@ -304,11 +309,11 @@ class Engine:
             following.planned = time.perf_counter()
             self._take(following)
 
-    def _control(self, share: int, cool_s: float, permit: Permit | None, mean_output_tokens: float | None) -> None:
-        self._scheduler.share = share
+    def _control(self, bounds: Proceed) -> None:
+        self._scheduler.share = bounds.share
         self._scheduler.barred = False
-        self._tally.give(permit, mean_output_tokens)
-        self._scheduler.cool_down(time.perf_counter() + cool_s)
+        self._tally.give(bounds.permit, bounds.mean_output_tokens)
+        self._scheduler.cool_down(time.perf_counter() + bounds.cool_s)
         self._wake.set()
 
     def _stop(self, grace_s: float | None) -> None:

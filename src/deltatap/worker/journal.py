@@ -1,12 +1,11 @@
 """The journal: small Parquet files that keep finished captures, within one flush interval, until they land.
 
-Knows how to write a file whole or not at all, and how to find out which rows the journal holds. A thread of its own
-takes captures from the engine, counts their tokens and writes them. Leaves landing to ``driver/landing.py``.
+Knows when a file is written, and how to find out which rows the journal holds. A thread of its own takes captures from
+the engine, counts their tokens and writes them. Leaves landing to ``driver/landing.py``.
 """
 
 from __future__ import annotations
 
-import os
 import queue
 import statistics
 import threading
@@ -19,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from deltatap.state import write_whole
 from deltatap.tokens import encoding
 from deltatap.worker.rows import JOURNAL_SCHEMA, Context, Row, counted, journal_batch
 from deltatap.worker.timing import Times
@@ -172,15 +172,13 @@ def warm_up(context: Context) -> None:
 
 
 def write_journal(folder: Path, name: str, batch: pa.RecordBatch) -> Path:
-    """Write a batch under a temporary name that Spark ignores, sync it to disk, and rename it."""
-    temporary, final = folder / f".{name}.tmp", folder / f"{name}.parquet"
-    with temporary.open("wb") as file:
-        with pq.ParquetWriter(file, batch.schema, compression="zstd") as writer:
-            writer.write_batch(batch)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(final)
-    return final
+    """Write a batch as a file of the journal."""
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, batch.schema, compression="zstd") as writer:
+        writer.write_batch(batch)
+    path = folder / f"{name}.parquet"
+    write_whole(path, sink.getvalue())
+    return path
 
 
 def journaled_rows(folder: Path, plan: int, part: int) -> np.ndarray[Any, Any]:

@@ -11,20 +11,12 @@ from typing import TYPE_CHECKING
 from deltatap.model import ERRORS
 
 if TYPE_CHECKING:
+    from deltatap.config import Capture
     from deltatap.model import CaptureError, Status, Tries
 
 
 _BACKOFF_S = 0.5
 _BACKOFF_MAX_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """The limits of retries for one request within a run; names and units as in the configuration."""
-
-    max_attempts: int = 5
-    max_broken: int = 2
-    retry_for_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +28,15 @@ class Again:
 
 
 def next_try(  # noqa: PLR0911 - one return for each case
-    tries: Tries, status: Status, error: CaptureError | None, policy: RetryPolicy, *, now: float, jitter: float
+    tries: Tries, status: Status, error: CaptureError | None, limits: Capture, *, now: float, jitter: float
 ) -> Again | None:
-    """Whether and when to retry after a call; None when not. Counts the call in ``tries``.
+    """Decide when to retry after a call; None means no retry. Counts the call in ``tries``.
 
     Args:
         tries: updated in place.
         status: the call's status.
         error: the call's error; None when it completed.
-        policy: the limits.
+        limits: ``max_attempts``, ``max_broken`` and ``retry_for_s``.
         now: monotonic seconds.
         jitter: from 0 to 1; scales the back-off from half of its length to all of it.
     """
@@ -54,7 +46,7 @@ def next_try(  # noqa: PLR0911 - one return for each case
     out_of_time = error.type == "timeout" and error.code == "total"
     if status == "interrupted":
         tries.broken += 1
-        if kind.again == "never" or out_of_time or tries.broken >= policy.max_broken:
+        if kind.again == "never" or out_of_time or tries.broken >= limits.max_broken:
             return None
         return Again(_backoff(tries.broken, jitter))
     if kind.again == "waiting":
@@ -62,11 +54,11 @@ def next_try(  # noqa: PLR0911 - one return for each case
         if tries.waiting_since is None:
             tries.waiting_since = now
         wait = error.retry_after_s if error.retry_after_s is not None else _backoff(tries.waits, jitter)
-        if now + wait - tries.waiting_since > policy.retry_for_s:
+        if now + wait - tries.waiting_since > limits.retry_for_s:
             return None
         return Again(wait, cool_s=wait)
     tries.attempts += 1
-    if kind.again == "never" or out_of_time or tries.attempts >= policy.max_attempts:
+    if kind.again == "never" or out_of_time or tries.attempts >= limits.max_attempts:
         return None
     return Again(max(_backoff(tries.attempts, jitter), error.retry_after_s or 0.0))
 

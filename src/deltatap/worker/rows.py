@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 CAPTURES_SCHEMA = columns.arrow_schema(columns.CAPTURES)
 JOURNAL_SCHEMA = columns.arrow_schema(columns.JOURNAL)
-_CHUNKS_TYPE = columns.CHUNKS
 _NULLS: dict[str, Any] = dict.fromkeys(CAPTURES_SCHEMA.names)
 _EMPTY = Chunks()
 
@@ -195,27 +194,21 @@ def chunks_array(chunks: Sequence[Chunks]) -> pa.ListArray:
     offsets = np.zeros(len(chunks) + 1, np.int32)
     np.cumsum([len(c) for c in chunks], out=offsets[1:])
 
-    def ints(name: str) -> np.ndarray[Any, Any]:
-        return np.concatenate(
-            [np.frombuffer(getattr(c, name), np.intc) for c in chunks if len(c)] or [np.empty(0, int)]
-        )
+    def joined(name: str, dtype: type = np.intc) -> np.ndarray[Any, Any]:
+        return np.concatenate([np.empty(0, dtype), *(np.frombuffer(getattr(c, name), dtype) for c in chunks if len(c))])
 
-    def floats(name: str) -> np.ndarray[Any, Any]:
-        return np.concatenate([np.frombuffer(getattr(c, name)) for c in chunks if len(c)] or [np.empty(0)])
-
-    kinds = np.concatenate([np.frombuffer(c.kind, np.int8) for c in chunks if len(c)] or [np.empty(0, np.int8)])
-    choice = ints("choice")
-    columns = [
-        pa.array(floats("ms"), pa.float64()),
-        pa.array(floats("gap_ms"), pa.float64(), from_pandas=True),  # NaN is null
+    choice = joined("choice")
+    fields = [
+        pa.array(joined("ms", np.double)),
+        pa.array(joined("gap_ms", np.double), from_pandas=True),  # NaN is null
         _texts_array(chunks),
-        pa.array(KINDS, pa.string()).take(pa.array(kinds)),
-        pa.array(choice, pa.int32(), mask=choice < 0),
-        pa.array(ints("event"), pa.int32()),
-        pa.array(ints("read"), pa.int32()),
+        pa.array(KINDS).take(pa.array(joined("kind", np.int8))),
+        pa.array(choice, mask=choice < 0),
+        pa.array(joined("event")),
+        pa.array(joined("read")),
     ]
-    struct = pa.StructArray.from_arrays(columns, fields=list(_CHUNKS_TYPE.value_type))
-    return pa.ListArray.from_arrays(pa.array(offsets), struct, type=_CHUNKS_TYPE)
+    struct = pa.StructArray.from_arrays(fields, fields=list(columns.CHUNKS.value_type))
+    return pa.ListArray.from_arrays(pa.array(offsets), struct, type=columns.CHUNKS)
 
 
 def _texts_array(chunks: Sequence[Chunks]) -> pa.StringArray:

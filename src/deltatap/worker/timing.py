@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from deltatap.model import KINDS, OUTPUT_KINDS
+from deltatap.model import KINDS, OUTPUT_KINDS, REASONING
 
 if TYPE_CHECKING:
     from deltatap.model import Chunks
 
 _OUTPUT = frozenset(KINDS.index(kind) for kind in OUTPUT_KINDS)
-_REASONING = KINDS.index("reasoning")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,7 @@ class Times:
         if not chunks:
             return cls()
         output = [at for at, kind in enumerate(chunks.kind) if kind in _OUTPUT]
-        shown = next((at for at in output if chunks.kind[at] != _REASONING), None)
+        shown = next((at for at in output if chunks.kind[at] != REASONING), None)
         return cls(
             first_chunk_ms=chunks.ms[0],
             ttft_ms=chunks.ms[output[0]] if output else None,

@@ -32,7 +32,7 @@ class Tally:
     Attributes:
         allowance: the permits.
         spent_tokens, spent_usd: use of the calls that have ended.
-        flying_tokens, flying_usd: expected use of the open calls.
+        in_flight_tokens, in_flight_usd: expected use of the open calls.
         limited: the number of 429 responses.
         mean_output_tokens: per choice, over the latest calls; None before the first has ended.
     """
@@ -42,14 +42,14 @@ class Tally:
         self.allowance = Allowance()
         self.spent_tokens = 0.0
         self.spent_usd = 0.0
-        self.flying_tokens = 0.0
-        self.flying_usd = 0.0
+        self.in_flight_tokens = 0.0
+        self.in_flight_usd = 0.0
         self.limited = 0
         self.mean_output_tokens: float | None = None
         self._meter = Meter()
         self._others: float | None = None
         self._learned = 0
-        self._flying: dict[Job, tuple[float, float, float]] = {}
+        self._in_flight: dict[Job, tuple[float, float, float]] = {}
 
     def give(self, permit: Permit | None, mean_output_tokens: float | None) -> None:
         """Set the driver's latest permit, and the mean output tokens over all workers."""
@@ -77,15 +77,15 @@ class Tally:
         tokens, usd = self.expects(job)
         self.allowance.take()
         self._meter.started(now, tokens)
-        self._flying[job] = (now, tokens, usd)
-        self.flying_tokens += tokens
-        self.flying_usd += usd
+        self._in_flight[job] = (now, tokens, usd)
+        self.in_flight_tokens += tokens
+        self.in_flight_usd += usd
 
     def ended(self, job: Job, call: Call | None) -> None:
         """Replace a call's expected use with its actual use; `call` is None when the call never began."""
-        at, tokens, usd = self._flying.pop(job)
-        self.flying_tokens -= tokens
-        self.flying_usd -= usd
+        at, tokens, usd = self._in_flight.pop(job)
+        self.in_flight_tokens -= tokens
+        self.in_flight_usd -= usd
         used_tokens, used_usd = (0.0, 0.0) if call is None else self._used(job, call)
         self._meter.corrected(at, used_tokens - tokens)
         self.spent_tokens += used_tokens
@@ -125,8 +125,8 @@ class Tally:
             "recent": self._meter.recent(self._clock()),
             "spent_tokens": self.spent_tokens,
             "spent_usd": self.spent_usd,
-            "flying_tokens": max(0.0, self.flying_tokens),
-            "flying_usd": max(0.0, self.flying_usd),
+            "in_flight_tokens": max(0.0, self.in_flight_tokens),
+            "in_flight_usd": max(0.0, self.in_flight_usd),
             "limited": self.limited,
             "mean_output_tokens": self.mean_output_tokens,
         }

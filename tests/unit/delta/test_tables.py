@@ -68,7 +68,7 @@ def test_a_path_without_a_table_does_not_exist(message: str) -> None:
     assert not tables.exists(spark(f"x [{message}] y" if "[" not in message else message), "/data/captures")
 
 
-def test_an_error_is_not_taken_for_a_missing_table() -> None:
+def test_another_error_does_not_mean_that_a_table_is_missing() -> None:
     assert tables.exists(spark(), "/data/captures")
     with pytest.raises(RuntimeError, match="access denied"):
         tables.exists(spark("access denied"), "/data/captures")
@@ -89,7 +89,7 @@ def test_an_existing_table_is_not_created() -> None:
     assert statement.endswith("USING DELTA CLUSTER BY (x, y) TBLPROPERTIES ('a' = 'b')")
 
 
-def test_the_current_row_of_a_request_is_final_before_it_is_new() -> None:
+def test_final_rows_win_over_newer_rows_in_the_current_view() -> None:
     sql = " ".join(prepare.current_sql("main.llm.captures").split())
     assert "max_by(struct(c.*), struct((c.status = 'completed' OR " in sql
     assert sql.endswith("c.finished_at)) AS row FROM `main`.`llm`.`captures` AS c "

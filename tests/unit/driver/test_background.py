@@ -43,7 +43,7 @@ class Steps:
         ((True, True, True, True, False, True), 5, None),
     ],
 )
-def test_a_periodic_thread_ends_after_so_many_failures_in_a_row(
+def test_a_periodic_thread_ends_after_consecutive_failures(
     fails: tuple[bool, ...], tries: int, error: str | None
 ) -> None:
     steps = Steps(*fails)

@@ -4,30 +4,99 @@ import json
 import os
 import socket
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from deltatap.config import Settings, load_settings
-from deltatap.driver import lease
-from deltatap.driver.lease import LEASE_S, UNSURE_S, Moment, Watch, is_alive, run_to_resume, this_driver
+from deltatap.driver import runs
+from deltatap.driver.lease import (
+    LEASE_S,
+    UNSURE_S,
+    Lease,
+    Moment,
+    Renewal,
+    Watch,
+    is_alive,
+    run_to_resume,
+    this_driver,
+)
+from deltatap.errors import LeaseLostError
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 
 
+class World:
+    """A clock, and a ``runs`` table that takes its time."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.takes_s, self.epoch = Moment(1000, 50), 0.0, 1
+        self.written: list[Any] = []
+        monkeypatch.setattr(runs, "update", self.update)
+        monkeypatch.setattr(runs, "read", lambda *_: [{"run_id": "a", "epoch": self.epoch}])
+        monkeypatch.setattr(Moment, "now", lambda: self.now)
+
+    def passes(self, wall_s: float, monotonic_s: float) -> None:
+        self.now = Moment(self.now.wall + wall_s, self.now.monotonic + monotonic_s)
+
+    def update(self, _spark: object, _settings: object, run_id: str, values: Any, only_if: str) -> None:
+        assert (run_id, only_if) == ("a", "epoch = 1")
+        self.passes(self.takes_s, self.takes_s)
+        assert values.pop("heartbeat_at") is not None
+        self.written.append(values)
+
+    def renewal(self) -> Renewal:
+        held = Lease("a", 1, NOW, resumed=False, others=(), died=(), taken_at=self.now)
+        return Renewal(cast("Any", None), settings(), held)
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(monkeypatch)
+
+
 @pytest.mark.parametrize(
-    ("now", "unsure"),
+    ("wall_s", "monotonic_s", "unsure"),
     [
-        (Moment(1000 + UNSURE_S, 50 + UNSURE_S), False),
-        (Moment(1000 + UNSURE_S + 1, 50 + UNSURE_S + 1), True),
-        (Moment(1000 + UNSURE_S + 1, 50), True),  # the machine slept
-        (Moment(0, 50 + UNSURE_S + 1), True),  # the wall clock was set back
-        (Moment(0, 50), False),
+        (UNSURE_S, UNSURE_S, False),
+        (UNSURE_S + 1, UNSURE_S + 1, True),
+        (UNSURE_S + 1, 0, True),  # the machine slept
+        (-1000, UNSURE_S + 1, True),  # the wall clock was set back
+        (-1000, 0, False),
     ],
 )
-def test_a_lease_is_unsure_once_either_clock_says_so(now: Moment, unsure: bool) -> None:  # noqa: FBT001
+def test_a_lease_is_unsure_if_either_clock_says_so(
+    world: World, wall_s: float, monotonic_s: float, *, unsure: bool
+) -> None:
     assert UNSURE_S < LEASE_S
-    assert lease.is_unsure(Moment(1000, 50), now) == unsure
+    renewal = world.renewal()
+    world.passes(wall_s, monotonic_s)
+    assert renewal.is_unsure() == unsure
+
+
+def test_a_renewal_writes_the_latest_counts(world: World) -> None:
+    renewal = world.renewal()
+    renewal.renew()
+    renewal.counts = {"completed": 3}
+    renewal.renew()
+    assert world.written == [{}, {"completed": 3}]
+
+
+def test_a_renewed_lease_counts_from_the_start_of_the_renewal(world: World) -> None:
+    renewal, world.takes_s = world.renewal(), 10
+    world.passes(UNSURE_S + 1, UNSURE_S + 1)
+    renewal.renew()
+    assert not renewal.is_unsure()
+    world.passes(UNSURE_S - 9, UNSURE_S - 9)
+    assert renewal.is_unsure(), "the heartbeat in the table is from before the commit"
+
+
+def test_a_lease_that_another_driver_holds_is_lost(world: World) -> None:
+    renewal, world.epoch = world.renewal(), 2
+    world.passes(UNSURE_S + 1, UNSURE_S + 1)
+    with pytest.raises(LeaseLostError, match="run a: another driver has taken over"):
+        renewal.renew()
+    assert renewal.is_unsure()
 
 
 def other_host(**values: Any) -> str:
@@ -89,7 +158,7 @@ def test_a_dead_run_of_the_same_job_is_resumed() -> None:
         ({"endpoint": {"api_key": None, "name": "sim", "api": "completions"}}, False),
     ],
 )
-def test_which_settings_make_another_job(sections: dict[str, Any], same: bool) -> None:  # noqa: FBT001
+def test_which_settings_must_match_to_resume_a_run(sections: dict[str, Any], same: bool) -> None:  # noqa: FBT001
     assert (resumed([row("a", "running", **sections)]) == "a") == same
 
 

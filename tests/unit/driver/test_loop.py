@@ -16,7 +16,6 @@ from rich.console import Console
 from deltatap.config import load_settings
 from deltatap.driver import control, loop
 from deltatap.driver.active import ActiveRun
-from deltatap.driver.control import Publisher
 from deltatap.driver.lease import Lease, Moment
 from deltatap.driver.loop import CaptureLoop
 from deltatap.driver.plan import Plan
@@ -52,10 +51,7 @@ class Driver:
         spark = SimpleNamespace(interruptAll=self._interrupt)
         run = ActiveRun(settings, cast("Any", spark), Console(file=self.output, width=200), Prices(), lease, self.state)
         self.plan = Plan(self.state.plan(EPOCH), tasks=1, requests=2)
-        publisher = Publisher(self.state, EPOCH)
-        self.loop = CaptureLoop(
-            run, self.plan, publisher, cast("Any", self.renewal), signalled=self.signalled, ends_at=math.inf
-        )
+        self.loop = CaptureLoop(run, self.plan, cast("Any", self.renewal), signalled=self.signalled, ends_at=math.inf)
         monkeypatch.setattr(loop, "POLL_S", 0.001)
         monkeypatch.setattr(loop, "_KILLED_S", 0.0)
 
@@ -126,7 +122,8 @@ def test_a_stopped_run_submits_no_further_job_and_tells_its_workers(driver: Driv
 def test_a_request_to_stop_is_seen(driver: Driver) -> None:
     assert driver.turn().stop is None
     driver.state.ask_to_stop()
-    assert driver.turn().stop == "stopped"
+    published = driver.turn()
+    assert (published.stop, published.grace_s) == ("stopped", 30.0)
 
 
 def test_a_worker_s_fatal_error_stops_its_own_run_only(driver: Driver) -> None:
@@ -158,6 +155,10 @@ def test_no_worker_gets_a_share_while_too_much_waits_to_land(driver: Driver, mon
     driver.state.beat(Heartbeat(EPOCH, CLAIM, 1))
     (driver.state.journal / "a.parquet").touch()
     assert driver.turn().shares == {}
+
+
+def test_each_turn_publishes_a_new_beat(driver: Driver) -> None:
+    assert [driver.turn().beat for _ in range(3)] == [1, 2, 3]
 
 
 def test_a_cool_down_reaches_all_workers(driver: Driver) -> None:

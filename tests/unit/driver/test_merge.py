@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from deltatap.driver.landing import _local
+from deltatap.driver.landing import Landing, _local
 from deltatap.driver.merge import NewRows, insert_sql, merge_sql
 from deltatap.messages import Control
 from deltatap.state import LANDED, RunState
@@ -45,12 +45,12 @@ def test_rows_may_not_be_new_if_the_run_had_rows_before(first: NewRows) -> None:
     assert not first.are_all({3: rows((0, 0))})
 
 
-def test_rows_may_not_be_new_if_they_are_of_another_plan_too(first: NewRows) -> None:
+def test_rows_may_not_be_new_if_some_belong_to_another_plan(first: NewRows) -> None:
     assert not first.are_all({2: rows((0, 0))})
     assert not first.are_all({3: rows((0, 0)), 2: rows((0, 0))})
 
 
-def test_a_row_twice_in_a_batch_is_not_new(first: NewRows) -> None:
+def test_duplicate_rows_in_a_batch_are_not_new(first: NewRows) -> None:
     assert not first.are_all({3: rows((0, 0), (0, 0))})
 
 
@@ -64,13 +64,13 @@ def test_rows_may_not_be_new_after_a_commit_that_was_not_recorded(first: NewRows
     assert not first.are_all({3: rows((0, 0))})
 
 
-def test_an_insert_looks_only_at_rows_that_are_not_older_than_the_batch() -> None:
+def test_an_insert_reads_only_rows_as_new_as_the_batch() -> None:
     sql = insert_sql("data/captures", "view", "run-1", pa.chunked_array([[AT, AT.replace(hour=13)]]))
     assert "(t.finished_at >= TIMESTAMP '2026-11-20 12:00:00.000000Z')" in sql
     assert "WHEN MATCHED" not in sql
 
 
-def test_an_insert_of_rows_without_a_call_looks_at_such_rows_too() -> None:
+def test_an_insert_of_rows_without_a_call_also_reads_rows_without_a_call() -> None:
     finished = pa.chunked_array([pa.array([AT, None], pa.timestamp("us", tz="UTC"))])
     sql = insert_sql("data/captures", "view", "run-1", finished)
     assert "(t.finished_at IS NULL OR t.finished_at >= TIMESTAMP '2026-11-20 12:00:00.000000Z')" in sql
@@ -86,6 +86,21 @@ def test_a_merge_replaces_only_rows_that_are_not_final(keep: bool) -> None:  # n
     assert "ON t.run_id = 'run-1' AND t.run_id = s.run_id AND t.request_id = s.request_id AND t.mode = s.mode" in sql
     assert "WHEN MATCHED AND NOT (" in sql
     assert ("t.status = 'interrupted'" in sql) == keep
+
+
+def test_landing_is_used_by_one_thread_at_a_time(first: NewRows, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy: list[bool] = []
+    landing = Landing(cast("Any", None), "captures", first.state, keep_interrupted=False, new_rows=first)
+
+    def waiting(_: Landing) -> list[Path]:
+        busy.append(landing._lock.locked())
+        return []
+
+    monkeypatch.setattr(Landing, "_waiting", waiting)
+    landing.keep()
+    landing.drain()
+    assert busy == [True, True]
+    assert not landing._lock.locked()
 
 
 @pytest.mark.parametrize("uri", ["file:/a%20b/c.parquet", "file:///a%20b/c.parquet", "dbfs:/a%20b/c.parquet"])

@@ -7,8 +7,7 @@ import pytest
 from deltatap import tokens
 from deltatap.config import Settings, load_settings
 from deltatap.driver import needs
-from deltatap.driver.needs import Checked, Need, checked, prices_of, process_needs, require
-from deltatap.driver.preflight import preflight
+from deltatap.driver.needs import Checked, Need, checked, preflight, prices_of, process_needs, require
 from deltatap.errors import ConfigError, CredentialError
 from tests.unit.test_layers import imports
 

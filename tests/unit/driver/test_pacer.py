@@ -444,7 +444,7 @@ def test_a_429_at_the_start_of_a_run_leaves_a_minimum_pace() -> None:
     assert pacer.pace == 0.5
 
 
-def test_a_429_of_an_earlier_driver_s_worker_is_old_news() -> None:
+def test_a_429_of_an_earlier_driver_s_worker_does_not_slow_this_run() -> None:
     pacer = Pacer(Bounds())
     pacer.turn(100.0, [Heartbeat(1, "00000-1-x", 1, limited=7)], {"00000-1-x": 5.0})
     assert pacer.pace is None

@@ -41,7 +41,7 @@ def test_capture_fails_above_the_configured_error_rate(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rate: float, outcome: Ended, code: int
 ) -> None:
     """Everything between the configuration and the exit code, with a run that has ended already."""
-    monkeypatch.setattr("deltatap.driver.preflight.preflight", lambda _: None)
+    monkeypatch.setattr("deltatap.driver.needs.preflight", lambda _: None)
     monkeypatch.setattr("deltatap.driver.run.run", lambda *_: outcome)
     monkeypatch.setattr("deltatap.analysis.queries.summarize", lambda *_: ([], []))
     monkeypatch.setattr(cli, "_session", lambda *_: None)

@@ -34,7 +34,7 @@ def test_what_stops_a_run(reason: dict[str, Any], stop: Stop) -> None:
 
 
 @pytest.mark.parametrize("at", range(len(REASONS)))
-def test_of_several_reasons_the_first_in_order_counts(at: int) -> None:
+def test_the_first_of_several_reasons_counts(at: int) -> None:
     given = dict(CALM)
     for reason, _ in REASONS[at:]:
         given |= reason

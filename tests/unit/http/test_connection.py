@@ -188,7 +188,7 @@ def test_reader_can_stop_and_resume(*, waiting: bool) -> None:
     asyncio.run(talk())
 
 
-def test_sinks_own_error_reaches_the_reader_and_closes_the_connection() -> None:
+def test_error_in_the_sink_is_raised_and_closes_the_connection() -> None:
     async def talk() -> None:
         exchange = Exchange()
         exchange.connection.data_received(CHUNKED)
@@ -372,7 +372,7 @@ def test_closed_transport_closes_every_connection() -> None:
     on_uvloop(talk())
 
 
-def test_name_is_looked_up_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_name_is_resolved_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
     async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"{}")
         writer.write(CHUNKED.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + END)

@@ -12,13 +12,13 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from deltatap import config
 from deltatap.config import ApiKey, Endpoint, Timeouts
 from deltatap.errors import ConfigError, CredentialError
 from deltatap.http.client import EndpointClient
-from deltatap.http.credentials import Credential, Token, credential_of, handed_over
+from deltatap.http.credentials import Credential, Token, credential_of, read_secret
 from deltatap.model import Capture, Job, Request, Wire
 from deltatap.worker.engine import Engine
-from deltatap.worker.retry import RetryPolicy
 from tests.notebook import with_secrets
 
 if TYPE_CHECKING:
@@ -110,10 +110,9 @@ def test_no_request_fails_in_an_hour_with_ten_minute_tokens() -> None:
     with endpoint(guarded(issuer)) as url:
         described = Endpoint(base_url=f"{url}/v1", api_key=ApiKey(identity="databricks"))
         credential = Credential(issuer, clock)
-        policy = RetryPolicy(max_attempts=1)
         with Engine(
             lambda: EndpointClient(described, Timeouts(), credential=credential),
-            policy=policy, look_ahead=2, deliver=captures.append, share=1,
+            limits=config.Capture(max_attempts=1), look_ahead=2, deliver=captures.append, share=1,
         ) as engine:  # fmt: skip
             for number in range(360):
                 assert engine.submit(
@@ -138,7 +137,7 @@ def test_refused_token_is_renewed_once_and_the_requests_are_resent() -> None:
         credential = Credential(issuer, clock)
         with Engine(
             lambda: EndpointClient(described, Timeouts(), credential=credential),
-            policy=RetryPolicy(max_attempts=1), look_ahead=40, deliver=captures.append, share=8,
+            limits=config.Capture(max_attempts=1), look_ahead=40, deliver=captures.append, share=8,
         ) as engine:  # fmt: skip
             credential.token()
             issuer.issued["token-0"] = 0  # revoked
@@ -167,7 +166,7 @@ def test_identity_that_is_always_refused_stops_the_run() -> None:
         described = Endpoint(base_url=f"{url}/v1", api_key=ApiKey(identity="databricks"))
         with Engine(
             lambda: EndpointClient(described, Timeouts(), credential=Credential(issuer, clock)),
-            policy=RetryPolicy(), look_ahead=2, deliver=captures.append, share=1,
+            limits=config.Capture(), look_ahead=2, deliver=captures.append, share=1,
         ) as engine:  # fmt: skip
             engine.submit(Job(Request("a", "", None, "{}", None, None), WIRE, "stream", 0, [], 0.0))
             engine.join()
@@ -322,16 +321,16 @@ def test_key_from_a_secret_scope_is_read_on_the_driver_for_the_workers(monkeypat
         return Endpoint(api_key=ApiKey(secret=secret))
 
     with_secrets(monkeypatch, {"team/open/ai": " s3cret\n", "team/empty": " "})
-    token = handed_over(scoped("team/open/ai"))
+    token = read_secret(scoped("team/open/ai"))
     assert token is not None
     assert token.value == "s3cret"
     assert "s3cret" not in repr(token)
     with pytest.raises(ConfigError, match=r"^endpoint.api_key.secret: team/empty: is empty$"):
-        handed_over(scoped("team/empty"))
+        read_secret(scoped("team/empty"))
     with pytest.raises(ConfigError, match=r"team/gone: RuntimeError: Secret does not exist .* team and key: gone$"):
-        handed_over(scoped("team/gone"))
-    assert handed_over(Endpoint(api_key=ApiKey(env="KEY"))) is None
-    assert handed_over(Endpoint(api_key=None)) is None
+        read_secret(scoped("team/gone"))
+    assert read_secret(Endpoint(api_key=ApiKey(env="KEY"))) is None
+    assert read_secret(Endpoint(api_key=None)) is None
 
     with_secrets(monkeypatch, {})  # as in a worker
     credential = credential_of(scoped("team/open/ai"), token)

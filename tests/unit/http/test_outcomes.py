@@ -1,4 +1,4 @@
-"""Outcomes of calls: their errors, what a run retries, what the next run owes, and what stops a run."""
+"""Outcomes of calls: their status, and the translation of errors."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ import openai
 import pytest
 
 from deltatap.config import Timeouts
-from deltatap.delta.final import final_sql
 from deltatap.http.outcomes import FAILURES, cancelled, conclude, error_of, http_error, retry_after_s, used_up_for_s
-from deltatap.model import ERRORS, CaptureError, Choice, Chunks, Received, Status, StreamError, Tries
-from deltatap.worker.retry import Again, RetryPolicy, next_try, stops_run
+from deltatap.model import ERRORS, CaptureError, Choice, Chunks, Received, StreamError
 
-POLICY = RetryPolicy(max_attempts=3, max_broken=2, retry_for_s=10)
 NOW = 1_800_000_000.0
 
 
@@ -114,91 +111,6 @@ def test_http_error_with_any_other_body(body: Any) -> None:
 )
 def test_retry_after(headers: dict[str, str], seconds: float | None) -> None:
     assert retry_after_s(headers, NOW) == seconds
-
-
-# For each type of error without output: how this run retries it, whether the next run owes it, whether it stops the run.
-EXPECTED = {
-    "invalid_request": ("never", False, False),
-    "content_policy": ("never", False, False),
-    "authentication": ("never", True, True),
-    "permission": ("never", True, True),
-    "not_found": ("never", True, True),
-    "quota": ("never", True, True),
-    "rate_limit": ("waiting", True, False),
-    "timeout": ("attempt", True, False),
-    "connection": ("attempt", True, False),
-    "server": ("attempt", True, False),
-    "stream_interrupted": ("attempt", True, False),
-    "stream_error": ("attempt", True, False),
-    "protocol": ("attempt", True, False),
-    "cancelled": ("never", True, False),
-}
-
-
-@pytest.mark.parametrize("type_", EXPECTED)
-def test_handling_of_each_error_type(type_: str) -> None:
-    again, owed, stops = EXPECTED[type_]
-    error = CaptureError(type_, None, "x")
-    assert stops_run(error) == stops
-    assert error.retryable == (again != "never")
-    assert ("'" + type_ + "'" in final_sql("c", keep_interrupted=False)) == (not owed)
-    assert calls(error, "failed") == {"never": 1, "attempt": POLICY.max_attempts, "waiting": 11}[again]
-
-
-def test_every_error_type_is_listed() -> None:
-    assert set(ERRORS) == set(EXPECTED)
-
-
-def calls(error: CaptureError | None, status: Status, wait: float = 1.0) -> int:
-    """The number of calls for a request whose every call ends like this; a rate limit asks for `wait` seconds."""
-    if error is not None and error.type == "rate_limit":
-        error = CaptureError("rate_limit", None, "x", 429, wait)
-    tries, now, count = Tries(), 100.0, 1
-    while (again := next_try(tries, status, error, POLICY, now=now, jitter=0.5)) is not None:
-        now += again.delay_s
-        count += 1
-        assert count < 1000
-    return count
-
-
-def test_completed_call_is_not_retried() -> None:
-    assert calls(None, "completed") == 1
-
-
-def test_broken_streams_have_their_own_limit() -> None:
-    assert calls(CaptureError("stream_interrupted", None, "x"), "interrupted") == POLICY.max_broken
-    assert calls(IDLE, "interrupted") == POLICY.max_broken
-    assert calls(CaptureError("timeout", "total", "x"), "interrupted") == 1
-    assert calls(CaptureError("timeout", "total", "x"), "failed") == 1
-    assert calls(CaptureError("cancelled", None, "x"), "interrupted") == 1
-
-
-def test_rate_limits_do_not_count_as_attempts() -> None:
-    tries = Tries()
-    limited = CaptureError("rate_limit", None, "x", 429, 2.0)
-    down = CaptureError("server", None, "x", 500)
-    for now in (0.0, 2.0, 4.0, 6.0):
-        assert next_try(tries, "failed", limited, POLICY, now=now, jitter=0) == Again(2.0, cool_s=2.0)
-    assert tries.attempts == 0
-    assert next_try(tries, "failed", down, POLICY, now=8, jitter=0) is not None
-    assert next_try(tries, "failed", limited, POLICY, now=9, jitter=0) is None, "retry_for_s has passed"
-
-
-def test_rate_limit_without_retry_after_backs_off() -> None:
-    tries = Tries()
-    limited = CaptureError("rate_limit", None, "x", 429)
-    waits = [next_try(tries, "failed", limited, POLICY, now=0, jitter=1) for _ in range(3)]
-    assert waits == [Again(0.5, 0.5), Again(1.0, 1.0), Again(2.0, 2.0)]
-
-
-def test_retry_after_applies_to_other_errors_too() -> None:
-    again = next_try(Tries(), "failed", CaptureError("server", None, "x", 503, 7.0), POLICY, now=0, jitter=0)
-    assert again == Again(7.0)
-
-
-def test_keep_interrupted_makes_interrupted_rows_final() -> None:
-    assert "interrupted" not in final_sql("c", keep_interrupted=False)
-    assert final_sql("c", keep_interrupted=True).endswith("OR c.status = 'interrupted')")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from deltatap.messages import Control
 from deltatap.prices import Prices
 from deltatap.prompts import build_request
 from deltatap.state import LANDED, RunState
-from deltatap.worker import attempt, line
+from deltatap.worker import attempt, link
 from deltatap.worker import journal as journaling
 from deltatap.worker.attempt import CaptureTask, capture_part
 from tests import prompts
@@ -53,7 +53,7 @@ def task(folder: Path, simulator: Simulation, rows: list[dict[str, Any]], **sect
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(line, "POLL_S", 0.02)
+    monkeypatch.setattr(link, "POLL_S", 0.02)
     monkeypatch.setattr(journaling, "_RETRY_S", 0.02)
 
 
@@ -102,7 +102,7 @@ def test_every_row_of_a_part_is_journaled(tmp_path: Path, simulator: Simulation)
     assert dict(last.rows) == {"completed": 30, "failed": 1}
 
 
-def test_a_retried_attempt_captures_only_rows_that_are_nowhere(tmp_path: Path, simulator: Simulation) -> None:
+def test_a_retried_attempt_captures_only_lost_rows(tmp_path: Path, simulator: Simulation) -> None:
     work = task(tmp_path, simulator, asked(20))
     with driver(work.folder):
         capture_part(work, 0)

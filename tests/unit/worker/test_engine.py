@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from deltatap import config
 from deltatap.messages import Permit
 from deltatap.model import Call, Capture, CaptureError, Choice, Chunks, Job, Received, Request, Wire
 from deltatap.worker import retry
-from deltatap.worker.engine import Engine
-from deltatap.worker.retry import RetryPolicy
+from deltatap.worker.engine import Engine, Proceed
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +22,7 @@ def _no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retry, "_BACKOFF_S", 0.001)
 
 
-POLICY = RetryPolicy(max_attempts=3, max_broken=2, retry_for_s=5)
+LIMITS = config.Capture(max_attempts=3, max_broken=2, retry_for_s=5)
 
 
 def called(error: CaptureError | None = None, text: str = "Hi") -> Call:
@@ -98,7 +98,7 @@ def job(body: str, error: str | None = None) -> Job:
 
 def run(client: Scripted, bodies: list[str], *, share: int = 4) -> Delivered:
     delivered = Delivered()
-    with Engine(lambda: client, policy=POLICY, look_ahead=8, deliver=delivered.put, share=share) as engine:
+    with Engine(lambda: client, limits=LIMITS, look_ahead=8, deliver=delivered.put, share=share) as engine:
         for body in bodies:
             assert engine.submit(job(body))
         engine.join()
@@ -128,7 +128,7 @@ def test_a_failed_call_is_retried_and_kept() -> None:
 def test_a_rate_limit_cools_down_all_jobs() -> None:
     limited = CaptureError("rate_limit", None, "x", 429, 0.1)
     client, delivered = Scripted({"a": [limited, None]}), Delivered()
-    with Engine(lambda: client, policy=POLICY, look_ahead=8, deliver=delivered.put, share=4) as engine:
+    with Engine(lambda: client, limits=LIMITS, look_ahead=8, deliver=delivered.put, share=4) as engine:
         limited_job = job("a")
         engine.submit(limited_job)
         while not limited_job.calls:
@@ -144,7 +144,7 @@ def test_a_rate_limit_cools_down_all_jobs() -> None:
 
 def test_a_bad_row_is_delivered_without_a_call() -> None:
     client, delivered = Scripted(), Delivered()
-    with Engine(lambda: client, policy=POLICY, look_ahead=8, deliver=delivered.put, share=4) as engine:
+    with Engine(lambda: client, limits=LIMITS, look_ahead=8, deliver=delivered.put, share=4) as engine:
         engine.submit(job("bad", error="no prompt"))
         engine.join()
     assert (client.started, delivered.errors()) == ([], {"bad": "invalid_request"})
@@ -152,7 +152,7 @@ def test_a_bad_row_is_delivered_without_a_call() -> None:
 
 def test_a_stop_drops_waiting_jobs_and_cuts_open_ones_after_the_grace_period() -> None:
     client, delivered = Scripted({"a": ["held"], "b": ["held"]}), Delivered()
-    with Engine(lambda: client, policy=POLICY, look_ahead=8, deliver=delivered.put, share=2) as engine:
+    with Engine(lambda: client, limits=LIMITS, look_ahead=8, deliver=delivered.put, share=2) as engine:
         for body in ("a", "b", "c", "d"):
             engine.submit(job(body))
         while client.open < 2:
@@ -171,7 +171,7 @@ def test_a_fatal_error_stops_all_jobs() -> None:
     wrong = CaptureError("authentication", "invalid_api_key", "x", 401)
     client = Scripted({f"b{n}": [wrong] for n in range(20)})
     delivered = Delivered()
-    with Engine(lambda: client, policy=POLICY, look_ahead=50, deliver=delivered.put, share=1) as engine:
+    with Engine(lambda: client, limits=LIMITS, look_ahead=50, deliver=delivered.put, share=1) as engine:
         for n in range(20):
             engine.submit(job(f"b{n}"))
         engine.join()
@@ -182,19 +182,19 @@ def test_a_fatal_error_stops_all_jobs() -> None:
 
 def test_nothing_starts_without_a_share() -> None:
     client, delivered = Scripted(), Delivered()
-    with Engine(lambda: client, policy=POLICY, look_ahead=8, deliver=delivered.put) as engine:
+    with Engine(lambda: client, limits=LIMITS, look_ahead=8, deliver=delivered.put) as engine:
         engine.submit(job("a"))
-        engine.control(share=0)
+        engine.control(Proceed(share=0))
         time.sleep(0.05)
         assert client.started == []
-        engine.control(share=1)
+        engine.control(Proceed(share=1))
         engine.join()
     assert client.started == ["a"]
 
 
 def test_submit_blocks_while_too_many_jobs_are_unfinished() -> None:
     client, delivered = Scripted(), Delivered()
-    with Engine(lambda: client, policy=POLICY, look_ahead=2, deliver=delivered.put) as engine:
+    with Engine(lambda: client, limits=LIMITS, look_ahead=2, deliver=delivered.put) as engine:
         submitted: list[str] = []
 
         def feed() -> None:
@@ -208,7 +208,7 @@ def test_submit_blocks_while_too_many_jobs_are_unfinished() -> None:
             time.sleep(0.01)
         time.sleep(0.05)
         assert submitted == ["a", "b"]
-        engine.control(share=1)
+        engine.control(Proceed(share=1))
         feeder.join(20)
         engine.join()
     assert submitted == ["a", "b", "c"]
@@ -216,7 +216,7 @@ def test_submit_blocks_while_too_many_jobs_are_unfinished() -> None:
 
 def test_a_bug_is_raised_and_open_calls_are_cut() -> None:
     client, delivered = Scripted({"a": ["held"], "b": [KeyError("ours")]}), Delivered()
-    engine = Engine(lambda: client, policy=POLICY, look_ahead=8, deliver=delivered.put, share=2)
+    engine = Engine(lambda: client, limits=LIMITS, look_ahead=8, deliver=delivered.put, share=2)
     with engine:
         engine.submit(job("a"))
         engine.submit(job("b"))
@@ -230,7 +230,7 @@ def test_a_client_that_cannot_be_created_is_reported() -> None:
     def refuse() -> Scripted:
         raise ValueError("no key")
 
-    engine = Engine(refuse, policy=POLICY, look_ahead=1, deliver=Delivered().put)
+    engine = Engine(refuse, limits=LIMITS, look_ahead=1, deliver=Delivered().put)
     with pytest.raises(RuntimeError, match="no key"), engine:
         pass
 
@@ -240,7 +240,7 @@ def test_the_second_of_a_pair_starts_when_the_first_has_ended() -> None:
     delivered = Delivered()
     pair = job("first")
     pair.then = job("second")
-    with Engine(lambda: client, policy=POLICY, look_ahead=2, deliver=delivered.put, share=4) as engine:
+    with Engine(lambda: client, limits=LIMITS, look_ahead=2, deliver=delivered.put, share=4) as engine:
         assert engine.submit(pair)
         engine.join()
     assert client.started == ["first", "first", "second"], "also after a retry"
@@ -254,7 +254,7 @@ def test_a_stop_between_the_two_of_a_pair_drops_the_second() -> None:
     delivered = Delivered()
     pair = job("first")
     pair.then = job("second")
-    with Engine(lambda: client, policy=POLICY, look_ahead=2, deliver=delivered.put, share=4) as engine:
+    with Engine(lambda: client, limits=LIMITS, look_ahead=2, deliver=delivered.put, share=4) as engine:
         engine.submit(pair)
         while not client.started:
             time.sleep(0.001)
@@ -276,7 +276,7 @@ def test_a_call_that_stays_wrong_after_corrections_stops_the_run() -> None:
     refused = replace(called(CaptureError("authentication", None, "no", 401)), resend=True)
     client = Scripted({"b": [refused] * 9})
     delivered = Delivered()
-    with Engine(lambda: client, policy=POLICY, look_ahead=2, deliver=delivered.put, share=4) as engine:
+    with Engine(lambda: client, limits=LIMITS, look_ahead=2, deliver=delivered.put, share=4) as engine:
         engine.submit(job("b"))
         engine.join()
         assert engine.fatal is not None
@@ -285,17 +285,17 @@ def test_a_call_that_stays_wrong_after_corrections_stops_the_run() -> None:
 
 def test_jobs_wait_for_permits() -> None:
     client, delivered = Scripted(), Delivered()
-    with Engine(lambda: client, policy=POLICY, look_ahead=20, deliver=delivered.put) as engine:
+    with Engine(lambda: client, limits=LIMITS, look_ahead=20, deliver=delivered.put) as engine:
         for number in range(9):
             engine.submit(job(f"b{number}"))
-        engine.control(share=4, permit=Permit(2, tokens=1.0))
+        engine.control(Proceed(share=4, permit=Permit(2, tokens=1.0)))
         delivered.wait(2)
         status = engine.status()
         assert (len(client.started), status["used"], status["wants"]) == (2, 2, 4)
-        engine.control(share=4, permit=Permit(5, void=3, tokens=1.0))
+        engine.control(Proceed(share=4, permit=Permit(5, void=3, tokens=1.0)))
         delivered.wait(4)
         assert engine.status()["used"] == 5, "one permit was void"
-        engine.control(share=4)
+        engine.control(Proceed(share=4))
         engine.join()
     assert len(client.started) == 9
     assert engine.status()["wants"] == 0, "also after the engine has ended"
@@ -304,7 +304,7 @@ def test_jobs_wait_for_permits() -> None:
 def test_a_response_that_leaves_no_requests_cools_down_all_jobs() -> None:
     used_up = replace(called(), used_up_for_s=60.0)
     client, delivered = Scripted({"a": [used_up]}), Delivered()
-    with Engine(lambda: client, policy=POLICY, look_ahead=8, deliver=delivered.put, share=4) as engine:
+    with Engine(lambda: client, limits=LIMITS, look_ahead=8, deliver=delivered.put, share=4) as engine:
         engine.submit(job("a"))
         delivered.wait(1)
         engine.submit(job("b"))
@@ -315,8 +315,8 @@ def test_a_response_that_leaves_no_requests_cools_down_all_jobs() -> None:
 
 def test_a_cool_down_of_the_driver_is_not_passed_on() -> None:
     client, delivered = Scripted(), Delivered()
-    with Engine(lambda: client, policy=POLICY, look_ahead=8, deliver=delivered.put) as engine:
-        engine.control(share=4, cool_s=60.0)
+    with Engine(lambda: client, limits=LIMITS, look_ahead=8, deliver=delivered.put) as engine:
+        engine.control(Proceed(share=4, cool_s=60.0))
         engine.submit(job("a"))
         assert engine.status()["cool_s"] == 0.0
         assert engine.status()["wants"] == 1
@@ -335,7 +335,7 @@ def test_a_capture_has_the_lag_of_its_last_call() -> None:
 
     client = Scripted({"a": [CaptureError("server", None, "x", 500)]})
     delivered = Delivered()
-    engine = Engine(lambda: client, policy=POLICY, look_ahead=8, deliver=delivered.put, share=4)
+    engine = Engine(lambda: client, limits=LIMITS, look_ahead=8, deliver=delivered.put, share=4)
     engine._lag = Lag()  # type: ignore[assignment]
     with engine:
         engine.submit(job("a"))
@@ -350,7 +350,7 @@ def test_a_capture_has_the_lag_of_its_last_call() -> None:
 def test_a_status_describes_the_engine() -> None:
     wrong = CaptureError("authentication", "invalid_api_key", "no", 401)
     client, delivered = Scripted({"a": ["held"], "b": [wrong]}), Delivered()
-    with Engine(lambda: client, policy=POLICY, look_ahead=8, deliver=delivered.put, share=2) as engine:
+    with Engine(lambda: client, limits=LIMITS, look_ahead=8, deliver=delivered.put, share=2) as engine:
         assert (engine.status()["open"], engine.status()["requests"], engine.status()["fatal"]) == (0, 0, None)
         engine.submit(job("a"))
         engine.submit(job("b"))

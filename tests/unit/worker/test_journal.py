@@ -101,7 +101,9 @@ def test_one_file_holds_a_bounded_number_of_captures(tmp_path: Path, monkeypatch
     assert sorted(len(pq.read_table(path)) for path in tmp_path.glob("*.parquet")) == [1, 2, 2]
 
 
-def test_a_folder_that_refuses_for_too_long_fails_the_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written_for_too_long_fails_the_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     writes: list[Any] = []
 
     def refuse(*write: Any) -> Path:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from deltatap.config import Capture
 from deltatap.model import ERRORS, CaptureError, Status, Tries
-from deltatap.worker.retry import Again, RetryPolicy, next_try, stops_run
+from deltatap.worker.retry import Again, next_try, stops_run
 
-POLICY = RetryPolicy(max_attempts=3, max_broken=2, retry_for_s=10)
+LIMITS = Capture(max_attempts=3, max_broken=2, retry_for_s=10)
 DOWN = CaptureError("server", None, "x", 500)
 LIMITED = CaptureError("rate_limit", None, "x", 429)
 WAIT_2 = CaptureError("rate_limit", None, "x", 429, retry_after_s=2.0)
@@ -19,7 +20,7 @@ def tried(status: Status, error: CaptureError | None, count: int = 9, jitter: fl
     """The decisions after calls that all end the same way, up to the first None."""
     tries, decisions = Tries(), []
     for _ in range(count):
-        decisions.append(next_try(tries, status, error, POLICY, now=0.0, jitter=jitter))
+        decisions.append(next_try(tries, status, error, LIMITS, now=0.0, jitter=jitter))
         if decisions[-1] is None:
             break
     return decisions
@@ -51,27 +52,45 @@ def test_rate_limits_back_off_until_retry_for_s_and_cool_down_the_run() -> None:
 def test_rate_limits_are_not_attempts_and_have_a_total_time() -> None:
     tries = Tries()
     for now in (100.0, 102.0, 104.0, 106.0, 108.0):
-        assert next_try(tries, "failed", WAIT_2, POLICY, now=now, jitter=0) == Again(2.0, cool_s=2.0)
+        assert next_try(tries, "failed", WAIT_2, LIMITS, now=now, jitter=0) == Again(2.0, cool_s=2.0)
     assert (tries.attempts, tries.waits) == (0, 5)
-    assert next_try(tries, "failed", DOWN, POLICY, now=108.0, jitter=0) is not None
-    assert next_try(tries, "failed", WAIT_2, POLICY, now=108.1, jitter=0) is None
+    assert next_try(tries, "failed", DOWN, LIMITS, now=108.0, jitter=0) is not None
+    assert next_try(tries, "failed", WAIT_2, LIMITS, now=108.1, jitter=0) is None
 
 
 def test_backoff_has_jitter_and_a_maximum() -> None:
     assert tried("failed", DOWN, jitter=0.0)[:2] == [Again(0.25), Again(0.5)]
-    many = RetryPolicy(max_attempts=99)
+    many = Capture(max_attempts=99)
     tries = Tries()
     waits = [next_try(tries, "failed", DOWN, many, now=0.0, jitter=1.0) for _ in range(40)]
     assert waits[5:7] == [Again(16.0), Again(30.0)]
     assert waits[-1] == Again(30.0)
 
 
-@pytest.mark.parametrize("kind", ERRORS)
-def test_every_kind_of_error_follows_the_table(kind: str) -> None:
-    error = CaptureError(kind, None, "x")
-    assert stops_run(error) == (kind in {"authentication", "permission", "not_found", "quota"})
-    assert len(tried("failed", error)) == {"never": 1, "attempt": 3, "waiting": 6}[ERRORS[kind].again]
-    assert error.retryable == (ERRORS[kind].again != "never")
+# For each type of error: how many calls a request gets if all fail like this, and whether the error stops the run.
+CALLS = {
+    "invalid_request": (1, False),
+    "content_policy": (1, False),
+    "authentication": (1, True),
+    "permission": (1, True),
+    "not_found": (1, True),
+    "quota": (1, True),
+    "rate_limit": (6, False),
+    "timeout": (3, False),
+    "connection": (3, False),
+    "server": (3, False),
+    "stream_interrupted": (3, False),
+    "stream_error": (3, False),
+    "protocol": (3, False),
+    "cancelled": (1, False),
+}
+
+
+@pytest.mark.parametrize("type_", ERRORS)
+def test_each_type_of_error(type_: str) -> None:
+    error, (calls, stops) = CaptureError(type_, None, "x"), CALLS[type_]
+    assert (len(tried("failed", error)), stops_run(error)) == (calls, stops)
+    assert error.retryable == (calls > 1)
 
 
 def test_a_completed_call_does_not_stop_the_run() -> None:

@@ -28,7 +28,7 @@ def call(usage: Usage | None = None, *, chunks: int = 0, error: CaptureError | N
     return Call(0, 0, 0, 0, 0, 0, None, result, "failed" if error else "completed", error, 200)
 
 
-def test_expected_tokens() -> None:
+def test_the_expected_tokens_of_a_request() -> None:
     tally = Tally()
     assert tally.expects(job(20)) == (4020, 0.0), "before any output is known"
     assert tally.expects(job(20, most=100)) == (120, 0.0), "the request's maximum"
@@ -57,12 +57,12 @@ def test_actual_use_replaces_expected_use() -> None:
     first, second = job(20, most=100, price=PRICE), job(20, most=100)
     tally.started(first)
     tally.started(second)
-    assert (tally.flying_tokens, tally.spent_tokens) == (240, 0)
+    assert (tally.in_flight_tokens, tally.spent_tokens) == (240, 0)
     tally.ended(first, call(Usage(30, 10, cached_input_tokens=20)))
-    assert (tally.flying_tokens, tally.spent_tokens) == (120, 40)
+    assert (tally.in_flight_tokens, tally.spent_tokens) == (120, 40)
     assert tally.spent_usd == pytest.approx((10 * 1 + 20 * 0.5 + 10 * 10) / 1e6)
     tally.ended(second, None)
-    assert (tally.flying_tokens, tally.spent_tokens) == (0, 40), "a call that never began used nothing"
+    assert (tally.in_flight_tokens, tally.spent_tokens) == (0, 40), "a call that never began used nothing"
     status = tally.status(None)
     assert status["recent"] == [[0.0, 2, 40.0]]
     assert (status["used"], status["limited"], status["next_tokens"]) == (2, 0, 0.0)

@@ -1,6 +1,6 @@
-"""A worker's exchange with its driver: it reads the control file, sends heartbeats, and directs the engine.
+"""A worker's link to its driver: it reads the control file, sends heartbeats, and directs the engine.
 
-Knows what each message of the driver, and its silence, means for the engine: :func:`decide`, which is pure. Leaves the
+The pure function :func:`decide` knows what the driver's messages, and their absence, mean for the engine. Leaves the
 files to ``state.py``, and when a request starts to the engine.
 """
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from deltatap.messages import LOST_S, POLL_S, STALE_S, Heartbeat, Permit
+from deltatap.worker.engine import Proceed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,16 +32,6 @@ class Stop:
     """Start nothing more, and cut open streams after ``grace_s`` seconds."""
 
     grace_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Proceed:
-    """Hold up to ``share`` streams open, within these limits; see :meth:`Engine.control`."""
-
-    share: int
-    cool_s: float = 0.0
-    permit: Permit | None = None
-    mean_output_tokens: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +80,7 @@ def decide(control: Control | None, now: Situation) -> Stop | Proceed:
     )
 
 
-class Line:
+class Link:
     """Exchanges messages with the driver every POLL_S seconds, in a thread of its own."""
 
     def __init__(
@@ -104,14 +95,14 @@ class Line:
         grace_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Nothing is exchanged before the line is entered.
+        """Nothing is exchanged before the link is entered.
 
         Args:
             state: the run's state folder.
             plan: the plan's state folder.
             claim: the attempt's name.
             epoch: of the plan.
-            engine: directed by the line.
+            engine: directed by the link.
             journal: read for the heartbeat.
             grace_s: see :class:`Situation`.
             clock: monotonic seconds.
@@ -120,7 +111,7 @@ class Line:
         self._engine, self._journal = engine, journal
         self._grace_s, self._clock = grace_s, clock
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._main, name="deltatap-line", daemon=True)
+        self._thread = threading.Thread(target=self._main, name="deltatap-link", daemon=True)
         self._last_control_beat: int | None = None
         self._fresh_at = clock()
         self._beat = 0
@@ -139,7 +130,7 @@ class Line:
                 self.exchange()
             except Exception:  # noqa: BLE001 - whatever keeps the worker from hearing the driver, nothing may start
                 with suppress(RuntimeError):  # the engine has ended
-                    self._engine.control(share=0)
+                    self._engine.control(_PAUSE)
             if self._closed.wait(POLL_S):
                 return
 
@@ -166,12 +157,7 @@ class Line:
         if isinstance(decision, Stop):
             self._engine.stop(decision.grace_s)
         else:
-            self._engine.control(
-                share=decision.share,
-                cool_s=decision.cool_s,
-                permit=decision.permit,
-                mean_output_tokens=decision.mean_output_tokens,
-            )
+            self._engine.control(decision)
 
 
 def heartbeat(

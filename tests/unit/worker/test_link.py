@@ -10,9 +10,10 @@ import pytest
 
 from deltatap.messages import LOST_S, STALE_S, Control, Permit
 from deltatap.state import RunState
-from deltatap.worker import line
+from deltatap.worker import link
+from deltatap.worker.engine import Proceed
 from deltatap.worker.journal import Totals
-from deltatap.worker.line import Line, Proceed, Situation, Stop, decide
+from deltatap.worker.link import Link, Situation, Stop, decide
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,7 +66,9 @@ def situation(**changes: Any) -> Situation:
         pytest.param(control(stop="stopped"), {"journal_failed": True}, Stop(0), id="journal failed during a stop"),
     ],
 )  # fmt: skip
-def test_decision(message: Control | None, now: dict[str, Any], decision: Stop | Proceed) -> None:
+def test_each_situation_has_its_decision(
+    message: Control | None, now: dict[str, Any], decision: Stop | Proceed
+) -> None:
     assert decide(message, situation(**now)) == decision
 
 
@@ -86,8 +89,8 @@ class Recorder:
     def stop(self, grace_s: float) -> None:
         self.directions.append(Stop(grace_s))
 
-    def control(self, **fields: Any) -> None:
-        self.directions.append(Proceed(**fields))
+    def control(self, bounds: Proceed) -> None:
+        self.directions.append(bounds)
         self.directed.set()
 
 
@@ -101,49 +104,49 @@ def exchange(tmp_path: Path) -> SimpleNamespace:
     clock = SimpleNamespace(now=1000.0)
     engine, journal = Recorder(), SimpleNamespace(waiting=0, failure=None, totals=Totals())
     parts: Any = (engine, journal)
-    made = Line(state, plan, claim, EPOCH, *parts, grace_s=7.0, clock=lambda: clock.now)
-    return SimpleNamespace(line=made, state=state, plan=plan, claim=claim, clock=clock, engine=engine, journal=journal)
+    made = Link(state, plan, claim, EPOCH, *parts, grace_s=7.0, clock=lambda: clock.now)
+    return SimpleNamespace(link=made, state=state, plan=plan, claim=claim, clock=clock, engine=engine, journal=journal)
 
 
-def test_only_a_new_message_counts_as_a_sign_of_life(exchange: SimpleNamespace) -> None:
+def test_only_a_new_message_shows_that_the_driver_is_alive(exchange: SimpleNamespace) -> None:
     exchange.state.publish(Control(EPOCH, 1, {exchange.claim: 2}))
-    exchange.line.exchange()
+    exchange.link.exchange()
     exchange.clock.now += STALE_S + 1
-    exchange.line.exchange()
+    exchange.link.exchange()
     exchange.state.publish(Control(EPOCH, 2, {exchange.claim: 2}))
-    exchange.line.exchange()
+    exchange.link.exchange()
     exchange.clock.now += LOST_S + 1
-    exchange.line.exchange()
+    exchange.link.exchange()
     assert exchange.engine.directions == [Proceed(2), PAUSE, Proceed(2), Stop(7.0)]
 
 
 def test_the_journal_and_the_claim_are_watched(exchange: SimpleNamespace) -> None:
     exchange.state.publish(Control(EPOCH, 1, {exchange.claim: 2}))
     exchange.journal.waiting = 5000
-    exchange.line.exchange()
+    exchange.link.exchange()
     exchange.journal.failure = OSError("full")
-    exchange.line.exchange()
+    exchange.link.exchange()
     exchange.journal.failure = None
     exchange.plan.claim(0)
-    exchange.line.exchange()
+    exchange.link.exchange()
     assert exchange.engine.directions == [PAUSE, Stop(0), Stop(7.0)]
 
 
 def test_each_exchange_sends_a_new_heartbeat(exchange: SimpleNamespace) -> None:
     for beat in (1, 2):
-        exchange.line.exchange()
+        exchange.link.exchange()
         (heartbeat,) = exchange.state.heartbeats()
         assert (heartbeat.beat, heartbeat.claim, heartbeat.epoch, heartbeat.open) == (beat, exchange.claim, EPOCH, 2)
 
 
-def test_nothing_starts_while_the_driver_cannot_be_heard(
+def test_nothing_starts_while_the_driver_s_messages_cannot_be_read(
     exchange: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unreadable(_: RunState) -> Control:
         raise OSError("stale file handle")
 
     monkeypatch.setattr(RunState, "control", unreadable)
-    monkeypatch.setattr(line, "POLL_S", 0.001)
-    with exchange.line:
+    monkeypatch.setattr(link, "POLL_S", 0.001)
+    with exchange.link:
         assert exchange.engine.directed.wait(20)
     assert exchange.engine.directions[0] == PAUSE
