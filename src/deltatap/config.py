@@ -406,7 +406,9 @@ def _conflicts(settings: Settings) -> list[str]:
     if (settings.prompts.table is None) == (settings.prompts.sql is None):
         problems.append("prompts: expected exactly one of table and sql (to unset table: `table: null`)")
     problems += _url_problems(settings.endpoint.base_url)
-    ours = sorted({*OURS, *registry.specification(settings.endpoint.api).inputs, "model"} & settings.request.keys())
+    ours = sorted(
+        {*OURS, registry.specification(settings.endpoint.api).prompt_field, "model"} & settings.request.keys()
+    )
     problems += [f"request.{key}: must not be set: deltatap sets it" for key in ours]
     problems += _endpoint_conflicts(settings.endpoint)
     if settings.captures.table == settings.runs.table:

@@ -101,7 +101,7 @@ def _body(row: Mapping[str, Any], api: str, model: str | None, defaults: Mapping
     specified = specification(api)
     params = _params(row.get("params"))
     given = specified.prompt(row)
-    ours = [key for key in (*specified.inputs, *OURS) if key in params]
+    ours = [key for key in (specified.prompt_field, *OURS) if key in params]
     ours += [key for key in given if key in params and key not in ours]
     if ours:
         raise BadPromptError(f"params must not hold {', '.join(ours)}: deltatap sets it")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from deltatap.api.accumulate import Accumulator
-    from deltatap.api.frames import Facts, Frames
+    from deltatap.api.frames import Frames
     from deltatap.api.input_tokens import InputTokens
 
 
@@ -28,7 +28,7 @@ class Api(ABC):
         title: the name in messages.
         path: of the URL, after the base URL.
         models_path: where the endpoint lists its models.
-        inputs: the body's fields that hold the prompt; the first one is the prompt itself.
+        prompt_field: the body's field for the prompt.
         system: the body's field for the system prompt, if it is not a message.
         defaults: parameters that the API requires, used if neither the configuration nor the row sets them.
         max_output_names: the parameters that limit a choice's output; the first one that is set counts.
@@ -40,13 +40,14 @@ class Api(ABC):
         request_id_headers: the response headers that may hold the server's request id, best first.
         end_mark: what a server writes after the last event of a stream.
         accumulator: decodes the events of a stream, or a whole response.
+        frames: builds what a server of this API writes, for the simulator.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     path: ClassVar[str]
     models_path: ClassVar[str] = "/models"
-    inputs: ClassVar[tuple[str, ...]]
+    prompt_field: ClassVar[str]
     system: ClassVar[str | None] = None
     defaults: ClassVar[Mapping[str, Any]] = {}
     max_output_names: ClassVar[tuple[str, ...]]
@@ -59,6 +60,7 @@ class Api(ABC):
     request_id_headers: ClassVar[tuple[str, ...]] = ("x-request-id", "apim-request-id")
     end_mark: ClassVar[bytes] = DONE
     accumulator: ClassVar[type[Accumulator]]
+    frames: ClassVar[type[Frames]]
 
     @abstractmethod
     def prompt(self, row: Mapping[str, Any]) -> dict[str, Any]:
@@ -77,10 +79,6 @@ class Api(ABC):
             model: whose rules count.
             encoding: of tiktoken.
         """
-
-    @abstractmethod
-    def frames(self, facts: Facts) -> Frames:
-        """A builder of what a server of this API writes, for the simulator."""
 
     def choices(self, body: Mapping[str, Any]) -> int:
         """How many choices a request asks for."""
@@ -102,7 +100,7 @@ class Api(ABC):
 
     def last_prompt(self, body: Mapping[str, Any]) -> object:
         """The last message's content, or the prompt itself; None if the body has no prompt."""
-        prompt = body.get(self.inputs[0])
+        prompt = body.get(self.prompt_field)
         if isinstance(prompt, list) and prompt:
             last = prompt[-1]
             return last.get("content") if isinstance(last, dict) else last
@@ -114,7 +112,7 @@ class Api(ABC):
         Raises:
             ValueError, KeyError, TypeError, AttributeError: if the body is not a request of this API.
         """
-        if not body[self.inputs[0]]:
+        if not body[self.prompt_field]:
             raise ValueError("no prompt")
         options = body.get("stream_options")
         stop = body.get("stop")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from deltatap.api import prompt
 from deltatap.api.accumulate import Accumulator, GrowingChoice, ToolCall
 from deltatap.api.choices import ChoicesAccumulator, ChoicesApi, ChoicesFrames
-from deltatap.api.frames import Answer, Asked, Facts, Piece, call_id, logprob
+from deltatap.api.frames import Answer, Asked, Piece, call_id, logprob
 from deltatap.api.input_tokens import InputTokens, count_messages, count_tools, without_rule
 from deltatap.model import CONTENT, REASONING, REFUSAL
 
@@ -84,9 +84,9 @@ class ChatAccumulator(ChoicesAccumulator):
 class ChatFrames(ChoicesFrames):
     """Writes `chat.completion.chunk` and `chat.completion`."""
 
-    prefix: str = "chatcmpl"
-    kind: str = "chat.completion.chunk"
-    whole_kind: str = "chat.completion"
+    prefix = "chatcmpl"
+    kind = "chat.completion.chunk"
+    whole_kind = "chat.completion"
 
     def role(self, choice: int, content: str = "") -> list[bytes]:
         """The role, usually with an empty content."""
@@ -142,11 +142,10 @@ class Chat(ChoicesApi):
     name = "chat"
     title = "chat completions"
     path = "/chat/completions"
-    inputs = ("messages",)
+    prompt_field = "messages"
     max_output_names = ("max_completion_tokens", "max_tokens")
     accumulator = ChatAccumulator
-    chunk_kind = "chat.completion.chunk"
-    whole_kind = "chat.completion"
+    frames = ChatFrames
 
     def prompt(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The messages; the system prompt is the first of them."""
@@ -156,12 +155,11 @@ class Chat(ChoicesApi):
 
     def count_input(self, body: Mapping[str, Any], model: str, encoding: str) -> InputTokens:
         """By OpenAI's published rules."""
-        name = model.rpartition("/")[2]
         form = body.get("response_format")
         plain = form is None or (isinstance(form, dict) and form.get("type") == "text")
         return (
-            count_messages(body["messages"], name, encoding)
-            + count_tools(body.get("tools"), name, encoding)
+            count_messages(body["messages"], model, encoding)
+            + count_tools(body.get("tools"), model, encoding)
             + without_rule(body.get("functions"), encoding)
             # Plain text costs nothing. There is no published rule for JSON and its schema.
             + (InputTokens() if plain else without_rule(form, encoding))
@@ -172,10 +170,6 @@ class Chat(ChoicesApi):
         if not isinstance(body["messages"], list):
             raise TypeError("messages is not a list")
         return super().asked(body)
-
-    def frames(self, facts: Facts) -> ChatFrames:
-        """Chunks of chat completions."""
-        return ChatFrames(facts)
 
     def _replayed_output(self, row: Mapping[str, Any], chunks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         delta: dict[str, Any] = {}

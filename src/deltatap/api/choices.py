@@ -15,7 +15,7 @@ import orjson
 
 from deltatap.api.accumulate import Accumulator, GrowingChoice, count
 from deltatap.api.base import Api
-from deltatap.api.frames import DONE, MODERATION, SAFE, STREAM_ERROR, Answer, Facts, Piece, event, openai_error
+from deltatap.api.frames import DONE, MODERATION, SAFE, STREAM_ERROR, Answer, Frames, Piece, event, openai_error
 from deltatap.model import CONTENT, EMPTY, REASONING, Usage
 
 if TYPE_CHECKING:
@@ -128,19 +128,17 @@ class ChoicesAccumulator(Accumulator):
 
 
 @dataclass(slots=True)
-class ChoicesFrames:
+class ChoicesFrames(Frames):
     """Writes chunks with choices. A subclass knows where a choice has its output.
 
     Attributes:
-        facts: what all frames share.
         prefix: of the id.
         kind, whole_kind: the value of `object` in a chunk and in a whole response.
     """
 
-    facts: Facts
-    prefix: str
-    kind: str
-    whole_kind: str
+    prefix: ClassVar[str]
+    kind: ClassVar[str]
+    whole_kind: ClassVar[str]
     _around: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
 
     @abstractmethod
@@ -269,17 +267,12 @@ class ChoicesFrames:
 
 
 class ChoicesApi(Api):
-    """An API whose responses have choices: they are replayed from a row's chunks.
-
-    Attributes:
-        chunk_kind, whole_kind: the value of `object` in a chunk and in a whole response.
-    """
+    """An API whose responses have choices: they are replayed from a row's chunks."""
 
     takes_n = True
     takes_stream_options = True
     per_deployment = True
-    chunk_kind: ClassVar[str]
-    whole_kind: ClassVar[str]
+    frames: ClassVar[type[ChoicesFrames]]
 
     @abstractmethod
     def _replayed_output(self, row: Mapping[str, Any], chunks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -299,7 +292,7 @@ class ChoicesApi(Api):
         return made
 
     def _replayed_chunk(self, row: Mapping[str, Any], chunks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        made = _envelope(row, self.chunk_kind)
+        made = _envelope(row, self.frames.kind)
         choices: dict[int, list[Mapping[str, Any]]] = {}
         for chunk in chunks:
             if chunk["kind"] == "error":
@@ -330,7 +323,7 @@ class ChoicesApi(Api):
             }
             for choice in row["choices"]
         ]
-        return orjson.dumps({**_envelope(row, self.whole_kind), "choices": choices, "usage": _reported(row)})
+        return orjson.dumps({**_envelope(row, self.frames.whole_kind), "choices": choices, "usage": _reported(row)})
 
 
 def _by_event(chunks: Sequence[Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:

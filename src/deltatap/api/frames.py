@@ -6,8 +6,9 @@ Each API's module turns these records into its own JSON. The simulator decides w
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -120,40 +121,47 @@ class Facts:
     traits: Sequence[str] = ()
 
 
-class Frames(Protocol):
-    """Builds one response of an API. Every method but `whole` returns a list with one frame per event."""
+@dataclass(slots=True)
+class Frames(ABC):
+    """Builds one response of an API. Every method but `whole` returns a list with one frame per event.
 
+    Attributes:
+        facts: what all frames share.
+    """
+
+    facts: Facts
+
+    @abstractmethod
     def begin(self) -> list[bytes]:
         """Before the first piece."""
-        ...
 
     def role(self, choice: int, content: str = "") -> list[bytes]:
         """The start of a choice, with the first content if the server sends both together."""
-        ...
+        return self.piece(choice, Piece("content", content)) if content else []
 
+    @abstractmethod
     def piece(self, choice: int, piece: Piece, finish: str | None = None) -> list[bytes]:
         """A piece, with the finish_reason if the server sends it with the last piece."""
-        ...
 
+    @abstractmethod
     def empty(self) -> list[bytes]:
         """An event without output."""
-        ...
 
+    @abstractmethod
     def finish(self, choice: int, reason: str) -> list[bytes]:
         """The end of a choice."""
-        ...
 
+    @abstractmethod
     def end(self, reason: str | None) -> list[bytes]:
         """The end of the response; None for `reason` if the stream must end without a finish_reason."""
-        ...
 
+    @abstractmethod
     def error(self, *, named: bool) -> list[bytes]:
         """An error in mid-stream; `named` gives the event a type."""
-        ...
 
+    @abstractmethod
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The body of a response that is not streamed."""
-        ...
 
 
 def event(data: Mapping[str, Any], kind: str = "") -> bytes:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from deltatap.api import prompt
 from deltatap.api.accumulate import Accumulator, ToolCall, count
 from deltatap.api.base import Api, json_schema
-from deltatap.api.frames import STREAM_ERROR, Answer, Asked, Facts, Piece, event
+from deltatap.api.frames import STREAM_ERROR, Answer, Asked, Frames, Piece, event
 from deltatap.api.input_tokens import InputTokens, count_messages, image_size, without_rule
 from deltatap.model import CONTENT, REASONING, Usage
 
@@ -198,10 +198,9 @@ _DELTAS = {
 
 
 @dataclass(slots=True)
-class MessagesFrames:
+class MessagesFrames(Frames):
     """Writes typed events. A block opens with the first piece of its kind and closes before the next block."""
 
-    facts: Facts
     _blocks: list[dict[str, Any]] = field(default_factory=list)
     _open: tuple[str, int] | None = None
     _text: str = ""
@@ -211,10 +210,6 @@ class MessagesFrames:
         """The message without content."""
         usage = {**self._usage(), "output_tokens": 1}
         return [_event("message_start", message={**self._message(None), "usage": usage})]
-
-    def role(self, choice: int, content: str = "") -> list[bytes]:
-        """No role of its own: the message has it."""
-        return self.piece(choice, Piece("content", content)) if content else []
 
     def empty(self) -> list[bytes]:
         """A ping."""
@@ -314,7 +309,7 @@ class Messages(Api):
     title = "the Messages API"
     path = "/messages"
     models_path = "/models?limit=1000"
-    inputs = ("messages",)
+    prompt_field = "messages"
     system = "system"
     # The smallest maximum of any Claude model, so every model accepts it.
     defaults: ClassVar[Mapping[str, Any]] = {"max_tokens": 4096}
@@ -325,6 +320,7 @@ class Messages(Api):
     request_id_headers = ("request-id", "x-request-id")
     end_mark = b""
     accumulator = MessagesAccumulator
+    frames = MessagesFrames
 
     def prompt(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The messages, and the system prompt: the column `system`, then system messages at the start."""
@@ -345,7 +341,7 @@ class Messages(Api):
         messages = list(body["messages"])
         if body.get("system"):
             messages.insert(0, {"role": "system", "content": body["system"]})
-        counted = count_messages(_without_data(messages), model.rpartition("/")[2], encoding)
+        counted = count_messages(_without_data(messages), model, encoding)
         return (
             counted + without_rule(body.get("tools"), encoding) + InputTokens(_image_tokens(messages), approximate=True)
         )
@@ -374,10 +370,6 @@ class Messages(Api):
     def tool(self, tool: Any) -> tuple[str, Mapping[str, Any]]:  # noqa: ANN401 - any JSON
         """Name and JSON schema of a tool."""
         return str(tool.get("name")), tool.get("input_schema") or {}
-
-    def frames(self, facts: Facts) -> MessagesFrames:
-        """Typed events."""
-        return MessagesFrames(facts)
 
     def error_body(self, status: int, kind: str, code: str | None, message: str) -> dict[str, Any]:  # noqa: ARG002
         """An error in Anthropic's form; its type follows from the status."""

@@ -13,7 +13,7 @@ from deltatap.api import prompt
 from deltatap.api.accumulate import Accumulator, GrowingChoice, ToolCall
 from deltatap.api.base import Api, json_schema
 from deltatap.api.choices import openai_usage
-from deltatap.api.frames import MODERATION, SAFE, STREAM_ERROR, Answer, Asked, Facts, Piece, call_id, event, logprob
+from deltatap.api.frames import MODERATION, SAFE, STREAM_ERROR, Answer, Asked, Frames, Piece, call_id, event, logprob
 from deltatap.api.input_tokens import InputTokens, count_messages, count_tools, without_rule
 from deltatap.model import CONTENT, REASONING, REFUSAL
 
@@ -174,10 +174,9 @@ def _identify(call: ToolCall, item: dict[str, Any]) -> None:
 
 
 @dataclass(slots=True)
-class ResponsesFrames:
+class ResponsesFrames(Frames):
     """Writes typed events. An item opens with the first piece of its kind and closes before the next item."""
 
-    facts: Facts
     _sequence: int = -1
     _items: list[dict[str, Any]] = field(default_factory=list)
     _open: tuple[str, int] | None = None
@@ -189,10 +188,6 @@ class ResponsesFrames:
             self._event(kind, response=self._response("in_progress"))
             for kind in ("response.created", "response.in_progress")
         ]
-
-    def role(self, choice: int, content: str = "") -> list[bytes]:
-        """No role of its own: the item has it."""
-        return self.piece(choice, Piece("content", content)) if content else []
 
     def empty(self) -> list[bytes]:
         """An event that repeats the state."""
@@ -363,11 +358,12 @@ class Responses(Api):
     name = "responses"
     title = "the Responses API"
     path = "/responses"
-    inputs = ("input",)
+    prompt_field = "input"
     system = "instructions"
     max_output_names = ("max_output_tokens",)
     end_mark = b""
     accumulator = ResponsesAccumulator
+    frames = ResponsesFrames
 
     def prompt(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The input as a text or as items, and the system prompt as instructions."""
@@ -377,12 +373,11 @@ class Responses(Api):
 
     def count_input(self, body: Mapping[str, Any], model: str, encoding: str) -> InputTokens:
         """By the rules of chat completions, so always approximate."""
-        name = model.rpartition("/")[2]
         given = body.get("input")
         messages = [{"role": "user", "content": given}] if isinstance(given, str) else given or []
         if body.get("instructions"):
             messages = [{"role": "system", "content": body["instructions"]}, *messages]
-        counted = count_messages(messages, name, encoding) + count_tools(body.get("tools"), name, encoding)
+        counted = count_messages(messages, model, encoding) + count_tools(body.get("tools"), model, encoding)
         return counted + without_rule(body.get("text"), encoding) + InputTokens(0, approximate=True)
 
     def asked(self, body: Mapping[str, Any]) -> Asked:
@@ -396,10 +391,6 @@ class Responses(Api):
             logprobs="message.output_text.logprobs" in (body.get("include") or ()),
             usage=True,
         )
-
-    def frames(self, facts: Facts) -> ResponsesFrames:
-        """Typed events."""
-        return ResponsesFrames(facts)
 
 
 API = Responses()

@@ -150,7 +150,7 @@ class Simulator:
             await _refusal(api, "400", str(error))(scope, receive, send)
             return
         except (ValueError, KeyError, TypeError, AttributeError):
-            message = f"expected a JSON body with model and {api.inputs[0]}."
+            message = f"expected a JSON body with model and {api.prompt_field}."
             await _refusal(api, "400", message)(scope, receive, send)
             return
         key = _key(headers)

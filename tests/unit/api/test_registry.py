@@ -20,7 +20,7 @@ def test_a_specification_is_complete(name: str) -> None:
     api = specification(name)
     assert api.name == name
     assert api.path.startswith("/")
-    assert api.inputs
+    assert api.prompt_field
     assert api.max_output_names
     assert api.title
     assert api is specification(name)
