@@ -192,5 +192,5 @@ def _interval(low: float | None, high: float | None, *, signed: bool = False) ->
 
 
 def _line(console: Console, text: str, style: str | None = None) -> None:
-    """Print one line as it is: not wrapped, numbers not coloured."""
+    """Print one line as it is: not wrapped, numbers not colored."""
     console.print(text, style=style, highlight=False, soft_wrap=True)

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deltatap.api.choices import ChoicesAccumulator, ChoicesApi, ChoicesFrames
-from deltatap.api.frames import Answer, Piece
 from deltatap.api.input_tokens import InputTokens
 from deltatap.api.prompt import BadPromptError, prompt_text
 from deltatap.tokens import count_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from deltatap.api.frames import Answer, Piece
 
 
 class CompletionsAccumulator(ChoicesAccumulator):

@@ -26,6 +26,7 @@ from deltatap.prompts import request_hash_of
 from deltatap.simulator.answers import ENCODING, Pace, answers
 from deltatap.simulator.faults import REFUSALS, TRAITS, BadFaultError, Fault, by_rate, in_sequence, of_model, parse
 from deltatap.simulator.record import Call, Record, start_of
+from deltatap.simulator.server import Endpoint, body_of
 from deltatap.simulator.stream import BrokenOff, Stream
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Simulator:
         apis = registry.specifications()
         return Starlette(
             routes=[
-                *(Route(base + api.path, _Endpoint(self, api)) for base in _BASES for api in apis),
+                *(Route(base + api.path, Endpoint(self.serve, api)) for base in _BASES for api in apis),
                 Route("/v1/models", self._models),
                 *(Route(f"/sim/{what}", self._recorded) for what in ("calls", "counts", "stats")),
                 Route("/sim/reset", self._reset, methods=["POST"]),
@@ -136,7 +137,14 @@ class Simulator:
 
     async def serve(self, api: Api, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call."""
-        content = await _body(receive)
+        path = scope["path"]
+        if scope["method"] != "POST":
+            await PlainTextResponse("Method Not Allowed", 405)(scope, receive, send)
+            return
+        if path.startswith("/openai/") and "/v1/" not in path and b"api-version=" not in scope["query_string"]:
+            await _refusal(api, "404", "Resource not found")(scope, receive, send)
+            return
+        content = await body_of(receive)
         headers = {name.decode().lower(): value.decode("latin-1") for name, value in scope["headers"]}
         started = time.monotonic()
         try:
@@ -157,7 +165,7 @@ class Simulator:
         call = self.record.begin(
             key=request_hash,
             prompt=start_of(api.last_prompt(body)),
-            path=scope["path"],
+            path=path,
             model=str(body["model"]),
             started=started,
             streamed=body.get("stream") is True,
@@ -226,7 +234,7 @@ class Simulator:
         watch = asyncio.create_task(_disconnected(receive, gone))
         try:
             stream = Stream(call, self.record, fault, frames, send, transport, gone)
-            return await stream.run(found, facts, api.end_mark)
+            return await stream.run(found, api.end_mark)
         finally:
             watch.cancel()
 
@@ -278,35 +286,6 @@ def _facts(incoming: _Incoming, call: Call, fault: Fault, found: Sequence[Answer
         logprobs=incoming.asked.logprobs,
         traits=traits,
     )
-
-
-class _Endpoint:
-    """An instance, so that Starlette hands over ASGI itself and nothing comes between a frame and its write."""
-
-    def __init__(self, simulator: Simulator, api: Api) -> None:
-        self._simulator, self._api = simulator, api
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] != "POST":
-            await PlainTextResponse("Method Not Allowed", 405)(scope, receive, send)
-            return
-        if (
-            scope["path"].startswith("/openai/")
-            and "/v1/" not in scope["path"]
-            and b"api-version=" not in scope["query_string"]
-        ):
-            await _refusal(self._api, "404", "Resource not found")(scope, receive, send)
-            return
-        await self._simulator.serve(self._api, scope, receive, send)
-
-
-async def _body(receive: Receive) -> bytes:
-    content, more = [], True
-    while more:
-        message = await receive()
-        content.append(message.get("body", b""))
-        more = message.get("more_body", False)
-    return b"".join(content)
 
 
 async def _disconnected(receive: Receive, gone: asyncio.Event) -> None:

@@ -12,11 +12,14 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     from deltatap.api.frames import Piece
 
 _SHOWN = 200
 _MINUTE_S = 60.0
-_ERRORS_KEPT = 200_000
+_MAX_LATE = 200_000
+_SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
 
 @dataclass(slots=True)
@@ -124,7 +127,7 @@ class Record:
 
     def late_by(self, seconds: float) -> None:
         """Record how late a piece was written."""
-        if len(self.late) < _ERRORS_KEPT:
+        if len(self.late) < _MAX_LATE:
             self.late.append(seconds)
 
     def counts(self) -> dict[str, Any]:
@@ -142,16 +145,15 @@ class Record:
 
     def stats(self) -> dict[str, Any]:
         """Number of open streams, and how late pieces were written, in ms."""
-        late = sorted(self.late)
-        at = (
-            {name: late[min(len(late) - 1, int(len(late) * share))] * 1e3 for name, share in _SHARES.items()}
-            if late
-            else {}
-        )
-        return {"open": self.open, "most_open": self.most_open, "pieces": len(late), "late_ms": at}
+        late_ms = quantiles([seconds * 1e3 for seconds in self.late], _SHARES)
+        return {"open": self.open, "most_open": self.most_open, "pieces": len(self.late), "late_ms": late_ms}
 
 
-_SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+def quantiles(values: Collection[float], shares: Mapping[str, float]) -> dict[str, float]:
+    """Quantiles by name, each a value of the sample. Empty without values."""
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    return {name: ordered[min(last, int(len(ordered) * share))] for name, share in shares.items() if ordered}
 
 
 def start_of(prompt: object) -> str:

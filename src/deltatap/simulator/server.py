@@ -1,8 +1,9 @@
-"""Serves the simulator or a replay as a process: uvicorn on uvloop."""
+"""What the simulator and the replay share: an ASGI application per API, and the process that serves it (uvicorn)."""
 
 from __future__ import annotations
 
 import gc
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -10,8 +11,34 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Awaitable, Callable
 
     from starlette.applications import Starlette
+    from starlette.types import Receive, Scope, Send
+
+    from deltatap.api.base import Api
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """The ASGI application at the path of one API. Starlette calls an object as it is, but wraps a function."""
+
+    serve: Callable[[Api, Scope, Receive, Send], Awaitable[None]]
+    api: Api
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one call."""
+        await self.serve(self.api, scope, receive, send)
+
+
+async def body_of(receive: Receive) -> bytes:
+    """The body of a request."""
+    content, more = [], True
+    while more:
+        message = await receive()
+        content.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return b"".join(content)
 
 
 class _Protocol(HttpToolsProtocol):

@@ -7,11 +7,6 @@ BAD_JSON = b'data: {"id": "chatcmpl-broken", "choices": [\n\n'
 BOM = b"\xef\xbb\xbf"
 
 
-def with_newlines(frame: bytes, newline: bytes) -> bytes:
-    """The frame with other line ends."""
-    return frame.replace(b"\n", newline)
-
-
 def fragments(frame: bytes) -> list[bytes]:
     """The frame in three pieces, one cut inside a character of several bytes if the frame has one."""
     continued = (at for at, byte in enumerate(frame) if byte >> 6 == 0b10)  # noqa: PLR2004 - UTF-8's mark

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from starlette.types import Send
 
-    from deltatap.api.frames import Answer, Facts, Frames, Piece
+    from deltatap.api.frames import Answer, Frames, Piece
     from deltatap.simulator.faults import Fault
     from deltatap.simulator.record import Call, Record
 
@@ -54,12 +54,11 @@ class Stream:
     _held: list[bytes] = field(default_factory=list)
     _begun: bool = False
 
-    async def run(self, answers: Sequence[Answer], facts: Facts, end_mark: bytes) -> str:
+    async def run(self, answers: Sequence[Answer], end_mark: bytes) -> str:
         """Write everything.
 
         Args:
             answers: the choices.
-            facts: what all frames share.
             end_mark: what follows the last event.
 
         Returns:
@@ -69,6 +68,7 @@ class Stream:
             BrokenOff: if the fault broke the stream.
             ConnectionResetError: if the client disconnected.
         """
+        facts = self.frames.facts
         await self._all(self.frames.begin())
         await self._pieces(answers)
         finishes = "no_finish" not in self.fault
@@ -158,7 +158,7 @@ class Stream:
         """Write a frame in the shape that the fault gives it."""
         fault = self.fault
         if "crlf" in fault or "cr" in fault:
-            frame = shapes.with_newlines(frame, b"\r\n" if "crlf" in fault else b"\r")
+            frame = frame.replace(b"\n", b"\r\n" if "crlf" in fault else b"\r")
         if "bom" in fault and not self._begun:
             frame = shapes.BOM + frame
         self._begun = True

@@ -109,7 +109,7 @@ def test_json_cannot_end_a_script(text: str) -> None:
     assert "<" not in in_script(f'"{text}"')
 
 
-def test_every_output_kind_has_a_colour() -> None:
+def test_every_output_kind_has_a_color() -> None:
     assert set(KINDS) == set(OUTPUT_KINDS)
 
 
