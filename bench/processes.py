@@ -1,4 +1,4 @@
-"""CPU time and memory of processes, sampled while they run, so that a span can be measured without the start."""
+"""Runs the measured processes, and samples their CPU time and memory, so that a span can exclude the start."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ _SAMPLE_S = 0.5
 def spent(samples: Sequence[tuple[float, Mapping[str, float]]], start: float, end: float) -> dict[str, float]:
     """CPU seconds of each process within a span, interpolated between samples.
 
-    A process has spent nothing at the sample before its first one, and spends nothing after its last one. The span from
-    minus to plus infinity gives the total.
+    CPU time is zero at the sample before a process' first sample, and constant after its last one. The span from minus
+    to plus infinity gives the total.
     """
     found = {}
     for name in dict.fromkeys(name for _, seconds in samples for name in seconds):

@@ -1,7 +1,7 @@
 """Typed settings: every key with its default and bounds, read from YAML, a dict and ``--set`` overrides.
 
 Reports every problem of a configuration at once, each with the file and the path of the key. Other modules check
-whether the tables, keys and endpoints that it names exist. Values under ``endpoint.api_key`` never appear in a message,
+whether the tables, keys and endpoints that it names exist. No message contains a value under ``endpoint.api_key``,
 because people paste keys where the name of a variable is expected.
 """
 
@@ -61,7 +61,7 @@ class Prompts(_Section):
 
     @property
     def source(self) -> str:
-        """The source as messages name it."""
+        """The source, for messages."""
         return self.table if self.table is not None else f"query {self.sql!r}"
 
 
@@ -120,7 +120,7 @@ class Endpoint(_Section):
 
     @property
     def azure_v1(self) -> bool:
-        """Whether the base URL is Azure's v1 API, which differs from OpenAI's only in the header with the key."""
+        """Whether the base URL is Azure's v1 API, which differs from OpenAI's only in the header for the key."""
         return self.base_url.partition("?")[0].rstrip("/").endswith("/openai/v1")
 
     @property
@@ -152,7 +152,7 @@ class Capture(_Section):
 
 
 class Timeouts(_Section):
-    """Timeouts in seconds: connect, first byte of the answer, gap between bytes, whole call, draining."""
+    """Timeouts in seconds: connect, first byte of the response, gap between bytes, whole call, draining."""
 
     connect_s: Seconds = 10
     first_byte_s: Seconds = 120
@@ -169,7 +169,7 @@ class Limits(_Section):
 
 
 class Budget(_Section):
-    """What the whole run can use. Then it drains and closes as budget_exhausted, and the next run continues."""
+    """What the whole run can use. When a budget is used up, the run drains and ends as budget_exhausted."""
 
     cost_usd: Annotated[float, Field(gt=0)] | None = None
     tokens: PositiveInt | None = None
@@ -183,7 +183,7 @@ class Bounds:
 
     Attributes:
         requests_per_minute, tokens_per_minute: within any sixty seconds.
-        requests, tokens, cost_usd: in total, the expected use of open calls included.
+        requests, tokens, cost_usd: in total, including the expected use of open calls.
     """
 
     requests_per_minute: float | None = None

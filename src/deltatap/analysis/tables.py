@@ -25,7 +25,7 @@ _COUNTS: tuple[Column, ...] = (
     Column("completed", BIGINT, "completed rows"),
     Column("interrupted", BIGINT, "interrupted rows"),
     Column("failed", BIGINT, "failed rows"),
-    Column("late", BIGINT, "completed rows left out of the times because the worker's own event loop ran late"),
+    Column("late", BIGINT, "completed rows left out of the latencies because the worker's own event loop ran late"),
     Column("requests", BIGINT, "calls made, retries included"),
     Column("errors", COUNTS, "failed calls by error type, retried calls included"),
     Column("finish_reasons", COUNTS, "rows by finish_reason"),
@@ -58,11 +58,11 @@ METRICS_BY_RUN: tuple[Column, ...] = (
     Column("output_tokens_per_s", DOUBLE, "output tokens per second in the same time"),
     Column("good_per_s", DOUBLE, "goodput: good rows per second in the same time; null when good is null"),
     *_METRICS,
-    Column("settings", STRING, "the analysis settings as JSON; a change has the metrics computed again"),
+    Column("settings", STRING, "the analysis settings as JSON; if they change, the metrics are computed again"),
     Column(
         "heartbeat_at",
         TIMESTAMP,
-        "heartbeat of the run when its metrics were computed; a later heartbeat has them computed again",
+        "heartbeat of the run when its metrics were computed; after a later heartbeat, they are computed again",
     ),
 )
 METRICS_BY_HOUR: tuple[Column, ...] = (

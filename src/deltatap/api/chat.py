@@ -31,7 +31,7 @@ class ChatAccumulator(ChoicesAccumulator):
     def _part(self, given: dict[str, Any]) -> object:
         part = given.get("delta") or given.get("message")
         if type(part) is dict and part.get("reasoning_content"):
-            # Servers that are renaming the field send both names with the same text.
+            # Some servers send the same text under the old and the new name of the field.
             part.pop("reasoning", None)
         return part
 
@@ -64,7 +64,7 @@ class ChatAccumulator(ChoicesAccumulator):
             self._called(choice, call, value.get("name"), value.get("arguments"))
 
     def _audio(self, choice: GrowingChoice, value: object) -> None:
-        """The transcript of spoken output is its text; the sound is kept in the raw events only."""
+        """Take the transcript of spoken output as text. The sound is only in the raw events."""
         if type(value) is dict:
             self._output(choice, choice.text, value.get("transcript"), CONTENT)
 
@@ -148,7 +148,7 @@ class Chat(ChoicesApi):
     frames = ChatFrames
 
     def prompt(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The messages; the system prompt is the first of them."""
+        """The messages. The system prompt is the first message."""
         messages = prompt.messages(row)
         system = row.get("system")
         return {"messages": [{"role": "system", "content": system}, *messages] if system else messages}
@@ -166,7 +166,7 @@ class Chat(ChoicesApi):
         )
 
     def asked(self, body: Mapping[str, Any]) -> Asked:
-        """As for every API; the messages must be a list."""
+        """Like the base class, but the messages must be a list."""
         if not isinstance(body["messages"], list):
             raise TypeError("messages is not a list")
         return super().asked(body)
@@ -193,7 +193,7 @@ class Chat(ChoicesApi):
 
 
 def _replayed_calls(row: Mapping[str, Any], chunk: Mapping[str, Any]) -> dict[str, Any]:
-    """All tool calls of a choice with its first chunk of them: a row does not say which piece belongs to which call."""
+    """All tool calls of a choice, at its first tool_calls chunk. A row does not say which call a chunk belongs to."""
     mine = [each for each in row["chunks"] if each["kind"] == "tool_calls" and each["choice"] == chunk["choice"]]
     if chunk is not mine[0]:
         return {}

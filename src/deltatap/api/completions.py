@@ -1,4 +1,4 @@
-"""Legacy completions: `POST /completions`. Pure. A request has one text, and output is in `choices[].text`."""
+"""Legacy completions: `POST /completions`. Pure. The prompt is one text, and output is in `choices[].text`."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Completions(ChoicesApi):
         return {"prompt": prompt_text(row)}
 
     def count_input(self, body: Mapping[str, Any], model: str, encoding: str) -> InputTokens:  # noqa: ARG002
-        """The tokens of the text; no other rule is published."""
+        """The tokens of the prompt. OpenAI has published no rule for a prompt that is not one text, or for `suffix`."""
         prompt = body.get("prompt")
         known = isinstance(prompt, str) and not body.get("suffix")
         return InputTokens(sum(count_text(text, encoding) for text in _texts(prompt)), not known)

@@ -1,6 +1,6 @@
 """What the simulator and the replay write: the records that all APIs share, and how an event becomes bytes. Pure.
 
-Each API's module turns these records into its own JSON. The simulator decides what is answered and when.
+Each API's module turns these records into its own JSON. `simulator/` decides which answer is sent, and when.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STREAM_ERROR = "The server had an error in mid-stream."
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a request asks of a server, in the same words for every API.
+    """What a request asks for, in the same form for every API.
 
     Attributes:
         choices: number of answers.
@@ -57,8 +57,8 @@ class Piece(NamedTuple):
     """A piece of an answer.
 
     Attributes:
-        kind: what the text belongs to; `call` is the name of a tool call.
-        text: complete characters; tokens that are not valid UTF-8 alone are joined with the next.
+        kind: the kind of output. The text of `call` is the name of the called tool.
+        text: complete characters. A token that is not valid UTF-8 on its own is joined with the next token.
         call: number of the tool call, from 0.
     """
 
@@ -103,10 +103,10 @@ class Facts:
     """What all frames of one response share.
 
     Attributes:
-        id: of the response, without the API's prefix.
+        id: the id of the response, without the API's prefix.
         created: seconds since the epoch.
         model: name of the model that answers.
-        usage: in the words of chat completions.
+        usage: with the field names of chat completions.
         with_usage: whether the stream reports usage.
         logprobs: whether log probabilities are sent.
         traits: the quirks of the simulated server.
@@ -183,7 +183,7 @@ def logprob(text: str) -> dict[str, Any]:
 def usage(
     input_tokens: int, output_tokens: int, reasoning_tokens: int = 0, traits: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Usage in the words of chat completions; the trait `details` fills every field."""
+    """Usage with the field names of chat completions. The trait `details` fills every field."""
     detailed = "details" in traits
     return {
         "prompt_tokens": input_tokens,

@@ -1,8 +1,8 @@
 """OpenAI's published rules for input tokens: messages, tools and images. Pure.
 
-Parts of a request without a published rule are counted as their JSON text and marked as approximate. Sources: OpenAI's
-cookbook, "How to count tokens with tiktoken" (messages and tool calls), and OpenAI's guide "Images and vision",
-calculating costs. Each API's module decides which rules apply; `tokens.py` has the encodings.
+A part of a request without a published rule is counted as its JSON text, and the count is marked as approximate.
+Sources: OpenAI's cookbook, "How to count tokens with tiktoken" (messages and tool calls), and OpenAI's guide "Images
+and vision", calculating costs. Each API's module decides which rules apply; `tokens.py` has the encodings.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class InputTokens:
-    """A number of tokens, and whether a part of it has no published rule."""
+    """A number of tokens. It is approximate if a part of it has no published rule."""
 
     tokens: int = 0
     approximate: bool = False
@@ -60,7 +60,7 @@ class _Patches:
             by = math.sqrt(32 * 32 * _MOST_PATCHES / (width * height))
             across, down = width * by / 32, height * by / 32
             by *= min(math.floor(across) / across, math.floor(down) / down)
-            # Without the tolerance, rounding in the last bit of a float would add a patch.
+            # Without the tolerance, a rounding error in a float could add a patch.
             patches = math.ceil(width * by / 32 - 1e-6) * math.ceil(height * by / 32 - 1e-6)
         return round(patches * self.multiplier)
 

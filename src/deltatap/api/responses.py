@@ -1,6 +1,6 @@
 """Responses: `POST /responses`. Pure.
 
-Events are typed, the prompt is a text or a list of items, and the system prompt is in `instructions`. There is one
+Events are typed. The prompt is text or a list of items, and the system prompt is in `instructions`. There is one
 choice, and a stream always reports usage.
 """
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ResponsesAccumulator(Accumulator):
-    """Receives typed events. All output belongs to choice 0. A whole response is what `response.completed` holds."""
+    """Receives typed events. All output belongs to choice 0. A whole response is the object in `response.completed`."""
 
     __slots__ = ()
 
@@ -83,7 +83,7 @@ class ResponsesAccumulator(Accumulator):
             self._called(choice, call, item.get("name"), None)
 
     def _item_done(self, event: dict[str, Any]) -> None:
-        """A call that the server ran itself is complete only now. Other calls came in pieces before."""
+        """Keep a call that the server ran itself, which is complete now. Other calls have already arrived in pieces."""
         item = event.get("item")
         if type(item) is dict and _is_call(item):
             _identify(self._call(self._choice(), event), item)
@@ -138,7 +138,7 @@ class ResponsesAccumulator(Accumulator):
         if part.get("logprobs"):
             choice.logprobs.append({"content": part["logprobs"]})
 
-    # Events that are missing here repeat or frame what other events bring.
+    # All other events repeat the content of these, or mark where a part starts and ends.
     EVENTS: ClassVar[Mapping[str, Callable[[Any, dict[str, Any]], None]]] = {
         "response.created": _start,
         "response.queued": _start,
@@ -165,7 +165,7 @@ def _is_call(item: dict[str, Any]) -> bool:
 
 
 def _identify(call: ToolCall, item: dict[str, Any]) -> None:
-    """Convert a call that the client must answer (it has a call_id); keep a call that the server ran as it is."""
+    """Take id and type of a call that the client must answer (it has a call_id). Keep other calls as they were sent."""
     if type(item.get("call_id")) is str:
         call.id = item["call_id"]
         call.type = "custom" if item["type"] == "custom_tool_call" else "function"
@@ -287,7 +287,7 @@ class ResponsesFrames(Frames):
         return made
 
     def end(self, reason: str | None) -> list[bytes]:
-        """The complete response, which is where this API has its finish_reason."""
+        """The complete response, whose status and details are this API's finish_reason."""
         if reason is None:
             return []
         status = _status(reason)
@@ -301,7 +301,7 @@ class ResponsesFrames(Frames):
         return [self._event("response.failed", response=failed)]
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
-        """The response with the items that a stream would have built."""
+        """The response with the same items as a stream."""
         for piece in answers[0].pieces:
             self.piece(0, piece)
         self._close()
@@ -366,7 +366,7 @@ class Responses(Api):
     frames = ResponsesFrames
 
     def prompt(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The input as a text or as items, and the system prompt as instructions."""
+        """The input as text or as items, and the system prompt as instructions."""
         system = row.get("system")
         given = prompt.prompt_text(row) if row.get("messages") is None else prompt.messages(row, allow_items=True)
         return {"input": given, "instructions": system} if system else {"input": given}
@@ -381,7 +381,7 @@ class Responses(Api):
         return counted + without_rule(body.get("text"), encoding) + InputTokens(0, approximate=True)
 
     def asked(self, body: Mapping[str, Any]) -> Asked:
-        """As for every API; reasoning, the form of the text and log probabilities have other names."""
+        """Like the base class, but reasoning, the output format and log probabilities have other names."""
         reasoning, text = body.get("reasoning"), body.get("text")
         effort = reasoning.get("effort") if isinstance(reasoning, dict) else None
         return replace(

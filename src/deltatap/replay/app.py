@@ -1,7 +1,6 @@
-"""Serves captured answers at the URLs of their APIs, at the pace at which they were received.
+"""Serves captured answers at the URLs of their APIs, with their original timing.
 
-This module knows ASGI and the clock, and finds the recording that answers a request. `recordings.py` turns rows into
-recordings.
+This module knows ASGI and the clock, and finds the recording for a request. `recordings.py` turns rows into recordings.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ KINDS = dict(zip(OUTPUT_KINDS, ("#1F8FD6", "#CC79A7", "#D55E00", "#009E73"), str
 _POINTS = 2_000
 _TICK = 0.38
 _BINS = 60
-# Ticks at 1, 2 and 5 of each decade, in full: between decades, plotly would write a bare 2 and 5.
+# Ticks at 1, 2 and 5 of each decade, with all digits. Between decades, plotly would write only 2 and 5.
 _TICKS = [digit * 10.0**decade for decade in range(-2, 8) for digit in (1, 2, 5)]
 _LOG = {"type": "log", "tickvals": _TICKS, "ticktext": [f"{tick:,.10g}" for tick in _TICKS]}
 _KEYS = ("run_id", "endpoint", "request_model", "mode")
@@ -36,7 +36,7 @@ _KEYS = ("run_id", "endpoint", "request_model", "mode")
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A figure with its title and caption, which screen readers read, too."""
+    """A figure with its title and caption. Screen readers also read both."""
 
     name: str
     title: str
@@ -72,7 +72,7 @@ def charts(gathered: Gathered) -> list[Chart]:
 
 
 def labels(gathered: Gathered) -> Mapping[tuple[Any, ...], str]:
-    """The name of each series: its run, endpoint, model and mode, without those that all series share."""
+    """The name of each series: those of its run, endpoint, model and mode that differ between the series."""
     keys = [series_key(row) for row in gathered.metrics]
     differ = [at for at in range(len(_KEYS)) if len({key[at] for key in keys}) > 1]
     words = {"stream": "streamed", "complete": "whole"}
@@ -108,7 +108,7 @@ def _figure(x: str, y: str, **layout: Any) -> go.Figure:  # noqa: ANN401 - plotl
 
 
 def _sampled(values: dict[str, Any], *names: str) -> list[Any]:
-    """Columns of at most :data:`_POINTS` rows that have values in all of them."""
+    """The columns, of at most :data:`_POINTS` rows that have a value in each of them."""
     complete = np.logical_and.reduce([~np.isnan(values[name].astype(float)) for name in names])
     at = np.flatnonzero(complete)
     if len(at) > _POINTS:

@@ -1,7 +1,7 @@
 """The simulator's endpoints: every API at the URLs of OpenAI, Azure and Databricks, and a record of calls at `/sim`.
 
-This module knows URLs, ASGI and the clock. `answers.py` decides what is answered, the APIs' modules build its JSON,
-`stream.py` writes it, `faults.py` says what goes wrong, and `record.py` keeps what was sent.
+This module knows URLs, ASGI and the clock. `answers.py` makes up the answer, each API's module turns it into JSON,
+`stream.py` writes it, `faults.py` defines the faults, and `record.py` records what was sent.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class SimulatorSettings:
         seed: the same seed gives the same answers, waits and faults.
         pace: how long answers are and how fast they arrive.
         faults: the rate of each fault, 0 to 1, by its text.
-        in_a_row: maximum number of consecutive calls for one prompt that may meet a random fault.
+        in_a_row: maximum number of consecutive random faults for one prompt.
         models: the models that `/v1/models` lists.
         api_key_env: name of the environment variable with the key that clients must send; None for no key.
         keep_calls: number of calls whose texts and times are kept.
-        requests_per_minute, tokens_per_minute: more within any sixty seconds are refused with 429.
+        requests_per_minute, tokens_per_minute: limits for any sixty seconds. A call above them gets a 429.
     """
 
     seed: int = 0
@@ -70,7 +70,7 @@ class SimulatorSettings:
 
 @dataclass(frozen=True, slots=True)
 class _Incoming:
-    """A request as the simulator understood it."""
+    """A parsed request."""
 
     api: Api
     body: dict[str, Any]
@@ -113,7 +113,7 @@ class Simulator:
         return JSONResponse({"object": "list", "data": data})
 
     async def _recorded(self, request: Request) -> Response:
-        """Read the record on the event loop, the only writer: in a thread the record could change meanwhile."""
+        """Read the record on the event loop, which also writes it. In a thread, the record could change meanwhile."""
         record = self.record
         readers = {"calls": record.all_calls, "counts": record.counts, "stats": record.stats}
         content = readers[request.url.path.rpartition("/")[2]]()
@@ -185,7 +185,7 @@ class Simulator:
             self.record.end(call, ended)
 
     def _fault(self, requested: Sequence[Fault], call: Call) -> Fault | None:
-        """The fault that the request asks for in this call, or a random one if it asks for none at all."""
+        """The fault that the request asks for, or a random fault if the request asks for none."""
         if requested:
             return in_sequence(requested, call.attempt)
         settings = self.settings
@@ -239,7 +239,7 @@ class Simulator:
             watch.cancel()
 
     def _limits(self, call: Call, tokens: int) -> dict[str, str]:
-        """Headers with what remains of the limits, and a Retry-After if the call exceeds one."""
+        """The headers with the remaining requests and tokens. If the call exceeds a limit, also a Retry-After."""
         settings, record = self.settings, self.record
         headers: dict[str, str] = {}
         for what, limit, amount in (
@@ -263,7 +263,7 @@ class Simulator:
 
 
 def _refused(incoming: _Incoming, fault: Fault, limits: dict[str, str]) -> Response | None:
-    """The refusal that the fault or the limits cause; None if there is an answer."""
+    """The refusal that the fault or the limits cause. None if the call gets an answer."""
     api = incoming.api
     if "no_stream_options" in fault and "stream_options" in incoming.body:
         return _refusal(api, "400", "Unrecognized request argument supplied: stream_options")
@@ -313,7 +313,7 @@ def _refusal(
 
 
 def _key(headers: Mapping[str, str]) -> str:
-    """The API key of a request, in the header of any API or in Azure's."""
+    """The API key of a request, from the header of any API, or from Azure's header."""
     for api in registry.specifications():
         if key := headers.get(api.key_header.lower(), "").removeprefix(api.key_prefix).strip():
             return key

@@ -42,7 +42,7 @@ async def body_of(receive: Receive) -> bytes:
 
 
 class _Protocol(HttpToolsProtocol):
-    """Hands the connection to the application, which may have to cut it."""
+    """Passes the connection to the application, which cuts it if a fault requires that."""
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -65,9 +65,9 @@ def serve(application: Starlette, host: str, port: int, name: str = "simulator")
     """Serve until SIGTERM or Ctrl-C.
 
     Args:
-        application: of the simulator or of a replay.
-        host: address to listen on. Stay on loopback: there is no access control.
-        port: 0 takes a free port.
+        application: the simulator or a replay.
+        host: address to listen on. Keep it on loopback: there is no authentication.
+        port: port to listen on. 0 picks a free port.
         name: the start of the line that prints the URL.
     """
     server = _Server(

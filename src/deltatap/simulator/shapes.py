@@ -1,4 +1,4 @@
-"""How the simulator distorts the bytes of a stream without changing its events. Pure."""
+"""Distortions of a stream's bytes for the simulator's faults. Pure."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Writes one streamed answer: each piece at its time, shaped or broken as its fault wants it.
+"""Writes one streamed answer: each piece at its time, with the faults of the call.
 
-This module knows ASGI's messages and the clock. The API's frames say what is written, `shapes.py` how bytes are
+This module knows ASGI's messages and the clock. The API's frames define what is written, and `shapes.py` how bytes are
 distorted.
 """
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from deltatap.simulator.faults import Fault
     from deltatap.simulator.record import Call, Record
 
-# How many frames the fault `coalesce` puts into one write.
+# The number of frames that the fault `coalesce` puts into one write.
 _COALESCED = 4
 
 
@@ -37,11 +37,11 @@ class Stream:
 
     Attributes:
         call: records what was written.
-        fault: what goes wrong.
-        frames: builds what is written.
+        fault: the faults to inject.
+        frames: builds the events.
         send: ASGI's.
         transport: the connection.
-        gone: is set when the client has disconnected.
+        gone: set when the client has disconnected.
     """
 
     call: Call
@@ -59,7 +59,7 @@ class Stream:
 
         Args:
             answers: the choices.
-            end_mark: what follows the last event.
+            end_mark: the bytes after the last event.
 
         Returns:
             How the call ended: done, or broken.
@@ -120,7 +120,7 @@ class Stream:
             await self._break()
 
     async def _break(self) -> None:
-        """Break the stream here if the fault says so."""
+        """Break the stream, if the fault is one that breaks it."""
         fault = self.fault
         if "cut" in fault:
             await self._flush()
@@ -155,7 +155,7 @@ class Stream:
             await self._write(frame)
 
     async def _write(self, frame: bytes) -> None:
-        """Write a frame in the shape that the fault gives it."""
+        """Write a frame, distorted if the fault requires it."""
         fault = self.fault
         if "crlf" in fault or "cr" in fault:
             frame = frame.replace(b"\n", b"\r\n" if "crlf" in fault else b"\r")
