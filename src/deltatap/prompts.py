@@ -104,7 +104,7 @@ def _body(row: Mapping[str, Any], api: str, model: str | None, defaults: Mapping
     ours = [key for key in (specified.prompt_field, *OURS) if key in params]
     ours += [key for key in given if key in params and key not in ours]
     if ours:
-        raise BadPromptError(f"params must not hold {', '.join(ours)}: deltatap sets it")
+        raise BadPromptError(f"params must not contain {', '.join(ours)}: deltatap sets it")
     defaults = {**specified.defaults, **defaults}
     body = {"model": model, **given, **{key: value for key, value in defaults.items() if key not in given}, **params}
     try:

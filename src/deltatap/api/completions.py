@@ -67,7 +67,7 @@ class Completions(ChoicesApi):
         """The prompt as one text."""
         for name in ("messages", "system"):
             if row.get(name):
-                raise BadPromptError(f"{name}: endpoint.api is completions, which accepts only a text in prompt")
+                raise BadPromptError(f"{name}: endpoint.api is completions, which accepts only text in prompt")
         return {"prompt": prompt_text(row)}
 
     def count_input(self, body: Mapping[str, Any], model: str, encoding: str) -> InputTokens:  # noqa: ARG002

@@ -25,7 +25,7 @@ def prompt_text(row: Mapping[str, Any]) -> str:
     """
     prompt = row.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
-        raise BadPromptError("no prompt: expected a text in prompt, or messages")
+        raise BadPromptError("no prompt: expected text in prompt, or messages")
     return prompt
 
 

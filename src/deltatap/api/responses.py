@@ -173,6 +173,21 @@ def _identify(call: ToolCall, item: dict[str, Any]) -> None:
         call.item = item
 
 
+# For each kind of output: the name of its events, the index in them, and the field of the last one with all its text.
+_EVENTS_OF: Mapping[str, tuple[str, dict[str, int], str]] = {
+    "call": ("function_call_arguments", {}, "arguments"),
+    "content": ("output_text", {"content_index": 0}, "text"),
+    "reasoning": ("reasoning_summary_text", {"summary_index": 0}, "text"),
+    "refusal": ("refusal", {"content_index": 0}, "refusal"),
+}
+
+
+def _part(kind: str, text: str) -> dict[str, Any]:
+    if kind == "refusal":
+        return {"type": "refusal", "refusal": text}
+    return {"type": "output_text", "text": text, "annotations": []}
+
+
 @dataclass(slots=True)
 class ResponsesFrames(Frames):
     """Writes typed events. An item opens with the first piece of its kind and closes before the next item."""
@@ -201,23 +216,12 @@ class ResponsesFrames(Frames):
         if piece.kind == "call":
             return made
         self._text += piece.text
-        where = {"item_id": self._items[-1]["id"], "output_index": len(self._items) - 1}
-        if piece.kind == "arguments":
-            return [*made, self._event("response.function_call_arguments.delta", **where, delta=piece.text)]
-        if piece.kind == "reasoning":
-            return [
-                *made,
-                self._event("response.reasoning_summary_text.delta", **where, summary_index=0, delta=piece.text),
-            ]
-        if piece.kind == "refusal":
-            return [*made, self._event("response.refusal.delta", **where, content_index=0, delta=piece.text)]
-        probabilities = [logprob(piece.text)] if self.facts.logprobs else []
-        return [
-            *made,
-            self._event(
-                "response.output_text.delta", **where, content_index=0, delta=piece.text, logprobs=probabilities
-            ),
-        ]
+        name, index, _ = _EVENTS_OF[of[0]]
+        more = {"logprobs": [logprob(piece.text)] if self.facts.logprobs else []} if piece.kind == "content" else {}
+        return [*made, self._event(f"response.{name}.delta", **self._where(), **index, delta=piece.text, **more)]
+
+    def _where(self) -> dict[str, Any]:
+        return {"item_id": self._items[-1]["id"], "output_index": len(self._items) - 1}
 
     def _opened(self, piece: Piece) -> list[bytes]:
         number = len(self._items)
@@ -225,16 +229,8 @@ class ResponsesFrames(Frames):
         self._items.append(item)
         made = [self._event("response.output_item.added", output_index=number, item=item)]
         if piece.kind in ("content", "refusal"):
-            part = (
-                {"type": "refusal", "refusal": ""}
-                if piece.kind == "refusal"
-                else {"type": "output_text", "text": "", "annotations": []}
-            )
-            made.append(
-                self._event(
-                    "response.content_part.added", item_id=item["id"], output_index=number, content_index=0, part=part
-                )
-            )
+            part = _part(piece.kind, "")
+            made.append(self._event("response.content_part.added", **self._where(), content_index=0, part=part))
         return made
 
     def _item(self, piece: Piece, number: int) -> dict[str, Any]:
@@ -262,23 +258,19 @@ class ResponsesFrames(Frames):
     def _close(self) -> list[bytes]:
         if self._open is None:
             return []
-        kind, number = self._open[0], len(self._items) - 1
-        item, text = self._items[-1], self._text
+        kind, item, text = self._open[0], self._items[-1], self._text
         self._text = ""
-        where = {"item_id": item["id"], "output_index": number}
         if kind == "call":
             item |= {"arguments": text, "status": "completed"}
-            made = [self._event("response.function_call_arguments.done", **where, arguments=text)]
         elif kind == "reasoning":
             item["summary"] = [{"type": "summary_text", "text": text}]
-            made = [self._event("response.reasoning_summary_text.done", **where, summary_index=0, text=text)]
-        elif kind == "refusal":
-            item |= {"content": [{"type": "refusal", "refusal": text}], "status": "completed"}
-            made = [self._event("response.refusal.done", **where, content_index=0, refusal=text)]
         else:
-            item |= {"content": [{"type": "output_text", "text": text, "annotations": []}], "status": "completed"}
-            made = [self._event("response.output_text.done", **where, content_index=0, text=text)]
-        return [*made, self._event("response.output_item.done", output_index=number, item=item)]
+            item |= {"content": [_part(kind, text)], "status": "completed"}
+        name, index, complete = _EVENTS_OF[kind]
+        return [
+            self._event(f"response.{name}.done", **self._where(), **index, **{complete: text}),
+            self._event("response.output_item.done", output_index=len(self._items) - 1, item=item),
+        ]
 
     def finish(self, choice: int, reason: str) -> list[bytes]:  # noqa: ARG002 - the response's end has the reason
         """The end of the last item."""

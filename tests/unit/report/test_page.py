@@ -1,4 +1,4 @@
-"""The page made from data in memory, and what happens without the packages that it needs."""
+"""The page from data in memory, and the error if jinja2 or plotly is not installed."""
 
 from __future__ import annotations
 
