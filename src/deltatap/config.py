@@ -65,20 +65,14 @@ class Prompts(_Section):
         return self.table if self.table is not None else f"query {self.sql!r}"
 
 
-class Table(_Section):
-    """A catalog name, or a path if it contains a ``/``."""
-
-    table: Location
-
-
-class Captures(Table):
-    """The table of captured answers."""
+class Captures(_Section):
+    """The table of captured answers: a catalog name, or a path if it contains a ``/``."""
 
     table: Location = "data/captures"
 
 
-class Runs(Table):
-    """The table of runs."""
+class Runs(_Section):
+    """The table of runs, named like that of the captures."""
 
     table: Location = "data/runs"
 

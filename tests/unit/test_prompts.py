@@ -227,7 +227,7 @@ def test_responses_take_text_or_items() -> None:
         ("responses", "complete", True, {}),
     ],
 )
-def test_what_deltatap_adds_to_a_body(api: str, mode: Mode, include_usage: bool, ours: dict[str, Any]) -> None:
+def test_what_deltatap_adds_to_a_body(api: str, mode: Mode, include_usage: bool, ours: dict[str, Any]) -> None:  # noqa: FBT001
     request = build_request({"prompt": "Hi"}, api=api, model="m", defaults={}, keep=())
     wire_ = sent(request, api=api, mode=mode, include_usage=include_usage)
     added = json.loads(wire_.body)
