@@ -133,5 +133,5 @@ def cards(gathered: Gathered) -> list[Card]:
     made.append(Card("cost", f"${sum(costs):,.4f}" if costs else "no price", "retries included" if costs else ""))
     late = sum(row["late"] for row in metrics)
     if late:
-        made.append(Card("left out of the times", f"{late:,} rows", "the worker's event loop ran late"))
+        made.append(Card("left out of the latencies", f"{late:,} rows", "the worker's event loop ran late"))
     return made

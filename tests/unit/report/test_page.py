@@ -92,7 +92,7 @@ def test_cards_sum_over_all_series() -> None:
         ("median E2E", "900 ms"): "p95 900 ms; whole",
         ("output tokens", "4,000"): "200 input tokens",
         ("cost", "$0.5000"): "retries included",
-        ("left out of the times", "2 rows"): "the worker's event loop ran late",
+        ("left out of the latencies", "2 rows"): "the worker's event loop ran late",
     }
 
 
