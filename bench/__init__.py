@@ -1,1 +1,1 @@
-"""Benchmarks. They measure and assert nothing: each prints its figures next to a floor that the same run measured."""
+"""Benchmarks. They assert nothing: each prints its figures next to a floor that the same run measured."""

@@ -21,7 +21,7 @@ from rich.console import Console
 from bench.decoding import decoding
 from bench.figure import Figure, as_table
 from bench.page import with_table
-from bench.processes import watched
+from bench.processes import client, watched
 from bench.truth import Measured, busy, errors
 from tests.simulation import Simulation, start_simulator
 
@@ -41,7 +41,7 @@ def capturing() -> Iterator[Figure]:
     with start_simulator(*EVEN) as simulator:
         cost = {}
         for name in ("floor", "plain", "plain-aiohttp", "worker"):
-            found = _client(name, simulator)
+            found = client(name, simulator, STREAMS, REQUESTS)
             cost[name] = found["cpu_us"] * found["chunks"] / sum(len(call["chunks"]) for call in simulator.calls())
         whole = _errors(found, simulator)
         yield Figure("floor: aiohttp, split, orjson", cost["floor"], "µs CPU per chunk")
@@ -52,7 +52,7 @@ def capturing() -> Iterator[Figure]:
         yield Figure("AsyncOpenAI / worker", cost["plain"] / cost["worker"], "ratio", least=4)
         yield Figure("AsyncOpenAI over aiohttp and uvloop / worker", cost["plain-aiohttp"] / cost["worker"], "ratio")
         for part in ("journal", "tokens", "input"):
-            without = _errors(_client(f"worker-{part}", simulator), simulator)
+            without = _errors(client(f"worker-{part}", simulator, STREAMS, REQUESTS), simulator)
             for name in ("TTFT error p50", "gap error p99"):
                 yield Figure(f"{name} without {part} to with", without[name] / whole[name], "ratio", 1.2, 0.8)
 
@@ -98,21 +98,6 @@ def demo() -> Iterator[Figure]:
     started = time.monotonic()
     subprocess.run(command, capture_output=True, check=True)
     yield Figure("make demo, second run", time.monotonic() - started, "s", most=60)
-
-
-def _client(name: str, simulator: Simulation) -> dict[str, Any]:
-    return _run("bench.clients", simulator, STREAMS, REQUESTS, name)
-
-
-def _run(module: str, simulator: Simulation, streams: int, requests: int, *names: str) -> dict[str, Any]:
-    """Run a client as a process. Returns what it measured."""
-    simulator.reset()
-    command = [sys.executable, "-m", module, *names, simulator.base_url, str(streams), str(requests)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{' '.join(command[1:])} ended with {done.returncode}:\n{done.stderr}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 def _errors(found: dict[str, Any], simulator: Simulation) -> dict[str, float]:

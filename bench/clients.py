@@ -1,4 +1,4 @@
-"""Clients that read many streams at once, from the cheapest possible one to the plain loop that people write.
+"""Clients that read many streams at once, from the cheapest possible client to the plain loop of most programs.
 
 Each client is a process: ``python -m bench.clients NAME BASE_URL STREAMS REQUESTS`` prints one line of JSON with its
 CPU time and what it measured. ``worker`` is the complete work of a Spark worker, without Spark. ``worker-journal``,

@@ -35,7 +35,7 @@ from rich.table import Table
 
 from bench.clients import MODEL
 from bench.page import with_table
-from bench.processes import Watch, spent
+from bench.processes import Watch, client, spent
 from deltatap.tokens import VOCABULARIES
 from tests.simulation import Simulation, start_simulator
 
@@ -168,12 +168,7 @@ def true_times(calls: Sequence[Mapping[str, Any]]) -> Times:
 
 
 def _ours(name: str, simulator: Simulation) -> Result:
-    simulator.reset()
-    command = [sys.executable, "-m", "bench.clients", name, simulator.base_url, str(STREAMS), str(REQUESTS)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_RUN_S)
-    if done.returncode:
-        sys.exit(f"{name} ended with {done.returncode}:\n{done.stderr}")
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = client(name, simulator, STREAMS, REQUESTS, _RUN_S)
     streams = [ms for _, ms, _ in found["streams"]]
     reported = times((ms[0] for ms in streams), streams) if streams else None
     return _result(name, simulator, lambda *_: found["cpu_us"] * found["chunks"] / 1e6, None, reported)

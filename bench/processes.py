@@ -1,4 +1,4 @@
-"""CPU time and memory of processes, sampled while they run, so that a span can be measured without the start."""
+"""Runs the measured processes, and samples their CPU time and memory, so that a span can exclude the start."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ import psutil
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from tests.simulation import Simulation
+
 # Sampling all processes takes some ms of CPU, which the measured processes then lack.
 _SAMPLE_S = 0.5
 
@@ -26,8 +28,8 @@ _SAMPLE_S = 0.5
 def spent(samples: Sequence[tuple[float, Mapping[str, float]]], start: float, end: float) -> dict[str, float]:
     """CPU seconds of each process within a span, interpolated between samples.
 
-    A process has spent nothing at the sample before its first one, and spends nothing after its last one. The span from
-    minus to plus infinity gives the total.
+    CPU time is zero at the sample before a process' first sample, and constant after its last one. The span from minus
+    to plus infinity gives the total.
     """
     found = {}
     for name in dict.fromkeys(name for _, seconds in samples for name in seconds):
@@ -89,6 +91,17 @@ class Watch:
         """The process of one kind with the most CPU time."""
         found = spent(self.samples, -math.inf, math.inf)
         return max((name for name in found if name.startswith(kind)), key=lambda name: found[name])
+
+
+def client(name: str, simulator: Simulation, streams: int, requests: int, within_s: float = 900) -> dict[str, Any]:
+    """Run a client of bench/clients.py as a process. Returns what it measured."""
+    simulator.reset()
+    command = [sys.executable, "-m", "bench.clients", name, simulator.base_url, str(streams), str(requests)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=within_s)
+    if done.returncode:
+        sys.exit(f"{name} ended with {done.returncode}:\n{done.stderr}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def watched(*command: object, within_s: float = 900) -> tuple[dict[str, Any], Watch]:

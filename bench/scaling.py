@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.page import with_table
-from bench.processes import watched
+from bench.processes import client, watched
 from bench.truth import Measured, busy, errors, full
 from deltatap.config import Bounds
 from deltatap.driver.control import backlog
@@ -88,10 +87,8 @@ def with_workers(workers: int, simulator: Simulation) -> dict[str, float]:
 
 def journal(simulator: Simulation) -> Iterator[tuple[str, float]]:
     """The size of a worker's journal, with one file per second."""
-    simulator.reset()
     requests = 4 * STREAMS
-    command = [sys.executable, "-m", "bench.clients", "worker", simulator.base_url, str(STREAMS), str(requests)]
-    found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=_RUN_S).stdout)
+    found = client("worker", simulator, STREAMS, requests, _RUN_S)
     yield "journal, bytes per chunk", found["journal_bytes"] / found["chunks"]
     yield f"journal, bytes per capture of {TOKENS} chunks", found["journal_bytes"] / requests
 

@@ -1,8 +1,8 @@
 """The command line: arguments, exit codes and what each command prints. The job scripts run the same commands.
 
-A command is a plain function from settings, a console and its own options to an exit code. ``command`` gives it
-``--config`` and ``--set``; ``run`` loads the settings and turns errors into messages. Spark, pandas and the settings
-are imported when a command runs, so that ``--help`` and ``--version`` stay fast.
+A command is a function that takes the settings, a console and its own options, and returns an exit code. ``command``
+adds ``--config`` and ``--set`` to it. ``run`` loads the settings and turns errors into messages. Spark, pandas and the
+settings are imported when a command runs, so that ``--help`` and ``--version`` stay fast.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _HELP = "Stream LLM completions from Spark into Delta, with the arrival time of 
 app = typer.Typer(help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False)
 
 OK, FAILED, CONFIGURATION, TOO_MANY_ERRORS = 0, 1, 2, 3
-# Errors that are raised before the first API call. The others mean that something failed while the command worked.
+# Errors that are raised before the first API call. Any other error means that the command failed while it ran.
 _NOT_STARTED = (ConfigError, VocabularyError, RunningError, MissingExtraError)
 # The extra that installs a module, by the module's top-level package.
 EXTRAS = {
@@ -137,7 +137,7 @@ def run(work: Callable[..., int], config: Path, overrides: list[str] | tuple[str
 
 
 def _guarded(console: Console, work: Callable[[], int], hint: str = "") -> int:
-    """Do the work and print its errors; after one that is not deltatap's, also print a hint. Returns the exit code."""
+    """Do the work and print its errors. After an unexpected error, also print the hint. Returns the exit code."""
     try:
         return work()
     except Exception as error:  # noqa: BLE001 - Spark, the machine or a bug can raise anything
@@ -161,14 +161,14 @@ def _missing(error: Exception) -> MissingExtraError | None:
 
 
 def _say(console: Console, text: str, level: str | None = None) -> None:
-    """Print text as it is: not as markup, not highlighted, not wrapped."""
+    """Print text unchanged: without markup, highlighting or wrapping."""
     from rich.markup import escape  # noqa: PLC0415
 
     console.print(f"{_MARKS[level]} " if level else "", escape(text), sep="", highlight=False, soft_wrap=True)
 
 
 def _session(settings: Settings, console: Console) -> SparkSession:
-    """The active session, as on Databricks. Elsewhere a local one, started if necessary."""
+    """The session: on Databricks the one that exists, elsewhere a local one, which is started if necessary."""
     with console.status("starting Spark"):
         from pyspark.sql import SparkSession  # noqa: PLC0415
 
@@ -205,7 +205,7 @@ def capture(
     console: Console,
     *,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what is owed, its tokens and a cost estimate. Makes no API call.")
+        bool, typer.Option("--dry-run", help="Show what is owed, its tokens and a cost estimate. Make no API call.")
     ] = False,
 ) -> int:
     """Capture every prompt that has no final row yet.
@@ -366,7 +366,7 @@ def show(
         str | None, typer.Option("--run", metavar="RUN", help="Show this run's row. Default: the newest row.")
     ] = None,
 ) -> int:
-    """Show one request: when its chunks arrived, its times, cost, text and error."""
+    """Show one request: when its chunks arrived, its latencies, cost, text and error."""
     from deltatap.analysis.queries import newest_capture  # noqa: PLC0415
     from deltatap.terminal import show_capture  # noqa: PLC0415
 
@@ -384,8 +384,8 @@ def compare(
 ) -> int:
     """Compare two runs: how much the median and p95 of each metric differ.
 
-    Each difference has a bootstrap 95 % interval. If a mode has more than 5,000 rows, a sample of 5,000 is used, and
-    it is the same sample every time.
+    Each difference has a bootstrap 95 % interval. If a mode has more than 5,000 rows, the command compares a sample
+    of 5,000. The sample is the same every time.
     """
     from deltatap.analysis.compare import compare as differences  # noqa: PLC0415
     from deltatap.analysis.queries import require_run  # noqa: PLC0415
@@ -403,7 +403,7 @@ def report(
     settings: Settings,
     console: Console,
     run_ids: Annotated[
-        list[str] | None, typer.Argument(metavar="RUN", help="Runs to include. Default: the newest with rows.")
+        list[str] | None, typer.Argument(metavar="RUN", help="Runs to include. Default: the newest run that has rows.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("report.html"),
 ) -> int:
@@ -433,9 +433,9 @@ def replay(
 ) -> int:
     """Serve captured answers as an OpenAI-compatible endpoint, with their original timing.
 
-    A request gets the answer that was captured for the same body (request_hash), else for the same last prompt: as a
-    stream if it asks for one, else as a whole answer. Broken streams break again. The page at / shows an answer being
-    typed.
+    A request gets the answer that was captured for the same body (request_hash), or else for the same last prompt. If
+    the request sets stream, it gets a captured stream, otherwise a whole answer. Broken streams break again. Open / in
+    a browser to watch an answer arrive.
     """
     from deltatap.analysis.queries import newest_answers  # noqa: PLC0415
     from deltatap.replay.app import Replay  # noqa: PLC0415
@@ -478,8 +478,10 @@ def simulate(
     api_key_env: Annotated[
         str | None, typer.Option(help="Require the key in this environment variable.", metavar="NAME")
     ] = None,
-    requests_per_minute: Annotated[float | None, typer.Option(help="Answer 429 above this rate.")] = None,
-    tokens_per_minute: Annotated[float | None, typer.Option(help="Answer 429 above this rate.")] = None,
+    requests_per_minute: Annotated[
+        float | None, typer.Option(help="Maximum requests per minute. More get a 429.")
+    ] = None,
+    tokens_per_minute: Annotated[float | None, typer.Option(help="Maximum tokens per minute. More get a 429.")] = None,
 ) -> None:
     """Serve a simulated OpenAI-compatible endpoint that injects faults on demand and records what it sent.
 

@@ -1,7 +1,7 @@
 """Typed settings: every key with its default and bounds, read from YAML, a dict and ``--set`` overrides.
 
 Reports every problem of a configuration at once, each with the file and the path of the key. Other modules check
-whether the tables, keys and endpoints that it names exist. Values under ``endpoint.api_key`` never appear in a message,
+whether the tables, keys and endpoints that it names exist. No message contains a value under ``endpoint.api_key``,
 because people paste keys where the name of a variable is expected.
 """
 
@@ -61,24 +61,18 @@ class Prompts(_Section):
 
     @property
     def source(self) -> str:
-        """The source as messages name it."""
+        """The source, for messages."""
         return self.table if self.table is not None else f"query {self.sql!r}"
 
 
-class Table(_Section):
-    """A catalog name, or a path if it contains a ``/``."""
-
-    table: Location
-
-
-class Captures(Table):
-    """The table of captured answers."""
+class Captures(_Section):
+    """The table of captured answers: a catalog name, or a path if it contains a ``/``."""
 
     table: Location = "data/captures"
 
 
-class Runs(Table):
-    """The table of runs."""
+class Runs(_Section):
+    """The table of runs, named like that of the captures."""
 
     table: Location = "data/runs"
 
@@ -120,7 +114,7 @@ class Endpoint(_Section):
 
     @property
     def azure_v1(self) -> bool:
-        """Whether the base URL is Azure's v1 API, which differs from OpenAI's only in the header with the key."""
+        """Whether the base URL is Azure's v1 API, which differs from OpenAI's only in the header for the key."""
         return self.base_url.partition("?")[0].rstrip("/").endswith("/openai/v1")
 
     @property
@@ -152,7 +146,7 @@ class Capture(_Section):
 
 
 class Timeouts(_Section):
-    """Timeouts in seconds: connect, first byte of the answer, gap between bytes, whole call, draining."""
+    """Timeouts in seconds: connect, first byte of the response, gap between bytes, whole call, draining."""
 
     connect_s: Seconds = 10
     first_byte_s: Seconds = 120
@@ -169,7 +163,7 @@ class Limits(_Section):
 
 
 class Budget(_Section):
-    """What the whole run can use. Then it drains and closes as budget_exhausted, and the next run continues."""
+    """What the whole run can use. When a budget is used up, the run drains and ends as budget_exhausted."""
 
     cost_usd: Annotated[float, Field(gt=0)] | None = None
     tokens: PositiveInt | None = None
@@ -183,7 +177,7 @@ class Bounds:
 
     Attributes:
         requests_per_minute, tokens_per_minute: within any sixty seconds.
-        requests, tokens, cost_usd: in total, the expected use of open calls included.
+        requests, tokens, cost_usd: in total, including the expected use of open calls.
     """
 
     requests_per_minute: float | None = None
@@ -406,7 +400,9 @@ def _conflicts(settings: Settings) -> list[str]:
     if (settings.prompts.table is None) == (settings.prompts.sql is None):
         problems.append("prompts: expected exactly one of table and sql (to unset table: `table: null`)")
     problems += _url_problems(settings.endpoint.base_url)
-    ours = sorted({*OURS, *registry.specification(settings.endpoint.api).inputs, "model"} & settings.request.keys())
+    ours = sorted(
+        {*OURS, registry.specification(settings.endpoint.api).prompt_field, "model"} & settings.request.keys()
+    )
     problems += [f"request.{key}: must not be set: deltatap sets it" for key in ours]
     problems += _endpoint_conflicts(settings.endpoint)
     if settings.captures.table == settings.runs.table:

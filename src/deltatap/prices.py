@@ -49,9 +49,9 @@ class Prices:
         """The price of the first of these models that has one.
 
         Args:
-            models: the requested model and the one that answered. Owners name Azure deployments and serving endpoints
-                themselves, so the requested name may have no price. If a name with a provider's prefix (``openai/``)
-                has no price, the name without the prefix is looked up.
+            models: the requested model and the model that answered. The requested name has no price if it is that of an
+                Azure deployment or of a serving endpoint. If a name with a provider's prefix (``openai/``) has no
+                price, the name without the prefix is looked up.
         """
         names = [name for model in models if model for name in (model, model.rpartition("/")[2])]
         return next((price for name in names for price in self.entries if fnmatchcase(name, price.model)), None)

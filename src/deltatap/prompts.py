@@ -1,8 +1,8 @@
-"""A row of the prompts table becomes a request: checked, in the API's form, with its hash. Pure.
+"""Turns a row of the prompts table into a request with a hash. Pure.
 
-This module knows the columns of a prompts row and what deltatap itself adds to a body. Each API's module knows its
-form of a prompt, `driver/plan.py` reads the rows, and `http/client.py` sends the requests. A bad row never raises an
-exception: it becomes a request without a body that says what is wrong with the row.
+This module knows the columns of a prompts row and the fields that deltatap itself adds to a body. Each API's module
+builds the part of the body with the prompt, `driver/plan.py` reads the rows, and `http/client.py` sends the requests. A
+bad row never raises an exception: it becomes a request without a body, with a description of the problem.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def build_request(
     """Build the request of a row.
 
     Args:
-        row: the columns of the prompts table by name; nested values as lists and dicts, a MAP as pairs.
+        row: the columns of the prompts table by name. Nested values are lists and dicts, and a MAP is a list of pairs.
         api: name of the API.
         model: the model for rows that name none.
-        defaults: parameters of the body; the row's own `params` win.
-        keep: names of columns to carry along as text.
+        defaults: parameters of the body. The row's own `params` override them.
+        keep: names of the columns to copy as text.
     """
     kept = {name: _kept(row.get(name)) for name in keep} or None
     request_id = row.get("request_id")
@@ -64,7 +64,7 @@ def build_request(
 
 
 def request_hash_of(body: Mapping[str, Any]) -> str:
-    """The identity of a body: the same request has the same hash, whether or not it is streamed."""
+    """The hash that identifies a request. It is the same whether or not the request is streamed."""
     return sha256(compact({key: value for key, value in body.items() if key not in OURS}))
 
 
@@ -72,7 +72,7 @@ def wire(body: str, *, api: str, mode: Mode, include_usage: bool) -> Wire:
     """The body to send.
 
     Args:
-        body: of a :class:`Request`.
+        body: the body of a :class:`Request`.
         api: name of the API.
         mode: whether to stream.
         include_usage: ask for usage in a stream (`stream_options.include_usage`), if the API has this option.
@@ -101,10 +101,10 @@ def _body(row: Mapping[str, Any], api: str, model: str | None, defaults: Mapping
     specified = specification(api)
     params = _params(row.get("params"))
     given = specified.prompt(row)
-    ours = [key for key in (*specified.inputs, *OURS) if key in params]
+    ours = [key for key in (specified.prompt_field, *OURS) if key in params]
     ours += [key for key in given if key in params and key not in ours]
     if ours:
-        raise BadPromptError(f"params must not hold {', '.join(ours)}: deltatap sets it")
+        raise BadPromptError(f"params must not contain {', '.join(ours)}: deltatap sets it")
     defaults = {**specified.defaults, **defaults}
     body = {"model": model, **given, **{key: value for key, value in defaults.items() if key not in given}, **params}
     try:
@@ -130,7 +130,7 @@ def _params(given: object) -> dict[str, Any]:
 
 
 def _param(value: object) -> object:
-    """A value of a MAP, whose values have one type, mostly STRING: text that is valid JSON is decoded."""
+    """A value of a MAP. All values of a MAP have one type, usually STRING, so text that is valid JSON is decoded."""
     if not isinstance(value, str):
         return value
     try:

@@ -162,7 +162,7 @@ def show_metrics(console: Console, rows: Iterable[Row]) -> None:
 def show_comparison(
     console: Console, first: str, second: str, differences: Mapping[tuple[str, str, str], Difference]
 ) -> None:
-    """Print the differences between two runs, those whose interval excludes zero in bold."""
+    """Print the differences between two runs. A difference whose interval excludes zero is bold."""
     if not differences:
         console.print("nothing to compare: there is no mode in which both runs completed a request")
         return
@@ -192,5 +192,5 @@ def _interval(low: float | None, high: float | None, *, signed: bool = False) ->
 
 
 def _line(console: Console, text: str, style: str | None = None) -> None:
-    """Print one line as it is: not wrapped, numbers not coloured."""
+    """Print one line without wrapping it or coloring its numbers."""
     console.print(text, style=style, highlight=False, soft_wrap=True)

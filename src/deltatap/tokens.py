@@ -1,4 +1,4 @@
-"""Token counts by tiktoken, with vocabularies that are part of the package. Nothing is downloaded.
+"""Counts tokens with tiktoken and vocabularies that are part of the package. Nothing is downloaded.
 
 Knows which encoding a model uses. ``api/input_tokens.py`` knows which parts of a request are input.
 """
@@ -66,8 +66,8 @@ def encoding(name: str) -> tiktoken.Encoding:
 def known_encoding(model: str) -> str | None:
     """The encoding of a model in tiktoken's tables, or None.
 
-    None if tiktoken does not know the model, or for old models (p50k_base, r50k_base), whose vocabulary is not part of
-    the package. A provider's prefix (``openai/gpt-4o``) is ignored.
+    None if tiktoken does not know the model, or if the vocabulary is not part of the package, as for the old encodings
+    p50k_base and r50k_base. A provider's prefix (``openai/gpt-4o``) is ignored.
     """
     try:
         name = tiktoken_model.encoding_name_for_model(model.rpartition("/")[2])

@@ -111,7 +111,7 @@ def test_files_become_one_table_of_which_requests_are_made(spark: SparkSession, 
     loaded = load(spark, settings, lines)
     assert (loaded.rows, loaded.bad) == (1, [])
     loaded = load(spark, settings, written(tables, "y.csv", 'request_id,prompt,tenant\nb,Say,x\nc," ",x\n'))
-    assert (loaded.rows, loaded.bad) == (2, ["row 2: no prompt: expected a text in prompt, or messages"])
+    assert (loaded.rows, loaded.bad) == (2, ["row 2: no prompt: expected text in prompt, or messages"])
     pq.write_table(pa.table({"request_id": [7], "prompt": ["Say more"]}), tables / "z.parquet")
     load(spark, settings, tables / "z.parquet")
     assert spark.table(quoted(str(tables / "prompts"))).count() == 4

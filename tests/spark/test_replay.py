@@ -181,4 +181,4 @@ def test_the_page_shows_a_stream(replayed: tuple[str, dict[str, Row]], tmp_path:
     ended = "document.getElementById('state').textContent.startsWith('ended after')"
     seen, said = opened(url.removesuffix("/v1") + "/#ask=plain", tmp_path, ended)
     assert said == []
-    assert inside(seen, "said") == rows["plain stream"]["text"]
+    assert inside(seen, "answer") == rows["plain stream"]["text"]

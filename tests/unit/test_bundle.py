@@ -1,4 +1,4 @@
-"""The bundle has no problems, and the checker finds each mistake that a test makes in it."""
+"""The bundle has no problems, and the checker finds every mistake that a test introduces."""
 
 from __future__ import annotations
 

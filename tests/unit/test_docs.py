@@ -16,7 +16,7 @@ def test_generated_parts_are_up_to_date(name: str) -> None:
     assert docs.generated(PAGES[name]) == PAGES[name], f"docs/{name} is stale: run make docs"
 
 
-def test_every_generated_part_stands_once() -> None:
+def test_every_generated_part_appears_once() -> None:
     found = re.findall(r"<!-- generated: (.*) -->", "".join(PAGES.values()))
     assert sorted(found) == sorted(docs.PARTS)
 

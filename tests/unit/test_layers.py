@@ -1,4 +1,4 @@
-"""The packages' order: imports go down only, without a cycle, not even for types."""
+"""Modules import only from lower layers and without cycles. Imports for types count, too."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PUBLIC = "deltatap"
 
 
 def imports() -> dict[str, set[str]]:
-    """Each module's imports of deltatap's own modules, wherever in the file they stand."""
+    """Each module's imports of other modules of deltatap, anywhere in the file."""
     paths = {module_name(path): path for path in SOURCE.rglob("*.py")}
     return {name: set(imported(path, paths)) - {PUBLIC} for name, path in paths.items() if name != PUBLIC}
 
@@ -41,11 +41,11 @@ def package(module: str) -> str:
     return module.split(".")[1]
 
 
-def test_every_module_has_its_place() -> None:
+def test_every_module_has_a_layer() -> None:
     assert {package(module) for module in imports()} == set(ORDER)
 
 
-def test_no_module_imports_one_above_it() -> None:
+def test_no_module_imports_a_higher_layer() -> None:
     rank = {package(module): ORDER.index(package(module)) for module in imports()}
     upward = [
         f"{module} imports {name}"

@@ -1,4 +1,4 @@
-"""The documentation's links resolve, and its table of the code's layers is the order that the imports keep."""
+"""The links in the documentation resolve, and its table of layers has the order that the imports follow."""
 
 from __future__ import annotations
 

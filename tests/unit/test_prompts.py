@@ -40,7 +40,7 @@ def test_a_system_prompt_comes_first() -> None:
     assert body(messages=HI, system="Be brief.")["messages"] == [{"role": "system", "content": "Be brief."}, *HI]
 
 
-def test_the_model_and_params_of_a_row_win() -> None:
+def test_the_model_and_params_of_a_row_override_the_defaults() -> None:
     request = build(
         defaults={"temperature": 0, "seed": 1}, prompt="Hi", model="gpt-4o", params='{"temperature": 1, "n": 2}'
     )
@@ -91,8 +91,8 @@ def test_content_is_parts_only_when_it_is_objects_with_a_type(content: str, expe
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({}, "no prompt: expected a text in prompt, or messages"),
-        ({"prompt": "  "}, "no prompt: expected a text in prompt, or messages"),
+        ({}, "no prompt: expected text in prompt, or messages"),
+        ({"prompt": "  "}, "no prompt: expected text in prompt, or messages"),
         ({"messages": []}, "no prompt: messages is empty"),
         ({"prompt": "x", "messages": HI}, "both prompt and messages: expected one of them"),
         ({"messages": "nope"}, "messages is not valid JSON"),
@@ -107,7 +107,7 @@ def test_content_is_parts_only_when_it_is_objects_with_a_type(content: str, expe
         ),
         ({"prompt": "x", "params": "{"}, "params is not valid JSON"),
         ({"prompt": "x", "params": "[]"}, "params: expected a JSON object"),
-        ({"prompt": "x", "params": '{"stream": false}'}, "params must not hold stream: deltatap sets it"),
+        ({"prompt": "x", "params": '{"stream": false}'}, "params must not contain stream: deltatap sets it"),
         ({"prompt": "x", "params": '{"temperature": NaN}'}, "params hold NaN or an infinite number"),
         ({"prompt": "x\ud800"}, "text that is not valid Unicode"),
     ],
@@ -152,7 +152,7 @@ def test_the_wire_asks_for_a_stream_and_keeps_the_order_of_keys() -> None:
     assert choices == 1
 
 
-def test_columns_are_carried_along_as_text() -> None:
+def test_kept_columns_are_copied_as_text() -> None:
     request = build(keep=("a", "b", "c", "d"), prompt="Hi", a="x", b=3, c=None, d=[{"e": 1}])
     assert request.keep == {"a": "x", "b": "3", "c": None, "d": '[{"e": 1}]'}
     assert build(prompt="Hi").keep is None
@@ -188,29 +188,31 @@ def of(api: str, **row: Any) -> Any:
     return request.error or json.loads(request.body or "")
 
 
-def test_legacy_completions_take_a_text() -> None:
+def test_legacy_completions_take_text() -> None:
     assert of("completions", prompt="Hi") == {"model": "m", "prompt": "Hi", "temperature": 0}
     assert of("completions", prompt="Hi", params='{"echo": true}')["echo"] is True
     assert of("completions", messages=HI).startswith(
-        "messages: endpoint.api is completions, which accepts only a text in prompt"
+        "messages: endpoint.api is completions, which accepts only text in prompt"
     )
     assert of("completions", prompt="Hi", system="Be brief.").startswith("system: endpoint.api is completions")
-    assert of("completions", prompt="Hi", params='{"prompt": "x"}') == "params must not hold prompt: deltatap sets it"
-    assert of("completions", prompt=" ") == "no prompt: expected a text in prompt, or messages"
+    assert (
+        of("completions", prompt="Hi", params='{"prompt": "x"}') == "params must not contain prompt: deltatap sets it"
+    )
+    assert of("completions", prompt=" ") == "no prompt: expected text in prompt, or messages"
 
 
-def test_responses_take_a_text_or_items() -> None:
+def test_responses_take_text_or_items() -> None:
     assert of("responses", prompt="Hi") == {"model": "m", "input": "Hi", "temperature": 0}
     assert of("responses", prompt="Hi", system="Be brief.") == {
         "model": "m", "input": "Hi", "instructions": "Be brief.", "temperature": 0,
     }  # fmt: skip
     assert of("responses", prompt="Hi", params='{"instructions": "Be kind."}')["instructions"] == "Be kind."
     twice = of("responses", prompt="Hi", system="Be brief.", params='{"instructions": "Be kind."}')
-    assert twice == "params must not hold instructions: deltatap sets it"
+    assert twice == "params must not contain instructions: deltatap sets it"
     items = [*HI, {"type": "function_call_output", "call_id": "c", "output": "Rain"}]
     assert of("responses", messages=json.dumps(items))["input"] == items
     assert of("chat", messages=json.dumps(items)).startswith("messages[1].role: expected one of")
-    assert of("responses", prompt="Hi", params='{"input": "x"}') == "params must not hold input: deltatap sets it"
+    assert of("responses", prompt="Hi", params='{"input": "x"}') == "params must not contain input: deltatap sets it"
     assert of("responses", prompt="x", messages=HI) == "both prompt and messages: expected one of them"
 
 
@@ -225,7 +227,7 @@ def test_responses_take_a_text_or_items() -> None:
         ("responses", "complete", True, {}),
     ],
 )
-def test_what_we_add_to_a_body(api: str, mode: Mode, include_usage: bool, ours: dict[str, Any]) -> None:  # noqa: FBT001
+def test_what_deltatap_adds_to_a_body(api: str, mode: Mode, include_usage: bool, ours: dict[str, Any]) -> None:  # noqa: FBT001
     request = build_request({"prompt": "Hi"}, api=api, model="m", defaults={}, keep=())
     wire_ = sent(request, api=api, mode=mode, include_usage=include_usage)
     added = json.loads(wire_.body)

@@ -14,7 +14,7 @@ CASES = json.loads(Path(__file__).with_name("requests.json").read_text(encoding=
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case['api']} {case['hash'][:8]}")
-def test_a_row_has_the_same_body_and_hash_as_ever(case: dict[str, Any]) -> None:
+def test_a_row_has_the_same_body_and_hash_as_before(case: dict[str, Any]) -> None:
     defaults = {"temperature": 0} if case["api"] == "responses" else {"temperature": 0, "max_tokens": 100}
     request = build_request(case["row"], api=case["api"], model="gpt-4o-mini", defaults=defaults, keep=())
     assert (request.request_id, request.request_hash, request.body) == (case["id"], case["hash"], case["body"])

@@ -112,6 +112,6 @@ def test_a_sparkline_has_its_width_and_shows_every_chunk(times: list[float], wid
 
 
 @pytest.mark.parametrize(("times", "bars"), [([1.0, 2.0], "     █   █"), ([10.0], "         █"), ([], None)])
-def test_bars_stand_where_the_chunks_arrived(times: list[float], bars: str | None) -> None:
+def test_bars_show_where_chunks_arrived(times: list[float], bars: str | None) -> None:
     line = terminal.sparkline(times, 10)
     assert line.split("│")[1] == bars if bars else line == ""

@@ -1,4 +1,4 @@
-"""The analysis: computes metrics from captures by run, by hour and for pairs of modes, and writes them into Delta.
+"""Computes metrics from captures by run, by hour and for pairs of modes, and writes them to Delta.
 
 Decides which runs have changed since they were last analyzed, and replaces their rows in one commit per table, so that
 a second analysis changes nothing. Uses no UDF, so it runs on serverless compute. ``metrics.py`` defines the metrics and
@@ -57,7 +57,7 @@ def analyze(spark: SparkSession, settings: Settings, *, everything: bool = False
 
     Args:
         spark: the session.
-        settings: name the tables and hold the analysis settings.
+        settings: the names of the tables, and the analysis settings.
         everything: compute all runs again.
 
     Returns:

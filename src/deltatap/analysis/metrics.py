@@ -1,7 +1,7 @@
-"""The metrics of one captured request: for each an SQL expression over a row of ``captures``, and its definition.
+"""The metrics of one captured request: the definition of each, and its SQL expression over a row of ``captures``.
 
-To add a metric, add it to :data:`METRICS`: the analysis tables, the report, the terminal, the comparison of runs and
-docs/metrics.md (``make docs``) take it from there. This module runs no query; the expressions are plain text.
+To add a metric, add it to :data:`METRICS`. The analysis tables, the report, the terminal, the comparison of runs and
+docs/metrics.md (``make docs``) use that list. This module runs no query.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from deltatap.model import OUTPUT_KINDS
 
 
 def kinds_sql(*left_out: str, kind: str = "c.kind") -> str:
-    """SQL: whether a chunk's kind is output, except for some kinds."""
+    """SQL: whether a chunk is output, not counting the kinds in ``left_out``."""
     kinds = ", ".join(f"'{name}'" for name in OUTPUT_KINDS if name not in left_out)
     return f"{kind} IN ({kinds})"
 
@@ -46,11 +46,11 @@ class Metric:
 
     Attributes:
         name: the column's name in the metrics tables, and in ``captures`` if it is stored there.
-        label: short name, as usual in the field.
+        label: the usual short name.
         title: name in words.
         sql: expression over the columns of ``captures`` and :data:`PARTS`.
         from_chunks: the same value from ``chunks`` and the token count alone; None if they are not enough.
-        formula: the definition in words; times count from the request written to the socket.
+        formula: the definition in words. Times start when the request is written to the socket.
         null_when: when the metric is null.
         unit: of the values.
     """

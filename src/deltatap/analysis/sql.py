@@ -32,7 +32,7 @@ def literal(text: str) -> str:
 
 
 def in_runs(run_ids: Iterable[str]) -> str:
-    """The condition that a row belongs to one of some runs."""
+    """The condition that a row belongs to one of these runs."""
     return f"run_id IN ({', '.join(map(literal, run_ids))})"
 
 
@@ -103,7 +103,7 @@ def metrics_sql(rows: str, by: tuple[str, ...], settings: Settings) -> str:
 
 
 def by_run_sql(metrics: str, settings: Settings) -> str:
-    """The rows of ``metrics_by_run`` from metrics grouped by run: adds rates and what they were computed from."""
+    """The rows of ``metrics_by_run``: metrics grouped by run, with rates, the settings and the run's heartbeat."""
     span = "nullif(timestampdiff(MICROSECOND, f.started_at, f.finished_at), 0) / 1e6"
     return f"""
         SELECT f.*, f.completed / ({span}) AS requests_per_s, f.output_tokens / ({span}) AS output_tokens_per_s,
@@ -151,8 +151,8 @@ def _counted(values: str) -> str:
 def pairs_sql(rows: str) -> str:
     """Requests completed in both modes, grouped by the length of the streamed answer.
 
-    Each group has medians, and in ``saved`` and ``slower`` the differences of single pairs; of many pairs a sample, the
-    same every time.
+    Each group has medians, and in ``saved`` and ``slower`` the differences of single pairs. Of many pairs, these are a
+    sample that is the same every time.
     """
     lengths = " ".join(f"WHEN s.output_tokens <= {most} THEN '{name}'" for most, name in _LENGTHS)
     by = "run_id, endpoint, request_model, output_tokens"

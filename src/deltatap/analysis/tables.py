@@ -25,7 +25,7 @@ _COUNTS: tuple[Column, ...] = (
     Column("completed", BIGINT, "completed rows"),
     Column("interrupted", BIGINT, "interrupted rows"),
     Column("failed", BIGINT, "failed rows"),
-    Column("late", BIGINT, "completed rows that do not count for the times, because the worker's event loop ran late"),
+    Column("late", BIGINT, "completed rows left out of the latencies because the worker's own event loop ran late"),
     Column("requests", BIGINT, "calls made, retries included"),
     Column("errors", COUNTS, "failed calls by error type, retried calls included"),
     Column("finish_reasons", COUNTS, "rows by finish_reason"),
@@ -64,7 +64,7 @@ METRICS_BY_RUN: tuple[Column, ...] = (
     Column(
         "heartbeat_at",
         TIMESTAMP,
-        "heartbeat of the run when its metrics were computed; if the run has a later one, they are computed again",
+        "heartbeat of the run when its metrics were computed; after a later heartbeat, they are computed again",
     ),
 )
 METRICS_BY_HOUR: tuple[Column, ...] = (

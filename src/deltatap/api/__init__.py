@@ -1,1 +1,1 @@
-"""One module per API, each with everything in which it differs from the others; `registry.py` lists them."""
+"""One module per API, with everything that is specific to the API. `registry.py` lists the APIs."""

@@ -2,8 +2,8 @@
 
 The base class knows how events become chunks and how a stream ends. Each API's module has a subclass that knows what
 an event means. There are no sockets and no clocks here: each event comes with its time and the number of its socket
-read. Nothing that a server sends raises an exception: an event that cannot be understood is kept as a protocol error,
-unknown fields are ignored, and everything received before stays. `http/outcomes.py` decides whether it was enough.
+read. Nothing that a server sends raises an exception. An event that cannot be parsed becomes a protocol error, and
+everything received before it is kept. Unknown fields are ignored. `http/outcomes.py` derives the call's outcome.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _NAMES = ("model", "id", "system_fingerprint", "service_tier")
 
 @dataclass(slots=True)
 class ToolCall:
-    """A tool call while its pieces arrive; `item` is a call that the server ran itself, as the server sent it."""
+    """A tool call while its pieces arrive. For a call that the server ran itself, `item` is the call as it was sent."""
 
     id: str | None = None
     type: str = "function"
@@ -95,8 +95,8 @@ class Accumulator(ABC):
         keep_raw: keep the bytes of every event.
 
     Attributes:
-        STATUSES: the HTTP status that an error in a stream stands for, by its code or type; a word that is missing
-            stands for a server error.
+        STATUSES: the HTTP status that an error in a stream corresponds to, by the error's code or type. A code or
+            type that is not listed is a server error.
         done: whether the end of the response was received.
     """
 
@@ -193,7 +193,7 @@ class Accumulator(ABC):
             self._take_whole(answer, data)
 
     def add_refusal(self, body: object) -> None:
-        """Keep the result of the filter that refused the request, which Azure puts into the error."""
+        """Keep the result of the content filter that refused the request. Azure puts the result into the error."""
         error = body.get("error", body) if type(body) is dict else None
         inner = error.get("innererror") if type(error) is dict else None
         found = inner.get("content_filter_result") if type(inner) is dict else None
@@ -213,7 +213,7 @@ class Accumulator(ABC):
             value = orjson.loads(data)
         except orjson.JSONDecodeError as error:
             try:
-                # Servers that cut text between UTF-16 units send half a surrogate pair, which orjson refuses.
+                # A server that cuts text between UTF-16 units sends half a surrogate pair, which orjson refuses.
                 value = _cleaned(json.loads(data))
                 self._halves = True
             except (ValueError, RecursionError):
@@ -233,7 +233,7 @@ class Accumulator(ABC):
         return choice
 
     def _output(self, choice: GrowingChoice, into: StringIO | None, text: object, kind: int) -> None:
-        """Add a piece of output. Empty text and values that are not text add nothing."""
+        """Add a piece of output. Anything but non-empty text adds nothing."""
         if type(text) is not str or not text:
             return
         shown = _SURROGATE.sub("\ufffd", text) if self._halves else text
@@ -270,7 +270,7 @@ class Accumulator(ABC):
             self._mark(FINISH, reason, choice)
 
     def _identify(self, names: dict[str, Any]) -> None:
-        """Keep the model, the id and the like. Most events repeat them."""
+        """Keep the model, the id, the fingerprint and the service tier. Most events repeat them."""
         if len(self._names) < len(_NAMES):
             for name in _NAMES:
                 value = names.get(name)
@@ -278,7 +278,7 @@ class Accumulator(ABC):
                     self._names[name] = value
 
     def _used(self, usage: Usage) -> None:
-        """Keep the usage; the last report counts."""
+        """Keep the usage. A later report replaces an earlier one."""
         self._usage = usage
         self._mark(USAGE)
 
@@ -292,7 +292,7 @@ class Accumulator(ABC):
         self._mark(ERROR, data.decode("utf-8", "replace"))
 
     def _status(self, *marks: str | None) -> int | None:
-        """The HTTP status that an error's code or type stands for; one of a client error comes first."""
+        """The client error (4xx) that an error's code or type corresponds to. None for any other error."""
         statuses = [int(mark) if mark.isdecimal() else self.STATUSES.get(mark, 0) for mark in marks if mark]
         return next((status for status in statuses if 400 <= status < 500), None)  # noqa: PLR2004 - client errors
 
@@ -354,7 +354,7 @@ _TEXTS = frozenset(
 
 
 def _cleaned(value: Any, key: str = "") -> Any:  # noqa: ANN401 - any JSON
-    """Replace halves of surrogate pairs, except in texts that come in pieces: the next may bring the other half."""
+    """Replace halves of surrogate pairs, except in streamed text, where the next piece can have the other half."""
     if type(value) is str:
         return value if key in _TEXTS else _SURROGATE.sub("\ufffd", value)
     if type(value) is list:

@@ -1,8 +1,8 @@
-"""What an API must say about itself: one :class:`Api` per API, in a module of its own.
+"""Defines what each API must provide: a subclass of :class:`Api`, in a module of its own.
 
-Everything in which the APIs differ is a member of this class. The rest of the code asks it and never compares names.
-The defaults are OpenAI's, which most servers follow. To add an API, write a module with a subclass and an instance
-named `API`, and add a line to `registry.py`.
+Every difference between APIs is a member of this class, so no other module compares the names of APIs. The defaults are
+OpenAI's, which most servers follow. To add an API, write a module with a subclass and an instance named `API`, and add
+a line to `registry.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from deltatap.api.accumulate import Accumulator
-    from deltatap.api.frames import Facts, Frames
+    from deltatap.api.frames import Frames
     from deltatap.api.input_tokens import InputTokens
 
 
@@ -26,27 +26,28 @@ class Api(ABC):
     Attributes:
         name: the value of `endpoint.api`.
         title: the name in messages.
-        path: of the URL, after the base URL.
+        path: the path of the URL, after the base URL.
         models_path: where the endpoint lists its models.
-        inputs: the body's fields that hold the prompt; the first one is the prompt itself.
+        prompt_field: the body's field for the prompt.
         system: the body's field for the system prompt, if it is not a message.
         defaults: parameters that the API requires, used if neither the configuration nor the row sets them.
-        max_output_names: the parameters that limit a choice's output; the first one that is set counts.
+        max_output_names: the parameters that limit a choice's output; the first one that is set applies.
         takes_n: whether `n` asks for several choices.
         takes_stream_options: whether a stream reports usage only if `stream_options` asks for it.
         per_deployment: whether Azure's older URLs have the path under a deployment.
-        key_header, key_prefix: the header that carries an API key, and what precedes the key.
-        headers: further headers of every request.
+        key_header, key_prefix: the header for the API key, and the text before the key.
+        headers: other headers of every request.
         request_id_headers: the response headers that may hold the server's request id, best first.
-        end_mark: what a server writes after the last event of a stream.
+        end_mark: the bytes that a server writes after the last event of a stream.
         accumulator: decodes the events of a stream, or a whole response.
+        frames: builds the events of a stream, or a whole response, for the simulator.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     path: ClassVar[str]
     models_path: ClassVar[str] = "/models"
-    inputs: ClassVar[tuple[str, ...]]
+    prompt_field: ClassVar[str]
     system: ClassVar[str | None] = None
     defaults: ClassVar[Mapping[str, Any]] = {}
     max_output_names: ClassVar[tuple[str, ...]]
@@ -59,10 +60,11 @@ class Api(ABC):
     request_id_headers: ClassVar[tuple[str, ...]] = ("x-request-id", "apim-request-id")
     end_mark: ClassVar[bytes] = DONE
     accumulator: ClassVar[type[Accumulator]]
+    frames: ClassVar[type[Frames]]
 
     @abstractmethod
     def prompt(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The body's fields that a prompts row fills: the prompt and the system prompt.
+        """The fields of the body that come from a prompts row: the prompt and the system prompt.
 
         Raises:
             BadPromptError: if the row has no prompt that this API accepts.
@@ -74,47 +76,43 @@ class Api(ABC):
 
         Args:
             body: the request.
-            model: whose rules count.
-            encoding: of tiktoken.
+            model: selects the rules.
+            encoding: the name of a tiktoken encoding.
         """
 
-    @abstractmethod
-    def frames(self, facts: Facts) -> Frames:
-        """A builder of what a server of this API writes, for the simulator."""
-
     def choices(self, body: Mapping[str, Any]) -> int:
-        """How many choices a request asks for."""
+        """The number of choices that a request asks for."""
         count = body.get("n") if self.takes_n else None
         return count if isinstance(count, int) and count > 1 else 1
 
     def max_output(self, body: Mapping[str, Any]) -> int | None:
-        """How many tokens one choice may have; None if the request sets no maximum."""
+        """The maximum number of tokens of one choice. None if the request sets no maximum."""
         found = (body.get(name) for name in self.max_output_names)
         return next((int(tokens) for tokens in found if isinstance(tokens, int) and tokens > 0), None)
 
     def echo(self, body: Mapping[str, Any]) -> str | None:  # noqa: ARG002 - only legacy completions have it
-        """The text that precedes the output of each choice because the request asks for it."""
+        """The text that the request asks to repeat before the output of each choice."""
         return None
 
     def refusal_status(self, status: int, message: str) -> int:  # noqa: ARG002 - few APIs need it
-        """The HTTP status that describes a refusal best, for an API that uses one status for different causes."""
+        """The HTTP status that best describes a refusal, for an API that uses one status for different causes."""
         return status
 
     def last_prompt(self, body: Mapping[str, Any]) -> object:
         """The last message's content, or the prompt itself; None if the body has no prompt."""
-        prompt = body.get(self.inputs[0])
+        prompt = body.get(self.prompt_field)
         if isinstance(prompt, list) and prompt:
             last = prompt[-1]
             return last.get("content") if isinstance(last, dict) else last
         return prompt
 
     def asked(self, body: Mapping[str, Any]) -> Asked:
-        """What a request asks for, as the simulator understands it.
+        """Parse a request for the simulator.
 
         Raises:
             ValueError, KeyError, TypeError, AttributeError: if the body is not a request of this API.
         """
-        if not body[self.inputs[0]]:
+        if not body[self.prompt_field]:
             raise ValueError("no prompt")
         options = body.get("stream_options")
         stop = body.get("stop")
@@ -140,7 +138,7 @@ class Api(ABC):
         return str(function.get("name")), schema if isinstance(schema, dict) else {}
 
     def error_body(self, status: int, kind: str, code: str | None, message: str) -> dict[str, Any]:  # noqa: ARG002
-        """The body of a refusal with this HTTP status; `kind` and `code` are OpenAI's words."""
+        """The body of a refusal with this HTTP status; `kind` and `code` are OpenAI's type and code."""
         return openai_error(kind, code, message)
 
     def replayed(self, row: Mapping[str, Any]) -> list[tuple[float, bytes]]:  # noqa: ARG002 - same as below
@@ -164,7 +162,7 @@ class Api(ABC):
 
 
 def json_schema(form: object) -> Mapping[str, Any] | None:
-    """The JSON schema of a requested output form; None if plain text is requested."""
+    """The JSON schema of the requested output format. None if plain text is requested."""
     if not isinstance(form, dict) or form.get("type") not in ("json_object", "json_schema"):
         return None
     holder = form.get("json_schema", form)

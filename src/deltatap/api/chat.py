@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from deltatap.api import prompt
 from deltatap.api.accumulate import Accumulator, GrowingChoice, ToolCall
 from deltatap.api.choices import ChoicesAccumulator, ChoicesApi, ChoicesFrames
-from deltatap.api.frames import Answer, Asked, Facts, Piece, call_id, logprob
+from deltatap.api.frames import Answer, Asked, Piece, call_id, logprob
 from deltatap.api.input_tokens import InputTokens, count_messages, count_tools, without_rule
 from deltatap.model import CONTENT, REASONING, REFUSAL
 
@@ -31,7 +31,7 @@ class ChatAccumulator(ChoicesAccumulator):
     def _part(self, given: dict[str, Any]) -> object:
         part = given.get("delta") or given.get("message")
         if type(part) is dict and part.get("reasoning_content"):
-            # Servers that are renaming the field send both names with the same text.
+            # Some servers send the same text under the old and the new name of the field.
             part.pop("reasoning", None)
         return part
 
@@ -64,7 +64,7 @@ class ChatAccumulator(ChoicesAccumulator):
             self._called(choice, call, value.get("name"), value.get("arguments"))
 
     def _audio(self, choice: GrowingChoice, value: object) -> None:
-        """The transcript of spoken output is its text; the sound is kept in the raw events only."""
+        """Take the transcript of spoken output as text. The sound is only in the raw events."""
         if type(value) is dict:
             self._output(choice, choice.text, value.get("transcript"), CONTENT)
 
@@ -84,9 +84,9 @@ class ChatAccumulator(ChoicesAccumulator):
 class ChatFrames(ChoicesFrames):
     """Writes `chat.completion.chunk` and `chat.completion`."""
 
-    prefix: str = "chatcmpl"
-    kind: str = "chat.completion.chunk"
-    whole_kind: str = "chat.completion"
+    prefix = "chatcmpl"
+    kind = "chat.completion.chunk"
+    whole_kind = "chat.completion"
 
     def role(self, choice: int, content: str = "") -> list[bytes]:
         """The role, usually with an empty content."""
@@ -142,40 +142,34 @@ class Chat(ChoicesApi):
     name = "chat"
     title = "chat completions"
     path = "/chat/completions"
-    inputs = ("messages",)
+    prompt_field = "messages"
     max_output_names = ("max_completion_tokens", "max_tokens")
     accumulator = ChatAccumulator
-    chunk_kind = "chat.completion.chunk"
-    whole_kind = "chat.completion"
+    frames = ChatFrames
 
     def prompt(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The messages; the system prompt is the first of them."""
+        """The messages. The system prompt is the first message."""
         messages = prompt.messages(row)
         system = row.get("system")
         return {"messages": [{"role": "system", "content": system}, *messages] if system else messages}
 
     def count_input(self, body: Mapping[str, Any], model: str, encoding: str) -> InputTokens:
         """By OpenAI's published rules."""
-        name = model.rpartition("/")[2]
         form = body.get("response_format")
         plain = form is None or (isinstance(form, dict) and form.get("type") == "text")
         return (
-            count_messages(body["messages"], name, encoding)
-            + count_tools(body.get("tools"), name, encoding)
+            count_messages(body["messages"], model, encoding)
+            + count_tools(body.get("tools"), model, encoding)
             + without_rule(body.get("functions"), encoding)
             # Plain text costs nothing. There is no published rule for JSON and its schema.
             + (InputTokens() if plain else without_rule(form, encoding))
         )
 
     def asked(self, body: Mapping[str, Any]) -> Asked:
-        """As for every API; the messages must be a list."""
+        """Like the base class, but the messages must be a list."""
         if not isinstance(body["messages"], list):
             raise TypeError("messages is not a list")
         return super().asked(body)
-
-    def frames(self, facts: Facts) -> ChatFrames:
-        """Chunks of chat completions."""
-        return ChatFrames(facts)
 
     def _replayed_output(self, row: Mapping[str, Any], chunks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         delta: dict[str, Any] = {}
@@ -199,7 +193,7 @@ class Chat(ChoicesApi):
 
 
 def _replayed_calls(row: Mapping[str, Any], chunk: Mapping[str, Any]) -> dict[str, Any]:
-    """All tool calls of a choice with its first chunk of them: a row does not say which piece belongs to which call."""
+    """All tool calls of a choice, at its first tool_calls chunk. A row does not say which call a chunk belongs to."""
     mine = [each for each in row["chunks"] if each["kind"] == "tool_calls" and each["choice"] == chunk["choice"]]
     if chunk is not mine[0]:
         return {}

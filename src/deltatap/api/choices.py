@@ -1,7 +1,7 @@
 """What chat completions and legacy completions share: chunks with a list of choices. Pure.
 
-This module knows the fields that OpenAI and compatible servers put into a chunk, how usage is reported, and how the
-simulator and the replay write a chunk. `chat.py` and `completions.py` know where a choice has its output.
+This module knows the fields that OpenAI and compatible servers put into a chunk, how they report usage, and how the
+simulator and the replay write a chunk. `chat.py` and `completions.py` know which field of a choice holds the output.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import orjson
 
 from deltatap.api.accumulate import Accumulator, GrowingChoice, count
 from deltatap.api.base import Api
-from deltatap.api.frames import DONE, MODERATION, SAFE, STREAM_ERROR, Answer, Facts, Piece, event, openai_error
+from deltatap.api.frames import DONE, MODERATION, SAFE, STREAM_ERROR, Answer, Frames, Piece, event, openai_error
 from deltatap.model import CONTENT, EMPTY, REASONING, Usage
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _PROMPT_FILTERS = [{"prompt_index": 0, "content_filter_results": SAFE}]
 
 
 def openai_usage(given: object) -> Usage | None:
-    """Usage in the words of chat completions or of Responses; None if there is none."""
+    """Parse usage as chat completions or the Responses API reports it. None if it is not an object."""
     if type(given) is not dict:
         return None
     inputs = _details(given, "prompt_tokens_details", "input_tokens_details")
@@ -55,7 +55,7 @@ class ChoicesAccumulator(Accumulator):
     """Receives chunks with choices. A whole response is one chunk with all output.
 
     Attributes:
-        FIELDS: what to do with each field of a choice's output.
+        FIELDS: the method that takes each field of a choice's output.
     """
 
     __slots__ = ()
@@ -128,19 +128,17 @@ class ChoicesAccumulator(Accumulator):
 
 
 @dataclass(slots=True)
-class ChoicesFrames:
-    """Writes chunks with choices. A subclass knows where a choice has its output.
+class ChoicesFrames(Frames):
+    """Writes chunks with choices. A subclass knows which field of a choice holds the output.
 
     Attributes:
-        facts: what all frames share.
-        prefix: of the id.
+        prefix: the start of the response id.
         kind, whole_kind: the value of `object` in a chunk and in a whole response.
     """
 
-    facts: Facts
-    prefix: str
-    kind: str
-    whole_kind: str
+    prefix: ClassVar[str]
+    kind: ClassVar[str]
+    whole_kind: ClassVar[str]
     _around: dict[int, tuple[bytes, bytes]] = field(default_factory=dict)
 
     @abstractmethod
@@ -157,7 +155,7 @@ class ChoicesFrames:
 
     @abstractmethod
     def _delta(self, piece: Piece) -> dict[str, Any]:
-        """A piece in the words of chat completions."""
+        """A piece as the `delta` of a chat completion."""
 
     def begin(self) -> list[bytes]:
         """Azure's filter results for the prompt, in a chunk without choices."""
@@ -166,7 +164,7 @@ class ChoicesFrames:
         return [self._frame({"choices": [], "prompt_filter_results": _PROMPT_FILTERS})]
 
     def piece(self, choice: int, piece: Piece, finish: str | None = None) -> list[bytes]:
-        """A delta. Only the text differs between plain pieces of content, so the rest is encoded once."""
+        """A delta. Plain pieces of content differ only in their text, so the rest is encoded once."""
         facts = self.facts
         if piece.kind == "content" and finish is None and not facts.logprobs and not facts.traits:
             if choice not in self._around:
@@ -269,21 +267,16 @@ class ChoicesFrames:
 
 
 class ChoicesApi(Api):
-    """An API whose responses have choices: they are replayed from a row's chunks.
-
-    Attributes:
-        chunk_kind, whole_kind: the value of `object` in a chunk and in a whole response.
-    """
+    """An API whose responses have choices. They can be replayed from the chunks of a row."""
 
     takes_n = True
     takes_stream_options = True
     per_deployment = True
-    chunk_kind: ClassVar[str]
-    whole_kind: ClassVar[str]
+    frames: ClassVar[type[ChoicesFrames]]
 
     @abstractmethod
     def _replayed_output(self, row: Mapping[str, Any], chunks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The output of a streamed choice, from the chunks that one event brought for it."""
+        """The output of a streamed choice, from its chunks of one event."""
 
     @abstractmethod
     def _replayed_whole_output(self, choice: Mapping[str, Any]) -> dict[str, Any]:
@@ -299,7 +292,7 @@ class ChoicesApi(Api):
         return made
 
     def _replayed_chunk(self, row: Mapping[str, Any], chunks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        made = _envelope(row, self.chunk_kind)
+        made = _envelope(row, self.frames.kind)
         choices: dict[int, list[Mapping[str, Any]]] = {}
         for chunk in chunks:
             if chunk["kind"] == "error":
@@ -330,7 +323,7 @@ class ChoicesApi(Api):
             }
             for choice in row["choices"]
         ]
-        return orjson.dumps({**_envelope(row, self.whole_kind), "choices": choices, "usage": _reported(row)})
+        return orjson.dumps({**_envelope(row, self.frames.whole_kind), "choices": choices, "usage": _reported(row)})
 
 
 def _by_event(chunks: Sequence[Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:

@@ -1,4 +1,4 @@
-"""Legacy completions: `POST /completions`. Pure. A request has one text, and output is in `choices[].text`."""
+"""Legacy completions: `POST /completions`. Pure. The prompt is one text, and output is in `choices[].text`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deltatap.api.choices import ChoicesAccumulator, ChoicesApi, ChoicesFrames
-from deltatap.api.frames import Answer, Facts, Piece
 from deltatap.api.input_tokens import InputTokens
 from deltatap.api.prompt import BadPromptError, prompt_text
 from deltatap.tokens import count_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from deltatap.api.frames import Answer, Piece
 
 
 class CompletionsAccumulator(ChoicesAccumulator):
@@ -31,13 +32,9 @@ class CompletionsAccumulator(ChoicesAccumulator):
 class CompletionsFrames(ChoicesFrames):
     """Writes `text_completion`, streamed and whole."""
 
-    prefix: str = "cmpl"
-    kind: str = "text_completion"
-    whole_kind: str = "text_completion"
-
-    def role(self, choice: int, content: str = "") -> list[bytes]:
-        """No role, since this API has none."""
-        return self.piece(choice, Piece("content", content)) if content else []
+    prefix = "cmpl"
+    kind = "text_completion"
+    whole_kind = "text_completion"
 
     def _output(self, delta: dict[str, Any]) -> dict[str, Any]:
         return {"text": delta.get("content", "")}
@@ -61,21 +58,20 @@ class Completions(ChoicesApi):
     name = "completions"
     title = "legacy completions"
     path = "/completions"
-    inputs = ("prompt",)
+    prompt_field = "prompt"
     max_output_names = ("max_tokens",)
     accumulator = CompletionsAccumulator
-    chunk_kind = "text_completion"
-    whole_kind = "text_completion"
+    frames = CompletionsFrames
 
     def prompt(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The prompt as one text."""
         for name in ("messages", "system"):
             if row.get(name):
-                raise BadPromptError(f"{name}: endpoint.api is completions, which accepts only a text in prompt")
+                raise BadPromptError(f"{name}: endpoint.api is completions, which accepts only text in prompt")
         return {"prompt": prompt_text(row)}
 
     def count_input(self, body: Mapping[str, Any], model: str, encoding: str) -> InputTokens:  # noqa: ARG002
-        """The tokens of the text; no other rule is published."""
+        """The tokens of the prompt. OpenAI has published no rule for a prompt that is not one text, or for `suffix`."""
         prompt = body.get("prompt")
         known = isinstance(prompt, str) and not body.get("suffix")
         return InputTokens(sum(count_text(text, encoding) for text in _texts(prompt)), not known)
@@ -84,10 +80,6 @@ class Completions(ChoicesApi):
         """The prompt, if `echo` is set."""
         prompt = body.get("prompt")
         return prompt if body.get("echo") and isinstance(prompt, str) else None
-
-    def frames(self, facts: Facts) -> CompletionsFrames:
-        """Chunks of legacy completions."""
-        return CompletionsFrames(facts)
 
     def _replayed_output(self, row: Mapping[str, Any], chunks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:  # noqa: ARG002
         return {"text": "".join(chunk["text"] for chunk in chunks if chunk["kind"] == "content")}

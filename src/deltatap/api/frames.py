@@ -1,13 +1,14 @@
 """What the simulator and the replay write: the records that all APIs share, and how an event becomes bytes. Pure.
 
-Each API's module turns these records into its own JSON. The simulator decides what is answered and when.
+Each API's module turns these records into its own JSON. `simulator/` decides which answer is sent, and when.
 """
 
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ STREAM_ERROR = "The server had an error in mid-stream."
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a request asks of a server, in the same words for every API.
+    """What a request asks for, in the same form for every API.
 
     Attributes:
         choices: number of answers.
@@ -56,8 +57,8 @@ class Piece(NamedTuple):
     """A piece of an answer.
 
     Attributes:
-        kind: what the text belongs to; `call` is the name of a tool call.
-        text: complete characters; tokens that are not valid UTF-8 alone are joined with the next.
+        kind: the kind of output. The text of `call` is the name of the called tool.
+        text: complete characters. A token that is not valid UTF-8 on its own is joined with the next token.
         call: number of the tool call, from 0.
     """
 
@@ -102,10 +103,10 @@ class Facts:
     """What all frames of one response share.
 
     Attributes:
-        id: of the response, without the API's prefix.
+        id: the id of the response, without the API's prefix.
         created: seconds since the epoch.
         model: name of the model that answers.
-        usage: in the words of chat completions.
+        usage: with the field names of chat completions.
         with_usage: whether the stream reports usage.
         logprobs: whether log probabilities are sent.
         traits: the quirks of the simulated server.
@@ -120,40 +121,47 @@ class Facts:
     traits: Sequence[str] = ()
 
 
-class Frames(Protocol):
-    """Builds one response of an API. Every method but `whole` returns a list with one frame per event."""
+@dataclass(slots=True)
+class Frames(ABC):
+    """Builds one response of an API. Every method but `whole` returns a list with one frame per event.
 
+    Attributes:
+        facts: what all frames share.
+    """
+
+    facts: Facts
+
+    @abstractmethod
     def begin(self) -> list[bytes]:
         """Before the first piece."""
-        ...
 
     def role(self, choice: int, content: str = "") -> list[bytes]:
         """The start of a choice, with the first content if the server sends both together."""
-        ...
+        return self.piece(choice, Piece("content", content)) if content else []
 
+    @abstractmethod
     def piece(self, choice: int, piece: Piece, finish: str | None = None) -> list[bytes]:
         """A piece, with the finish_reason if the server sends it with the last piece."""
-        ...
 
+    @abstractmethod
     def empty(self) -> list[bytes]:
         """An event without output."""
-        ...
 
+    @abstractmethod
     def finish(self, choice: int, reason: str) -> list[bytes]:
         """The end of a choice."""
-        ...
 
+    @abstractmethod
     def end(self, reason: str | None) -> list[bytes]:
         """The end of the response; None for `reason` if the stream must end without a finish_reason."""
-        ...
 
+    @abstractmethod
     def error(self, *, named: bool) -> list[bytes]:
         """An error in mid-stream; `named` gives the event a type."""
-        ...
 
+    @abstractmethod
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The body of a response that is not streamed."""
-        ...
 
 
 def event(data: Mapping[str, Any], kind: str = "") -> bytes:
@@ -175,7 +183,7 @@ def logprob(text: str) -> dict[str, Any]:
 def usage(
     input_tokens: int, output_tokens: int, reasoning_tokens: int = 0, traits: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Usage in the words of chat completions; the trait `details` fills every field."""
+    """Usage with the field names of chat completions. The trait `details` fills every field."""
     detailed = "details" in traits
     return {
         "prompt_tokens": input_tokens,

@@ -1,8 +1,8 @@
 """OpenAI's published rules for input tokens: messages, tools and images. Pure.
 
-Parts of a request without a published rule are counted as their JSON text and marked as approximate. Sources: OpenAI's
-cookbook, "How to count tokens with tiktoken" (messages and tool calls), and OpenAI's guide "Images and vision",
-calculating costs. Each API's module decides which rules apply; `tokens.py` has the encodings.
+A part of a request without a published rule is counted as its JSON text, and the count is marked as approximate.
+Sources: OpenAI's cookbook, "How to count tokens with tiktoken" (messages and tool calls), and OpenAI's guide "Images
+and vision", calculating costs. Each API's module decides which rules apply; `tokens.py` has the encodings.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import io
 import json
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import imagesize
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class InputTokens:
-    """A number of tokens, and whether a part of it has no published rule."""
+    """A number of tokens. It is approximate if a part of it has no published rule."""
 
     tokens: int = 0
     approximate: bool = False
@@ -60,7 +60,7 @@ class _Patches:
             by = math.sqrt(32 * 32 * _MOST_PATCHES / (width * height))
             across, down = width * by / 32, height * by / 32
             by *= min(math.floor(across) / across, math.floor(down) / down)
-            # Without the tolerance, rounding in the last bit of a float would add a patch.
+            # Without the tolerance, a rounding error in a float could add a patch.
             patches = math.ceil(width * by / 32 - 1e-6) * math.ceil(height * by / 32 - 1e-6)
         return round(patches * self.multiplier)
 
@@ -86,6 +86,15 @@ _UNKNOWN_MODEL = _Tiles(85, 170)
 _UNKNOWN_SIZE = (1024, 1024)
 # Tokens at the start and at the end of each function, by the start of the model's name.
 _FUNCTION = {"gpt-4o": (7, 12), "gpt-4-": (10, 12), "gpt-3.5-turbo": (10, 12)}
+# Tokens of a message and of a name, by the start of the model's name.
+_MESSAGE = {"gpt-3.5-turbo-0301": (4, -1)}
+Rule = TypeVar("Rule")
+
+
+def _for_model(rules: Mapping[str, Rule], model: str) -> Rule | None:
+    """The rule for a model: the first whose key starts the model's name, without a provider's prefix (`openai/`)."""
+    name = f"{model.rpartition('/')[2]}-"
+    return next((rule for start, rule in rules.items() if name.startswith(start)), None)
 
 
 def count_messages(messages: Sequence[Mapping[str, Any]], model: str, encoding: str) -> InputTokens:
@@ -94,7 +103,7 @@ def count_messages(messages: Sequence[Mapping[str, Any]], model: str, encoding: 
     3 tokens per message, 1 per name, the tokens of every value, and 3 that prime the reply. gpt-3.5-turbo-0301 uses 4
     per message, and one less with a name.
     """
-    a_message, a_name = (4, -1) if model.startswith("gpt-3.5-turbo-0301") else (3, 1)
+    a_message, a_name = _for_model(_MESSAGE, model) or (3, 1)
     total = InputTokens(3)
     for message in messages:
         total += InputTokens(a_message)
@@ -128,7 +137,7 @@ def _part(part: Mapping[str, Any], model: str, encoding: str) -> InputTokens:
 
 
 def _image(image: Mapping[str, Any], model: str) -> InputTokens:
-    rule = next((rule for start, rule in _IMAGES.items() if f"{model}-".startswith(start)), None)
+    rule = _for_model(_IMAGES, model)
     low = image.get("detail") == "low"
     size = image_size(image.get("url"))
     known = rule is not None and (size is not None or (low and isinstance(rule, _Tiles)))
@@ -158,7 +167,7 @@ def count_tools(tools: object, model: str, encoding: str) -> InputTokens:
     """The tokens of tools; a tool of an unknown model is counted by the rule for gpt-4o."""
     if not isinstance(tools, list):
         return InputTokens()
-    rule = next((tokens for start, tokens in _FUNCTION.items() if f"{model}-".startswith(start)), None)
+    rule = _for_model(_FUNCTION, model)
     total = InputTokens(0, approximate=bool(tools) and rule is None)
     for tool in tools:
         total += _tool(tool, rule or _FUNCTION["gpt-4o"], encoding)

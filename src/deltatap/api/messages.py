@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from deltatap.api import prompt
 from deltatap.api.accumulate import Accumulator, ToolCall, count
 from deltatap.api.base import Api, json_schema
-from deltatap.api.frames import STREAM_ERROR, Answer, Asked, Facts, Piece, event
+from deltatap.api.frames import STREAM_ERROR, Answer, Asked, Frames, Piece, event
 from deltatap.api.input_tokens import InputTokens, count_messages, image_size, without_rule
 from deltatap.model import CONTENT, REASONING, Usage
 
@@ -34,8 +34,8 @@ _ERRORS = {
     504: "timeout_error",
     529: "overloaded_error",
 }
-# Anthropic reports an exhausted balance and a spend limit as invalid requests (400), without a code of their own. Whole
-# beginnings, since a message may quote the prompt.
+# Anthropic reports an exhausted balance and a spend limit as invalid requests (400) without a specific code. The start
+# of the message is compared, because a message can quote the prompt.
 _SPENT = ("Your credit balance is too low", "You have reached your specified API usage limits")
 _TOOLS = ("tool_use", "server_tool_use", "mcp_tool_use")
 _USAGE = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens", "output_tokens")
@@ -44,7 +44,7 @@ _USAGE = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_token
 class MessagesAccumulator(Accumulator):
     """Receives typed events, or a whole message. All output belongs to choice 0.
 
-    Tool calls are kept in the form of chat completions; calls that the server ran itself are kept as they were sent.
+    Tool calls are converted to those of chat completions. A call that the server ran itself is kept as it was sent.
     """
 
     __slots__ = ("_blocks", "_reported")
@@ -80,7 +80,7 @@ class MessagesAccumulator(Accumulator):
             self._report(message.get("usage"), complete=False)
 
     def _block(self, chunk: dict[str, Any]) -> None:
-        """The start of a content block; the start may have content already, and in a whole message it has all."""
+        """A content block starts. It can already have content, and in a whole message it has all of its content."""
         block = chunk.get("content_block")
         if type(block) is not dict:
             return
@@ -114,14 +114,14 @@ class MessagesAccumulator(Accumulator):
             self._called(choice, call, None, delta.get("partial_json"))
 
     def _block_end(self, chunk: dict[str, Any]) -> None:
-        """The end of a content block: now the input of a tool is complete."""
+        """A content block ends, so the input of a tool is complete."""
         index = _index(chunk)
         block, call = self._blocks.get(index, {}), self._choice().tool_calls.get(index)
         if call is None:
             return
         given = block.get("input")
         if given and not call.arguments.tell():
-            # With spaces, as models write it in a stream.
+            # json.dumps adds spaces, as models do in a stream.
             self._called(self._choice(), call, None, json.dumps(given, ensure_ascii=False))
         if call.item is not None:
             call.item = {**block, "input": _decoded(call.arguments.getvalue())}
@@ -143,11 +143,11 @@ class MessagesAccumulator(Accumulator):
         self.done = True
 
     def _report(self, usage: object, *, complete: bool) -> None:
-        """Usage in OpenAI's sense: input includes tokens that were read from a cache and written to it."""
+        """Convert usage to OpenAI's definition: input tokens include those read from a cache and written to it."""
         if type(usage) is not dict:
             return
         self._identify({"service_tier": usage.get("service_tier")})
-        # Counts are cumulative, and a later event may leave some of them out.
+        # Counts are cumulative, and a later event can omit some of them.
         self._reported |= {name: value for name, value in usage.items() if value is not None}
         fresh, written, read, output = (count(self._reported.get(name)) for name in _USAGE)
         inputs = None if fresh is None else count(fresh + (written or 0) + (read or 0))
@@ -163,7 +163,7 @@ class MessagesAccumulator(Accumulator):
             )
         )
 
-    # Events that are missing here bring nothing to keep: ping, and whatever is added to the API.
+    # Other events, such as ping, have no content.
     EVENTS: ClassVar[Mapping[str, Callable[[Any, dict[str, Any]], None]]] = {
         "message_start": _start,
         "content_block_start": _block,
@@ -198,10 +198,9 @@ _DELTAS = {
 
 
 @dataclass(slots=True)
-class MessagesFrames:
+class MessagesFrames(Frames):
     """Writes typed events. A block opens with the first piece of its kind and closes before the next block."""
 
-    facts: Facts
     _blocks: list[dict[str, Any]] = field(default_factory=list)
     _open: tuple[str, int] | None = None
     _text: str = ""
@@ -211,10 +210,6 @@ class MessagesFrames:
         """The message without content."""
         usage = {**self._usage(), "output_tokens": 1}
         return [_event("message_start", message={**self._message(None), "usage": usage})]
-
-    def role(self, choice: int, content: str = "") -> list[bytes]:
-        """No role of its own: the message has it."""
-        return self.piece(choice, Piece("content", content)) if content else []
 
     def empty(self) -> list[bytes]:
         """A ping."""
@@ -275,7 +270,7 @@ class MessagesFrames:
         return [_event("error", error={"type": "api_error", "message": STREAM_ERROR})]
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
-        """The message with the blocks that a stream would have built."""
+        """The message with the same blocks as a stream."""
         for piece in answers[0].pieces:
             self.piece(0, piece)
         self._close()
@@ -314,9 +309,9 @@ class Messages(Api):
     title = "the Messages API"
     path = "/messages"
     models_path = "/models?limit=1000"
-    inputs = ("messages",)
+    prompt_field = "messages"
     system = "system"
-    # The smallest maximum of any Claude model, so every model accepts it.
+    # The smallest limit of any Claude model, so every model accepts this value.
     defaults: ClassVar[Mapping[str, Any]] = {"max_tokens": 4096}
     max_output_names = ("max_tokens",)
     key_header = "x-api-key"
@@ -325,6 +320,7 @@ class Messages(Api):
     request_id_headers = ("request-id", "x-request-id")
     end_mark = b""
     accumulator = MessagesAccumulator
+    frames = MessagesFrames
 
     def prompt(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The messages, and the system prompt: the column `system`, then system messages at the start."""
@@ -345,18 +341,18 @@ class Messages(Api):
         messages = list(body["messages"])
         if body.get("system"):
             messages.insert(0, {"role": "system", "content": body["system"]})
-        counted = count_messages(_without_data(messages), model.rpartition("/")[2], encoding)
+        counted = count_messages(_without_data(messages), model, encoding)
         return (
             counted + without_rule(body.get("tools"), encoding) + InputTokens(_image_tokens(messages), approximate=True)
         )
 
     def refusal_status(self, status: int, message: str) -> int:
-        """402 for a refusal that says that there is no credit left, or that a spend limit is reached."""
+        """402 if the message says that no credit is left or that a spend limit is reached."""
         spent = status == 400 and message.startswith(_SPENT)  # noqa: PLR2004 - bad request
         return 402 if spent else status
 
     def asked(self, body: Mapping[str, Any]) -> Asked:
-        """As for every API; most parameters have other names."""
+        """Like the base class, but most parameters have other names."""
         if not isinstance(body["messages"], list):
             raise TypeError("messages is not a list")
         thinking, choice = body.get("thinking") or {}, body.get("tool_choice") or {}
@@ -374,10 +370,6 @@ class Messages(Api):
     def tool(self, tool: Any) -> tuple[str, Mapping[str, Any]]:  # noqa: ANN401 - any JSON
         """Name and JSON schema of a tool."""
         return str(tool.get("name")), tool.get("input_schema") or {}
-
-    def frames(self, facts: Facts) -> MessagesFrames:
-        """Typed events."""
-        return MessagesFrames(facts)
 
     def error_body(self, status: int, kind: str, code: str | None, message: str) -> dict[str, Any]:  # noqa: ARG002
         """An error in Anthropic's form; its type follows from the status."""

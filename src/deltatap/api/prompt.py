@@ -1,7 +1,7 @@
-"""The prompt of a prompts row: a text in `prompt`, or a list in `messages`. Pure.
+"""The prompt of a prompts row: text in `prompt`, or a list in `messages`. Pure.
 
-This module checks and normalizes both forms. Each API's module decides which of them it accepts and where they go in
-the request body.
+This module checks and normalizes both. Each API's module decides which of them it accepts, and which field of the
+request body they fill.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 
 class BadPromptError(ValueError):
-    """A prompts row that no request can be built from; the message says what is wrong with it."""
+    """No request can be built from a prompts row. The message says why."""
 
 
 def prompt_text(row: Mapping[str, Any]) -> str:
     """The text in `prompt`.
 
     Raises:
-        BadPromptError: if there is no text.
+        BadPromptError: if the column has no text.
     """
     prompt = row.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
-        raise BadPromptError("no prompt: expected a text in prompt, or messages")
+        raise BadPromptError("no prompt: expected text in prompt, or messages")
     return prompt
 
 
 def messages(row: Mapping[str, Any], *, allow_items: bool = False) -> list[dict[str, Any]]:
-    """The messages of a row; a row with a `prompt` has one message of the user.
+    """The messages of a row. A `prompt` becomes one user message.
 
     Args:
-        row: the columns by name. `messages` is a list of objects or the same as JSON text.
+        row: the columns by name. `messages` is a list of objects, or that list as JSON text.
         allow_items: accept objects that have a `type` and no `role`, as the Responses API does.
 
     Raises:
@@ -51,7 +51,7 @@ def messages(row: Mapping[str, Any], *, allow_items: bool = False) -> list[dict[
 
 
 def parts(content: str) -> str | list[Any]:
-    """Content as its parts if it is a JSON array of objects with `type`; otherwise the text itself."""
+    """Decode content that is a JSON array of parts (objects with `type`). Return other content unchanged."""
     if not content.lstrip().startswith("["):
         return content
     try:
@@ -64,7 +64,7 @@ def parts(content: str) -> str | list[Any]:
 
 
 def plain(value: object) -> Any:  # noqa: ANN401 - any JSON
-    """The value as JSON knows it: keys are text, nulls in objects are dropped."""
+    """Convert a value to plain JSON types. Keys become text, and nulls in objects are dropped."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple):
@@ -88,7 +88,7 @@ def _message(at: int, given: object, *, allow_items: bool) -> dict[str, Any]:
         raise BadPromptError(f"messages[{at}]: expected an object with role and content")
     message = {key: plain(value) for key, value in given.items() if value is not None}
     if allow_items and "role" not in message and "type" in message:
-        return message  # not a message but another item, such as a tool's output or a reference
+        return message  # an item of another type, such as the output of a tool
     role = message.get("role")
     if role not in ROLES:
         raise BadPromptError(f"messages[{at}].role: expected one of {', '.join(ROLES)}, found {role!r}")

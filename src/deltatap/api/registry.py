@@ -1,6 +1,6 @@
-"""The list of APIs. Nothing else in the code knows which there are.
+"""The list of APIs. No other module knows which APIs exist.
 
-A module is imported when its API is first used, so that checking a name costs nothing.
+A module is imported when its API is first used, so checking a name imports nothing.
 """
 
 from __future__ import annotations

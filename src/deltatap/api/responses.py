@@ -1,6 +1,6 @@
 """Responses: `POST /responses`. Pure.
 
-Events are typed, the prompt is a text or a list of items, and the system prompt is in `instructions`. There is one
+Events are typed. The prompt is text or a list of items, and the system prompt is in `instructions`. There is one
 choice, and a stream always reports usage.
 """
 
@@ -13,7 +13,7 @@ from deltatap.api import prompt
 from deltatap.api.accumulate import Accumulator, GrowingChoice, ToolCall
 from deltatap.api.base import Api, json_schema
 from deltatap.api.choices import openai_usage
-from deltatap.api.frames import MODERATION, SAFE, STREAM_ERROR, Answer, Asked, Facts, Piece, call_id, event, logprob
+from deltatap.api.frames import MODERATION, SAFE, STREAM_ERROR, Answer, Asked, Frames, Piece, call_id, event, logprob
 from deltatap.api.input_tokens import InputTokens, count_messages, count_tools, without_rule
 from deltatap.model import CONTENT, REASONING, REFUSAL
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ResponsesAccumulator(Accumulator):
-    """Receives typed events. All output belongs to choice 0. A whole response is what `response.completed` holds."""
+    """Receives typed events. All output belongs to choice 0. A whole response is the object in `response.completed`."""
 
     __slots__ = ()
 
@@ -83,7 +83,7 @@ class ResponsesAccumulator(Accumulator):
             self._called(choice, call, item.get("name"), None)
 
     def _item_done(self, event: dict[str, Any]) -> None:
-        """A call that the server ran itself is complete only now. Other calls came in pieces before."""
+        """Keep a call that the server ran itself, which is complete now. Other calls have already arrived in pieces."""
         item = event.get("item")
         if type(item) is dict and _is_call(item):
             _identify(self._call(self._choice(), event), item)
@@ -138,7 +138,7 @@ class ResponsesAccumulator(Accumulator):
         if part.get("logprobs"):
             choice.logprobs.append({"content": part["logprobs"]})
 
-    # Events that are missing here repeat or frame what other events bring.
+    # All other events repeat the content of these, or mark where a part starts and ends.
     EVENTS: ClassVar[Mapping[str, Callable[[Any, dict[str, Any]], None]]] = {
         "response.created": _start,
         "response.queued": _start,
@@ -165,7 +165,7 @@ def _is_call(item: dict[str, Any]) -> bool:
 
 
 def _identify(call: ToolCall, item: dict[str, Any]) -> None:
-    """Convert a call that the client must answer (it has a call_id); keep a call that the server ran as it is."""
+    """Take id and type of a call that the client must answer (it has a call_id). Keep other calls as they were sent."""
     if type(item.get("call_id")) is str:
         call.id = item["call_id"]
         call.type = "custom" if item["type"] == "custom_tool_call" else "function"
@@ -173,11 +173,25 @@ def _identify(call: ToolCall, item: dict[str, Any]) -> None:
         call.item = item
 
 
+# For each kind of output: the name of its events, the index in them, and the field of the last one with all its text.
+_EVENTS_OF: Mapping[str, tuple[str, dict[str, int], str]] = {
+    "call": ("function_call_arguments", {}, "arguments"),
+    "content": ("output_text", {"content_index": 0}, "text"),
+    "reasoning": ("reasoning_summary_text", {"summary_index": 0}, "text"),
+    "refusal": ("refusal", {"content_index": 0}, "refusal"),
+}
+
+
+def _part(kind: str, text: str) -> dict[str, Any]:
+    if kind == "refusal":
+        return {"type": "refusal", "refusal": text}
+    return {"type": "output_text", "text": text, "annotations": []}
+
+
 @dataclass(slots=True)
-class ResponsesFrames:
+class ResponsesFrames(Frames):
     """Writes typed events. An item opens with the first piece of its kind and closes before the next item."""
 
-    facts: Facts
     _sequence: int = -1
     _items: list[dict[str, Any]] = field(default_factory=list)
     _open: tuple[str, int] | None = None
@@ -189,10 +203,6 @@ class ResponsesFrames:
             self._event(kind, response=self._response("in_progress"))
             for kind in ("response.created", "response.in_progress")
         ]
-
-    def role(self, choice: int, content: str = "") -> list[bytes]:
-        """No role of its own: the item has it."""
-        return self.piece(choice, Piece("content", content)) if content else []
 
     def empty(self) -> list[bytes]:
         """An event that repeats the state."""
@@ -206,23 +216,12 @@ class ResponsesFrames:
         if piece.kind == "call":
             return made
         self._text += piece.text
-        where = {"item_id": self._items[-1]["id"], "output_index": len(self._items) - 1}
-        if piece.kind == "arguments":
-            return [*made, self._event("response.function_call_arguments.delta", **where, delta=piece.text)]
-        if piece.kind == "reasoning":
-            return [
-                *made,
-                self._event("response.reasoning_summary_text.delta", **where, summary_index=0, delta=piece.text),
-            ]
-        if piece.kind == "refusal":
-            return [*made, self._event("response.refusal.delta", **where, content_index=0, delta=piece.text)]
-        probabilities = [logprob(piece.text)] if self.facts.logprobs else []
-        return [
-            *made,
-            self._event(
-                "response.output_text.delta", **where, content_index=0, delta=piece.text, logprobs=probabilities
-            ),
-        ]
+        name, index, _ = _EVENTS_OF[of[0]]
+        more = {"logprobs": [logprob(piece.text)] if self.facts.logprobs else []} if piece.kind == "content" else {}
+        return [*made, self._event(f"response.{name}.delta", **self._where(), **index, delta=piece.text, **more)]
+
+    def _where(self) -> dict[str, Any]:
+        return {"item_id": self._items[-1]["id"], "output_index": len(self._items) - 1}
 
     def _opened(self, piece: Piece) -> list[bytes]:
         number = len(self._items)
@@ -230,16 +229,8 @@ class ResponsesFrames:
         self._items.append(item)
         made = [self._event("response.output_item.added", output_index=number, item=item)]
         if piece.kind in ("content", "refusal"):
-            part = (
-                {"type": "refusal", "refusal": ""}
-                if piece.kind == "refusal"
-                else {"type": "output_text", "text": "", "annotations": []}
-            )
-            made.append(
-                self._event(
-                    "response.content_part.added", item_id=item["id"], output_index=number, content_index=0, part=part
-                )
-            )
+            part = _part(piece.kind, "")
+            made.append(self._event("response.content_part.added", **self._where(), content_index=0, part=part))
         return made
 
     def _item(self, piece: Piece, number: int) -> dict[str, Any]:
@@ -267,23 +258,19 @@ class ResponsesFrames:
     def _close(self) -> list[bytes]:
         if self._open is None:
             return []
-        kind, number = self._open[0], len(self._items) - 1
-        item, text = self._items[-1], self._text
+        kind, item, text = self._open[0], self._items[-1], self._text
         self._text = ""
-        where = {"item_id": item["id"], "output_index": number}
         if kind == "call":
             item |= {"arguments": text, "status": "completed"}
-            made = [self._event("response.function_call_arguments.done", **where, arguments=text)]
         elif kind == "reasoning":
             item["summary"] = [{"type": "summary_text", "text": text}]
-            made = [self._event("response.reasoning_summary_text.done", **where, summary_index=0, text=text)]
-        elif kind == "refusal":
-            item |= {"content": [{"type": "refusal", "refusal": text}], "status": "completed"}
-            made = [self._event("response.refusal.done", **where, content_index=0, refusal=text)]
         else:
-            item |= {"content": [{"type": "output_text", "text": text, "annotations": []}], "status": "completed"}
-            made = [self._event("response.output_text.done", **where, content_index=0, text=text)]
-        return [*made, self._event("response.output_item.done", output_index=number, item=item)]
+            item |= {"content": [_part(kind, text)], "status": "completed"}
+        name, index, complete = _EVENTS_OF[kind]
+        return [
+            self._event(f"response.{name}.done", **self._where(), **index, **{complete: text}),
+            self._event("response.output_item.done", output_index=len(self._items) - 1, item=item),
+        ]
 
     def finish(self, choice: int, reason: str) -> list[bytes]:  # noqa: ARG002 - the response's end has the reason
         """The end of the last item."""
@@ -292,7 +279,7 @@ class ResponsesFrames:
         return made
 
     def end(self, reason: str | None) -> list[bytes]:
-        """The complete response, which is where this API has its finish_reason."""
+        """The complete response, whose status and details are this API's finish_reason."""
         if reason is None:
             return []
         status = _status(reason)
@@ -306,7 +293,7 @@ class ResponsesFrames:
         return [self._event("response.failed", response=failed)]
 
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
-        """The response with the items that a stream would have built."""
+        """The response with the same items as a stream."""
         for piece in answers[0].pieces:
             self.piece(0, piece)
         self._close()
@@ -363,30 +350,30 @@ class Responses(Api):
     name = "responses"
     title = "the Responses API"
     path = "/responses"
-    inputs = ("input",)
+    prompt_field = "input"
     system = "instructions"
     max_output_names = ("max_output_tokens",)
     end_mark = b""
     accumulator = ResponsesAccumulator
+    frames = ResponsesFrames
 
     def prompt(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The input as a text or as items, and the system prompt as instructions."""
+        """The input as text or as items, and the system prompt as instructions."""
         system = row.get("system")
         given = prompt.prompt_text(row) if row.get("messages") is None else prompt.messages(row, allow_items=True)
         return {"input": given, "instructions": system} if system else {"input": given}
 
     def count_input(self, body: Mapping[str, Any], model: str, encoding: str) -> InputTokens:
         """By the rules of chat completions, so always approximate."""
-        name = model.rpartition("/")[2]
         given = body.get("input")
         messages = [{"role": "user", "content": given}] if isinstance(given, str) else given or []
         if body.get("instructions"):
             messages = [{"role": "system", "content": body["instructions"]}, *messages]
-        counted = count_messages(messages, name, encoding) + count_tools(body.get("tools"), name, encoding)
+        counted = count_messages(messages, model, encoding) + count_tools(body.get("tools"), model, encoding)
         return counted + without_rule(body.get("text"), encoding) + InputTokens(0, approximate=True)
 
     def asked(self, body: Mapping[str, Any]) -> Asked:
-        """As for every API; reasoning, the form of the text and log probabilities have other names."""
+        """Like the base class, but reasoning, the output format and log probabilities have other names."""
         reasoning, text = body.get("reasoning"), body.get("text")
         effort = reasoning.get("effort") if isinstance(reasoning, dict) else None
         return replace(
@@ -396,10 +383,6 @@ class Responses(Api):
             logprobs="message.output_text.logprobs" in (body.get("include") or ()),
             usage=True,
         )
-
-    def frames(self, facts: Facts) -> ResponsesFrames:
-        """Typed events."""
-        return ResponsesFrames(facts)
 
 
 API = Responses()

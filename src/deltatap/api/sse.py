@@ -2,7 +2,7 @@
 
 The grammar is WHATWG's (HTML Living Standard, 9.2.6): lines end with LF, CR or CRLF, wherever the reads cut them; a
 blank line ends an event; an incomplete event at the end of a stream is dropped. Data stays bytes: the JSON decoder
-checks that they are UTF-8. No byte is searched twice, so the cost is O(bytes) however a stream is cut.
+checks that they are UTF-8. No byte is searched twice, so the cost is O(bytes), however small the reads are.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class SSEDecoder:
 
 
 def _whole(data: bytes, limit: int) -> list[ServerSentEvent] | None:
-    """The events of a read that has only complete events of one data line each, as most have; None for other reads."""
+    """The events of a read with only complete events of one data line each, the usual case. None for other reads."""
     if not data.endswith(b"\n\n") or b"\r" in data or len(data) > limit:
         return None
     events = []

@@ -151,7 +151,7 @@ def _of_batch(given: Mapping[str, Any], name: str) -> dict[str, Any]:
         )
         raise ValueError(f"url: expected /v1{api.path}, because endpoint.api is {name}, found {url}{hint}")
     rest = {key: value for key, value in body.items() if key not in OURS}
-    asked = next((rest.pop(key) for key in api.inputs if key in rest), None)
+    asked = rest.pop(api.prompt_field, None)
     system = rest.pop(api.system or "", None)
     row = {"request_id": given.get("custom_id"), "model": rest.pop("model", None), "system": system}
     row["prompt" if isinstance(asked, str) else "messages"] = asked

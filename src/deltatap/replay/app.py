@@ -1,7 +1,6 @@
-"""Serves captured answers at the URLs of their APIs, at the pace at which they were received.
+"""Serves captured answers at the URLs of their APIs, with their original timing.
 
-This module knows ASGI and the clock, and finds the recording that answers a request. `recordings.py` turns rows into
-recordings.
+This module knows ASGI and the clock, and finds the recording for a request. `recordings.py` turns rows into recordings.
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ from starlette.routing import Route
 from deltatap.api import registry
 from deltatap.prompts import request_hash_of
 from deltatap.replay.recordings import prompt_of
+from deltatap.simulator.record import quantiles
+from deltatap.simulator.server import Endpoint, body_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -71,7 +72,7 @@ class Replay:
         return Starlette(
             middleware=[Middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"])],
             routes=[
-                *(Route(f"/v1{api.path}", _Endpoint(self, api)) for api in registry.specifications()),
+                *(Route(f"/v1{api.path}", Endpoint(self.serve, api)) for api in registry.specifications()),
                 Route("/v1/models", self._models),
                 Route("/replay/recordings", self._recordings),
                 Route("/replay/stats", self._stats),
@@ -82,12 +83,8 @@ class Replay:
     async def serve(self, api: Api, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call."""
         started = asyncio.get_running_loop().time()
-        content, more = b"", True
-        while more:
-            message = await receive()
-            content, more = content + message.get("body", b""), message.get("more_body", False)
         try:
-            body = orjson.loads(content)
+            body = orjson.loads(await body_of(receive))
             found = self.find(body, api.name)
         except (ValueError, AttributeError, TypeError):
             await _refuse(api, 400, "expected a JSON object")(scope, receive, send)
@@ -149,23 +146,11 @@ class Replay:
         )
 
     async def _stats(self, _request: Request) -> Response:
-        late = sorted(self.late_ms)
-        shares = {"p50": 0.5, "p99": 0.99} if late else {}
-        late_ms = {name: late[min(len(late) - 1, int(share * len(late)))] for name, share in shares.items()}
-        return JSONResponse({"frames": len(late), "late_ms": late_ms})
+        late_ms = quantiles(self.late_ms, {"p50": 0.5, "p99": 0.99})
+        return JSONResponse({"frames": len(self.late_ms), "late_ms": late_ms})
 
     async def _page(self, _request: Request) -> Response:
         return HTMLResponse(_PAGE.read_text(encoding="utf-8"))
-
-
-class _Endpoint:
-    """An instance, so that Starlette hands over ASGI itself."""
-
-    def __init__(self, replay: Replay, api: Api) -> None:
-        self._replay, self._api = replay, api
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._replay.serve(self._api, scope, receive, send)
 
 
 def _refuse(api: Api, status: int, message: str) -> Response:

@@ -1,4 +1,4 @@
-"""A row of captures becomes a recording: the bytes that were received, and when each of them is due. Pure.
+"""Turns a row of captures into a recording: the bytes to send, and when. Pure.
 
 If the row has the bytes of the events (`capture.keep_raw`), the recording has the same bytes. Otherwise the API's
 module builds frames from the chunks, if it can. `app.py` serves recordings.
@@ -26,7 +26,7 @@ class Recording:
 
     Attributes:
         request_id, request_hash: of the row.
-        prompt: the last prompt of the request, as text; requests with another body are matched by it.
+        prompt: the last prompt of the request, as text. A request with another body is matched by its last prompt.
         api: name of the API.
         streamed: whether the answer was captured as a stream.
         status: HTTP status; 0 if no response arrived.

@@ -1,6 +1,6 @@
 """The charts of the report as plotly figures, with their titles and captions.
 
-``data.py`` gathers the data. The page chooses the colours of light and dark mode.
+``data.py`` gathers the data. The page chooses the colors of light and dark mode.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
     from deltatap.report.data import Gathered, Stream
 
-# Adapted from Okabe and Ito: distinguishable for colour-blind people, visible on light and dark backgrounds.
-COLOURS = ("#1F8FD6", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999")
+# Adapted from Okabe and Ito: distinguishable for color-blind people, visible on light and dark backgrounds.
+COLORS = ("#1F8FD6", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#999999")
 KINDS = dict(zip(OUTPUT_KINDS, ("#1F8FD6", "#CC79A7", "#D55E00", "#009E73"), strict=True))
 _POINTS = 2_000
 _TICK = 0.38
 _BINS = 60
-# Ticks at 1, 2 and 5 of each decade, in full: between decades, plotly would write a bare 2 and 5.
+# Ticks at 1, 2 and 5 of each decade, with all digits. Between decades, plotly would write only 2 and 5.
 _TICKS = [digit * 10.0**decade for decade in range(-2, 8) for digit in (1, 2, 5)]
 _LOG = {"type": "log", "tickvals": _TICKS, "ticktext": [f"{tick:,.10g}" for tick in _TICKS]}
 _KEYS = ("run_id", "endpoint", "request_model", "mode")
@@ -36,7 +36,7 @@ _KEYS = ("run_id", "endpoint", "request_model", "mode")
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A figure with its title and caption, which screen readers read, too."""
+    """A figure with its title and caption. Screen readers also read both."""
 
     name: str
     title: str
@@ -72,7 +72,7 @@ def charts(gathered: Gathered) -> list[Chart]:
 
 
 def labels(gathered: Gathered) -> Mapping[tuple[Any, ...], str]:
-    """The name of each series: its run, endpoint, model and mode, without those that all series share."""
+    """The name of each series: those of its run, endpoint, model and mode that differ between the series."""
     keys = [series_key(row) for row in gathered.metrics]
     differ = [at for at in range(len(_KEYS)) if len({key[at] for key in keys}) > 1]
     words = {"stream": "streamed", "complete": "whole"}
@@ -108,7 +108,7 @@ def _figure(x: str, y: str, **layout: Any) -> go.Figure:  # noqa: ANN401 - plotl
 
 
 def _sampled(values: dict[str, Any], *names: str) -> list[Any]:
-    """Columns of at most :data:`_POINTS` rows that have values in all of them."""
+    """The columns, of at most :data:`_POINTS` rows that have a value in each of them."""
     complete = np.logical_and.reduce([~np.isnan(values[name].astype(float)) for name in names])
     at = np.flatnonzero(complete)
     if len(at) > _POINTS:
@@ -116,19 +116,19 @@ def _sampled(values: dict[str, Any], *names: str) -> list[Any]:
     return [np.round(values[name][at].astype(float), 2) for name in names]
 
 
+def _add_points(figure: go.Figure, at: int, name: str, x: Any, y: Any) -> None:  # noqa: ANN401 - arrays
+    """Add the points of a series, if it has any."""
+    if len(x):
+        marker = {"size": 5, "opacity": 0.6, "color": _color(at)}
+        figure.add_scatter(x=x, y=y, mode="markers", name=name, marker=marker)
+
+
 def _wait(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
     figure = _figure("output tokens", "time until there is text to read, ms", xaxis=_LOG, yaxis=_LOG)
     for at, (name, mode, values) in enumerate(rows):
         x, y = _sampled(values, "output_tokens", "ttft_ms" if mode == "stream" else "e2e_ms")
         what = "TTFT" if mode == "stream" else "E2E"
-        if len(x):
-            figure.add_scatter(
-                x=x,
-                y=y,
-                mode="markers",
-                name=f"{name}: {what}",
-                marker={"size": 5, "opacity": 0.6, "color": _colour(at)},
-            )
+        _add_points(figure, at, f"{name}: {what}", x, y)
     if not figure.data:
         return None
     caption = (
@@ -152,7 +152,7 @@ def _ttft(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
         figure.add_bar(
             x=np.round((edges[1:] + edges[:-1]) / 2, 2), y=np.round(100 * counts / len(values), 3),
             name=f"{name}, median {np.median(values):,.0f} ms", width=float(edges[1] - edges[0]),
-            marker={"color": _colour(at), "opacity": 0.7 if len(streams) > 1 else 1.0, "line": {"width": 0}},
+            marker={"color": _color(at), "opacity": 0.7 if len(streams) > 1 else 1.0, "line": {"width": 0}},
         )  # fmt: skip
     beyond = sum(int((values > edges[-1]).sum()) for _, values in streams)
     more = f" {beyond:,} slower streams are beyond the right edge." if beyond else ""
@@ -167,7 +167,7 @@ def _gaps(gaps: pa.Table, label: Mapping[tuple[Any, ...], str]) -> Chart | None:
         share = 100 * values["count"] / values["count"].sum()
         figure.add_scatter(
             x=np.round(10 ** ((values["bin"] + 0.5) / 10), 3), y=np.round(share, 3), name=name, mode="lines",
-            fill="tozeroy", line={"color": _colour(at), "shape": "spline", "smoothing": 0.4},
+            fill="tozeroy", line={"color": _color(at), "shape": "spline", "smoothing": 0.4},
         )  # fmt: skip
     if not figure.data:
         return None
@@ -202,11 +202,7 @@ def _stalls(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
     figure = _figure("end to end, ms", "longest pause between two outputs, ms", xaxis=_LOG, yaxis=_LOG)
     for at, (name, mode, values) in enumerate(rows):
         if mode == "stream":
-            x, y = _sampled(values, "e2e_ms", "stall_ms")
-            if len(x):
-                figure.add_scatter(
-                    x=x, y=y, mode="markers", name=name, marker={"size": 5, "opacity": 0.6, "color": _colour(at)}
-                )
+            _add_points(figure, at, name, *_sampled(values, "e2e_ms", "stall_ms"))
     if not figure.data:
         return None
     return Chart(
@@ -234,11 +230,11 @@ def _load(timeline: pa.Table) -> Chart | None:
         several = f" {run_id}" if len(pc.unique(timeline["run_id"])) > 1 else ""
         figure.add_bar(
             x=np.round(every, 3), y=np.round(started[:-1] / bin_s, 3), name=f"started/s{several}", width=bin_s,
-            marker={"color": _colour(2 * at), "opacity": 0.55, "line": {"width": 0}},
+            marker={"color": _color(2 * at), "opacity": 0.55, "line": {"width": 0}},
         )  # fmt: skip
         figure.add_scatter(
             x=np.round(every, 3), y=np.cumsum(started - ended)[:-1], name=f"open{several}", yaxis="y2", mode="lines",
-            line={"color": _colour(2 * at + 1), "width": 2},
+            line={"color": _color(2 * at + 1), "width": 2},
         )  # fmt: skip
     caption = "Last call of each request. Earlier calls are in the chart of errors and retries."
     return Chart("load", "Request rate and concurrency", caption, figure)
@@ -252,7 +248,7 @@ def _errors(errors: pa.Table) -> Chart | None:
     for at, kind in enumerate(sorted(pc.unique(errors["type"]).to_pylist())):
         its = errors.filter(pc.equal(errors["type"], kind))
         figure.add_bar(
-            x=np.round(its["at"].to_numpy(), 2), y=its["count"].to_numpy(), name=kind, marker={"color": _colour(at)},
+            x=np.round(its["at"].to_numpy(), 2), y=its["count"].to_numpy(), name=kind, marker={"color": _color(at)},
             width=its["bin_s"].to_numpy(),
         )  # fmt: skip
     caption = "Failed calls by error type, including calls that were retried."
@@ -264,11 +260,8 @@ def _tokens(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
     most = 0.0
     for at, (name, _, values) in enumerate(rows):
         x, y = _sampled(values, "reported", "tiktoken")
-        if len(x):
-            most = max(most, float(x.max()), float(y.max()))
-            figure.add_scatter(
-                x=x, y=y, mode="markers", name=name, marker={"size": 5, "opacity": 0.6, "color": _colour(at)}
-            )
+        _add_points(figure, at, name, x, y)
+        most = max(most, *x, *y)
     if not figure.data:
         return None
     figure.add_scatter(
@@ -280,5 +273,5 @@ def _tokens(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
     return Chart("tokens", "Token counts: tiktoken and server", caption, figure)
 
 
-def _colour(at: int) -> str:
-    return COLOURS[at % len(COLOURS)]
+def _color(at: int) -> str:
+    return COLORS[at % len(COLORS)]

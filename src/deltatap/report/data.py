@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from deltatap.config import Settings
 
-# Limits of one page: rows of each run and mode, streams to replay, chunks of each, characters of a text, rows of a
-# table, bins of a chart over time.
+# Limits of one page: rows per run and mode, streams to replay, chunks per stream, characters per text, rows per table,
+# bins per chart over time.
 ROWS = 10_000
 STREAMS = 12
 CHUNKS = 1_500
@@ -39,7 +39,8 @@ class Stream:
         why: why it was chosen, such as ``median`` or ``broken``.
         chunks: (ms, text, kind) of the output of choice 0, up to :data:`CHUNKS` of them.
         e2e_ms: when the stream ended; None if the request was never written.
-        whole_ms: when the whole answer arrived: to the same request in mode complete, else the end of the stream.
+        whole_ms: when the whole answer arrived, if the same request was captured in mode complete; else the end of the
+            stream.
         whole: the text of the whole answer.
         paired: whether the whole answer comes from a call of its own.
     """
@@ -163,7 +164,7 @@ def gather(spark: SparkSession, settings: Settings, run_ids: Sequence[str]) -> G
 
 
 def _streams(spark: SparkSession, captures: str, of_runs: str) -> list[Stream]:
-    """Streams close to the median, with the slowest start, the longest stalls, the longest time, and broken ones."""
+    """Streams of median duration, those with the slowest start or the longest stall, the longest, and broken ones."""
     stall = "array_max(transform(chunks, c -> c.gap_ms))"
     fields = f"SELECT run_id, request_id, status, ttft_ms, e2e_ms, {stall} AS stall_ms FROM {captures} WHERE {of_runs}"
     streamed = f"{fields} AND mode = 'stream' AND size(chunks) > 0"

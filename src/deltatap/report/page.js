@@ -1,12 +1,12 @@
-// The charts use the page's colours for light or dark mode.
+// The charts use the page's colors for light or dark mode.
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 const narrow = window.matchMedia("(max-width: 640px)");
 
 function themed() {
   const style = getComputedStyle(document.documentElement);
-  const colour = (name) => style.getPropertyValue(name).trim();
-  const axis = { gridcolor: colour("--line"), zerolinecolor: colour("--line"), linecolor: colour("--line"), automargin: true };
-  return { paper: colour("--paper"), ink: colour("--ink"), axis };
+  const color = (name) => style.getPropertyValue(name).trim();
+  const axis = { gridcolor: color("--line"), zerolinecolor: color("--line"), linecolor: color("--line"), automargin: true };
+  return { paper: color("--paper"), ink: color("--ink"), axis };
 }
 
 // One chart per task, so that the page can be used while the rest are drawn.

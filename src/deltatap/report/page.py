@@ -1,4 +1,4 @@
-"""The page: puts cards, charts and tables into a template, and writes one file that needs no other."""
+"""Puts cards, charts and tables into the template of the page, and writes one file that needs no other file."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def write_report(spark: SparkSession, settings: Settings, run_ids: Sequence[str]
 
     Args:
         spark: the session.
-        settings: name the tables and hold the analysis settings.
-        run_ids: the runs to report on; without any, the newest run that has rows.
+        settings: the names of the tables, and the analysis settings.
+        run_ids: the runs to report on. If empty, the newest run that has rows.
         path: the file to write; its folder is created.
 
     Returns:
@@ -133,5 +133,5 @@ def cards(gathered: Gathered) -> list[Card]:
     made.append(Card("cost", f"${sum(costs):,.4f}" if costs else "no price", "retries included" if costs else ""))
     late = sum(row["late"] for row in metrics)
     if late:
-        made.append(Card("left out of the times", f"{late:,} rows", "the worker's event loop ran late"))
+        made.append(Card("left out of the latencies", f"{late:,} rows", "the worker's event loop ran late"))
     return made

@@ -1,9 +1,9 @@
-"""What the simulator answers, and at what pace: the same for the same prompt and seed. Pure.
+"""The simulator's answers and their pace. The same prompt and seed give the same answer. Pure.
 
-Texts consist of a small stock of words, some of them beyond ASCII, cut where tiktoken cuts. Waits are log-normal, with
-a long tail like those of real endpoints. The answer follows the request: tools are called, JSON matches its schema,
-reasoning comes first. Traits cause what only a server can decide, such as a refusal. Each API's module reads the
-request (:class:`Asked`) and turns the answer into its own JSON.
+Texts are random words, some of them not ASCII, in pieces of one or more tiktoken tokens. Waits are log-normal, with a
+long tail like those of real endpoints. The answer follows the request: tools are called, JSON matches its schema,
+reasoning comes first. Traits cause what only a server decides, such as a refusal. Each API's module parses the request
+(:class:`Asked`) and turns the answer into its own JSON.
 """
 
 from __future__ import annotations
@@ -65,10 +65,10 @@ def answers(asked: Asked, key: str, seed: int, pace: Pace, traits: Sequence[str]
 
     Args:
         asked: what the request asks for.
-        key: tells requests apart.
+        key: identifies the request.
         seed: another seed gives other answers.
         pace: how long the answers are and how fast they arrive.
-        traits: `refusal` and `reasoning`, if the server chooses them.
+        traits: can contain `refusal` and `reasoning`.
     """
     return [
         _answer(asked, random.Random(f"{seed}/{key}/{index}"), pace, traits)  # noqa: S311 - repeatable, not secret
@@ -187,7 +187,7 @@ def _pieces(tokens: Sequence[int]) -> tuple[list[str], list[int]]:
             continue
         sizes.append(size)
         held, size = b"", 0
-    if size and pieces:  # the limit cut a character, which is dropped
+    if size and pieces:  # the limit cuts a character in two: the first part is dropped
         sizes[-1] += size
     return pieces or [""], sizes or [size]
 

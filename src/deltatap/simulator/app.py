@@ -1,7 +1,7 @@
 """The simulator's endpoints: every API at the URLs of OpenAI, Azure and Databricks, and a record of calls at `/sim`.
 
-This module knows URLs, ASGI and the clock. `answers.py` decides what is answered, the APIs' modules build its JSON,
-`stream.py` writes it, `faults.py` says what goes wrong, and `record.py` keeps what was sent.
+This module knows URLs, ASGI and the clock. `answers.py` makes up the answer, each API's module turns it into JSON,
+`stream.py` writes it, `faults.py` defines the faults, and `record.py` records what was sent.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from deltatap.prompts import request_hash_of
 from deltatap.simulator.answers import ENCODING, Pace, answers
 from deltatap.simulator.faults import REFUSALS, TRAITS, BadFaultError, Fault, by_rate, in_sequence, of_model, parse
 from deltatap.simulator.record import Call, Record, start_of
+from deltatap.simulator.server import Endpoint, body_of
 from deltatap.simulator.stream import BrokenOff, Stream
 
 if TYPE_CHECKING:
@@ -49,11 +50,11 @@ class SimulatorSettings:
         seed: the same seed gives the same answers, waits and faults.
         pace: how long answers are and how fast they arrive.
         faults: the rate of each fault, 0 to 1, by its text.
-        in_a_row: maximum number of consecutive calls for one prompt that may meet a random fault.
+        in_a_row: maximum number of consecutive random faults for one prompt.
         models: the models that `/v1/models` lists.
         api_key_env: name of the environment variable with the key that clients must send; None for no key.
         keep_calls: number of calls whose texts and times are kept.
-        requests_per_minute, tokens_per_minute: more within any sixty seconds are refused with 429.
+        requests_per_minute, tokens_per_minute: limits for any sixty seconds. A call above them gets a 429.
     """
 
     seed: int = 0
@@ -69,7 +70,7 @@ class SimulatorSettings:
 
 @dataclass(frozen=True, slots=True)
 class _Incoming:
-    """A request as the simulator understood it."""
+    """A parsed request."""
 
     api: Api
     body: dict[str, Any]
@@ -92,7 +93,7 @@ class Simulator:
         apis = registry.specifications()
         return Starlette(
             routes=[
-                *(Route(base + api.path, _Endpoint(self, api)) for base in _BASES for api in apis),
+                *(Route(base + api.path, Endpoint(self.serve, api)) for base in _BASES for api in apis),
                 Route("/v1/models", self._models),
                 *(Route(f"/sim/{what}", self._recorded) for what in ("calls", "counts", "stats")),
                 Route("/sim/reset", self._reset, methods=["POST"]),
@@ -112,7 +113,7 @@ class Simulator:
         return JSONResponse({"object": "list", "data": data})
 
     async def _recorded(self, request: Request) -> Response:
-        """Read the record on the event loop, the only writer: in a thread the record could change meanwhile."""
+        """Read the record on the event loop, which also writes it. In a thread, the record could change meanwhile."""
         record = self.record
         readers = {"calls": record.all_calls, "counts": record.counts, "stats": record.stats}
         content = readers[request.url.path.rpartition("/")[2]]()
@@ -136,7 +137,14 @@ class Simulator:
 
     async def serve(self, api: Api, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one call."""
-        content = await _body(receive)
+        path = scope["path"]
+        if scope["method"] != "POST":
+            await PlainTextResponse("Method Not Allowed", 405)(scope, receive, send)
+            return
+        if path.startswith("/openai/") and "/v1/" not in path and b"api-version=" not in scope["query_string"]:
+            await _refusal(api, "404", "Resource not found")(scope, receive, send)
+            return
+        content = await body_of(receive)
         headers = {name.decode().lower(): value.decode("latin-1") for name, value in scope["headers"]}
         started = time.monotonic()
         try:
@@ -150,14 +158,14 @@ class Simulator:
             await _refusal(api, "400", str(error))(scope, receive, send)
             return
         except (ValueError, KeyError, TypeError, AttributeError):
-            message = f"expected a JSON body with model and {api.inputs[0]}."
+            message = f"expected a JSON body with model and {api.prompt_field}."
             await _refusal(api, "400", message)(scope, receive, send)
             return
         key = _key(headers)
         call = self.record.begin(
             key=request_hash,
             prompt=start_of(api.last_prompt(body)),
-            path=scope["path"],
+            path=path,
             model=str(body["model"]),
             started=started,
             streamed=body.get("stream") is True,
@@ -177,7 +185,7 @@ class Simulator:
             self.record.end(call, ended)
 
     def _fault(self, requested: Sequence[Fault], call: Call) -> Fault | None:
-        """The fault that the request asks for in this call, or a random one if it asks for none at all."""
+        """The fault that the request asks for, or a random fault if the request asks for none."""
         if requested:
             return in_sequence(requested, call.attempt)
         settings = self.settings
@@ -226,12 +234,12 @@ class Simulator:
         watch = asyncio.create_task(_disconnected(receive, gone))
         try:
             stream = Stream(call, self.record, fault, frames, send, transport, gone)
-            return await stream.run(found, facts, api.end_mark)
+            return await stream.run(found, api.end_mark)
         finally:
             watch.cancel()
 
     def _limits(self, call: Call, tokens: int) -> dict[str, str]:
-        """Headers with what remains of the limits, and a Retry-After if the call exceeds one."""
+        """The headers with the remaining requests and tokens. If the call exceeds a limit, also a Retry-After."""
         settings, record = self.settings, self.record
         headers: dict[str, str] = {}
         for what, limit, amount in (
@@ -255,7 +263,7 @@ class Simulator:
 
 
 def _refused(incoming: _Incoming, fault: Fault, limits: dict[str, str]) -> Response | None:
-    """The refusal that the fault or the limits cause; None if there is an answer."""
+    """The refusal that the fault or the limits cause. None if the call gets an answer."""
     api = incoming.api
     if "no_stream_options" in fault and "stream_options" in incoming.body:
         return _refusal(api, "400", "Unrecognized request argument supplied: stream_options")
@@ -278,35 +286,6 @@ def _facts(incoming: _Incoming, call: Call, fault: Fault, found: Sequence[Answer
         logprobs=incoming.asked.logprobs,
         traits=traits,
     )
-
-
-class _Endpoint:
-    """An instance, so that Starlette hands over ASGI itself and nothing comes between a frame and its write."""
-
-    def __init__(self, simulator: Simulator, api: Api) -> None:
-        self._simulator, self._api = simulator, api
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] != "POST":
-            await PlainTextResponse("Method Not Allowed", 405)(scope, receive, send)
-            return
-        if (
-            scope["path"].startswith("/openai/")
-            and "/v1/" not in scope["path"]
-            and b"api-version=" not in scope["query_string"]
-        ):
-            await _refusal(self._api, "404", "Resource not found")(scope, receive, send)
-            return
-        await self._simulator.serve(self._api, scope, receive, send)
-
-
-async def _body(receive: Receive) -> bytes:
-    content, more = [], True
-    while more:
-        message = await receive()
-        content.append(message.get("body", b""))
-        more = message.get("more_body", False)
-    return b"".join(content)
 
 
 async def _disconnected(receive: Receive, gone: asyncio.Event) -> None:
@@ -334,7 +313,7 @@ def _refusal(
 
 
 def _key(headers: Mapping[str, str]) -> str:
-    """The API key of a request, in the header of any API or in Azure's."""
+    """The API key of a request, from the header of any API, or from Azure's header."""
     for api in registry.specifications():
         if key := headers.get(api.key_header.lower(), "").removeprefix(api.key_prefix).strip():
             return key

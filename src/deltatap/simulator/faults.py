@@ -1,9 +1,9 @@
-"""What goes wrong with a call, on demand. Pure.
+"""The faults that the simulator injects. Pure.
 
 A fault is written as `name[=argument][@piece][:times]`. A request asks for faults in its model's name or in the header
 `x-simulate`. Faults joined by `!` apply to consecutive calls for one prompt: `gpt-4o-mini!429=0.2:2!cut@5:1` means two
 rate limits, then a connection that is cut after five pieces, then an answer. A fault without `:times` applies to all
-further calls. Faults joined by `+` apply together, if none of them is a refusal or a break.
+later calls. Faults joined by `+` apply together, if none of them is a refusal or a break.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ class Fault:
     """One fault, or several that apply together.
 
     Attributes:
-        names: what goes wrong.
+        names: the faults.
         argument: seconds, a date or a number, depending on the fault.
         piece: number of pieces after which a stream breaks; None for half of them.
-        times: number of calls; None for all further calls.
+        times: number of calls; None for all later calls.
     """
 
     names: tuple[str, ...]
@@ -72,7 +72,7 @@ class Fault:
 
     @property
     def text(self) -> str:
-        """The fault as it is written."""
+        """The fault as text, without `:times`."""
         argument = "" if self.argument is None else f"={self.argument}"
         return "+".join(self.names) + argument + ("" if self.piece is None else f"@{self.piece}")
 
@@ -107,13 +107,13 @@ def _parse(text: str) -> Fault:
 
 
 def of_model(model: str) -> tuple[str, tuple[Fault, ...]]:
-    """A model's name without its faults, and the faults."""
+    """Split a model's name from the faults in it."""
     name, _, marker = model.partition("!")
     return name, parse(marker)
 
 
 def in_sequence(faults: Sequence[Fault], call: int) -> Fault | None:
-    """The fault for the call with this number, from 0, among the calls for one prompt."""
+    """The fault for one of the calls for a prompt; `call` is its number, from 0."""
     for fault in faults:
         if fault.times is None or call < fault.times:
             return fault
@@ -122,7 +122,7 @@ def in_sequence(faults: Sequence[Fault], call: int) -> Fault | None:
 
 
 def by_rate(rates: Mapping[str, float], key: str, call: int, seed: int, in_a_row: int) -> Fault | None:
-    """A random fault, the same for the same prompt, call and seed; none once a prompt has had `in_a_row` calls."""
+    """A random fault, the same for the same prompt, call and seed. None if the prompt already had `in_a_row` calls."""
     if call >= in_a_row:
         return None
     at = random.Random(f"{seed}/{key}/{call}/fault").random()  # noqa: S311 - repeatable, not secret

@@ -1,4 +1,4 @@
-"""What the simulator did: each call, and what was written for it and when. Pure.
+"""The simulator's record of each call: what was written for it, and when. Pure.
 
 Only the newest calls are kept in full; the counts include all calls. Times are `time.monotonic()`, which all processes
 of one machine share.
@@ -12,16 +12,19 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     from deltatap.api.frames import Piece
 
 _SHOWN = 200
 _MINUTE_S = 60.0
-_ERRORS_KEPT = 200_000
+_MAX_LATE = 200_000
+_SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
 
 @dataclass(slots=True)
 class Call:
-    """One call and how far it went.
+    """One call, and what was written for it.
 
     Attributes:
         number: from 0, over all calls.
@@ -30,15 +33,15 @@ class Call:
         path: of the URL.
         model: as requested.
         attempt: number of the call among the calls with the same key, from 0.
-        fault: what went wrong on purpose; None if nothing did.
+        fault: the injected fault; None if there was none.
         http_status: of the response; 0 if there was none.
         streamed: whether a stream was requested.
         texts: content that was written, by choice.
-        others: other output that was written, by choice and kind; tool calls also by number.
+        others: other output that was written, by choice and kind. Tool calls also by number.
         chunks: time and text of each piece that was written.
         frames: number of events that were written, without [DONE].
-        finish_reasons: of each choice, before the API renames them.
-        usage: as reported, in the words of chat completions.
+        finish_reasons: of each choice, in OpenAI's terms.
+        usage: as reported, with the field names of chat completions.
         ended: done, refused, broken (by a fault), or client_gone.
         started: when the request had arrived.
         bearer_sha256: sha256 of the API key; None if the request had none.
@@ -94,7 +97,7 @@ class Record:
         self._accepted: deque[tuple[float, int]] = deque()
 
     def within_a_minute(self, now: float, what: str) -> tuple[float, float]:
-        """Requests or tokens accepted in the last sixty seconds, and in how many seconds the oldest of them expires."""
+        """The requests or tokens accepted in the last sixty seconds, and the seconds until the oldest expires."""
         while self._accepted and self._accepted[0][0] <= now - _MINUTE_S:
             self._accepted.popleft()
         used = len(self._accepted) if what == "requests" else sum(tokens for _, tokens in self._accepted)
@@ -124,7 +127,7 @@ class Record:
 
     def late_by(self, seconds: float) -> None:
         """Record how late a piece was written."""
-        if len(self.late) < _ERRORS_KEPT:
+        if len(self.late) < _MAX_LATE:
             self.late.append(seconds)
 
     def counts(self) -> dict[str, Any]:
@@ -137,23 +140,22 @@ class Record:
         }
 
     def all_calls(self) -> dict[str, Any]:
-        """The calls that are kept, and the number of older ones that were dropped."""
+        """The calls that are kept in full, and the number of older calls that were dropped."""
         return {"dropped": self.total - len(self.calls), "calls": [asdict(call) for call in self.calls]}
 
     def stats(self) -> dict[str, Any]:
         """Number of open streams, and how late pieces were written, in ms."""
-        late = sorted(self.late)
-        at = (
-            {name: late[min(len(late) - 1, int(len(late) * share))] * 1e3 for name, share in _SHARES.items()}
-            if late
-            else {}
-        )
-        return {"open": self.open, "most_open": self.most_open, "pieces": len(late), "late_ms": at}
+        late_ms = quantiles([seconds * 1e3 for seconds in self.late], _SHARES)
+        return {"open": self.open, "most_open": self.most_open, "pieces": len(self.late), "late_ms": late_ms}
 
 
-_SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+def quantiles(values: Collection[float], shares: Mapping[str, float]) -> dict[str, float]:
+    """Quantiles by name, each a value of the sample. Empty without values."""
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    return {name: ordered[min(last, int(len(ordered) * share))] for name, share in shares.items() if ordered}
 
 
 def start_of(prompt: object) -> str:
-    """The start of a prompt, if it is a text."""
+    """The start of a prompt that is text; empty for any other prompt."""
     return prompt[:_SHOWN] if isinstance(prompt, str) else ""

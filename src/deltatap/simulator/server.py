@@ -1,8 +1,9 @@
-"""Serves the simulator or a replay as a process: uvicorn on uvloop."""
+"""What the simulator and the replay share: an ASGI application per API, and the process that serves it (uvicorn)."""
 
 from __future__ import annotations
 
 import gc
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -10,12 +11,38 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Awaitable, Callable
 
     from starlette.applications import Starlette
+    from starlette.types import Receive, Scope, Send
+
+    from deltatap.api.base import Api
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """The ASGI application at the path of one API. Starlette calls an object as it is, but wraps a function."""
+
+    serve: Callable[[Api, Scope, Receive, Send], Awaitable[None]]
+    api: Api
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one call."""
+        await self.serve(self.api, scope, receive, send)
+
+
+async def body_of(receive: Receive) -> bytes:
+    """The body of a request."""
+    content, more = [], True
+    while more:
+        message = await receive()
+        content.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return b"".join(content)
 
 
 class _Protocol(HttpToolsProtocol):
-    """Hands the connection to the application, which may have to cut it."""
+    """Passes the connection to the application, which cuts it if a fault requires that."""
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -38,9 +65,9 @@ def serve(application: Starlette, host: str, port: int, name: str = "simulator")
     """Serve until SIGTERM or Ctrl-C.
 
     Args:
-        application: of the simulator or of a replay.
-        host: address to listen on. Stay on loopback: there is no access control.
-        port: 0 takes a free port.
+        application: the simulator or a replay.
+        host: address to listen on. Keep it on loopback: there is no authentication.
+        port: port to listen on. 0 picks a free port.
         name: the start of the line that prints the URL.
     """
     server = _Server(

@@ -1,15 +1,10 @@
-"""How the simulator distorts the bytes of a stream without changing its events. Pure."""
+"""Distortions of a stream's bytes for the simulator's faults. Pure."""
 
 from __future__ import annotations
 
 COMMENT = b": keep-alive\n\n"
 BAD_JSON = b'data: {"id": "chatcmpl-broken", "choices": [\n\n'
 BOM = b"\xef\xbb\xbf"
-
-
-def with_newlines(frame: bytes, newline: bytes) -> bytes:
-    """The frame with other line ends."""
-    return frame.replace(b"\n", newline)
 
 
 def fragments(frame: bytes) -> list[bytes]:

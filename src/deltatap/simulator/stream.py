@@ -1,6 +1,6 @@
-"""Writes one streamed answer: each piece at its time, shaped or broken as its fault wants it.
+"""Writes one streamed answer: each piece at its time, with the faults of the call.
 
-This module knows ASGI's messages and the clock. The API's frames say what is written, `shapes.py` how bytes are
+This module knows ASGI's messages and the clock. The API's frames define what is written, and `shapes.py` how bytes are
 distorted.
 """
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
     from starlette.types import Send
 
-    from deltatap.api.frames import Answer, Facts, Frames, Piece
+    from deltatap.api.frames import Answer, Frames, Piece
     from deltatap.simulator.faults import Fault
     from deltatap.simulator.record import Call, Record
 
-# How many frames the fault `coalesce` puts into one write.
+# The number of frames that the fault `coalesce` puts into one write.
 _COALESCED = 4
 
 
@@ -37,11 +37,11 @@ class Stream:
 
     Attributes:
         call: records what was written.
-        fault: what goes wrong.
-        frames: builds what is written.
+        fault: the faults to inject.
+        frames: builds the events.
         send: ASGI's.
         transport: the connection.
-        gone: is set when the client has disconnected.
+        gone: set when the client has disconnected.
     """
 
     call: Call
@@ -54,13 +54,12 @@ class Stream:
     _held: list[bytes] = field(default_factory=list)
     _begun: bool = False
 
-    async def run(self, answers: Sequence[Answer], facts: Facts, end_mark: bytes) -> str:
+    async def run(self, answers: Sequence[Answer], end_mark: bytes) -> str:
         """Write everything.
 
         Args:
             answers: the choices.
-            facts: what all frames share.
-            end_mark: what follows the last event.
+            end_mark: the bytes after the last event.
 
         Returns:
             How the call ended: done, or broken.
@@ -69,6 +68,7 @@ class Stream:
             BrokenOff: if the fault broke the stream.
             ConnectionResetError: if the client disconnected.
         """
+        facts = self.frames.facts
         await self._all(self.frames.begin())
         await self._pieces(answers)
         finishes = "no_finish" not in self.fault
@@ -120,7 +120,7 @@ class Stream:
             await self._break()
 
     async def _break(self) -> None:
-        """Break the stream here if the fault says so."""
+        """Break the stream, if the fault is one that breaks it."""
         fault = self.fault
         if "cut" in fault:
             await self._flush()
@@ -155,10 +155,10 @@ class Stream:
             await self._write(frame)
 
     async def _write(self, frame: bytes) -> None:
-        """Write a frame in the shape that the fault gives it."""
+        """Write a frame, distorted if the fault requires it."""
         fault = self.fault
         if "crlf" in fault or "cr" in fault:
-            frame = shapes.with_newlines(frame, b"\r\n" if "crlf" in fault else b"\r")
+            frame = frame.replace(b"\n", b"\r\n" if "crlf" in fault else b"\r")
         if "bom" in fault and not self._begun:
             frame = shapes.BOM + frame
         self._begun = True

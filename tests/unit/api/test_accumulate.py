@@ -13,7 +13,7 @@ from deltatap.model import OUTPUT_KINDS, Received, StreamError, Usage
 
 
 def receive(*events: Any, choices: int = 1) -> Received:
-    """Receive each event in a read of its own, 10 ms apart; bytes are sent as they are."""
+    """Receive each event in its own socket read, 10 ms apart. Bytes are not encoded again."""
     accumulator = ChatAccumulator(choices)
     for read, event in enumerate(events):
         data = event if isinstance(event, bytes) else json.dumps(event).encode()
@@ -120,7 +120,7 @@ def test_every_requested_choice_must_finish() -> None:
         ({"error": "Oh"}, StreamError(None, None, "Oh")),
     ],
 )
-def test_an_error_in_the_stream_ends_it_and_keeps_what_came(event: Any, expected: StreamError) -> None:
+def test_an_error_in_the_stream_ends_it_and_keeps_earlier_output(event: Any, expected: StreamError) -> None:
     received = receive(delta(content="Hi"), event, delta(content="never"))
     assert received.error == expected
     assert received.text == "Hi"

@@ -1,4 +1,4 @@
-"""Input tokens compared with the numbers that OpenAI published, and which counts are approximate."""
+"""Input tokens match the numbers that OpenAI published, and counts without a rule are approximate."""
 
 from __future__ import annotations
 
@@ -74,12 +74,12 @@ def test_messages_with_names_from_the_cookbook(model: str, encoding: str, tokens
     ],
 )
 def test_a_tool_from_the_cookbook(model: str, encoding: str, tokens: int) -> None:
-    """The same, section 7, tool calls: the counts of its function, which match the API's."""
+    """OpenAI's cookbook, section 7, tool calls: the counts of its function, which match the API's."""
     assert chat(model, encoding, messages=ASKED, tools=[WEATHER]) == InputTokens(tokens)
 
 
 def png(width: int, height: int) -> str:
-    """The start of a PNG of this size, as a data URL."""
+    """The first bytes of a PNG of this size, as a data URL."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     data = (
         b"\x89PNG\r\n\x1a\n"

@@ -1,4 +1,4 @@
-"""Anthropic's Messages API: what is sent, what a message means, and the whole way through a real simulator."""
+"""Anthropic's Messages API: the request, the response, and complete calls to a real simulator."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def built(defaults: dict[str, Any] | None = None, **row: Any) -> Any:
     return request.error or json.loads(request.body or "")
 
 
-def test_a_prompt_has_a_maximum_of_tokens_in_any_case() -> None:
+def test_a_request_always_has_max_tokens() -> None:
     assert built(prompt="Hi") == {"model": "claude", "messages": HI, "max_tokens": 4096}
     assert built(prompt="Hi", defaults={"max_tokens": 9})["max_tokens"] == 9
     assert built(prompt="Hi", defaults={"max_tokens": 9}, params='{"max_tokens": 7}')["max_tokens"] == 7
@@ -51,10 +51,12 @@ def test_the_system_prompt_is_not_a_message() -> None:
         {"type": "text", "text": "Be kind."},
     ]
     assert built(messages=[system]) == "no prompt: messages has only a system prompt"
-    assert built(prompt="Hi", system="x", params='{"system": "y"}') == "params must not hold system: deltatap sets it"
+    assert (
+        built(prompt="Hi", system="x", params='{"system": "y"}') == "params must not contain system: deltatap sets it"
+    )
 
 
-def test_nothing_is_added_to_ask_for_usage() -> None:
+def test_a_request_has_no_stream_options() -> None:
     request = build_request({"prompt": "Hi", "params": '{"n": 3}'}, api="messages", model="m", defaults={}, keep=())
     sent = wire(request.body or "", api="messages", mode="stream", include_usage=True)
     assert "stream_options" not in json.loads(sent.body)
@@ -107,7 +109,7 @@ def test_a_whole_message() -> None:
     assert conclude(received, None) == ("completed", None)
 
 
-def test_tokens_that_a_later_event_leaves_out_stay() -> None:
+def test_token_counts_that_a_later_event_omits_are_kept() -> None:
     accumulator = MessagesAccumulator()
     start = {
         "type": "message_start",
@@ -143,7 +145,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("name", "status", "refused", "streamed"), ERRORS)
-def test_an_error_means_the_same_as_a_status_and_in_a_stream(
+def test_an_error_has_the_same_outcome_before_and_in_a_stream(
     name: str, status: int, refused: str, streamed: str
 ) -> None:
     body = API.error_body(status, "", None, "Oh")
@@ -164,7 +166,7 @@ def test_an_error_means_the_same_as_a_status_and_in_a_stream(
         ("max_tokens: Field required", "invalid_request"),
     ],
 )
-def test_a_refusal_for_want_of_money_stops_the_run(message: str, type_: str) -> None:
+def test_a_refusal_because_no_credit_is_left_stops_the_run(message: str, type_: str) -> None:
     error = http_error(400, API.error_body(400, "", None, message), {}, 0.0, API)
     assert (error.type, error.http_status) == (type_, 400)
 
@@ -237,7 +239,7 @@ def test_what_the_simulator_sends_is_received(
     assert streamed.received.choices[0].text == whole.received.choices[0].text
 
 
-def test_a_refusal_of_the_model_is_a_finish(simulator: Simulation) -> None:
+def test_a_refusal_by_the_model_is_a_finish_reason(simulator: Simulation) -> None:
     received = called(simulator, model="claude!refusal").received
     assert (received.text, received.finish_reason) == ("I am sorry, I cannot help with that.", "refusal")
 
@@ -268,7 +270,7 @@ def test_how_calls_fail(
         assert call.received.usage.output_tokens is None
 
 
-def test_what_the_simulator_needs(simulator: Simulation) -> None:
+def test_requests_are_parsed_for_the_simulator(simulator: Simulation) -> None:
     assert called(simulator, model="claude", params='{"stop_sequences": ["."]}').received.text
     for body in ({"model": "m", "messages": "Hi"}, {"model": "m"}):
         with pytest.raises((TypeError, KeyError)):

@@ -1,4 +1,4 @@
-"""What every API says about itself, and that nothing but the registry knows the list."""
+"""Every API is complete, and only the registry knows the list of APIs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_a_specification_is_complete(name: str) -> None:
     api = specification(name)
     assert api.name == name
     assert api.path.startswith("/")
-    assert api.inputs
+    assert api.prompt_field
     assert api.max_output_names
     assert api.title
     assert api is specification(name)
@@ -75,5 +75,5 @@ def test_checking_a_name_imports_no_api() -> None:
         ("messages", {"max_tokens": 9}, 9),
     ],
 )
-def test_how_long_an_output_may_be(api: str, body: dict[str, Any], most: int | None) -> None:
+def test_the_maximum_output_of_a_choice(api: str, body: dict[str, Any], most: int | None) -> None:
     assert specification(api).max_output(body) == most

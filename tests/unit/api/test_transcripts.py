@@ -32,7 +32,7 @@ def call(name: str, arguments: str, id_: str | None = None, type_: str = "functi
 
 @dataclass(frozen=True)
 class Expected:
-    """What is received from a transcript; `kinds` are the kinds of its chunks, in order."""
+    """The expected result of a transcript. `kinds` are the kinds of its chunks, in order."""
 
     kinds: str
     text: str | None = ""
@@ -152,7 +152,7 @@ def test_every_transcript_is_expected_and_names_its_source() -> None:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_what_is_received_from_a_transcript(name: str) -> None:
+def test_a_transcript_is_received_as_expected(name: str) -> None:
     expected = EXPECTED[name]
     api, data = transcript(name)
     received = receive(api, [data], expected.choices)
@@ -182,7 +182,7 @@ def test_what_is_received_from_a_transcript(name: str) -> None:
 @pytest.mark.parametrize("name", EXPECTED)
 @settings(deadline=None)  # a busy machine exceeds the default deadline
 @given(cuts=st.lists(st.integers(0, 6000), max_size=30))
-def test_the_cuts_of_a_transcript_make_no_difference(name: str, cuts: list[int]) -> None:
+def test_a_transcript_gives_the_same_result_however_it_is_cut(name: str, cuts: list[int]) -> None:
     api, data = transcript(name)
     places = sorted({0, len(data), *(cut % len(data) for cut in cuts)})
     whole = receive(api, [data], EXPECTED[name].choices)
@@ -198,7 +198,7 @@ def test_the_cuts_of_a_transcript_make_no_difference(name: str, cuts: list[int])
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_stream_that_breaks_off_keeps_everything_received(name: str) -> None:
-    """What a broken stream received is the start of what the whole stream would have received."""
+    """A broken stream gives a prefix of the output of the complete stream."""
     expected = EXPECTED[name]
     api, data = transcript(name)
     whole = receive(api, [data], expected.choices)

@@ -133,7 +133,7 @@ def test_a_stream_of_responses_without_deltas_has_its_output_in_the_last_event()
         ({"error": {"code": 502, "message": "Bad gateway"}}, "failed", "stream_error"),
     ],
 )
-def test_how_a_whole_response_may_end(answer: dict[str, Any], status: str, error: str | None) -> None:
+def test_the_outcome_of_a_whole_response_by_its_status(answer: dict[str, Any], status: str, error: str | None) -> None:
     found, why = conclude(whole("responses", answer), None)
     assert (found, why and why.type) == (status, error)
 
@@ -146,7 +146,7 @@ def test_an_error_instead_of_a_response(api: str) -> None:
     assert whole(api, b"[]").protocol_error == "the response is not a JSON object: []"
 
 
-def test_the_type_may_be_in_the_event_only() -> None:
+def test_the_type_can_be_only_in_the_event_field() -> None:
     accumulator = specification("responses").accumulator()
     accumulator.add(b'{"delta": "Hi"}', 1.0, 0, "response.output_text.delta")
     assert accumulator.finish().text == "Hi"

@@ -1,4 +1,4 @@
-"""Recordings of rows and how they are found; the endpoint itself is tested in tests/spark/test_replay.py."""
+"""Recordings, and the lookup of the recording for a request. tests/spark/test_replay.py tests the endpoint itself."""
 
 from __future__ import annotations
 

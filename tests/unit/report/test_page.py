@@ -1,4 +1,4 @@
-"""The page made from data in memory, and what happens without the packages that it needs."""
+"""The page from data in memory, and the error if jinja2 or plotly is not installed."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_cards_sum_over_all_series() -> None:
         ("median E2E", "900 ms"): "p95 900 ms; whole",
         ("output tokens", "4,000"): "200 input tokens",
         ("cost", "$0.5000"): "retries included",
-        ("left out of the times", "2 rows"): "the worker's event loop ran late",
+        ("left out of the latencies", "2 rows"): "the worker's event loop ran late",
     }
 
 
@@ -109,7 +109,7 @@ def test_json_cannot_end_a_script(text: str) -> None:
     assert "<" not in in_script(f'"{text}"')
 
 
-def test_every_output_kind_has_a_colour() -> None:
+def test_every_output_kind_has_a_color() -> None:
     assert set(KINDS) == set(OUTPUT_KINDS)
 
 

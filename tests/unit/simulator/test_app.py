@@ -25,7 +25,7 @@ PACE = {"tokens": 30}
 def raw(
     simulator: Simulation, fault: str = "", header: str = "", seconds: float = 5, **body: Any
 ) -> tuple[int, dict[str, str], bytes]:
-    """One call with a bare socket: status (0 without a response), headers, and the joined chunks of the body."""
+    """One call over a plain socket. Returns the status (0 without a response), the headers and the body."""
     url = urlsplit(simulator.base_url)
     made = {"model": f"gpt-4o-mini!{fault}" if fault else "gpt-4o-mini", "messages": MESSAGES, "stream": True, **body}
     content = json.dumps(made).encode()
@@ -64,7 +64,7 @@ def events(content: bytes) -> list[Any]:
     return [frame if frame == "[DONE]" else json.loads(frame) for frame in frames]
 
 
-def said(content: bytes) -> str:
+def text_of(content: bytes) -> str:
     return "".join(
         e["choices"][0]["delta"].get("content") or "" for e in events(content) if e != "[DONE]" and e["choices"]
     )
@@ -83,7 +83,7 @@ def test_a_stream_looks_like_openai(simulator: Simulation) -> None:
     assert usage["usage"]["completion_tokens"] > 0
     assert done == "[DONE]"
     (call,) = simulator.calls()
-    assert call["texts"]["0"] == said(content) == "".join(text for _, text in call["chunks"])
+    assert call["texts"]["0"] == text_of(content) == "".join(text for _, text in call["chunks"])
     assert call["frames"] == len(middle) + 3
     assert call["usage"] == usage["usage"]
     assert (call["ended"], call["http_status"], call["finish_reasons"]) == ("done", 200, {"0": "stop"})
@@ -118,7 +118,7 @@ def test_retry_after_in_seconds_and_as_a_date(simulator: Simulation) -> None:
                                    "role_only", "role_with_content", "bom+crlf+comments+fragment+empty_choices"])  # fmt: skip
 def test_shapes_change_only_the_bytes(simulator: Simulation, fault: str) -> None:
     plain, shaped = raw(simulator)[2], raw(simulator, header=fault)[2]
-    assert said(shaped) == said(plain)
+    assert text_of(shaped) == text_of(plain)
     assert {"comments": b": keep-alive\n\n", "crlf": b"\r\n\r\n", "cr": b"\r\rdata", "bom": b"\xef\xbb\xbfdata",
             "empty_choices": b'"choices":[]', "role_with_content": b'"role":"assistant","content":"'}.get(fault, b"") in shaped  # fmt: skip
     if fault == "crlf":
@@ -174,7 +174,7 @@ def test_slow_headers_and_a_stall_until_the_client_disconnects(simulator: Simula
     assert raw(simulator, "slow_headers=9", seconds=0.3)[0] == 0
     status, _, content = raw(simulator, "stall@2", seconds=0.3)
     assert status == 200
-    assert len(said(content)) > 0
+    assert len(text_of(content)) > 0
     while (stalled := simulator.calls()[-1])["ended"] == "open":
         pass
     assert stalled["ended"] == "client_gone"
@@ -204,9 +204,9 @@ def test_an_invalid_request_is_refused(simulator: Simulation, content: bytes) ->
 
 def test_another_process_gives_the_same_answers(simulator: Simulation) -> None:
     with start_simulator("--speed", "0", "--tokens", "30", "--seed", "1") as other:
-        assert said(raw(other)[2]) != said(raw(simulator)[2])
+        assert text_of(raw(other)[2]) != text_of(raw(simulator)[2])
         other.change(seed=0)
-        assert said(raw(other)[2]) == said(raw(simulator)[2])
+        assert text_of(raw(other)[2]) == text_of(raw(simulator)[2])
 
 
 def test_a_key_is_required_and_never_kept(simulator: Simulation) -> None:
@@ -270,7 +270,7 @@ def test_the_openai_client_reads_legacy_completions(simulator: Simulation) -> No
     "more", [{}, {"reasoning": {"effort": "low"}}, {"tools": [{"type": "function", "name": "f", "parameters": {}}]}]
 )
 def test_the_openai_client_reads_responses(simulator: Simulation, more: dict[str, Any]) -> None:
-    """Its own accumulator, which checks the order of events, gives the same result as a whole response."""
+    """The client's accumulator, which checks the order of events, gives the same result as a whole response."""
     with OpenAI(base_url=simulator.base_url, api_key="x", max_retries=0) as client:
         asked: dict[str, Any] = {"model": "gpt-4o-mini", "input": "Hi", **more}
         with client.responses.stream(**asked) as stream:

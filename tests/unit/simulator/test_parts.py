@@ -78,7 +78,7 @@ def test_speed_scales_every_wait() -> None:
     assert set(made(BODY, pace=Pace(speed=0))[0].waits_s) == {0.0}
 
 
-def test_input_is_counted_by_the_rule_of_openai() -> None:
+def test_input_is_counted_by_openais_rules() -> None:
     assert CHAT.count_input(BODY, "gpt-4o-mini", ENCODING).tokens == 8
 
 
