@@ -101,7 +101,7 @@ class ApiKey(_Section):
 
 
 class Endpoint(_Section):
-    """The OpenAI-compatible server to call."""
+    """The server to call."""
 
     name: str | None = None
     kind: Literal["openai", "azure", "databricks"] = "openai"

@@ -1,1 +1,1 @@
-"""An OpenAI-compatible server that answers, injects faults on demand, and records what it sent and when."""
+"""A simulated server for every API. It injects faults on demand, and records what it sent and when."""

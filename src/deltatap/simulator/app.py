@@ -281,7 +281,7 @@ def _facts(incoming: _Incoming, call: Call, fault: Fault, found: Sequence[Answer
         int(time.time()),
         incoming.model,
         usage(incoming.input_tokens, output, reasoning, traits),
-        # An API without stream options reports usage in any case.
+        # An API without stream options always reports usage.
         with_usage=reports and not (incoming.api.takes_stream_options and "no_usage" in fault),
         logprobs=incoming.asked.logprobs,
         traits=traits,

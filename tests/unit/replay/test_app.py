@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import UTC, datetime
 from typing import Any
@@ -111,3 +112,28 @@ def test_a_request_is_found_by_its_body_then_by_its_prompt() -> None:
 )  # fmt: skip
 def test_the_last_prompt(body: dict[str, Any], api: Any, prompt: str) -> None:
     assert prompt_of(body, api) == prompt
+
+
+async def called(replay: Replay, body: Any) -> tuple[int, bytes]:
+    """Call the endpoint of chat completions. Returns the status and the body."""
+    sent: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    path = {"path": "/v1/chat/completions", "root_path": "", "query_string": b"", "headers": []}
+    scope = {"type": "http", "method": "POST", "extensions": {"transport": None}, **path}
+    await replay.application()(scope, receive, send)
+    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent)
+
+
+def test_the_endpoint_sends_the_frames_of_a_recording_and_refuses_other_requests() -> None:
+    replay = Replay([recording(row())], speed=0)
+    frames = b"".join(frame for _, frame in recording(row()).frames)
+    assert asyncio.run(called(replay, BODY)) == (200, frames)
+    status, refusal = asyncio.run(called(replay, BODY | {"stream": False}))
+    assert (status, json.loads(refusal)["error"]["type"]) == (404, "invalid_request_error")
+    assert asyncio.run(called(replay, [BODY]))[0] == 400
