@@ -214,7 +214,7 @@ class Accumulator(ABC):
         except orjson.JSONDecodeError as error:
             try:
                 # A server that cuts text between UTF-16 units sends half a surrogate pair, which orjson refuses.
-                value = _cleaned(json.loads(data))
+                value = json.loads(data)
                 self._halves = True
             except (ValueError, RecursionError):
                 self._fail(f"is not valid JSON ({error})", data)
@@ -236,9 +236,10 @@ class Accumulator(ABC):
         """Add a piece of output. Anything but non-empty text adds nothing."""
         if type(text) is not str or not text:
             return
-        shown = _SURROGATE.sub("\ufffd", text) if self._halves else text
         ms = self._ms
-        self._chunks.append(ms, ms - choice.last_output_ms, shown, kind, choice.index, self._event, self._read)
+        self._chunks.append(
+            ms, ms - choice.last_output_ms, self._valid(text), kind, choice.index, self._event, self._read
+        )
         if into is not None:
             into.write(text)
         choice.last_output_ms = ms
@@ -257,7 +258,11 @@ class Accumulator(ABC):
         """Add a chunk without output."""
         gap = _NAN if choice is None else self._ms - choice.last_output_ms
         index = NO_CHOICE if choice is None else choice.index
-        self._chunks.append(self._ms, gap, text, kind, index, self._event, self._read)
+        self._chunks.append(self._ms, gap, self._valid(text), kind, index, self._event, self._read)
+
+    def _valid(self, text: str) -> str:
+        """The text without halves of surrogate pairs, which UTF-8 cannot encode."""
+        return _SURROGATE.sub("\ufffd", text) if self._halves else text
 
     def role(self, choice: GrowingChoice, role: object) -> None:
         """Add the role of a choice."""
@@ -266,7 +271,7 @@ class Accumulator(ABC):
 
     def _finish(self, choice: GrowingChoice, reason: object) -> None:
         if type(reason) is str and reason:
-            choice.finish_reason = reason
+            choice.finish_reason = self._valid(reason)
             self._mark(FINISH, reason, choice)
 
     def _identify(self, names: dict[str, Any]) -> None:
@@ -275,7 +280,7 @@ class Accumulator(ABC):
             for name in _NAMES:
                 value = names.get(name)
                 if type(value) is str and value:
-                    self._names[name] = value
+                    self._names[name] = self._valid(value)
 
     def _used(self, usage: Usage) -> None:
         """Keep the usage. A later report replaces an earlier one."""
@@ -286,7 +291,7 @@ class Accumulator(ABC):
         given = chunk.get("error") or chunk
         error = given if type(given) is dict else {"message": given}
         type_, code, message = (
-            None if error.get(key) is None else str(error[key]) for key in ("type", "code", "message")
+            None if error.get(key) is None else self._valid(str(error[key])) for key in ("type", "code", "message")
         )
         self._error = StreamError(type_, code, message, self._status(code, type_))
         self._mark(ERROR, data.decode("utf-8", "replace"))
@@ -346,19 +351,3 @@ def _joined(pieces: StringIO) -> str:
 def count(value: object) -> int | None:
     """The value if it is a number of tokens that fits into 64 bits."""
     return value if type(value) is int and abs(value) < 2**63 else None
-
-
-_TEXTS = frozenset(
-    ("content", "reasoning_content", "reasoning", "refusal", "name", "arguments", "text", "delta", "transcript")
-)
-
-
-def _cleaned(value: Any, key: str = "") -> Any:  # noqa: ANN401 - any JSON
-    """Replace halves of surrogate pairs, except in streamed text, where the next piece can have the other half."""
-    if type(value) is str:
-        return value if key in _TEXTS else _SURROGATE.sub("\ufffd", value)
-    if type(value) is list:
-        return [_cleaned(item) for item in value]
-    if type(value) is dict:
-        return {_cleaned(name): _cleaned(item, name) for name, item in value.items()}
-    return value

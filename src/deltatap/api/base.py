@@ -50,7 +50,7 @@ class Api(ABC):
     prompt_field: ClassVar[str]
     system: ClassVar[str | None] = None
     defaults: ClassVar[Mapping[str, Any]] = {}
-    max_output_names: ClassVar[tuple[str, ...]]
+    max_output_names: ClassVar[tuple[str, ...]] = ()
     takes_n: ClassVar[bool] = False
     takes_stream_options: ClassVar[bool] = False
     per_deployment: ClassVar[bool] = False
@@ -128,7 +128,7 @@ class Api(ABC):
             stop=tuple(text for text in ([stop] if isinstance(stop, str) else stop or ()) if isinstance(text, str)),
             echo=self.echo(body),
             logprobs=bool(body.get("logprobs")),
-            usage=isinstance(options, dict) and options.get("include_usage") is True,
+            usage=not self.takes_stream_options or (isinstance(options, dict) and options.get("include_usage") is True),
         )
 
     def tool(self, tool: Any) -> tuple[str, Mapping[str, Any]]:  # noqa: ANN401 - any JSON

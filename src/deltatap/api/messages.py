@@ -364,7 +364,6 @@ class Messages(Api):
             reasoning=thinking.get("type") in ("enabled", "adaptive"),
             schema=json_schema((body.get("output_config") or {}).get("format")),
             stop=tuple(body.get("stop_sequences") or ()),
-            usage=True,
         )
 
     def tool(self, tool: Any) -> tuple[str, Mapping[str, Any]]:  # noqa: ANN401 - any JSON

@@ -381,7 +381,6 @@ class Responses(Api):
             reasoning=effort not in (None, "none"),
             schema=json_schema(text.get("format")) if isinstance(text, dict) else None,
             logprobs="message.output_text.logprobs" in (body.get("include") or ()),
-            usage=True,
         )
 
 

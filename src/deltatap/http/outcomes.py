@@ -123,10 +123,10 @@ def http_error(
 
 def _type_of(status: int, codes: set[str | None]) -> str:
     """The type of an error, from the HTTP status and the codes that the API gives."""
+    if codes & _QUOTA_CODES:
+        return "quota"
     if status >= 500:  # noqa: PLR2004 - the standard's class of server errors
         return "server"
-    if status == 429 and codes & _QUOTA_CODES:  # noqa: PLR2004
-        return "quota"
     if status in _OF_STATUS:
         return _OF_STATUS[status]
     return "content_policy" if codes & _POLICY_CODES else "invalid_request"

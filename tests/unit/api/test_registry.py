@@ -21,7 +21,6 @@ def test_a_specification_is_complete(name: str) -> None:
     assert api.name == name
     assert api.path.startswith("/")
     assert api.prompt_field
-    assert api.max_output_names
     assert api.title
     assert api is specification(name)
 

@@ -71,6 +71,8 @@ def test_status_and_error_of_a_call(
         (429, "rate_limit_exceeded", "rate_limit"),
         (429, None, "rate_limit"),
         (429, "insufficient_quota", "quota"),
+        (400, "insufficient_quota", "quota"),
+        (403, "billing_hard_limit_reached", "quota"),
         (500, None, "server"),
         (503, None, "server"),
         (529, None, "server"),
