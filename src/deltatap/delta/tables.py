@@ -19,13 +19,7 @@ if TYPE_CHECKING:
 
 
 _TRIES = 10
-_MISSING = (
-    "TABLE_OR_VIEW_NOT_FOUND",
-    "DELTA_TABLE_NOT_FOUND",
-    "DELTA_MISSING_DELTA_TABLE",
-    "DELTA_PATH_DOES_NOT_EXIST",
-    "[PATH_NOT_FOUND]",
-)
+_MISSING = ("DELTA_TABLE_NOT_FOUND", "DELTA_MISSING_DELTA_TABLE", "DELTA_PATH_DOES_NOT_EXIST", "[PATH_NOT_FOUND]")
 
 
 def quoted(table: str) -> str:
@@ -48,15 +42,10 @@ def exists(spark: SparkSession, table: str) -> bool:
         # Reading the schema needs no Spark job; `DESCRIBE DETAIL` does, because it counts files.
         _ = spark.table(quoted(table)).schema
     except Exception as error:
-        if is_missing(error):
+        if any(name in str(error) for name in _MISSING):
             return False
         raise
     return True
-
-
-def is_missing(error: Exception) -> bool:
-    """Whether a table could not be read because it does not exist."""
-    return any(name in str(error) for name in _MISSING)
 
 
 def ensure(

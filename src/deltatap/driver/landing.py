@@ -167,6 +167,7 @@ class Landing:
             query = self._running()
             time.sleep(_LOOK_S)
             if error := query.exception():
+                self.stop()  # a query that has just failed can still be active, and would raise the same error again
                 raise error
             status = query.status
             if status["isDataAvailable"] or status["isTriggerActive"]:

@@ -190,12 +190,13 @@ class Building:
 
 def _nothing_captured(spark: SparkSession, settings: Settings) -> bool:
     """Whether ``captures`` has no row or does not exist, so that there is nothing to look up."""
+    table = settings.captures.table
     try:
-        return bool(spark.table(tables.quoted(settings.captures.table)).isEmpty())
-    except Exception as error:
-        if tables.is_missing(error):  # a dry run creates no table
-            return True
-        raise
+        return bool(spark.table(tables.quoted(table)).isEmpty())
+    except Exception:
+        if tables.exists(spark, table):
+            raise
+        return True  # a dry run does not create the table
 
 
 def _captures(spark: SparkSession, settings: Settings) -> DataFrame:
