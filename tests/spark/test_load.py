@@ -87,7 +87,7 @@ def test_csv_keeps_texts_as_they_are(tmp_path: Path) -> None:
             batch("a", "/v1/responses", input="x"),
             r"line 1: url: expected /v1/chat/completions, .* found /v1/responses; /v1/responses is the path of responses",
         ),
-        ("x.jsonl", batch("a", "/v1/embeddings", input="x"), r"endpoint.api is chat, found /v1/embeddings$"),
+        ("x.jsonl", batch("a", "/v1/embeddings", input="x"), r"endpoint.api is chat, found /v1/embeddings\n"),
         ("x.csv", "request_id,prompt\na,b\nc\n", r"x\.csv: CSV parse error: (Row #3: )?Expected 2 columns, got 1"),
         ("x.parquet", "nothing of the kind", r"x\.parquet: .*[Pp]arquet"),
     ],
