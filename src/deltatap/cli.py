@@ -431,7 +431,7 @@ def replay(
     speed: Annotated[float, _SPEED] = 1.0,
     most: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of answers, newest first.")] = 10_000,
 ) -> int:
-    """Serve captured answers as an OpenAI-compatible endpoint, with their original timing.
+    """Serve captured answers as an OpenAI- and Anthropic-compatible endpoint, with their original timing.
 
     A request gets the answer that was captured for the same body (request_hash), or else for the same last prompt. If
     the request sets stream, it gets a captured stream, otherwise a whole answer. Broken streams break again. Open / in
@@ -483,7 +483,7 @@ def simulate(
     ] = None,
     tokens_per_minute: Annotated[float | None, typer.Option(help="Maximum tokens per minute. More get a 429.")] = None,
 ) -> None:
-    """Serve a simulated OpenAI-compatible endpoint that injects faults on demand and records what it sent.
+    """Serve a simulated endpoint, OpenAI- and Anthropic-compatible, that injects faults and records what it sent.
 
     Point a client at the URL that it prints. A model name can request faults: gpt-4o-mini!429=0.2:2!cut@5:1 means two
     rate limits, then a connection that is cut after five pieces, then an answer. /sim/calls, /sim/counts and /sim/stats

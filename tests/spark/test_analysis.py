@@ -135,7 +135,7 @@ def test_metrics_by_run_match_the_hand_computed_example(spark: SparkSession, set
     assert rows["other"]["rows"] == 1
     expected = {
         "endpoint": "e", "request_model": "m", "mode": "stream", "rows": 5, "completed": 3, "interrupted": 1,
-        "failed": 1, "late": 1, "requests": 5, "errors": {"rate_limit": 1, "connection": 1, "invalid_request": 1},
+        "failed": 1, "late": 1, "requests": 5, "errors": {"rate_limit": 1, "connection": 1},
         "finish_reasons": {"stop": 3}, "input_tokens": 40, "output_tokens": 24, "reported_output_tokens": 18,
         "tiktoken_output_tokens": 15, "cost_usd": 1.0, "good": 1, "coalesced": 1 / 4,
         "requests_per_s": 3 / 9, "output_tokens_per_s": 24 / 9, "good_per_s": 1 / 9,

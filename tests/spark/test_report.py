@@ -106,7 +106,7 @@ def test_the_report_of_two_runs_shows_their_differences(
     assert said == []
     assert "Differences" in seen
     assert seen.partition("<script>")[0].count("<caption>") == 13, "two runs, three models, two modes; and paired"
-    assert f"{runs[0]}, gpt-4o-mini, streamed" in seen
+    assert f"{runs[0]}, gpt-4o-mini, stream" in seen
 
 
 @pytest.mark.slow

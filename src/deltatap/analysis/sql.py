@@ -68,7 +68,9 @@ def metrics_sql(rows: str, by: tuple[str, ...], settings: Settings) -> str:
     keys = ", ".join(columns)
     sent = "cost_basis IS NOT NULL"
     good = "count_if(good)" if any(settings.analysis.slo.model_dump().values()) else "CAST(NULL AS BIGINT)"
-    failed = "collect_list(concat(transform(retries, r -> r.error_type), array(error.type)))"
+    # A row has an error but no call if its prompt was refused before sending.
+    last = "IF(started_at IS NULL, NULL, error.type)"
+    failed = f"collect_list(concat(transform(retries, r -> r.error_type), array({last})))"
     values = ", ".join(
         f"sort_array(collect_list(CASE WHEN counts THEN {metric.name} END)) AS {metric.name}" for metric in METRICS
     )

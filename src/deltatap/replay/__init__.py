@@ -1,1 +1,1 @@
-"""Serves captured answers again as an OpenAI-compatible endpoint."""
+"""Serves captured answers again, as an endpoint of the API that they were captured from."""

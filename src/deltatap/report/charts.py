@@ -28,6 +28,7 @@ KINDS = dict(zip(OUTPUT_KINDS, ("#1F8FD6", "#CC79A7", "#D55E00", "#009E73"), str
 _POINTS = 2_000
 _TICK = 0.38
 _BINS = 60
+_FEW = 10
 # Ticks at 1, 2 and 5 of each decade, with all digits. Between decades, plotly would write only 2 and 5.
 _TICKS = [digit * 10.0**decade for decade in range(-2, 8) for digit in (1, 2, 5)]
 _LOG = {"type": "log", "tickvals": _TICKS, "ticktext": [f"{tick:,.10g}" for tick in _TICKS]}
@@ -75,11 +76,7 @@ def labels(gathered: Gathered) -> Mapping[tuple[Any, ...], str]:
     """The name of each series: those of its run, endpoint, model and mode that differ between the series."""
     keys = [series_key(row) for row in gathered.metrics]
     differ = [at for at in range(len(_KEYS)) if len({key[at] for key in keys}) > 1]
-    words = {"stream": "streamed", "complete": "whole"}
-    return {
-        key: ", ".join(words.get(str(key[at]), str(key[at])) for at in differ) or words.get(key[3], str(key[3]))
-        for key in keys
-    }
+    return {key: ", ".join(str(key[at]) for at in differ) or str(key[3]) for key in keys}
 
 
 def series_key(row: Row) -> tuple[Any, ...]:
@@ -132,8 +129,8 @@ def _wait(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
     if not figure.data:
         return None
     caption = (
-        "The reader of a streamed answer waits for its first token (TTFT), regardless of its length. The reader of a "
-        "whole answer waits for all of it (E2E). Both axes are logarithmic."
+        "In mode stream, the reader waits for the first token (TTFT), regardless of the length. In mode complete, the "
+        "reader waits for the complete answer (E2E). Both axes are logarithmic."
     )
     return Chart("saved", "Waiting time by length of the answer", caption, figure)
 
@@ -155,7 +152,8 @@ def _ttft(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
             marker={"color": _color(at), "opacity": 0.7 if len(streams) > 1 else 1.0, "line": {"width": 0}},
         )  # fmt: skip
     beyond = sum(int((values > edges[-1]).sum()) for _, values in streams)
-    more = f" {beyond:,} slower streams are beyond the right edge." if beyond else ""
+    slower = "1 slower stream is" if beyond == 1 else f"{beyond:,} slower streams are"
+    more = f" {slower} beyond the right edge." if beyond else ""
     return Chart(
         "ttft", "Time to first token", f"From the request written to the socket to the first output.{more}", figure
     )
@@ -245,6 +243,9 @@ def _errors(errors: pa.Table) -> Chart | None:
         return None
     figure = _figure("seconds since the run's first request", "failed calls", barmode="stack")
     figure.update_xaxes(rangemode="tozero")
+    # Plotly's own ticks for a small number of calls would include fractions of a call.
+    if max(errors.group_by("at").aggregate([("count", "sum")])["count_sum"].to_pylist()) < _FEW:
+        figure.update_yaxes(dtick=1)
     for at, kind in enumerate(sorted(pc.unique(errors["type"]).to_pylist())):
         its = errors.filter(pc.equal(errors["type"], kind))
         figure.add_bar(

@@ -157,17 +157,16 @@ def gather(spark: SparkSession, settings: Settings, run_ids: Sequence[str]) -> G
         timeline=timeline,
         errors=errors,
         paired=spark.sql(f"SELECT * FROM {paired} WHERE {of_runs} ORDER BY run_id, {shortest}").collect(),
-        streams=_streams(spark, captures, of_runs),
+        streams=_streams(spark, captures, measured),
         slowest=spark.sql(f"{texts} AND status = 'completed' ORDER BY e2e_ms DESC NULLS LAST LIMIT {TABLE}").collect(),
         broken=spark.sql(f"{texts} AND status != 'completed' ORDER BY status, request_id LIMIT {TABLE}").collect(),
     )
 
 
-def _streams(spark: SparkSession, captures: str, of_runs: str) -> list[Stream]:
+def _streams(spark: SparkSession, captures: str, measured: str) -> list[Stream]:
     """Streams of median duration, those with the slowest start or the longest stall, the longest, and broken ones."""
-    stall = "array_max(transform(chunks, c -> c.gap_ms))"
-    fields = f"SELECT run_id, request_id, status, ttft_ms, e2e_ms, {stall} AS stall_ms FROM {captures} WHERE {of_runs}"
-    streamed = f"{fields} AND mode = 'stream' AND size(chunks) > 0"
+    fields = f"SELECT run_id, request_id, status, ttft_ms, e2e_ms, stall_ms FROM ({measured})"
+    streamed = f"{fields} WHERE mode = 'stream' AND first_chunk_ms IS NOT NULL"
     done = f"({streamed} AND status = 'completed')"
     choices = {
         "median": f"SELECT * FROM (SELECT *, percent_rank() OVER (ORDER BY e2e_ms) AS p FROM {done}) "

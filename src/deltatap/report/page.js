@@ -30,7 +30,7 @@ draw();
 dark.addEventListener("change", draw);
 narrow.addEventListener("change", draw);
 
-// The replay shows what had arrived at a given moment: on the left the stream, on the right the whole answer.
+// The replay shows what had arrived at a given moment: on the left the stream, on the right the complete answer.
 if (STREAMS.length) {
   const by = (id) => document.getElementById("replay-" + id);
   const FRAME_MS = 16;
@@ -54,9 +54,11 @@ if (STREAMS.length) {
       if (joined.length && joined[joined.length - 1][1] === kind) joined[joined.length - 1][0] += piece;
       else joined.push([piece, kind]);
     text(by("streamed"), joined);
+    const idle = at === 0 && !playing;
+    for (const pane of ["streamed", "whole"]) by(pane).dataset.empty = idle ? "Press Play" : "";
     const broken = stream.status !== "completed" && at >= stream.end;
     by("streamed-state").textContent = broken ? "stream broke: " + (stream.error || stream.status)
-      : arrived.length ? arrived.length + " of " + stream.chunks.length + " chunks" : "waiting for the first token";
+      : arrived.length ? arrived.length + " of " + stream.chunks.length + " chunks" : idle ? "" : "waiting for the first token";
     const whole = at >= stream.wholeMs;
     text(by("whole"), whole ? [[stream.whole, "content"]] : []);
     by("whole-state").textContent = (whole ? "arrived at " : "arrives at ") + Math.round(stream.wholeMs).toLocaleString("en") +

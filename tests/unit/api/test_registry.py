@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from deltatap.api.registry import NAMES, specification, specifications
+from tests.spark.test_kinds import KINDS
 
 SOURCE = Path(__file__).parents[3] / "src" / "deltatap"
 
@@ -32,6 +33,10 @@ def test_an_unknown_name_is_refused() -> None:
 
 def test_paths_differ() -> None:
     assert len({api.path for api in specifications()}) == len(NAMES)
+
+
+def test_every_api_has_requests_for_the_simulator() -> None:
+    assert set(KINDS) == set(NAMES), "add the API to KINDS in tests/spark/test_kinds.py"
 
 
 def test_no_other_module_names_an_api() -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pytest
@@ -14,8 +14,8 @@ import pytest
 from deltatap.analysis.compare import Difference
 from deltatap.analysis.metrics import METRICS
 from deltatap.model import OUTPUT_KINDS
-from deltatap.report.charts import KINDS, in_script
-from deltatap.report.data import Gathered, Stream
+from deltatap.report.charts import KINDS, charts, in_script
+from deltatap.report.data import Gathered, Stream, _streams
 from deltatap.report.page import cards, render
 
 AT = datetime(2026, 11, 21, 6, 30, tzinfo=UTC)
@@ -87,10 +87,10 @@ def test_cards_sum_over_all_series() -> None:
     assert found == {
         ("completed", "14 of 20"): "4 interrupted, 2 failed",
         ("calls", "24"): "10 failed, including retried calls",
-        ("median TTFT", "20 ms"): "p95 20 ms; streamed",
-        ("median TPOT", "20.0 ms"): "50 tokens/s per stream; streamed",
-        ("median E2E", "900 ms"): "p95 900 ms; whole",
-        ("output tokens", "4,000"): "200 input tokens",
+        ("median TTFT", "20 ms"): "p95 20 ms; stream",
+        ("median TPOT", "20.0 ms"): "50 tokens/s per stream; stream",
+        ("median E2E", "900 ms"): "p95 900 ms; complete",
+        ("output tokens", "4,000"): "200 input tokens; last call of each row",
         ("cost", "$0.5000"): "retries included",
         ("left out of the latencies", "2 rows"): "the worker's event loop ran late",
     }
@@ -102,6 +102,52 @@ def test_the_page_shows_every_metric_and_no_text_becomes_a_script() -> None:
     assert ATTACK not in page
     assert '"p95":' not in page.split("<script>")[0]
     assert page.count('class="plot"') == 8
+
+
+def test_a_run_id_is_shown_once_above_the_figures() -> None:
+    assert render(gathered(), ["run-1"], {}).partition("<nav")[0].count("run-1") == 2, "in the title and the heading"
+    runs = [
+        Row(run_id=name, status="completed", reason=None, started_at=AT, finished_at=AT, labels=None) for name in "ab"
+    ]
+    assert "<strong>b</strong>" in render(gathered(runs=runs), ["a", "b"], {})
+
+
+def test_every_part_of_the_page_names_a_mode_as_the_tables_do() -> None:
+    rows = gathered().rows
+    rows = pa.concat_tables([rows, rows.set_column(rows.schema.get_field_index("mode"), "mode", [["complete"]])])
+    metrics = [metrics_row(), metrics_row(mode="complete")]
+    found = {chart.name: chart for chart in charts(gathered(rows=rows, metrics=metrics))}
+    assert [trace.name for trace in found["saved"].figure.data] == ["stream: TTFT", "complete: E2E"]
+
+
+@pytest.mark.parametrize(("counts", "dtick"), [([1, 2], 1), ([4, 5], 1), ([5, 5], None), ([40, 1], None)])
+def test_ticks_of_failed_calls_are_whole_numbers(counts: list[int], dtick: int | None) -> None:
+    kinds = ["server", "timeout"]
+    errors = pa.table({"run_id": ["r"] * 2, "at": [0.0] * 2, "bin_s": [1.0] * 2, "type": kinds, "count": counts})
+    chart = next(chart for chart in charts(gathered(errors=errors)) if chart.name == "errors")
+    assert chart.figure.layout.yaxis.dtick == dtick
+
+
+@pytest.mark.parametrize(("slow", "text"), [(1, "1 slower stream is beyond"), (2, "2 slower streams are beyond")])
+def test_streams_beyond_the_edge_are_counted(slow: int, text: str) -> None:
+    rows = gathered().rows.take([0] * 1000)
+    times = [5.0] * (1000 - slow) + [500.0] * slow
+    rows = rows.set_column(rows.schema.get_field_index("ttft_ms"), "ttft_ms", [times])
+    chart = next(chart for chart in charts(gathered(rows=rows)) if chart.name == "ttft")
+    assert text in chart.caption
+
+
+def test_the_longest_stall_is_the_metric() -> None:
+    """The sample of streams reads stall_ms of the measured rows, which leaves out chunks without output."""
+    asked: list[str] = []
+
+    def sql(text: str) -> Row:
+        asked.append(text)
+        return Row(collect=list)
+
+    _streams(cast("Any", Row(sql=sql)), "captures", "measured rows")
+    assert any("FROM (measured rows)" in text and "ORDER BY stall_ms" in text for text in asked)
+    assert not any("gap_ms" in text for text in asked)
 
 
 @pytest.mark.parametrize("text", ["</script>", "<!--", "<script>"])
