@@ -99,7 +99,7 @@ METRICS = (
         title="time to first output token",
         sql="ttfot_ms",
         from_chunks="get(shown, 0).ms",
-        formula="time until the first output other than reasoning arrives, which is the first that a reader sees",
+        formula="time until the first output other than reasoning arrives; it is the first output that a reader sees",
         null_when="mode is `complete`; only reasoning arrived, or no output",
     ),
     Metric(
@@ -178,7 +178,7 @@ PEERS = (
         "ITL",
         "transform(slice(events, 2, size(events)), (e, i) -> e.ms - get(events, i).ms)",
         "a list of the times between consecutive events with choices, including empty events and the finish; it counts "
-        "a chunk as a token, and events of one socket read are about 0 apart",
+        "a chunk as a token, and events from one socket read are about 0 ms apart",
     ),
     Peer(
         "vLLM bench serve",

@@ -76,14 +76,14 @@ STREAM_VS_COMPLETE: tuple[Column, ...] = (
     Column("run_id", STRING, "id of the run"),
     Column("endpoint", STRING, "name of the endpoint"),
     Column("request_model", STRING, "the model requested"),
-    Column("output_tokens", STRING, "length of the streamed answer: a range of output tokens, or all"),
+    Column("output_tokens", STRING, "range of output tokens in the streamed answer, or all"),
     Column("pairs", BIGINT, "requests completed in both modes"),
     Column("ttft_ms", DOUBLE, "median TTFT of the streamed answers"),
     Column("complete_e2e_ms", DOUBLE, "median E2E of the whole answers"),
     Column(
-        "saved_ms", ESTIMATE, "median over the pairs of E2E whole - TTFT streamed, with its 95 % bootstrap interval"
+        "saved_ms", ESTIMATE, "median of (E2E whole - TTFT streamed) over all pairs, with its 95 % bootstrap interval"
     ),
     Column(
-        "slower_ms", ESTIMATE, "median over the pairs of E2E streamed - E2E whole, with its 95 % bootstrap interval"
+        "slower_ms", ESTIMATE, "median of (E2E streamed - E2E whole) over all pairs, with its 95 % bootstrap interval"
     ),
 )
