@@ -1,4 +1,4 @@
-"""A page in headless Chromium, looked at through its debugging protocol, until something is to be seen."""
+"""Opens a page in headless Chromium through the debugging protocol and waits until it is ready."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import pytest
 if TYPE_CHECKING:
     from pathlib import Path
 
-# Names are not resolved, so whatever is not on loopback fails, and its error is on the console.
+# No host name resolves, so a request beyond loopback fails with an error on the console.
 _OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-port=0",
             "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--window-size=1200,2000")  # fmt: skip
-_TOLD = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
+_CONSOLE_EVENTS = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
 
 
 def opened(url: str, folder: Path, until: str) -> tuple[str, list[Any]]:
-    """The page's HTML once a JavaScript expression is true, and all that its console said.
+    """Return the page's HTML once a JavaScript expression is true, and the console's messages.
 
     Args:
-        url: of the page.
-        folder: for the browser's profile.
+        url: the page's address.
+        folder: the browser's profile folder.
         until: the expression.
     """
     browser = shutil.which("chromium")
@@ -36,13 +36,13 @@ def opened(url: str, folder: Path, until: str) -> tuple[str, list[Any]]:
         assert process.stderr is not None
         try:
             found = next(m for line in process.stderr if (m := re.search(r"ws://127\.0\.0\.1:\d+", line)))
-            return asyncio.run(_look(found[0].replace("ws:", "http:"), url, until))
+            return asyncio.run(_open(found[0].replace("ws:", "http:"), url, until))
         finally:
             process.kill()
 
 
-async def _look(debugger: str, url: str, until: str) -> tuple[str, list[Any]]:
-    said: list[Any] = []
+async def _open(debugger: str, url: str, until: str) -> tuple[str, list[Any]]:
+    console: list[Any] = []
     async with aiohttp.ClientSession() as session:
         async with session.get(f"{debugger}/json") as response:
             pages = await response.json()
@@ -50,24 +50,24 @@ async def _look(debugger: str, url: str, until: str) -> tuple[str, list[Any]]:
         async with session.ws_connect(socket, max_msg_size=0) as page:
             number = 0
 
-            async def ask(method: str, **params: Any) -> Any:
+            async def call(method: str, **params: Any) -> Any:
                 nonlocal number
                 number += 1
                 await page.send_json({"id": number, "method": method, "params": params})
                 while True:
-                    told = await page.receive_json()
-                    if told.get("id") == number:
-                        return told["result"]
-                    if told.get("method") in _TOLD:
-                        said.append(told)
+                    message = await page.receive_json()
+                    if message.get("id") == number:
+                        return message["result"]
+                    if message.get("method") in _CONSOLE_EVENTS:
+                        console.append(message)
 
             async def value(expression: str) -> Any:
-                return (await ask("Runtime.evaluate", expression=expression))["result"].get("value")
+                return (await call("Runtime.evaluate", expression=expression))["result"].get("value")
 
             for domain in ("Runtime", "Log", "Page"):
-                await ask(f"{domain}.enable")
-            await ask("Page.navigate", url=url)
+                await call(f"{domain}.enable")
+            await call("Page.navigate", url=url)
             ready = f"document.readyState === 'complete' && Boolean({until})"
-            while not await value(ready):  # noqa: ASYNC110 - what is waited for happens in the browser
+            while not await value(ready):  # noqa: ASYNC110 - the condition changes in the browser
                 await asyncio.sleep(0.05)
-            return await value("document.documentElement.outerHTML"), said
+            return await value("document.documentElement.outerHTML"), console

@@ -1,6 +1,6 @@
 """Spark's Java classes in an archive that every JVM of the tests maps into memory.
 
-Spark loads about 25,000 classes before its first MERGE is through. Reading and verifying them takes several CPU seconds
+Spark loads about 25,000 classes before its first MERGE completes. Reading and verifying them takes several CPU seconds
 in each JVM. Java calls such an archive application class-data sharing (AppCDS). A JVM ignores an archive that does not
 fit its class path or its version.
 """
@@ -24,17 +24,17 @@ _WRITTEN_S = 120.0
 
 
 def prepare() -> dict[str, str]:
-    """Have every JVM that starts from now on use the archive, jobs of other processes included.
+    """Make every JVM that starts from now on use the archive, including jobs in other processes.
 
     Returns:
-        Spark options. They are empty unless there is no archive yet: then they have the session's JVM write one when it
-        ends, for :func:`keep`.
+        Spark options. If there is no archive yet, the options make the session's JVM write one when it ends, for
+        :func:`keep`. Otherwise there are none.
     """
     archive = _archive()
     if archive is None:
         return {}
     if archive.exists():
-        # Spark hands this variable to the JVM of every driver.
+        # Spark passes this variable to the JVM of every driver.
         os.environ["SPARK_SUBMIT_OPTS"] = f"{os.environ.get('SPARK_SUBMIT_OPTS', '')} {_USE.format(archive)}"
         return {}
     if os.environ.get("PYTEST_XDIST_WORKER", "gw0") != "gw0":
@@ -56,9 +56,9 @@ def keep() -> None:
 
 
 def _archive() -> Path | None:
-    """Return where the archive of this Java and this Spark is, or will be; None where Java cannot write one."""
+    """Return the archive's path for this Java and this Spark, or None if Java cannot write an archive."""
     java = session.find_java()
-    # An archive builds on the JDK's own one, which the Java that set-up installs does not have.
+    # The archive extends the JDK's own archive, and the Java that `make setup` installs has none.
     if java is None or not (java.resolve().parents[1] / "lib/server/classes.jsa").is_file():
         return None
     spark = importlib.metadata.version("pyspark")

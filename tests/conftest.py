@@ -1,4 +1,4 @@
-"""What all tests share: one Spark session and one simulator a process, started by the first test that asks for them."""
+"""Fixtures for all tests: one Spark session and one simulator per process, each started on first use."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from tests.simulation import Simulation
 
-# Small queries over small tables: compiling Java for each one takes longer than interpreting it.
+# The tests' tables are small. Compiling a query to Java takes longer than interpreting it.
 QUICK_QUERIES = {
     "spark.sql.codegen.wholeStage": "false",
     "spark.sql.codegen.factoryMode": "NO_CODEGEN",
@@ -42,7 +42,7 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
 
 @pytest.fixture
 def tables(tmp_path: Path) -> Path:
-    """The folder for a test's Delta tables, which it names by path."""
+    """The folder for a test's Delta tables. Tests address them by path."""
     folder = tmp_path / "tables"
     folder.mkdir()
     return folder
@@ -50,7 +50,7 @@ def tables(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def empty_captures(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A captures table without rows, to be copied: creating one takes longer."""
+    """An empty captures table. Copying it is faster than creating one."""
     table = tmp_path_factory.mktemp("empty") / "captures"
     delta_tables.ensure(spark, str(table), columns.CAPTURES)
     return table
@@ -65,6 +65,6 @@ def simulation() -> Iterator[Simulation]:
 
 @pytest.fixture
 def simulator(simulation: Simulation, request: pytest.FixtureRequest) -> Simulation:
-    """The shared simulator as if just started: without waits, unless the module sets a pace of its own in PACE."""
+    """The shared simulator with default settings and without waits, unless the module sets PACE."""
     simulation.restore(**getattr(request.module, "PACE", {}))
     return simulation

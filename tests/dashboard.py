@@ -1,4 +1,4 @@
-"""Checks an AI/BI dashboard file: widgets find their data, versions are right, nothing overlaps.
+"""Checks an AI/BI dashboard file: datasets exist, widget versions are valid, and widgets do not overlap.
 
 The widget versions and the grid follow Databricks' own dashboards and its guide for agents
 (github.com/databricks/databricks-agent-skills, databricks-aibi-dashboards).
@@ -26,13 +26,13 @@ WIDTH = 12
 
 
 def widgets(dashboard: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The widgets that show data, each with the name of its page."""
+    """Yield the widgets that show data, each with the name of its page."""
     for page in dashboard["pages"]:
         yield from ((page["name"], each["widget"]) for each in page["layout"] if "spec" in each["widget"])
 
 
 def shown(node: Any) -> Iterator[dict[str, Any]]:
-    """All encodings that use a field."""
+    """Yield all encodings that use a field."""
     if isinstance(node, dict):
         if "fieldName" in node:
             yield node
@@ -44,7 +44,7 @@ def shown(node: Any) -> Iterator[dict[str, Any]]:
 
 
 def problems(dashboard: dict[str, Any]) -> list[str]:
-    """The problems of a dashboard, one line each."""
+    """Return the problems of a dashboard, one line each."""
     found: list[str] = []
     datasets = [dataset["name"] for dataset in dashboard["datasets"]]
     found += [f"dataset {name} is defined twice" for name, times in Counter(datasets).items() if times > 1]
@@ -84,7 +84,7 @@ def _widget_problems(widget: dict[str, Any], datasets: list[str]) -> Iterator[st
 
 
 def _unmatched_fields(encodings: dict[str, Any], queries: dict[str, Any]) -> Iterator[str]:
-    """Fields used without being queried, and queried without being used."""
+    """Yield fields that are used but not queried, or queried but not used."""
     queried = {(name, field["name"]) for name, query in queries.items() for field in query["fields"]}
     used = {(encoding.get("queryName", "main_query"), encoding["fieldName"]) for encoding in shown(encodings)}
     for query, field in sorted(used - queried):

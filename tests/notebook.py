@@ -1,4 +1,4 @@
-"""A notebook's ``dbutils``, where the Databricks SDK looks for it: in the runtime's own module, on the driver only."""
+"""A fake ``dbutils`` in the runtime module where the Databricks SDK looks for it, on the driver only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def with_secrets(monkeypatch: pytest.MonkeyPatch, secrets: Mapping[str, str]) -> None:
-    """Let ``dbutils.secrets.get`` know these, by ``scope/key``."""
+    """Make ``dbutils.secrets.get`` return these secrets, by ``scope/key``."""
 
     def get(scope: str, key: str) -> str:
         if f"{scope}/{key}" not in secrets:
@@ -25,6 +25,6 @@ def with_secrets(monkeypatch: pytest.MonkeyPatch, secrets: Mapping[str, str]) ->
     runtime = ModuleType("dbruntime")
     vars(runtime)["UserNamespaceInitializer"] = SimpleNamespace(getOrCreate=lambda: namespace)
     monkeypatch.setitem(sys.modules, "dbruntime", runtime)
-    # The SDK looks once, when this is imported: anew now, and after the test not at all.
+    # The SDK looks once, at import. Force an import during the test, and drop the module after it.
     monkeypatch.setitem(sys.modules, "databricks.sdk.runtime", runtime)
     del sys.modules["databricks.sdk.runtime"]

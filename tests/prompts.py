@@ -13,14 +13,14 @@ SCHEMA = "request_id STRING, prompt STRING, model STRING, params STRING"
 
 
 def write(spark: SparkSession, path: Path, rows: list[tuple[Any, ...]], schema: str = SCHEMA) -> None:
-    """Write a prompts table; short rows are filled up with nulls."""
+    """Write a prompts table. Short rows are padded with nulls."""
     width = schema.count(",") + 1 if schema == SCHEMA else 0
     filled = [(*row, *[None] * (width - len(row))) for row in rows]
     spark.createDataFrame(filled, schema).coalesce(1).write.format("delta").mode("overwrite").save(str(path))
 
 
 def config(folder: Path, base_url: str, **sections: Any) -> dict[str, Any]:
-    """A configuration with everything under one folder; sections are merged into it."""
+    """Return a configuration with everything under one folder and the given sections merged in."""
     tree: dict[str, Any] = {
         "prompts": {"table": str(folder / "prompts")},
         "captures": {"table": str(folder / "captures")},

@@ -1,4 +1,4 @@
-"""Runs in this process, and what they left in the tables."""
+"""Helpers that run a capture in this process and read its tables."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 
 def capture(spark: SparkSession, folder: Path, simulator: Simulation, **sections: Any) -> tuple[Ended, str]:
-    """A run with everything under one folder; how it ended, and what it said."""
+    """Run with everything under one folder. Return how the run ended, and its output."""
     settings = load_settings(prompts.config(folder, simulator.base_url, **sections))
-    said = io.StringIO()
-    ended = run(settings, spark, preflight(settings), Console(file=said, width=200))
-    return ended, said.getvalue() + "\n".join(ended.notes)
+    out = io.StringIO()
+    ended = run(settings, spark, preflight(settings), Console(file=out, width=200))
+    return ended, out.getvalue() + "\n".join(ended.notes)
 
 
 def captured(spark: SparkSession, folder: Path) -> list[Row]:
-    """The rows of captures."""
+    """Return the rows of the captures table."""
     return spark.table(quoted(str(folder / "captures"))).collect()
 
 
 def run_rows(spark: SparkSession, folder: Path) -> list[Row]:
-    """The rows of runs."""
+    """Return the rows of the runs table."""
     return spark.table(quoted(str(folder / "runs"))).collect()

@@ -1,4 +1,4 @@
-"""The simulator as a real process on a free port, and the record that it keeps."""
+"""Starts the simulator as a real process on a free port, and reads its records."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deltatap.simulator.app import SimulatorSettings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# A simulator asks for this key once a test sets api_key_env to the variable.
+# The simulator requires this key once a test sets api_key_env to the variable.
 KEY_VARIABLE, KEY = "DELTATAP_TEST_KEY", "sk-test-4711-do-not-tell"
 
 
@@ -28,18 +28,18 @@ class Simulation:
     base_url: str
 
     def calls(self) -> list[dict[str, Any]]:
-        """Return every call, in order, with what was written for it."""
+        """Return the records of all calls, in order."""
         answer = self._ask("calls")
         assert answer["dropped"] == 0
         calls: list[dict[str, Any]] = answer["calls"]
         return calls
 
     def counts(self) -> dict[str, Any]:
-        """Return the numbers of calls and of whole answers, in all and by request hash."""
+        """Return the numbers of calls and of finished answers, in total and by request hash."""
         return self._ask("counts")
 
     def stats(self) -> dict[str, Any]:
-        """Return the open streams, and how late pieces were written."""
+        """Return the number of open streams, and how late pieces were written."""
         return self._ask("stats")
 
     def reset(self) -> None:
@@ -47,7 +47,7 @@ class Simulation:
         self._ask("reset", {})
 
     def change(self, **settings: Any) -> None:
-        """Change settings of the simulator; `pace` takes some of its fields."""
+        """Change the simulator's settings. `pace` may have a subset of its fields."""
         self._ask("settings", settings)
 
     def restore(self, **pace: float) -> None:
@@ -66,7 +66,7 @@ class Simulation:
 
 @contextmanager
 def start_simulator(*options: str, env: dict[str, str] | None = None) -> Iterator[Simulation]:
-    """Start ``deltatap simulate`` and end it."""
+    """Start ``deltatap simulate``, and end it afterwards."""
     command = [sys.executable, "-m", "deltatap", "simulate", "--port", "0", *options]
     env = {**(os.environ if env is None else env), KEY_VARIABLE: KEY}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:

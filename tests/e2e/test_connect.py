@@ -1,4 +1,4 @@
-"""The jobs over Spark Connect, as a cluster in standard mode and serverless have it."""
+"""The jobs over Spark Connect, as on clusters in standard access mode and on serverless compute."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ METRICS = ("metrics_by_run", "metrics_by_hour", "stream_vs_complete")
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """The URL of a Connect server in a process of its own, as a cluster is one."""
+    """Start a Spark Connect server in a separate process, as on a cluster, and yield its URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -62,16 +62,16 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 
 def listens(port: int) -> bool:
-    with socket.socket() as tried:
-        return tried.connect_ex(("127.0.0.1", port)) == 0
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def job(server: str, name: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    """A job with no session but the one that the environment names, as on a cluster."""
-    seen = {"SPARK_REMOTE": server, "DATABRICKS_RUNTIME_VERSION": "18.2"}
+    """Run a job that finds its Spark session through environment variables, as on a cluster."""
+    cluster = {"SPARK_REMOTE": server, "DATABRICKS_RUNTIME_VERSION": "18.2"}
     return subprocess.run(
         [sys.executable, ROOT / f"jobs/{name}.py", "--config", folder / "config.yml", *options],
-        cwd=folder, env={**os.environ, **seen}, capture_output=True, text=True, check=False,
+        cwd=folder, env={**os.environ, **cluster}, capture_output=True, text=True, check=False,
     )  # fmt: skip
 
 
@@ -80,7 +80,9 @@ def rows(spark: SparkSession, table: Path) -> list[dict[str, Any]]:
     return sorted(found, key=str)
 
 
-def test_what_is_captured_and_analyzed_over_connect(spark: SparkSession, server: str, tmp_path: Path) -> None:
+def test_the_jobs_check_capture_analyze_and_report_over_connect(
+    spark: SparkSession, server: str, tmp_path: Path
+) -> None:
     prompts.write(spark, tmp_path / "prompts", [(f"r{n:02d}", f"Prompt {n}?") for n in range(40)])
     with start_simulator("--speed", "0", "--tokens", "20") as simulator:
         tree = prompts.config(tmp_path, simulator.base_url, capture={"mode": "paired"})
@@ -91,7 +93,7 @@ def test_what_is_captured_and_analyzed_over_connect(spark: SparkSession, server:
         assert simulator.counts()["finished"] == 80
     captures = spark.table(quoted(str(tmp_path / "captures"))).where("status = 'completed'")
     assert captures.select("request_id", "mode").distinct().count() == captures.count() == 80
-    # The same figures come of it here, without Connect.
+    # Analysis without Connect gives the same metrics.
     over_connect = {name: rows(spark, tmp_path / name) for name in METRICS}
     tree["analysis"] = {"tables": str(tmp_path / "classic")}
 

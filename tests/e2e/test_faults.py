@@ -1,6 +1,6 @@
-"""Faults at every step of a run, with real processes: after each, every request has one completed row and was paid once.
+"""Faults at every step of a run, with real processes: afterwards, every request has exactly one completed row.
 
-What was in flight, and what had finished within a flush interval, may be paid for again; nothing else.
+Only calls that were in flight, or that finished within one flush interval, may be paid for twice.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import yaml
 
 from deltatap.delta.tables import came_second, quoted
 from tests import prompts
-from tests.e2e.test_kills import in_one_flush, kill, running, start, start_again, talking, wait_until
+from tests.e2e.test_kills import in_one_flush, kill, running, start, start_again, streaming_workers, wait_until
 from tests.simulation import start_simulator
 
 if TYPE_CHECKING:
@@ -51,21 +51,21 @@ class Scene:
         self.config.write_text(yaml.safe_dump(prompts.config(folder, simulator.base_url, **self.sections)))
 
     def start(self, fault: str | None = None) -> psutil.Popen:
-        """The job; with a fault, each of its Python processes loads it (tests/e2e/python)."""
+        """Start the job. Each of its Python processes injects the fault (tests/e2e/python)."""
         return start(self.config, self.log, {"PYTHONPATH": str(PATCHES), "FAULT": fault} if fault else None)
 
     def start_again(self) -> None:
-        """The next start of the same job. It runs in this process, whose Spark session is ready."""
+        """Start the same job again, in this process because its Spark session is ready."""
         start_again(self.spark, self.folder, self.simulator, self.log, **self.sections)
 
     def until(self, condition: Callable[[], object], job: psutil.Popen) -> None:
         wait_until(lambda: bool(condition()), job, self.log)
 
-    def there(self, pattern: str) -> bool:
+    def exists(self, pattern: str) -> bool:
         return any(self.state.glob(pattern))
 
     def check(self, *, again: int) -> None:
-        """The promises: one completed row each, and no more paid twice than allowed."""
+        """Check that every request has one completed row, and that at most ``again`` calls were repeated."""
         rows = self.spark.table(quoted(str(self.folder / "captures"))).where("status = 'completed'").collect()
         assert Counter(row["request_id"] for row in rows) == {f"r{n:03d}": 1 for n in range(COUNT)}, (
             self.log.read_text()
@@ -73,22 +73,22 @@ class Scene:
         assert COUNT <= self.simulator.counts()["calls"] <= COUNT + again, self.log.read_text()
         sent = {call["key"]: call["texts"]["0"] for call in self.simulator.calls() if call["ended"] == "done"}
         assert {row["request_hash"]: row["text"] for row in rows} == sent
-        assert not list(self.state.iterdir()), "a run that ended leaves no state"
+        assert not list(self.state.iterdir()), "a finished run leaves no state"
 
 
 def moments(scene: Scene) -> dict[str, Callable[[], object]]:
-    """When a driver is killed."""
+    """Return the condition for each moment at which a process is killed."""
     return {
-        "planning": lambda: scene.there("*/plan-*/parts"),
+        "planning": lambda: scene.exists("*/plan-*/parts"),
         "capture": lambda: scene.simulator.counts()["finished"] >= COUNT // 3,
-        "flush": lambda: scene.there("*/journal/.*.tmp"),
-        "landing": lambda: scene.there("*/checkpoint-*/offsets/0") and not scene.there("*/checkpoint-*/commits/0"),
+        "flush": lambda: scene.exists("*/journal/.*.tmp"),
+        "landing": lambda: scene.exists("*/checkpoint-*/offsets/0") and not scene.exists("*/checkpoint-*/commits/0"),
         "closing": lambda: scene.simulator.counts()["finished"] == COUNT,
     }
 
 
 @pytest.mark.parametrize("moment", ["planning", "capture", "flush", "landing", "closing"])
-def test_the_driver_and_all_it_started_are_killed(spark: SparkSession, tables: Path, moment: str) -> None:
+def test_kill_the_driver_and_its_children(spark: SparkSession, tables: Path, moment: str) -> None:
     with start_simulator(*PACE) as simulator:
         scene = Scene(spark, tables, simulator)
         first = scene.start()
@@ -99,20 +99,20 @@ def test_the_driver_and_all_it_started_are_killed(spark: SparkSession, tables: P
 
 
 @pytest.mark.parametrize("moment", ["capture", "flush"])
-def test_a_python_worker_is_killed(spark: SparkSession, tables: Path, moment: str) -> None:
+def test_kill_a_python_worker(spark: SparkSession, tables: Path, moment: str) -> None:
     with start_simulator(*PACE) as simulator:
         scene = Scene(spark, tables, simulator)
         job = scene.start()
         scene.until(moments(scene)[moment], job)
-        scene.until(lambda: talking(job, simulator), job)
-        kill(talking(job, simulator))
+        scene.until(lambda: streaming_workers(job, simulator), job)
+        kill(streaming_workers(job, simulator))
         assert job.wait(timeout=300) == 0, scene.log.read_text()
         assert "submitting it again" in scene.log.read_text()
         scene.check(again=CONCURRENCY + in_one_flush(simulator))
 
 
-def test_a_python_worker_is_killed_while_it_plans(spark: SparkSession, tables: Path) -> None:
-    """Nothing was paid yet: the run may fail, and the next start does it all. Landing and closing have no worker."""
+def test_kill_a_python_worker_during_planning(spark: SparkSession, tables: Path) -> None:
+    """No call is paid yet. If the run fails, the next start does all the work."""
     with start_simulator(*PACE) as simulator:
         scene = Scene(spark, tables, simulator)
         job = scene.start()
@@ -126,35 +126,35 @@ def test_a_python_worker_is_killed_while_it_plans(spark: SparkSession, tables: P
 
 
 @pytest.mark.parametrize("moment", ["planning", "flush", "landing", "closing"])
-def test_an_executor_is_killed(spark: SparkSession, tables: Path, moment: str) -> None:
-    """The one that captures, where one does; test_kills.py has the same in mid-capture."""
+def test_kill_an_executor(spark: SparkSession, tables: Path, moment: str) -> None:
+    """Kill the executor that captures, if one does. test_kills.py kills an executor in the middle of a capture."""
     with start_simulator(*PACE) as simulator:
         scene = Scene(spark, tables, simulator, spark={"master": "local-cluster[2,1,1024]"})
         job = scene.start()
         scene.until(moments(scene)[moment], job)
         executors = running(job, "CoarseGrainedExecutorBackend")
-        workers = talking(job, simulator)
+        workers = streaming_workers(job, simulator)
         capturing = [each for each in executors if {*each.children(recursive=True)} & {*workers}]
         kill((capturing or executors)[:1])
         assert job.wait(timeout=300) == 0, scene.log.read_text()
         scene.check(again=CONCURRENCY + in_one_flush(simulator))
 
 
-def test_a_slow_file_system_holds_up_nothing_but_itself(spark: SparkSession, tables: Path) -> None:
-    """A flush takes ten seconds: streams go on meanwhile."""
+def test_a_slow_file_system_does_not_delay_streams(spark: SparkSession, tables: Path) -> None:
+    """A flush takes ten seconds, and streams continue meanwhile."""
     with start_simulator(*PACE) as simulator:
         scene = Scene(spark, tables, simulator)
         job = scene.start("slow-fsync")
-        scene.until(lambda: scene.there("*/journal/.*.tmp"), job)
-        then = simulator.counts()["finished"]
-        scene.until(lambda: simulator.counts()["finished"] >= then + COUNT // 2, job)
-        assert not scene.there("*/journal/*.parquet"), "the first flush is not over"
+        scene.until(lambda: scene.exists("*/journal/.*.tmp"), job)
+        before = simulator.counts()["finished"]
+        scene.until(lambda: simulator.counts()["finished"] >= before + COUNT // 2, job)
+        assert not scene.exists("*/journal/*.parquet"), "the first flush is still running"
         assert job.wait(timeout=300) == 0, scene.log.read_text()
         scene.check(again=0)
 
 
-def test_the_clock_is_set(spark: SparkSession, tables: Path) -> None:
-    """Forth and back by hours, every two seconds, for driver and workers: times and promises hold."""
+def test_clock_jumps_change_no_latency(spark: SparkSession, tables: Path) -> None:
+    """The clocks of driver and workers jump by hours every two seconds. Latencies and guarantees hold."""
     with start_simulator(*PACE) as simulator:
         scene = Scene(spark, tables, simulator)
         assert scene.start("clock-steps").wait(timeout=300) == 0, scene.log.read_text()
@@ -163,11 +163,11 @@ def test_the_clock_is_set(spark: SparkSession, tables: Path) -> None:
         for row in rows:
             assert 0 < row["ttft_ms"] < row["last_chunk_ms"] <= row["e2e_ms"] < 60_000
         days = {row["finished_at"].replace(minute=0, second=0, microsecond=0) for row in rows}
-        assert len(days) > 1, "the clock was set while it ran"
+        assert len(days) > 1, "the clock changed during the run"
 
 
-def test_a_journal_file_is_cut_short(spark: SparkSession, tables: Path) -> None:
-    """A file system that lost the end of a file: set aside, named, and its requests are owed again."""
+def test_a_truncated_journal_file_is_set_aside(spark: SparkSession, tables: Path) -> None:
+    """The file system lost the end of a file. The run sets the file aside, names it, and repeats its requests."""
     with start_simulator(*PACE) as simulator:
         scene = Scene(spark, tables, simulator)
         first = scene.start()
@@ -181,16 +181,16 @@ def test_a_journal_file_is_cut_short(spark: SparkSession, tables: Path) -> None:
         assert rows.count() == rows.select("request_id").distinct().count() == COUNT
         if files:
             assert files[0].name in scene.log.read_text()
-            assert list(scene.state.glob("*/aside/*")), "kept for a person to look at"
+            assert list(scene.state.glob("*/aside/*")), "damaged files are kept for inspection"
 
 
-def test_a_state_folder_that_takes_no_writes_for_a_while(spark: SparkSession, tables: Path) -> None:
-    """As on a full disk: nothing that could not be kept is started, nothing that was paid for is lost."""
+def test_a_state_folder_that_is_temporarily_not_writable(spark: SparkSession, tables: Path) -> None:
+    """As on a full disk: no call starts that could not be journaled, and no paid call is lost."""
     with start_simulator(*PACE) as simulator:
         scene = Scene(spark, tables, simulator)
         job = scene.start()
         scene.until(moments(scene)["capture"], job)
-        (worker,) = talking(job, simulator)
+        (worker,) = streaming_workers(job, simulator)
         _, hard = worker.rlimit(psutil.RLIMIT_FSIZE)
         worker.rlimit(psutil.RLIMIT_FSIZE, (0, hard))
         scene.until(lambda: simulator.stats()["open"] == 0, job)
@@ -200,7 +200,7 @@ def test_a_state_folder_that_takes_no_writes_for_a_while(spark: SparkSession, ta
         scene.check(again=0)
 
 
-def test_another_writer_s_commits_conflict_with_ours(spark: SparkSession, tables: Path) -> None:
+def test_conflicting_commits_of_another_writer(spark: SparkSession, tables: Path) -> None:
     with start_simulator(*PACE) as simulator:
         scene = Scene(spark, tables, simulator)
         job = scene.start()
@@ -214,17 +214,17 @@ def test_another_writer_s_commits_conflict_with_ours(spark: SparkSession, tables
             f"OPTIMIZE {captures}",
         )
 
-        def meddle() -> None:
+        def write_conflicts() -> None:
             for statement in cycle(statements):
                 if over.is_set():
                     break
                 try:
                     spark.sql(statement)
                 except Exception as error:
-                    if not came_second(error):  # ours comes first now and then, too
+                    if not came_second(error):  # sometimes the run's commit wins
                         raise
 
-        thread = threading.Thread(target=meddle)
+        thread = threading.Thread(target=write_conflicts)
         thread.start()
         try:
             assert job.wait(timeout=300) == 0, scene.log.read_text()
@@ -235,19 +235,19 @@ def test_another_writer_s_commits_conflict_with_ours(spark: SparkSession, tables
         scene.check(again=0)
 
 
-def kept_port() -> str:
-    """A free port that nobody is given by chance, so that it is still free when the endpoint comes back."""
+def port_that_stays_free() -> str:
+    """Return a free port outside the ephemeral range, so that it stays free until the endpoint comes back."""
     first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     for port in random.sample(range(first - 10_000, first), 100):
-        with socket.socket() as tried, suppress(OSError):
-            tried.bind(("127.0.0.1", port))
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
             return str(port)
-    raise OSError("no free port below the ephemeral ones")
+    raise OSError("no free port below the ephemeral range")
 
 
 def test_an_endpoint_that_is_down_for_a_minute(spark: SparkSession, tables: Path) -> None:
-    """It goes away in mid-run and comes back on the same port; what failed meanwhile the next run completes."""
-    port = kept_port()
+    """The endpoint stops during the run and comes back on the same port. The next run completes the failed requests."""
+    port = port_that_stays_free()
     with start_simulator(*PACE, "--port", port) as simulator:
         scene = Scene(spark, tables, simulator, capture={"concurrency": CONCURRENCY, "max_attempts": 3})
         job = scene.start()
@@ -264,4 +264,4 @@ def test_an_endpoint_that_is_down_for_a_minute(spark: SparkSession, tables: Path
             scene.log.read_text()
         )
         twice = paid & {call["key"] for call in back.calls()}
-        assert len(twice) <= CONCURRENCY, "but for what was in flight when it went"
+        assert len(twice) <= CONCURRENCY, "only calls in flight when the endpoint stopped are paid twice"

@@ -1,4 +1,4 @@
-"""Real processes killed with SIGKILL: nothing is lost, nothing is there twice, and what was paid stays paid."""
+"""Real processes killed with SIGKILL: no row is lost or duplicated, and only the allowed number of calls repeats."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def start(config: Path, log: Path, env: dict[str, str] | None = None) -> psutil.
 
 
 def start_again(spark: SparkSession, folder: Path, simulator: Simulation, log: Path, **sections: Any) -> None:
-    """Start the job again in this process, which saves the start of a JVM, until it completes."""
+    """Run the job again to completion, in this process because that saves the start of a JVM."""
     ended, shown = capture(spark, folder, simulator, **sections)
     with log.open("a") as out:
         out.write(shown)
@@ -50,7 +50,7 @@ def start_again(spark: SparkSession, folder: Path, simulator: Simulation, log: P
 
 
 def wait_until(condition: Callable[[], bool], job: psutil.Popen, log: Path) -> None:
-    """Wait for an event, as long as the job lives."""
+    """Wait for a condition while the job is running."""
     while not condition():
         assert job.poll() is None, log.read_text()
         time.sleep(0.05)
@@ -61,25 +61,25 @@ def finished(simulator: Simulation, share: float) -> Callable[[], bool]:
 
 
 def kill(processes: list[psutil.Process]) -> None:
-    for what in (psutil.Process.suspend, psutil.Process.kill):  # at once: none sees another die
+    for action in (psutil.Process.suspend, psutil.Process.kill):  # suspend all first: none may react to a kill
         for process in processes:
-            with suppress(psutil.NoSuchProcess):  # it has just ended by itself
-                what(process)
+            with suppress(psutil.NoSuchProcess):  # it has ended by itself
+                action(process)
     psutil.wait_procs(processes, timeout=30)
 
 
-def running(job: psutil.Popen, what: str) -> list[psutil.Process]:
-    """The job's processes with this in their command line; some may just have ended."""
+def running(job: psutil.Popen, text: str) -> list[psutil.Process]:
+    """Return the job's processes whose command line contains a text."""
     found = []
     for process in job.children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            if what in " ".join(process.cmdline()):
+            if text in " ".join(process.cmdline()):
                 found.append(process)
     return found
 
 
-def talking(job: psutil.Popen, simulator: Simulation) -> list[psutil.Process]:
-    """The Python workers that hold streams open."""
+def streaming_workers(job: psutil.Popen, simulator: Simulation) -> list[psutil.Process]:
+    """Return the Python workers that have open streams."""
     port = int(simulator.base_url.rpartition(":")[2].partition("/")[0])
     return [
         process
@@ -89,12 +89,12 @@ def talking(job: psutil.Popen, simulator: Simulation) -> list[psutil.Process]:
 
 
 def in_one_flush(simulator: Simulation) -> int:
-    """How many answers at most ended within a flush interval and the time of its write, taken as long again."""
+    """Return the most answers that ended within two flush intervals: one of waiting, and one for the write."""
     ends = sorted(call["chunks"][-1][0] for call in simulator.calls() if call["ended"] == "done")
     return max(sum(1 for end in ends if at <= end < at + 2 * FLUSH_S) for at in ends)
 
 
-def test_killed_twice_and_every_request_has_one_row(
+def test_after_two_kills_every_request_has_one_row(
     spark: SparkSession,
     tables: Path,
     tmp_path: Path,
@@ -117,8 +117,8 @@ def test_killed_twice_and_every_request_has_one_row(
 
         second = start(config, log)
         wait_until(finished(simulator, 0.7), second, log)
-        victims = talking(second, simulator)
-        assert victims, "nobody talks to the simulator"
+        victims = streaming_workers(second, simulator)
+        assert victims, "no worker has an open stream"
         executors = running(second, "CoarseGrainedExecutorBackend")
         kill([next(each for each in executors if victims[0] in each.children(recursive=True))])
         assert second.wait(timeout=600) == 0, log.read_text()
@@ -135,10 +135,10 @@ def test_killed_twice_and_every_request_has_one_row(
         allowed = 2 * (CONCURRENCY + in_one_flush(simulator))
         record_property("calls", f"{counts['calls']} for {PROMPTS} prompts, {allowed} more allowed")
         assert PROMPTS <= counts["calls"] <= PROMPTS + allowed
-    assert not list((tables / "state").iterdir()), "a run that ended leaves no state"
+    assert not list((tables / "state").iterdir()), "a finished run leaves no state"
 
 
-def test_a_worker_that_does_not_answer_is_ended_with_its_job(spark: SparkSession, tables: Path, tmp_path: Path) -> None:
+def test_a_suspended_worker_ends_with_its_job(spark: SparkSession, tables: Path, tmp_path: Path) -> None:
     prompts.write(spark, tables / "prompts", [(f"r{n:04d}", f"Prompt {n}?") for n in range(40)])
     with start_simulator("--ttft-ms", "2000") as simulator:
         config = tmp_path / "config.yml"
@@ -148,7 +148,7 @@ def test_a_worker_that_does_not_answer_is_ended_with_its_job(spark: SparkSession
         job = start(config, log)
         wait_until(finished(simulator, 8 / PROMPTS), job, log)
         wait_until(lambda: any((tables / "captures").glob("*.parquet")), job, log)
-        (worker,) = talking(job, simulator)
+        (worker,) = streaming_workers(job, simulator)
         worker.suspend()
         job.terminate()
         assert job.wait(timeout=200) == 0, log.read_text()
@@ -158,7 +158,7 @@ def test_a_worker_that_does_not_answer_is_ended_with_its_job(spark: SparkSession
     assert len({row["request_id"] for row in rows}) == len(rows) > 0
 
 
-def test_a_second_start_while_one_runs_is_refused(
+def test_a_second_start_during_a_run_is_refused(
     spark: SparkSession, tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     prompts.write(spark, tables / "prompts", [(f"r{n:04d}", f"Prompt {n}?") for n in range(40)])

@@ -1,4 +1,4 @@
-"""Limits a minute with real Spark workers: the simulator enforces them, and its own record shows how they were used."""
+"""Rate limits with real Spark workers: the simulator enforces the limits and records how far the run uses them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PACE = ("--ttft-ms", "150", "--itl-ms", "10", "--tokens", "60")
 
 
 def windows(events: list[tuple[float, float]]) -> tuple[float, float, float]:
-    """The least, the median and the most within any sixty seconds, from the first start to the last."""
+    """Return the minimum, median and maximum sum within any 60 seconds between the first and the last start."""
     first, last = events[0][0], events[-1][0]
     edges = [at for at, _ in events if at + 60 <= last]
     sums = [sum(amount for at, amount in events if edge <= at < edge + 60) for edge in (first, *edges)]
@@ -35,7 +35,7 @@ def windows(events: list[tuple[float, float]]) -> tuple[float, float, float]:
 @pytest.mark.parametrize(
     ("workers", "master"), [(1, "local[2]"), (2, "local[3]"), (4, "local-cluster[5,1,1024]")], ids=["1", "2", "4"]
 )
-def test_requests_a_minute_are_used_and_never_exceeded(
+def test_requests_per_minute_are_used_and_never_exceeded(
     spark: SparkSession,
     tables: Path,
     tmp_path: Path,
@@ -54,7 +54,7 @@ def test_requests_a_minute_are_used_and_never_exceeded(
         config.write_text(yaml.safe_dump(tree))
         job = start(config, log)
         if workers == 4:
-            # One dies, and Spark starts another in its place: one joins.
+            # Kill one executor. Spark starts another, and a new worker joins.
             wait_until(lambda: simulator.counts()["finished"] >= 0.4 * count, job, log)
             kill(running(job, "CoarseGrainedExecutorBackend")[:1])
         assert job.wait(timeout=600) == 0, log.read_text()
@@ -62,17 +62,17 @@ def test_requests_a_minute_are_used_and_never_exceeded(
         refused = [call for call in calls if call["http_status"] == 429]
         least, median, most = windows([(call["started"], 1) for call in calls])
         record_property(
-            "windows", f"{least} to {most}, at the median {median}, of {limit} within any 60 s, {len(refused)} refused"
+            "windows", f"{least} to {most}, median {median}, of {limit} within any 60 s, {len(refused)} refused"
         )
         assert not refused
         assert most <= 1.05 * limit
-        # Every single minute is the simulation's to hold (tests/unit): this machine may be held up in one.
+        # Unit tests check every minute in a simulation. Here, a slow machine may use less in some minutes.
         assert median >= 0.9 * limit
     rows = spark.table(quoted(str(tables / "captures"))).where("status = 'completed'")
     assert rows.select("request_id").distinct().count() == rows.count() == count
 
 
-def test_tokens_a_minute_are_used_and_never_exceeded(
+def test_tokens_per_minute_are_used_and_never_exceeded(
     spark: SparkSession, tables: Path, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     limit, count = 40_000, 640
@@ -91,9 +91,9 @@ def test_tokens_a_minute_are_used_and_never_exceeded(
             (call["started"], call["usage"]["total_tokens"]) for call in calls if call["usage"] is not None
         ]
         least, median, most = windows(used)
-        record_property("windows", f"{least} to {most}, at the median {median}, of {limit} within any 60 s")
+        record_property("windows", f"{least} to {most}, median {median}, of {limit} within any 60 s")
         assert not [call for call in calls if call["http_status"] == 429]
         assert most <= 1.05 * limit
-        # Every single minute is the simulation's to hold (tests/unit): this machine may be held up in one.
+        # Unit tests check every minute in a simulation. Here, a slow machine may use less in some minutes.
         assert median >= 0.9 * limit
     assert spark.table(quoted(str(tables / "captures"))).where("status = 'completed'").count() == count

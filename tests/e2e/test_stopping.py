@@ -1,4 +1,4 @@
-"""Every way to stop a run, with real processes: nothing new starts, what arrived is kept, and the next start goes on."""
+"""Every way to stop a run, with real processes: no call starts, partial answers are kept, and the next start resumes."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def stop(way: str, job: psutil.Popen, config: Path, state: Path) -> None:
     if way == "the command":
         (run,) = [path.parent.name for path in state.glob("*/control.json")]
         command = [sys.executable, "-m", "deltatap", "stop", run, "--config", str(config)]
-        said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=CHECKOUT)
-        assert f"asked run {run} to stop" in said.stdout
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=CHECKOUT)
+        assert f"asked run {run} to stop" in done.stdout
     else:
         job.send_signal(signal.Signals[way])
 
 
 @pytest.mark.parametrize("way", ["SIGINT", "SIGTERM", "the command"])
-def test_a_run_that_is_stopped_drains_and_the_next_start_goes_on(
+def test_a_stopped_run_drains_and_the_next_start_completes_it(
     spark: SparkSession, tables: Path, tmp_path: Path, way: str
 ) -> None:
     stalled = [(f"r{n}", f"p{n}", "m!stall@2:1") for n in range(3)]
@@ -59,7 +59,7 @@ def test_a_run_that_is_stopped_drains_and_the_next_start_goes_on(
         interrupted = [row for row in rows if row["status"] == "interrupted"]
         assert len(interrupted) == 3
         assert {row["error"]["type"] for row in interrupted} == {"cancelled"}
-        assert all(row["text"] for row in interrupted), "what had arrived is kept"
+        assert all(row["text"] for row in interrupted), "partial answers are kept"
         (run,) = run_rows(spark, tables)
         assert run["requests"] == simulator.counts()["calls"] == len(rows)
         assert not list((tables / "state").iterdir())
@@ -67,11 +67,11 @@ def test_a_run_that_is_stopped_drains_and_the_next_start_goes_on(
         start_again(spark, tables, simulator, log, **sections)
         finals = Counter(row["request_id"] for row in captured(spark, tables) if row["status"] == "completed")
         assert len(finals) == 24
-        assert set(finals.values()) == {1}, "none is paid for twice"
+        assert set(finals.values()) == {1}, "every request completes once"
         assert simulator.counts()["calls"] == 24 + 3
 
 
-def test_a_second_ctrl_c_ends_at_once_and_loses_nothing(spark: SparkSession, tables: Path, tmp_path: Path) -> None:
+def test_a_second_ctrl_c_exits_at_once_and_loses_no_request(spark: SparkSession, tables: Path, tmp_path: Path) -> None:
     count = 60
     prompts.write(
         spark, tables / "prompts", [("stalled", "p", "m!stall@2:1"), *((f"r{n}", f"p{n}") for n in range(count))]
@@ -102,4 +102,6 @@ def test_a_second_ctrl_c_ends_at_once_and_loses_nothing(spark: SparkSession, tab
         )
         assert finished >= 30
         again = 4 + in_one_flush(simulator)
-        assert simulator.counts()["calls"] <= count + 1 + again, "but for what was in flight, and one flush interval"
+        assert simulator.counts()["calls"] <= count + 1 + again, (
+            "only calls in flight or within one flush interval are repeated"
+        )

@@ -53,7 +53,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment(folder: Path) -> Path:
-    """An empty virtual environment; its Python."""
+    """Create an empty virtual environment and return its Python."""
     subprocess.run([UV, "venv", "--quiet", "--python", sys.executable, folder], check=True)
     return folder / "bin/python"
 
@@ -63,7 +63,7 @@ def install(python: Path, *packages: str | Path) -> None:
 
 
 def runtime(wheel: Path, folder: Path, spark: str) -> Path:
-    """A Python with the packages of a runtime, and then the wheel, installed as Databricks installs it."""
+    """Return a Python with a runtime's packages and the wheel on top, as Databricks installs it."""
     python = environment(folder)
     packages = [f"{name}=={version}" for name, version in (PREINSTALLED | {"pyspark": spark}).items()]
     install(python, *packages, "delta-spark==4.4.0")
@@ -129,7 +129,7 @@ def test_the_wheel_keeps_the_versions_of_a_runtime(wheel: Path, tmp_path: Path, 
 
 
 def as_deployed(folder: Path, job: str, replaced: dict[str, str]) -> dict[str, list[str]]:
-    """The command of each task as the bundle has it in dev, with paths of this machine."""
+    """Return each task's command from the bundle's dev target, with paths of this machine."""
     tree = read()
     resolver = Resolver(tree, "dev")
     resolved = resolver.resolved(tree["resources"]["jobs"][job])
@@ -153,7 +153,7 @@ def as_deployed(folder: Path, job: str, replaced: dict[str, str]) -> dict[str, l
 
 
 def packages(job: str) -> dict[str, list[str]]:
-    """The packages that each serverless task adds to the wheel."""
+    """Return the packages that each serverless task installs besides the wheel."""
     resolved = Resolver(read(), "dev").resolved(read()["resources"]["jobs"][job])
     added = {each["environment_key"]: each["spec"]["dependencies"][1:] for each in resolved.get("environments", ())}
     return {task["task_key"]: added.get(task.get("environment_key"), []) for task in resolved["tasks"]}

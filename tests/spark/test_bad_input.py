@@ -1,4 +1,4 @@
-"""What a user is told, and that nothing was called: every way to get the input wrong."""
+"""Invalid input of every kind is refused with a message for the user, and without a call."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ if TYPE_CHECKING:
 
 
 class Job:
-    """The command line, in this process and on this session."""
+    """The capture command, run in this process."""
 
     def __init__(self, folder: Path, simulator: Simulation, capsys: pytest.CaptureFixture[str]) -> None:
         self.folder, self.simulator, self._capsys = folder, simulator, capsys
         self.tree: dict[str, Any] = prompts.config(folder, simulator.base_url)
 
     def refused(self, *overrides: str) -> str:
-        """What is said when the job is refused; nothing was called, and nothing is left behind."""
+        """Return the output of a capture that is refused without a call and without a traceback."""
         path = self.folder / "config.yml"
         path.write_text(yaml.safe_dump(self.tree))
         code = cli.run(cli.capture, path, overrides)
-        said = self._capsys.readouterr().out
-        assert code == cli.CONFIGURATION, said
+        output = self._capsys.readouterr().out
+        assert code == cli.CONFIGURATION, output
         assert self.simulator.counts()["calls"] == 0
-        assert "Traceback" not in said
-        return said
+        assert "Traceback" not in output
+        return output
 
 
 @pytest.fixture
@@ -48,13 +48,13 @@ def job(spark: SparkSession, tables: Path, simulator: Simulation, capsys: pytest
     return Job(tables, simulator, capsys)
 
 
-def test_a_missing_table(job: Job) -> None:
+def test_a_missing_prompts_table_is_named(job: Job) -> None:
     assert f"prompts.table: {job.folder / 'prompts'}: the Delta table does not exist" in job.refused()
     assert "prompts.table: nowhere: the Delta table does not exist" in job.refused("prompts.table=nowhere")
 
 
 @pytest.mark.parametrize(
-    ("columns", "said"),
+    ("columns", "expected"),
     [
         ("request_id BIGINT, prompt STRING", "column request_id: expected STRING, found BIGINT; cast it with prompts.sql"),
         ("request_id STRING, prompt INT", "column prompt: expected STRING, found INT; cast it with prompts.sql"),
@@ -63,82 +63,82 @@ def test_a_missing_table(job: Job) -> None:
         ("question STRING", "expected a column prompt or messages, found question"),
     ],
 )  # fmt: skip
-def test_wrong_column_types(spark: SparkSession, job: Job, columns: str, said: str) -> None:
+def test_wrong_column_types_are_named(spark: SparkSession, job: Job, columns: str, expected: str) -> None:
     prompts.write(spark, job.folder / "prompts", [], columns)
-    assert f"prompts: {job.folder / 'prompts'}: {said}" in job.refused()
+    assert f"prompts: {job.folder / 'prompts'}: {expected}" in job.refused()
 
 
-def test_a_column_to_keep_that_is_not_there(spark: SparkSession, job: Job) -> None:
+def test_a_missing_column_to_keep_is_named(spark: SparkSession, job: Job) -> None:
     prompts.write(spark, job.folder / "prompts", [("a", "x")])
     assert "prompts.keep: column topic does not exist" in job.refused("prompts.keep=[topic]")
 
 
-def test_a_query_that_is_none(job: Job) -> None:
+def test_a_query_with_a_syntax_error_is_refused(job: Job) -> None:
     assert "prompts: query 'SELEC 1': [PARSE_SYNTAX_ERROR]" in job.refused("prompts.table=", "prompts.sql=SELEC 1")
 
 
-def test_captures_that_are_another_table(spark: SparkSession, job: Job) -> None:
+def test_a_captures_table_with_other_columns_is_refused(spark: SparkSession, job: Job) -> None:
     prompts.write(spark, job.folder / "prompts", [("a", "x")])
     prompts.write(spark, job.folder / "captures", [(1, "x")], "run_id BIGINT, request_id STRING")
-    said = job.refused()
-    assert f"captures.table: {job.folder / 'captures'}: column run_id: expected string, found bigint" in said
-    assert "column status is missing" in said
+    output = job.refused()
+    assert f"captures.table: {job.folder / 'captures'}: column run_id: expected string, found bigint" in output
+    assert "column status is missing" in output
 
 
-def test_a_missing_key(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_key_is_named(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MY_KEY", raising=False)
-    said = job.refused("endpoint.api_key.env=MY_KEY")
+    output = job.refused("endpoint.api_key.env=MY_KEY")
     assert (
         "endpoint.api_key.env: the environment variable MY_KEY is not set; set it, or use --set endpoint.api_key="
-        in said
+        in output
     )
 
 
-def test_an_endpoint_that_nobody_reaches(job: Job) -> None:
-    said = job.refused("endpoint.base_url=http://127.0.0.1:9/v1")
-    assert "endpoint.base_url: cannot reach 127.0.0.1 port 9: Connection refused; is the server running?" in said
-    said = job.refused("endpoint.base_url=https://no.such.host.invalid/v1", "timeouts.connect_s=5")
-    assert "endpoint.base_url: cannot reach no.such.host.invalid port 443: " in said
+def test_an_unreachable_endpoint_is_named(job: Job) -> None:
+    output = job.refused("endpoint.base_url=http://127.0.0.1:9/v1")
+    assert "endpoint.base_url: cannot reach 127.0.0.1 port 9: Connection refused; is the server running?" in output
+    output = job.refused("endpoint.base_url=https://no.such.host.invalid/v1", "timeouts.connect_s=5")
+    assert "endpoint.base_url: cannot reach no.such.host.invalid port 443: " in output
 
 
-def test_a_missing_vocabulary(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_vocabulary_is_named(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens.encoding.cache_clear()
     monkeypatch.setattr(tokens, "VOCABULARIES", job.folder)
-    said = job.refused()
+    output = job.refused()
     tokens.encoding.cache_clear()
-    assert "vocabulary o200k_base: " in said
-    assert "`make setup` unpacks it" in said
+    assert "vocabulary o200k_base: " in output
+    assert "`make setup` unpacks it" in output
 
 
-def test_a_state_folder_that_cannot_be_written(job: Job) -> None:
+def test_a_state_folder_that_is_not_writable_is_named(job: Job) -> None:
     (job.folder / "file").write_text("")
-    said = job.refused(f"state.dir={job.folder / 'file' / 'state'}")
-    assert f"state.dir: {job.folder / 'file' / 'state'}: cannot be written: Not a directory" in said
+    output = job.refused(f"state.dir={job.folder / 'file' / 'state'}")
+    assert f"state.dir: {job.folder / 'file' / 'state'}: cannot be written: Not a directory" in output
 
 
-def test_malformed_yaml(job: Job) -> None:
+def test_malformed_yaml_is_refused(job: Job) -> None:
     path = job.folder / "bad.yml"
     path.write_text("capture:\n  concurrency: [1\nrun: {}")
     assert cli.run(cli.capture, path) == cli.CONFIGURATION
 
 
-def test_prices_that_are_none(job: Job) -> None:
-    said = job.refused("prices=nowhere.yml", "capture.concurrency=0")
-    assert "capture.concurrency: expected greater than or equal to 1, found 0" in said
+def test_a_missing_prices_file_is_named(job: Job) -> None:
+    output = job.refused("prices=nowhere.yml", "capture.concurrency=0")
+    assert "capture.concurrency: expected greater than or equal to 1, found 0" in output
     assert "prices: nowhere.yml: cannot be read: No such file or directory" in job.refused("prices=nowhere.yml")
 
 
-def test_all_that_is_wrong_is_said_at_once(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_problems_are_listed_at_once(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MY_KEY", raising=False)
-    said = job.refused("endpoint.api_key.env=MY_KEY", "endpoint.base_url=http://127.0.0.1:9/v1", "prices=nowhere.yml")
-    assert said.count("✗") == 3
+    output = job.refused("endpoint.api_key.env=MY_KEY", "endpoint.base_url=http://127.0.0.1:9/v1", "prices=nowhere.yml")
+    assert output.count("✗") == 3
 
 
-def test_a_key_that_the_worker_has_not_ends_the_run(
+def test_a_key_missing_in_the_workers_fails_the_run(
     spark: SparkSession, tables: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts.write(spark, tables / "prompts", [("a", "x")])
-    monkeypatch.setenv("SET_TOO_LATE", KEY)  # Spark runs already
+    monkeypatch.setenv("SET_TOO_LATE", KEY)  # Spark is already running
     ended, _ = capture(spark, tables, simulator, endpoint={"api_key": {"env": "SET_TOO_LATE"}})
     assert ended.row["status"] == "failed"
     assert "the environment variable SET_TOO_LATE is not set" in ended.row["reason"]
@@ -153,7 +153,7 @@ def test_a_key_is_in_no_table_journal_log_plan_or_message(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """A whole job with a key and with failures; a file that cannot be read keeps its state folder, to be searched."""
+    """Search a failing job's files and output for its key. A damaged journal file keeps the state folder."""
     monkeypatch.setenv("THE_KEY", KEY)
     with start_simulator("--speed", "0", "--tokens", "5", "--api-key-env", KEY_VARIABLE) as simulator:
         prompts.write(spark, tables / "prompts", [("a", "x"), ("b", "y"), ("c", "z", "m!400"), ("d", "z", "m!cut@1")])
@@ -174,7 +174,7 @@ def test_a_key_is_in_no_table_journal_log_plan_or_message(
         assert {call["http_status"] for call in simulator.calls()} == {200, 400}
     assert len(captured(spark, tables)) == 4
     kept = [path for path in tables.rglob("*") if path.is_file()]
-    assert any("aside" in path.parts for path in kept), "the state folder is there to be searched"
+    assert any("aside" in path.parts for path in kept), "the search includes the state folder"
     assert [path for path in kept if KEY.encode() in path.read_bytes()] == []
     assert "was set aside" in job.stdout
     assert KEY not in job.stdout + job.stderr

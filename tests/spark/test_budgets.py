@@ -1,4 +1,4 @@
-"""Budgets and foresight with real Spark: how a run ends when a budget does, and what one would cost."""
+"""Budgets and estimates with real Spark: how a run ends when a budget is used up, and what a dry run shows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 from rich.console import Console
 
 from deltatap import cli
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from tests.simulation import Simulation
 
-# Half the usual spread: an answer is not much longer than the ones before it.
+# Half the default spread, so that no answer is much longer than the earlier ones.
 PACE = {
     "speed": 1,
     "ttft_ms": 100,
@@ -57,14 +58,14 @@ def test_a_budget_ends_the_run_and_the_next_completes_the_rest(
     first, _ = capture(spark, tables, simulator, budget={name: budget}, **sections)
     assert (first.row["status"], first.row["interrupted"]) == ("budget_exhausted", 0)
     used_up = f"budget.{name}: {budget:,} is used up"
-    left = rf"budget\.{name}: [\d,.e-]+ of {budget:,} left, and the next request is expected to use [\d,.e-]+"
-    assert first.row["reason"] == used_up or (name != "requests" and re.fullmatch(left, first.row["reason"]))
+    too_little = rf"budget\.{name}: [\d,.e-]+ of {budget:,} left, and the next request is expected to use [\d,.e-]+"
+    assert first.row["reason"] == used_up or (name != "requests" and re.fullmatch(too_little, first.row["reason"]))
     rows = captured(spark, tables)
-    assert {row["status"] for row in rows} == {"completed"}, "what was in flight has ended, whole"
+    assert {row["status"] for row in rows} == {"completed"}, "calls in flight run to completion"
     largest = max(spent([row], name) for row in rows)
     assert 0.7 * budget <= spent(rows, name) <= budget + CONCURRENCY * largest
     if name == "requests":
-        assert simulator.counts()["calls"] == budget, "to the request"
+        assert simulator.counts()["calls"] == budget, "a request budget is exact"
     (run,) = run_rows(spark, tables)
     assert (run["requests"], run["completed"]) == (spent(rows, "requests"), len(rows))
     assert run["input_tokens"] + run["output_tokens"] == spent(rows, "tokens")
@@ -75,18 +76,18 @@ def test_a_budget_ends_the_run_and_the_next_completes_the_rest(
 
 
 @pytest.mark.slow
-def test_a_runtime_drains_the_run(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
+def test_a_runtime_budget_drains_the_run(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
     rows = [(f"r{n}", f"p{n}", "gpt-4o-mini!drip@3") for n in range(4)]
     prompts.write(spark, tables / "prompts", [*rows, *((f"s{n}", f"q{n}") for n in range(4))])
     ended, _ = capture(
         spark, tables, simulator, budget={"runtime_s": 12}, timeouts={"grace_s": 1}, capture={"concurrency": 8}
     )
     assert (ended.row["status"], ended.row["reason"]) == ("budget_exhausted", "budget.runtime_s: 12 s have passed")
-    assert (ended.row["completed"], ended.row["interrupted"]) == (4, 4), "what had arrived is kept"
+    assert (ended.row["completed"], ended.row["interrupted"]) == (4, 4), "partial answers are kept"
     again, _ = capture(
         spark, tables, simulator, capture={"limit": 1}, timeouts={"idle_s": 1, "total_s": 1, "first_byte_s": 1}
     )
-    assert again.row["owed"] == 1, "and is owed again"
+    assert again.row["owed"] == 1, "an interrupted request is owed again"
 
 
 def test_a_cost_budget_without_a_price_is_refused(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
@@ -100,7 +101,9 @@ def test_a_cost_budget_without_a_price_is_refused(spark: SparkSession, tables: P
     assert simulator.counts()["calls"] == 0
 
 
-def test_a_dry_run_says_what_is_owed_and_calls_nobody(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
+def test_a_dry_run_estimates_the_owed_requests_without_a_call(
+    spark: SparkSession, tables: Path, simulator: Simulation
+) -> None:
     rows = [
         ("a", "Hi", None, '{"max_tokens": 100}'),
         ("b", "Hi", None, '{"max_tokens": 50, "n": 2}'),
@@ -118,25 +121,25 @@ def test_a_dry_run_says_what_is_owed_and_calls_nobody(spark: SparkSession, table
     assert (str(known.least_usd), str(known.most_usd)) == ("0.00002", "0.000416")
     assert (mystery.requests, mystery.most_output, mystery.least_usd) == (1, None, None)
     assert simulator.counts()["calls"] == 0
-    assert sorted(path.name for path in tables.iterdir()) == ["prices.yml", "prompts"], "no table is made"
+    assert sorted(path.name for path in tables.iterdir()) == ["prices.yml", "prompts"], "a dry run creates no table"
     capture(spark, tables, simulator, **sections, capture={"limit": 2})
     found = estimate_run(spark, load_settings(prompts.config(tables, simulator.base_url, **sections)), prices)
     assert sum(one.requests for one in found) == 1
 
 
-def test_what_a_dry_run_shows(
+def test_the_output_of_a_dry_run(
     spark: SparkSession, tables: Path, simulator: Simulation, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = io.StringIO()
+    out = io.StringIO()
     one = Estimate("m", "stream", 1200, 3, 9600, 1200, None, None, None, 0)
-    show(Console(file=said, width=120), [one])
-    assert "1,200 or more" in said.getvalue()
-    assert "no price" in said.getvalue()
-    assert "output is unbounded" in said.getvalue()
+    show(Console(file=out, width=120), [one])
+    assert "1,200 or more" in out.getvalue()
+    assert "no price" in out.getvalue()
+    assert "output is unbounded" in out.getvalue()
     assert spark is not None
     prompts.write(spark, tables / "prompts", [("a", "Hi")])
     tree = prompts.config(tables, simulator.base_url)
-    (tables / "c.yml").write_text(__import__("yaml").safe_dump(tree))
+    (tables / "c.yml").write_text(yaml.safe_dump(tree))
     assert cli.run(cli.capture, tables / "c.yml", dry_run=True) == 0
     assert "what a run would capture (no call was made)" in capsys.readouterr().out
     assert simulator.counts()["calls"] == 0

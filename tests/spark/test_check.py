@@ -5,19 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from deltatap.config import load_settings
 from deltatap.driver.check import Finding, check
 from tests import prompts
 from tests.simulation import KEY, KEY_VARIABLE
 
 if TYPE_CHECKING:
+    import pytest
     from pyspark.sql import SparkSession
 
     from tests.simulation import Simulation
 
-EVERYTHING = [
+ALL_FINDINGS = [
     "key, driver", "vocabularies, driver", "state folder, driver", "network, driver", "price", "runtime", "prompts",
     "captures", "runs", "key, workers", "vocabularies, workers", "state folder, workers", "network, workers",
     "shared state folder, workers", "models",
@@ -31,41 +30,41 @@ def findings(spark: SparkSession, tree: dict[str, Any]) -> dict[str, Finding]:
     return {finding.what: finding for finding in check(load_settings(tree | {"prices": PRICES}), lambda: spark)}
 
 
-def wrong(found: dict[str, Finding], level: str = "problem") -> dict[str, str]:
+def details(found: dict[str, Finding], level: str = "problem") -> dict[str, str]:
     return {finding.what: finding.detail for finding in found.values() if finding.level == level}
 
 
-def test_all_is_well_and_nothing_is_called(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
+def test_a_valid_setup_passes_without_a_call(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
     prompts.write(spark, tables / "prompts", [("a", "Say it.", None)])
     found = findings(spark, prompts.config(tables, simulator.base_url))
-    assert list(found) == EVERYTHING
-    assert not wrong(found)
-    assert not wrong(found, "warning")
+    assert list(found) == ALL_FINDINGS
+    assert not details(found)
+    assert not details(found, "warning")
     assert "including gpt-4o-mini" in found["models"].detail
     assert simulator.counts()["calls"] == 0
-    assert [path.name for path in (tables / "state").iterdir()] == [], "nothing is left behind"
+    assert [path.name for path in (tables / "state").iterdir()] == [], "check leaves no files"
 
 
-def test_everything_that_is_wrong_is_found(spark: SparkSession, tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One after the other: neither a missing key nor a missing table hides the rest."""
+def test_all_problems_are_found(spark: SparkSession, tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a missing key nor a missing table hides other problems."""
     tree = prompts.config(tables, "http://127.0.0.1:9/v1")
     tree["endpoint"] |= {"api_key": {"env": "NOT_THERE"}, "model": "mine"}
     monkeypatch.setenv("DATABRICKS_RUNTIME_VERSION", "client.4.9")
     found = findings(spark, tree)
-    told = wrong(found)
-    assert "NOT_THERE is not set" in told["key, driver"]
-    assert "NOT_THERE is not set" in told["key, workers"]
-    assert "cannot reach 127.0.0.1 port 9" in told["network, driver"]
-    assert "cannot reach 127.0.0.1 port 9" in told["network, workers"]
-    assert "the Delta table does not exist" in told["prompts"]
-    assert "tables" not in told, "once is enough"
+    problems = details(found)
+    assert "NOT_THERE is not set" in problems["key, driver"]
+    assert "NOT_THERE is not set" in problems["key, workers"]
+    assert "cannot reach 127.0.0.1 port 9" in problems["network, driver"]
+    assert "cannot reach 127.0.0.1 port 9" in problems["network, workers"]
+    assert "the Delta table does not exist" in problems["prompts"]
+    assert "tables" not in problems, "captures and runs are findings of their own"
     assert found["captures"].level == found["runs"].level == "ok"
-    assert "serverless compute" in told["runtime"]
-    assert "NOT_THERE" in told["models"]
-    assert wrong(found, "warning") == {"price": "model mine has no price: cost_usd will be null"}
+    assert "serverless compute" in problems["runtime"]
+    assert "NOT_THERE" in problems["models"]
+    assert details(found, "warning") == {"price": "model mine has no price: cost_usd will be null"}
 
 
-def test_a_key_that_is_refused_and_a_model_that_is_not_listed(
+def test_a_rejected_key_and_an_unlisted_model_are_found(
     spark: SparkSession, tables: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prompts.write(spark, tables / "prompts", [("a", "Say it.", None)])
@@ -74,20 +73,15 @@ def test_a_key_that_is_refused_and_a_model_that_is_not_listed(
     tree = prompts.config(tables, simulator.base_url)
     tree["endpoint"] |= {"api_key": {"env": "CHECKED_KEY"}, "model": "gpt-unheard-of"}
     found = findings(spark, tree)
-    assert "but not gpt-unheard-of" in wrong(found, "warning")["models"]
+    assert "but not gpt-unheard-of" in details(found, "warning")["models"]
     monkeypatch.setenv("CHECKED_KEY", KEY + "0")
     found = findings(spark, tree)
-    assert wrong(found)["models"].startswith("/models: authentication")
+    assert details(found)["models"].startswith("/models: authentication")
     assert KEY not in repr(found)
     assert simulator.counts()["calls"] == 0
 
 
-@pytest.mark.parametrize(
-    ("changes", "said"), [({"budget": {"cost_usd": 1}}, "budget.cost_usd: model mine has no price")]
-)
-def test_a_budget_needs_a_price(
-    spark: SparkSession, tables: Path, simulator: Simulation, changes: dict[str, Any], said: str
-) -> None:
-    tree = prompts.config(tables, simulator.base_url) | changes
+def test_a_cost_budget_needs_a_price(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
+    tree = prompts.config(tables, simulator.base_url, budget={"cost_usd": 1})
     tree["endpoint"] |= {"model": "mine"}
-    assert said in wrong(findings(spark, tree))["price"]
+    assert "budget.cost_usd: model mine has no price" in details(findings(spark, tree))["price"]

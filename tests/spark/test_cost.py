@@ -1,4 +1,4 @@
-"""What a run of mixed outcomes costs, against a sum made by hand from what the simulator sent, to the last digit."""
+"""The cost of a run with mixed outcomes equals, to the last digit, a sum over the simulator's records."""
 
 from __future__ import annotations
 
@@ -30,18 +30,20 @@ FAULTS = (
 )  # fmt: skip
 
 
-def paid(call: dict[str, Any]) -> Decimal:
-    """A call by hand: what was reported, else what tiktoken counts of what arrived; nothing for what brought nothing."""
+def cost_of(call: dict[str, Any]) -> Decimal:
+    """Compute a call's cost from its reported usage, or from tiktoken counts of its chunks; 0 without chunks."""
     usage = call["usage"]
     fault = call["fault"] or ""
-    if call["streamed"] and fault.startswith("bad_json"):  # what comes after it does not count
+    if call["streamed"] and fault.startswith("bad_json"):  # chunks after the invalid JSON do not count
         usage, call = None, {**call, "chunks": call["chunks"][: int(fault.partition("@")[2])]}
     if usage is None and "usage_each" not in fault:
         if not call["chunks"]:
             return Decimal(0)
-        tokens = count_text("".join(text for _, text in call["chunks"]), "o200k_base")
-        asked = 7 + count_text(call["prompt"], "o200k_base")  # 3 for the message, 1 for the role, 3 for the reply
-        return (asked * INPUT + tokens * OUTPUT) / MILLION
+        output_tokens = count_text("".join(text for _, text in call["chunks"]), "o200k_base")
+        input_tokens = 7 + count_text(
+            call["prompt"], "o200k_base"
+        )  # 3 for the message, 1 for the role, 3 for the reply
+        return (input_tokens * INPUT + output_tokens * OUTPUT) / MILLION
     cached = usage["prompt_tokens_details"]["cached_tokens"]
     fresh = usage["prompt_tokens"] - cached
     cost: Decimal = fresh * INPUT + cached * CACHED + usage["completion_tokens"] * OUTPUT
@@ -49,7 +51,7 @@ def paid(call: dict[str, Any]) -> Decimal:
 
 
 @pytest.mark.slow
-def test_the_cost_of_mixed_outcomes_is_the_sum_made_by_hand(
+def test_the_cost_of_mixed_outcomes_matches_the_simulators_records(
     spark: SparkSession, tables: Path, simulator: Simulation
 ) -> None:
     rows = [
@@ -60,29 +62,29 @@ def test_the_cost_of_mixed_outcomes_is_the_sum_made_by_hand(
     prompts.write(spark, tables / "prompts", rows)
     (tables / "prices.yml").write_text(PRICES)
     sections: dict[str, Any] = {"prices": str(tables / "prices.yml"), "run": {"id": "mixed"}, "request": {}}
-    tries = {"mode": "paired", "max_attempts": 2, "max_broken": 2}
-    first, _ = capture(spark, tables, simulator, capture=tries, **sections)
-    # The same run goes on: what is not final is called again, and its earlier calls stay on the bill.
-    second, _ = capture(spark, tables, simulator, capture=tries, **sections)
+    attempts = {"mode": "paired", "max_attempts": 2, "max_broken": 2}
+    first, _ = capture(spark, tables, simulator, capture=attempts, **sections)
+    # The same run resumes. It repeats requests without a final row and keeps the cost of their earlier calls.
+    second, _ = capture(spark, tables, simulator, capture=attempts, **sections)
     assert second.row["requests"] > first.row["requests"]
     calls = defaultdict(list)
     for call in simulator.calls():
         calls[call["key"], "stream" if call["streamed"] else "complete"].append(call)
     total = Decimal(0)
-    several = 0
+    retried = 0
     for row in captured(spark, tables):
         made = calls[row["request_hash"], row["mode"]]
         if row["request_id"] == "free":
             assert row["cost_usd"] is None
             continue
-        by_hand = [paid(call) for call in made]
-        total += sum(by_hand)
-        several += len(made) > 1
-        assert row["cost_usd"] == float(sum(by_hand)), (row["request_id"], row["request_model"])
-        assert [retry["cost_usd"] for retry in row["retries"]] == [float(cost) for cost in by_hand[:-1]], row[
+        expected = [cost_of(call) for call in made]
+        total += sum(expected)
+        retried += len(made) > 1
+        assert row["cost_usd"] == float(sum(expected)), (row["request_id"], row["request_model"])
+        assert [retry["cost_usd"] for retry in row["retries"]] == [float(cost) for cost in expected[:-1]], row[
             "request_id"
         ]
-    assert several > 20
+    assert retried > 20
     assert total > 0
     (run,) = run_rows(spark, tables)
     assert Decimal(str(run["cost_usd"])) == total

@@ -1,4 +1,4 @@
-"""Journal and landing driven through random crashes: whatever is cut off where, each row is there once, and stays paid."""
+"""Random crashes of journal writes and landing: every row lands exactly once, and no paid row is lost."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ RUN = "run-1"
 FINAL = ("completed", "failed")
 
 
-class Crash(Exception):  # noqa: N818 - not an error of ours: the process is gone
+class Crash(Exception):  # noqa: N818 - simulates the death of a process
     """The process dies here."""
 
 
 class JournalAndLanding(RuleBasedStateMachine):
-    """One run's state folder and captures table; the model knows what was written whole."""
+    """One run's state folder and captures table. The model records which rows were journaled completely."""
 
     spark: ClassVar[SparkSession]
 
@@ -63,7 +63,7 @@ class JournalAndLanding(RuleBasedStateMachine):
     def teardown(self) -> None:
         if hasattr(self, "folder"):
             try:
-                self.everything_lands_once()
+                self.check_that_every_row_landed_once()
             finally:
                 shutil.rmtree(self.folder)
 
@@ -97,7 +97,7 @@ class JournalAndLanding(RuleBasedStateMachine):
         known = {key: list(value) for key, value in self.written.items()}
         with mock.patch.object(Path, "replace", side_effect=Crash), pytest.raises(Crash):
             self.write([self.row(at, "completed")])
-        self.written = known  # what was not renamed is not there
+        self.written = known  # a file that was not renamed does not count as written
 
     @rule(at=st.integers(31, 40))
     def a_file_is_cut_short(self, at: int) -> None:
@@ -107,11 +107,15 @@ class JournalAndLanding(RuleBasedStateMachine):
         self.damaged.add(at)
 
     @rule()
-    def landing_lands(self) -> None:
+    def landing_succeeds(self) -> None:
         self.landing.tick()
         self.landing.stop()
 
-    @rule(where=st.sampled_from(["before the commit", "after the commit", "before the files go", "between the files"]))
+    @rule(
+        where=st.sampled_from(
+            ["before the commit", "after the commit", "before the deletions", "between the deletions"]
+        )
+    )
     def landing_dies(self, where: str) -> None:
         with self.crashing(where):
             died = None
@@ -120,10 +124,10 @@ class JournalAndLanding(RuleBasedStateMachine):
             except Exception as error:  # noqa: BLE001 - Spark wraps it
                 died = f"{type(error)} {error}"
         assert died is None or "Crash" in died
-        self.a_driver_starts_anew()
+        self.a_new_driver_starts()
 
     @rule()
-    def a_driver_starts_anew(self) -> None:
+    def a_new_driver_starts(self) -> None:
         self.landing.stop()
         self.landing = Landing(
             self.spark, self.captures, self.state, keep_interrupted=False, new_rows=NewRows(self.state)
@@ -131,7 +135,7 @@ class JournalAndLanding(RuleBasedStateMachine):
 
     @rule()
     def landing_fails_after_its_commit(self) -> None:
-        """The process lives on."""
+        """The process survives the error."""
         with self.crashing("after the commit"), suppress(Exception):
             self.landing.tick()
         self.landing.stop()
@@ -140,7 +144,7 @@ class JournalAndLanding(RuleBasedStateMachine):
     def checkpoints_are_lost(self) -> None:
         for path in self.state.folder.glob("checkpoint-*"):
             shutil.rmtree(path)
-        self.a_driver_starts_anew()
+        self.a_new_driver_starts()
 
     @contextmanager
     def crashing(self, where: str) -> Iterator[None]:
@@ -150,32 +154,32 @@ class JournalAndLanding(RuleBasedStateMachine):
         elif where == "after the commit":
             with mock.patch.object(PlanState, "add_landed", side_effect=Crash("Crash")):
                 yield
-        elif where == "before the files go":
+        elif where == "before the deletions":
             with mock.patch.object(Path, "unlink", side_effect=Crash("Crash")):
                 yield
         else:
-            gone: list[Path] = []
+            deleted: list[Path] = []
             unlink = Path.unlink
 
             def once(path: Path, **options: Any) -> None:
-                if path.parent == self.state.journal and gone:
+                if path.parent == self.state.journal and deleted:
                     raise Crash("Crash")
-                gone.append(path)
+                deleted.append(path)
                 unlink(path, **options)
 
             with mock.patch.object(Path, "unlink", once):
                 yield
 
     @invariant()
-    def what_was_journaled_is_known_to_a_retried_task(self) -> None:
-        """So that nothing of it is paid for again."""
+    def a_retried_task_finds_all_journaled_rows(self) -> None:
+        """So that no row is paid for twice."""
         if not hasattr(self, "state"):
             return
         for part in (0, 1):
             known = {*journaled_rows(self.state.journal, 1, part), *self.state.plan(1).landed_rows(part)}
             assert {at for at in self.written if at % 2 == part} <= known
 
-    def everything_lands_once(self) -> None:
+    def check_that_every_row_landed_once(self) -> None:
         self.landing.drain()
         assert not list(self.state.journal.glob("*.parquet"))
         rows = self.spark.table(delta_tables.quoted(self.captures)).collect()
@@ -184,10 +188,10 @@ class JournalAndLanding(RuleBasedStateMachine):
             history = self.written[int(row["request_id"][1:])]
             assert (row["status"], row["text"]) in history
             if any(status in FINAL for status, _ in history):
-                assert row["status"] in FINAL, "a final row is never replaced by one that is not"
+                assert row["status"] in FINAL, "a final row is never replaced by a row that is not final"
 
 
-def test_random_crashes_lose_nothing_and_double_nothing(spark: SparkSession) -> None:
+def test_random_crashes_neither_lose_nor_duplicate_rows(spark: SparkSession) -> None:
     JournalAndLanding.spark = spark
     run_state_machine_as_test(
         JournalAndLanding,

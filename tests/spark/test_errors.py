@@ -1,7 +1,7 @@
-"""The taxonomy of errors over real sockets: status, what was tried again, and what the next run owes, as the design has it.
+"""Every type of error over real sockets: the row's status, its retries, and whether the next run owes the request.
 
-What stops a run (authentication, permission, not_found, quota) and what a person stops (cancelled) is provoked in
-``test_outcomes_of_runs.py``.
+``test_outcomes_of_runs.py`` covers the errors that stop a run (authentication, permission, not_found, quota), and
+``tests/e2e/test_stopping.py`` covers cancelled.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 ATTEMPTS, BROKEN, WAITS = 3, 2, 2
 # fault → status, error type, code, calls, whether the next run owes it.
-PROVOKED: dict[str, tuple[str, str, str | None, int, bool]] = {
+EXPECTED: dict[str, tuple[str, str, str | None, int, bool]] = {
     "400": ("failed", "invalid_request", "invalid_request_error", 1, False),
     "413": ("failed", "invalid_request", "invalid_request_error", 1, False),
     "422": ("failed", "invalid_request", "invalid_request_error", 1, False),
@@ -55,10 +55,10 @@ PROVOKED: dict[str, tuple[str, str, str | None, int, bool]] = {
 }
 
 
-def test_each_error_is_told_tried_and_owed_as_the_design_has_it(
+def test_each_error_has_its_status_and_retries_and_is_owed_or_not(
     spark: SparkSession, tables: Path, simulator: Simulation
 ) -> None:
-    prompts.write(spark, tables / "prompts", [(fault, f"Say {fault}.", f"gpt-4o!{fault}") for fault in PROVOKED])
+    prompts.write(spark, tables / "prompts", [(fault, f"Say {fault}.", f"gpt-4o!{fault}") for fault in EXPECTED])
     sections = {
         "capture": {"max_attempts": ATTEMPTS, "max_broken": BROKEN, "retry_for_s": 1},
         "timeouts": {"first_byte_s": 2, "idle_s": 2, "total_s": 5},
@@ -66,9 +66,9 @@ def test_each_error_is_told_tried_and_owed_as_the_design_has_it(
     ended, _ = capture(spark, tables, simulator, **sections)
     assert ended.row["status"] == "completed", "an error of the API never fails the run"
     rows = {row["request_id"]: row for row in captured(spark, tables)}
-    assert len(rows) == len(PROVOKED)
+    assert len(rows) == len(EXPECTED)
     calls = simulator.counts()["by_key"]
-    for fault, (status, type_, code, count, _) in PROVOKED.items():
+    for fault, (status, type_, code, count, _) in EXPECTED.items():
         row = rows[fault]
         assert (row["status"], row["error"]["type"], row["error"]["code"]) == (status, type_, code), fault
         assert row["error"]["retryable"] == (ERRORS[type_].again != "never"), fault
@@ -79,11 +79,11 @@ def test_each_error_is_told_tried_and_owed_as_the_design_has_it(
     settings = load_settings(prompts.config(tables, simulator.base_url, **sections))
     with owed_requests(spark, settings, "the-next") as frame:
         owed = {row["request_id"] for row in frame.select("request_id").collect()}
-    assert owed == {fault for fault, (*_, expected) in PROVOKED.items() if expected}
+    assert owed == {fault for fault, (*_, expected) in EXPECTED.items() if expected}
 
 
 @pytest.fixture
-def nobody_accepts() -> Iterator[int]:
+def full_backlog() -> Iterator[int]:
     """A port whose backlog is full: connecting to it neither succeeds nor fails."""
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
@@ -108,10 +108,10 @@ def closed_port() -> int:
     ("server", "type_", "code"),
     [("silent", "timeout", "connect"), ("absent", "connection", "ConnectError")],
 )
-def test_what_cannot_be_connected_to(
-    spark: SparkSession, tables: Path, nobody_accepts: int, server: str, type_: str, code: str
+def test_failed_connections(
+    spark: SparkSession, tables: Path, full_backlog: int, server: str, type_: str, code: str
 ) -> None:
-    port = closed_port() if server == "absent" else nobody_accepts
+    port = closed_port() if server == "absent" else full_backlog
     prompts.write(spark, tables / "prompts", [("a", "x")])
     settings = load_settings(
         prompts.config(
@@ -121,11 +121,11 @@ def test_what_cannot_be_connected_to(
             timeouts={"connect_s": 0.3},
         )
     )
-    # Not by way of the preflight, which would refuse to start.
+    # Without the preflight, which would refuse to start.
     run(settings, spark, Prices(), Console(file=io.StringIO()))
     (row,) = captured(spark, tables)
     assert (row["status"], row["error"]["type"], row["error"]["code"]) == ("failed", type_, code)
-    assert (row["dispatch_ms"], row["e2e_ms"], row["headers_ms"]) == (None, None, None), "nothing was ever written"
+    assert (row["dispatch_ms"], row["e2e_ms"], row["headers_ms"]) == (None, None, None), "no request was sent"
     assert [retry["error_type"] for retry in row["retries"]] == [type_]
     with owed_requests(spark, settings, "the-next") as frame:
         assert frame.count() == 1

@@ -1,4 +1,4 @@
-"""Each API, mode and kind of request through the whole job: every column that the case fills."""
+"""Every API, mode and kind of request in whole runs: each column has its expected value."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MESSAGES_TOOLS = [{"name": tool["name"], "input_schema": tool["parameters"]} for
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of request: its parameters, the traits of the server, and the columns that it fills besides the text."""
+    """A kind of request: its parameters, the server's traits, and the columns that the answer fills besides the text."""
 
     traits: str = ""
     params: dict[str, Any] | None = None
@@ -60,7 +60,7 @@ COMMON = {
     "details": kind("details", "details"),
     "unknown model": kind(approximate=True),
 }
-ODD = {
+QUIRKS = {
     "no id": kind("no_id"),
     "created as a float": kind("float_created"),
     "usage with a choice": kind("usage_with_finish"),
@@ -76,7 +76,7 @@ ODD = {
 KINDS: dict[str, dict[str, Kind]] = {
     "chat": {
         **COMMON,
-        **ODD,
+        **QUIRKS,
         "system": kind(system="Be brief."),
         "tools": kind("", "tool_calls", params={"tools": CHAT_TOOLS}, finish="tool_calls"),
         "one tool": kind("", "tool_calls", params={"tools": CHAT_TOOLS, "parallel_tool_calls": False}, finish="tool_calls"),
@@ -106,7 +106,7 @@ KINDS: dict[str, dict[str, Kind]] = {
     },
     "completions": {
         **COMMON,
-        **ODD,
+        **QUIRKS,
         "echo": kind(params={"echo": True, "max_tokens": 5}, finish="length"),
         "logprobs": kind("", "logprobs", params={"logprobs": 2}),
     },
@@ -141,15 +141,17 @@ KINDS: dict[str, dict[str, Kind]] = {
         ),
     },
 }  # fmt: skip
-TYPED = ("responses", "messages")  # APIs with typed events: no [DONE], no rule for input tokens
+TYPED = ("responses", "messages")  # APIs with typed events: they send no [DONE], and their input tokens are approximate
 ROWS = "request_id STRING, prompt STRING, messages STRING, system STRING, model STRING, params STRING"
 PRICES = "- {model: 'gpt-4o-mini*', input: 0.15, cached_input: 0.075, output: 0.6, date: 2026-01-01, source: here}\n"
 
 
 @pytest.mark.parametrize("api", KINDS)
-def test_every_column_of_every_kind(spark: SparkSession, tables: Path, simulator: Simulation, api: str) -> None:
+def test_every_kind_of_request_fills_its_columns(
+    spark: SparkSession, tables: Path, simulator: Simulation, api: str
+) -> None:
     kinds = KINDS[api]
-    written = [
+    rows_written = [
         (
             name,
             None if found.messages else f"Prompt of {name}.",
@@ -160,9 +162,9 @@ def test_every_column_of_every_kind(spark: SparkSession, tables: Path, simulator
         )
         for name, found in kinds.items()
     ]
-    prompts.write(spark, tables / "prompts", written, ROWS)
+    prompts.write(spark, tables / "prompts", rows_written, ROWS)
     (tables / "prices.yml").write_text(PRICES)
-    ended, said = capture(
+    ended, output = capture(
         spark,
         tables,
         simulator,
@@ -171,8 +173,8 @@ def test_every_column_of_every_kind(spark: SparkSession, tables: Path, simulator
         request={},
         prices=str(tables / "prices.yml"),
     )
-    assert ended.row["completed"] == 2 * len(kinds), said
-    assert "no price for model llama-3" in said
+    assert ended.row["completed"] == 2 * len(kinds), output
+    assert "no price for model llama-3" in output
     rows: dict[str, dict[str, Row]] = defaultdict(dict)
     for row in captured(spark, tables):
         rows[row["request_id"]][row["mode"]] = row
@@ -186,15 +188,15 @@ def test_every_column_of_every_kind(spark: SparkSession, tables: Path, simulator
             check_times(row, call, where)
             check_tokens(row, call, kinds[name], where)
             assert (row["api"], row["status"], row["error"]) == (api, "completed", None), where
-            asked = json.loads(row["request"])
-            assert asked.get("stream") == (True if mode == "stream" else None), where
-            assert asked["model"] == row["request_model"], where
-            assert {key: asked[key] for key in kinds[name].params or {}} == (kinds[name].params or {}), where
+            body = json.loads(row["request"])
+            assert body.get("stream") == (True if mode == "stream" else None), where
+            assert body["model"] == row["request_model"], where
+            assert {key: body[key] for key in kinds[name].params or {}} == (kinds[name].params or {}), where
         first, second = sorted(modes.values(), key=lambda row: row["started_at"])
         assert second["started_at"] >= first["finished_at"], "the two modes overlap"
         assert modes["stream"]["text"] == modes["complete"]["text"], name
-    firsts = {min(modes.values(), key=lambda row: row["started_at"])["mode"] for modes in rows.values()}
-    assert firsts == {"stream", "complete"}, "the order is not random"
+    first_modes = {min(modes.values(), key=lambda row: row["started_at"])["mode"] for modes in rows.values()}
+    assert first_modes == {"stream", "complete"}, "the order is not random"
     sections = {"endpoint": {"api": api}, "capture": {"mode": "paired"}, "request": {}}
     with owed_requests(spark, load_settings(prompts.config(tables, simulator.base_url, **sections)), "next") as owed:
         assert owed.isEmpty(), "each mode is owed separately"
@@ -248,7 +250,7 @@ def check_times(row: Row, call: dict[str, Any], where: Any) -> None:
         assert len(raw) == 1, where
         assert json.loads(raw[0])["model"] == row["response_model"], where
         return
-    assert len(raw) == call["frames"] + (row["api"] not in TYPED), "every event's bytes, [DONE] too"
+    assert len(raw) == call["frames"] + (row["api"] not in TYPED), "raw has the bytes of every event, including [DONE]"
     outputs = [c for c in row["chunks"] if c["kind"] in ("content", "reasoning", "refusal", "tool_calls")]
     assert sorted(c["text"] for c in outputs) == sorted(text for _, text in call["chunks"]), where
     assert row["ttft_ms"] == outputs[0]["ms"], where
@@ -264,19 +266,19 @@ def check_tokens(row: Row, call: dict[str, Any], kind: Kind, where: Any) -> None
         assert row["cost_basis"] == ("tiktoken"), where
     else:
         prompt, completion = usage["prompt_tokens_details"], usage["completion_tokens_details"]
-        sound = row["api"] not in TYPED
+        has_audio = row["api"] not in TYPED
         assert reported.asDict() == {
             "input_tokens": usage["prompt_tokens"],
             "output_tokens": usage["completion_tokens"],
             "total_tokens": usage["total_tokens"],
             "cached_input_tokens": prompt["cached_tokens"],
             "reasoning_tokens": completion["reasoning_tokens"],
-            "audio_input_tokens": prompt["audio_tokens"] if sound else None,
-            "audio_output_tokens": completion["audio_tokens"] if sound else None,
+            "audio_input_tokens": prompt["audio_tokens"] if has_audio else None,
+            "audio_output_tokens": completion["audio_tokens"] if has_audio else None,
         }, where
         assert row["cost_basis"] == "reported", where
         assert counted["input_tokens"] == usage["prompt_tokens"], where
-        # The simulator counts pieces as it cut them: joined, they may be a token or two fewer.
+        # The simulator counts its pieces. The joined text may have one or two tokens fewer.
         assert 0 <= usage["completion_tokens"] - counted["output_tokens"] <= 2, where
     if "details" in kind.fills:
         assert reported["cached_input_tokens"] > 0, where

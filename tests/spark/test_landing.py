@@ -57,16 +57,16 @@ def landed(landing: Landing) -> dict[str, Any]:
     return {r["request_id"]: r for r in rows}
 
 
-def remembered(landing: Landing) -> list[int]:
+def recorded(landing: Landing) -> list[int]:
     return sorted(landing.state.plan(1).landed_rows(0).tolist())
 
 
-def test_files_land_are_remembered_and_go(landing: Landing) -> None:
+def test_files_are_landed_recorded_and_deleted(landing: Landing) -> None:
     write(landing, "a", row(0), row(1))
     write(landing, "b", row(2))
     assert landing.tick() == 2
     assert set(landed(landing)) == {"r0", "r1", "r2"}
-    assert remembered(landing) == [0, 1, 2]
+    assert recorded(landing) == [0, 1, 2]
     assert list(landing.state.journal.iterdir()) == []
     assert landing.tick() == 0
 
@@ -77,11 +77,11 @@ def merges(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     commit = delta_tables.commit
 
-    def note(spark: SparkSession, sql: str) -> None:
+    def record(spark: SparkSession, sql: str) -> None:
         seen.append(sql)
         commit(spark, sql)
 
-    monkeypatch.setattr(delta_tables, "commit", note)
+    monkeypatch.setattr(delta_tables, "commit", record)
     return seen
 
 
@@ -97,7 +97,7 @@ def only_inserts(sql: str) -> bool:
     return "WHEN MATCHED" not in sql
 
 
-def test_a_first_driver_only_inserts(first: Landing, merges: list[str]) -> None:
+def test_the_first_driver_of_a_run_only_inserts(first: Landing, merges: list[str]) -> None:
     write(first, "a", row(0), row(1, "failed", error={"type": "invalid_request"}, finished_at=None))
     first.tick()
     write(first, "b", row(2, finished_at=AT + timedelta(seconds=9)))
@@ -108,10 +108,10 @@ def test_a_first_driver_only_inserts(first: Landing, merges: list[str]) -> None:
 
 
 @pytest.mark.parametrize("finished_at", [AT, None])
-def test_what_was_committed_and_not_remembered_is_not_inserted_again(
+def test_rows_committed_but_not_recorded_are_not_inserted_again(
     first: Landing, merges: list[str], monkeypatch: pytest.MonkeyPatch, finished_at: datetime | None
 ) -> None:
-    """The process lives on after an error; its next merge looks for these rows, whatever it takes them for."""
+    """The process survives the error, and its next merge matches the rows that are already there."""
     write(first, "a", row(0, finished_at=finished_at))
     with monkeypatch.context() as patch:
         patch.setattr(PlanState, "add_landed", lambda *_: 1 / 0)
@@ -120,7 +120,7 @@ def test_what_was_committed_and_not_remembered_is_not_inserted_again(
     first.drain()
     assert [only_inserts(sql) for sql in merges] == [True, False]
     assert set(landed(first)) == {"r0"}
-    # And were it taken for new:
+    # A merge that only inserts does not add the row again either.
     write(first, "b", row(0, finished_at=finished_at))
     monkeypatch.setattr(NewRows, "are_all", lambda *_: True)
     first.drain()
@@ -147,37 +147,39 @@ def test_rows_that_may_replace_others_are_merged(first: Landing, merges: list[st
     }  # fmt: skip
 
 
-def test_another_commit_that_came_first_is_no_failure(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As Delta says it; test_faults.py has another writer that really commits beside a run."""
-    said = iter(["[DELTA_CONCURRENT_DELETE_READ] ConcurrentDeleteReadException: OPTIMIZE", "ConcurrentAppendException"])
+def test_a_conflicting_commit_is_retried(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uses Delta's error messages. In test_faults.py another writer commits during a run."""
+    errors = iter(
+        ["[DELTA_CONCURRENT_DELETE_READ] ConcurrentDeleteReadException: OPTIMIZE", "ConcurrentAppendException"]
+    )
     commit = type(landing.spark).sql
 
-    def second(self: SparkSession, sql: str) -> DataFrame:
-        if "MERGE" in sql and (error := next(said, None)):
+    def conflicting(self: SparkSession, sql: str) -> DataFrame:
+        if "MERGE" in sql and (error := next(errors, None)):
             raise RuntimeError(error)
         return commit(self, sql)
 
     write(landing, "a", row(0))
-    monkeypatch.setattr(type(landing.spark), "sql", second)
+    monkeypatch.setattr(type(landing.spark), "sql", conflicting)
     landing.tick()
     assert set(landed(landing)) == {"r0"}
-    assert next(said, None) is None
+    assert next(errors, None) is None
 
 
-def test_the_same_rows_again_change_nothing(landing: Landing) -> None:
+def test_landing_the_same_rows_again_changes_nothing(landing: Landing) -> None:
     write(landing, "a", row(0, text="first"))
     landing.tick()
-    # A crash after the commit and before the deletion: the same rows come again, beside others, in a new process.
+    # After a crash between commit and deletion, a new process finds the same rows again, and others.
     write(landing, "b", row(0, text="again"), row(0, text="and again"), row(1))
     again = Landing(
         landing.spark, landing.captures, landing.state, keep_interrupted=False, new_rows=NewRows(landing.state)
     )
     again.drain()
     assert {key: r["text"] for key, r in landed(landing).items()} == {"r0": "first", "r1": "t"}
-    assert remembered(landing) == [0, 1]
+    assert recorded(landing) == [0, 1]
 
 
-def test_only_a_row_that_is_not_final_is_replaced(landing: Landing) -> None:
+def test_only_rows_that_are_not_final_are_replaced(landing: Landing) -> None:
     later = AT + timedelta(seconds=5)
     write(
         landing,
@@ -193,7 +195,7 @@ def test_only_a_row_that_is_not_final_is_replaced(landing: Landing) -> None:
     assert {key: r["text"] for key, r in landed(landing).items()} == {"r0": "new", "r1": "new", "r2": "t", "r3": "t"}
 
 
-def test_of_equal_keys_in_one_batch_the_final_one_counts_then_the_latest(landing: Landing) -> None:
+def test_of_rows_with_equal_keys_a_final_row_wins_then_the_latest(landing: Landing) -> None:
     later = AT + timedelta(seconds=5)
     write(landing, "a", row(0, text="final"), row(1, "failed", text="early"))
     write(
@@ -203,7 +205,7 @@ def test_of_equal_keys_in_one_batch_the_final_one_counts_then_the_latest(landing
     assert {key: r["text"] for key, r in landed(landing).items()} == {"r0": "final", "r1": "late"}
 
 
-def test_a_file_cut_short_is_set_aside_and_the_others_land(landing: Landing) -> None:
+def test_a_truncated_file_is_set_aside_and_the_others_land(landing: Landing) -> None:
     write(landing, "a", row(0))
     broken = write(landing, "b", row(1))
     broken.write_bytes(broken.read_bytes()[:100])
@@ -211,16 +213,16 @@ def test_a_file_cut_short_is_set_aside_and_the_others_land(landing: Landing) -> 
     assert set(landed(landing)) == {"r0"}
     assert [path.name for path in landing.set_aside] == ["b.parquet"]
     assert (landing.state.aside / "b.parquet").exists()
-    assert remembered(landing) == [0], "its requests are owed again"
+    assert recorded(landing) == [0], "its requests are owed again"
 
 
-def test_a_journal_of_one_file_cut_short_is_empty_then(landing: Landing) -> None:
+def test_a_truncated_file_alone_is_set_aside(landing: Landing) -> None:
     (landing.state.journal / "only.parquet").write_bytes(b"PAR1")
     landing.drain()
     assert [path.name for path in landing.set_aside] == ["only.parquet"]
 
 
-def test_a_file_that_the_query_has_seen_and_that_is_still_there_lands(landing: Landing) -> None:
+def test_a_file_whose_deletion_failed_is_deleted_later(landing: Landing) -> None:
     path = write(landing, "a", row(0))
     content = path.read_bytes()
     landing.tick()
@@ -230,7 +232,7 @@ def test_a_file_that_the_query_has_seen_and_that_is_still_there_lands(landing: L
     assert set(landed(landing)) == {"r0"}
 
 
-def test_what_has_landed_stays_short(landing: Landing) -> None:
+def test_records_of_landed_rows_are_compacted(landing: Landing) -> None:
     plan = landing.state.plan(1)
     for at in range(200):
         plan.add_landed(np.array([(0, at), (1, at)], LANDED))
@@ -240,7 +242,7 @@ def test_what_has_landed_stays_short(landing: Landing) -> None:
     assert sum(path.stat().st_size for path in files) < 400 * 16
 
 
-def test_many_small_merges_are_put_together(
+def test_files_of_many_small_merges_are_compacted(
     landing: Landing, spark: SparkSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deltatap.driver.landing._WORTH_COMPACTING", 3)
@@ -254,10 +256,10 @@ def test_many_small_merges_are_put_together(
     assert len(landed(landing)) == 4
     landing.compact()
     version = spark.sql(f"DESCRIBE HISTORY {delta_tables.quoted(landing.captures)}").count()
-    assert version == 6, "nothing to do, nothing done"
+    assert version == 6, "a second compaction does nothing"
 
 
-def test_captures_are_clustered_by_what_analysis_filters_on(spark: SparkSession, tables: Path) -> None:
+def test_captures_are_clustered_by_the_columns_that_analysis_filters_on(spark: SparkSession, tables: Path) -> None:
     path = str(tables / "clustered")
     for _ in range(2):
         delta_tables.ensure(spark, path, columns.CAPTURES, columns.CAPTURES_PROPERTIES, columns.CAPTURES_CLUSTERED_BY)
@@ -271,7 +273,7 @@ def until(done: Callable[[], bool], landing: Landing) -> None:
         time.sleep(0.1)
 
 
-def test_kept_landing_waits_a_while_and_then_takes_what_has_come(
+def test_keep_waits_and_then_lands_all_waiting_files_in_one_merge(
     landing: Landing, merges: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deltatap.driver.landing._SELDOM_S", 1)
@@ -279,7 +281,7 @@ def test_kept_landing_waits_a_while_and_then_takes_what_has_come(
     for name in "abc":
         write(landing, name, row(ord(name)))
         landing.keep()
-    assert not merges, "nothing has waited for a second"
+    assert not merges, "no file has waited for a second"
     until(lambda: not any(landing.state.journal.iterdir()), landing)
     assert len(merges) == 1
     write(landing, "d", row(1))
@@ -287,7 +289,7 @@ def test_kept_landing_waits_a_while_and_then_takes_what_has_come(
     assert set(landed(landing)) == {"r97", "r98", "r99", "r1"}
 
 
-def test_kept_landing_takes_more_files_than_a_batch_holds_at_once(
+def test_keep_lands_at_once_when_more_files_wait_than_a_batch_takes(
     landing: Landing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deltatap.driver.landing._FILES_A_BATCH", 2)
@@ -297,7 +299,7 @@ def test_kept_landing_takes_more_files_than_a_batch_holds_at_once(
     assert set(landed(landing)) == {"r97", "r98", "r99"}
 
 
-def test_kept_landing_sets_aside_what_cannot_be_read(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keep_sets_aside_files_that_cannot_be_read(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deltatap.driver.landing._SELDOM_S", 1)
     landing._every_s = 1
     damaged = write(landing, "a", row(0))

@@ -1,4 +1,4 @@
-"""Prompts from files: what each form becomes, what is refused, and that a run makes the same requests of it."""
+"""Prompts from files: how each format is read, which files are refused, and which requests a run makes from them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def batch(custom_id: str, url: str, **body: Any) -> str:
     return json.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": body})
 
 
-def written(folder: Path, name: str, text: str) -> Path:
+def write_file(folder: Path, name: str, text: str) -> Path:
     path = folder / name
     path.write_text(text, encoding="utf-8")
     return path
@@ -62,13 +62,13 @@ def written(folder: Path, name: str, text: str) -> Path:
          {"request_id": "d", "prompt": "Say", "params": '{"seed":1}', "tenant": "7"}),
     ],
 )  # fmt: skip
-def test_lines_of_json(tmp_path: Path, api: str, line: str, row: dict[str, Any]) -> None:
-    assert read_prompts(written(tmp_path, "x.jsonl", f"{line}\n\n"), api).to_pylist() == [row]
+def test_json_lines_become_rows(tmp_path: Path, api: str, line: str, row: dict[str, Any]) -> None:
+    assert read_prompts(write_file(tmp_path, "x.jsonl", f"{line}\n\n"), api).to_pylist() == [row]
 
 
-def test_csv_keeps_texts_as_they_are(tmp_path: Path) -> None:
+def test_csv_values_stay_unchanged_strings(tmp_path: Path) -> None:
     text = 'request_id,prompt,model\n007,"Two\nlines, and a ""quote""",\n8,1.50,gpt-4o\n9,"",\n'
-    assert read_prompts(written(tmp_path, "x.csv", text), "chat").to_pylist() == [
+    assert read_prompts(write_file(tmp_path, "x.csv", text), "chat").to_pylist() == [
         {"request_id": "007", "prompt": 'Two\nlines, and a "quote"', "model": None},
         {"request_id": "8", "prompt": "1.50", "model": "gpt-4o"},
         {"request_id": "9", "prompt": "", "model": None},
@@ -76,7 +76,7 @@ def test_csv_keeps_texts_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         ("x.txt", "", r"x\.txt: expected a file name that ends in \.jsonl, \.csv, \.parquet"),
         ("x.jsonl", '{"prompt": "a"}\n{"prompt": "b"', r"x\.jsonl: line 2: Expecting ',' delimiter"),
@@ -92,12 +92,12 @@ def test_csv_keeps_texts_as_they_are(tmp_path: Path) -> None:
         ("x.parquet", "nothing of the kind", r"x\.parquet: .*[Pp]arquet"),
     ],
 )
-def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, text: str, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        read_prompts(written(tmp_path, name, text), "chat")
+def test_the_message_for_an_invalid_file_names_the_problem(tmp_path: Path, name: str, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_prompts(write_file(tmp_path, name, text), "chat")
 
 
-def test_a_file_that_is_not_there_and_bytes_that_are_no_text(tmp_path: Path) -> None:
+def test_missing_files_and_invalid_utf8_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"x\.jsonl: No such file"):
         read_prompts(tmp_path / "x.jsonl", "chat")
     (tmp_path / "x.jsonl").write_bytes(b'{"prompt": "\xff"}')
@@ -105,12 +105,14 @@ def test_a_file_that_is_not_there_and_bytes_that_are_no_text(tmp_path: Path) -> 
         read_prompts(tmp_path / "x.jsonl", "chat")
 
 
-def test_files_become_one_table_of_which_requests_are_made(spark: SparkSession, tables: Path) -> None:
+def test_requests_are_made_from_a_table_of_loaded_files(spark: SparkSession, tables: Path) -> None:
     settings = load_settings(prompts.config(tables, "http://127.0.0.1:1/v1"))
-    lines = written(tables, "x.jsonl", batch("a", "/v1/chat/completions", messages=[{"role": "user", "content": "Hé"}]))
+    lines = write_file(
+        tables, "x.jsonl", batch("a", "/v1/chat/completions", messages=[{"role": "user", "content": "Hé"}])
+    )
     loaded = load(spark, settings, lines)
     assert (loaded.rows, loaded.bad) == (1, [])
-    loaded = load(spark, settings, written(tables, "y.csv", 'request_id,prompt,tenant\nb,Say,x\nc," ",x\n'))
+    loaded = load(spark, settings, write_file(tables, "y.csv", 'request_id,prompt,tenant\nb,Say,x\nc," ",x\n'))
     assert (loaded.rows, loaded.bad) == (2, ["row 2: no prompt: expected text in prompt, or messages"])
     pq.write_table(pa.table({"request_id": [7], "prompt": ["Say more"]}), tables / "z.parquet")
     load(spark, settings, tables / "z.parquet")
@@ -124,11 +126,11 @@ def test_files_become_one_table_of_which_requests_are_made(spark: SparkSession, 
     assert json.loads(made["7"]["body"])["messages"] == [{"role": "user", "content": "Say more"}]
 
 
-def test_columns_that_the_table_does_not_take_change_nothing(spark: SparkSession, tables: Path) -> None:
+def test_columns_that_do_not_fit_are_refused_without_a_change(spark: SparkSession, tables: Path) -> None:
     settings = load_settings(prompts.config(tables, "http://127.0.0.1:1/v1"))
     with pytest.raises(ConfigError, match=r"y\.csv: expected a column prompt or messages, found question"):
-        load(spark, settings, written(tables, "y.csv", "question\nWhy?\n"))
-    load(spark, settings, written(tables, "x.csv", "request_id,prompt,tenant\na,Say,x\n"))
+        load(spark, settings, write_file(tables, "y.csv", "question\nWhy?\n"))
+    load(spark, settings, write_file(tables, "x.csv", "request_id,prompt,tenant\na,Say,x\n"))
     pq.write_table(pa.table({"request_id": ["b"], "prompt": ["Say"], "tenant": [[1, 2]]}), tables / "z.parquet")
     with pytest.raises(ConfigError, match=r"the columns of .*z\.parquet do not fit"):
         load(spark, settings, tables / "z.parquet")

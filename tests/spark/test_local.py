@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     from pyspark.sql import SparkSession
 
-# A session of its own needs a process of its own: a JVM keeps the options that it was started with.
-WHOLE_WAY = """
+# A separate session needs a separate process, because a JVM keeps the options that it was started with.
+SCRIPT = """
 import sys
 from collections.abc import Iterator
 
@@ -47,26 +47,26 @@ print("done")
 """
 
 
-def test_session_knows_delta_and_merges(spark: SparkSession, tables: Path) -> None:
+def test_the_session_writes_and_merges_delta_tables(spark: SparkSession, tables: Path) -> None:
     table = f"delta.`{tables / 'numbers'}`"
     spark.range(3).write.format("delta").save(str(tables / "numbers"))
     spark.sql(f"MERGE INTO {table} t USING (SELECT id FROM range(5)) s ON t.id = s.id WHEN NOT MATCHED THEN INSERT *")
     assert sorted(row.id for row in spark.table(table).collect()) == [0, 1, 2, 3, 4]
 
 
-def test_session_keeps_utc_and_never_speculates(spark: SparkSession) -> None:
+def test_the_session_uses_utc_and_does_not_speculate(spark: SparkSession) -> None:
     assert spark.conf.get("spark.sql.session.timeZone") == "UTC"
     assert spark.conf.get("spark.speculation") == "false"
 
 
-def test_workers_are_forked_with_our_imports_made(spark: SparkSession) -> None:
-    def look(batches: Iterable[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
-        import sys  # noqa: PLC0415 - the worker's
+def test_forked_workers_have_deltatap_imported(spark: SparkSession) -> None:
+    def imported(batches: Iterable[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
+        import sys  # noqa: PLC0415 - runs in the worker
 
         for batch in batches:
-            yield pa.RecordBatch.from_pydict({"there": ["deltatap.udf" in sys.modules] * batch.num_rows})
+            yield pa.RecordBatch.from_pydict({"imported": ["deltatap.udf" in sys.modules] * batch.num_rows})
 
-    assert [row["there"] for row in spark.range(1).mapInArrow(look, "there BOOLEAN").collect()] == [True]
+    assert [row["imported"] for row in spark.range(1).mapInArrow(imported, "imported BOOLEAN").collect()] == [True]
 
 
 @pytest.mark.parametrize(
@@ -76,14 +76,14 @@ def test_workers_are_forked_with_our_imports_made(spark: SparkSession) -> None:
         pytest.param("local-cluster[2,1,1024]", id="local-cluster", marks=pytest.mark.slow),
     ],
 )
-def test_workers_find_deltatap_and_delta_and_the_screen_stays_empty(master: str, tmp_path: Path) -> None:
+def test_workers_find_deltatap_and_stderr_stays_empty(master: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", WHOLE_WAY, master, str(tmp_path / "table")],
+        [sys.executable, "-c", SCRIPT, master, str(tmp_path / "table")],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
     )
-    # Where the Delta jars are not set-up's (another Spark's, as in `make matrix`), Spark fetches them and tells of it.
-    said = "" if "spark.jars.packages" in session._options() else done.stderr
-    assert (done.returncode, done.stdout, said) == (0, "done\n", "")
+    # Without jars from `make setup` (`make matrix` uses other Spark versions), Spark downloads Delta and logs it.
+    expected_stderr = "" if "spark.jars.packages" in session._options() else done.stderr
+    assert (done.returncode, done.stdout, expected_stderr) == (0, "done\n", "")

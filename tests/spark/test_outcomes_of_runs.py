@@ -1,4 +1,4 @@
-"""What the next run owes, what stops a run, and what a user is told: the design's table, with real Spark and Delta."""
+"""What the next run owes, what stops a run, and which messages the user sees, with real Spark and Delta."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 CHECKOUT = Path(__file__).parents[2]
 
 
-def test_what_has_a_final_row_is_never_sent_again(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
+def test_requests_with_a_final_row_are_not_sent_again(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
     rows = [
         ("ok", "a"),
         ("bad", " "),
@@ -34,30 +34,30 @@ def test_what_has_a_final_row_is_never_sent_again(spark: SparkSession, tables: P
         ("down", "d", "m!500"),
     ]
     prompts.write(spark, tables / "prompts", rows)
-    tries = {"max_attempts": 1}
-    first, said = capture(spark, tables, simulator, capture=tries)
-    assert "5 requests owed" in said
+    attempts = {"max_attempts": 1}
+    first, output = capture(spark, tables, simulator, capture=attempts)
+    assert "5 requests owed" in output
     assert first.row["owed"] == 5
     assert (first.row["completed"], first.row["failed"], first.row["requests"]) == (1, 4, 4)
-    second, said = capture(spark, tables, simulator, capture=tries)
-    assert "1 requests owed" in said
-    assert second.row["requests"] == 1, "only what may succeed now is owed"
+    second, output = capture(spark, tables, simulator, capture=attempts)
+    assert "1 requests owed" in output
+    assert second.row["requests"] == 1, "only the request that may succeed now is owed"
     assert Counter(row["request_id"] for row in captured(spark, tables)) == {
         "ok": 1, "bad": 1, "refused": 1, "policy": 1, "down": 2,
     }  # fmt: skip
-    everything, _ = capture(spark, tables, simulator, capture={**tries, "owed": "all"})
+    everything, _ = capture(spark, tables, simulator, capture={**attempts, "owed": "all"})
     assert everything.row["requests"] == 4
     assert everything.row["owed"] == 5
 
 
-def test_an_empty_table_is_said_to_be_empty(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
+def test_an_empty_prompts_table_is_reported(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
     prompts.write(spark, tables / "prompts", [])
-    ended, said = capture(spark, tables, simulator)
-    assert f"prompts {tables / 'prompts'} has no rows: nothing to capture" in said
+    ended, output = capture(spark, tables, simulator)
+    assert f"prompts {tables / 'prompts'} has no rows: nothing to capture" in output
     assert ended.row["owed"] == 0
 
 
-def test_one_request_id_is_one_request_or_one_failed_row_and_then_nothing_is_owed(
+def test_a_repeated_request_id_gives_one_request_or_one_failed_row(
     spark: SparkSession, tables: Path, simulator: Simulation
 ) -> None:
     rows = [("same", "x"), ("same", "x"), ("other", "y"), ("other", "z"), (None, "w"), (None, "w")]
@@ -71,14 +71,14 @@ def test_one_request_id_is_one_request_or_one_failed_row_and_then_nothing_is_owe
     derived = next(row for row in found.values() if row["request_id"] == row["request_hash"])
     assert derived["status"] == "completed"
     assert simulator.counts()["calls"] == 2
-    again, said = capture(spark, tables, simulator)
-    assert "nothing is owed: every request has its final row; no call was made, nothing was paid" in said
+    again, output = capture(spark, tables, simulator)
+    assert "nothing is owed: every request has its final row; no call was made, nothing was paid" in output
     assert (again.row["status"], again.row["owed"]) == ("completed", 0)
     assert simulator.counts()["calls"] == 2
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "reason"),
     [
         ("401", "authentication: Incorrect"),
         pytest.param("403", "permission: ", marks=pytest.mark.slow),
@@ -86,24 +86,24 @@ def test_one_request_id_is_one_request_or_one_failed_row_and_then_nothing_is_owe
         pytest.param("quota", "quota: You exceeded", marks=pytest.mark.slow),
     ],
 )
-def test_what_no_request_can_survive_stops_the_run(
-    spark: SparkSession, tables: Path, simulator: Simulation, fault: str, said: str
+def test_errors_that_every_request_would_get_stop_the_run(
+    spark: SparkSession, tables: Path, simulator: Simulation, fault: str, reason: str
 ) -> None:
     prompts.write(spark, tables / "prompts", [(f"r{n}", f"p{n}", f"gpt-4o!{fault}:1") for n in range(60)])
     ended, _ = capture(spark, tables, simulator, capture={"concurrency": 2})
     assert ended.row["status"] == "failed"
-    assert ended.row["reason"].startswith(said)
+    assert ended.row["reason"].startswith(reason)
     assert simulator.counts()["calls"] <= 6, "the run stops at once"
-    assert {row["error"]["type"] for row in captured(spark, tables)} == {said.split(":", maxsplit=1)[0]}
+    assert {row["error"]["type"] for row in captured(spark, tables)} == {reason.split(":", maxsplit=1)[0]}
     simulator.reset()
-    # The owner has mended it: all of it is owed, the failed rows too.
+    # Once the cause is fixed, every request is owed, including the failed ones.
     prompts.write(spark, tables / "prompts", [(f"r{n}", f"p{n}", "gpt-4o") for n in range(3)])
     again, _ = capture(spark, tables, simulator)
     assert (again.row["status"], again.row["completed"]) == ("completed", 3)
 
 
 @pytest.mark.slow
-def test_the_same_run_id_goes_on_and_keeps_the_earlier_calls(
+def test_the_same_run_id_resumes_and_keeps_the_earlier_calls(
     spark: SparkSession, tables: Path, simulator: Simulation
 ) -> None:
     rows = [("ok", "a"), ("broken", "b", "gpt-4o-mini!cut@2:2"), ("down", "c", "gpt-4o-mini!500:1")]
@@ -111,8 +111,8 @@ def test_the_same_run_id_goes_on_and_keeps_the_earlier_calls(
     once = {"max_attempts": 1, "max_broken": 1}
     first, _ = capture(spark, tables, simulator, capture=once, run={"id": "nightly-7"})
     assert (first.row["completed"], first.row["interrupted"], first.row["failed"]) == (1, 1, 1)
-    second, said = capture(spark, tables, simulator, capture=once, run={"id": "nightly-7"})
-    assert "resumes run nightly-7" in said
+    second, output = capture(spark, tables, simulator, capture=once, run={"id": "nightly-7"})
+    assert "resumes run nightly-7" in output
     assert (second.row["completed"], second.row["interrupted"], second.row["failed"]) == (2, 1, 0)
     third, _ = capture(spark, tables, simulator, capture=once, run={"id": "nightly-7"})
     assert (third.row["owed"], third.row["completed"], third.row["requests"]) == (3, 3, 6)
@@ -125,7 +125,7 @@ def test_the_same_run_id_goes_on_and_keeps_the_earlier_calls(
 
 
 @pytest.mark.slow
-def test_a_request_that_keeps_breaking_off_is_owed_until_max_runs(
+def test_an_interrupted_request_is_owed_until_max_runs(
     spark: SparkSession, tables: Path, simulator: Simulation
 ) -> None:
     prompts.write(spark, tables / "prompts", [("broken", "b", "gpt-4o-mini!cut@2")])
@@ -144,7 +144,7 @@ def test_kept_interrupted_rows_are_final(spark: SparkSession, tables: Path, simu
 
 
 @pytest.mark.slow
-def test_tables_of_a_catalog(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
+def test_a_run_with_catalog_tables(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
     spark.sql("CREATE SCHEMA IF NOT EXISTS llm")
     spark.sql(
         "CREATE OR REPLACE TABLE llm.prompts USING DELTA AS SELECT 'a' AS request_id, 'Hi' AS prompt, 'm!500:1' AS model"
@@ -165,28 +165,28 @@ def job(config: Path, *options: str, **popen: Any) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_the_job_s_last_line_and_exit_codes(
+def test_the_last_line_and_exit_code_of_a_job(
     spark: SparkSession, tables: Path, simulator: Simulation, tmp_path: Path
 ) -> None:
     prompts.write(spark, tables / "prompts", [("ok", "a"), ("down1", "b", "m!500"), ("down2", "c", "m!500")])
     config = tmp_path / "c.yml"
     config.write_text(yaml.safe_dump(prompts.config(tables, simulator.base_url, capture={"max_attempts": 1})))
     process = job(config, "--set", "run.labels.why=test")
-    said, _ = process.communicate(timeout=240)
-    assert process.returncode == cli.TOO_MANY_ERRORS, said
-    last = json.loads(said.strip().splitlines()[-1])
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == cli.TOO_MANY_ERRORS, output
+    last = json.loads(output.strip().splitlines()[-1])
     (row,) = run_rows(spark, tables)
     assert (last["status"], last["completed"], last["failed"]) == ("completed", 1, 2)
     assert set(last) == set(row.asDict())
     assert last["labels"] == {"why": "test"}
-    assert "Exception" not in said
+    assert "Exception" not in output
 
 
 @pytest.mark.slow
-def test_what_a_failed_run_could_not_land_is_landed_by_the_next(
+def test_the_next_run_lands_the_journal_of_a_failed_run(
     spark: SparkSession, tables: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Landing breaks down after the capture: paid for, journaled, and the run closed as failed."""
+    """Landing fails after the capture. The calls are paid and journaled, and the run ends as failed."""
     prompts.write(spark, tables / "prompts", [(f"r{n}", f"p{n}") for n in range(5)])
 
     def refuse(_: Landing) -> int:
@@ -207,11 +207,11 @@ def test_what_a_failed_run_could_not_land_is_landed_by_the_next(
 
 
 @pytest.mark.slow
-def test_each_mode_is_owed_for_itself(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
+def test_each_mode_is_owed_separately(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
     prompts.write(spark, tables / "prompts", [(f"r{n}", f"p{n}") for n in range(4)])
     capture(spark, tables, simulator, capture={"limit": 3})
     simulator.reset()
     both, _ = capture(spark, tables, simulator, capture={"mode": "paired"})
-    assert both.row["owed"] == 5, "four whole answers, and the stream that is still missing"
+    assert both.row["owed"] == 5, "four complete calls and the one missing stream"
     assert Counter(call["streamed"] for call in simulator.calls()) == {False: 4, True: 1}
     assert Counter(row["mode"] for row in captured(spark, tables)) == {"stream": 4, "complete": 4}

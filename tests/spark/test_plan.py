@@ -1,4 +1,4 @@
-"""What is owed: the short cut past requests that need not be built finds the same as building them all."""
+"""Which requests are owed. Skipping settled requests gives the same result as building all of them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SCHEMA = (
 LIMITED = {"type": "rate_limit"}
 BAD = {"type": "invalid_request"}
 
-# Prompts rows, and how their captures ended; then those of the next plan, and whether it owes them.
+# SETTLED: prompts rows with the status and error of their captures. NOW: rows of the next plan, and whether it owes them.
 SETTLED: list[tuple[dict[str, Any], str, dict[str, str] | None]] = [
     ({"request_id": "same", "prompt": "p"}, "completed", None),
     ({"request_id": "noted", "prompt": "p"}, "completed", None),
@@ -40,12 +40,12 @@ SETTLED: list[tuple[dict[str, Any], str, dict[str, str] | None]] = [
     ({"request_id": "twice", "prompt": "p"}, "completed", None),
     ({"request_id": None, "prompt": "without an id"}, "completed", None),
     ({"request_id": "mapped", "prompt": "p", "params": {"seed": "1", "top_p": "0.5"}}, "completed", None),
-    ({"request_id": "told", "messages": [("user", "p")]}, "completed", None),
+    ({"request_id": "listed", "messages": [("user", "p")]}, "completed", None),
     ({"request_id": "gone", "prompt": "p"}, "completed", None),
 ]
 NOW: list[tuple[dict[str, Any], bool]] = [
     ({"request_id": "same", "prompt": "p"}, False),
-    ({"request_id": "noted", "prompt": "p", "note": "a column that is not ours"}, False),
+    ({"request_id": "noted", "prompt": "p", "note": "an extra column"}, False),
     ({"request_id": "edited", "prompt": "q"}, True),
     ({"request_id": "moved", "system": "p"}, True),
     ({"request_id": "limited", "prompt": "p"}, True),
@@ -58,7 +58,7 @@ NOW: list[tuple[dict[str, Any], bool]] = [
     ({"request_id": None, "prompt": "without an id"}, False),
     ({"request_id": None, "prompt": "new, without an id"}, True),
     ({"request_id": "mapped", "prompt": "p", "params": {"seed": "1", "top_p": "0.5"}}, False),
-    ({"request_id": "told", "messages": [("user", "p")]}, False),
+    ({"request_id": "listed", "messages": [("user", "p")]}, False),
     ({"request_id": "new", "prompt": "p"}, True),
 ]
 NAMES = ("request_id", "prompt", "system", "params", "note", "messages")
@@ -69,7 +69,7 @@ def write_prompts(spark: SparkSession, folder: Path, rows: list[dict[str, Any]])
 
 
 def settle(spark: SparkSession, settings: Settings, run_id: str, ends: dict[str, tuple[str, Any]]) -> None:
-    """Rows in captures for all that is owed, as a run would leave them."""
+    """Append a captures row for every owed request, as a run would."""
     with planning.owed_requests(spark, settings, run_id) as owed:
         found = owed.collect()
     rows = []
@@ -96,11 +96,11 @@ def owed_ids(spark: SparkSession, settings: Settings) -> set[tuple[str, str]]:
 
 def built(spark: SparkSession, settings: Settings) -> list[str | None]:
     rows = spark.table(delta_tables.quoted(settings.captures.table))
-    left = planning.changed(planning.hashed(source.source(spark, settings), settings), rows, settings)
-    return [row["request_id"] for row in left.collect()]
+    changed = planning.changed(planning.hashed(source.source(spark, settings), settings), rows, settings)
+    return [row["request_id"] for row in changed.collect()]
 
 
-def test_what_is_seen_to_be_settled_is_what_is_settled(spark: SparkSession, tables: Path, settings: Settings) -> None:
+def test_the_shortcut_skips_exactly_the_settled_requests(spark: SparkSession, tables: Path, settings: Settings) -> None:
     write_prompts(spark, tables, [row for row, *_ in SETTLED])
     settle(spark, settings, "earlier", {row["request_id"]: (status, error) for row, status, error in SETTLED})
     write_prompts(spark, tables, [row for row, _ in NOW])
@@ -108,10 +108,10 @@ def test_what_is_seen_to_be_settled_is_what_is_settled(spark: SparkSession, tabl
     found = {id_ for id_, _ in owed_ids(spark, settings)}
     assert {id_ for id_ in found if len(id_) < 64} == expected
     assert len([id_ for id_ in found if len(id_) == 64]) == 1, "the new prompt without an id"
-    left = built(spark, settings)
-    assert {id_ for id_ in left if id_} == expected
-    assert left.count(None) == 2
-    # The same without any short cut.
+    built_ids = built(spark, settings)
+    assert {id_ for id_ in built_ids if id_} == expected
+    assert built_ids.count(None) == 2
+    # Without the shortcut, the result is the same.
     captures = delta_tables.quoted(settings.captures.table)
     spark.sql(f"UPDATE {captures} SET source_hash = NULL")
     assert len(built(spark, settings)) == len(NOW)
@@ -143,23 +143,23 @@ def test_a_changed_default_changes_every_request(spark: SparkSession, tables: Pa
 
 
 @pytest.mark.usefixtures("settled")
-def test_a_request_is_settled_in_each_mode_by_itself(spark: SparkSession, tables: Path) -> None:
+def test_a_request_is_settled_separately_in_each_mode(spark: SparkSession, tables: Path) -> None:
     paired = load_settings(prompts.config(tables, "http://127.0.0.1:1/v1", capture={"mode": "paired"}))
     assert owed_ids(spark, paired) == {("a", "complete")}
     settle(spark, paired, "second", {})
     assert (owed_ids(spark, paired), built(spark, paired)) == (set(), [])
 
 
-def test_an_edit_that_is_taken_back_is_settled(spark: SparkSession, tables: Path, settled: Settings) -> None:
+def test_a_reverted_edit_is_settled(spark: SparkSession, tables: Path, settled: Settings) -> None:
     write_prompts(spark, tables, [{"request_id": "a", "prompt": "q"}])
     settle(spark, settled, "second", {})
     write_prompts(spark, tables, [{"request_id": "a", "prompt": "p"}])
-    assert built(spark, settled) == ["a"], "with two versions in captures, its request is built to tell"
+    assert built(spark, settled) == ["a"], "captures has two versions, so the request is built for comparison"
     assert owed_ids(spark, settled) == set()
 
 
 @pytest.mark.parametrize("which", ["new", "all"])
-def test_what_is_settled_after_building_began_is_not_owed(
+def test_a_request_settled_while_requests_are_built_is_not_owed(
     spark: SparkSession, tables: Path, settings: Settings, which: str
 ) -> None:
     write_prompts(spark, tables, [{"request_id": "a", "prompt": "p"}])
@@ -171,9 +171,7 @@ def test_what_is_settled_after_building_began_is_not_owed(
         assert owed.collect() == []
 
 
-def test_a_failure_to_build_requests_is_raised_to_the_caller_that_waits(
-    spark: SparkSession, settings: Settings
-) -> None:
+def test_wait_raises_the_error_of_a_failed_build(spark: SparkSession, settings: Settings) -> None:
     building = planning.Building(spark, settings, None)
     with pytest.raises(ConfigError, match="the Delta table does not exist"):
         building.wait()
@@ -194,7 +192,7 @@ def test_the_shortcut_for_an_empty_table_finds_what_the_lookup_finds(
 
 
 @pytest.mark.parametrize(("max_runs", "is_owed"), [(1, False), (2, True)])
-def test_a_request_that_breaks_off_is_owed_until_max_runs(
+def test_an_interrupted_request_is_owed_until_max_runs(
     spark: SparkSession, tables: Path, settings: Settings, max_runs: int, *, is_owed: bool
 ) -> None:
     write_prompts(spark, tables, [{"request_id": "a", "prompt": "p"}])

@@ -1,4 +1,4 @@
-"""The replay with the real openai clients and in a real browser."""
+"""The replay endpoint with OpenAI's Python and JavaScript clients, and its page in a real browser."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from deltatap.prices import Prices
 from tests import prompts
 from tests.browser import opened
 from tests.simulation import start_simulator
-from tests.spark.test_report import inside
+from tests.spark.test_report import element_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,7 +68,7 @@ def replayed(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> I
         process.send_signal(signal.SIGTERM)
 
 
-def asked(row: Row, **changes: Any) -> dict[str, Any]:
+def request_body(row: Row, **changes: Any) -> dict[str, Any]:
     body: dict[str, Any] = json.loads(row["request"])
     return {**body, **changes}
 
@@ -79,20 +79,20 @@ def test_a_stream_is_replayed_at_its_pace(
     url, rows = replayed
     row = rows["plain stream"]
     client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
-    begun, came, text = time.perf_counter(), [], ""
-    for chunk in client.chat.completions.create(**asked(row)):
+    started, arrivals, text = time.perf_counter(), [], ""
+    for chunk in client.chat.completions.create(**request_body(row)):
         if chunk.choices and chunk.choices[0].delta.content:
-            came.append(1000 * (time.perf_counter() - begun))
+            arrivals.append(1000 * (time.perf_counter() - started))
             text += chunk.choices[0].delta.content
         if chunk.usage:
             assert chunk.usage.completion_tokens == row["usage_reported"]["output_tokens"]
     assert text == row["text"]
-    then = [chunk["ms"] for chunk in row["chunks"] if chunk["kind"] == "content"]
-    assert len(came) == len(then)
-    assert all(now >= at for now, at in zip(came, then, strict=True)), "no chunk is early"
+    recorded = [chunk["ms"] for chunk in row["chunks"] if chunk["kind"] == "content"]
+    assert len(arrivals) == len(recorded)
+    assert all(now >= at for now, at in zip(arrivals, recorded, strict=True)), "no chunk is early"
     with urllib.request.urlopen(f"{url.removesuffix('/v1')}/replay/stats") as response:  # noqa: S310 - loopback
         stats = json.load(response)
-    assert stats["frames"] >= len(then)
+    assert stats["frames"] >= len(recorded)
     record_property("late_ms", stats["late_ms"])  # type: ignore[operator]
 
 
@@ -100,9 +100,9 @@ def test_a_whole_answer_is_replayed(replayed: tuple[str, dict[str, Row]]) -> Non
     url, rows = replayed
     row = rows["plain complete"]
     client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
-    begun = time.perf_counter()
-    answer = client.chat.completions.create(**asked(row))
-    assert 1000 * (time.perf_counter() - begun) >= row["e2e_ms"]
+    started = time.perf_counter()
+    answer = client.chat.completions.create(**request_body(row))
+    assert 1000 * (time.perf_counter() - started) >= row["e2e_ms"]
     assert answer.choices[0].message.content == row["text"]
     assert answer.choices[0].finish_reason == row["finish_reason"]
 
@@ -117,22 +117,22 @@ def test_another_body_is_matched_by_its_last_prompt(replayed: tuple[str, dict[st
         client.chat.completions.create(model="m", messages=[{"role": "user", "content": "Never asked."}])
 
 
-def test_tool_calls_and_reasoning(replayed: tuple[str, dict[str, Row]]) -> None:
+def test_tool_calls_and_reasoning_are_replayed(replayed: tuple[str, dict[str, Row]]) -> None:
     url, rows = replayed
     client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
     row = rows["calls stream"]
-    said = [
+    tool_calls = [
         call
-        for chunk in client.chat.completions.create(**asked(row))
+        for chunk in client.chat.completions.create(**request_body(row))
         for choice in chunk.choices
         for call in choice.delta.tool_calls or ()
     ]
     captured = json.loads(row["choices"][0]["tool_calls"])
-    assert [call.function.arguments for call in said] == [call["function"]["arguments"] for call in captured]
+    assert [call.function.arguments for call in tool_calls] == [call["function"]["arguments"] for call in captured]
     row = rows["thinks stream"]
     thought = "".join(
         getattr(choice.delta, "reasoning_content", None) or ""
-        for chunk in client.chat.completions.create(**asked(row))
+        for chunk in client.chat.completions.create(**request_body(row))
         for choice in chunk.choices
     )
     assert thought == row["choices"][0]["reasoning"]
@@ -142,35 +142,35 @@ def test_a_broken_stream_breaks_again(replayed: tuple[str, dict[str, Row]]) -> N
     url, rows = replayed
     client = openai.OpenAI(base_url=url, api_key="none", max_retries=0)
     text = ""
-    chunks = iter(client.chat.completions.create(**asked(rows["cut stream"])))
-    with pytest.raises(openai.APIConnectionError):  # noqa: PT012 - where it breaks is what is asked
+    chunks = iter(client.chat.completions.create(**request_body(rows["cut stream"])))
+    with pytest.raises(openai.APIConnectionError):  # noqa: PT012 - any chunk may raise it
         for chunk in chunks:
             text += chunk.choices[0].delta.content or ""
     assert text == rows["cut stream"]["text"]
     with pytest.raises(openai.BadRequestError):
-        client.chat.completions.create(**asked(rows["refused stream"]))
+        client.chat.completions.create(**request_body(rows["refused stream"]))
 
 
 @pytest.mark.skipif(
     not (shutil.which("node") and (NODE / "node_modules" / "openai").is_dir()),
     reason="npm ci in tests/node was not run",
 )
-def test_the_client_for_javascript(replayed: tuple[str, dict[str, Row]]) -> None:
+def test_the_javascript_client_receives_the_stream(replayed: tuple[str, dict[str, Row]]) -> None:
     url, rows = replayed
 
     def streamed(row: Row) -> dict[str, Any]:
         command = ["node", str(NODE / "stream.mjs"), url, row["request"]]
-        said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
-        found: dict[str, Any] = json.loads(said)
+        printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+        found: dict[str, Any] = json.loads(printed)
         return found
 
     row = rows["plain stream"]
     found = streamed(row)
     assert (found["text"], found["finish_reason"], found["error"]) == (row["text"], row["finish_reason"], None)
     assert found["usage"]["completion_tokens"] == row["usage_reported"]["output_tokens"]
-    then = [chunk["ms"] for chunk in row["chunks"] if chunk["kind"] == "content"]
-    assert len(found["ms"]) == len(then)
-    assert all(now >= at for now, at in zip(found["ms"], then, strict=True)), "no chunk is early"
+    recorded = [chunk["ms"] for chunk in row["chunks"] if chunk["kind"] == "content"]
+    assert len(found["ms"]) == len(recorded)
+    assert all(now >= at for now, at in zip(found["ms"], recorded, strict=True)), "no chunk is early"
     broken = streamed(rows["cut stream"])
     assert broken["text"] == rows["cut stream"]["text"]
     assert broken["error"]
@@ -179,6 +179,6 @@ def test_the_client_for_javascript(replayed: tuple[str, dict[str, Row]]) -> None
 def test_the_page_shows_a_stream(replayed: tuple[str, dict[str, Row]], tmp_path: Path) -> None:
     url, rows = replayed
     ended = "document.getElementById('state').textContent.startsWith('ended after')"
-    seen, said = opened(url.removesuffix("/v1") + "/#ask=plain", tmp_path, ended)
-    assert said == []
-    assert inside(seen, "answer") == rows["plain stream"]["text"]
+    page, console = opened(url.removesuffix("/v1") + "/#ask=plain", tmp_path, ended)
+    assert console == []
+    assert element_text(page, "answer") == rows["plain stream"]["text"]

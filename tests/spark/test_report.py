@@ -49,7 +49,7 @@ def two_runs(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> t
     return settings, runs
 
 
-def inside(page: str, id_: str) -> str:
+def element_text(page: str, id_: str) -> str:
     """The text of an element that has no nested element of the same kind."""
     found = re.search(rf'<(\w+)[^>]* id="{id_}"[^>]*>(.*?)</\1>', page, re.DOTALL)
     assert found, id_
@@ -64,25 +64,25 @@ def test_the_report_of_one_run_draws_and_replays_in_a_browser(
     page = tmp_path / "some" / "report.html"
     assert write_report(spark, settings, [], page) == runs[-1:]
     assert page.stat().st_size < 15_000_000
-    seen, said = opened(
+    shown, console = opened(
         page.as_uri() + "#play=0",
         tmp_path / "browser",
         f"{DRAWN} && document.getElementById('replay-streamed').textContent",
     )
-    assert said == []
-    assert "<title>deltatap: " in seen, "text of a row ran as a script"
+    assert console == []
+    assert "<title>deltatap: " in shown, "text of a row ran as a script"
     for name in PLOTS:
-        drawn = re.search(rf'id="plot-{name}".*?</figure>', seen, re.DOTALL)
+        drawn = re.search(rf'id="plot-{name}".*?</figure>', shown, re.DOTALL)
         assert drawn, name
         assert "<svg" in drawn[0], name
-    texts = page.read_text()
-    streams = json.loads(re.search(r"^const STREAMS = (.*);$", texts, re.MULTILINE)[1])  # type: ignore[index]
+    source = page.read_text()
+    streams = json.loads(re.search(r"^const STREAMS = (.*);$", source, re.MULTILINE)[1])  # type: ignore[index]
     assert any(stream["why"] == "broken" for stream in streams)
     assert all(stream["paired"] for stream in streams if stream["why"] != "broken")
-    played = inside(seen, "replay-streamed")
+    played = element_text(shown, "replay-streamed")
     assert played, "the replay does not play"
     assert "".join(text for _, text, _ in streams[0]["chunks"]).startswith(played)
-    assert inside(seen, "replay-clock") != "0 ms"
+    assert element_text(shown, "replay-clock") != "0 ms"
     for expected in (
         "median TTFT",
         "Time saved by streaming",
@@ -90,9 +90,9 @@ def test_the_report_of_one_run_draws_and_replays_in_a_browser(
         "stream_interrupted",
         "rate_limit",
     ):
-        assert expected in texts
-    assert "const FIGURES" in texts
-    assert "https://cdn" not in texts.split("<script>")[0], "the page needs the network"
+        assert expected in source
+    assert "const FIGURES" in source
+    assert "https://cdn" not in source.split("<script>")[0], "the page needs the network"
 
 
 @pytest.mark.slow
@@ -102,23 +102,23 @@ def test_the_report_of_two_runs_shows_their_differences(
     settings, runs = two_runs
     page = tmp_path / "report.html"
     assert write_report(spark, settings, runs, page) == runs
-    seen, said = opened(page.as_uri(), tmp_path / "browser", DRAWN)
-    assert said == []
-    assert "Differences" in seen
-    assert seen.partition("<script>")[0].count("<caption>") == 13, "two runs, three models, two modes; and paired"
-    assert f"{runs[0]}, gpt-4o-mini, stream" in seen
+    shown, console = opened(page.as_uri(), tmp_path / "browser", DRAWN)
+    assert console == []
+    assert "Differences" in shown
+    assert shown.partition("<script>")[0].count("<caption>") == 13, "two runs, three models, two modes; and paired"
+    assert f"{runs[0]}, gpt-4o-mini, stream" in shown
 
 
 @pytest.mark.slow
-def test_the_report_of_a_single_row_has_no_errors(spark: SparkSession, tables: Path, tmp_path: Path) -> None:
+def test_the_report_of_a_single_row_logs_no_errors(spark: SparkSession, tables: Path, tmp_path: Path) -> None:
     prompts.write(spark, tables / "prompts", [("only", "x")])
     with start_simulator("--speed", "0", "--tokens", "1", "--sigma", "0") as simulator:
         settings = load_settings(prompts.config(tables, simulator.base_url))
         run(settings, spark, Prices(), Console(file=io.StringIO()))
     page = tmp_path / "report.html"
     write_report(spark, settings, [], page)
-    _, said = opened(page.as_uri(), tmp_path / "browser", DRAWN)
-    assert said == []
+    _, console = opened(page.as_uri(), tmp_path / "browser", DRAWN)
+    assert console == []
 
 
 def test_a_report_without_captures_runs_or_rows_is_refused(spark: SparkSession, tables: Path, tmp_path: Path) -> None:

@@ -64,9 +64,7 @@ OUTCOMES: dict[str, tuple[str, str | None, int]] = {
 PROMPTS = 1000
 
 
-def test_every_row_agrees_with_what_the_simulator_sent(
-    spark: SparkSession, tables: Path, simulator: Simulation
-) -> None:
+def test_every_row_matches_the_simulators_record(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
     faults = [*OUTCOMES] * 3 + [""] * (PROMPTS - 3 * len(OUTCOMES))
     rows = [
         (f"r{n:04d}", f"Prompt {n}?", f"gpt-4o-mini!{fault}" if fault else None, '{"n": 2}' if n % 50 == 0 else None)
@@ -88,10 +86,10 @@ def test_every_row_agrees_with_what_the_simulator_sent(
     assert simulator.counts()["calls"] == ended.row["requests"]
     for number, fault in enumerate(faults):
         row = found[f"r{number:04d}"]
-        agrees(row, fault, calls[row["request_hash"]])
+        check_row(row, fault, calls[row["request_hash"]])
 
 
-def agrees(row: Row, fault: str, calls: list[dict[str, Any]]) -> None:
+def check_row(row: Row, fault: str, calls: list[dict[str, Any]]) -> None:
     status, error_type, count = OUTCOMES[fault]
     where = (row["request_id"], fault)
     assert (row["status"], row["error"] and row["error"]["type"]) == (status, error_type), where
@@ -127,14 +125,14 @@ def agrees(row: Row, fault: str, calls: list[dict[str, Any]]) -> None:
     assert row["ttft_ms"] == next((c["ms"] for c in row["chunks"] if c["kind"] == "content"), None), where
 
 
-def cut(call: dict[str, Any], fault: str) -> list[tuple[float, str]]:
-    """What of a call's pieces counts: nothing after the frame that is no JSON."""
+def pieces_up_to_fault(call: dict[str, Any], fault: str) -> list[tuple[float, str]]:
+    """Return a call's pieces up to the frame with invalid JSON."""
     chunks: list[tuple[float, str]] = call["chunks"]
     return chunks[: int(fault.partition("@")[2])] if fault.startswith("bad_json") else chunks
 
 
 def pieces(call: dict[str, Any], fault: str) -> list[str]:
-    return [text for _, text in cut(call, fault)]
+    return [text for _, text in pieces_up_to_fault(call, fault)]
 
 
 def sent(call: dict[str, Any], fault: str, choice: str = "0") -> str:

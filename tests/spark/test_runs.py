@@ -31,14 +31,14 @@ def settings(spark: SparkSession, tables: Path) -> Settings:
 
 
 def elsewhere(spark: SparkSession, settings: Settings, run_id: str, age_s: float) -> None:
-    """Make a run's driver one of another host, last heard of so long ago."""
+    """Move a run's driver to another host, with a heartbeat ``age_s`` seconds ago."""
     at = datetime.now(UTC) - timedelta(seconds=age_s)
     driver = json.dumps({"host": "other", "boot": "x", "pid": 1, "start": "1"})
     runs.update(spark, settings, run_id, {"heartbeat_at": at, "driver": driver}, "epoch > 0")
 
 
 def dead(spark: SparkSession, settings: Settings, run_id: str) -> None:
-    driver = json.dumps({**json.loads(leases.this_driver()), "start": "0"})  # another process had our number
+    driver = json.dumps({**json.loads(leases.this_driver()), "start": "0"})  # another process with the same pid
     runs.update(spark, settings, run_id, {"driver": driver}, "epoch > 0")
 
 
@@ -58,9 +58,7 @@ def test_closing_a_run_releases_its_lease(spark: SparkSession, settings: Setting
     assert leases.acquire(spark, settings, "b").epoch == 2
 
 
-def test_a_dead_run_of_the_same_job_is_resumed_and_one_of_another_job_is_not(
-    spark: SparkSession, settings: Settings
-) -> None:
+def test_a_dead_run_is_resumed_by_the_same_job_only(spark: SparkSession, settings: Settings) -> None:
     started = leases.acquire(spark, settings, "a").started_at
     dead(spark, settings, "a")
     lease = leases.acquire(spark, settings, "b")
@@ -118,7 +116,7 @@ def test_a_driver_that_lost_its_lease_gets_an_error_and_writes_nothing(spark: Sp
     assert row["completed"] == 2, "the older driver's counts are not written"
 
 
-def test_of_drivers_that_start_at_once_one_gets_the_lease(spark: SparkSession, settings: Settings) -> None:
+def test_one_of_several_simultaneous_drivers_gets_the_lease(spark: SparkSession, settings: Settings) -> None:
     at_once = threading.Barrier(3)
     outcomes: list[Any] = []
 
@@ -147,7 +145,7 @@ def test_two_tables_have_two_leases(spark: SparkSession, settings: Settings, tab
 
 
 @pytest.mark.slow
-def test_runs_on_other_captures_tables_beat_at_the_same_time(
+def test_runs_on_two_captures_tables_renew_their_leases_at_the_same_time(
     spark: SparkSession, settings: Settings, tables: Path
 ) -> None:
     other = load_settings(settings.model_dump() | {"captures": {"table": str(tables / "other")}})

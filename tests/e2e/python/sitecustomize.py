@@ -1,4 +1,4 @@
-"""Loaded by every Python process of a job that a test starts with this folder on PYTHONPATH: the fault that FAULT names."""
+"""Injects the fault that FAULT names into every Python process of a job that has this folder on PYTHONPATH."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def slow_fsync() -> None:
 
 
 def clock_steps() -> None:
-    """The wall clock is set forth and back."""
+    """The wall clock jumps forward and back."""
     now = time.time
     time.time = lambda: now() + STEPS_S[int(time.monotonic() / STEP_EVERY_S) % len(STEPS_S)]
 
