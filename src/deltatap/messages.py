@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 # How often each side writes its message and reads the other's.
 POLL_S = 0.5
-# A worker starts nothing while the driver's last new message is older than this. This is shorter than the lease, so
-# when the driver's machine is suspended, its workers stop starting requests before another driver can take over.
+# A worker starts no requests while the driver's last new message is older than this. This time is shorter than the
+# lease, so if the driver's machine is suspended, its workers stop before another driver can take over.
 STALE_S = 15.0
 # After this long without a new message, a worker stops.
 LOST_S = 300.0
@@ -48,10 +48,10 @@ class Control:
 
     Attributes:
         epoch: the lease's epoch; workers of an older epoch stop.
-        beat: increases with each message; a worker that sees no new one for STALE_S starts nothing.
+        beat: increases with each message; without a new message for STALE_S, a worker starts no requests.
         shares: the number of streams that each claim may hold open; 0 for a claim that is not listed.
         cool_s: no worker starts a request for this many seconds.
-        stop: why nothing more starts; None while the run is active.
+        stop: why no more requests start; None while the run is active.
         grace_s: seconds that open streams may continue after a stop.
         permits: by claim; None when the run has no limits.
         mean_output_tokens: the mean over the latest captures of all workers; None before the first.

@@ -1,6 +1,6 @@
-"""The nouns that all packages share: requests, what was received, how a call ended, and a worker's jobs and captures.
+"""The records that all packages share: requests, received data, outcomes of calls, and a worker's jobs and captures.
 
-Plain records. This module knows no API, no socket, no clock and no Spark.
+This module uses no API, no socket, no clock and no Spark.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Request:
 
     Attributes:
         request_id: from the prompts row, else the request's hash.
-        request_hash: hex sha256 of the body's compact UTF-8 JSON with sorted keys; of a bad row, of its columns.
-        model: the requested model; None when a bad row names none.
+        request_hash: hex sha256 of the body's compact UTF-8 JSON with sorted keys; for a bad row, of its columns.
+        model: the requested model; None if a bad row has no model.
         body: the JSON body without stream options; keys keep their order, which matters in JSON schemas. None for a
             bad row.
         keep: the columns that ``prompts.keep`` carries along.
-        error: what is wrong with a bad row; None otherwise.
+        error: the problem of a bad row; None for a valid row.
         source_hash: the hash of the prompts row; None without a plan.
     """
 
@@ -49,7 +49,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """What is sent for a request.
+    """The body to send for a request, and what the body asks for.
 
     Attributes:
         body: the JSON body.
@@ -181,7 +181,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """What a call received.
+    """The data that a call received.
 
     Attributes:
         chunks: in order of arrival.
@@ -273,7 +273,7 @@ class CaptureError:
 
     Attributes:
         type: a key of :data:`ERRORS`.
-        code: the API's code; of a timeout, its kind: connect, first_byte, idle or total.
+        code: the API's code; for a timeout, its kind: connect, first_byte, idle or total.
         message: for people; contains no credentials.
         http_status: None when no response arrived.
         retry_after_s: the delay that the server requested, in seconds.
@@ -316,20 +316,20 @@ class Call:
 
     Attributes:
         started_at: seconds since the epoch.
-        ended_at: the same; started_at plus the monotonic duration.
+        ended_at: seconds since the epoch; started_at plus the monotonic duration.
         started: monotonic seconds.
         dispatch_ms: from started to written; None when the request was never written.
         headers_ms: arrival of the response's headers; None when none arrived.
         e2e_ms: end of the stream, or of the wait for it; None when the request was never written.
         server_request_id: the header x-request-id.
-        received: what had arrived by the end.
+        received: the data that arrived before the end.
         status: of the call.
         error: None when the call completed.
         http_status: of the response; None when none arrived.
         body: the JSON body that was sent.
         resend: whether to resend the request at once, because the client has corrected what the server refused: an
             expired token, or stream options.
-        used_up_for_s: for how long the server says that no requests or tokens are left.
+        used_up_for_s: how many seconds no requests or tokens are left, according to the server.
     """
 
     started_at: float
@@ -353,11 +353,11 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What is known about a request's use before it is sent.
+    """A request's expected use, as known before it is sent.
 
     Attributes:
         input_tokens: as tiktoken counts them.
-        max_output: the request's maximum of output tokens per choice; None when it sets none.
+        max_output: the request's maximum of output tokens per choice; None if it sets no maximum.
         choices: the number of requested choices.
         price: of the model; None when unknown.
     """

@@ -1,7 +1,8 @@
-"""The state folder of a run: the files through which driver and workers exchange messages, and what has landed.
+"""The state folder of a run: messages between driver and workers, the plan, the journal, and the list of landed rows.
 
-Knows the layout, and how to write a file so that a reader sees all of it or nothing. Files are only created, renamed
-and deleted, so the folder may be on a Databricks Volume. Leaves the journal's Parquet files to ``worker/journal.py``.
+Knows the layout, and how to write a file so that a reader sees either the whole file or no file. Files are only
+created, renamed and deleted, so the folder may be on a Databricks Volume. Leaves the journal's Parquet files to
+``worker/journal.py``.
 
     <state.dir>/<run_id>/
         control.json            the driver's message: epoch, beat, shares, stop; replaced every half second
@@ -10,7 +11,7 @@ and deleted, so the folder may be on a Databricks Volume. Leaves the journal's P
         journal/*.parquet       captures that have not landed
         aside/*                 unreadable journal files, kept for inspection
         checkpoint-*/           of the landing query; disposable
-        plan-<epoch>/parts/     what is owed, one file per capture task
+        plan-<epoch>/parts/     the owed requests, one file per capture task
         plan-<epoch>/claims/    <part>-<number>-<uuid>: the attempts at a part; the greatest name holds the part
         plan-<epoch>/landed/    which rows of which parts are in captures, 8 bytes per row
 """

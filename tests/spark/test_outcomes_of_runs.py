@@ -40,7 +40,7 @@ def test_requests_with_a_final_row_are_not_sent_again(spark: SparkSession, table
     assert first.row["owed"] == 5
     assert (first.row["completed"], first.row["failed"], first.row["requests"]) == (1, 4, 4)
     second, output = capture(spark, tables, simulator, capture=attempts)
-    assert "1 requests owed" in output
+    assert "1 request owed" in output
     assert second.row["requests"] == 1, "only the request that may succeed now is owed"
     assert Counter(row["request_id"] for row in captured(spark, tables)) == {
         "ok": 1, "bad": 1, "refused": 1, "policy": 1, "down": 2,

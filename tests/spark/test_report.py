@@ -126,7 +126,7 @@ def test_a_report_without_captures_runs_or_rows_is_refused(spark: SparkSession, 
     with pytest.raises(ConfigError, match="capture something first"):
         write_report(spark, settings, [], tmp_path / "report.html")
     delta_tables.ensure(spark, settings.runs.table, columns.RUNS)
-    with pytest.raises(ConfigError, match="no run nobody on this captures table; newest: none"):
+    with pytest.raises(ConfigError, match="run nobody does not exist on this captures table; newest: none"):
         write_report(spark, settings, ["nobody"], tmp_path / "report.html")
     with pytest.raises(ConfigError, match="no run has rows yet"):
         write_report(spark, settings, [], tmp_path / "report.html")

@@ -92,7 +92,7 @@ def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
         RunState(tmp_path / "file" / "run").prepare()
 
 
-def test_a_file_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
 
     def observed(descriptor: int) -> None:

@@ -17,7 +17,7 @@ def kinds_sql(*left_out: str, kind: str = "c.kind") -> str:
     return f"{kind} IN ({kinds})"
 
 
-# What the expressions use besides the columns of captures.
+# The names that the expressions use besides the columns of captures.
 PARTS = {
     "output": f"filter(chunks, c -> {kinds_sql()})",
     "shown": f"filter(chunks, c -> {kinds_sql('reasoning')})",

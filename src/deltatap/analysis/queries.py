@@ -52,7 +52,7 @@ def require_run(spark: SparkSession, settings: Settings, run_id: str) -> None:
     if run_id not in known:
         newest = ", ".join(known[:5]) or "none"
         raise ConfigError(
-            [f"runs.table: {settings.runs.table}: no run {run_id} on this captures table; newest: {newest}"]
+            [f"runs.table: {settings.runs.table}: run {run_id} does not exist on this captures table; newest: {newest}"]
         )
 
 

@@ -307,7 +307,7 @@ class Accumulator(ABC):
         self._protocol_error = f"{where} {what}: {shown}"
 
     def finish(self) -> Received:
-        """What has been received so far."""
+        """The data received so far."""
         growing = [choice for _, choice in sorted(self._choices.items())]
         choices = tuple(choice.to_choice() for choice in growing)
         logprobs = [{"index": choice.index, "logprobs": choice.logprobs} for choice in growing if choice.logprobs]

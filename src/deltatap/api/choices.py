@@ -1,4 +1,4 @@
-"""What chat completions and legacy completions share: chunks with a list of choices. Pure.
+"""The parts that chat completions and legacy completions share: chunks with a list of choices. Pure.
 
 This module knows the fields that OpenAI and compatible servers put into a chunk, how they report usage, and how the
 simulator and the replay write a chunk. `chat.py` and `completions.py` know which field of a choice holds the output.

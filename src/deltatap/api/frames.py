@@ -1,4 +1,4 @@
-"""What the simulator and the replay write: the records that all APIs share, and how an event becomes bytes. Pure.
+"""The frames of the simulator and the replay: the records that all APIs share, and how an event becomes bytes. Pure.
 
 Each API's module turns these records into its own JSON. `simulator/` decides which answer is sent, and when.
 """
@@ -100,7 +100,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What all frames of one response share.
+    """The values that all frames of one response share.
 
     Attributes:
         id: the id of the response, without the API's prefix.

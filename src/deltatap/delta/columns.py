@@ -137,7 +137,7 @@ CAPTURES: tuple[Column, ...] = (
     Column("worker", STRING, "host and partition"),
 )
 
-# The plan's epoch, part and row identify a journaled row; landing records them to know what has landed.
+# The plan's epoch, part and row identify a journaled row; landing records them as landed.
 JOURNAL: tuple[Column, ...] = (
     *CAPTURES,
     Column("plan", INT, "epoch of the plan"),
@@ -178,7 +178,7 @@ REQUESTS: tuple[Column, ...] = (
     Column("model", STRING, ""),
     Column("body", STRING, "the JSON body without stream options; null for a bad row"),
     Column("keep", STRINGS, ""),
-    Column("error", STRING, "what is wrong with a bad row"),
+    Column("error", STRING, "the problem of a bad row"),
     Column("source_hash", BIGINT, ""),
 )
 

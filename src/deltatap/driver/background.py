@@ -1,7 +1,7 @@
 """Background threads, whose errors the control loop sees.
 
 Capture, landing and the lease each have a thread, because each waits for Spark, and the control loop must not wait.
-Leaves to ``loop.py`` and ``run.py`` what an error means.
+``loop.py`` and ``run.py`` decide what an error means.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the driver computes from its workers' heartbeats: which attempts are running, their shares, the mean output.
+"""Evaluates the workers' heartbeats: which attempts are running, their shares of the streams, and the mean output.
 
 Pure, apart from counting journal files. Leaves permits to ``pacer.py``, stops to ``stopping.py``, and publishing to
 ``loop.py``.
@@ -42,6 +42,6 @@ def shares(beats: Iterable[Heartbeat], concurrency: int, streams_per_worker: int
 
 
 def mean_output_tokens(beats: Iterable[Heartbeat]) -> float | None:
-    """The mean of what the workers report; None if no worker reports any."""
+    """The mean of the workers' means; None if no worker reports one."""
     means = [beat.mean_output_tokens for beat in beats if beat.mean_output_tokens is not None]
     return statistics.fmean(means) if means else None

@@ -2,8 +2,8 @@
 
 Knows how journal files become rows, and when a file may be deleted: after the commit, and after its rows were recorded
 as landed. One Structured Streaming query per run reads the files. Every step can be repeated: the journal and the MERGE
-decide what is in the table, and the query's checkpoint is disposable. Leaves the MERGE statements to ``merge.py``, and
-the times of landing to ``run.py``.
+decide what is in the table, and the query's checkpoint is disposable. ``merge.py`` builds the MERGE statements, and
+``run.py`` decides when to land.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pyarrow.compute as pc
-from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
+from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's documentation
 
 from deltatap.delta import columns, tables
 from deltatap.driver.merge import NewRows, insert_sql, merge_sql, one_per_key
@@ -103,7 +103,7 @@ class Landing:
                 self._running()
 
     def tick(self) -> int:
-        """Land what is in the journal now. The query keeps running until :meth:`stop`.
+        """Land the files that are in the journal now. The query keeps running until :meth:`stop`.
 
         Returns:
             How many files have landed.
@@ -144,7 +144,7 @@ class Landing:
                 self.stop()
 
     def stop(self) -> None:
-        """Stop the query after its current batch. What has not landed stays in the journal."""
+        """Stop the query after its current batch. Captures that have not landed stay in the journal."""
         if self._query is not None:
             until = time.monotonic() + _OVERDUE_S
             while self._query.isActive and self._query.status["isTriggerActive"] and time.monotonic() < until:

@@ -154,7 +154,7 @@ def acquire(
 
 
 class Renewal:
-    """Renews a lease, and knows when it did so last.
+    """Renews a lease, and records when it was last renewed.
 
     Attributes:
         counts: the run's counts, written with each renewal.

@@ -48,7 +48,7 @@ class CaptureLoop:
         """Prepare; nothing runs yet.
 
         Args:
-            run: whose lease this driver holds.
+            run: the active run.
             plan: what to capture.
             renewal: of the lease; None if the lease is not renewed while the run captures.
             signalled: set when a signal asks the run to stop.

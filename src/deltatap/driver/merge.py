@@ -2,7 +2,7 @@
 
 :func:`merge_sql` is right for every batch. It reads the keys of all the run's rows, and it reads the batch twice. As
 long as all rows of a batch are new, :func:`insert_sql` does the same with about a fifth less CPU time. That matters
-because each merge delays the streams of its machine. Leaves to ``landing.py`` when to merge.
+because each merge delays the streams of its machine. ``landing.py`` decides when to merge.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as pc
-from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
+from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's documentation
 
 from deltatap.delta import columns, tables
 from deltatap.delta.final import final_sql

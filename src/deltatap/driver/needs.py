@@ -1,6 +1,6 @@
 """What a run needs, as one list. :func:`preflight`, ``run.py`` and ``check.py`` check the needs, without a paid call.
 
-Leaves to ``run.py`` when the needs are checked, and to ``check.py`` how they are reported one by one.
+``run.py`` decides when to check the needs, and ``check.py`` reports them one by one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Need:
     """Something that a run needs.
 
     Attributes:
-        name: what is needed, for the user.
+        name: the name of the need, for the user.
         check: raises a :class:`DeltatapError` if the need is not met; else returns a detail for the user, or None.
     """
 
@@ -83,7 +83,7 @@ def preflight(settings: Settings) -> Prices:
 
 
 def process_needs(settings: Settings, key: Token | None = None) -> list[Need]:
-    """What the driver and each Spark worker needs.
+    """Return the needs of the driver and of each Spark worker.
 
     Args:
         settings: of the run.

@@ -1,7 +1,7 @@
 """Which requests are owed: the requests of the prompts, minus those that have a final row in ``captures``.
 
-Knows the identity of a request and when it is settled. Leaves the meaning of a prompts row to ``prompts.py``, and what
-happens to the owed requests to ``plan.py``.
+Knows the identity of a request and when it is settled. Leaves the meaning of a prompts row to ``prompts.py``, and the
+plan of the owed requests to ``plan.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from pyspark import StorageLevel
 from pyspark.sql import Window
-from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
+from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's documentation
 
 from deltatap.delta import columns, tables
 from deltatap.delta.final import final_sql

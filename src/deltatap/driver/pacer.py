@@ -2,7 +2,7 @@
 
 The driver's :class:`Pacer` issues permits, each for one request and its expected tokens. Three amounts together never
 exceed a rate limit: what started within the last minute according to the workers' heartbeats, the permits that are
-not used yet, and the permits that are issued now. Leaves to ``worker/allowance.py`` how a worker uses permits.
+not used yet, and the permits that are issued now. ``worker/allowance.py`` defines how a worker uses permits.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ class Pacer:
         return {beat.claim: self._workers[beat.claim].permit(now) for beat in beats if not beat.ended}
 
     def cool_s(self, now: float, beats: Iterable[Heartbeat]) -> float:
-        """For how many seconds nothing may start, by the servers' responses; call :meth:`turn` before this."""
+        """How many seconds no request may start, according to the server's responses. Call :meth:`turn` first."""
         remaining = (beat.cool_s - (now - self._workers[beat.claim].heard_at) for beat in beats)
         return max(0.0, max(remaining, default=0.0))
 
@@ -238,7 +238,7 @@ class Pacer:
         self.pace = max(before / 2, _SLOWEST)
 
     def _limits_left(self, now: float, in_flight: Spent) -> tuple[Spent, Spent]:
-        """What is left of the rate limits, and how much may start now so that starts spread over the minute."""
+        """The rest of the rate limits, and how much may start now so that starts spread over the minute."""
         requests, tokens = in_flight.requests, in_flight.tokens
         for worker in self._workers.values():
             for age, count, amount in worker.recent:
@@ -257,7 +257,7 @@ class Pacer:
         return limits + used.times(-1), self._level.minimum(limits.times(minute / MINUTE_S) + used.times(-1))
 
     def _budget_left(self, beats: Iterable[Heartbeat], in_flight: Spent) -> Spent:
-        """What is left of the budgets; open calls count at their expected use."""
+        """The rest of the budgets; open calls count at their expected use."""
         spent = self._before + in_flight
         for beat in beats:
             spent += Spent(

@@ -1,7 +1,7 @@
 """The plan of a start: the owed requests, written as one immutable file for each capture task.
 
 The parts are files, so no shuffle feeds the paid UDF. After a lost shuffle file, Spark would run partitions again that
-are still running elsewhere. Leaves which requests are owed to ``owed.py``, and who reads the parts to ``worker``.
+are still running elsewhere. ``owed.py`` knows which requests are owed, and ``worker`` reads the parts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
-from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
+from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's documentation
 
 from deltatap.delta import tables
 from deltatap.delta.final import final_sql
@@ -40,7 +40,7 @@ class Plan:
     """What one start of a run has to capture.
 
     Attributes:
-        files: the parts, one for each capture task, and what of them has landed.
+        files: the parts, one file for each capture task, and the record of landed rows.
         tasks: how many capture tasks were planned for.
         requests: how many requests the parts hold.
         final: how many final rows earlier starts of the run left.
@@ -74,7 +74,7 @@ class Plan:
 
 
 def make_plan(run: ActiveRun, landing: Landing, building: owed.Building) -> Plan:
-    """Land what earlier starts of the run left, then write the requests that are owed."""
+    """Land the journal of earlier starts of the run, then write the owed requests."""
     settings, spark, lease = run.settings, run.spark, run.lease
     if lease.resumed:
         run.say(f"resumes run {lease.run_id}")
@@ -125,7 +125,7 @@ def announce(run: ActiveRun, plan: Plan, slots: int) -> list[str]:
             return [*notes, f"prompts {settings.prompts.source} has no rows: nothing to capture"]
         return [*notes, "nothing is owed: every request has its final row; no call was made, nothing was paid"]
     run.say(
-        f"run {run.lease.run_id}: {plan.requests:,} requests owed, "
+        f"run {run.lease.run_id}: {plan.requests:,} {'request' if plan.requests == 1 else 'requests'} owed, "
         f"up to {capture.concurrency} concurrent streams to {settings.endpoint.label}"
     )
     unpriced = [model for model in models(plan.files) if run.prices.find(model) is None]

@@ -1,6 +1,6 @@
 """The progress of a run: the sum of the workers' heartbeats, shown live in a terminal or as a line in a log.
 
-Leaves to ``loop.py`` when to show it.
+``loop.py`` decides when to show it.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class Display:
             self._live.stop()
 
     def update(self, now: Snapshot, *, note: str | None = None) -> None:
-        """Show a snapshot, and a note behind it."""
+        """Show a snapshot, followed by a note."""
         elapsed = time.monotonic() - self._started
         if self._live is not None:
             self._bar.update(self._task, completed=now.done, total=now.owed)

@@ -181,7 +181,7 @@ def _start_python(spark: SparkSession) -> None:
 def _land_leftovers(spark: SparkSession, settings: Settings, lease: Lease) -> None:
     """Land the journals of other runs on this table: dead runs, and failed runs that could not land.
 
-    Workers of these runs that are still running see the newer epoch and start nothing more.
+    Workers of these runs that are still running see the newer epoch and start no more requests.
     """
     for run_id in lease.others:
         state = RunState(Path(settings.state.dir) / run_id)

@@ -1,11 +1,11 @@
 """One call, streamed or whole: the openai client sends the request, this module reads the response.
 
-Knows URLs, headers and how to read a body. Every failure becomes an error of the outcome, through ``outcomes.py``.
+Knows URLs, headers and how to read a body. ``outcomes.py`` translates every failure into an error.
 ``transport.py`` owns the sockets, ``watchdog.py`` the timeouts, ``api/`` decodes events, ``credentials.py`` holds
 tokens.
 
 Decoding a chunk into the openai client's typed objects costs several times as much as the rest of the worker's work on
-a chunk. So the request goes through ``client.post``, the client's public method for arbitrary endpoints. The client
+a chunk. So the request uses ``client.post``, the client's public method for arbitrary endpoints. The client
 still supplies base URL, headers and errors.
 """
 
@@ -231,7 +231,7 @@ class EndpointClient:
             self._refuse_stream_options.add(asked_usage_of)
             return True
         if error.type == "authentication" and self._credential is not None and reading.token is not None:
-            # Being cancelled here changes nothing: the call has failed.
+            # A cancellation here changes nothing, because the call has already failed.
             with suppress(CredentialError, asyncio.CancelledError):
                 return await asyncio.to_thread(self._credential.refused, reading.token)
         return False

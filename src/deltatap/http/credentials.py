@@ -1,7 +1,7 @@
 """Keys and renewable tokens, read in the process that makes the calls.
 
 The only module that reads environment variables for credentials. Knows when a token must be renewed and which library
-issues a new one; knows no event loop and no HTTP. A value never appears in a repr.
+issues a new one; uses no event loop and no HTTP. A value never appears in a repr.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def _variable(name: str) -> str:
     value = os.environ.get(name, "").strip()
     if not value:
         unset = f"the environment variable {name} is not set"
-        how = "set it, or use --set endpoint.api_key= where the endpoint needs no key"
+        how = "set it, or use --set endpoint.api_key= if the endpoint needs no key"
         raise ConfigError([f"endpoint.api_key.env: {unset}; {how}"])
     return _sendable(value, f"endpoint.api_key.env: {name}")
 

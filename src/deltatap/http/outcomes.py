@@ -1,7 +1,7 @@
 """How a call ended: its status, and its error translated from an exception, an HTTP status or an error in the stream.
 
-This is the only module that translates errors. Pure: times are passed in. ``model.ERRORS`` says what each type of error
-leads to.
+This is the only module that translates errors. Pure: times are passed in. ``model.ERRORS`` defines how each type of
+error is handled.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ def _type_in_stream(received: Received) -> str:
 def _unfinished(received: Received) -> CaptureError:
     if received.done:
         return CaptureError("protocol", None, "the answer ended without any output and without a finish_reason", 200)
-    what = "without finish_reason and [DONE]" if received.output else "before any output"
+    what = "without finish_reason or [DONE]" if received.output else "before any output"
     return CaptureError("stream_interrupted", None, f"the stream ended {what}", 200)
 
 

@@ -1,7 +1,7 @@
 """The framing of one HTTP/1.1 response: bytes in; status, headers, body and end out. Sans-IO.
 
 The rules are one table, :data:`TRANSITIONS`. llhttp (httptools) splits the bytes; this module decides what they mean
-for the response. It knows no socket, no clock and no reader: ``connection.py`` delivers the body. Failures are httpx2
+for the response. It uses no socket, no clock and no reader: ``connection.py`` delivers the body. Failures are httpx2
 errors, which the openai client understands.
 """
 
@@ -29,7 +29,7 @@ class State(Enum):
     BODY_TO_EOF = auto()  # in a body that ends when the connection closes
     REUSABLE = auto()  # complete; the connection can take another request
     FINISHED = auto()  # complete; the connection cannot be reused
-    FAILED = auto()  # incomplete, and nothing more can be read
+    FAILED = auto()  # incomplete, and the rest cannot be read
 
 
 class Event(Enum):
@@ -166,7 +166,7 @@ class ResponseParser:
             self._fail(Event.LOST, httpx2.ReadError(str(error) or type(error).__name__))
 
     def close(self) -> None:
-        """Parse nothing more. Breaks the reference cycle with llhttp, since garbage collections are rare."""
+        """Stop parsing. This breaks the reference cycle with llhttp, because garbage collections are rare."""
         self._llhttp = None
 
     def _advance(self, event: Event) -> None:

@@ -1,6 +1,6 @@
 """The openai client's transport: connects, keeps idle connections, writes requests.
 
-``connection.py`` reads responses, ``watchdog.py`` limits every wait, ``client.py`` knows what is sent and received.
+``connection.py`` reads responses, ``watchdog.py`` limits every wait, ``client.py`` builds requests and reads answers.
 """
 
 from __future__ import annotations

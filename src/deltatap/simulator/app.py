@@ -1,7 +1,7 @@
 """The simulator's endpoints: every API at the URLs of OpenAI, Azure and Databricks, and a record of calls at `/sim`.
 
 This module knows URLs, ASGI and the clock. `answers.py` makes up the answer, each API's module turns it into JSON,
-`stream.py` writes it, `faults.py` defines the faults, and `record.py` records what was sent.
+`stream.py` writes it, `faults.py` defines the faults, and `record.py` records each call.
 """
 
 from __future__ import annotations

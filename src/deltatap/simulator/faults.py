@@ -39,7 +39,7 @@ ENDINGS = ("no_finish", "no_done", "content_filter", "length", "no_usage", "html
 SHAPES = (
     "role_only", "role_with_content", "empty_choices", "comments", "crlf", "cr", "coalesce", "fragment", "bom",
 )  # fmt: skip
-# What some servers send and others do not.
+# Differences between servers.
 TRAITS = (
     "refusal", "reasoning", "reasoning_field", "content_parts", "filters", "late_filters", "moderation", "details",
     "usage_with_finish", "usage_each", "finish_with_content", "no_id", "float_created", "no_stream_options",

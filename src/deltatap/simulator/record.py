@@ -1,4 +1,4 @@
-"""The simulator's record of each call: what was written for it, and when. Pure.
+"""The simulator's record of each call: what the simulator wrote, and when. Pure.
 
 Only the newest calls are kept in full; the counts include all calls. Times are `time.monotonic()`, which all processes
 of one machine share.
@@ -24,7 +24,7 @@ _SHARES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 
 @dataclass(slots=True)
 class Call:
-    """One call, and what was written for it.
+    """One call, and the data that the simulator wrote for it.
 
     Attributes:
         number: from 0, over all calls.

@@ -1,7 +1,7 @@
 """Spark on one machine: a session with Delta that starts quickly, logs little and needs no manual installation.
 
 Knows which Java versions Spark supports, where setup keeps the Delta jars, and which options make a small session fast.
-Not used where a session exists already, as on Databricks or in a notebook. Leaves what runs on the session to others.
+Not used if a session already exists, as on Databricks or in a notebook.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 SUPPORTED_JAVA = (17, 21)
 
 _LOGGING = Path(__file__).with_name("log4j2.properties")
-# Stopping at level 1 shrinks the code cache to 48 MB. Structured Streaming and MERGEs fill that in a minute, and then
-# nothing is compiled any more.
+# TieredStopAtLevel=1 shrinks the code cache to 48 MB. Structured Streaming and MERGEs fill it within a minute, and then
+# the JVM stops compiling.
 _QUICK_JVM = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -XX:+UseSerialGC"
 
 

@@ -1,7 +1,7 @@
 """A worker's side of the limits: permits to start requests, and a meter of recent starts. Pure: time is passed in.
 
 An unused permit expires after PERMIT_S, so permits do not accumulate, and a worker that receives no messages starts
-nothing. Leaves to ``driver/pacer.py`` how the driver issues permits.
+nothing. ``driver/pacer.py`` issues permits.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""One attempt at one part of the plan, in a Spark worker: read what is owed, capture it, journal it.
+"""One attempt at one part of the plan, in a Spark worker: read the owed requests, capture them, journal them.
 
-Knows the order in which a retried attempt looks for what is already paid for: claim the part, read the journal, then
-read what has landed. Plain Python: Spark only calls :func:`capture_part`.
+A retried attempt finds the captures that are already paid for in this order: claim the part, read the journal, then
+read the landed rows. Plain Python: Spark only calls :func:`capture_part`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CaptureTask:
-    """What an attempt must know. Spark pickles it into the UDF's closure; `key` is the only secret it may hold.
+    """The input of an attempt. Spark pickles it into the UDF's closure; `key` is the only secret it may hold.
 
     Attributes:
         settings: the configuration.
@@ -51,7 +51,7 @@ class CaptureTask:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What an attempt did: `known` rows of its part were captured before, and it made `requests` calls."""
+    """The result of an attempt: `known` rows of its part were captured before, and it made `requests` calls."""
 
     part: int
     claim: str

@@ -1,6 +1,6 @@
 """What a worker process needs before its first call: the context of its rows, a running engine, interpreter settings.
 
-The job's attempts and the public UDF both start here. Leaves to them what the engine captures and where captures go.
+The job's attempts and the public UDF both start here. They decide what the engine captures and where captures go.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SWITCH_S = 0.0005
 
 
 def context_of(settings: Settings, prices: Prices, run_id: str, place: int) -> Context:
-    """What all rows of a worker share; `place` is its part or partition."""
+    """The context that all rows of a worker share; `place` is its part or partition."""
     return Context(
         run_id=run_id,
         endpoint=settings.endpoint.label,
@@ -82,7 +82,7 @@ def make_client(settings: Settings, credential: Credential | None) -> EndpointCl
 
 
 def settle() -> None:
-    """Keep garbage collections and other threads from delaying the event loop; call it when everything is loaded.
+    """Keep garbage collection and other threads from delaying the event loop. Call this after everything is loaded.
 
     Garbage collections become small and rare, and skip the objects that exist now. Threads switch ten times as often.
     """

@@ -1,8 +1,8 @@
 """Many streams at once on one event loop, in a thread of its own, so that Spark's thread can feed it and wait.
 
-Knows how to keep a share of streams open across batches, and when a request is finished. Leaves to others how a call is
-made (``http/client.py``), what may start (``schedule.py``, ``usage.py``), what is retried (``retry.py``), and where a
-finished capture goes (``deliver``).
+Knows how to keep a share of streams open across batches, and when a request is finished. Other modules make the calls
+(``http/client.py``), decide which requests may start (``schedule.py``, ``usage.py``) and which are retried
+(``retry.py``), and take the finished captures (``deliver``).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _JOIN_S = 10.0
 # The heartbeat's lag covers this many seconds.
 _LAG_S = 10 * POLL_S
-# How often a call that the client has corrected (renewed token, dropped stream options) is resent at once.
+# How many times a call that the client has corrected (renewed token, dropped stream options) is resent at once.
 _RESENDS = 2
 
 
@@ -46,7 +46,7 @@ class Proceed:
 
     Attributes:
         share: the maximum number of open streams.
-        cool_s: for how many seconds nothing starts.
+        cool_s: how many seconds no request starts.
         permit: the latest permit; None when there are no limits.
         mean_output_tokens: the mean over all workers; None when unknown.
     """
@@ -78,7 +78,7 @@ class _Unfinished:
         self._changed = threading.Condition()
 
     def add(self, timeout: float) -> bool:
-        """Count a job; False when there was no room for it within `timeout` seconds."""
+        """Count a job. False if the maximum was reached for `timeout` seconds."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._count < self._maximum, timeout):
                 return False
@@ -92,7 +92,7 @@ class _Unfinished:
             self._changed.notify_all()
 
     def wait(self, timeout: float) -> bool:
-        """Wait until no job is left; False when some are after `timeout` seconds."""
+        """Wait until no job is left. False if any is left after `timeout` seconds."""
         with self._changed:
             return self._changed.wait_for(lambda: self._count == 0, timeout)
 
@@ -169,11 +169,11 @@ class Engine:
             self.check()
 
     def control(self, bounds: Proceed) -> None:
-        """Set what may start; from any thread."""
+        """Set what may start. Call it from any thread."""
         self._loop.call_soon_threadsafe(self._control, bounds)
 
     def stop(self, grace_s: float) -> None:
-        """Start nothing more, and cut open streams after the grace period; from any thread, more than once."""
+        """Start no more calls, and cut open streams after the grace period. Any thread may call it, repeatedly."""
         self._loop.call_soon_threadsafe(self._stop, grace_s)
 
     def status(self) -> dict[str, Any]:
@@ -269,7 +269,7 @@ class Engine:
             self._tally.ended(job, None)
             self._finish(job)
         elif (error := task.exception()) is not None:
-            # A bug of ours, not an API error: raising is better than losing the request.
+            # A bug in deltatap, not an API error. Raise it, so that the request is not lost silently.
             self._broken = error
             self._over = True
             self._cut()

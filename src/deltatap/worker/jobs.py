@@ -1,6 +1,6 @@
 """Jobs: the rows of a part, or of a batch of prompts, as an engine takes them.
 
-Knows how a planned row becomes a job and what a request is expected to use. Leaves to ``engine.py`` when a job starts.
+Knows how a planned row becomes a job and what a request is expected to use. ``engine.py`` decides when a job starts.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ class JournalWriter:
         return capture is not None
 
     def _write(self, rows: Sequence[Row]) -> None:
-        """Write a file; retry while the folder refuses, because these captures are paid for."""
+        """Write a file. Retry while the write fails, because these captures are paid for."""
         batch = journal_batch(rows, self._context, plan=self._plan, part=self._part)
         name = f"{self._prefix}-{uuid.uuid4().hex}"
         give_up = time.monotonic() + _GIVE_UP_S
@@ -165,7 +165,7 @@ def _chunks(capture: Capture) -> int:
 
 
 def warm_up(context: Context) -> None:
-    """Load the vocabulary and what pyarrow imports on first use; later it would block the event loop for a second."""
+    """Load the vocabulary and pyarrow's lazy imports now; later they would block the event loop for a second."""
     encoding(context.fallback_encoding)
     with pq.ParquetWriter(pa.BufferOutputStream(), JOURNAL_SCHEMA, compression="zstd") as writer:
         writer.write_batch(journal_batch([], context, plan=0, part=0))

@@ -29,14 +29,14 @@ _BACKLOG = 2048
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Start nothing more, and cut open streams after ``grace_s`` seconds."""
+    """Start no more requests, and cut open streams after ``grace_s`` seconds."""
 
     grace_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Situation:
-    """What a worker knows when it decides.
+    """The facts that a worker decides on.
 
     Attributes:
         claim: the attempt's name.
@@ -61,7 +61,7 @@ _PAUSE = Proceed(share=0)
 
 
 def decide(control: Control | None, now: Situation) -> Stop | Proceed:
-    """What the engine does next; `control` is the driver's last message, None before the first."""
+    """Decide what the engine does next. `control` is the driver's last message, None before the first."""
     if now.journal_failed:
         # Captures that cannot be kept must not be paid for.
         return Stop(0)
@@ -128,7 +128,7 @@ class Link:
         while True:
             try:
                 self.exchange()
-            except Exception:  # noqa: BLE001 - whatever keeps the worker from hearing the driver, nothing may start
+            except Exception:  # noqa: BLE001 - without the driver's messages, nothing may start
                 with suppress(RuntimeError):  # the engine has ended
                     self._engine.control(_PAUSE)
             if self._closed.wait(POLL_S):

@@ -40,7 +40,7 @@ _EMPTY = Chunks()
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What all rows of a worker share.
+    """The values that all rows of a worker share.
 
     Attributes:
         run_id: the run; empty for the public UDF.
@@ -155,7 +155,7 @@ def _total(
 ) -> tuple[float | None, str | None]:
     bases = {bill.basis for bill in bills if bill.basis}
     if any(call["input_tokens"] for call in earlier):
-        bases.add("tiktoken")  # a retried call broke off before the usage, which comes last in a stream
+        bases.add("tiktoken")  # a retried call ended before its usage, which comes last in a stream
     basis = None if not bases else bases.pop() if len(bases) == 1 else "mixed"
     if not priced:
         return None, basis

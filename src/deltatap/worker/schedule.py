@@ -25,9 +25,9 @@ class Scheduler:
 
     Attributes:
         share: the maximum number of open streams; a smaller share closes none that are open.
-        stopped: whether nothing more starts.
+        stopped: whether the scheduler starts no more jobs.
         open: the number of open streams.
-        barred: whether the next job lacks a permit; the owner resets it when permits change.
+        barred: whether the next job has no permit; the owner resets it when permits change.
     """
 
     __slots__ = ("_again", "_cool_until", "_count", "_new", "_next_start", "barred", "open", "share", "stopped")
@@ -102,7 +102,7 @@ class Scheduler:
         return max(self._next_start, self._cool_until, ready)
 
     def stop(self) -> list[Job]:
-        """Start nothing more; returns the jobs that will never start."""
+        """Stop starting jobs. Returns the jobs that will never start."""
         self.stopped = True
         dropped = [*self._new, *(job for _, _, job in self._again)]
         self._new.clear()

@@ -1,8 +1,8 @@
 """What a worker's requests are expected to use, and what its calls have used: the worker's side of limits and budgets.
 
-Knows permits, expected use, and how the end of a call corrects it. Leaves to ``driver/pacer.py`` how the driver issues
-permits, and the exact cost to ``rows.py``: this module runs on the event loop, so where the server reports no usage, it
-counts one output token per chunk.
+Knows permits, expected use, and how the end of a call corrects it. ``driver/pacer.py`` issues permits, and ``rows.py``
+computes the exact cost. This module runs on the event loop, so if the server reports no usage, it counts one output
+token per chunk.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from deltatap.messages import Permit
     from deltatap.model import Call, Expected, Job
 
-# The expected output tokens before the first call has ended, unless the request has a smaller maximum. Too many means a
-# slow start; too few would exceed a limit before the first usage is known.
+# The expected output tokens before the first call has ended, unless the request has a smaller maximum. A value that is
+# too high slows the start; one that is too low would exceed a limit before the first usage is known.
 _FIRST_OUTPUT = 4000.0
 # The weight of one output in the moving mean.
 _WEIGHT = 0.02

@@ -20,7 +20,7 @@ def test_every_metric_has_a_hand_computed_value(metric: object) -> None:
     assert name in BY_HAND, f"add the value of {name} for CHUNKS to BY_HAND in tests/captured.py"
 
 
-def test_hand_computed_values_are_of_metrics() -> None:
+def test_every_hand_computed_value_belongs_to_a_metric() -> None:
     assert set(BY_HAND) <= {metric.name for metric in METRICS}
 
 

@@ -1,4 +1,4 @@
-"""Every API reads what its own frames say: text, reasoning, tool calls, finish_reason and usage, streamed and whole."""
+"""Every API reads back its own frames: text, reasoning, tool calls, finish_reason and usage, streamed and whole."""
 
 from __future__ import annotations
 

@@ -126,8 +126,8 @@ def test_images_from_the_guide(model: str, size: tuple[int, int], detail: str | 
 )
 def test_an_image_of_unknown_size_is_approximate(url: str) -> None:
     assert image("gpt-4o", url) == InputTokens(765, approximate=True)
-    assert image("gpt-4o", url, "low") == InputTokens(85), "in low detail its size does not count"
-    assert image("gpt-4.1-mini", url, "low").approximate, "but it does where patches count"
+    assert image("gpt-4o", url, "low") == InputTokens(85), "the size does not matter in low detail"
+    assert image("gpt-4.1-mini", url, "low").approximate, "the size matters for models that count patches"
 
 
 def test_an_image_for_an_unknown_model_is_approximate() -> None:

@@ -40,7 +40,7 @@ def test_every_api_has_requests_for_the_simulator() -> None:
 
 
 def test_no_other_module_names_an_api() -> None:
-    """A string constant that is an API's name, compared or used as a key, would have to change with the list."""
+    """Code that compares an API's name, or uses it as a key, would have to change with the list."""
     names = set(NAMES) - {"messages"}  # also a column of the prompts table
     found = []
     for path in SOURCE.rglob("*.py"):

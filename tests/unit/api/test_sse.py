@@ -22,7 +22,7 @@ def decode(reads: Iterable[bytes]) -> list[ServerSentEvent]:
     return [event for read in reads for event in decoder.feed(read)]
 
 
-# The examples of the HTML Living Standard, 9.2.6, and what it says in words.
+# The examples of the HTML Living Standard, 9.2.6, and the rules in its text.
 TABLE: list[tuple[bytes, list[ServerSentEvent]]] = [
     (b"data: YHOO\ndata: +2\ndata: 10\n\n", [E(b"YHOO\n+2\n10")]),
     (

@@ -10,7 +10,7 @@ from deltatap.delta import tables as delta_tables
 
 TABLES = {"captures": columns.CAPTURES, "journal": columns.JOURNAL, "runs": columns.RUNS, "owed": columns.OWED}
 
-# The types of existing tables. A changed type here breaks every table out there.
+# The types of existing tables. A changed type would break every existing table.
 CHUNKS_DDL = "ARRAY<STRUCT<ms: DOUBLE, gap_ms: DOUBLE, text: STRING, kind: STRING, choice: INT, event: INT, read: INT>>"
 DDL = {
     "chunks": CHUNKS_DDL,

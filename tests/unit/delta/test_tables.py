@@ -1,4 +1,4 @@
-"""What ``delta.tables`` and ``delta.prepare`` decide without Spark."""
+"""The parts of ``delta.tables`` and ``delta.prepare`` that need no Spark."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def spark(*errors: str) -> Any:
     return cast("Any", Session(*errors))
 
 
-def test_a_commit_is_repeated_after_another_writer_s_commit() -> None:
+def test_a_commit_is_repeated_after_a_conflict() -> None:
     session = spark(CONFLICT, CONFLICT)
     tables.commit(session, "MERGE")
     assert session.statements == ["MERGE"] * 3
@@ -56,7 +56,7 @@ def test_a_commit_is_repeated_nine_times_at_most() -> None:
     assert len(session.statements) == 10
 
 
-def test_a_commit_that_fails_otherwise_is_not_repeated() -> None:
+def test_a_commit_is_not_repeated_after_any_other_error() -> None:
     session = spark("no space left on device")
     with pytest.raises(RuntimeError, match="no space"):
         tables.commit(session, "MERGE")

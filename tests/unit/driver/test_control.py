@@ -20,9 +20,7 @@ def beats(count: int, *, ended: int = 0) -> list[Heartbeat]:
 
 
 @given(st.integers(0, 50), st.integers(0, 60), st.integers(1, 5000), st.integers(1, 5000))
-def test_shares_exceed_neither_the_run_s_streams_nor_a_worker_s(
-    workers: int, ended: int, streams: int, most: int
-) -> None:
+def test_shares_stay_within_the_limits_of_run_and_worker(workers: int, ended: int, streams: int, most: int) -> None:
     shares = control.shares(beats(workers, ended=ended), streams, most)
     assert len(shares) == max(0, workers - ended)
     assert sum(shares.values()) <= streams
@@ -41,7 +39,7 @@ def test_a_part_whose_newest_claim_has_ended_gets_no_share() -> None:
     assert control.shares([older, newer], 10, 100) == {}
 
 
-def test_the_mean_output_leaves_out_workers_that_report_none() -> None:
+def test_the_mean_output_ignores_workers_without_a_mean() -> None:
     known = [Heartbeat(1, "a", 1, mean_output_tokens=tokens) for tokens in (10.0, 30.0)]
     assert control.mean_output_tokens([Heartbeat(1, "b", 1), *known]) == 20.0
     assert control.mean_output_tokens([Heartbeat(1, "b", 1)]) is None

@@ -27,7 +27,7 @@ NOW = datetime(2026, 11, 20, tzinfo=UTC)
 
 
 class World:
-    """A clock, and a ``runs`` table that takes its time."""
+    """A clock, and a ``runs`` table whose commits take time."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.takes_s, self.epoch = Moment(1000, 50), 0.0, 1
@@ -162,7 +162,7 @@ def test_which_settings_must_match_to_resume_a_run(sections: dict[str, Any], sam
     assert (resumed([row("a", "running", **sections)]) == "a") == same
 
 
-def test_a_configured_run_id_is_resumed_whatever_its_status_and_no_other_run_is() -> None:
+def test_a_configured_run_id_resumes_that_run_with_any_status() -> None:
     rows = [row("a", "completed", request={"temperature": 1}), row("b", "running")]
     assert resumed(rows, run={"id": "a"}) == "a"
     assert resumed(rows, run={"id": "c"}) is None

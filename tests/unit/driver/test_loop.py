@@ -35,7 +35,7 @@ EPOCH, CLAIM = 2, "00000-000001-a"
 
 
 class Driver:
-    """A control loop, and what it runs on."""
+    """A control loop, with a fake job and heartbeat files."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, **sections: Any) -> None:
         self.state = RunState(folder / "run")
@@ -150,7 +150,9 @@ def test_no_worker_gets_a_share_while_the_lease_is_unsure(driver: Driver) -> Non
     assert driver.turn().shares == {CLAIM: 64}
 
 
-def test_no_worker_gets_a_share_while_too_much_waits_to_land(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_worker_gets_a_share_while_the_journal_has_a_backlog(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(control, "_JOURNAL_FILES", 0)
     driver.state.beat(Heartbeat(EPOCH, CLAIM, 1))
     (driver.state.journal / "a.parquet").touch()

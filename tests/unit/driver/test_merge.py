@@ -1,4 +1,4 @@
-"""What landing decides, without Spark."""
+"""The decisions of landing, without Spark."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AT = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
 @pytest.fixture
 def first(tmp_path: Path) -> NewRows:
-    """Of a run that had no row when its driver began."""
+    """The state of a run that had no rows when its driver started."""
     state = RunState(tmp_path / "run")
     state.prepare()
     state.publish(Control(epoch=3, beat=1))

@@ -302,7 +302,7 @@ def test_starts_of_an_ended_worker_expire_after_a_minute() -> None:
         assert permits is not None
         granted.append(permits["00001-1-x"].requests)
     assert granted[110] == 0, "the limit is reached"
-    assert granted[-1] > 10, "a minute later it is not"
+    assert granted[-1] > 10, "a minute later, the limit allows more"
 
 
 def test_unused_permits_count_towards_the_limit() -> None:
@@ -320,7 +320,7 @@ def test_a_run_without_limits_has_no_permits() -> None:
 
 
 def test_after_a_429_the_run_finds_the_server_s_pace() -> None:
-    """The server accepts 300 requests per minute, which the configuration does not say."""
+    """The server accepts 300 requests per minute, but the configuration sets no limit."""
     taken: list[float] = []
 
     def served(now: float, _tokens: int) -> bool:
@@ -339,7 +339,7 @@ def test_after_a_429_the_run_finds_the_server_s_pace() -> None:
 
 
 def test_after_a_late_429_starts_resume_at_half_the_pace() -> None:
-    """Thousands of requests have started without limits; permit numbers begin there."""
+    """Thousands of requests have started without limits, and permit numbers continue from there."""
     full: list[float] = []
 
     def served(now: float, _tokens: int) -> bool:
@@ -371,7 +371,7 @@ def test_a_budget_ends_the_run_and_is_barely_exceeded(bounds: Bounds, spent: Cal
     world.run(600)
     assert world.pacer.exhausted is not None
     assert world.pacer.exhausted.startswith("budget.")
-    assert not any(worker.open for worker in world.workers), "all open calls have ended"
+    assert not any(worker.open for worker in world.workers), "no call is open"
     assert 0.95 <= spent(world) <= 1.03
 
 
@@ -392,7 +392,7 @@ def test_use_of_an_earlier_driver_s_workers_counts_once() -> None:
 
 
 def test_an_earlier_driver_s_workers_do_not_end_the_budget() -> None:
-    """They knew the output length and the new ones do not: one request may start, which shows it."""
+    """New workers do not know the output length yet. One request may start, and its use shows the length."""
     earlier = Heartbeat(1, "00000-1-old", 9, open=3, requests=60, mean_output_tokens=100.0)
     waiting = Heartbeat(2, "00000-2-new", 1, wants=50, next_tokens=4020.0)
     pacer = Pacer(Bounds(tokens=50_000), Spent(tokens=47_000))
@@ -431,7 +431,7 @@ def test_a_429_halves_the_measured_pace_once_and_the_pace_recovers() -> None:
     assert turn(100.0, 0) is None
     assert turn(100.5, 1) == 5.0, "40 starts in the last 4 s"
     assert turn(101.0, 3) == 5.0, "429 responses within 5 s count as one"
-    assert turn(102.0, 3) == 6.0, "10 per second more every 10 s"
+    assert turn(102.0, 3) == 6.0, "the pace grows by 10 per second every 10 s"
     assert turn(106.0, 3) == 10.0, "restored after half of that time"
     assert turn(106.5, 4) == 5.0, "halved again"
     assert turn(141.0, 4) == 39.5

@@ -236,7 +236,7 @@ def test_refused_connection_has_no_times() -> None:
         ((OK + chunk(b": keep-alive\n\n"),), {"idle_s": 0.03}, "idle", "failed"),
     ],
 )
-def test_each_wait_has_its_own_time_out(
+def test_each_wait_has_its_own_timeout(
     writes: tuple[bytes, ...], timeouts: dict[str, float], code: str, status: str
 ) -> None:
     made = call(answering(*writes, linger=True), timeouts=Timeouts.model_validate(timeouts))

@@ -217,7 +217,7 @@ def test_error_in_the_sink_is_raised_and_closes_the_connection() -> None:
         ([HELLO.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)], False),
     ],
 )
-def test_connection_is_reused_only_after_a_complete_response_and_nothing_more(
+def test_connection_is_reused_only_after_a_complete_response_without_extra_bytes(
     reads: list[bytes], *, reused: bool
 ) -> None:
     async def talk() -> None:

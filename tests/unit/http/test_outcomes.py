@@ -153,7 +153,7 @@ def test_lost_connection_is_described_by_its_cause() -> None:
     assert error_of(httpx2.ReadError(""), 200, NOW) == CaptureError("connection", "ReadError", "ReadError")
 
 
-def test_cancelled_call_is_a_time_out_or_a_stop() -> None:
+def test_cancelled_call_is_a_timeout_or_a_stop() -> None:
     error = cancelled("idle", Timeouts(idle_s=1.5))
     assert error == CaptureError("timeout", "idle", "no more bytes of the response after 1.5 s (timeouts.idle_s)")
     assert cancelled(None, Timeouts()).type == "cancelled"

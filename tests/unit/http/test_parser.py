@@ -160,7 +160,7 @@ def test_endless_headers_fail(between: bytes) -> None:
     assert outcome == Outcome(0, b"", State.FAILED, UNREADABLE + "its headers exceed 262,144 bytes")
 
 
-def test_closed_parser_reads_nothing_more() -> None:
+def test_closed_parser_ignores_further_bytes() -> None:
     parser = ResponseParser()
     parser.feed(CHUNKED)
     parser.close()

@@ -163,7 +163,7 @@ def test_how_streams_end(simulator: Simulation, fault: str, last: str, ended: st
     assert (b"event: error\n" in content) == (fault == "error_event=event@3")
 
 
-def test_bad_json_html_and_a_connection_closed_at_once(simulator: Simulation) -> None:
+def test_faults_with_bad_json_with_html_and_with_a_closed_connection(simulator: Simulation) -> None:
     assert b'data: {"id": "chatcmpl-broken", "choices": [\n\n' in raw(simulator, "bad_json@2")[2]
     status, headers, content = raw(simulator, "html")
     assert (status, headers["content-type"].partition(";")[0], content[:6]) == (200, "text/html", b"<html>")

@@ -196,7 +196,7 @@ def test_the_key_is_sent_and_written_nowhere(
     assert KEY not in output.out + output.err + repr(work) + repr(work.settings)
 
 
-def test_a_disk_that_is_full_for_a_while_loses_no_capture(
+def test_a_temporarily_full_disk_loses_no_capture(
     tmp_path: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = task(tmp_path, simulator, asked(30))

@@ -249,7 +249,7 @@ def test_the_second_of_a_pair_starts_when_the_first_has_ended() -> None:
     assert [capture.job.request.request_id for capture in delivered.captures] == ["first", "second"]
 
 
-def test_a_stop_between_the_two_of_a_pair_drops_the_second() -> None:
+def test_a_stop_between_the_requests_of_a_pair_drops_the_second() -> None:
     client = Scripted({"first": ["held"]})
     delivered = Delivered()
     pair = job("first")
@@ -313,7 +313,7 @@ def test_a_response_that_leaves_no_requests_cools_down_all_jobs() -> None:
         assert client.started == ["a"]
 
 
-def test_a_cool_down_of_the_driver_is_not_passed_on() -> None:
+def test_a_cool_down_from_the_driver_is_not_reported_back() -> None:
     client, delivered = Scripted(), Delivered()
     with Engine(lambda: client, limits=LIMITS, look_ahead=8, deliver=delivered.put) as engine:
         engine.control(Proceed(share=4, cool_s=60.0))
@@ -325,7 +325,7 @@ def test_a_cool_down_of_the_driver_is_not_passed_on() -> None:
 
 def test_a_capture_has_the_lag_of_its_last_call() -> None:
     class Lag:
-        """Reports the time since which it was asked."""
+        """Returns the start of the time span as the lag."""
 
         async def run(self) -> None:
             await asyncio.Event().wait()

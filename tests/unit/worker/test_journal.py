@@ -42,7 +42,7 @@ def batch(*rows: int, plan: int = 1, part: int = 0) -> pa.RecordBatch:
     return journal_batch([counted(capture(row), CONTEXT) for row in rows], CONTEXT, plan=plan, part=part)
 
 
-def test_a_file_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[tuple[int, int]] = []
     fsync = os.fsync
 
@@ -54,7 +54,7 @@ def test_a_file_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(os, "fsync", observed)
     path = write_journal(tmp_path, "x", batch(1, 2))
-    assert synced == [(path.stat().st_ino, path.stat().st_size)], "all of it, flushed"
+    assert synced == [(path.stat().st_ino, path.stat().st_size)], "the whole file was synced"
     assert [file.name for file in tmp_path.iterdir()] == ["x.parquet"]
 
 

@@ -1,4 +1,4 @@
-"""What the driver's message, or its silence, means for a worker."""
+"""A worker's reaction to the driver's messages, and to their absence."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Recorder:
 
 @pytest.fixture
 def exchange(tmp_path: Path) -> SimpleNamespace:
-    """A line with a recorded engine, a real state folder and a clock that the test sets."""
+    """A link with a recording engine, a real state folder and a clock that the test sets."""
     state = RunState(tmp_path / "run")
     state.prepare()
     plan = state.plan(EPOCH)
