@@ -160,13 +160,13 @@ def _run(count: int, landing: Landing, state: RunState, folder: Path) -> dict[st
         over.set()
         for thread in threads:
             thread.join()
-    took = time.monotonic() - started
+    elapsed_s = time.monotonic() - started
     if process.returncode:
         sys.exit(f"the worker ended with {process.returncode}")
     shown = [next(sample for sample in samples if sample.done >= share) for share in (0.1, 0.5)] + [samples[-1]]
     lag = np.percentile(lags, (50, 99, 100))
     return {
-        "captured and landed": f"{took:.0f} s, {count / took:,.0f} rows/s",
+        "captured and landed": f"{elapsed_s:.0f} s, {count / elapsed_s:,.0f} rows/s",
         "memory of the worker": _memory(sample.worker for sample in shown),
         "memory of the driver's Python": _memory(sample.python for sample in shown),
         "memory of the driver's JVM": _memory(sample.jvm for sample in shown),
@@ -192,15 +192,15 @@ def _watch(count: int, process: psutil.Process, state: RunState, samples: list[S
     (jvm,) = (child for child in me.children() if child.name() == "java")
     while not over.wait(SAMPLE_S):
         try:
-            theirs = process.memory_info().rss / 2**20
+            worker = process.memory_info().rss / 2**20
         except psutil.NoSuchProcess:
             return
-        if not theirs:  # it has ended
+        if not worker:  # it has ended
             return
         done = sum(sum(each.rows.values()) for each in state.heartbeats()) / count
         files = sum(1 for _ in state.journal.glob("*.parquet"))
-        mine, java = me.memory_info().rss / 2**20, jvm.memory_info().rss / 2**20
-        samples.append(Sample(done, theirs, mine, java, files))
+        python, jvm_mb = me.memory_info().rss / 2**20, jvm.memory_info().rss / 2**20
+        samples.append(Sample(done, worker, python, jvm_mb, files))
         print(json.dumps({name: round(value, 2) for name, value in asdict(samples[-1]).items()}), file=sys.stderr)
 
 

@@ -27,22 +27,22 @@ FRAME = (
 
 def decoding() -> Iterator[Figure]:
     """µs per chunk and MB/s. Each figure is the best of three."""
-    floor, mine, rival = _us(_json_alone), _us(_ours), _us(lambda: asyncio.run(_theirs()))
+    floor, deltatap, openai = _us(_json_only), _us(_deltatap), _us(lambda: asyncio.run(_openai()))
     yield Figure("JSON only", floor, "µs per chunk")
-    yield Figure("decoder and accumulator", mine, "µs per chunk")
-    yield Figure("openai: decoder and chunk object", rival, "µs per chunk")
-    yield Figure("decoder and accumulator / JSON only", mine / floor, "ratio")
-    yield Figure("openai / deltatap", rival / mine, "ratio")
+    yield Figure("decoder and accumulator", deltatap, "µs per chunk")
+    yield Figure("openai: decoder and chunk object", openai, "µs per chunk")
+    yield Figure("decoder and accumulator / JSON only", deltatap / floor, "ratio")
+    yield Figure("openai / deltatap", openai / deltatap, "ratio")
     yield Figure("decoder", len(FRAME) / _us(_decoder), "MB/s")
-    yield Figure("openai: decoder", len(FRAME) / _us(lambda: asyncio.run(_their_decoder())), "MB/s")
+    yield Figure("openai: decoder", len(FRAME) / _us(lambda: asyncio.run(_openai_decoder())), "MB/s")
 
 
-def _json_alone() -> None:
+def _json_only() -> None:
     for _ in range(CHUNKS):
         orjson.loads(FRAME[6:-2])
 
 
-def _ours() -> None:
+def _deltatap() -> None:
     decoder, accumulator = SSEDecoder(), ChatAccumulator()
     for at in range(CHUNKS):
         for event in decoder.feed(FRAME):
@@ -61,12 +61,12 @@ async def _frames() -> AsyncIterator[bytes]:
         yield FRAME
 
 
-async def _their_decoder() -> None:
+async def _openai_decoder() -> None:
     async for _ in OpenAIDecoder().aiter_bytes(_frames()):
         pass
 
 
-async def _theirs() -> None:
+async def _openai() -> None:
     async for event in OpenAIDecoder().aiter_bytes(_frames()):
         ChatCompletionChunk.construct(**event.json())
 

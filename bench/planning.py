@@ -46,8 +46,8 @@ def main(count: int) -> None:
         _make(spark, settings, count)
         bare, ours = [], []
         for number in range(ROUNDS):
-            bare.append(_bare(spark, settings, folder / f"bare-{number}"))
-            ours.append(_ours(spark, settings, RunState(folder / f"run-{number}")))
+            bare.append(_anti_join(spark, settings, folder / f"bare-{number}"))
+            ours.append(_planning(spark, settings, RunState(folder / f"run-{number}")))
             console.print(f"bare anti-join {bare[-1]:.1f} s, planning {ours[-1]:.1f} s")
     ratio = statistics.median(ours) / statistics.median(bare)
     console.print(f"{count:,} prompts, 1 % owed: planning takes {ratio:.2f} times the bare anti-join (goal: at most 2)")
@@ -61,8 +61,8 @@ def _make(spark: SparkSession, settings: Settings, count: int) -> None:
     tables.ensure(
         spark, settings.captures.table, columns.CAPTURES, columns.CAPTURES_PROPERTIES, columns.CAPTURES_CLUSTERED_BY
     )
-    there = planning.hashed(source.source(spark, settings), settings).where("pmod(hash(request_id), 100) > 0")
-    there.select(
+    settled = planning.hashed(source.source(spark, settings), settings).where("pmod(hash(request_id), 100) > 0")
+    settled.select(
         F.lit("earlier").alias("run_id"),
         "request_id",
         F.sha2("prompt", 256).alias("request_hash"),
@@ -74,14 +74,14 @@ def _make(spark: SparkSession, settings: Settings, count: int) -> None:
     ).write.format("delta").mode("append").save(settings.captures.table)
 
 
-def _bare(spark: SparkSession, settings: Settings, folder: Path) -> float:
+def _anti_join(spark: SparkSession, settings: Settings, folder: Path) -> float:
     started = time.monotonic()
     captures = spark.table(tables.quoted(settings.captures.table))
     source.source(spark, settings).join(captures, "request_id", "left_anti").write.parquet(str(folder))
     return time.monotonic() - started
 
 
-def _ours(spark: SparkSession, settings: Settings, state: RunState) -> float:
+def _planning(spark: SparkSession, settings: Settings, state: RunState) -> float:
     started = time.monotonic()
     with planning.owed_requests(spark, settings, "now") as owed:
         plan.write(owed, state.plan(1), 1, modes=1, seed="now")

@@ -237,13 +237,13 @@ class ErrorKind:
     """How one kind of error is handled.
 
     Attributes:
-        again: retries within this run: ``never``, as an ``attempt`` (up to max_attempts), or ``waiting`` (until
+        retry: retries within this run: ``never``, as an ``attempt`` (up to max_attempts), or ``waiting`` (until
             retry_for_s; does not count as an attempt, and the whole run cools down).
         owed: whether the next run owes the request if no output arrived.
         stops_run: whether no other request can succeed either.
     """
 
-    again: Literal["never", "attempt", "waiting"] = "never"
+    retry: Literal["never", "attempt", "waiting"] = "never"
     owed: bool = True
     stops_run: bool = False
 
@@ -256,13 +256,13 @@ ERRORS: Mapping[str, ErrorKind] = {
     "permission": ErrorKind(stops_run=True),
     "not_found": ErrorKind(stops_run=True),
     "quota": ErrorKind(stops_run=True),
-    "rate_limit": ErrorKind(again="waiting"),
-    "timeout": ErrorKind(again="attempt"),
-    "connection": ErrorKind(again="attempt"),
-    "server": ErrorKind(again="attempt"),
-    "stream_interrupted": ErrorKind(again="attempt"),
-    "stream_error": ErrorKind(again="attempt"),
-    "protocol": ErrorKind(again="attempt"),
+    "rate_limit": ErrorKind(retry="waiting"),
+    "timeout": ErrorKind(retry="attempt"),
+    "connection": ErrorKind(retry="attempt"),
+    "server": ErrorKind(retry="attempt"),
+    "stream_interrupted": ErrorKind(retry="attempt"),
+    "stream_error": ErrorKind(retry="attempt"),
+    "protocol": ErrorKind(retry="attempt"),
     "cancelled": ErrorKind(),
 }
 
@@ -288,7 +288,7 @@ class CaptureError:
     @property
     def retryable(self) -> bool:
         """Whether the same request may succeed later without a change."""
-        return ERRORS[self.type].again != "never"
+        return ERRORS[self.type].retry != "never"
 
 
 @dataclass(slots=True)

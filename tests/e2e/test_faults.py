@@ -19,7 +19,7 @@ import psutil
 import pytest
 import yaml
 
-from deltatap.delta.tables import came_second, quoted
+from deltatap.delta.tables import is_conflict, quoted
 from tests import prompts
 from tests.e2e.test_kills import in_one_flush, kill, running, start, start_again, streaming_workers, wait_until
 from tests.simulation import start_simulator
@@ -64,13 +64,13 @@ class Scene:
     def exists(self, pattern: str) -> bool:
         return any(self.state.glob(pattern))
 
-    def check(self, *, again: int) -> None:
-        """Check that every request has one completed row, and that at most ``again`` calls were repeated."""
+    def check(self, *, repeated: int) -> None:
+        """Check that every request has one completed row, and that at most ``repeated`` calls were repeated."""
         rows = self.spark.table(quoted(str(self.folder / "captures"))).where("status = 'completed'").collect()
         assert Counter(row["request_id"] for row in rows) == {f"r{n:03d}": 1 for n in range(COUNT)}, (
             self.log.read_text()
         )
-        assert COUNT <= self.simulator.counts()["calls"] <= COUNT + again, self.log.read_text()
+        assert COUNT <= self.simulator.counts()["calls"] <= COUNT + repeated, self.log.read_text()
         sent = {call["key"]: call["texts"]["0"] for call in self.simulator.calls() if call["ended"] == "done"}
         assert {row["request_hash"]: row["text"] for row in rows} == sent
         assert not list(self.state.iterdir()), "a finished run leaves no state"
@@ -95,7 +95,7 @@ def test_kill_the_driver_and_its_children(spark: SparkSession, tables: Path, mom
         scene.until(moments(scene)[moment], first)
         kill([first, *first.children(recursive=True)])
         scene.start_again()
-        scene.check(again=CONCURRENCY + in_one_flush(simulator))
+        scene.check(repeated=CONCURRENCY + in_one_flush(simulator))
 
 
 @pytest.mark.parametrize("moment", ["capture", "flush"])
@@ -108,7 +108,7 @@ def test_kill_a_python_worker(spark: SparkSession, tables: Path, moment: str) ->
         kill(streaming_workers(job, simulator))
         assert job.wait(timeout=300) == 0, scene.log.read_text()
         assert "submitting it again" in scene.log.read_text()
-        scene.check(again=CONCURRENCY + in_one_flush(simulator))
+        scene.check(repeated=CONCURRENCY + in_one_flush(simulator))
 
 
 def test_kill_a_python_worker_during_planning(spark: SparkSession, tables: Path) -> None:
@@ -122,7 +122,7 @@ def test_kill_a_python_worker_during_planning(spark: SparkSession, tables: Path)
         if job.returncode:
             assert simulator.counts()["calls"] == 0
             scene.start_again()
-        scene.check(again=0)
+        scene.check(repeated=0)
 
 
 @pytest.mark.parametrize("moment", ["planning", "flush", "landing", "closing"])
@@ -137,7 +137,7 @@ def test_kill_an_executor(spark: SparkSession, tables: Path, moment: str) -> Non
         capturing = [each for each in executors if {*each.children(recursive=True)} & {*workers}]
         kill((capturing or executors)[:1])
         assert job.wait(timeout=300) == 0, scene.log.read_text()
-        scene.check(again=CONCURRENCY + in_one_flush(simulator))
+        scene.check(repeated=CONCURRENCY + in_one_flush(simulator))
 
 
 def test_a_slow_file_system_does_not_delay_streams(spark: SparkSession, tables: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_slow_file_system_does_not_delay_streams(spark: SparkSession, tables: 
         scene.until(lambda: simulator.counts()["finished"] >= before + COUNT // 2, job)
         assert not scene.exists("*/journal/*.parquet"), "the first flush is still running"
         assert job.wait(timeout=300) == 0, scene.log.read_text()
-        scene.check(again=0)
+        scene.check(repeated=0)
 
 
 def test_clock_jumps_change_no_latency(spark: SparkSession, tables: Path) -> None:
@@ -158,7 +158,7 @@ def test_clock_jumps_change_no_latency(spark: SparkSession, tables: Path) -> Non
     with start_simulator(*PACE) as simulator:
         scene = Scene(spark, tables, simulator)
         assert scene.start("clock-steps").wait(timeout=300) == 0, scene.log.read_text()
-        scene.check(again=0)
+        scene.check(repeated=0)
         rows = spark.table(quoted(str(tables / "captures"))).collect()
         for row in rows:
             assert 0 < row["ttft_ms"] < row["last_chunk_ms"] <= row["e2e_ms"] < 60_000
@@ -197,7 +197,7 @@ def test_a_state_folder_that_is_temporarily_not_writable(spark: SparkSession, ta
         assert simulator.counts()["calls"] < COUNT
         worker.rlimit(psutil.RLIMIT_FSIZE, (hard, hard))
         assert job.wait(timeout=300) == 0, scene.log.read_text()
-        scene.check(again=0)
+        scene.check(repeated=0)
 
 
 def test_conflicting_commits_of_another_writer(spark: SparkSession, tables: Path) -> None:
@@ -221,7 +221,7 @@ def test_conflicting_commits_of_another_writer(spark: SparkSession, tables: Path
                 try:
                     spark.sql(statement)
                 except Exception as error:
-                    if not came_second(error):  # sometimes the run's commit wins
+                    if not is_conflict(error):  # sometimes the run's commit wins
                         raise
 
         thread = threading.Thread(target=write_conflicts)
@@ -232,7 +232,7 @@ def test_conflicting_commits_of_another_writer(spark: SparkSession, tables: Path
             over.set()
             thread.join()
         spark.sql(f"DELETE FROM {captures} WHERE run_id = 'other'")
-        scene.check(again=0)
+        scene.check(repeated=0)
 
 
 def port_that_stays_free() -> str:

@@ -71,7 +71,7 @@ def test_each_error_has_its_status_and_retries_and_is_owed_or_not(
     for fault, (status, type_, code, count, _) in EXPECTED.items():
         row = rows[fault]
         assert (row["status"], row["error"]["type"], row["error"]["code"]) == (status, type_, code), fault
-        assert row["error"]["retryable"] == (ERRORS[type_].again != "never"), fault
+        assert row["error"]["retryable"] == (ERRORS[type_].retry != "never"), fault
         assert calls[row["request_hash"]]["calls"] == len(row["retries"]) + 1 == count, fault
         assert {retry["error_type"] for retry in row["retries"]} <= {type_}, fault
         assert bool(row["text"]) == (status == "interrupted"), fault

@@ -245,7 +245,7 @@ def test_records_of_landed_rows_are_compacted(landing: Landing) -> None:
 def test_files_of_many_small_merges_are_compacted(
     landing: Landing, spark: SparkSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deltatap.driver.landing._WORTH_COMPACTING", 3)
+    monkeypatch.setattr("deltatap.driver.landing._COMPACT_AT_LEAST", 3)
     for at in range(4):
         write(landing, f"f{at}", row(at))
         landing.tick()
@@ -276,8 +276,8 @@ def until(done: Callable[[], bool], landing: Landing) -> None:
 def test_keep_waits_and_then_lands_all_waiting_files_in_one_merge(
     landing: Landing, merges: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deltatap.driver.landing._SELDOM_S", 1)
-    landing._every_s = 1
+    monkeypatch.setattr("deltatap.driver.landing._CAPTURE_INTERVAL_S", 1)
+    landing._interval_s = 1
     for name in "abc":
         write(landing, name, row(ord(name)))
         landing.keep()
@@ -292,7 +292,7 @@ def test_keep_waits_and_then_lands_all_waiting_files_in_one_merge(
 def test_keep_lands_at_once_when_more_files_wait_than_a_batch_takes(
     landing: Landing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deltatap.driver.landing._FILES_A_BATCH", 2)
+    monkeypatch.setattr("deltatap.driver.landing._FILES_PER_BATCH", 2)
     for name in "abc":
         write(landing, name, row(ord(name)))
     landing.keep()
@@ -300,8 +300,8 @@ def test_keep_lands_at_once_when_more_files_wait_than_a_batch_takes(
 
 
 def test_keep_sets_aside_files_that_cannot_be_read(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deltatap.driver.landing._SELDOM_S", 1)
-    landing._every_s = 1
+    monkeypatch.setattr("deltatap.driver.landing._CAPTURE_INTERVAL_S", 1)
+    landing._interval_s = 1
     damaged = write(landing, "a", row(0))
     damaged.write_bytes(damaged.read_bytes()[:100])
     write(landing, "b", row(1))

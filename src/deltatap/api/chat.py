@@ -194,8 +194,8 @@ class Chat(ChoicesApi):
 
 def _replayed_calls(row: Mapping[str, Any], chunk: Mapping[str, Any]) -> dict[str, Any]:
     """All tool calls of a choice, at its first tool_calls chunk. A row does not say which call a chunk belongs to."""
-    mine = [each for each in row["chunks"] if each["kind"] == "tool_calls" and each["choice"] == chunk["choice"]]
-    if chunk is not mine[0]:
+    of_choice = [each for each in row["chunks"] if each["kind"] == "tool_calls" and each["choice"] == chunk["choice"]]
+    if chunk is not of_choice[0]:
         return {}
     found = next((choice["tool_calls"] for choice in row["choices"] if choice["index"] == chunk["choice"]), None)
     calls = json.loads(found) if found else []

@@ -67,28 +67,28 @@ def commit(spark: SparkSession, sql: str) -> None:
         try:
             spark.sql(sql)
         except Exception as error:
-            if not (retries_left and came_second(error)):
+            if not (retries_left and is_conflict(error)):
                 raise
         else:
             return
 
 
-def came_second(error: Exception) -> bool:
+def is_conflict(error: Exception) -> bool:
     """Whether a commit failed because another commit, which changed what this one had read, came first."""
     return "CONCURRENT" in f"{type(error).__name__}: {error}".upper()
 
 
 def differences(found: StructType, columns: Sequence[Column]) -> list[str]:
     """How a table's schema differs from ours, one line for each problem. Additional columns are allowed."""
-    theirs = {field.name: field.dataType for field in found.fields}
+    types = {field.name: field.dataType for field in found.fields}
     problems = []
     for field in spark_schema(columns).fields:
-        if field.name not in theirs:
+        if field.name not in types:
             added = f"{field.name} {field.dataType.simpleString()}"
             problems.append(f"column {field.name} is missing; ALTER TABLE … ADD COLUMN {added}")
-        elif theirs[field.name].simpleString() != field.dataType.simpleString():
+        elif types[field.name].simpleString() != field.dataType.simpleString():
             problems.append(
                 f"column {field.name}: expected {field.dataType.simpleString()}, "
-                f"found {theirs[field.name].simpleString()}"
+                f"found {types[field.name].simpleString()}"
             )
     return problems

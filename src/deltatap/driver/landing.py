@@ -36,16 +36,16 @@ if TYPE_CHECKING:
     from deltatap.config import Settings
     from deltatap.state import RunState
 
-_FILES_A_BATCH = 200
-# Each merge adds one or two small files. After this many merges the files are compacted.
-_COMPACT_AFTER = 100
-_WORTH_COMPACTING = 20
+_FILES_PER_BATCH = 200
+# Each merge adds one or two small files. They are compacted after this many merges during a run, and at its end only if
+# there were at least the smaller number of merges.
+_COMPACT_EVERY, _COMPACT_AT_LEAST = 100, 20
 # The streaming source never forgets a file name. A new checkpoint after this many files keeps its list short.
 _RENEW_AFTER_FILES = 20_000
 # While a run captures, each merge delays the streams of this machine, and merging many files costs little more than
 # merging one.
-_SELDOM_S, _OFTEN_S = 10, 1
-_LOOK_S = 0.1
+_CAPTURE_INTERVAL_S, _DRAIN_INTERVAL_S = 10, 1
+_POLL_S = 0.1
 _OVERDUE_S = 60.0
 # If files are waiting and the query finds none for this long, it gets a new checkpoint.
 _IDLE_S = 5.0
@@ -73,7 +73,7 @@ class Landing:
     files: int = 0
     set_aside: list[Path] = field(default_factory=list)
     _query: StreamingQuery | None = None
-    _every_s: int = _SELDOM_S
+    _interval_s: int = _CAPTURE_INTERVAL_S
     _seen: dict[Path, float] = field(default_factory=dict)
     _checkpoint: Path | None = None
     _in_checkpoint: int = 0
@@ -95,9 +95,9 @@ class Landing:
             self._seen = {path: self._seen.get(path, now) for path in self._waiting()}
             waited_s = now - min(self._seen.values(), default=now)
             broken = self._query is not None and self._query.exception() is not None
-            if len(self._seen) > _FILES_A_BATCH or waited_s > _OVERDUE_S or broken:
+            if len(self._seen) > _FILES_PER_BATCH or waited_s > _OVERDUE_S or broken:
                 self.tick()
-            elif waited_s > _SELDOM_S:
+            elif waited_s > _CAPTURE_INTERVAL_S:
                 if self._in_checkpoint > _RENEW_AFTER_FILES:
                     self._renew()
                 self._running()
@@ -108,9 +108,9 @@ class Landing:
         Returns:
             How many files have landed.
         """
-        if self._every_s != _OFTEN_S:
+        if self._interval_s != _DRAIN_INTERVAL_S:
             self.stop()
-            self._every_s = _OFTEN_S
+            self._interval_s = _DRAIN_INTERVAL_S
         before, waiting = self.files, self._waiting()
         if not waiting:
             return 0
@@ -148,13 +148,13 @@ class Landing:
         if self._query is not None:
             until = time.monotonic() + _OVERDUE_S
             while self._query.isActive and self._query.status["isTriggerActive"] and time.monotonic() < until:
-                time.sleep(_LOOK_S)
+                time.sleep(_POLL_S)
             self._query.stop()
             self._query = None
 
     def compact(self) -> None:
         """Compact the small files of many merges, clustered by the columns that analysis filters on."""
-        if self._merges >= _WORTH_COMPACTING:
+        if self._merges >= _COMPACT_AT_LEAST:
             self.spark.sql(f"OPTIMIZE {tables.quoted(self.captures)}")
             self._merges = 0
 
@@ -165,7 +165,7 @@ class Landing:
         renewed, idle_since = False, time.monotonic()
         while any(path.exists() for path in files):
             query = self._running()
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
             if error := query.exception():
                 self.stop()  # a query that has just failed can still be active, and would raise the same error again
                 raise error
@@ -192,7 +192,7 @@ class Landing:
                 self._checkpoint = self.state.folder / f"checkpoint-{uuid.uuid4().hex}"
             journal = (
                 self.spark.readStream.schema(columns.spark_schema(columns.JOURNAL))
-                .option("maxFilesPerTrigger", _FILES_A_BATCH)
+                .option("maxFilesPerTrigger", _FILES_PER_BATCH)
                 .option("maxFileAge", "36500d")
                 .parquet(str(self.state.journal))
                 .select("*", F.col("_metadata.file_path").alias("_file"))
@@ -200,7 +200,7 @@ class Landing:
             self._query = (
                 journal.writeStream.foreachBatch(self._merge)
                 .option("checkpointLocation", str(self._checkpoint))
-                .trigger(processingTime=f"{self._every_s} seconds")
+                .trigger(processingTime=f"{self._interval_s} seconds")
                 .start()
             )
         return self._query
@@ -234,11 +234,11 @@ class Landing:
             _local(file).unlink(missing_ok=True)
             self.files += 1
             self._in_checkpoint += 1
-        if self._merges >= _COMPACT_AFTER:
+        if self._merges >= _COMPACT_EVERY:
             # Small files are slower to read, but landing must continue.
             with suppress(Exception):
                 self.compact()
-            self._merges = min(self._merges, _WORTH_COMPACTING)
+            self._merges = min(self._merges, _COMPACT_AT_LEAST)
 
 
 def _places(where: pa.Table) -> np.ndarray[Any, Any]:

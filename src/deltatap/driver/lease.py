@@ -223,7 +223,7 @@ def _take(spark: SparkSession, settings: Settings, rows: list[Row], new_id: str)
                 WHEN NOT MATCHED THEN INSERT *
             """).collect()[0]
     except Exception as error:
-        if not tables.came_second(error):
+        if not tables.is_conflict(error):
             raise
         return None
     if resumed is None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from deltatap.messages import Heartbeat
 
 # The maximum time from issuing a permit to the report of its use: the permit's lifetime, and a message each way.
-_UNHEARD_S = 3.0
+_REPORT_DELAY_S = 3.0
 # Permits are spread over the minute, and a run that falls behind catches up only slightly faster. Requests that start
 # as a burst also leave the 60-second window as a burst. Part of the limit is then unused until the driver issues new
 # permits, and this would repeat every minute.
@@ -30,13 +30,13 @@ _CATCH_UP = 1.25
 # Instead of 0 s, because an infinite rate times 0 is not a number.
 _MOMENT_S = 1e-6
 # After a 429, the pace is halved. It grows by the old pace every _RECOVERY_S, so it is restored after half that time.
-# Above _NEEDLESS times the old pace, it no longer applies.
+# Above _PACE_ENDS_ABOVE times the old pace, it no longer applies.
 _RECOVERY_S = 10.0
-_NEEDLESS = 4.0
+_PACE_ENDS_ABOVE = 4.0
 # The minimum pace, in requests per second.
 _SLOWEST = 0.5
 # The pace before a 429 is measured over this many seconds, and the 429 responses within them count as one.
-_RATE_OVER_S = 5.0
+_RATE_WINDOW_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ class _Worker:
 
     def outstanding(self, now: float, used: int) -> Spent:
         """Grants that may still be used, or that were used without the driver knowing yet."""
-        known, found = max(used, self.granted(now - _UNHEARD_S)), Spent()
+        known, found = max(used, self.granted(now - _REPORT_DELAY_S)), Spent()
         for _, requests, tokens, cost in self.grants:
             if requests > known:
                 found += Spent(1, tokens, cost).times(requests - known)
@@ -122,7 +122,7 @@ class _Worker:
         # Requests that started while the run had no limits have numbers, too.
         granted = max(self.granted(), beat.used) + count
         self.grants.append((now, granted, max(beat.next_tokens, 1.0), beat.next_usd))
-        while len(self.grants) > 1 and self.grants[1][0] < now - _UNHEARD_S:
+        while len(self.grants) > 1 and self.grants[1][0] < now - _REPORT_DELAY_S:
             self.grants.popleft()
 
     def permit(self, now: float) -> Permit:
@@ -174,7 +174,7 @@ class Pacer:
             self._slow_down(now)
         elif self.pace is not None and self._turned_at is not None:
             self.pace += (now - self._turned_at) * self._recovering / _RECOVERY_S
-            if self.pace > _NEEDLESS * self._recovering:
+            if self.pace > _PACE_ENDS_ABOVE * self._recovering:
                 self.pace, self._recovering = None, 0.0
         if not self._bounds.any and self.pace is None:
             self._turned_at = now
@@ -190,7 +190,9 @@ class Pacer:
         if not in_flight.requests and not any(beat.open or beat.mean_output_tokens for beat in ours):
             one = max((_cost(beat) for beat in ours), key=lambda one: one.tokens, default=Spent())
             budget = budget.with_one(one)
-        alive = [beat for beat in beats if not beat.ended and now - self._workers[beat.claim].heard_at < _UNHEARD_S]
+        alive = [
+            beat for beat in beats if not beat.ended and now - self._workers[beat.claim].heard_at < _REPORT_DELAY_S
+        ]
         wanting = [beat for beat in alive if beat.wants > outstanding[beat.claim].requests]
         for claim in self._workers.keys() - {beat.claim for beat in wanting}:
             self._workers[claim].waits_since = None
@@ -224,13 +226,13 @@ class Pacer:
         """Halve the pace, once for 429 responses that belong together."""
         if now < self._calm_at:
             return
-        self._calm_at = now + _RATE_OVER_S
+        self._calm_at = now + _RATE_WINDOW_S
         started = [
             (age + now - worker.heard_at, requests)
             for worker in self._workers.values()
             for age, requests, _ in worker.recent
         ]
-        recent = [(age, requests) for age, requests in started if age < _RATE_OVER_S]
+        recent = [(age, requests) for age, requests in started if age < _RATE_WINDOW_S]
         # At the start of a run, measure over its duration so far.
         span = max(1.0, max((age for age, _ in recent), default=0.0))
         before = min(self.pace or math.inf, sum(requests for _, requests in recent) / span)

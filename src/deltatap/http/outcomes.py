@@ -68,7 +68,7 @@ def error_of(failure: Exception, http_status: int | None, now: float, api: Api |
         return http_error(failure.status_code, failure.body, failure.response.headers, now, api)
     if isinstance(failure, ProtocolError):
         return CaptureError("protocol", None, str(failure), http_status)
-    type_, code = next(ours for theirs, ours in _OF_EXCEPTION.items() if isinstance(failure, theirs))
+    type_, code = next(found for kind, found in _OF_EXCEPTION.items() if isinstance(failure, kind))
     # The openai client's own message is always "Connection error."; its cause says what happened.
     cause = failure if code else failure.__cause__ or failure
     name = type(cause).__name__

@@ -245,21 +245,21 @@ class Engine:
         self._tally.ended(job, call)
         if call.resend and job.tries.resent < _RESENDS and not self._scheduler.stopped:
             job.tries.resent += 1
-            self._scheduler.again(job, time.perf_counter())
+            self._scheduler.retry_at(job, time.perf_counter())
             return
         if stops_run(call.error) and self.fatal is None:
             self.fatal = call.error
             self._stop(None)
         now = time.perf_counter()
-        again = next_try(job.tries, call.status, call.error, self._limits, now=now, jitter=self._random.random())
-        if cool_s := max(call.used_up_for_s or 0.0, again.cool_s if again else 0.0):
+        retry = next_try(job.tries, call.status, call.error, self._limits, now=now, jitter=self._random.random())
+        if cool_s := max(call.used_up_for_s or 0.0, retry.cool_s if retry else 0.0):
             # The server's limit applies to all workers: the heartbeat carries the cool-down to the driver.
             self._scheduler.cool_down(now + cool_s)
             self._cool_until = max(self._cool_until, now + cool_s)
-        if again is None or self._scheduler.stopped:
+        if retry is None or self._scheduler.stopped:
             self._finish(job)
         else:
-            self._scheduler.again(job, now + again.delay_s)
+            self._scheduler.retry_at(job, now + retry.delay_s)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         job = self._tasks.pop(task)

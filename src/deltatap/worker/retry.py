@@ -20,7 +20,7 @@ _BACKOFF_MAX_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Again:
+class Retry:
     """Retry after ``delay_s`` seconds; the whole run starts nothing for ``cool_s`` seconds."""
 
     delay_s: float
@@ -29,7 +29,7 @@ class Again:
 
 def next_try(  # noqa: PLR0911 - one return for each case
     tries: Tries, status: Status, error: CaptureError | None, limits: Capture, *, now: float, jitter: float
-) -> Again | None:
+) -> Retry | None:
     """Decide when to retry after a call; None means no retry. Counts the call in ``tries``.
 
     Args:
@@ -46,21 +46,21 @@ def next_try(  # noqa: PLR0911 - one return for each case
     out_of_time = error.type == "timeout" and error.code == "total"
     if status == "interrupted":
         tries.broken += 1
-        if kind.again == "never" or out_of_time or tries.broken >= limits.max_broken:
+        if kind.retry == "never" or out_of_time or tries.broken >= limits.max_broken:
             return None
-        return Again(_backoff(tries.broken, jitter))
-    if kind.again == "waiting":
+        return Retry(_backoff(tries.broken, jitter))
+    if kind.retry == "waiting":
         tries.waits += 1
         if tries.waiting_since is None:
             tries.waiting_since = now
         wait = error.retry_after_s if error.retry_after_s is not None else _backoff(tries.waits, jitter)
         if now + wait - tries.waiting_since > limits.retry_for_s:
             return None
-        return Again(wait, cool_s=wait)
+        return Retry(wait, cool_s=wait)
     tries.attempts += 1
-    if kind.again == "never" or out_of_time or tries.attempts >= limits.max_attempts:
+    if kind.retry == "never" or out_of_time or tries.attempts >= limits.max_attempts:
         return None
-    return Again(max(_backoff(tries.attempts, jitter), error.retry_after_s or 0.0))
+    return Retry(max(_backoff(tries.attempts, jitter), error.retry_after_s or 0.0))
 
 
 def _backoff(tries: int, jitter: float) -> float:

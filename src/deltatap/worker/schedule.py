@@ -30,7 +30,7 @@ class Scheduler:
         barred: whether the next job has no permit; the owner resets it when permits change.
     """
 
-    __slots__ = ("_again", "_cool_until", "_count", "_new", "_next_start", "barred", "open", "share", "stopped")
+    __slots__ = ("_cool_until", "_count", "_new", "_next_start", "_retries", "barred", "open", "share", "stopped")
 
     def __init__(self, share: int = 0) -> None:
         self.share = share
@@ -38,7 +38,7 @@ class Scheduler:
         self.barred = False
         self.open = 0
         self._new: deque[Job] = deque()
-        self._again: list[tuple[float, int, Job]] = []
+        self._retries: list[tuple[float, int, Job]] = []
         self._count = 0
         self._cool_until = 0.0
         self._next_start = 0.0
@@ -46,16 +46,16 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         """The number of jobs that have not started or wait for a retry."""
-        return len(self._new) + len(self._again)
+        return len(self._new) + len(self._retries)
 
     def plan(self, job: Job) -> None:
         """Add a new job."""
         self._new.append(job)
 
-    def again(self, job: Job, at: float) -> None:
+    def retry_at(self, job: Job, at: float) -> None:
         """Add a job to retry at a time."""
         self._count += 1
-        heapq.heappush(self._again, (at, self._count, job))
+        heapq.heappush(self._retries, (at, self._count, job))
 
     def cool_down(self, until: float) -> None:
         """Start nothing before a time; the latest such time counts."""
@@ -68,8 +68,8 @@ class Scheduler:
 
     def next(self, now: float) -> Job | None:
         """The job that would start next; None when there is none."""
-        if self._again and (self._again[0][0] <= now or not self._new):
-            return self._again[0][2]
+        if self._retries and (self._retries[0][0] <= now or not self._new):
+            return self._retries[0][2]
         return self._new[0] if self._new else None
 
     def start(self, now: float, permitted: Callable[[Job], bool] = lambda _: True) -> Job | None:
@@ -77,13 +77,13 @@ class Scheduler:
         if self._held() or now < self._next_start or now < self._cool_until:
             return None
         job = self.next(now)
-        if job is None or (self._again and job is self._again[0][2] and now < self._again[0][0]):
+        if job is None or (self._retries and job is self._retries[0][2] and now < self._retries[0][0]):
             return None
         if not permitted(job):
             self.barred = True
             return None
-        if self._again and job is self._again[0][2]:
-            heapq.heappop(self._again)
+        if self._retries and job is self._retries[0][2]:
+            heapq.heappop(self._retries)
         else:
             self._new.popleft()
         self.open += 1
@@ -98,15 +98,15 @@ class Scheduler:
         """When the next job may start if nothing else happens; None when only an event can let one start."""
         if self._held() or self.barred or not self.waiting:
             return None
-        ready = 0.0 if self._new else self._again[0][0]
+        ready = 0.0 if self._new else self._retries[0][0]
         return max(self._next_start, self._cool_until, ready)
 
     def stop(self) -> list[Job]:
         """Stop starting jobs. Returns the jobs that will never start."""
         self.stopped = True
-        dropped = [*self._new, *(job for _, _, job in self._again)]
+        dropped = [*self._new, *(job for _, _, job in self._retries)]
         self._new.clear()
-        self._again.clear()
+        self._retries.clear()
         return dropped
 
     def _held(self) -> bool:

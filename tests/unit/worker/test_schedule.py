@@ -43,8 +43,8 @@ def test_starts_are_spaced() -> None:
 
 def test_retries_that_are_due_start_before_new_jobs() -> None:
     scheduler = Scheduler(share=9)
-    scheduler.again(job(8), 3.0)
-    scheduler.again(job(9), 2.0)
+    scheduler.retry_at(job(8), 3.0)
+    scheduler.retry_at(job(9), 2.0)
     scheduler.plan(job(0))
     assert drain(scheduler, 1.0) == [0]
     assert scheduler.wake_at() == 2.0
@@ -66,7 +66,7 @@ def test_a_stop_returns_the_jobs_that_never_start() -> None:
     scheduler = Scheduler(share=1)
     for row in range(3):
         scheduler.plan(job(row))
-    scheduler.again(job(3), 9.0)
+    scheduler.retry_at(job(3), 9.0)
     assert drain(scheduler, 0.0) == [0]
     assert [dropped.row for dropped in scheduler.stop()] == [1, 2, 3]
     scheduler.ended()
@@ -122,13 +122,13 @@ class AnySequence(RuleBasedStateMachine):
             self.waiting.remove(started.row)
             self.running.append(started)
 
-    @rule(again=st.booleans(), seconds=st.floats(0, 3))
-    def end(self, again: bool, seconds: float) -> None:  # noqa: FBT001 - a drawn value
+    @rule(retry=st.booleans(), seconds=st.floats(0, 3))
+    def end(self, retry: bool, seconds: float) -> None:  # noqa: FBT001 - a drawn value
         if self.running:
             ended = self.running.pop()
             self.scheduler.ended()
-            if again:
-                self.scheduler.again(ended, self.now + seconds)
+            if retry:
+                self.scheduler.retry_at(ended, self.now + seconds)
                 self.waiting.add(ended.row)
 
     @invariant()
