@@ -1,8 +1,8 @@
 """The complete job on ``local[2]``: Spark, planning, capture, journal and landing.
 
 ``python -m bench.job BASE_URL STREAMS REQUESTS [WORKERS]`` prints one line of JSON. All times use the monotonic clock,
-as in the simulator's record. With WORKERS, that many capture tasks share the streams, each on an executor process of
-its own. One more executor lands.
+as in the simulator's record. With WORKERS, that many capture tasks share the streams, each on its own executor
+process. One more executor lands.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """``make bench-scaling``: the load that 1, 2 and 4 workers handle, and the cost of journal and driver.
 
-Each worker is a capture task on an executor of its own (Spark's ``local-cluster``) with 128 streams of 50 chunks/s.
+Each worker is a capture task on its own executor (Spark's ``local-cluster``) with 128 streams of 50 chunks/s.
 One more executor lands. All processes, including the simulator, share the cores of this machine. If the cores are
 fully used, the figures describe the machine and not the design; docs/scaling.md discusses this. ``python -m
 bench.scaling 4`` measures 4 workers only. With ``--keep``, the figures replace those in the tables of docs/scaling.md.

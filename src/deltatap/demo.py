@@ -83,7 +83,7 @@ def write_prompts(path: Path) -> None:
 def simulator(*options: str) -> Iterator[str]:
     """Run the simulator as a process on a free port. Yields its base URL."""
     command = [sys.executable, "-m", "deltatap", "simulate", "--port", "0", *options]
-    # A session of its own, so that Ctrl-C does not stop the server while the job drains.
+    # In its own session, so that Ctrl-C does not stop the server while the job drains.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)  # noqa: S603 - ours
     try:
         line = process.stdout.readline() if process.stdout else ""

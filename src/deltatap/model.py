@@ -28,7 +28,7 @@ class Request:
     """A request to capture, or a bad row of the prompts table.
 
     Attributes:
-        request_id: from the prompts row, else the request's hash.
+        request_id: from the prompts row, or else the request's hash.
         request_hash: hex sha256 of the body's compact UTF-8 JSON with sorted keys; for a bad row, of its columns.
         model: the requested model; None if a bad row has no model.
         body: the JSON body without stream options; keys keep their order, which matters in JSON schemas. None for a
@@ -378,8 +378,8 @@ class Job:
         mode: of the row.
         row: its position in the part or batch.
         earlier: the run's calls for this request before this worker, in the form of the ``retries`` column.
-        planned: when the worker took it up, in monotonic seconds.
-        then: the same request in the other mode, which starts when this one has ended.
+        planned: when the worker received the job, in monotonic seconds.
+        then: the same request in the other mode; it starts after this job has ended.
         expected: its expected use; None when the run has no limits and no budgets.
         calls: made by this worker, oldest first.
         tries: its failures so far.
@@ -403,7 +403,7 @@ class Capture:
 
     Attributes:
         job: the request and its calls.
-        error: why no call was made; None when one was.
+        error: why no call was made; None if a call was made.
         queued_ms: from planned to the first call's start; None without a call.
         loop_lag_ms: the event loop's longest delay during the last call; None without a call.
     """

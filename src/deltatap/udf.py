@@ -190,7 +190,7 @@ def _rows(batch: pd.Series | pd.DataFrame) -> Iterator[dict[str, Any]]:
         yield {name: _plain(value) for name, value in zip(names, values, strict=True)}
 
 
-def _plain(value: object) -> Any:  # noqa: ANN401 - whatever a column holds
+def _plain(value: object) -> Any:  # noqa: ANN401 - any value of a column
     if isinstance(value, np.ndarray | list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):

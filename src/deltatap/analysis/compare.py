@@ -63,7 +63,7 @@ def compare(spark: SparkSession, settings: Settings, first: str, second: str) ->
 
 
 def _counting_rows(spark: SparkSession, settings: Settings, run_id: str) -> pa.Table:
-    """The metrics of a run's rows whose times count. Of many rows, a sample that is the same every time."""
+    """The metrics of a run's rows whose times count. If there are too many rows, always the same sample of them."""
     run = f"SELECT * FROM {tables.quoted(settings.captures.table)} WHERE {in_runs([run_id])}"
     return spark.sql(
         f"""

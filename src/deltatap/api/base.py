@@ -1,4 +1,4 @@
-"""Defines what each API must provide: a subclass of :class:`Api`, in a module of its own.
+"""Defines what each API must provide: a subclass of :class:`Api`, in its own module.
 
 Every difference between APIs is a member of this class, so no other module compares the names of APIs. The defaults are
 OpenAI's, which most servers follow. To add an API, write a module with a subclass and an instance named `API`, and add

@@ -214,8 +214,8 @@ def _take(spark: SparkSession, settings: Settings, rows: list[Row], new_id: str)
     update = "WHEN MATCHED AND t.run_id = s.run_id AND t.epoch < s.epoch THEN UPDATE SET *" if resumed else ""
     try:
         with runs.row_view(spark, values) as view:
-            # A row with this epoch or a later one belongs to a driver that committed first. It matches, and nothing is
-            # inserted.
+            # A row with this epoch or a later one belongs to a driver that committed first. It matches, so the
+            # statement inserts nothing.
             done = spark.sql(f"""
                 MERGE INTO {tables.quoted(settings.runs.table)} AS t USING {view} AS s
                 ON t.captures = s.captures AND (t.run_id = s.run_id OR t.epoch >= s.epoch)

@@ -159,7 +159,7 @@ def _of_batch(given: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _text(value: object) -> str | None:
-    """Return text as it is, and anything else as JSON. Keys keep their order, which can matter in a schema."""
+    """Return text unchanged, and any other value as JSON. Keys keep their order, which can matter in a schema."""
     if value is None or isinstance(value, str):
         return value
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)

@@ -69,7 +69,7 @@ def changed(prompts: DataFrame, rows: DataFrame, settings: Settings) -> DataFram
             *(F.count_if(F.expr(f"{final} AND mode = '{mode}'")).alias(f"_{mode}") for mode in modes),
         )
     )
-    # A prompt without an id gets one when its request is built. Until then it is a group of its own.
+    # A prompt without an id gets one when its request is built. Until then it is its own group.
     keyed = prompts.withColumn("_id", F.coalesce("request_id", F.concat(F.lit("\0"), "source_hash")))
     alike = Window.partitionBy("_id")
     settled = " AND ".join(["source_hash = _low", "source_hash = _high", *(f"_{mode} > 0" for mode in modes)])

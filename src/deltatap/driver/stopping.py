@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from deltatap.messages import Heartbeat
 
-# How long workers may take beyond timeouts.grace_s to stop by themselves.
+# How long workers may take after timeouts.grace_s to stop on their own.
 END_WAIT_S = 30.0
 SUBMISSIONS = 4
 
@@ -81,7 +81,7 @@ def give_up(submissions: int, why: str) -> Stop | None:
 
 @dataclass(slots=True)
 class Shutdown:
-    """The course of a stop: workers stop by themselves; if they do not, Spark's jobs are interrupted.
+    """How a stop proceeds: workers stop on their own, or else Spark's jobs are interrupted.
 
     Attributes:
         grace_s: how long open streams may continue.

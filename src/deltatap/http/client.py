@@ -246,7 +246,7 @@ class EndpointClient:
 
 @dataclass(slots=True)
 class _Reading:
-    """The progress of a call; it remains when the call breaks off.
+    """The progress of a call; it remains available when the call fails.
 
     Attributes:
         api: the API that was called.

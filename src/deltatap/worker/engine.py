@@ -1,4 +1,4 @@
-"""Many streams at once on one event loop, in a thread of its own, so that Spark's thread can feed it and wait.
+"""Runs many streams at once on one event loop, in its own thread, so that Spark's thread can submit jobs and wait.
 
 Knows how to keep a share of streams open across batches, and when a request is finished. Other modules make the calls
 (``http/client.py``), decide which requests may start (``schedule.py``, ``usage.py``) and which are retried

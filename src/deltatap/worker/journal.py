@@ -1,6 +1,6 @@
 """The journal: small Parquet files that keep finished captures, within one flush interval, until they land.
 
-Knows when a file is written, and how to find out which rows the journal holds. A thread of its own takes captures from
+Knows when a file is written, and how to find out which rows the journal holds. A separate thread takes captures from
 the engine, counts their tokens and writes them. Leaves landing to ``driver/landing.py``.
 """
 

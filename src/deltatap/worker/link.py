@@ -81,7 +81,7 @@ def decide(control: Control | None, now: Situation) -> Stop | Proceed:
 
 
 class Link:
-    """Exchanges messages with the driver every POLL_S seconds, in a thread of its own."""
+    """Exchanges messages with the driver every POLL_S seconds, in its own thread."""
 
     def __init__(
         self,

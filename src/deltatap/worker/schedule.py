@@ -1,4 +1,4 @@
-"""Which request of a worker may start now, and when the next one may. Pure: time is passed in.
+"""Decides which request of a worker may start now, and when the next one may start. Pure: time is passed in.
 
 Knows the worker's share of the run's streams, retries that are due later, cool-downs and stops. Leaves the calls
 themselves to ``engine.py``, and which outcomes are retried to ``retry.py``.
@@ -58,7 +58,7 @@ class Scheduler:
         heapq.heappush(self._retries, (at, self._count, job))
 
     def cool_down(self, until: float) -> None:
-        """Start nothing before a time; the latest such time counts."""
+        """Start no jobs before a time; the latest such time counts."""
         self._cool_until = max(self._cool_until, until)
 
     @property
@@ -95,7 +95,7 @@ class Scheduler:
         self.open -= 1
 
     def wake_at(self) -> float | None:
-        """When the next job may start if nothing else happens; None when only an event can let one start."""
+        """When the next job may start if no event comes before; None if only an event can let a job start."""
         if self._held() or self.barred or not self.waiting:
             return None
         ready = 0.0 if self._new else self._retries[0][0]
