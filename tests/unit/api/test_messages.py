@@ -172,7 +172,7 @@ def test_a_refusal_because_no_credit_is_left_stops_the_run(message: str, type_: 
 
 
 def called(simulator: Simulation, mode: Mode = "stream", model: str = "claude", **row: Any) -> Call:
-    """What the real client receives from the real simulator."""
+    """The real client receives every answer of the real simulator."""
     request = build_request({"prompt": "Hi", **row}, api="messages", model=model, defaults={}, keep=())
     sent = wire(request.body or "", api="messages", mode=mode, include_usage=True)
 

@@ -18,7 +18,7 @@ def test_a_background_thread_keeps_its_error() -> None:
 
 
 class Steps:
-    """A step that fails as given, and sets an event when all given outcomes were used."""
+    """A step with the given outcomes. It sets an event after the last one."""
 
     def __init__(self, *fails: bool) -> None:
         self.fails, self.done = list(fails), 0

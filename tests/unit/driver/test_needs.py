@@ -65,14 +65,14 @@ def test_preflight_reports_all_problems_at_once(tmp_path: Path, monkeypatch: pyt
 
 
 def test_preflight_needs_the_fallback_encoding_s_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(needs, "encoding", asked.append)
+    encodings: list[str] = []
+    monkeypatch.setattr(needs, "encoding", encodings.append)
     problems(settings(tmp_path, tokens={"fallback_encoding": "cl100k_base"}), "vocabularies")
-    assert asked == ["cl100k_base", "cl100k_base"]
-    asked.clear()
+    assert encodings == ["cl100k_base", "cl100k_base"]
+    encodings.clear()
     endpoint = {"api_key": None, "model": "gpt-4o"}
     problems(settings(tmp_path, tokens={"fallback_encoding": "cl100k_base"}, endpoint=endpoint), "vocabularies")
-    assert asked == ["cl100k_base", "o200k_base"]
+    assert encodings == ["cl100k_base", "o200k_base"]
 
 
 def test_a_missing_vocabulary_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,15 +122,15 @@ def test_check_imports_neither_the_loop_nor_the_worker() -> None:
 def test_the_network_need_connects_to_the_endpoint_within_connect_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base_url: str, address: tuple[str, int]
 ) -> None:
-    asked: list[Any] = []
+    connections: list[Any] = []
 
     def connect(address: tuple[str, int], timeout: float) -> Any:
-        asked.append((address, timeout))
+        connections.append((address, timeout))
         raise TimeoutError("timed out")
 
     monkeypatch.setattr("socket.create_connection", connect)
     endpoint = {"api_key": None, "base_url": base_url}
     (problem,) = problems(settings(tmp_path, endpoint=endpoint, timeouts={"connect_s": 3.5}), "network")
-    assert asked == [(address, 3.5)]
+    assert connections == [(address, 3.5)]
     assert problem.startswith(f"endpoint.base_url: cannot reach {address[0]} port {address[1]}: timed out")
     assert ("deltatap simulate" in problem) == (address[0] == "::1"), "the simulator runs on loopback only"

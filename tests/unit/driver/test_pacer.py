@@ -61,7 +61,7 @@ class Worker:
 
     @property
     def unused_permits(self) -> bool:
-        """A shortcut, since most steps of the simulation come between two permits."""
+        """A shortcut, because most steps of the simulation are between two permits."""
         permit = self.tally.allowance._permit
         return permit is None or self.tally.allowance.used < permit.requests
 
@@ -160,7 +160,7 @@ class World:
                     self.messages[worker.name] = worker.message()
 
     def windows(self, *, tokens: bool = False, skip: float = 0.0) -> tuple[float, float]:
-        """The minimum and maximum that started within any sixty seconds, after the first `skip` seconds."""
+        """The minimum and maximum started within any sixty seconds, without the first `skip` seconds."""
         events = [(at, amount if tokens else 1) for at, amount in self.started]
         least, most = float("inf"), 0.0
         first = last = 0
@@ -233,7 +233,7 @@ def test_an_idle_worker_leaves_its_part_to_others() -> None:
 @pytest.mark.parametrize("workers", [1, 4])
 @pytest.mark.parametrize("output", [30.0, 400.0, 3000.0])
 def test_a_token_limit_follows_actual_use(workers: int, output: float) -> None:
-    """Outputs differ from the expected length: corrected when they end, and learned."""
+    """Outputs differ from the expected length. Their end corrects the counts, and workers learn the mean."""
     limit = round(1500 * output)
     world = World(Bounds(tokens_per_minute=limit))
     world.join(workers, output=output, lasts_s=4)

@@ -40,7 +40,7 @@ def test_the_share_of_failed_rows(counts: tuple[int | None, int | None, int | No
 def test_capture_fails_above_the_configured_error_rate(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rate: float, outcome: Ended, code: int
 ) -> None:
-    """Everything between the configuration and the exit code, with a run that has ended already."""
+    """Runs the capture command. The run itself is replaced by its outcome."""
     monkeypatch.setattr("deltatap.driver.needs.preflight", lambda _: None)
     monkeypatch.setattr("deltatap.driver.run.run", lambda *_: outcome)
     monkeypatch.setattr("deltatap.analysis.queries.summarize", lambda *_: ([], []))
@@ -51,9 +51,9 @@ def test_capture_fails_above_the_configured_error_rate(
 
 
 def test_a_local_session_has_the_configured_master(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+    masters: list[str] = []
     monkeypatch.delenv("DATABRICKS_RUNTIME_VERSION", raising=False)
     monkeypatch.setattr("pyspark.sql.SparkSession.getActiveSession", lambda: None)
-    monkeypatch.setattr("deltatap.spark.session.local_session", asked.append)
+    monkeypatch.setattr("deltatap.spark.session.local_session", masters.append)
     cli._session(load_settings({"spark": {"master": "local[7]"}}), Console())
-    assert asked == ["local[7]"]
+    assert masters == ["local[7]"]

@@ -69,7 +69,7 @@ def call(
     path: str = "/v1",
     **described: Any,
 ) -> Call:
-    """Call this handler; `seen` receives the head and the body of the request."""
+    """Make a call to this handler. `seen` collects the head and the body of the request."""
 
     async def made() -> Call:
         async def reading(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -91,7 +91,7 @@ def call(
 
 
 def calls(answers: Sequence[bytes], wires: Sequence[Wire], credential: Credential | None = None) -> Calls:
-    """Make several calls with one client; the server's answers in order, and the requests that it saw."""
+    """Make several calls with one client to a server that sends these answers. Returns calls and requests."""
 
     async def made() -> Calls:
         left, found = list(answers), Calls([], [], 0)
@@ -485,13 +485,13 @@ def test_end_of_the_body_may_arrive_after_done() -> None:
     assert connections == 1
 
 
-@pytest.mark.parametrize(("described", "asked"), [({}, True), ({"include_usage": False}, False)])
-def test_include_usage_decides_whether_stream_options_are_sent(described: dict[str, Any], *, asked: bool) -> None:
+@pytest.mark.parametrize(("described", "included"), [({}, True), ({"include_usage": False}, False)])
+def test_include_usage_decides_whether_stream_options_are_sent(described: dict[str, Any], *, included: bool) -> None:
     request_ = Request("a", "", "m", '{"model":"m","messages":[]}', None, None)
     wire = job_of(request_, 0, [], Endpoint(**described), "stream").wire
     assert wire is not None
     ((_, body),) = calls([ANSWER], [wire]).requests
-    assert json.loads(body).get("stream_options") == ({"include_usage": True} if asked else None)
+    assert json.loads(body).get("stream_options") == ({"include_usage": True} if included else None)
 
 
 def test_content_filter_results_of_a_refusal_are_kept() -> None:

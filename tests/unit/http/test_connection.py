@@ -477,11 +477,11 @@ def test_header_with_a_line_break_is_not_sent() -> None:
 
 
 def test_cancelled_request_closes_its_connection() -> None:
-    asked, closed = asyncio.Event(), asyncio.Event()
+    requested, closed = asyncio.Event(), asyncio.Event()
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"{}")
-        asked.set()
+        requested.set()
         assert await reader.read() == b""
         closed.set()
         writer.close()
@@ -489,7 +489,7 @@ def test_cancelled_request_closes_its_connection() -> None:
     async def talk() -> None:
         async with server(silent) as port:
             asking = asyncio.ensure_future(ask(Http1Transport(), f"http://127.0.0.1:{port}/"))
-            await asyncio.wait_for(asked.wait(), 20)
+            await asyncio.wait_for(requested.wait(), 20)
             asking.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asking

@@ -103,7 +103,7 @@ def guarded(issuer: Issuer) -> Callable[[str, dict[str, str], bytes], tuple[int,
 
 
 def test_no_request_fails_in_an_hour_with_ten_minute_tokens() -> None:
-    """A request every ten seconds for sixty minutes of virtual time, with the engine and over real sockets."""
+    """Send a request every ten seconds for an hour of virtual time, with the engine and over real sockets."""
     clock = Clock()
     issuer = Issuer(clock, 10 * MINUTE)
     captures: list[Capture] = []
@@ -256,7 +256,7 @@ def test_repeated_token_does_not_displace_earlier_ones() -> None:
 
 def test_databricks_sdk_provides_the_workspaces_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """OAuth of a service principal, as a job uses it, with the endpoint's own workspace."""
-    asked: list[dict[str, Any]] = []
+    forms: list[dict[str, Any]] = []
 
     def workspace(path: str, headers: dict[str, str], body: bytes) -> tuple[int, str, bytes]:
         host = f"http://{headers['host']}"
@@ -266,8 +266,8 @@ def test_databricks_sdk_provides_the_workspaces_tokens(monkeypatch: pytest.Monke
             known = {"authorization_endpoint": f"{host}/oidc/v1/authorize", "token_endpoint": f"{host}/oidc/v1/token"}
             return 200, "application/json", json.dumps(known).encode()
         if path == "/oidc/v1/token":
-            asked.append(parse_qs(body.decode()))
-            token = {"access_token": f"dapi-{len(asked)}", "token_type": "Bearer", "expires_in": 3600}
+            forms.append(parse_qs(body.decode()))
+            token = {"access_token": f"dapi-{len(forms)}", "token_type": "Bearer", "expires_in": 3600}
             return 200, "application/json", json.dumps(token).encode()
         return 404, "application/json", b"{}"
 
@@ -283,16 +283,16 @@ def test_databricks_sdk_provides_the_workspaces_tokens(monkeypatch: pytest.Monke
         assert credential is not None
         assert credential.token() == "dapi-1"
         assert credential.token() == "dapi-1"
-    assert asked[0]["grant_type"] == ["client_credentials"]
+    assert forms[0]["grant_type"] == ["client_credentials"]
 
 
 def test_azure_identity_provides_entra_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     """A managed identity, as Azure App Service provides it on loopback."""
-    asked: list[str] = []
+    paths: list[str] = []
 
     def service(path: str, headers: dict[str, str], _body: bytes) -> tuple[int, str, bytes]:
         assert headers["x-identity-header"] == "proof"
-        asked.append(path)
+        paths.append(path)
         token = {"access_token": "entra-1", "expires_on": "4102444800", "resource": "r", "token_type": "Bearer"}
         return 200, "application/json", json.dumps(token).encode()
 
@@ -303,7 +303,7 @@ def test_azure_identity_provides_entra_tokens(monkeypatch: pytest.MonkeyPatch) -
         credential = credential_of(Endpoint(api_key=ApiKey(identity="azure")))
         assert credential is not None
         assert credential.token() == "entra-1"
-    query = parse_qs(urlsplit(asked[0]).query)
+    query = parse_qs(urlsplit(paths[0]).query)
     assert query["resource"] == ["https://cognitiveservices.azure.com"]
 
 

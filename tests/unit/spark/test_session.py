@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def make_java(home: Path, version: str) -> Path:
-    """Make a ``bin/java`` that states a version as a real one does, and prints any other argument on a line."""
+    """Create a ``bin/java`` that prints a version like a real one, and any other argument on its own line."""
     java = home / "bin/java"
     java.parent.mkdir(parents=True)
     java.write_text(
@@ -29,7 +29,7 @@ def make_java(home: Path, version: str) -> Path:
 
 @pytest.fixture
 def no_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine without Java, whose only folder on PATH is the one returned."""
+    """Simulate a machine without Java. The returned folder is the only one on PATH."""
     path = tmp_path / "path"
     path.mkdir()
     monkeypatch.setenv("PATH", str(path))

@@ -271,7 +271,7 @@ def test_one_file_holds_a_bounded_number_of_chunks(
 def test_a_step_of_the_wall_clock_changes_no_duration(
     tmp_path: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch, step_s: float
 ) -> None:
-    """The clock steps while the worker cools down after a 429: no wait is longer, and no duration is wrong."""
+    """The wall clock jumps during a cool-down after a 429. No wait gets longer, and every duration is right."""
     rows = [{"request_id": "limited", "prompt": "p", "model": "m!429=0.3:1"}, *asked(20)]
     work = task(tmp_path, simulator, rows)
     wall, real = time.time, time.time
