@@ -62,7 +62,7 @@ def ensure(
 
 
 def commit(spark: SparkSession, sql: str) -> None:
-    """Run a statement that commits, and repeat it when another writer's commit came first."""
+    """Run a statement that commits, and repeat it after a conflict with another writer."""
     for retries_left in reversed(range(_TRIES)):
         try:
             spark.sql(sql)
@@ -74,7 +74,7 @@ def commit(spark: SparkSession, sql: str) -> None:
 
 
 def is_conflict(error: Exception) -> bool:
-    """Whether a commit failed because another commit, which changed what this one had read, came first."""
+    """Whether a commit failed because another writer first committed a change to data that this commit had read."""
     return "CONCURRENT" in f"{type(error).__name__}: {error}".upper()
 
 
@@ -85,7 +85,7 @@ def differences(found: StructType, columns: Sequence[Column]) -> list[str]:
     for field in spark_schema(columns).fields:
         if field.name not in types:
             added = f"{field.name} {field.dataType.simpleString()}"
-            problems.append(f"column {field.name} is missing; ALTER TABLE … ADD COLUMN {added}")
+            problems.append(f"column {field.name} is missing; add it with ALTER TABLE … ADD COLUMN {added}")
         elif types[field.name].simpleString() != field.dataType.simpleString():
             problems.append(
                 f"column {field.name}: expected {field.dataType.simpleString()}, "

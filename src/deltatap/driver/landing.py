@@ -175,7 +175,8 @@ class Landing:
             elif time.monotonic() - idle_since > _IDLE_S:
                 # The query ignores a file that it has seen before. With a new checkpoint it sees the file again.
                 if renewed:
-                    raise LandingError(f"{self.state.journal}: its files do not land in {self.captures}")
+                    where = f"{self.state.journal} in table {self.captures}"
+                    raise LandingError(f"cannot land the files of {where}; the next start tries again")
                 self._renew()
                 renewed, idle_since = True, time.monotonic()
 

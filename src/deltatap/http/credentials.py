@@ -89,7 +89,7 @@ class Credential:
             if current is not None and current.expires_at is not None and now < current.expires_at:
                 self._renew_at = min(current.expires_at, now + 1)  # still valid; try again soon
                 return
-            raise CredentialError(f"no token: {type(error).__name__}: {one_line(error)}") from error
+            raise CredentialError(f"cannot get a token: {type(error).__name__}: {one_line(error)}") from error
         # A library that is asked early returns the same token again: remember each only once.
         others = [known for known in self._tokens if known.value != token.value]
         self._tokens = [*others[1 - _KEPT :], token]

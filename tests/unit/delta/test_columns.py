@@ -79,7 +79,7 @@ def test_a_table_is_a_name_or_a_path(table: str, sql: str) -> None:
 def test_differences_name_the_column() -> None:
     found = columns.spark_schema((*columns.CAPTURES[:-1], columns.Column("mine", columns.STRING, "")))
     assert delta_tables.differences(found, columns.CAPTURES) == [
-        "column worker is missing; ALTER TABLE … ADD COLUMN worker string"
+        "column worker is missing; add it with ALTER TABLE … ADD COLUMN worker string"
     ]
     other = columns.spark_schema((columns.Column("run_id", columns.BIGINT, ""), *columns.CAPTURES[1:]))
     assert delta_tables.differences(other, columns.CAPTURES) == ["column run_id: expected string, found bigint"]

@@ -202,7 +202,7 @@ def test_old_token_is_used_until_it_expires_while_renewal_fails() -> None:
     clock.now += 9 * MINUTE
     assert credential.token() == "token-0"
     clock.now += 2 * MINUTE
-    with pytest.raises(CredentialError, match=r"^no token: ConnectionError: the identity provider is down$"):
+    with pytest.raises(CredentialError, match=r"^cannot get a token: ConnectionError: the identity provider is down$"):
         credential.token()
     issuer.down = False
     assert credential.token() == "token-1"
