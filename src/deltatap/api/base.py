@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from deltatap.api.frames import DONE, Asked, openai_error
+from deltatap.api.frames import DONE, ParsedRequest, openai_error
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -106,7 +106,7 @@ class Api(ABC):
             return last.get("content") if isinstance(last, dict) else last
         return prompt
 
-    def asked(self, body: Mapping[str, Any]) -> Asked:
+    def parse_request(self, body: Mapping[str, Any]) -> ParsedRequest:
         """Parse a request for the simulator.
 
         Raises:
@@ -118,7 +118,7 @@ class Api(ABC):
         stop = body.get("stop")
         choice = body.get("tool_choice")
         tools = body.get("tools") if choice != "none" else None
-        return Asked(
+        return ParsedRequest(
             choices=self.choices(body),
             max_output=self.max_output(body),
             tools=tuple(self.tool(tool) for tool in tools) if isinstance(tools, list) else (),

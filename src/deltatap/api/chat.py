@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from deltatap.api import prompt
 from deltatap.api.accumulate import Accumulator, GrowingChoice, ToolCall
 from deltatap.api.choices import ChoicesAccumulator, ChoicesApi, ChoicesFrames
-from deltatap.api.frames import Answer, Asked, Piece, call_id, logprob
+from deltatap.api.frames import Answer, ParsedRequest, Piece, call_id, logprob
 from deltatap.api.input_tokens import InputTokens, count_messages, count_tools, without_rule
 from deltatap.model import CONTENT, REASONING, REFUSAL
 
@@ -165,11 +165,11 @@ class Chat(ChoicesApi):
             + (InputTokens() if plain else without_rule(form, encoding))
         )
 
-    def asked(self, body: Mapping[str, Any]) -> Asked:
+    def parse_request(self, body: Mapping[str, Any]) -> ParsedRequest:
         """Like the base class, but the messages must be a list."""
         if not isinstance(body["messages"], list):
             raise TypeError("messages is not a list")
-        return super().asked(body)
+        return super().parse_request(body)
 
     def _replayed_output(self, row: Mapping[str, Any], chunks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         delta: dict[str, Any] = {}

@@ -25,7 +25,7 @@ STREAM_ERROR = "The server had an error in mid-stream."
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ParsedRequest:
     """What a request asks for, in the same form for every API.
 
     Attributes:

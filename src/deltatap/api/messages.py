@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from deltatap.api import prompt
 from deltatap.api.accumulate import Accumulator, ToolCall, count
 from deltatap.api.base import Api, json_schema
-from deltatap.api.frames import STREAM_ERROR, Answer, Asked, Frames, Piece, event
+from deltatap.api.frames import STREAM_ERROR, Answer, Frames, ParsedRequest, Piece, event
 from deltatap.api.input_tokens import InputTokens, count_messages, image_size, without_rule
 from deltatap.model import CONTENT, REASONING, Usage
 
@@ -351,15 +351,15 @@ class Messages(Api):
         spent = status == 400 and message.startswith(_SPENT)  # noqa: PLR2004 - bad request
         return 402 if spent else status
 
-    def asked(self, body: Mapping[str, Any]) -> Asked:
+    def parse_request(self, body: Mapping[str, Any]) -> ParsedRequest:
         """Like the base class, but most parameters have other names."""
         if not isinstance(body["messages"], list):
             raise TypeError("messages is not a list")
         thinking, choice = body.get("thinking") or {}, body.get("tool_choice") or {}
-        asked = super().asked(body)
+        parsed = super().parse_request(body)
         return replace(
-            asked,
-            tools=() if choice.get("type") == "none" else asked.tools,
+            parsed,
+            tools=() if choice.get("type") == "none" else parsed.tools,
             several_calls=not choice.get("disable_parallel_tool_use"),
             reasoning=thinking.get("type") in ("enabled", "adaptive"),
             schema=json_schema((body.get("output_config") or {}).get("format")),

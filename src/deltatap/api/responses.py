@@ -13,7 +13,18 @@ from deltatap.api import prompt
 from deltatap.api.accumulate import Accumulator, GrowingChoice, ToolCall
 from deltatap.api.base import Api, json_schema
 from deltatap.api.choices import openai_usage
-from deltatap.api.frames import MODERATION, SAFE, STREAM_ERROR, Answer, Asked, Frames, Piece, call_id, event, logprob
+from deltatap.api.frames import (
+    MODERATION,
+    SAFE,
+    STREAM_ERROR,
+    Answer,
+    Frames,
+    ParsedRequest,
+    Piece,
+    call_id,
+    event,
+    logprob,
+)
 from deltatap.api.input_tokens import InputTokens, count_messages, count_tools, without_rule
 from deltatap.model import CONTENT, REASONING, REFUSAL
 
@@ -372,12 +383,12 @@ class Responses(Api):
         counted = count_messages(messages, model, encoding) + count_tools(body.get("tools"), model, encoding)
         return counted + without_rule(body.get("text"), encoding) + InputTokens(0, approximate=True)
 
-    def asked(self, body: Mapping[str, Any]) -> Asked:
+    def parse_request(self, body: Mapping[str, Any]) -> ParsedRequest:
         """Like the base class, but reasoning, the output format and log probabilities have other names."""
         reasoning, text = body.get("reasoning"), body.get("text")
         effort = reasoning.get("effort") if isinstance(reasoning, dict) else None
         return replace(
-            super().asked(body),
+            super().parse_request(body),
             reasoning=effort not in (None, "none"),
             schema=json_schema(text.get("format")) if isinstance(text, dict) else None,
             logprobs="message.output_text.logprobs" in (body.get("include") or ()),

@@ -3,7 +3,7 @@
 Texts are random words, some of them not ASCII, in pieces of one or more tiktoken tokens. Waits are log-normal, with a
 long tail like those of real endpoints. The answer follows the request: tools are called, JSON matches its schema,
 reasoning comes first. Traits cause what only a server decides, such as a refusal. Each API's module parses the request
-(:class:`Asked`) and turns the answer into its own JSON.
+(:class:`ParsedRequest`) and turns the answer into its own JSON.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from deltatap.tokens import count_text, encoding
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from deltatap.api.frames import Asked, Kind
+    from deltatap.api.frames import Kind, ParsedRequest
 
 ENCODING = "o200k_base"
 _MAX_TOKENS = 16_384
@@ -60,49 +60,49 @@ class Pace:
     speed: float = 1.0
 
 
-def answers(asked: Asked, key: str, seed: int, pace: Pace, traits: Sequence[str] = ()) -> list[Answer]:
+def answers(parsed: ParsedRequest, key: str, seed: int, pace: Pace, traits: Sequence[str] = ()) -> list[Answer]:
     """The choices for a request.
 
     Args:
-        asked: what the request asks for.
+        parsed: what the request asks for.
         key: identifies the request.
         seed: another seed gives other answers.
         pace: how long the answers are and how fast they arrive.
         traits: can contain `refusal` and `reasoning`.
     """
     return [
-        _answer(asked, random.Random(f"{seed}/{key}/{index}"), pace, traits)  # noqa: S311 - repeatable, not secret
-        for index in range(asked.choices)
+        _answer(parsed, random.Random(f"{seed}/{key}/{index}"), pace, traits)  # noqa: S311 - repeatable, not secret
+        for index in range(parsed.choices)
     ]
 
 
-def _answer(asked: Asked, chance: random.Random, pace: Pace, traits: Sequence[str]) -> Answer:
-    made = _without_waits(asked, chance, pace, traits)
+def _answer(parsed: ParsedRequest, chance: random.Random, pace: Pace, traits: Sequence[str]) -> Answer:
+    made = _without_waits(parsed, chance, pace, traits)
     waits = [chance.lognormvariate(log(pace.ttft_ms), pace.ttft_sigma)]
     waits += [chance.lognormvariate(log(pace.itl_ms), pace.itl_sigma) for _ in range(len(made.pieces) - 1)]
     scale = 0.0 if pace.speed == 0 else 1e-3 / pace.speed
     return replace(made, waits_s=tuple(wait * scale for wait in waits))
 
 
-def _without_waits(asked: Asked, chance: random.Random, pace: Pace, traits: Sequence[str]) -> Answer:
-    limit = asked.max_output or _MAX_TOKENS
+def _without_waits(parsed: ParsedRequest, chance: random.Random, pace: Pace, traits: Sequence[str]) -> Answer:
+    limit = parsed.max_output or _MAX_TOKENS
     wanted = max(1, min(_MAX_TOKENS, round(chance.lognormvariate(log(pace.tokens), pace.tokens_sigma))))
     if "refusal" in traits:
         return _of_text("refusal", "I am sorry, I cannot help with that.")
-    if asked.tools:
-        return _calls(asked.tools if asked.several_calls else asked.tools[:1], chance)
-    reasoned = _reasoned(chance) if "reasoning" in traits or asked.reasoning else _NOTHING
-    if asked.schema is not None:
-        return _joined(reasoned, _of_text("content", json.dumps(_filled(asked.schema, chance), ensure_ascii=False)))
+    if parsed.tools:
+        return _calls(parsed.tools if parsed.several_calls else parsed.tools[:1], chance)
+    reasoned = _reasoned(chance) if "reasoning" in traits or parsed.reasoning else _NOTHING
+    if parsed.schema is not None:
+        return _joined(reasoned, _of_text("content", json.dumps(_filled(parsed.schema, chance), ensure_ascii=False)))
     text = _text(chance, wanted)
     tokens = encoding(ENCODING).encode_ordinary(text)[:wanted]
     finish = "stop"
     if len(tokens) > limit:
         tokens, finish = tokens[:limit], "length"
-    pieces, sizes = _stopped(*_pieces(tokens), asked.stop)
+    pieces, sizes = _stopped(*_pieces(tokens), parsed.stop)
     content = Answer(tuple(Piece("content", piece) for piece in pieces), sum(sizes), 0, (), finish)
-    if asked.echo is not None:
-        content = replace(content, pieces=(Piece("content", asked.echo), *content.pieces))
+    if parsed.echo is not None:
+        content = replace(content, pieces=(Piece("content", parsed.echo), *content.pieces))
     return _joined(reasoned, content)
 
 

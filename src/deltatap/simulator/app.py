@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from deltatap.api.base import Api
-    from deltatap.api.frames import Answer, Asked
+    from deltatap.api.frames import Answer, ParsedRequest
 
 # OpenAI's base and Azure's newer one, Azure's older one, Databricks' serving endpoints.
 _BASES = ("/v1", "/openai/v1", "/openai/deployments/{deployment}", "/openai", "/serving-endpoints")
@@ -74,7 +74,7 @@ class _Incoming:
 
     api: Api
     body: dict[str, Any]
-    asked: Asked
+    parsed: ParsedRequest
     model: str
     input_tokens: int
 
@@ -150,7 +150,7 @@ class Simulator:
         try:
             body = orjson.loads(content)
             request_hash = request_hash_of(body)
-            asked = api.asked(body)
+            parsed = api.parse_request(body)
             input_tokens = api.count_input(body, str(body.get("model")), ENCODING).tokens
             model, faults = of_model(str(body["model"]))
             faults = (*faults, *parse(headers.get("x-simulate", "")))
@@ -175,7 +175,7 @@ class Simulator:
         call.fault = None if fault is None else fault.text
         ended = "broken"
         try:
-            incoming = _Incoming(api, body, asked, model, input_tokens)
+            incoming = _Incoming(api, body, parsed, model, input_tokens)
             ended = await self._answer(incoming, call, fault or Fault(()), scope, receive, send)
         except BrokenOff:
             pass
@@ -202,7 +202,7 @@ class Simulator:
             transport.close()
             raise BrokenOff
         api = incoming.api
-        found = answers(incoming.asked, call.key, self.settings.seed, self.settings.pace, fault.names)
+        found = answers(incoming.parsed, call.key, self.settings.seed, self.settings.pace, fault.names)
         limits = self._limits(call, incoming.input_tokens + sum(answer.tokens for answer in found))
         if refusal := _refused(incoming, fault, limits):
             call.http_status = refusal.status_code
@@ -275,7 +275,7 @@ def _refused(incoming: _Incoming, fault: Fault, limits: dict[str, str]) -> Respo
 def _facts(incoming: _Incoming, call: Call, fault: Fault, found: Sequence[Answer]) -> Facts:
     output, reasoning = sum(answer.tokens for answer in found), sum(answer.reasoning_tokens for answer in found)
     traits = tuple(name for name in fault.names if name in TRAITS)
-    reports = incoming.asked.usage
+    reports = incoming.parsed.usage
     return Facts(
         f"sim{call.number:08d}",
         int(time.time()),
@@ -283,7 +283,7 @@ def _facts(incoming: _Incoming, call: Call, fault: Fault, found: Sequence[Answer
         usage(incoming.input_tokens, output, reasoning, traits),
         # An API without stream options always reports usage.
         with_usage=reports and not (incoming.api.takes_stream_options and "no_usage" in fault),
-        logprobs=incoming.asked.logprobs,
+        logprobs=incoming.parsed.logprobs,
         traits=traits,
     )
 

@@ -274,10 +274,10 @@ def test_requests_are_parsed_for_the_simulator(simulator: Simulation) -> None:
     assert called(simulator, model="claude", params='{"stop_sequences": ["."]}').received.text
     for body in ({"model": "m", "messages": "Hi"}, {"model": "m"}):
         with pytest.raises((TypeError, KeyError)):
-            API.asked(body)
+            API.parse_request(body)
     schema = {"type": "object", "properties": {"city": {"type": "string"}}}
     output = {"output_config": {"format": {"type": "json_schema", "schema": schema}}}
-    assert API.asked({"messages": HI, **output}).schema == schema
+    assert API.parse_request({"messages": HI, **output}).schema == schema
 
 
 def test_captured_events_are_replayed_byte_by_byte(simulator: Simulation) -> None:

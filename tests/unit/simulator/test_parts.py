@@ -26,7 +26,7 @@ PACE = Pace(tokens=60)
 
 
 def made(body: dict[str, Any], key: str = "k", seed: int = 0, pace: Pace = PACE) -> list[Answer]:
-    return answers(CHAT.asked(body), key, seed, pace)
+    return answers(CHAT.parse_request(body), key, seed, pace)
 
 
 def texts(body: dict[str, Any], key: str = "k", seed: int = 0) -> list[str]:
