@@ -1,4 +1,4 @@
-"""How many requests may start now: rate limits, budgets, and the pace after a 429. Pure: time is passed in.
+"""Decides how many requests may start now: rate limits, budgets, and the pace after a 429. Pure: time is passed in.
 
 The driver's :class:`Pacer` issues permits, each for one request and its expected tokens. Three amounts together never
 exceed a rate limit: what started within the last minute according to the workers' heartbeats, the permits that are
@@ -74,7 +74,7 @@ class Spent:
         return min((max(0.0, available) / part for available, part in pairs if part > 0), default=math.inf)
 
     def may_start(self, one: Spent) -> float:
-        """How many of `one` may start now: one more than fits, while anything is left. Later requests pay the debt."""
+        """How many of `one` may start now: one more than fits, while anything is left. Later requests pay it back."""
         return self.fits(one) + 1 if min(self.requests, self.tokens, self.cost_usd) >= 0 else 0
 
 
