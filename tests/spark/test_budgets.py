@@ -130,7 +130,7 @@ def test_what_a_dry_run_shows(
     said = io.StringIO()
     one = Estimate("m", "stream", 1200, 3, 9600, 1200, None, None, None, 0)
     show(Console(file=said, width=120), [one])
-    assert "1,200 or more" in said.getvalue()
+    assert "1,200 to unbounded" in said.getvalue()
     assert "no price" in said.getvalue()
     assert "output is unbounded" in said.getvalue()
     assert spark is not None
