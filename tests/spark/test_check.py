@@ -61,8 +61,10 @@ def test_everything_that_is_wrong_is_found(spark: SparkSession, tables: Path, mo
     assert "tables" not in told, "once is enough"
     assert found["captures"].level == found["runs"].level == "ok"
     assert "serverless compute" in told["runtime"]
-    assert "NOT_THERE" in told["models"]
-    assert wrong(found, "warning") == {"price": "model mine has no price: cost_usd will be null"}
+    assert wrong(found, "warning") == {
+        "price": "model mine has no price: cost_usd will be null",
+        "models": "not checked: the endpoint cannot be reached",
+    }
 
 
 def test_a_key_that_is_refused_and_a_model_that_is_not_listed(
@@ -77,7 +79,7 @@ def test_a_key_that_is_refused_and_a_model_that_is_not_listed(
     assert "but not gpt-unheard-of" in wrong(found, "warning")["models"]
     monkeypatch.setenv("CHECKED_KEY", KEY + "0")
     found = findings(spark, tree)
-    assert wrong(found)["models"].startswith("/models: authentication")
+    assert wrong(found)["models"].startswith("the endpoint does not list its models (authentication): ")
     assert KEY not in repr(found)
     assert simulator.counts()["calls"] == 0
 
