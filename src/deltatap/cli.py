@@ -87,7 +87,7 @@ _COMMON = (
     inspect.Parameter("overrides", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_SET),
 )
 _HOST = typer.Option(help="Address to listen on. There is no authentication: keep it on loopback.")
-_PORT = typer.Option(help="Port to listen on. 0 picks a free port.")
+_PORT = typer.Option(min=0, max=65535, help="Port to listen on. 0 picks a free port.")
 _SPEED = typer.Option(min=0, help="Speed factor: 2 is twice as fast, 0 does not wait at all.")
 
 

@@ -261,6 +261,18 @@ class Settings(_Section):
         )
 
 
+# pydantic's words, and those that fit after "expected".
+_WORDING = {
+    "Input should be ": "",
+    "a valid integer": "an integer",
+    "a valid ": "a ",
+    "greater than": "a number greater than",
+    "less than": "a number less than",
+    "String should match pattern": "text that matches",
+    "String should have": "text with",
+}
+
+
 def load_settings(
     source: Settings | Mapping[str, Any] | str | Path,
     overrides: Iterable[str] = (),
@@ -376,10 +388,9 @@ def _described(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
         near = difflib.get_close_matches(path[-1], known, 1)
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
         return f"{where}: unknown key; {hint}"
-    message = error["msg"].removeprefix("Input should be ")
-    message = message.replace("a valid integer", "an integer").replace("a valid ", "a ")
-    if message.startswith(("greater", "less")):
-        message = f"a number {message}"
+    message = error["msg"]
+    for theirs, ours in _WORDING.items():
+        message = message.replace(theirs, ours)
     if "api_key" in path:
         return (
             f"{where}: expected {{env: NAME}}, the name of an environment variable that holds the key, "

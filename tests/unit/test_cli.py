@@ -159,6 +159,17 @@ def test_simulate_exits_with_1_if_the_server_crashes(monkeypatch: pytest.MonkeyP
     assert "✗ OSError: no memory" in output
 
 
+def test_simulate_on_an_address_of_another_machine_exits_with_2() -> None:
+    problem = "✗ cannot listen on 192.0.2.1 port 8089: Cannot assign requested address\n"
+    assert invoke("simulate", "--host", "192.0.2.1") == (cli.CONFIGURATION, problem)
+
+
+def test_simulate_refuses_a_port_out_of_range() -> None:
+    code, output = invoke("simulate", "--port", "99999")
+    assert code == cli.CONFIGURATION
+    assert "less than or equal to 65535" in " ".join(output.replace("│", "").split())
+
+
 def test_simulate_on_a_used_port_names_the_port_and_exits_with_2() -> None:
     with socket.create_server(("127.0.0.1", 0)) as used:
         port = used.getsockname()[1]

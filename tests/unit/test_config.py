@@ -83,7 +83,9 @@ def test_an_empty_override_unsets_a_key() -> None:
             {"endpoint": {"api_key": {"secret": "no-scope"}}},
             "settings: endpoint.api_key.secret: expected {env: NAME}, the name of an environment variable",
         ),
-        ({"run": {"id": "a/b"}}, "settings: run.id: expected "),
+        ({"run": {"id": "a/b"}}, "settings: run.id: expected text that matches '^["),
+        ({"captures": {"table": ""}}, "settings: captures.table: expected text with at least 1 character, found ''"),
+        ({"capture": {"keep_raw": 1}}, "settings: capture.keep_raw: expected a boolean, found 1"),
         ({"prompts": {"table": None}}, "settings: prompts: expected exactly one of table and sql"),
         ({"prompts": {"sql": "SELECT 1"}}, "settings: prompts: expected exactly one of table and sql"),
         (

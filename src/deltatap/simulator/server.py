@@ -63,6 +63,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         for server in self.servers:
             host, port = server.sockets[0].getsockname()[:2]
+            host = f"[{host}]" if ":" in host else host
             print(f"{self.name}: http://{host}:{port}/v1", flush=True)  # noqa: T201 - the process that started it waits for this line
 
 
@@ -105,10 +106,10 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except OverflowError:
-        raise ConfigError([f"--port {port}: expected a port from 0 to 65535"]) from None
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             hint = "choose another port with --port, or --port 0 for a free one"
             raise ConfigError([f"{host} port {port} is already in use; {hint}"]) from error
-        raise ConfigError([f"cannot listen on {host} port {port}: {error.strerror or error}"]) from error
+        # Python adds the address to the reason, in parentheses.
+        reason = (error.strerror or str(error)).partition(" (")[0]
+        raise ConfigError([f"cannot listen on {host} port {port}: {reason}"]) from error
