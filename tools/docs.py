@@ -1,4 +1,4 @@
-"""Rewrites the generated parts of docs/*.md in place: the columns of the tables and the definitions of the metrics.
+"""Rewrites the generated parts of docs/*.md in place: columns of tables, definitions of metrics, simulated faults.
 
 A generated part stands between ``<!-- generated: NAME -->`` and ``<!-- /generated -->``, where NAME is a key of
 :data:`PARTS`. The rest of a page is written by hand.
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from deltatap.analysis import metrics
 from deltatap.analysis import tables as metrics_tables
 from deltatap.delta import columns
+from deltatap.simulator import faults
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -63,6 +64,19 @@ def _peers() -> str:
     return _table(("tool", "its term", "SQL", "difference from ours"), rows)
 
 
+def _faults() -> str:
+    groups = {
+        "refuses the request": faults.REFUSALS,
+        "breaks the stream": faults.BREAKS,
+        "changes the end, the headers or the type of the response": faults.ENDINGS,
+        "changes how the stream is cut into events and bytes": faults.SHAPES,
+        "adds or leaves out what some servers send and others do not": faults.TRAITS,
+    }
+    return _table(
+        ("the fault", "names"), [(what, ", ".join(f"`{name}`" for name in names)) for what, names in groups.items()]
+    )
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "captures": lambda: _columns(columns.CAPTURES),
     "runs": lambda: _columns(columns.RUNS),
@@ -73,6 +87,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "metrics": _metrics,
     "metrics in SQL": _metrics_sql,
     "other tools": _peers,
+    "faults": _faults,
 }
 
 

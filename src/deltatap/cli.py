@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from deltatap.errors import (
     ConfigError,
@@ -37,7 +38,29 @@ if TYPE_CHECKING:
 
 _HELP = "Stream LLM completions from Spark into Delta, with the arrival time of every chunk."
 
-app = typer.Typer(help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False)
+
+class _Command(TyperCommand):
+    """A command whose help shows no type for flags."""
+
+    def get_params(self, ctx: Any) -> list[Any]:  # noqa: ANN401 - the class depends on Typer's version
+        return _without_flag_types(super().get_params(ctx))
+
+
+class _Group(TyperGroup):
+    """The same for the options before the command."""
+
+    def get_params(self, ctx: Any) -> list[Any]:  # noqa: ANN401 - as above
+        return _without_flag_types(super().get_params(ctx))
+
+
+def _without_flag_types(parameters: list[Any]) -> list[Any]:
+    for each in parameters:
+        if getattr(each, "is_flag", False):
+            each.metavar = ""
+    return parameters
+
+
+app = typer.Typer(cls=_Group, help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False)
 
 OK, FAILED, CONFIGURATION, TOO_MANY_ERRORS = 0, 1, 2, 3
 # Errors that are raised before the first API call. Any other error means that the command failed while it ran.
@@ -64,13 +87,13 @@ _COMMON = (
     inspect.Parameter("overrides", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_SET),
 )
 _HOST = typer.Option(help="Address to listen on. There is no authentication: keep it on loopback.")
-_PORT = typer.Option(help="Port to listen on. 0 picks a free port.")
+_PORT = typer.Option(min=0, max=65535, help="Port to listen on. 0 picks a free port.")
 _SPEED = typer.Option(min=0, help="Speed factor: 2 is twice as fast, 0 does not wait at all.")
 
 
 def command(work: Command) -> Command:
     """Add a command to the command line, with its own options and ``--config`` and ``--set``."""
-    app.command()(_callback(work))
+    app.command(cls=_Command)(_callback(work))
     return work
 
 
@@ -100,7 +123,7 @@ def _unwrapped(callback: Callable[..., None]) -> Callable[..., None]:
 def run_job(work: Callable[..., int]) -> None:
     """Run one command as a separate script, with the arguments in ``sys.argv``."""
     job = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    job.command()(_callback(work))
+    job.command(cls=_Command)(_callback(work))
     try:
         job()
     except SystemExit as ended:
@@ -212,8 +235,9 @@ def capture(
 
     The last line of the output is the run's row as JSON.
 
-    Exit codes: 0, the run completed or was stopped on request; 1, it failed; 2, the configuration is wrong or another
-    run is active, and no API call was made; 3, more rows failed than capture.fail_above_error_rate allows.
+    Exit codes: 0, the run completed, was stopped on request, or used up a budget; 1, it failed; 2, the configuration is
+    wrong, an optional package is missing, or another run is active, and no API call was made; 3, more rows failed than
+    capture.fail_above_error_rate allows.
     """
     # Spark takes seconds to import and to start, so everything that can fail without Spark is checked first.
     from deltatap.driver.needs import preflight  # noqa: PLC0415
@@ -284,6 +308,8 @@ def load(
     the columns of a prompts table as keys. CSV and Parquet files have these columns: request_id, prompt or messages,
     system, model, params, and the columns that prompts.keep names.
     """
+    if not file.is_file():  # Spark takes seconds to start.
+        raise ConfigError([f"{file}: {'is not a file' if file.exists() else 'does not exist'}"])
     from deltatap.driver.load import load as load_prompts  # noqa: PLC0415
 
     loaded = load_prompts(_session(settings, console), settings, file)
@@ -311,7 +337,7 @@ def check(settings: Settings, console: Console) -> int:
         _say(console, f"{finding.what}: {finding.detail}" if finding.detail else finding.what, finding.level)
         problems += finding.level == "problem"
     counted = f"{problems} problem{'s' * (problems > 1)} to fix before capturing" if problems else "ready to capture"
-    _say(console, f"{counted}; nothing was paid")
+    _say(console, f"{counted}; no paid call was made")
     return CONFIGURATION if problems else OK
 
 
@@ -379,8 +405,8 @@ def show(
 def compare(
     settings: Settings,
     console: Console,
-    first: Annotated[str, typer.Argument(metavar="RUN", help="The first run.")],
-    second: Annotated[str, typer.Argument(metavar="RUN", help="The second run.")],
+    first: Annotated[str, typer.Argument(metavar="RUN_A", help="The first run.")],
+    second: Annotated[str, typer.Argument(metavar="RUN_B", help="The second run.")],
 ) -> int:
     """Compare two runs: how much the median and p95 of each metric differ.
 
@@ -415,7 +441,7 @@ def report(
     from deltatap.report import write_report  # noqa: PLC0415
 
     written = write_report(_session(settings, console), settings, run_ids or [], out)
-    _say(console, f"{out}: {' and '.join(written)}")
+    _say(console, f"report written to {out} (run{'s' * (len(written) > 1)} {' and '.join(written)})")
     return OK
 
 
@@ -460,7 +486,7 @@ def replay(
     return OK
 
 
-@app.command()
+@app.command(cls=_Command)
 @_unwrapped
 def simulate(
     host: Annotated[str, _HOST] = "127.0.0.1",
@@ -472,7 +498,11 @@ def simulate(
     sigma: Annotated[float, typer.Option(help="Spread factor for the three medians. 0: always the median.")] = 1.0,
     speed: Annotated[float, _SPEED] = 1.0,
     fault: Annotated[
-        list[str] | None, typer.Option(help="A fault and its rate: cut=0.02. Repeatable.", metavar="FAULT=RATE")
+        list[str] | None,
+        typer.Option(
+            help="A fault and its rate, from 0 to 1: cut=0.02. Repeatable. docs/guide.md lists the faults.",
+            metavar="FAULT=RATE",
+        ),
     ] = None,
     in_a_row: Annotated[int, typer.Option(help="Maximum consecutive faults for one prompt.")] = 2,
     api_key_env: Annotated[
@@ -499,6 +529,8 @@ def simulate(
             name, _, rate = text.rpartition("=")
             parse(name)
             rates[name] = float(rate)
+            if not 0 <= rates[name] <= 1:
+                raise typer.BadParameter(f"--fault {text}: expected a rate from 0 to 1, found {rate}")
     except (BadFaultError, ValueError) as error:
         raise typer.BadParameter(f"--fault {text}: expected FAULT=RATE ({error})") from None
 

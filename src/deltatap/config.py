@@ -261,6 +261,18 @@ class Settings(_Section):
         )
 
 
+# pydantic's words, and those that fit after "expected".
+_WORDING = {
+    "Input should be ": "",
+    "a valid integer": "an integer",
+    "a valid ": "a ",
+    "greater than": "a number greater than",
+    "less than": "a number less than",
+    "String should match pattern": "text that matches",
+    "String should have": "text with",
+}
+
+
 def load_settings(
     source: Settings | Mapping[str, Any] | str | Path,
     overrides: Iterable[str] = (),
@@ -296,6 +308,8 @@ def load_settings(
 def _read(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError([f"{path} does not exist; pass another file with --config"]) from None
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
     except UnicodeDecodeError as error:
@@ -374,7 +388,9 @@ def _described(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
         near = difflib.get_close_matches(path[-1], known, 1)
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
         return f"{where}: unknown key; {hint}"
-    message = error["msg"].removeprefix("Input should be ").removeprefix("a valid ")
+    message = error["msg"]
+    for theirs, ours in _WORDING.items():
+        message = message.replace(theirs, ours)
     if "api_key" in path:
         return (
             f"{where}: expected {{env: NAME}}, the name of an environment variable that holds the key, "

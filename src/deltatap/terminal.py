@@ -5,6 +5,7 @@ Lays out rows. ``analysis`` reads and computes them.
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from deltatap.analysis.compare import Difference
 
 _BARS = " ▁▂▃▄▅▆▇█"
-_WIDTH = 60
+_WIDTH = 50
 _LABELS = {metric.name: metric.label for metric in METRICS}
 
 
@@ -31,17 +32,17 @@ def show_runs(console: Console, runs: Sequence[Row]) -> None:
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("run", no_wrap=True, min_width=22)
     table.add_column("status", min_width=9)
-    table.add_column("started", no_wrap=True, min_width=11)
+    table.add_column("started", min_width=10)
     for name in ("done", "broken", "failed", "USD"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in runs:
         table.add_row(
             row["run_id"],
             row["status"],
-            f"{row['started_at']:%m-%d %H:%M}",
-            "" if row["completed"] is None else f"{row['completed']:,} of {row['owed'] or 0:,}",
+            f"{row['started_at']:%Y-%m-%d %H:%M}",
+            "" if row["completed"] is None else f"{row['completed']:,}/{row['owed'] or 0:,}",
             *("" if row[name] is None else f"{row[name]:,}" for name in ("interrupted", "failed")),
-            "" if row["cost_usd"] is None else f"{row['cost_usd']:,.2f}",
+            "" if row["cost_usd"] is None else f"{row['cost_usd']:,.4f}",
         )
     console.print(table)
     for row in runs:
@@ -52,7 +53,7 @@ def show_runs(console: Console, runs: Sequence[Row]) -> None:
 def show_summary(console: Console, run: Mapping[str, Any], outcomes: Sequence[Row], times: Sequence[Row]) -> None:
     """Print the summary of a run: its row of ``runs``, and what ``queries.summarize`` returns."""
     if not outcomes:
-        console.print(f"run {run['run_id']}: {run['status']}, no rows", highlight=False)
+        _line(console, f"run {run['run_id']}: {run['status']}; it added no rows")
         return
     several_modes = len({outcome["mode"] for outcome in outcomes}) > 1
     counts = Table(title=f"run {run['run_id']}: {run['status']}", title_justify="left", title_style="bold")
@@ -76,9 +77,17 @@ def show_summary(console: Console, run: Mapping[str, Any], outcomes: Sequence[Ro
                 quantiles.add_row(label, *(f"{value:,.1f}" for value in row[column]))
     if quantiles.row_count:
         console.print(quantiles)
+    _show_late(console, times)
     cost = "no price" if run["cost_usd"] is None else f"${run['cost_usd']:,.4f}"
     tokens = f"{run['input_tokens']:,} input tokens, {run['output_tokens']:,} output tokens"
     _line(console, f"{run['requests']:,} calls, {tokens}, {cost}")
+
+
+def _show_late(console: Console, times: Sequence[Row]) -> None:
+    """Say why the report's latencies differ from those of the summary, if they do."""
+    if late := sum(row["late"] for row in times):
+        rows = f"{late:,} row{'s' * (late > 1)} ran on a late event loop (over {times[0]['max_loop_lag_ms']:g} ms)"
+        _line(console, f"{rows}; the report leaves {'them' if late > 1 else 'it'} out of its latencies")
 
 
 def show_capture(console: Console, row: Row) -> None:
@@ -97,12 +106,12 @@ def show_capture(console: Console, row: Row) -> None:
         received = f"{len(call['text'] or ''):,} characters received"
         _line(console, f"call {at}: {call['error_type']}, {received}", style="yellow")
     if line := sparkline([chunk["ms"] for chunk in row["chunks"] or () if chunk["kind"] in OUTPUT_KINDS]):
-        console.print(line, highlight=False)
+        _line(console, line)
     columns = {"TTFT": "ttft_ms", "per token": "tpot_ms", "end to end": "e2e_ms", "loop lag": "loop_lag_ms"}
     facts = [f"{name} {row[column]:,.1f} ms" for name, column in columns.items() if row[column] is not None]
     if usage := row["usage_reported"] or row["usage_tiktoken"]:
         source = "reported" if row["usage_reported"] else "counted by tiktoken"
-        facts.append(f"{usage['input_tokens']:,} + {usage['output_tokens']:,} tokens {source}")
+        facts.append(f"{usage['input_tokens']:,} input + {usage['output_tokens']:,} output tokens ({source})")
     if row["cost_usd"] is not None:
         facts.append(f"${row['cost_usd']:,.6f}")
     _line(console, ", ".join(facts))
@@ -137,7 +146,8 @@ def show_metrics(console: Console, rows: Iterable[Row]) -> None:
     for row in rows:
         title = f"run {row['run_id']}, {row['request_model']} at {row['endpoint']}, {row['mode']}: {row['rows']:,} rows"
         late = f", {row['late']:,} left out because the event loop ran late" if row["late"] else ""
-        table = Table(title=f"{escape(title)}{late}", title_justify="left", title_style="bold")
+        _line(console, f"{escape(title)}{late}", style="bold")
+        table = Table()
         table.add_column("metric")
         for name in ("median", "95 % interval", "p95", "rows"):
             table.add_column(name, justify="right")
@@ -156,7 +166,19 @@ def show_metrics(console: Console, rows: Iterable[Row]) -> None:
         if gaps["count"]:
             median, p95 = f"{gaps['p50']:,.1f}", f"{gaps['p95']:,.1f}"
             table.add_row("inter-chunk latency, ms", median, "", p95, f"{gaps['count']:,} gaps")
-        console.print(table)
+        if table.row_count:
+            console.print(table)
+        else:
+            _line(console, f"no row counts for the latencies: {_why_none(row)}")
+
+
+def _why_none(row: Row) -> str:
+    if not row["late"]:
+        return "no request completed"
+    return (
+        f"the event loop ran late in all {row['late']:,} completed rows "
+        f"(analysis.max_loop_lag_ms = {json.loads(row['settings'])['max_loop_lag_ms']:g})"
+    )
 
 
 def show_comparison(

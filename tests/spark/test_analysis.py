@@ -15,7 +15,7 @@ from rich.console import Console
 from deltatap.analysis.compare import compare
 from deltatap.analysis.compute import analyze, table_of
 from deltatap.analysis.metrics import METRICS, PEERS, with_parts
-from deltatap.analysis.queries import newest_capture, newest_runs
+from deltatap.analysis.queries import newest_capture, newest_runs, summarize
 from deltatap.analysis.sql import quantile_sql
 from deltatap.config import Settings, load_settings
 from deltatap.delta import columns
@@ -275,6 +275,9 @@ def test_two_real_runs_are_analyzed_compared_and_printed(
     console = Console(file=out, width=80)
     show_metrics(console, rows)
     show_runs(console, newest_runs(spark, settings, 5))
+    for run_id in runs:
+        late = {row["mode"]: row["late"] for row in rows if row["run_id"] == run_id}
+        assert {row["mode"]: row["late"] for row in summarize(spark, settings, run_id)[1]} == late
     (streamed, whole) = newest_capture(spark, settings, "q07", runs[0])
     assert (streamed["mode"], whole["mode"], streamed["run_id"]) == ("stream", "complete", runs[0])
     show_capture(console, streamed)

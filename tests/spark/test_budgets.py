@@ -133,7 +133,7 @@ def test_the_output_of_a_dry_run(
     out = io.StringIO()
     one = Estimate("m", "stream", 1200, 3, 9600, 1200, None, None, None, 0)
     show(Console(file=out, width=120), [one])
-    assert "1,200 or more" in out.getvalue()
+    assert "1,200 to unbounded" in out.getvalue()
     assert "no price" in out.getvalue()
     assert "output is unbounded" in out.getvalue()
     assert spark is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import socket
 import subprocess
 import sys
 import tomllib
@@ -150,12 +151,31 @@ def test_a_job_script_refuses_an_unknown_option(
 
 def test_simulate_exits_with_1_if_the_server_crashes(monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(*_: object) -> None:
-        raise OSError("address in use")
+        raise OSError("no memory")
 
     monkeypatch.setattr("deltatap.simulator.server.serve", crash)
     code, output = invoke("simulate", "--port", "0")
     assert code == cli.FAILED
-    assert "✗ OSError: address in use" in output
+    assert "✗ OSError: no memory" in output
+
+
+def test_simulate_on_an_address_of_another_machine_exits_with_2() -> None:
+    problem = "✗ cannot listen on 192.0.2.1 port 8089: Cannot assign requested address\n"
+    assert invoke("simulate", "--host", "192.0.2.1") == (cli.CONFIGURATION, problem)
+
+
+def test_simulate_refuses_a_port_out_of_range() -> None:
+    code, output = invoke("simulate", "--port", "99999")
+    assert code == cli.CONFIGURATION
+    assert "less than or equal to 65535" in " ".join(output.replace("│", "").split())
+
+
+def test_simulate_on_a_used_port_names_the_port_and_exits_with_2() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        port = used.getsockname()[1]
+        code, output = invoke("simulate", "--port", port)
+    hint = "choose another port with --port, or --port 0 for a free one"
+    assert (code, output) == (cli.CONFIGURATION, f"✗ 127.0.0.1 port {port} is already in use; {hint}\n")
 
 
 @pytest.mark.parametrize("fault", ["nope=0.1", "cut=x", "cut"])
@@ -163,6 +183,58 @@ def test_simulate_refuses_a_fault_that_it_cannot_read(fault: str) -> None:
     code, output = invoke("simulate", "--fault", fault)
     assert code == cli.CONFIGURATION
     assert f"--fault {fault}: expected FAULT=RATE" in " ".join(output.split())
+
+
+@pytest.mark.parametrize("rate", ["2", "-0.1", "nan"])
+def test_simulate_refuses_a_rate_outside_of_0_to_1(rate: str) -> None:
+    code, output = invoke("simulate", "--fault", f"cut={rate}")
+    assert code == cli.CONFIGURATION
+    assert f"--fault cut={rate}: expected a rate from 0 to 1, found {rate}" in " ".join(output.replace("│", "").split())
+
+
+def test_load_refuses_a_missing_file_before_spark_starts(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_session", None)
+    expected = (cli.CONFIGURATION, "✗ nowhere.csv: does not exist\n")
+    assert invoke("load", "nowhere.csv", "--config", config) == expected
+
+
+def test_a_missing_configuration_file_is_named() -> None:
+    expected = "✗ nowhere.yml does not exist; pass another file with --config\n"
+    assert invoke("runs", "--config", "nowhere.yml") == (cli.CONFIGURATION, expected)
+
+
+@pytest.mark.parametrize("words", [(), ("capture",), ("analyze",)])
+def test_help_shows_no_type_for_flags(words: tuple[str, ...]) -> None:
+    _, output = invoke(*words, "--help")
+    assert "--help" in output
+    assert "bool" not in output.lower()
+
+
+def test_the_report_command_says_what_it_wrote(
+    config: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "_session", lambda *_: None)
+    monkeypatch.setattr("deltatap.report.write_report", lambda *_: ["a", "b"])
+    assert cli.run(cli.report, config, run_ids=None, out=tmp_path / "r.html") == cli.OK
+    assert capsys.readouterr().out == f"report written to {tmp_path / 'r.html'} (runs a and b)\n"
+
+
+def test_check_without_a_network_does_not_list_the_models(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from deltatap.driver import check  # noqa: PLC0415 - pyspark
+
+    monkeypatch.setattr(cli, "_session", lambda *_: None)
+    monkeypatch.setattr(check, "_runtime", lambda *_: check.Finding("runtime", "ok", ""))
+    monkeypatch.setattr(check, "_tables", lambda *_: [])
+    monkeypatch.setattr(check, "_workers", lambda *_: [])
+    overrides = ["endpoint.api_key=", "endpoint.base_url=http://127.0.0.1:9/v1", "prices="]
+    assert cli.run(cli.check, config, overrides) == cli.CONFIGURATION
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == [
+        "! models: not checked: the endpoint cannot be reached",
+        "1 problem to fix before capturing; no paid call was made",
+    ]
 
 
 def test_the_module_of_every_optional_package_has_its_extra() -> None:

@@ -53,10 +53,10 @@ def test_an_empty_override_unsets_a_key() -> None:
         ({"captur": {}}, "settings: captur: unknown key; did you mean capture?"),
         ({"capture": {"concurency": 3}}, "settings: capture.concurency: unknown key; did you mean concurrency?"),
         ({"capture": {"zzz": 3}}, "settings: capture.zzz: unknown key; known keys: concurrency, "),
-        ({"capture": {"concurrency": "8"}}, "settings: capture.concurrency: expected integer, found '8'"),
+        ({"capture": {"concurrency": "8"}}, "settings: capture.concurrency: expected an integer, found '8'"),
         (
             {"capture": {"concurrency": 0}},
-            "settings: capture.concurrency: expected greater than or equal to 1, found 0",
+            "settings: capture.concurrency: expected a number greater than or equal to 1, found 0",
         ),
         (
             {"capture": {"mode": "both"}},
@@ -76,14 +76,16 @@ def test_an_empty_override_unsets_a_key() -> None:
         ({"endpoint": {"api": "responses"}, "request": {"input": "x"}}, "settings: request.input: must not be set"),
         (
             {"limits": {"requests_per_minute": 0.5}},
-            "settings: limits.requests_per_minute: expected greater than or equal to 1, found 0.5",
+            "settings: limits.requests_per_minute: expected a number greater than or equal to 1, found 0.5",
         ),
-        ({"budget": {"tokens": 1.5}}, "settings: budget.tokens: expected integer, found 1.5"),
+        ({"budget": {"tokens": 1.5}}, "settings: budget.tokens: expected an integer, found 1.5"),
         (
             {"endpoint": {"api_key": {"secret": "no-scope"}}},
             "settings: endpoint.api_key.secret: expected {env: NAME}, the name of an environment variable",
         ),
-        ({"run": {"id": "a/b"}}, "settings: run.id: expected "),
+        ({"run": {"id": "a/b"}}, "settings: run.id: expected text that matches '^["),
+        ({"captures": {"table": ""}}, "settings: captures.table: expected text with at least 1 character, found ''"),
+        ({"capture": {"keep_raw": 1}}, "settings: capture.keep_raw: expected a boolean, found 1"),
         ({"prompts": {"table": None}}, "settings: prompts: expected exactly one of table and sql"),
         ({"prompts": {"sql": "SELECT 1"}}, "settings: prompts: expected exactly one of table and sql"),
         (
@@ -135,7 +137,7 @@ def test_no_message_contains_a_pasted_key() -> None:
         (b"a: [1", ", line 1, column 6: is not valid YAML: "),
         (b"- 1", ": expected a mapping of sections, found list"),
         (b"\xff\xfe", ": is not UTF-8 text"),
-        (None, ": cannot be read: No such file or directory"),
+        (None, " does not exist; pass another file with --config"),
     ],
 )
 def test_an_invalid_file_is_reported_with_its_name_and_position(

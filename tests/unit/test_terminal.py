@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -39,9 +40,16 @@ def printed(show: Callable[..., None], *arguments: Any, width: int = 200) -> str
 
 
 def test_runs_have_a_line_each_and_their_reasons_below() -> None:
-    lines = printed(terminal.show_runs, [RUN, RUN | {"run_id": "r2", "reason": None}], width=80).splitlines()
-    assert lines[1].split() == ["r1", "stopped", "11-21", "06:30", "1,234", "of", "2,000", "5", "1.50"]
+    lines = printed(terminal.show_runs, [RUN, RUN | {"run_id": "r2", "reason": None}], width=90).splitlines()
+    assert lines[1].split() == ["r1", "stopped", "2026-11-21", "06:30", "1,234/2,000", "5", "1.5000"]
     assert lines[3:] == ["r1: stopped by [you]"]
+
+
+def test_runs_fit_into_80_columns() -> None:
+    run = RUN | {"run_id": "20261121T063000-abc123", "status": "completed", "completed": 398, "owed": 400}
+    first, *rest = printed(terminal.show_runs, [run | {"failed": 2, "cost_usd": 0.0003}], width=80).splitlines()
+    assert first.split() == ["run", "status", "started", "done", "broken", "failed", "USD"]
+    assert rest[0].split() == [run["run_id"], "completed", "2026-11-21", "06:30", "398/400", "5", "2", "0.0003"]
 
 
 def test_summary_of_one_mode_leaves_the_mode_out() -> None:
@@ -52,17 +60,25 @@ def test_summary_of_one_mode_leaves_the_mode_out() -> None:
         "itl_ms": None,
         "e2e_ms": [4.0, 5.0, 6.0],
         "lag_ms": None,
+        "late": 0,
+        "max_loop_lag_ms": 50.0,
     }
     text = printed(terminal.show_summary, RUN, [outcome], [times])
     assert "stream" not in text
     assert "1,250 calls, 10,000 input tokens, 20,000 output tokens, $1.5000" in text
     assert "inter-chunk" not in text
+    assert "late event loop" not in text
     both = printed(terminal.show_summary, RUN, [outcome, outcome | {"mode": "complete"}], [times])
     assert "TTFT, stream" in both
+    late = [times | {"late": 2}, times | {"mode": "complete", "late": 1}]
+    assert (
+        "3 rows ran on a late event loop (over 50 ms); the report leaves them out of its latencies"
+        in printed(terminal.show_summary, RUN, [outcome], late).splitlines()
+    )
 
 
 def test_summary_of_a_run_without_rows() -> None:
-    assert printed(terminal.show_summary, RUN, [], []) == "run r1: stopped, no rows\n"
+    assert printed(terminal.show_summary, RUN, [], []) == "run r1: stopped; it added no rows\n"
 
 
 def test_a_capture_shows_outcome_chunks_times_and_text_literally() -> None:
@@ -71,10 +87,11 @@ def test_a_capture_shows_outcome_chunks_times_and_text_literally() -> None:
         "q[1]  stream  interrupted (connection)  m  run r1",
         "connection : reset [by peer]",
         "call 1: rate_limit, 0 characters received",
-        "TTFT 500.0 ms, end to end 1,200.0 ms, loop lag 0.5 ms, 3 + 2 tokens counted by tiktoken, $0.250000",
         "[bold]Hi",
     ):
         assert line in text.splitlines()
+    times, usage = "TTFT 500.0 ms, end to end 1,200.0 ms, loop lag 0.5 ms", "3 input + 2 output tokens"
+    assert f"{times}, {usage} (counted by tiktoken), $0.250000" in text.splitlines()
     assert "2 chunks in 1.00 s" in text, "the role is not output"
 
 
@@ -90,6 +107,23 @@ def test_metrics_show_every_metric_that_has_values() -> None:
     assert "… to 14.5" in text
     assert "output rate, tokens/s" in text
     assert "7 gaps" in text
+
+
+@pytest.mark.parametrize(
+    ("late", "why"),
+    [
+        (12, "the event loop ran late in all 12 completed rows (analysis.max_loop_lag_ms = 50)"),
+        (0, "no request completed"),
+    ],
+)
+def test_metrics_without_values_say_why(late: int, why: str) -> None:
+    none = {"count": 0, "p50": None, "p95": None}
+    row: dict[str, Any] = {metric.name: none for metric in METRICS} | {"inter_chunk_ms": none}
+    row |= {"run_id": "r" * 22, "request_model": "gpt-4o-mini", "endpoint": "https://api.openai.com/v1",
+            "mode": "stream", "rows": 14, "late": late, "settings": json.dumps({"max_loop_lag_ms": 50.0})}  # fmt: skip
+    title, line = printed(terminal.show_metrics, [row], width=80).splitlines()
+    assert title.startswith("run rrrrrr")
+    assert line == f"no row counts for the latencies: {why}"
 
 
 def test_comparison_shows_signed_differences_by_mode() -> None:
@@ -109,6 +143,10 @@ def test_a_sparkline_has_its_width_and_shows_every_chunk(times: list[float], wid
     assert len(bars) == width
     assert "█" in bars
     assert f"{len(times):,} chunks" in line
+
+
+def test_a_sparkline_fits_into_80_columns() -> None:
+    assert len(terminal.sparkline([900_000.0] * 10_000)) <= 80
 
 
 @pytest.mark.parametrize(("times", "bars"), [([1.0, 2.0], "     █   █"), ([10.0], "         █"), ([], None)])

@@ -90,7 +90,10 @@ def newest_answers(spark: SparkSession, settings: Settings, run_ids: Sequence[st
 
 
 def summarize(spark: SparkSession, settings: Settings, run_id: str) -> tuple[list[Row], list[Row]]:
-    """A run's rows counted by mode, status and finish_reason, and its times by mode."""
+    """A run's rows counted by mode, status and finish_reason, and its times by mode.
+
+    The times have all rows. ``late`` counts those that the metrics leave out because the event loop ran late.
+    """
     run = f"SELECT * FROM {tables.quoted(settings.captures.table)} WHERE {in_runs([run_id])}"
     outcomes = spark.sql(
         f"""
@@ -98,7 +101,8 @@ def summarize(spark: SparkSession, settings: Settings, run_id: str) -> tuple[lis
         FROM ({run}) GROUP BY ALL ORDER BY mode DESC, status, rows DESC
         """
     ).collect()
-    quantiles = "array(0.5, 0.9, 0.99)"
+    quantiles, lag = "array(0.5, 0.9, 0.99)", settings.analysis.max_loop_lag_ms
+    late = "CAST(0 AS BIGINT)" if lag is None else f"count_if(status = 'completed' AND loop_lag_ms > {lag})"
     times = spark.sql(
         f"""
         WITH run AS ({run}), gaps AS (
@@ -106,7 +110,8 @@ def summarize(spark: SparkSession, settings: Settings, run_id: str) -> tuple[lis
           FROM run LATERAL VIEW explode(chunks) AS chunk WHERE {kinds_sql(kind="chunk.kind")} GROUP BY mode
         )
         SELECT mode, percentile(ttft_ms, {quantiles}) AS ttft_ms, any_value(itl_ms) AS itl_ms,
-          percentile(e2e_ms, {quantiles}) AS e2e_ms, percentile(loop_lag_ms, {quantiles}) AS lag_ms
+          percentile(e2e_ms, {quantiles}) AS e2e_ms, percentile(loop_lag_ms, {quantiles}) AS lag_ms,
+          {late} AS late, CAST({"NULL" if lag is None else lag} AS DOUBLE) AS max_loop_lag_ms
         FROM run LEFT JOIN gaps USING (mode) GROUP BY mode ORDER BY mode DESC
         """
     ).collect()

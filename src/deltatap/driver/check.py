@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import pyarrow as pa
 
 from deltatap.delta import columns, tables
-from deltatap.driver.needs import Checked, checked, price_need, prices_of, process_needs, table_needs
+from deltatap.driver.needs import NETWORK, Checked, checked, price_need, prices_of, process_needs, table_needs
 from deltatap.errors import ConfigError, CredentialError, one_line
 from deltatap.http.client import EndpointClient
 from deltatap.http.credentials import read_secret
@@ -63,14 +63,20 @@ def check(settings: Settings, session: Callable[[], SparkSession]) -> Iterator[F
         settings: of the run.
         session: returns the session; called after the checks that need no Spark.
     """
+    reachable = True
     for need in process_needs(settings):
-        yield from _findings(f"{need.name}, driver", checked(need))
+        result = checked(need)
+        reachable = reachable and not (need.name == NETWORK and result.problems)
+        yield from _findings(f"{need.name}, driver", result)
     yield from _price(settings)
     spark = session()
     yield _runtime(spark)
     yield from _tables(spark, settings)
     yield from _workers(spark, settings)
-    yield _models(settings)
+    if reachable:
+        yield _models(settings)
+    else:
+        yield Finding("models", "warning", "not checked: the endpoint cannot be reached")
 
 
 def _findings(what: str, result: Checked) -> Iterator[Finding]:
@@ -196,7 +202,7 @@ def _models(settings: Settings) -> Finding:
         return Finding("models", "problem", str(error))
     if isinstance(found, CaptureError):
         level: Level = "problem" if found.type in ("authentication", "permission") else "warning"
-        return Finding("models", level, f"/models: {found.type}: {found.message}")
+        return Finding("models", level, f"the endpoint does not list its models ({found.type}): {found.message}")
     count = f"the endpoint lists {len(found):,} models"
     if model is None:
         return Finding("models", "ok", count)

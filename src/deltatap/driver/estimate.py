@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -187,21 +188,33 @@ def _earlier(spark: SparkSession, settings: Settings, model: str) -> Lengths:
 def show(console: Console, found: Sequence[Estimate]) -> None:
     """Print an estimate."""
     if not any(one.requests or one.bad for one in found):
-        console.print("nothing is owed: every request has its final row; no call would be made", highlight=False)
+        console.print("nothing is owed: every request has a final row; no call was made", highlight=False)
         return
-    table = Table(title="what a run would capture (no call was made)", title_justify="left", title_style="bold")
-    for name in ("model", "mode"):
-        table.add_column(name)
-    for name in ("requests", "bad rows", "input tokens", "output tokens", "cost"):
+    console.print("what a run would capture (no call was made)", style="bold", highlight=False, soft_wrap=True)
+    for model, estimates in groupby(found, lambda one: one.model):
+        _show_model(console, model, list(estimates))
+
+
+def _show_model(console: Console, model: str, found: Sequence[Estimate]) -> None:
+    """Print the estimate for one model in a table that fits into 80 columns."""
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("mode")
+    for name in ("requests", "bad", "input", "output", "cost"):
         table.add_column(name, justify="right")
     for one in found:
         outputs = _range(f"{one.least_output:,}", None if one.most_output is None else f"{one.most_output:,}")
-        cost = "no price" if one.least_usd is None else _range(f"${one.least_usd:,.4f}", _usd(one.most_usd))
-        table.add_row(one.model, one.mode, f"{one.requests:,}", f"{one.bad:,}", f"{one.input_tokens:,}", outputs, cost)
+        cost = (
+            "no price"
+            if one.least_usd is None
+            else _range(_usd(one.least_usd), None if one.most_usd is None else _usd(one.most_usd))
+        )
+        table.add_row(one.mode, f"{one.requests:,}", f"{one.bad:,}", f"{one.input_tokens:,}", outputs, cost)
+    name = model or "no model"
+    console.print(f"\n{name} (input and output in tokens)", markup=False, highlight=False, soft_wrap=True)
     console.print(table)
     for one in found:
         if one.requests:
-            console.print(f"{one.model}, {one.mode}: {_why(one)}", highlight=False, soft_wrap=True)
+            console.print(f"{one.mode}: {_why(one)}", highlight=False, soft_wrap=True)
 
 
 def _why(one: Estimate) -> str:
@@ -213,8 +226,10 @@ def _why(one: Estimate) -> str:
 
 
 def _range(least: str, most: str | None) -> str:
-    return f"{least} or more" if most is None else f"{least} to {most}"
+    return f"{least} to {most or 'unbounded'}"
 
 
-def _usd(amount: Decimal | None) -> str | None:
-    return None if amount is None else f"${amount:,.4f}"
+def _usd(amount: Decimal) -> str:
+    """An amount with four decimal places, or with more if it would have fewer than two significant digits."""
+    places = max(4, 1 - amount.adjusted()) if amount else 4
+    return f"${amount:,.{places}f}"

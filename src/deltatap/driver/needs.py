@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from deltatap.prices import Prices
 
 
+NETWORK = "network"
+
+
 @dataclass(frozen=True, slots=True)
 class Need:
     """Something that a run needs.
@@ -93,7 +96,7 @@ def process_needs(settings: Settings, key: Token | None = None) -> list[Need]:
         Need("key", lambda: _key(settings, key)),
         Need("vocabularies", lambda: _vocabularies(settings)),
         Need("state folder", lambda: _state_folder(settings)),
-        Need("network", lambda: _network(settings)),
+        Need(NETWORK, lambda: _network(settings)),
     ]
 
 

@@ -123,7 +123,7 @@ def announce(run: ActiveRun, plan: Plan, slots: int) -> list[str]:
     if not plan.requests:
         if source.source(run.spark, settings).isEmpty():
             return [*notes, f"prompts {settings.prompts.source} has no rows: nothing to capture"]
-        return [*notes, "nothing is owed: every request has its final row; no call was made, nothing was paid"]
+        return [*notes, "nothing is owed: every request has a final row; no call was made"]
     run.say(
         f"run {run.lease.run_id}: {plan.requests:,} {'request' if plan.requests == 1 else 'requests'} owed, "
         f"up to {capture.concurrency} concurrent streams to {settings.endpoint.label}"

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from deltatap.errors import ConfigError
+
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Awaitable, Callable
 
     from starlette.applications import Starlette
     from starlette.types import Receive, Scope, Send
 
     from deltatap.api.base import Api
+
+_BACKLOG = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         for server in self.servers:
             host, port = server.sockets[0].getsockname()[:2]
+            host = f"[{host}]" if ":" in host else host
             print(f"{self.name}: http://{host}:{port}/v1", flush=True)  # noqa: T201 - the process that started it waits for this line
 
 
@@ -69,19 +75,21 @@ def serve(application: Starlette, host: str, port: int, name: str = "simulator")
         host: address to listen on. Keep it on loopback: there is no authentication.
         port: port to listen on. 0 picks a free port.
         name: the start of the line that prints the URL.
+
+    Raises:
+        ConfigError: if the process cannot listen on this address and port.
     """
+    listening = _listen(host, port)
     server = _Server(
         uvicorn.Config(
             application,
-            host=host,
-            port=port,
             loop="uvloop",
             http=_Protocol,
             lifespan="off",
             log_level="critical",
             access_log=False,
             timeout_graceful_shutdown=1,
-            backlog=4096,
+            backlog=_BACKLOG,
         )
     )
     server.name = name
@@ -90,4 +98,18 @@ def serve(application: Starlette, host: str, port: int, name: str = "simulator")
     gc.collect()
     gc.freeze()
     gc.set_threshold(1000, 20, 100)
-    server.run()
+    server.run(sockets=[listening])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Listen on a port. uvicorn would end the process without a message if that fails."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            hint = "choose another port with --port, or --port 0 for a free one"
+            raise ConfigError([f"{host} port {port} is already in use; {hint}"]) from error
+        # Python adds the address to the reason, in parentheses.
+        reason = (error.strerror or str(error)).partition(" (")[0]
+        raise ConfigError([f"cannot listen on {host} port {port}: {reason}"]) from error

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 from datetime import date
 from decimal import Decimal
@@ -7,8 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from rich.console import Console
 
-from deltatap.driver.estimate import Lengths, count_tokens, estimate
+from deltatap.driver.estimate import Estimate, Lengths, count_tokens, estimate, show
 from deltatap.prices import Price, Prices
 
 ROW: dict[str, Any] = {
@@ -74,3 +76,25 @@ def test_the_model_s_price_gives_the_cost() -> None:
     price = Price(model="m", input=Decimal(2), output=Decimal(10), date=date(2026, 1, 1), source="here")
     found = estimate(ROW, Lengths(), Prices((price,)))
     assert (found.least_usd, found.most_usd) == (Decimal("0.0003"), Decimal("0.0052"))
+
+
+def test_an_estimate_fits_into_80_columns_with_the_whole_model() -> None:
+    model = "gpt-4o-mini-2024-07-18-with-a-long-name"
+    out = io.StringIO()
+    found = [
+        Estimate(model, "complete", 12_000, 3, 1_234_567, 12_000, 5_120_000, Decimal("0.3"), Decimal("51.2"), 0),
+        Estimate(model, "stream", 2, 0, 16, 2, None, Decimal("0.0000036"), None, 0),
+        Estimate("free", "stream", 1, 0, 8, 1, 9, None, None, 4),
+    ]
+    show(Console(file=out, width=80), found)
+    lines = [" ".join(line.split()) for line in out.getvalue().splitlines()]
+    assert f"{model} (input and output in tokens)" in lines
+    assert "complete 12,000 3 1,234,567 12,000 to 5,120,000 $0.3000 to $51.2000" in lines
+    assert "stream 2 0 16 2 to unbounded $0.0000036 to unbounded" in lines
+    assert "stream 1 0 8 1 to 9 no price" in lines
+
+
+def test_nothing_owed_is_one_sentence() -> None:
+    out = io.StringIO()
+    show(Console(file=out, width=80), [])
+    assert out.getvalue() == "nothing is owed: every request has a final row; no call was made\n"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -8,7 +9,7 @@ import pytest
 
 from deltatap.config import load_settings
 from deltatap.driver.pacer import Spent
-from deltatap.driver.plan import Plan, _listed, models, task_count
+from deltatap.driver.plan import Plan, _listed, announce, models, task_count
 from deltatap.driver.progress import Snapshot
 from deltatap.state import PlanState
 
@@ -66,3 +67,17 @@ def test_the_models_of_a_plan(tmp_path: Path) -> None:
 )
 def test_models_in_a_message(names: list[str], text: str) -> None:
     assert _listed(names) == text
+
+
+@pytest.mark.parametrize(
+    ("empty", "note"),
+    [
+        (False, "nothing is owed: every request has a final row; no call was made"),
+        (True, "prompts main.llm.prompts has no rows: nothing to capture"),
+    ],
+)
+def test_a_run_without_requests_says_why(monkeypatch: pytest.MonkeyPatch, empty: bool, note: str) -> None:  # noqa: FBT001 - a parameter
+    monkeypatch.setattr("deltatap.driver.source.source", lambda *_: SimpleNamespace(isEmpty=lambda: empty))
+    settings = load_settings({"prompts": {"table": "main.llm.prompts"}})
+    run: Any = SimpleNamespace(settings=settings, spark=None)
+    assert announce(run, plan(requests=0), slots=4) == [note]
