@@ -113,6 +113,7 @@ def test_95_percent_of_intervals_contain_the_true_median(spark: SparkSession) ->
     assert 0.94 <= held <= 0.99
 
 
+@pytest.mark.slow
 def test_metrics_by_run_match_the_hand_computed_example(spark: SparkSession, settings: Settings) -> None:
     later = AT + timedelta(seconds=9)
     retried: tuple[Any, ...] = (AT, 5.0, 429, "rate_limit", None, [], None, None, None)
@@ -184,6 +185,7 @@ def contents(spark: SparkSession, settings: Settings, name: str) -> list[str]:
     return sorted(json.dumps(row.asDict(recursive=True), default=str, sort_keys=True) for row in rows)
 
 
+@pytest.mark.slow
 def test_saved_time_matches_numpy(spark: SparkSession, settings: Settings) -> None:
     """In 40 pairs, the whole answer arrives about 1,000 ms after the first token of the streamed answer."""
     spread = np.random.default_rng(3).normal(0, 50, 40)

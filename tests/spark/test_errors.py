@@ -55,6 +55,7 @@ EXPECTED: dict[str, tuple[str, str, str | None, int, bool]] = {
 }
 
 
+@pytest.mark.slow
 def test_each_error_has_its_status_and_retries_and_is_owed_or_not(
     spark: SparkSession, tables: Path, simulator: Simulation
 ) -> None:

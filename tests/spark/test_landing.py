@@ -259,6 +259,7 @@ def test_files_of_many_small_merges_are_compacted(
     assert version == 6, "a second compaction does nothing"
 
 
+@pytest.mark.slow
 def test_captures_are_clustered_by_the_columns_that_analysis_filters_on(spark: SparkSession, tables: Path) -> None:
     path = str(tables / "clustered")
     for _ in range(2):
@@ -273,6 +274,7 @@ def until(done: Callable[[], bool], landing: Landing) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_keep_waits_and_then_lands_all_waiting_files_in_one_merge(
     landing: Landing, merges: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

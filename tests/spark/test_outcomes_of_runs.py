@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CHECKOUT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_requests_with_a_final_row_are_not_sent_again(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
     rows = [
         ("ok", "a"),
@@ -77,6 +78,7 @@ def test_a_repeated_request_id_gives_one_request_or_one_failed_row(
     assert simulator.counts()["calls"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
