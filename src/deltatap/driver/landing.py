@@ -9,7 +9,6 @@ decide what is in the table, and the query's checkpoint is disposable. ``merge.p
 from __future__ import annotations
 
 import shutil
-import threading
 import time
 import uuid
 from contextlib import suppress
@@ -53,7 +52,9 @@ _IDLE_S = 5.0
 
 @dataclass(slots=True)
 class Landing:
-    """Lands one run's journal. :meth:`keep` and :meth:`drain` may be called from different threads.
+    """Lands one run's journal. Its caller makes sure that only one thread uses it at a time.
+
+    Spark Connect pickles it with its merge function, so it holds nothing that cannot be pickled, such as a lock.
 
     Attributes:
         spark: the session.
@@ -78,7 +79,6 @@ class Landing:
     _checkpoint: Path | None = None
     _in_checkpoint: int = 0
     _merges: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def of(cls, spark: SparkSession, settings: Settings, state: RunState) -> Landing:
@@ -90,17 +90,16 @@ class Landing:
 
         Once more files wait than one batch takes, files land as they arrive.
         """
-        with self._lock:
-            now = time.monotonic()
-            self._seen = {path: self._seen.get(path, now) for path in self._waiting()}
-            waited_s = now - min(self._seen.values(), default=now)
-            broken = self._query is not None and self._query.exception() is not None
-            if len(self._seen) > _FILES_PER_BATCH or waited_s > _OVERDUE_S or broken:
-                self.tick()
-            elif waited_s > _CAPTURE_INTERVAL_S:
-                if self._in_checkpoint > _RENEW_AFTER_FILES:
-                    self._renew()
-                self._running()
+        now = time.monotonic()
+        self._seen = {path: self._seen.get(path, now) for path in self._waiting()}
+        waited_s = now - min(self._seen.values(), default=now)
+        broken = self._query is not None and self._query.exception() is not None
+        if len(self._seen) > _FILES_PER_BATCH or waited_s > _OVERDUE_S or broken:
+            self.tick()
+        elif waited_s > _CAPTURE_INTERVAL_S:
+            if self._in_checkpoint > _RENEW_AFTER_FILES:
+                self._renew()
+            self._running()
 
     def tick(self) -> int:
         """Land the files that are in the journal now. The query keeps running until :meth:`stop`.
@@ -136,12 +135,11 @@ class Landing:
         Raises:
             LandingError: if the query does not take some files.
         """
-        with self._lock:
-            try:
-                while self._waiting():
-                    self.tick()
-            finally:
-                self.stop()
+        try:
+            while self._waiting():
+                self.tick()
+        finally:
+            self.stop()
 
     def stop(self) -> None:
         """Stop the query after its current batch. Captures that have not landed stay in the journal."""

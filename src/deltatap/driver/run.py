@@ -133,9 +133,19 @@ def _run_steps(run: ActiveRun, building: Building, signalled: threading.Event) -
 
 def _capture(loop: CaptureLoop, landing: Landing, keepers: list[Periodic], *, concurrent: bool) -> Stop | None:
     """Capture the plan, and land its journal meanwhile."""
-    landers = [Periodic("landing", landing.keep, every_s=_LAND_EVERY_S, tries=_LANDING_TRIES)] if concurrent else []
+    one_at_a_time = threading.Lock()
+
+    def keep() -> None:
+        with one_at_a_time:
+            landing.keep()
+
+    def drain() -> None:
+        with one_at_a_time:
+            landing.drain()
+
+    landers = [Periodic("landing", keep, every_s=_LAND_EVERY_S, tries=_LANDING_TRIES)] if concurrent else []
     try:
-        stop = loop.capture([*keepers, *landers], landing.drain)
+        stop = loop.capture([*keepers, *landers], drain)
     finally:
         for lander in landers:
             lander.stop()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import pyarrow as pa
 import pytest
+from pyspark.serializers import CloudPickleSerializer
 
 from deltatap.driver.landing import Landing, _local
 from deltatap.driver.merge import NewRows, insert_sql, merge_sql
@@ -88,19 +89,9 @@ def test_a_merge_replaces_only_rows_that_are_not_final(keep: bool) -> None:  # n
     assert ("t.status = 'interrupted'" in sql) == keep
 
 
-def test_landing_is_used_by_one_thread_at_a_time(first: NewRows, monkeypatch: pytest.MonkeyPatch) -> None:
-    busy: list[bool] = []
+def test_spark_connect_can_pickle_the_merge_function(first: NewRows) -> None:
     landing = Landing(cast("Any", None), "captures", first.state, keep_interrupted=False, new_rows=first)
-
-    def waiting(_: Landing) -> list[Path]:
-        busy.append(landing._lock.locked())
-        return []
-
-    monkeypatch.setattr(Landing, "_waiting", waiting)
-    landing.keep()
-    landing.drain()
-    assert busy == [True, True]
-    assert not landing._lock.locked()
+    assert CloudPickleSerializer().dumps(landing._merge)  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("uri", ["file:/a%20b/c.parquet", "file:///a%20b/c.parquet", "dbfs:/a%20b/c.parquet"])

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from rich.console import Console
 
 from deltatap import cli, load_settings
-from deltatap.driver.run import Ended
+from deltatap.driver.run import Ended, _capture
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -57,3 +59,41 @@ def test_a_local_session_has_the_configured_master(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("deltatap.spark.session.local_session", masters.append)
     cli._session(load_settings({"spark": {"master": "local[7]"}}), Console())
     assert masters == ["local[7]"]
+
+
+class SlowLanding:
+    """A landing whose `keep` runs until it is released."""
+
+    def __init__(self) -> None:
+        self.keeping, self.release, self.drained = threading.Event(), threading.Event(), threading.Event()
+
+    def keep(self) -> None:
+        self.keeping.set()
+        self.release.wait(5)
+
+    def drain(self) -> None:
+        self.drained.set()
+
+
+class DrainingLoop:
+    """A loop that drains while landing keeps up with the journal."""
+
+    def __init__(self, landing: SlowLanding) -> None:
+        self._landing = landing
+
+    def capture(self, _threads: object, drain: Callable[[], None]) -> None:
+        landing = self._landing
+        assert landing.keeping.wait(5)
+        draining = threading.Thread(target=drain)
+        draining.start()
+        assert not landing.drained.wait(0.05)
+        landing.release.set()
+        draining.join()
+        assert landing.drained.is_set()
+
+
+def test_landing_is_used_by_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deltatap.driver.run._LAND_EVERY_S", 0.0)
+    landing: Any = SlowLanding()
+    loop: Any = DrainingLoop(landing)
+    assert _capture(loop, landing, [], concurrent=True) is None
