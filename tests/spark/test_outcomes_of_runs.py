@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from deltatap import cli
+from deltatap.delta import columns
 from deltatap.driver.landing import Landing
 from tests import prompts
 from tests.runs import capture, captured, run_rows
