@@ -9,7 +9,6 @@ import pytest
 from deltatap.delta import columns
 from deltatap.delta import tables as delta_tables
 from deltatap.spark.session import local_session
-from tests import class_archive
 from tests.simulation import start_simulator
 
 if TYPE_CHECKING:
@@ -31,13 +30,10 @@ QUICK_QUERIES = {
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     warehouse = tmp_path_factory.mktemp("warehouse")
-    writes_archive = class_archive.prepare()
-    conf = {"spark.sql.warehouse.dir": str(warehouse), **QUICK_QUERIES, **writes_archive}
+    conf = {"spark.sql.warehouse.dir": str(warehouse), **QUICK_QUERIES}
     session = local_session("local[2]", app_name="tests", conf=conf)
     yield session
     session.stop()
-    if writes_archive:
-        class_archive.keep()
 
 
 @pytest.fixture
