@@ -191,13 +191,13 @@ def _say(console: Console, text: str, level: str | None = None) -> None:
 
 
 def _session(settings: Settings, console: Console) -> SparkSession:
-    """The session: on Databricks the one that exists, elsewhere a local one, which is started if necessary."""
+    """Return the existing session on Databricks. Elsewhere, start a local session if there is none."""
     with console.status("starting Spark"):
         from pyspark.sql import SparkSession  # noqa: PLC0415
 
         from deltatap.spark.session import local_session  # noqa: PLC0415
 
-        # Its messages are also in the errors that Spark raises.
+        # This logger repeats messages of the errors that Spark raises.
         logging.getLogger("SQLQueryContextLogger").disabled = True
         if "DATABRICKS_RUNTIME_VERSION" in os.environ:
             return SparkSession.builder.getOrCreate()
@@ -228,7 +228,7 @@ def capture(
     console: Console,
     *,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what is owed, its tokens and a cost estimate. Make no API call.")
+        bool, typer.Option("--dry-run", help="Show owed requests, their tokens and estimated cost. Make no API call.")
     ] = False,
 ) -> int:
     """Capture every prompt that has no final row yet.
@@ -509,9 +509,11 @@ def simulate(
         str | None, typer.Option(help="Require the key in this environment variable.", metavar="NAME")
     ] = None,
     requests_per_minute: Annotated[
-        float | None, typer.Option(help="Maximum requests per minute. More get a 429.")
+        float | None, typer.Option(help="Maximum requests per minute. Requests above the limit get a 429.")
     ] = None,
-    tokens_per_minute: Annotated[float | None, typer.Option(help="Maximum tokens per minute. More get a 429.")] = None,
+    tokens_per_minute: Annotated[
+        float | None, typer.Option(help="Maximum tokens per minute. Requests above the limit get a 429.")
+    ] = None,
 ) -> None:
     """Serve a simulated endpoint, OpenAI- and Anthropic-compatible, that injects faults and records what it sent.
 

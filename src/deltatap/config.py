@@ -72,7 +72,7 @@ class Captures(_Section):
 
 
 class Runs(_Section):
-    """The table of runs, named like that of the captures."""
+    """The runs table: a catalog name, or a path if it contains a ``/``."""
 
     table: Location = "data/runs"
 
@@ -261,7 +261,7 @@ class Settings(_Section):
         )
 
 
-# pydantic's words, and those that fit after "expected".
+# Replaces pydantic's wording with words that fit after "expected".
 _WORDING = {
     "Input should be ": "",
     "a valid integer": "an integer",

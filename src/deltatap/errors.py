@@ -60,7 +60,7 @@ class LandingError(DeltatapError):
 
 
 def missing_extra(error: ModuleNotFoundError, extra: str) -> MissingExtraError:
-    """The error to raise, ``from error``, when importing a module that ``extra`` installs has failed."""
+    """Return the error to raise (``from error``) when an import fails because ``extra`` is not installed."""
     return MissingExtraError(
         f"{error.name} is not installed: run `pip install 'deltatap[{extra}]'`, or `make setup` in a checkout"
     )

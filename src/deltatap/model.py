@@ -81,7 +81,7 @@ class Chunks:
     Attributes:
         ms: arrival, since the request was written.
         gap_ms: since the previous output of the same choice; NaN when there is none.
-        utf8: the texts of all elements, joined. A finish has its reason as text, an error its data.
+        utf8: the texts of all elements, joined. The text of a finish is its reason; the text of an error is its data.
         end: where each element's text ends in `utf8`.
         kind: index into KINDS.
         choice: index of the choice; NO_CHOICE when the element belongs to none.
@@ -329,7 +329,8 @@ class Call:
         body: the JSON body that was sent.
         resend: whether to resend the request at once, because the client has corrected what the server refused: an
             expired token, or stream options.
-        used_up_for_s: how many seconds no requests or tokens are left, according to the server.
+        used_up_for_s: seconds until requests and tokens are available again, according to the server; None while some
+            are left.
     """
 
     started_at: float
@@ -377,7 +378,8 @@ class Job:
         wire: what to send; None for a bad row.
         mode: of the row.
         row: its position in the part or batch.
-        earlier: the run's calls for this request before this worker, in the form of the ``retries`` column.
+        earlier: calls that the run made for this request before this worker got it, in the form of the ``retries``
+            column.
         planned: when the worker received the job, in monotonic seconds.
         then: the same request in the other mode; it starts after this job has ended.
         expected: its expected use; None when the run has no limits and no budgets.

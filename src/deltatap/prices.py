@@ -49,8 +49,8 @@ class Prices:
         """The price of the first of these models that has one.
 
         Args:
-            models: the requested model and the model that answered. The requested name has no price if it is that of an
-                Azure deployment or of a serving endpoint. If a name with a provider's prefix (``openai/``) has no
+            models: the requested model and the model that answered. A requested name that is the name of an Azure
+                deployment or a serving endpoint has no price. If a name with a provider's prefix (``openai/``) has no
                 price, the name without the prefix is looked up.
         """
         names = [name for model in models if model for name in (model, model.rpartition("/")[2])]
@@ -60,7 +60,7 @@ class Prices:
 def load_prices(paths: str | Sequence[str] | None) -> Prices:
     """Read price files. The first file with a price for a model applies.
 
-    There are no prices for None, or if the default file does not exist.
+    Returns no prices if ``paths`` is None, and skips the default file if it does not exist.
 
     Raises:
         ConfigError: lists every problem with its file, entry and key.

@@ -110,7 +110,7 @@ def _body(row: Mapping[str, Any], api: str, model: str | None, defaults: Mapping
     try:
         compact(body)
     except ValueError:
-        raise BadPromptError("params hold NaN or an infinite number, which JSON cannot express") from None
+        raise BadPromptError("params contains NaN or an infinite number, which JSON cannot express") from None
     return body
 
 

@@ -169,14 +169,14 @@ def show_metrics(console: Console, rows: Iterable[Row]) -> None:
         if table.row_count:
             console.print(table)
         else:
-            _line(console, f"no row counts for the latencies: {_why_none(row)}")
+            _line(console, f"no latencies to show: {_why_none(row)}")
 
 
 def _why_none(row: Row) -> str:
     if not row["late"]:
         return "no request completed"
     return (
-        f"the event loop ran late in all {row['late']:,} completed rows "
+        f"the event loop ran late during all {row['late']:,} completed requests "
         f"(analysis.max_loop_lag_ms = {json.loads(row['settings'])['max_loop_lag_ms']:g})"
     )
 

@@ -108,7 +108,7 @@ def test_content_is_parts_only_when_it_is_objects_with_a_type(content: str, expe
         ({"prompt": "x", "params": "{"}, "params is not valid JSON"),
         ({"prompt": "x", "params": "[]"}, "params: expected a JSON object"),
         ({"prompt": "x", "params": '{"stream": false}'}, "params must not contain stream: deltatap sets it"),
-        ({"prompt": "x", "params": '{"temperature": NaN}'}, "params hold NaN or an infinite number"),
+        ({"prompt": "x", "params": '{"temperature": NaN}'}, "params contains NaN or an infinite number"),
         ({"prompt": "x\ud800"}, "text that is not valid Unicode"),
     ],
 )

@@ -112,7 +112,7 @@ def test_metrics_show_every_metric_that_has_values() -> None:
 @pytest.mark.parametrize(
     ("late", "why"),
     [
-        (12, "the event loop ran late in all 12 completed rows (analysis.max_loop_lag_ms = 50)"),
+        (12, "the event loop ran late during all 12 completed requests (analysis.max_loop_lag_ms = 50)"),
         (0, "no request completed"),
     ],
 )
@@ -123,7 +123,7 @@ def test_metrics_without_values_say_why(late: int, why: str) -> None:
             "mode": "stream", "rows": 14, "late": late, "settings": json.dumps({"max_loop_lag_ms": 50.0})}  # fmt: skip
     title, line = printed(terminal.show_metrics, [row], width=80).splitlines()
     assert title.startswith("run rrrrrr")
-    assert line == f"no row counts for the latencies: {why}"
+    assert line == f"no latencies to show: {why}"
 
 
 def test_comparison_shows_signed_differences_by_mode() -> None:

@@ -233,7 +233,7 @@ class Accumulator(ABC):
         return choice
 
     def _output(self, choice: GrowingChoice, into: StringIO | None, text: object, kind: int) -> None:
-        """Add a piece of output. Anything but non-empty text adds nothing."""
+        """Add a piece of output. Empty text, or a value that is not text, adds nothing."""
         if type(text) is not str or not text:
             return
         ms = self._ms

@@ -74,7 +74,7 @@ class Answer:
     Attributes:
         pieces: in the order in which they are sent.
         tokens: number of tokens in the pieces.
-        reasoning_tokens: number of them that are reasoning.
+        reasoning_tokens: number of reasoning tokens among them.
         waits_s: seconds to wait before each piece; the first is the time to the first token.
         finish_reason: stop, length, tool_calls or content_filter.
     """
@@ -153,7 +153,7 @@ class Frames(ABC):
 
     @abstractmethod
     def end(self, reason: str | None) -> list[bytes]:
-        """The end of the response; None for `reason` if the stream must end without a finish_reason."""
+        """The end of the response. If `reason` is None, the stream ends without a finish_reason."""
 
     @abstractmethod
     def error(self, *, named: bool) -> list[bytes]:

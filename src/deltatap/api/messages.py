@@ -216,7 +216,7 @@ class MessagesFrames(Frames):
         return [_event("ping")]
 
     def piece(self, choice: int, piece: Piece, finish: str | None = None) -> list[bytes]:  # noqa: ARG002 - see `end`
-        """A delta, after the events that close the previous block and open this one."""
+        """The events that close the previous block and open this one, if necessary; then a delta."""
         self._refused = self._refused or piece.kind == "refusal"
         type_ = _BLOCK_OF[piece.kind]
         made = [] if (type_, piece.call) == self._open else [*self._close(), *self._opened(type_, piece)]

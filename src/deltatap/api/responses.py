@@ -220,7 +220,7 @@ class ResponsesFrames(Frames):
         return [self._event("response.in_progress", response=self._response("in_progress"))]
 
     def piece(self, choice: int, piece: Piece, finish: str | None = None) -> list[bytes]:  # noqa: ARG002 - there is one choice
-        """A delta, after the events that close the previous item and open this one."""
+        """The events that close the previous item and open this one, if necessary; then a delta."""
         of = (piece.kind if piece.kind != "arguments" else "call", piece.call)
         made = [] if of == self._open else [*self._close(), *self._opened(piece)]
         self._open = of

@@ -19,12 +19,12 @@ _JOURNAL_FILES = 1000
 
 
 def backlog(state: RunState) -> bool:
-    """Whether too many journal files wait to land for more requests to start."""
+    """Whether so many journal files are waiting to land that no more requests may start."""
     return sum(1 for _ in state.journal.glob("*.parquet")) > _JOURNAL_FILES
 
 
 def working(beats: Iterable[Heartbeat]) -> list[Heartbeat]:
-    """The heartbeats of the attempts that are running, by part; of several attempts at a part, the newest counts."""
+    """The heartbeats of the running attempts. If a part has several attempts, only the newest one counts."""
     newest = {beat.part: beat for beat in sorted(beats, key=lambda beat: beat.claim)}
     return [beat for beat in newest.values() if not beat.ended]
 

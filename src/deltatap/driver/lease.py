@@ -56,7 +56,7 @@ class Moment:
         return cls(time.time(), time.monotonic())
 
     def since(self, earlier: Moment) -> float:
-        """Seconds since an earlier moment, on the clock that shows more."""
+        """Seconds since an earlier moment: the larger of the two clocks' differences."""
         return max(self.wall - earlier.wall, self.monotonic - earlier.monotonic)
 
 

@@ -138,8 +138,8 @@ class CaptureLoop:
             self._renewal.counts = self._plan.counts(progress)
         display.update(progress, note=_stopping(stop, progress))
         if self._shutdown.must_interrupt(now):
-            # This also cancels jobs of landing, which are repeated, and of the lease. Spark's interruptTag would spare
-            # them, but it does not reach jobs of other threads.
+            # This also cancels the Spark jobs of landing, which are repeated, and those of the lease. Spark's
+            # interruptTag would spare them, but it does not reach jobs of other threads.
             run.spark.interruptAll()
 
 

@@ -87,10 +87,10 @@ def merge_sql(captures: str, view: str, run_id: str, *, keep_interrupted: bool) 
 
 
 def insert_sql(captures: str, view: str, run_id: str, finished_at: pa.ChunkedArray) -> str:
-    """The MERGE statement for rows that are new, unless this same batch was merged before: insert the missing rows.
+    """The MERGE statement for a batch of new rows, or for a repeated merge of such a batch: insert the missing rows.
 
-    If a row was merged before, its ``finished_at`` is that of its copy in the batch, so Delta skips files that are
-    older than the batch by their statistics. The statement also reads the batch only once. An append is not enough,
+    A row that was merged before has the same ``finished_at`` as its copy in the batch, so Delta can use file statistics
+    to skip files that are older than the batch. The statement also reads the batch only once. An append is not enough,
     because it does not conflict with another driver that lands the same files.
 
     Args:

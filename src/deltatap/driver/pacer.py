@@ -55,7 +55,7 @@ class Spent:
         return Spent(self.requests * count, self.tokens * count, self.cost_usd * count)
 
     def with_one(self, one: Spent) -> Spent:
-        """The amount, raised to the use of one request unless it is used up. The first request shows what one uses."""
+        """Raise tokens and cost to those of one request, unless they are used up, so that a first request can start."""
         return Spent(
             self.requests,
             max(self.tokens, one.tokens) if self.tokens > 0 else self.tokens,
@@ -74,7 +74,7 @@ class Spent:
         return min((max(0.0, available) / part for available, part in pairs if part > 0), default=math.inf)
 
     def may_start(self, one: Spent) -> float:
-        """How many of `one` may start now: one more than fits, while anything is left. Later requests pay it back."""
+        """How many of `one` may start now: one more than fits. None may start while the amount is negative."""
         return self.fits(one) + 1 if min(self.requests, self.tokens, self.cost_usd) >= 0 else 0
 
 
@@ -202,7 +202,7 @@ class Pacer:
         return {beat.claim: self._workers[beat.claim].permit(now) for beat in beats if not beat.ended}
 
     def cool_s(self, now: float, beats: Iterable[Heartbeat]) -> float:
-        """How many seconds no request may start, according to the server's responses. Call :meth:`turn` first."""
+        """The seconds until a request may start, according to the server's responses. Call :meth:`turn` first."""
         remaining = (beat.cool_s - (now - self._workers[beat.claim].heard_at) for beat in beats)
         return max(0.0, max(remaining, default=0.0))
 
@@ -309,11 +309,11 @@ class Pacer:
             self._workers[beat.claim].grant(now, beat, dealt[beat.claim])
 
     def _one(self, beat: Heartbeat) -> Spent:
-        """What a worker's next request takes of the rate limits; one larger than the token limit starts alone."""
+        """What a worker's next request uses of the rate limits. A request above the token limit starts alone."""
         return _cost(beat).minimum(Spent(1, self._bounds.tokens_per_minute or math.inf, math.inf))
 
     def _overdue(self, now: float, beat: Heartbeat, workers: int) -> bool:
-        """Whether a worker has waited until its part of the token limit would have covered its next request."""
+        """Whether a worker has waited so long that its share of the token limit would have covered its next request."""
         since, limit = self._workers[beat.claim].waits_since, self._bounds.tokens_per_minute
         if since is None or limit is None:
             return False

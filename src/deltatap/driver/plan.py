@@ -1,6 +1,6 @@
 """The plan of a start: the owed requests, written as one immutable file for each capture task.
 
-The parts are files, so no shuffle feeds the paid UDF. After a lost shuffle file, Spark would run partitions again that
+The parts are files, so no shuffle feeds the paid UDF. If a shuffle file were lost, Spark would rerun partitions that
 are still running elsewhere. ``owed.py`` knows which requests are owed, and ``worker`` reads the parts.
 """
 
@@ -41,7 +41,7 @@ class Plan:
 
     Attributes:
         files: the parts, one file for each capture task, and the record of landed rows.
-        tasks: how many capture tasks were planned for.
+        tasks: the planned number of capture tasks.
         requests: how many requests the parts hold.
         final: how many final rows earlier starts of the run left.
         before: the run's totals from its earlier starts; empty if there were none.
@@ -152,8 +152,8 @@ def task_count(settings: Settings, slots: int) -> int:
 def write(frame: DataFrame, plan: PlanState, tasks: int, *, modes: int, seed: str) -> int:
     """Write the parts.
 
-    With several modes, the requests of one prompt are adjacent in a part, in a random order for each prompt that the
-    seed determines. A worker makes the second call when the first has ended.
+    With several modes, the requests of one prompt are adjacent in a part. The seed determines their order, which is
+    random for each prompt. A worker makes the second call when the first has ended.
 
     Returns:
         How many requests the parts hold.

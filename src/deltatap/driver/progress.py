@@ -39,7 +39,7 @@ class Snapshot:
         input_tokens, output_tokens, cost_usd: of all calls; cost_usd is None if no call has a price.
         ttft_ms: the median of the workers' medians; None before the first.
         errors: failed calls by error type, retried ones included.
-        cool_down_s: how long no request may start, in seconds.
+        cool_down_s: seconds until a request may start.
     """
 
     owed: int
@@ -75,7 +75,7 @@ def snapshot(owed: int, heartbeats: Iterable[Heartbeat], cool_s: float) -> Snaps
     Args:
         owed: requests in the plan.
         heartbeats: of the plan's workers.
-        cool_s: how long no request may start, in seconds.
+        cool_s: seconds until a request may start.
     """
     beats = list(heartbeats)
     rows: Counter[str] = Counter()

@@ -182,7 +182,7 @@ class ResponseParser:
         """Httptools callback. Stops the parser when bytes follow a complete response."""
         if not self.open:
             self._advance(Event.EXTRA)
-            raise _invalid("bytes follow it")
+            raise _invalid("unexpected bytes follow it")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Httptools callback."""

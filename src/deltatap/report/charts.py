@@ -155,7 +155,10 @@ def _ttft(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
     slower = "1 slower stream is" if beyond == 1 else f"{beyond:,} slower streams are"
     more = f" {slower} beyond the right edge." if beyond else ""
     return Chart(
-        "ttft", "Time to first token", f"From the request written to the socket to the first output.{more}", figure
+        "ttft",
+        "Time to first token",
+        f"Time from writing the request to the socket until the first output.{more}",
+        figure,
     )
 
 
@@ -206,7 +209,7 @@ def _stalls(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
     return Chart(
         "stalls",
         "Longest stalls",
-        "The longest pause of each stream, by its duration. Both axes are logarithmic.",
+        "The longest pause of each stream, by the duration of the stream. Both axes are logarithmic.",
         figure,
     )
 

@@ -128,7 +128,7 @@ def cards(gathered: Gathered) -> list[Card]:
             made.append(Card("median TPOT", f"{tpot:,.1f} ms", f"{rate}{series}"))
     output_tokens = sum(row["output_tokens"] or 0 for row in metrics)
     input_tokens = sum(row["input_tokens"] or 0 for row in metrics)
-    made.append(Card("output tokens", f"{output_tokens:,}", f"{input_tokens:,} input tokens; last call of each row"))
+    made.append(Card("output tokens", f"{output_tokens:,}", f"{input_tokens:,} input tokens; last call per row only"))
     costs = [row["cost_usd"] for row in metrics if row["cost_usd"] is not None]
     made.append(Card("cost", f"${sum(costs):,.4f}" if costs else "no price", "retries included" if costs else ""))
     late = sum(row["late"] for row in metrics)

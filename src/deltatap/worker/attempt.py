@@ -51,7 +51,14 @@ class CaptureTask:
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """The result of an attempt: `known` rows of its part were captured before, and it made `requests` calls."""
+    """The result of an attempt.
+
+    Attributes:
+        part: the number of the part.
+        claim: the attempt's name.
+        known: rows of the part that were captured before this attempt.
+        requests: calls that this attempt made.
+    """
 
     part: int
     claim: str

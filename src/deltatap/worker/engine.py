@@ -46,7 +46,7 @@ class Proceed:
 
     Attributes:
         share: the maximum number of open streams.
-        cool_s: how many seconds no request starts.
+        cool_s: no request starts for this many seconds.
         permit: the latest permit; None when there are no limits.
         mean_output_tokens: the mean over all workers; None when unknown.
     """
@@ -61,7 +61,7 @@ class Client(Protocol):
     """Makes calls."""
 
     async def call(self, wire: Wire) -> Call:
-        """Make one call; returns also when it fails or is cancelled."""
+        """Make one call. Returns normally even if the call fails or is cancelled."""
         ...
 
     async def close(self) -> None:
@@ -102,7 +102,7 @@ class Engine:
 
     Attributes:
         requests: the number of calls made.
-        fatal: why no request can succeed; None while requests can.
+        fatal: why no request can succeed; None while requests can succeed.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class Engine:
         self._loop.call_soon_threadsafe(self._stop, grace_s)
 
     def status(self) -> dict[str, Any]:
-        """The engine's fields of a heartbeat; from any thread, also after the engine has ended."""
+        """The engine's fields of a heartbeat. Call it from any thread, even after the engine has ended."""
         if not self._thread.is_alive():
             return self._status()
         answer: Future[dict[str, Any]] = Future()

@@ -1,4 +1,6 @@
-"""The journal: small Parquet files that keep finished captures, within one flush interval, until they land.
+"""The journal: small Parquet files that hold finished captures until they land.
+
+A finished capture is in the journal within one flush interval.
 
 Knows when a file is written, and how to find out which rows the journal holds. A separate thread takes captures from
 the engine, counts their tokens and writes them. Leaves landing to ``driver/landing.py``.

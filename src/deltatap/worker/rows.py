@@ -3,8 +3,8 @@
 Knows which column holds which fact of a capture. Leaves the columns' types to ``delta/columns.py``, counting to
 ``tokens.py`` and ``api/``, prices to ``prices.py``. A row takes milliseconds, so run this off the event loop.
 
-Chunks are built as flat columns (offsets, one float buffer, one array of strings). As dicts, a chunk would cost more
-here than everything else that the worker does for it.
+Chunks are built as flat columns (offsets, one float buffer, one array of strings). Building a dict for each chunk would
+cost more than everything else that the worker does for the chunk.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def _output_tokens(call: Call, encoding: str, echo: str | None) -> int:
 
 
 def _texts(choice: Choice) -> Iterator[str | None]:
-    """What the model generated for a choice; of a tool call, its name and arguments without the JSON around them."""
+    """The texts of a choice; for a tool call, its name and its arguments without the JSON around them."""
     yield from (choice.text, choice.reasoning, choice.refusal)
     for call in json.loads(choice.tool_calls) if choice.tool_calls else ():
         yield from call.get("function", {}).values()

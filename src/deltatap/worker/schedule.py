@@ -24,7 +24,7 @@ class Scheduler:
     """Hands out jobs: first the retries that are due, then new jobs, and never more at once than the share.
 
     Attributes:
-        share: the maximum number of open streams; a smaller share closes none that are open.
+        share: the maximum number of open streams; lowering it closes no open stream.
         stopped: whether the scheduler starts no more jobs.
         open: the number of open streams.
         barred: whether the next job has no permit; the owner resets it when permits change.

@@ -90,7 +90,7 @@ def test_cards_sum_over_all_series() -> None:
         ("median TTFT", "20 ms"): "p95 20 ms; stream",
         ("median TPOT", "20.0 ms"): "50 tokens/s per stream; stream",
         ("median E2E", "900 ms"): "p95 900 ms; complete",
-        ("output tokens", "4,000"): "200 input tokens; last call of each row",
+        ("output tokens", "4,000"): "200 input tokens; last call per row only",
         ("cost", "$0.5000"): "retries included",
         ("left out of the latencies", "2 rows"): "the worker's event loop ran late",
     }
