@@ -435,7 +435,7 @@ def report(
 ) -> int:
     """Write one HTML page about a run, or about several runs side by side.
 
-    The page has charts, numbers, texts, and streams to replay. It opens offline. Metrics that are missing are computed
+    The page has charts, numbers, text, and streams to replay. It opens offline. Metrics that are missing are computed
     first.
     """
     from deltatap.report import write_report  # noqa: PLC0415
