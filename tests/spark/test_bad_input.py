@@ -124,7 +124,7 @@ def test_malformed_yaml_is_refused(job: Job) -> None:
 
 def test_a_missing_prices_file_is_named(job: Job) -> None:
     output = job.refused("prices=nowhere.yml", "capture.concurrency=0")
-    assert "capture.concurrency: expected greater than or equal to 1, found 0" in output
+    assert "capture.concurrency: expected a number greater than or equal to 1, found 0" in output
     assert "prices: nowhere.yml: cannot be read: No such file or directory" in job.refused("prices=nowhere.yml")
 
 
