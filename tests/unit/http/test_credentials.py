@@ -102,24 +102,30 @@ def guarded(issuer: Issuer) -> Callable[[str, dict[str, str], bytes], tuple[int,
     return answer
 
 
+@contextmanager
+def engine_of(
+    credential: Credential, issuer: Issuer, captures: list[Capture], *, look_ahead: int, share: int
+) -> Iterator[Engine]:
+    """An engine that calls an endpoint which accepts the issuer's tokens only."""
+    with endpoint(guarded(issuer)) as url:
+        described = Endpoint(base_url=f"{url}/v1", api_key=ApiKey(identity="databricks"))
+        with Engine(
+            lambda: EndpointClient(described, Timeouts(), credential=credential),
+            limits=config.Capture(max_attempts=1), look_ahead=look_ahead, deliver=captures.append, share=share,
+        ) as engine:  # fmt: skip
+            yield engine
+
+
 def test_no_request_fails_in_an_hour_with_ten_minute_tokens() -> None:
     """Send a request every ten seconds for an hour of virtual time, with the engine and over real sockets."""
     clock = Clock()
     issuer = Issuer(clock, 10 * MINUTE)
     captures: list[Capture] = []
-    with endpoint(guarded(issuer)) as url:
-        described = Endpoint(base_url=f"{url}/v1", api_key=ApiKey(identity="databricks"))
-        credential = Credential(issuer, clock)
-        with Engine(
-            lambda: EndpointClient(described, Timeouts(), credential=credential),
-            limits=config.Capture(max_attempts=1), look_ahead=2, deliver=captures.append, share=1,
-        ) as engine:  # fmt: skip
-            for number in range(360):
-                assert engine.submit(
-                    Job(Request(str(number), "", None, "{}", None, None), WIRE, "stream", number, [], 0.0)
-                )
-                engine.join()
-                clock.now += 10.0
+    with engine_of(Credential(issuer, clock), issuer, captures, look_ahead=2, share=1) as engine:
+        for number in range(360):
+            assert engine.submit(Job(Request(str(number), "", None, "{}", None, None), WIRE, "stream", number, [], 0.0))
+            engine.join()
+            clock.now += 10.0
     assert len(captures) == 360
     assert all(call.status == "completed" for capture in captures for call in capture.job.calls)
     assert sum(len(capture.job.calls) for capture in captures) == 360, (
@@ -132,19 +138,14 @@ def test_refused_token_is_renewed_once_and_the_requests_are_resent() -> None:
     clock = Clock()
     issuer = Issuer(clock, 60 * MINUTE)
     captures: list[Capture] = []
-    with endpoint(guarded(issuer)) as url:
-        described = Endpoint(base_url=f"{url}/v1", api_key=ApiKey(identity="databricks"))
-        credential = Credential(issuer, clock)
-        with Engine(
-            lambda: EndpointClient(described, Timeouts(), credential=credential),
-            limits=config.Capture(max_attempts=1), look_ahead=40, deliver=captures.append, share=8,
-        ) as engine:  # fmt: skip
-            credential.token()
-            issuer.issued["token-0"] = 0  # revoked
-            for number in range(20):
-                engine.submit(Job(Request(str(number), "", None, "{}", None, None), WIRE, "stream", number, [], 0.0))
-            engine.join()
-            assert engine.fatal is None
+    credential = Credential(issuer, clock)
+    with engine_of(credential, issuer, captures, look_ahead=40, share=8) as engine:
+        credential.token()
+        issuer.issued["token-0"] = 0  # revoked
+        for number in range(20):
+            engine.submit(Job(Request(str(number), "", None, "{}", None, None), WIRE, "stream", number, [], 0.0))
+        engine.join()
+        assert engine.fatal is None
     assert [capture.job.calls[-1].status for capture in captures] == ["completed"] * 20
     assert list(issuer.issued) == ["token-0", "token-1"], "one renewal for all refused requests"
     refused = [call for capture in captures for call in capture.job.calls[:-1]]
