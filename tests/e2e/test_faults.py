@@ -54,6 +54,12 @@ class Scene:
         """Start the job. Each of its Python processes injects the fault (tests/e2e/python)."""
         return start(self.config, self.log, {"PYTHONPATH": str(PATCHES), "FAULT": fault} if fault else None)
 
+    def start_and_reach(self, moment: str) -> psutil.Popen:
+        """Start the job and wait until it reaches one of the moments."""
+        job = self.start("visible-flush" if moment == "flush" else None)
+        self.until(moments(self)[moment], job)
+        return job
+
     def start_again(self) -> None:
         """Start the same job again, in this process because its Spark session is ready."""
         start_again(self.spark, self.folder, self.simulator, self.log, **self.sections)
@@ -91,8 +97,7 @@ def moments(scene: Scene) -> dict[str, Callable[[], object]]:
 def test_kill_the_driver_and_its_children(spark: SparkSession, tables: Path, moment: str) -> None:
     with start_simulator(*PACE) as simulator:
         scene = Scene(spark, tables, simulator)
-        first = scene.start()
-        scene.until(moments(scene)[moment], first)
+        first = scene.start_and_reach(moment)
         kill([first, *first.children(recursive=True)])
         scene.start_again()
         scene.check(repeated=CONCURRENCY + in_one_flush(simulator))
@@ -102,8 +107,7 @@ def test_kill_the_driver_and_its_children(spark: SparkSession, tables: Path, mom
 def test_kill_a_python_worker(spark: SparkSession, tables: Path, moment: str) -> None:
     with start_simulator(*PACE) as simulator:
         scene = Scene(spark, tables, simulator)
-        job = scene.start()
-        scene.until(moments(scene)[moment], job)
+        job = scene.start_and_reach(moment)
         scene.until(lambda: streaming_workers(job, simulator), job)
         kill(streaming_workers(job, simulator))
         assert job.wait(timeout=300) == 0, scene.log.read_text()
@@ -130,8 +134,7 @@ def test_kill_an_executor(spark: SparkSession, tables: Path, moment: str) -> Non
     """Kill the executor that captures, if one does. test_kills.py kills an executor in the middle of a capture."""
     with start_simulator(*PACE) as simulator:
         scene = Scene(spark, tables, simulator, spark={"master": "local-cluster[2,1,1024]"})
-        job = scene.start()
-        scene.until(moments(scene)[moment], job)
+        job = scene.start_and_reach(moment)
         executors = running(job, "CoarseGrainedExecutorBackend")
         workers = streaming_workers(job, simulator)
         capturing = [each for each in executors if {*each.children(recursive=True)} & {*workers}]
@@ -170,8 +173,7 @@ def test_a_truncated_journal_file_is_set_aside(spark: SparkSession, tables: Path
     """The file system lost the end of a file. The run sets the file aside, names it, and repeats its requests."""
     with start_simulator(*PACE) as simulator:
         scene = Scene(spark, tables, simulator)
-        first = scene.start()
-        scene.until(moments(scene)["capture"], first)
+        first = scene.start_and_reach("capture")
         kill([first, *first.children(recursive=True)])
         files = list(scene.state.glob("*/journal/*.parquet"))
         for path in files[:1]:
@@ -188,8 +190,7 @@ def test_a_state_folder_that_is_temporarily_not_writable(spark: SparkSession, ta
     """As on a full disk: no call starts that could not be journaled, and no paid call is lost."""
     with start_simulator(*PACE) as simulator:
         scene = Scene(spark, tables, simulator)
-        job = scene.start()
-        scene.until(moments(scene)["capture"], job)
+        job = scene.start_and_reach("capture")
         (worker,) = streaming_workers(job, simulator)
         _, hard = worker.rlimit(psutil.RLIMIT_FSIZE)
         worker.rlimit(psutil.RLIMIT_FSIZE, (0, hard))
@@ -250,8 +251,7 @@ def test_an_endpoint_that_is_down_for_a_minute(spark: SparkSession, tables: Path
     port = port_that_stays_free()
     with start_simulator(*PACE, "--port", port) as simulator:
         scene = Scene(spark, tables, simulator, capture={"concurrency": CONCURRENCY, "max_attempts": 3})
-        job = scene.start()
-        scene.until(moments(scene)["capture"], job)
+        job = scene.start_and_reach("capture")
         paid = {call["key"] for call in simulator.calls() if call["ended"] == "done"}
     scene.until(lambda: "connection" in "".join(p.read_text() for p in scene.state.glob("*/workers/*.json")), job)
     time.sleep(60)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-SLOW_S = 10.0
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 STEP_EVERY_S, STEPS_S = 2.0, (0.0, 3600.0, -7200.0)
 
 
-def slow_fsync() -> None:
-    """Syncing a journal file takes ten seconds."""
+def slow_fsync(seconds: float) -> None:
+    """Syncing a journal file takes this long."""
     fsync = os.fsync
 
     def slowly(file: int) -> None:
         if "/journal/" in str(Path(f"/proc/self/fd/{file}").readlink()):
-            time.sleep(SLOW_S)
+            time.sleep(seconds)
         fsync(file)
 
     os.fsync = slowly  # type: ignore[assignment]
@@ -28,4 +32,10 @@ def clock_steps() -> None:
     time.time = lambda: now() + STEPS_S[int(time.monotonic() / STEP_EVERY_S) % len(STEPS_S)]
 
 
-{"slow-fsync": slow_fsync, "clock-steps": clock_steps}.get(os.environ.get("FAULT", ""), lambda: None)()
+FAULTS: dict[str, Callable[[], None]] = {
+    "slow-fsync": partial(slow_fsync, 10.0),
+    "visible-flush": partial(slow_fsync, 0.25),  # a test sees each flush while it lasts
+    "clock-steps": clock_steps,
+}
+if fault := os.environ.get("FAULT"):
+    FAULTS[fault]()
