@@ -241,11 +241,13 @@ class ErrorKind:
             retry_for_s; does not count as an attempt, and the whole run cools down).
         owed: whether the next run owes the request if no output arrived.
         stops_run: whether no other request can succeed either.
+        parks_model: whether it counts towards the breaker of the request's model.
     """
 
     retry: Literal["never", "attempt", "waiting"] = "never"
     owed: bool = True
     stops_run: bool = False
+    parks_model: bool = False
 
 
 # The one table of outcomes. Once output has arrived, max_broken limits the retries instead, because output is paid for.
@@ -253,9 +255,10 @@ ERRORS: Mapping[str, ErrorKind] = {
     "invalid_request": ErrorKind(owed=False),
     "content_policy": ErrorKind(owed=False),
     "authentication": ErrorKind(stops_run=True),
-    "permission": ErrorKind(stops_run=True),
-    "not_found": ErrorKind(stops_run=True),
+    "wrong_url": ErrorKind(stops_run=True),
     "quota": ErrorKind(stops_run=True),
+    "permission": ErrorKind(parks_model=True),
+    "not_found": ErrorKind(parks_model=True),
     "rate_limit": ErrorKind(retry="waiting"),
     "timeout": ErrorKind(retry="attempt"),
     "connection": ErrorKind(retry="attempt"),
@@ -264,7 +267,11 @@ ERRORS: Mapping[str, ErrorKind] = {
     "stream_error": ErrorKind(retry="attempt"),
     "protocol": ErrorKind(retry="attempt"),
     "cancelled": ErrorKind(),
+    # deltatap itself could not handle the request or its answer; the codes are those of INTERNAL_*.
+    "internal": ErrorKind(owed=False),
 }
+# The codes of `internal`: the answer had ended, so it is never bought again; it was cut; the request was never sent.
+INTERNAL_COMPLETE, INTERNAL_CUT, INTERNAL_REQUEST = "complete", "cut", "request"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deltatap.model import ERRORS
+from deltatap.model import ERRORS, INTERNAL_COMPLETE
 
 
 def final_sql(row: str, *, keep_interrupted: bool) -> str:
@@ -13,5 +13,9 @@ def final_sql(row: str, *, keep_interrupted: bool) -> str:
         keep_interrupted: whether interrupted rows are final.
     """
     settled = ", ".join(f"'{name}'" for name, kind in ERRORS.items() if not kind.owed)
-    final = f"{row}.status = 'completed' OR ({row}.status = 'failed' AND {row}.error.type IN ({settled}))"
-    return f"({final} OR {row}.status = 'interrupted')" if keep_interrupted else f"({final})"
+    paid = f"({row}.error.type = 'internal' AND {row}.error.code = '{INTERNAL_COMPLETE}')"
+    interrupted = "TRUE" if keep_interrupted else f"({row}.error.type = 'content_policy' OR {paid})"
+    return (
+        f"({row}.status = 'completed' OR ({row}.status = 'failed' AND {row}.error.type IN ({settled}))"
+        f" OR ({row}.status = 'interrupted' AND {interrupted}))"
+    )
