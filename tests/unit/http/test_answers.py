@@ -1,0 +1,214 @@
+"""Every case of tests/answers.py through a whole worker: socket, client, engine, journal and the Parquet file.
+
+Each table of cases runs at once, on one event loop: the answers that break others must not break these. Then each
+case's row is compared with what the case says. Cases that stop a run run alone.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from deltatap.config import load_settings
+from deltatap.delta.final import final_sql
+from deltatap.http.credentials import credential_of
+from deltatap.model import ERRORS
+from deltatap.prices import Prices
+from deltatap.prompts import build_request
+from deltatap.worker import retry
+from deltatap.worker.bootstrap import context_of, running_engine
+from deltatap.worker.jobs import job_of
+from deltatap.worker.journal import JournalWriter
+from deltatap.worker.rows import JOURNAL_SCHEMA
+from tests.answers import ANY, CAPTURE, CASES, KEY, TIMEOUTS, answer_of
+from tests.raw_server import raw_server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from tests.answers import Case
+    from tests.raw_server import Answer, Asked, Cut
+
+BY_NAME = {case.name: case for case in CASES}
+CUTS: tuple[Cut, ...] = ("whole", "bytes", "random")
+SEED = 15
+
+
+@dataclass(frozen=True)
+class Result:
+    """A case's rows, the calls that the server counted, and the error that stopped the engine."""
+
+    rows: list[dict[str, Any]]
+    calls: int
+    fatal: str | None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_waits() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retry, "_BACKOFF_S", 0.001)
+        patch.setenv("ANSWERS_KEY", KEY)
+        yield
+
+
+def capture(cases: Iterable[Case], folder: Path, cut: Cut) -> dict[str, Result]:
+    """Capture all cases in one worker for each API; the server chooses the answer by the prompt."""
+    results: dict[str, Result] = {}
+    by_api: dict[str, list[Case]] = {}
+    for case in cases:
+        by_api.setdefault(case.api, []).append(case)
+
+    def choose(asked: Asked) -> Answer:
+        return answer_of(BY_NAME[asked.prompt], asked.before).cut(cut, SEED)
+
+    for api, some in by_api.items():
+        with raw_server(choose) as server:
+            settings = load_settings(
+                {
+                    "endpoint": {"base_url": server.base_url, "api": api, "api_key": {"env": "ANSWERS_KEY"}},
+                    # The bytes of the events must not hold the key, either.
+                    "capture": {**CAPTURE, "keep_raw": cut == "random"},
+                    "timeouts": TIMEOUTS,
+                }
+            )
+            journal_folder = folder / f"{api}-{some[0].name[:8].encode().hex()}-{cut}"
+            journal_folder.mkdir(parents=True)
+            fatal = _run(some, settings, journal_folder)
+            rows = [row for path in journal_folder.iterdir() for row in _rows(path)]
+        for case in some:
+            mine = [row for row in rows if row["request_id"] == case.name]
+            results[case.name] = Result(mine, server.calls(case.name), fatal)
+    return results
+
+
+def _run(cases: list[Case], settings: Any, folder: Path) -> str | None:
+    context = context_of(settings, Prices(), "run-1", 0)
+    journal = JournalWriter(folder, "x", context, plan=1, part=0, flush_s=0.1)
+    with (
+        journal,
+        running_engine(
+            settings, credential_of(settings.endpoint), journal.put, look_ahead=len(cases) + 1, share=256
+        ) as engine,
+    ):
+        for at, case in enumerate(cases):
+            # A model of its own: what one model's server refuses says nothing about the others.
+            row = {"request_id": case.name, "prompt": case.name, "model": f"model-{at}"}
+            request = build_request(row, api=case.api, model=None, defaults={}, keep=())
+            assert engine.submit(job_of(request, at, [], settings.endpoint, case.mode))  # type: ignore[arg-type]
+        engine.join()
+        return engine.fatal and engine.fatal.type
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    table = pq.read_table(path, partitioning=None)
+    assert table.schema.equals(JOURNAL_SCHEMA)
+    table.validate(full=True)
+    rows: list[dict[str, Any]] = table.to_pylist()
+    return rows
+
+
+@pytest.fixture(scope="module")
+def captured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Cut, dict[str, Result]]]:
+    """The results of the cases that affect no others, by cut."""
+    together = [case for case in CASES if not case.alone]
+    yield {cut: capture(together, tmp_path_factory.mktemp("answers"), cut) for cut in CUTS}
+
+
+def is_final(row: dict[str, Any]) -> bool:
+    """What the definition of a final row, which is SQL, says about a row."""
+    with sqlite3.connect(":memory:") as db:
+        db.execute("ATTACH ':memory:' AS c")
+        db.execute("CREATE TABLE captures (status)")
+        db.execute("CREATE TABLE c.error (type, code)")
+        error = row["error"] or {"type": None, "code": None}
+        db.execute("INSERT INTO captures VALUES (?)", (row["status"],))
+        db.execute("INSERT INTO c.error VALUES (?, ?)", (error["type"], error["code"]))
+        condition = final_sql("c", keep_interrupted=False).replace("c.status", "status")
+        ((final,),) = db.execute(f"SELECT coalesce({condition}, 0) FROM captures, c.error").fetchall()  # noqa: S608
+    db.close()
+    return bool(final)
+
+
+def check(case: Case, result: Result) -> None:
+    """Compare a case's row with what the case says."""
+    assert len(result.rows) == 1, "exactly one row"
+    (row,) = result.rows
+    error = row["error"] or {"type": None, "message": "", "code": None}
+    told = f"{row['status']} {row['text']!r:.80} {error} {result.calls} calls"
+    if case.status is not None:
+        assert row["status"] == case.status, told
+    if case.error != ANY:
+        assert error["type"] == case.error, told
+    assert case.says in error["message"], told
+    assert len(error["message"]) < 1_000
+    if case.text != ANY:
+        # No text and an empty text say the same of a call without output.
+        assert (row["text"] or None) == (case.text or None), told
+    if case.calls is not None:
+        assert result.calls == case.calls, told
+    assert result.calls == 1 + len(row["retries"]), "each call is in the row"
+    if case.owed is not None:
+        assert is_final(row) is not case.owed, told
+    if case.tools is not None:
+        assert like(tools_of(row), case.tools), tools_of(row)
+    for name, count in case.usage.items():
+        assert (row["usage_reported"] or {}).get(name) == count, row["usage_reported"]
+    for name, value in case.columns.items():
+        found = row[name]
+        if name == "retries":
+            found = [retried["error_type"] for retried in found]
+        elif isinstance(value, dict):
+            found = {key: found[key] for key in value}
+        assert found == value
+    assert "".join(c["text"] for c in row["chunks"] if c["kind"] == "content" and c["choice"] == 0) in {
+        row["text"] or "",
+        "",  # a whole answer has no chunks
+    }
+    assert KEY not in json.dumps(row, default=lambda value: value.decode("latin1") if isinstance(value, bytes) else str(value))
+
+
+def tools_of(row: dict[str, Any]) -> list[tuple[str | None, str, str]]:
+    """The tool calls of the first choice."""
+    calls = json.loads(row["choices"][0]["tool_calls"] or "[]")
+    return [
+        (call.get("id"), call["function"].get("name", ""), call["function"].get("arguments", "")) for call in calls
+    ]
+
+
+def like(found: list[tuple[str | None, str, str]], expected: tuple[tuple[str | None, str, str], ...]) -> bool:
+    """Whether the calls are the expected ones; arguments are compared as JSON."""
+    return len(found) == len(expected) and all(
+        wanted == ANY or value == wanted or _json(value) == _json(wanted) != wanted
+        for tool, other in zip(found, expected, strict=True)
+        for value, wanted in zip(tool, other, strict=True)
+    )
+
+
+def _json(text: str | None) -> object:
+    try:
+        return json.loads(text or "")
+    except ValueError:
+        return text
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("case", [case for case in CASES if not case.alone], ids=str)
+def test_an_answer_becomes_the_right_row(captured: dict[Cut, dict[str, Result]], case: Case, cut: Cut) -> None:
+    result = captured[cut][case.name]
+    check(case, result)
+    assert result.fatal is None
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("case", [case for case in CASES if case.alone], ids=str)
+def test_an_answer_that_concerns_the_whole_run(tmp_path: Path, case: Case, cut: Cut) -> None:
+    result = capture([case], tmp_path, cut)[case.name]
+    check(case, result)
+    stops = case.error is not None and ERRORS[case.error].stops_run
+    assert (result.fatal is not None) is stops
