@@ -101,3 +101,49 @@ def test_an_error_names_the_missing_or_damaged_vocabulary(monkeypatch: pytest.Mo
     assert (tmp_path / files[0]).exists(), "the file is not deleted"
     with pytest.raises(VocabularyError, match="encoding nope: expected one of"):
         encoding("nope")
+
+
+PIECE = tokens._PIECE
+TEXTS = {
+    "English": "The quick brown fox, it's said, jumps over 13 lazy dogs.\n\nAnd then (perhaps) it doesn't: ",
+    "Japanese": "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ、",
+    "code": "def f(x):\n    return {'a': [1, 2, 3], \"b\": x ** 0.5}  # ~50%\n",
+}
+
+
+@pytest.mark.parametrize("name", ["cl100k_base", "o200k_base"])
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_a_long_text_is_counted_exactly(text: str, name: str) -> None:
+    long = text * (3 * PIECE // len(text))
+    assert count_text(long, name) == len(encoding(name).encode_ordinary(long))
+
+
+RUNS = {
+    "spaces": " ",
+    "tabs": "\t",
+    "new lines": "\n",
+    "ideographic spaces": "\u3000",
+    "no-break spaces": "\u00a0",
+    "mixed white space": " \t\u3000\n",
+    "one letter": "a",
+    "one capital": "A",
+    "one ideograph": "一",
+    "punctuation": "=",
+    "emoji": "🙂",
+    "lone surrogates": "\ud800",
+    "control characters": "\x00",
+}
+
+
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_a_run_of_a_million_characters_is_counted(run: str) -> None:
+    once = count_text(run * (PIECE // len(run)), "o200k_base")
+    counted = count_text(run * (1_100_000 // len(run)), "o200k_base")
+    assert counted == pytest.approx(11 * once, abs=30)
+
+
+def test_a_run_in_a_text_changes_only_its_own_count() -> None:
+    words = "Once upon a time. "
+    assert count_text(words * 9 + " " * 1_100_000 + words * 9, "cl100k_base") == pytest.approx(
+        2 * count_text(words * 9, "cl100k_base") + count_text(" " * 1_100_000, "cl100k_base"), abs=2
+    )

@@ -91,6 +91,6 @@ def test_an_existing_table_is_not_created() -> None:
 
 def test_final_rows_win_over_newer_rows_in_the_current_view() -> None:
     sql = " ".join(prepare.current_sql("main.llm.captures").split())
-    assert "max_by(struct(c.*), struct((c.status = 'completed' OR " in sql
+    assert "max_by(struct(c.*), struct(coalesce(c.status = 'completed' OR " in sql
     assert sql.endswith("c.finished_at)) AS row FROM `main`.`llm`.`captures` AS c "
                         "GROUP BY c.request_id, c.request_hash, c.endpoint, c.mode)")  # fmt: skip
