@@ -38,7 +38,7 @@ class Case:
         error: the type of the error; None for no error.
         says: what the error's message contains.
         calls: how many calls are made; None where it depends on the time.
-        owed: whether the next run owes the request.
+        owed: whether the next run owes the request; None where both are right.
         tools: (id, name, arguments) of each call of a tool.
         usage: counts of usage_reported.
         columns: other columns.
@@ -54,7 +54,7 @@ class Case:
     error: str | None = None
     says: str = ""
     calls: int | None = 1
-    owed: bool = False
+    owed: bool | None = False
     tools: tuple[tuple[str | None, str, str], ...] | None = None
     usage: Mapping[str, int | None] = field(default_factory=dict)
     columns: Mapping[str, Any] = field(default_factory=dict)
@@ -141,7 +141,9 @@ def _good(name: str, answer: Answer, **more: Any) -> Case:
 
 
 def _failed(name: str, answer: Answer, error: str, says: str = "", **more: Any) -> Case:
-    return Case(name, (answer,), **{"status": "failed", "text": None, "error": error, "says": says, "owed": True, **more})
+    return Case(
+        name, (answer,), **{"status": "failed", "text": None, "error": error, "says": says, "owed": True, **more}
+    )
 
 
 def _broken(name: str, answer: Answer, error: str = "stream_error", says: str = "", **more: Any) -> Case:
@@ -170,55 +172,106 @@ TROUBLE = [
     _failed(
         "a surrogate in the error of a 400",
         sized("400 Bad Request", b'{"error":{"message":"cannot use text %b","code":"bad"}}' % _HALF),
-        "invalid_request", "cannot use text", owed=False,
+        "invalid_request",
+        "cannot use text",
+        owed=False,
     ),
     _failed(
         "a surrogate in the code of a 400",
         sized("400 Bad Request", b'{"error":{"message":"no","code":"bad %b"}}' % _HALF),
-        "invalid_request", "no", owed=False,
+        "invalid_request",
+        "no",
+        owed=False,
     ),
-    _failed("a surrogate in an error page", sized("400 Bad Request", b"bad \xed\xa0\xbd", kind="text/plain"),
-            "invalid_request", "bad", owed=False),
-    _good("a surrogate in the text", chunked(ROLE, _replaced(HELLO, b"Hello", b"Hello" + _HALF), STOP, DONE),
-          text="Hello�"),
-    _good("a surrogate in the id and the model",
-          chunked(*(_replaced(_replaced(each, b"m-1", b"m" + _HALF), b"c-1", _HALF) for each in BEGUN), STOP, DONE)),
+    _failed(
+        "a surrogate in an error page",
+        sized("400 Bad Request", b"bad \xed\xa0\xbd", kind="text/plain"),
+        "invalid_request",
+        "bad",
+        owed=False,
+    ),
+    _good(
+        "a surrogate in the text",
+        chunked(ROLE, _replaced(HELLO, b"Hello", b"Hello" + _HALF), STOP, DONE),
+        text="Hello�",
+    ),
+    _good(
+        "a surrogate in the id and the model",
+        chunked(*(_replaced(_replaced(each, b"m-1", b"m" + _HALF), b"c-1", _HALF) for each in BEGUN), STOP, DONE),
+    ),
     _good("a surrogate in the finish_reason", chunked(*BEGUN, _replaced(STOP, b'"stop"', b'"st%b"' % _HALF), DONE)),
-    _good("a surrogate in a tool call", chunked(
-        ROLE,
-        _replaced(delta(tool_calls=[{"index": 0, "id": "a", "function": {"name": "f", "arguments": '{"x":"?"}'}}]),
-                  b"?", _HALF),
-        delta("tool_calls"), DONE), text="", tools=(("a", "f", ANY),)),
-    _good("a surrogate in a whole answer", sized("200 OK", json.dumps(WHOLE).encode().replace(b"Hello", b"Hello" + _HALF)),
-          text="Hello� world"),
-    _broken("a surrogate in the error of a stream",
-            chunked(*BEGUN, b'data: {"error":{"message":"died %b"}}\n\n' % _HALF), says="died"),
+    _good(
+        "a surrogate in a tool call",
+        chunked(
+            ROLE,
+            _replaced(
+                delta(tool_calls=[{"index": 0, "id": "a", "function": {"name": "f", "arguments": '{"x":"?"}'}}]),
+                b"?",
+                _HALF,
+            ),
+            delta("tool_calls"),
+            DONE,
+        ),
+        text="",
+        tools=(("a", "f", ANY),),
+    ),
+    _good(
+        "a surrogate in a whole answer",
+        sized("200 OK", json.dumps(WHOLE).encode().replace(b"Hello", b"Hello" + _HALF)),
+        text="Hello� world",
+    ),
+    _broken(
+        "a surrogate in the error of a stream",
+        chunked(*BEGUN, b'data: {"error":{"message":"died %b"}}\n\n' % _HALF),
+        says="died",
+    ),
     _good("a million spaces", _long(" " * 50_000), text=" " * 1_000_000),
     _good("a million line breaks and tabs", _long("\n\t" * 25_000), text="\n\t" * 500_000),
     _good("a million letters", _long("a" * 50_000), text="a" * 1_000_000),
     _good("a million letters that alternate with accents", _long("é́" * 20_000), text="é́" * 400_000),
     _good("a NUL in the text", chunked(ROLE, delta(content="Hello\0world"), STOP, DONE), text="Hello\0world"),
     _good("usage of 2**63-1", chunked(*BEGUN, STOP, usage(2**63 - 1, 2), DONE), usage={"input_tokens": None}),
-    _good("usage of 2**63", chunked(*BEGUN, STOP, usage(9, 2**63), DONE), usage={"input_tokens": 9, "output_tokens": None}),
+    _good(
+        "usage of 2**63", chunked(*BEGUN, STOP, usage(9, 2**63), DONE), usage={"input_tokens": 9, "output_tokens": None}
+    ),
     _good("usage of 2**31", chunked(*BEGUN, STOP, usage(2**31, 2), DONE), usage={"input_tokens": None}),
-    _good("usage of 1e400", chunked(*BEGUN, STOP, _replaced(USAGE, b" 9,", b" 1e400,"), DONE), usage={"output_tokens": 2}),
+    _good(
+        "usage of 1e400", chunked(*BEGUN, STOP, _replaced(USAGE, b" 9,", b" 1e400,"), DONE), usage={"output_tokens": 2}
+    ),
     _good("usage of NaN", chunked(*BEGUN, STOP, _replaced(USAGE, b" 9,", b" NaN,"), DONE), usage={"output_tokens": 2}),
     _good("usage of -5", chunked(*BEGUN, STOP, usage(-5, 2), DONE), usage={"input_tokens": None, "output_tokens": 2}),
-    _good("usage as floats", chunked(*BEGUN, STOP, _replaced(USAGE, b" 9,", b" 9.0,"), DONE), usage={"input_tokens": 9}),
-    _good("usage as half a token", chunked(*BEGUN, STOP, _replaced(USAGE, b" 9,", b" 9.5,"), DONE),
-          usage={"input_tokens": None}),
+    _good(
+        "usage as floats", chunked(*BEGUN, STOP, _replaced(USAGE, b" 9,", b" 9.0,"), DONE), usage={"input_tokens": 9}
+    ),
+    _good(
+        "usage as half a token",
+        chunked(*BEGUN, STOP, _replaced(USAGE, b" 9,", b" 9.5,"), DONE),
+        usage={"input_tokens": None},
+    ),
     _good("usage as text", chunked(*BEGUN, STOP, _replaced(USAGE, b" 9,", b' "9",'), DONE)),
-    _good("usage as true", chunked(*BEGUN, STOP, _replaced(USAGE, b" 9,", b" true,"), DONE), usage={"input_tokens": None}),
+    _good(
+        "usage as true", chunked(*BEGUN, STOP, _replaced(USAGE, b" 9,", b" true,"), DONE), usage={"input_tokens": None}
+    ),
     _good("usage of 5,000 digits", chunked(*BEGUN, STOP, _replaced(USAGE, b" 9,", b" %b," % _DIGITS), DONE)),
     _good("usage that is a list", chunked(*BEGUN, STOP, data({"choices": [], "usage": [1, 2]}), DONE)),
-    _failed("an error code of 5,000 digits", sized("400 Bad Request", b'{"error":{"code":%b,"message":"no"}}' % _DIGITS),
-            "invalid_request", "no", owed=False),
-    _broken("an error code of 5,000 digits in a stream",
-            chunked(*BEGUN, b'data: {"error":{"code":%b,"message":"died"}}\n\n' % _DIGITS), ANY),
+    _failed(
+        "an error code of 5,000 digits",
+        sized("400 Bad Request", b'{"error":{"code":%b,"message":"no"}}' % _DIGITS),
+        "invalid_request",
+        "no",
+        owed=False,
+    ),
+    _broken(
+        "an error code of 5,000 digits in a stream",
+        chunked(*BEGUN, b'data: {"error":{"code":%b,"message":"died"}}\n\n' % _DIGITS),
+        ANY,
+    ),
     _broken("nested too deeply", chunked(*BEGUN, data(b'{"choices":' + b"[" * 100_000)), "protocol"),
     _failed("nested too deeply at once", chunked(data(b'{"choices":' + b"[" * 100_000)), "protocol", calls=TWICE),
     _failed("a whole answer nested too deeply", sized("200 OK", b'{"a":' * 100_000), "protocol", calls=TWICE),
-    _failed("an error nested too deeply", sized("400 Bad Request", b'{"error":' * 100_000), "invalid_request", owed=False),
+    _failed(
+        "an error nested too deeply", sized("400 Bad Request", b'{"error":' * 100_000), "invalid_request", owed=False
+    ),
 ]
 TROUBLE += [
     Case(
@@ -227,7 +280,16 @@ TROUBLE += [
         calls=TWICE,
     )
     for status in ("429 Too Many Requests", "503 Service Unavailable")
-    for value in ("Wed, 21 Oct 99999999999 07:28:00 GMT", "inf", "nan", "-5", "soon", "0x1", "", "Wed, 21 Oct 2015 07:28:00 GMT")
+    for value in (
+        "Wed, 21 Oct 99999999999 07:28:00 GMT",
+        "inf",
+        "nan",
+        "-5",
+        "soon",
+        "0x1",
+        "",
+        "Wed, 21 Oct 2015 07:28:00 GMT",
+    )
 ]
 TROUBLE += [
     replace(_good(f"choices as {name}", chunked(*BEGUN, data({"choices": choices}), STOP, DONE)), status=None, text=ANY, error=ANY, calls=None, owed=None)
@@ -293,7 +355,29 @@ REFUSALS += [
 ]  # fmt: skip
 REFUSALS += [
     _refused(f"{status} Oh", "server", b"" if status in {499, 520} else None, kind="text/html", calls=TWICE)
-    for status in (408, 409, 424, 425, 499, 500, 501, 502, 503, 504, 520, 521, 522, 523, 524, 525, 526, 527, 528, 530, 599)
+    for status in (
+        408,
+        409,
+        424,
+        425,
+        499,
+        500,
+        501,
+        502,
+        503,
+        504,
+        520,
+        521,
+        522,
+        523,
+        524,
+        525,
+        526,
+        527,
+        528,
+        530,
+        599,
+    )
 ]
 REFUSALS += [_refused(f"{status} Oh", "rate_limit", calls=None) for status in (429, 498, 529)]
 REFUSALS += [
@@ -351,7 +435,9 @@ REFUSALS += [
             "invalid_request", "bad field", owed=False),
 ]  # fmt: skip
 REFUSALS = [
-    replace(each, columns={"error": {"http_status": int(each.answers[0].data[9:12])}}) if each.error != "quota" else each
+    replace(each, columns={"error": {"http_status": int(each.answers[0].data[9:12])}})
+    if each.error != "quota"
+    else each
     for each in REFUSALS
 ]
 
@@ -393,16 +479,22 @@ OPTIONS = [
 
 # Errors inside a 200
 
-_TOO_LONG = {"object": "error", "message": "maximum context length is 4096 tokens", "type": "BadRequestError", "param": None, "code": 400}
+_TOO_LONG = {
+    "object": "error",
+    "message": "maximum context length is 4096 tokens",
+    "type": "BadRequestError",
+    "param": None,
+    "code": 400,
+}
 _DIED = {"object": "error", "message": "engine died", "type": "InternalServerError", "param": None, "code": 500}
 
 
-def _errors(name: str, record: bytes, says: str, error: str = ANY, calls: int | None = None, owed: bool | None = None) -> list[Case]:
+def _errors(name: str, record: bytes, says: str) -> list[Case]:
     """An error as the first record, with and without [DONE], and after output."""
-    first = {"calls": calls, "owed": owed}
+    first = {"calls": None, "owed": None}
     return [
-        _failed(f"{name}, at once", chunked(record, DONE), error, says, **first),
-        _failed(f"{name}, alone", chunked(record), error, says, **first),
+        _failed(f"{name}, at once", chunked(record, DONE), ANY, says, **first),
+        _failed(f"{name}, alone", chunked(record), ANY, says, **first),
         _broken(f"{name}, after output", chunked(*BEGUN, record, DONE), says=says),
         _broken(f"{name}, after output, then stop", chunked(*BEGUN, record, STOP, DONE), says=says),
     ]
@@ -415,46 +507,146 @@ IN_STREAM = [
     *_errors("an error as text", data({"error": "died"}), "died"),
     *_errors("an error in a list", data([_error("no capacity", code=429, status="RESOURCE_EXHAUSTED")]), "no capacity"),
     *_errors("a detail", data({"detail": "model is loading"}), "model is loading"),
-    *_errors("a list of details", data({"detail": [{"msg": "roles must alternate", "loc": ["body"]}]}), "roles must alternate"),
+    *_errors(
+        "a list of details",
+        data({"detail": [{"msg": "roles must alternate", "loc": ["body"]}]}),
+        "roles must alternate",
+    ),
     *_errors("the field error", b'error: {"code":500,"message":"slot lost","type":"server_error"}\n\n', "slot lost"),
     *_errors("an event error", b'event: error\ndata: {"message":"slot lost"}\n\n', "slot lost"),
     *_errors("an event error with text", b"event: error\ndata: slot lost\n\n", "slot lost"),
     *_errors("an empty error with a code", data({"error": "", "code": 424}), ""),
-    *_errors("a code and a message", data({"code": "Throttling", "message": "too many requests", "request_id": "r"}), "too many requests"),
-    *_errors("base_resp", data({"id": "x", "choices": None, "base_resp": {"status_code": 1008, "status_msg": "no balance"}}), "no balance"),
+    *_errors(
+        "a code and a message",
+        data({"code": "Throttling", "message": "too many requests", "request_id": "r"}),
+        "too many requests",
+    ),
+    *_errors(
+        "base_resp",
+        data({"id": "x", "choices": None, "base_resp": {"status_code": 1008, "status_msg": "no balance"}}),
+        "no balance",
+    ),
     *_errors("errors", data({"errors": [{"message": "died"}]}), "died"),
-    *_errors("a type error", data({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}), "Overloaded"),
+    *_errors(
+        "a type error",
+        data({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}),
+        "Overloaded",
+    ),
 ]
 IN_STREAM += [
     _failed(f"200 with JSON: {name}", sized("200 OK", body, kind=kind), ANY, says, calls=None, owed=None)
     for kind in ("application/json", "text/event-stream")
     for name, body, says in (
-        (f"error as {kind}", _error("request (19185 tokens) exceeds the context", code=400, type="exceed_context_size_error"), "19185"),
-        (f"code and message as {kind}", {"code": "InvalidParameter", "message": "max_tokens too large", "request_id": "r"}, "too large"),
-        (f"base_resp as {kind}", {"id": "x", "choices": None, "base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}}, "balance"),
+        (
+            f"error as {kind}",
+            _error("request (19185 tokens) exceeds the context", code=400, type="exceed_context_size_error"),
+            "19185",
+        ),
+        (
+            f"code and message as {kind}",
+            {"code": "InvalidParameter", "message": "max_tokens too large", "request_id": "r"},
+            "too large",
+        ),
+        (
+            f"base_resp as {kind}",
+            {"id": "x", "choices": None, "base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}},
+            "balance",
+        ),
         (f"a list as {kind}", [_error("bad field", code=400)], "bad field"),
         (f"detail as {kind}", {"detail": "model is loading"}, "loading"),
         (f"an error and choices as {kind}", {"choices": [], **_error("bad field")}, "bad field"),
     )
 ]
 IN_STREAM += [
-    _failed("unframed JSON in chunks", chunked(json.dumps(_error("too large", code=400)).encode()), ANY, "too large", calls=None, owed=None),
+    _failed(
+        "unframed JSON in chunks",
+        chunked(json.dumps(_error("too large", code=400)).encode()),
+        ANY,
+        "too large",
+        calls=None,
+        owed=None,
+    ),
     _broken("unframed JSON after output", chunked(*BEGUN, json.dumps(_error("died", code=500)).encode()), ANY),
-    _broken("an error, text and usage beside it", Answer((
-        HEAD + b"Connection: close\r\n\r\n",
-        data({"choices": [{"index": 0, "delta": {"role": "assistant", "content": "Half an ans"}, "finish_reason": None}]}),
-        data({**_error("the upstream went away", code=502), "choices": [{"index": 0, "delta": {"content": "wer"}, "finish_reason": "error"}]}),
-        data({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 40, "total_tokens": 49}}),
-        DONE)), text="Half an answer", says="the upstream went away", usage={"input_tokens": 9, "output_tokens": 40}),
-    _broken("usage in the error", chunked(*BEGUN, data({**_error("died"), "usage": {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}}), DONE),
-            says="died", usage={"input_tokens": 9, "output_tokens": 2}),
-    _failed("an error of a whole answer's choice", sized("200 OK", {"choices": [{"index": 0, "message": {"role": "assistant", "content": ""}, "finish_reason": "error", "error": _error("died", code=502)["error"]}]}),
-            ANY, "died", calls=None, owed=None, mode="complete"),
-    _broken("a whole answer and an error", sized("200 OK", {**WHOLE, **_error("died", code=502)}), says="died", mode="complete"),
-    _good("an error that is null", chunked(*BEGUN, data({"error": None, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}), DONE)),
+    _broken(
+        "an error, text and usage beside it",
+        Answer(
+            (
+                HEAD + b"Connection: close\r\n\r\n",
+                data(
+                    {
+                        "choices": [
+                            {
+                                "index": 0,
+                                "delta": {"role": "assistant", "content": "Half an ans"},
+                                "finish_reason": None,
+                            }
+                        ]
+                    }
+                ),
+                data(
+                    {
+                        **_error("the upstream went away", code=502),
+                        "choices": [{"index": 0, "delta": {"content": "wer"}, "finish_reason": "error"}],
+                    }
+                ),
+                data({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": 40, "total_tokens": 49}}),
+                DONE,
+            )
+        ),
+        text="Half an answer",
+        says="the upstream went away",
+        usage={"input_tokens": 9, "output_tokens": 40},
+    ),
+    _broken(
+        "usage in the error",
+        chunked(
+            *BEGUN,
+            data({**_error("died"), "usage": {"prompt_tokens": 9, "completion_tokens": 2, "total_tokens": 11}}),
+            DONE,
+        ),
+        says="died",
+        usage={"input_tokens": 9, "output_tokens": 2},
+    ),
+    _failed(
+        "an error of a whole answer's choice",
+        sized(
+            "200 OK",
+            {
+                "choices": [
+                    {
+                        "index": 0,
+                        "message": {"role": "assistant", "content": ""},
+                        "finish_reason": "error",
+                        "error": _error("died", code=502)["error"],
+                    }
+                ]
+            },
+        ),
+        ANY,
+        "died",
+        calls=None,
+        owed=None,
+        mode="complete",
+    ),
+    _broken(
+        "a whole answer and an error",
+        sized("200 OK", {**WHOLE, **_error("died", code=502)}),
+        says="died",
+        mode="complete",
+    ),
+    _good(
+        "an error that is null",
+        chunked(*BEGUN, data({"error": None, "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}), DONE),
+    ),
     _good("a whole answer whose error is null", sized("200 OK", {**WHOLE, "error": None}), mode="complete"),
-    _good("base_resp of a success", sized("200 OK", {**WHOLE, "base_resp": {"status_code": 0, "status_msg": ""}}), mode="complete"),
-    _good("code and message of a success", sized("200 OK", {**WHOLE, "code": 200, "message": "success"}), mode="complete"),
+    _good(
+        "base_resp of a success",
+        sized("200 OK", {**WHOLE, "base_resp": {"status_code": 0, "status_msg": ""}}),
+        mode="complete",
+    ),
+    _good(
+        "code and message of a success", sized("200 OK", {**WHOLE, "code": 200, "message": "success"}), mode="complete"
+    ),
 ]
 
 # Reasons to finish
@@ -465,7 +657,17 @@ FINISHES = [
 ]
 FINISHES += [
     _good(f"finish_reason {reason}", chunked(*BEGUN, delta(reason), DONE), columns={"finish_reason": reason})
-    for reason in ("stop", "length", "content_filter", "eos", "end_turn", "STOP", "function_call", "sensitive", "something_new")
+    for reason in (
+        "stop",
+        "length",
+        "content_filter",
+        "eos",
+        "end_turn",
+        "STOP",
+        "function_call",
+        "sensitive",
+        "something_new",
+    )
 ]
 FINISHES += [
     _broken("finish_reason error with its error",
@@ -517,7 +719,12 @@ CONTENT = [
     for kind in ("text/plain; charset=utf-8", "application/json", "application/octet-stream", "TEXT/EVENT-STREAM", "text/html", "")
 ]  # fmt: skip
 CONTENT += [
-    _good(f"JSON {name} as {kind}", sized("200 OK", body, kind=kind), usage={"input_tokens": 9, "output_tokens": 2}, mode=mode)
+    _good(
+        f"JSON {name} as {kind}",
+        sized("200 OK", body, kind=kind),
+        usage={"input_tokens": 9, "output_tokens": 2},
+        mode=mode,
+    )
     for kind in ("text/event-stream", "application/json")
     for mode in ("stream", "complete")
     for name, body in (
@@ -592,14 +799,28 @@ RECORDS += [
     _good("a [DONE] without a blank line", chunked(*BEGUN, b"data: [DONE]\n")),
     _good("a [DONE] without a line end", chunked(*BEGUN, b"data: [DONE]")),
     _good("a last record without a blank line", chunked(*BEGUN, STOP.rstrip(b"\n")), columns={"finish_reason": "stop"}),
-    _good("a last record without a line end, at a closed connection", Answer((HEAD + b"\r\n", *BEGUN, STOP.rstrip(b"\n")))),
+    _good(
+        "a last record without a line end, at a closed connection", Answer((HEAD + b"\r\n", *BEGUN, STOP.rstrip(b"\n")))
+    ),
     _broken("half of a last record", chunked(*BEGUN, STOP[:60]), ANY),
     _broken("half of a last record, reset", chunked(*BEGUN, STOP[:60], end=False, then="reset"), "stream_interrupted"),
-    _broken("a last record whose connection breaks", chunked(*BEGUN, delta(content="!").rstrip(b"\n"), end=False, then="reset"), "stream_interrupted",
-            text=ANY),
+    _broken(
+        "a last record whose connection breaks",
+        chunked(*BEGUN, delta(content="!").rstrip(b"\n"), end=False, then="reset"),
+        "stream_interrupted",
+        text=ANY,
+    ),
     _broken("a record that is not JSON", chunked(*BEGUN, b"data: oops\n\n", STOP, DONE), "protocol", text=ANY),
-    _good("text that is not UTF-8", chunked(ROLE, _replaced(HELLO, b"Hello", b"Hello\xff"), WORLD, STOP, DONE), text="Hello� world"),
-    _good("a cut sequence of UTF-8", chunked(ROLE, _replaced(HELLO, b"Hello", b"Hello\xe2\x82"), WORLD, STOP, DONE), text="Hello� world"),
+    _good(
+        "text that is not UTF-8",
+        chunked(ROLE, _replaced(HELLO, b"Hello", b"Hello\xff"), WORLD, STOP, DONE),
+        text="Hello� world",
+    ),
+    _good(
+        "a cut sequence of UTF-8",
+        chunked(ROLE, _replaced(HELLO, b"Hello", b"Hello\xe2\x82"), WORLD, STOP, DONE),
+        text="Hello� world",
+    ),
     _good("more after [DONE]", chunked(*GOOD, delta(content="!"), b"garbage")),
     _good("an event 'message'", chunked(*(b"event: message\n" + each for each in GOOD))),
     _good("a long record", chunked(ROLE, delta(content="Hello" * 60_000), STOP, DONE), text="Hello" * 60_000),
@@ -700,7 +921,12 @@ DOUBLED = [
 
 # Usage
 
-_MORE = {"prompt_tokens": 32, "completion_tokens": 9, "total_tokens": 135, "completion_tokens_details": {"reasoning_tokens": 94}}
+_MORE = {
+    "prompt_tokens": 32,
+    "completion_tokens": 9,
+    "total_tokens": 135,
+    "completion_tokens_details": {"reasoning_tokens": 94},
+}
 USAGES = [
     _good("usage in a choice", chunked(*BEGUN, data({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop",
           "usage": {"prompt_tokens": 1000, "completion_tokens": 500, "total_tokens": 1500}}]}), DONE),
@@ -735,7 +961,14 @@ _PARIS = (("call_1", "get_weather", _ARGS),)
 
 
 def _item(arguments: str = _ARGS, status: str = "completed") -> dict[str, Any]:
-    return {"type": "function_call", "id": "fc_1", "call_id": "call_1", "name": "get_weather", "arguments": arguments, "status": status}
+    return {
+        "type": "function_call",
+        "id": "fc_1",
+        "call_id": "call_1",
+        "name": "get_weather",
+        "arguments": arguments,
+        "status": status,
+    }
 
 
 def _message(text: str = "Hello world") -> dict[str, Any]:
@@ -749,15 +982,28 @@ def _ended(*output: dict[str, Any], status: str = "completed", kind: str = "", *
     return typed(kind or f"response.{status}", response=response)
 
 
-_CREATED = typed("response.created", response={"id": "resp_1", "object": "response", "model": "m-1", "status": "in_progress", "output": []})
+_CREATED = typed(
+    "response.created",
+    response={"id": "resp_1", "object": "response", "model": "m-1", "status": "in_progress", "output": []},
+)
 _ADDED = typed("response.output_item.added", output_index=0, item=_item("", "in_progress"))
 _ITEM_DONE = typed("response.output_item.done", output_index=0, item=_item())
 _TEXT = typed("response.output_text.delta", output_index=0, content_index=0, item_id="m1", delta="Hello world")
-_ODD = {"type": "function_call", "id": "fc_1", "name": "f", "arguments": "{}", "function": {"name": "f", "arguments": {"a": 1}}}
+_ODD = {
+    "type": "function_call",
+    "id": "fc_1",
+    "name": "f",
+    "arguments": "{}",
+    "function": {"name": "f", "arguments": {"a": 1}},
+}
 
 
 def _response(name: str, *events: bytes, **more: Any) -> Case:
-    return _good(name, chunked(_CREATED, *events), **{"api": "responses", "usage": {"input_tokens": 9, "output_tokens": 20}, **more})
+    return _good(
+        name,
+        chunked(_CREATED, *events),
+        **{"api": "responses", "usage": {"input_tokens": 9, "output_tokens": 20}, **more},
+    )
 
 
 RESPONSES = [
@@ -813,7 +1059,16 @@ RESPONSES = [
 
 # Messages
 
-_STARTED = typed("message_start", message={"id": "msg_1", "model": "m-1", "role": "assistant", "content": [], "usage": {"input_tokens": 9, "output_tokens": 1}})
+_STARTED = typed(
+    "message_start",
+    message={
+        "id": "msg_1",
+        "model": "m-1",
+        "role": "assistant",
+        "content": [],
+        "usage": {"input_tokens": 9, "output_tokens": 1},
+    },
+)
 _BLOCK = typed("content_block_start", index=0, content_block={"type": "text", "text": ""})
 _BLOCK_TEXT = typed("content_block_delta", index=0, delta={"type": "text_delta", "text": "Hello world"})
 _BLOCK_STOP = typed("content_block_stop", index=0)

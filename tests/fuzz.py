@@ -19,6 +19,7 @@ import traceback
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
@@ -26,8 +27,8 @@ from unittest.mock import patch
 from deltatap.api.registry import NAMES
 from deltatap.config import load_settings
 from deltatap.http.client import EndpointClient
-from deltatap.http.credentials import Credential, Token
 from deltatap.http.connection import Connection
+from deltatap.http.credentials import Credential, Token
 from deltatap.http.parser import ResponseParser
 from deltatap.http.transport import Http1Transport
 from deltatap.model import ERRORS, OUTPUT_KINDS, Capture
@@ -63,7 +64,7 @@ class Input:
     def pieces(self) -> list[bytes]:
         """The data of each read."""
         ends = sorted({0, len(self.data), *(cut for cut in self.cuts if cut < len(self.data))})
-        return [self.data[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        return [self.data[a:b] for a, b in pairwise(ends)]
 
 
 # Running answers
@@ -148,7 +149,8 @@ async def _run(inputs: Sequence[Input], beside: int) -> list[str | None]:
         assert batch.schema.equals(JOURNAL_SCHEMA)
         if (took := time.process_time() - started) > SLOW_S:
             failed[at] = f"slow: its row took {took:.1f} s"
-        return batch.to_pylist()
+        rows: list[dict[str, Any]] = batch.to_pylist()
+        return rows
 
     good = Input("chat", "stream", _GOOD.data, tuple(range(50, len(_GOOD.data), 50)))
     tasks = [asyncio.create_task(one(at, given)) for at, given in enumerate([*inputs, *[good] * beside])]
@@ -175,14 +177,17 @@ def _wrong(rows: list[dict[str, Any]]) -> str | None:
     if len(rows) != 1:
         return f"{len(rows)} rows"
     (row,) = rows
-    error = row["error"]
-    if (row["status"] == "completed") is (error is not None):
-        return f"{row['status']} with the error {error}"
+    error, output = row["error"], any(chunk["kind"] in OUTPUT_KINDS for chunk in row["chunks"])
+    if (row["status"] == "completed") is (error is not None) or (row["status"] == "failed" and output):
+        return f"{row['status']} with the error {error}, {output=}"
     if error is not None and (error["type"] not in ERRORS or error["type"] == "internal"):
         return f"the error {error}"
-    output = any(chunk["kind"] in OUTPUT_KINDS for chunk in row["chunks"])
-    if row["status"] == "failed" and output:
-        return "failed, with output"
+    if KEY in json.dumps(row, default=repr, ensure_ascii=False):
+        return "the key is in the row"
+    return _not_joined(row)
+
+
+def _not_joined(row: dict[str, Any]) -> str | None:
     texts: dict[int | None, str] = {}
     for chunk in row["chunks"]:
         if chunk["kind"] == "content":
@@ -190,8 +195,6 @@ def _wrong(rows: list[dict[str, Any]]) -> str | None:
     for choice in row["choices"]:
         if choice["index"] in texts and texts[choice["index"]] != choice["text"]:
             return f"choice {choice['index']}: the chunks do not join to the text"
-    if KEY in json.dumps(row, default=repr, ensure_ascii=False):
-        return "the key is in the row"
     return None
 
 
@@ -289,11 +292,13 @@ def mutated(chosen: random.Random, known: Sequence[Seed]) -> Input:
         data = _mutated_bytes(data, chosen)
     cuts: tuple[int, ...] = ()
     if len(data) > 1:
-        some = range(1, len(data)) if chosen.random() < 0.1 and len(data) < 5_000 else range(chosen.choice((0, 1, 8, 40)))  # noqa: PLR2004
-        cuts = tuple(sorted({at if len(some) > 40 else chosen.randrange(1, len(data)) for at in some}))  # noqa: PLR2004
-    mode: Mode = seed.mode if chosen.random() < 0.9 else "complete"  # noqa: PLR2004
-    api = seed.api if chosen.random() < 0.95 else chosen.choice(NAMES)  # noqa: PLR2004
-    return Input(api, mode, data, cuts, reset=chosen.random() < 0.2)  # noqa: PLR2004
+        some = (
+            range(1, len(data)) if chosen.random() < 0.1 and len(data) < 5_000 else range(chosen.choice((0, 1, 8, 40)))
+        )
+        cuts = tuple(sorted({at if len(some) > 40 else chosen.randrange(1, len(data)) for at in some}))
+    mode: Mode = seed.mode if chosen.random() < 0.9 else "complete"
+    api = seed.api if chosen.random() < 0.95 else chosen.choice(NAMES)
+    return Input(api, mode, data, cuts, reset=chosen.random() < 0.2)
 
 
 def _framed(head: bytes, records: Sequence[bytes], chosen: random.Random) -> bytes:
@@ -346,11 +351,11 @@ def _mutated_json(record: bytes, chosen: random.Random) -> bytes:
             holder[key] = json.loads(json.dumps(other[name]))
         case _:
             holder[key] = chosen.choice(_VALUES)
-    text = json.dumps(value, ensure_ascii=chosen.random() < 0.7)  # noqa: PLR2004
+    text = json.dumps(value, ensure_ascii=chosen.random() < 0.7)
     return record[:start] + text.encode("utf-8", "surrogatepass") + b"\n\n"
 
 
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:  # noqa: ANN401
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
     """Each container in a JSON value, with each of its keys."""
     for key, inner in list(value.items() if isinstance(value, dict) else enumerate(value)):
         yield value, key

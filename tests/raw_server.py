@@ -14,6 +14,7 @@ import struct
 import threading
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -44,12 +45,12 @@ class Answer:
         if self.then == "repeat" or how == "whole":
             return self
         if how == "bytes" and len(data) <= _MAX_PIECES:
-            places = range(1, len(data))
+            places = list(range(1, len(data)))
         else:
             chosen = random.Random(seed)  # noqa: S311 - a reproducible cut
             places = sorted(chosen.sample(range(1, len(data)), min(chosen.randint(1, 40), len(data) - 1)))
         ends = [0, *places, len(data)]
-        return replace(self, pieces=tuple(data[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)))
+        return replace(self, pieces=tuple(data[a:b] for a, b in pairwise(ends)))
 
 
 @dataclass(frozen=True)
