@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from deltatap.api.accumulate import to_json
+from deltatap.api.values import to_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,8 +12,9 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from deltatap.api.accumulate import GrowingChoice, ToolCall
+from deltatap.api.accumulate import GrowingChoice, ToolCall, to_index
 from deltatap.api.items import SentCall, identifier
+from deltatap.api.values import joined
 from deltatap.model import CONTENT, REASONING, REFUSAL
 
 if TYPE_CHECKING:
@@ -190,6 +191,8 @@ class Call(ToolCall):
         self.id, self.item_id = self.id or given.id, self.item_id or item_id
         if not self.complete:
             self.item = given.item
+        if given.as_json and not self.name.tell():
+            self.name.write(given.name)
 
     def missing(self, arguments: str) -> str:
         """The end of the complete arguments, if only their start has arrived. Nothing if others have arrived."""
@@ -211,7 +214,7 @@ class Calls:
 
     def of_piece(self, event: Mapping[str, Any], choice: GrowingChoice) -> Call:
         """The call that a piece of arguments belongs to."""
-        number, id_ = number_in(event.get("output_index")), identifier(event.get("item_id"))
+        number, id_ = to_index(event.get("output_index")), identifier(event.get("item_id"))
         call = None if id_ is None else self._by_id.get(id_)
         if call is None and number is not None:
             call = self._by_number.get(number)
@@ -287,23 +290,18 @@ class Calls:
         for call in self._by_number.values():
             if call.item is not None and not call.complete and call.arguments.tell():
                 name = "code" if call.type == "code_interpreter_call" else "arguments"
-                call.item = {**call.item, name: call.arguments.getvalue()}
+                call.item = {**call.item, name: joined(call.arguments.getvalue())}
 
     def at(self, event: Mapping[str, Any]) -> Call | None:
         """The call, or the result of a call, at the place of an event."""
-        number = number_in(event.get("output_index"))
+        number = to_index(event.get("output_index"))
         return None if number is None else self._by_number.get(number)
-
-
-def number_in(value: object) -> int | None:
-    """A number in the output; None for any other value."""
-    return value if type(value) is int and 0 <= value < 2**31 else None
 
 
 def place_of(field: str, event: Mapping[str, Any]) -> Place:
     """The place of a text that an event continues or repeats."""
-    index = number_in(event.get(FIELDS[field][1])) or 0
-    return Place(field, number_in(event.get("output_index")), identifier(event.get("item_id")), index)
+    index = to_index(event.get(FIELDS[field][1])) or 0
+    return Place(field, to_index(event.get("output_index")), identifier(event.get("item_id")), index)
 
 
 def _key(place: Place) -> tuple[str, int | str | None, int]:

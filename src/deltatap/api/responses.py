@@ -11,7 +11,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from deltatap.api import prompt
-from deltatap.api.accumulate import Accumulator
+from deltatap.api.accumulate import Accumulator, to_index
 from deltatap.api.base import Api, json_schema
 from deltatap.api.choices import openai_usage
 from deltatap.api.frames import (
@@ -28,7 +28,7 @@ from deltatap.api.frames import (
 )
 from deltatap.api.input_tokens import InputTokens, count_messages, count_tools, without_rule
 from deltatap.api.items import arguments_in, identifier, is_call, part_texts, sent_call, texts
-from deltatap.api.output import ITEM, PART, TEXT, Calls, Place, Texts, number_in, place_of
+from deltatap.api.output import ITEM, PART, TEXT, Calls, Place, Texts, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -77,7 +77,9 @@ class ResponsesAccumulator(Accumulator):
     that failed in a completed response does not make the response an error.
     """
 
-    __slots__ = ("_annotated", "_calls", "_held", "_texts")
+    __slots__ = ("_calls", "_held", "_texts")
+    PLAIN = "type"
+    ANSWER = "output"
     STATUSES = Accumulator.STATUSES | dict.fromkeys(_INVALID, 400)  # type: ignore[operator]
 
     def __init__(self, choices: int = 1, *, keep_raw: bool = False) -> None:
@@ -146,7 +148,16 @@ class ResponsesAccumulator(Accumulator):
     def _repeated(self, place: Place, text: str, part: dict[str, Any], size: int) -> None:
         """A complete text, which has usually arrived."""
         choice = self._choice()
+        self._annotated(part)
         self._fill(choice, *self._texts.repeated(place, text, size, choice), part)
+
+    def _annotated(self, part: dict[str, Any]) -> None:
+        if part.get("annotations"):
+            self.annotate(self._choice(), part["annotations"])
+
+    def _annotation(self, event: dict[str, Any]) -> None:
+        if event.get("annotation"):
+            self.annotate(self._choice(), event["annotation"])
 
     def _fill(self, choice: GrowingChoice, stretch: Stretch, missing: str, part: dict[str, Any]) -> None:
         """Add the end of a text, and the log probabilities if all of the text is missing."""
@@ -170,7 +181,7 @@ class ResponsesAccumulator(Accumulator):
         item = event.get("item")
         if type(item) is not dict:
             return
-        number, id_ = number_in(event.get("output_index")), identifier(item.get("id"))
+        number, id_ = to_index(event.get("output_index")), identifier(item.get("id"))
         choice = self._choice()
         self._texts.number(id_, number)
         if is_call(item):
@@ -190,7 +201,7 @@ class ResponsesAccumulator(Accumulator):
         item = event.get("item")
         if type(item) is not dict:
             return
-        number, id_ = number_in(event.get("output_index")), identifier(item.get("id"))
+        number, id_ = to_index(event.get("output_index")), identifier(item.get("id"))
         if is_call(item):
             given = sent_call(item)
             choice = self._choice()
@@ -206,8 +217,6 @@ class ResponsesAccumulator(Accumulator):
         arrived = call.arguments.tell()
         if given.as_json:
             # The arguments are JSON of the item's fields. What has arrived of them is without that JSON.
-            if not call.name.tell():
-                call.name.write(given.name)
             if not arrived:
                 self._called(choice, call, None, given.arguments)
             elif len(given.arguments) > arrived:
@@ -298,6 +307,7 @@ class ResponsesAccumulator(Accumulator):
                 continue
             for _ in texts(item):
                 (place, text), (stretch, lacking) = next(missing)
+                self._annotated(text.part)
                 if lacking:
                     into = self._texts.open(place, choice) if stretch is None else stretch
                     self._fill(choice, into, lacking, text.part)
@@ -324,6 +334,7 @@ class ResponsesAccumulator(Accumulator):
         "response.reasoning_summary_part.done": _part_done,
         "response.output_text.delta": _content,
         "response.audio.transcript.delta": _content,
+        "response.output_text.annotation.added": _annotation,
         "response.refusal.delta": _refusal,
         "response.reasoning_summary_text.delta": _summary,
         "response.reasoning_text.delta": _reasoning,

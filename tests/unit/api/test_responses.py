@@ -325,7 +325,7 @@ ITEMS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("item", "stored"), ITEMS, ids=[item["type"] for item, _ in ITEMS])
+@pytest.mark.parametrize(("item", "stored"), ITEMS, ids=lambda given: given.get("type"))
 def test_calls_of_tools_that_are_not_functions(item: dict[str, Any], stored: dict[str, Any]) -> None:
     started = {**item, "status": "in_progress"}
     for events in ([completed(item)], [done(item), completed(item)], [added(started), done(item), completed(item)]):
