@@ -205,12 +205,13 @@ class Call(ToolCall):
 class Calls:
     """The tool calls of a response."""
 
-    __slots__ = ("_by_id", "_by_number", "_last")
+    __slots__ = ("_by_id", "_by_number", "_last", "_next")
 
     def __init__(self) -> None:
         self._by_number: dict[int, Call] = {}
         self._by_id: dict[str, Call] = {}
         self._last: Call | None = None
+        self._next = 0
 
     def of_piece(self, event: Mapping[str, Any], choice: GrowingChoice) -> Call:
         """The call that a piece of arguments belongs to."""
@@ -273,7 +274,8 @@ class Calls:
     def _new(self, number: int | None, choice: GrowingChoice) -> Call:
         """A new call with this number, or with the next one if another call has it."""
         if number is None or number in self._by_number:
-            number = max(self._by_number, default=-1) + 1
+            number = self._next
+        self._next = max(self._next, number + 1)
         call = self._last = Call()
         self._by_number[number] = choice.tool_calls[number] = call
         return call
