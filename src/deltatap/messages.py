@@ -68,6 +68,38 @@ class Control:
 
 
 @dataclass(frozen=True, slots=True)
+class Refusal:
+    """A server's refusal that other requests will meet, too.
+
+    Attributes:
+        type, message: of the error.
+        model: the requested model.
+        request_id: the server's, or else ours.
+    """
+
+    type: str
+    message: str
+    model: str
+    request_id: str
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message} (model {self.model}, request_id {self.request_id})"
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A model that refuses every request, so that a worker starts no more of them.
+
+    Attributes:
+        refusal: the last one.
+        requests: how many requests the worker has not sent therefore.
+    """
+
+    refusal: Refusal
+    requests: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     """A worker's message to its driver. Counts start at zero when the worker starts.
 
@@ -85,6 +117,11 @@ class Heartbeat:
         cool_s: seconds until the server accepts calls again, according to the responses to this worker. Cool-downs
             that the driver passed on do not count; otherwise they would never end.
         fatal: why no request can succeed.
+        too_long: the server's request to wait longer than any request may wait, in one line; None if it made none.
+        parked: the models that refuse every request.
+        succeeded: whether any call has received output or completed.
+        waits_s: seconds until this worker may start a request; 0 if something else holds it back.
+        waits_for: what it waits for, in words.
         ended: whether the worker has finished.
         at: when the heartbeat was written, in seconds since the epoch.
         wants: the number of requests that could start now if they were permitted.
@@ -111,6 +148,11 @@ class Heartbeat:
     loop_lag_ms: float = 0.0
     cool_s: float = 0.0
     fatal: str | None = None
+    too_long: str | None = None
+    parked: Sequence[Parked] = ()
+    succeeded: bool = False
+    waits_s: float = 0.0
+    waits_for: str | None = None
     ended: bool = False
     at: float = 0.0
     wants: int = 0

@@ -311,14 +311,14 @@ class Tries:
         broken: calls that were interrupted after output.
         waits: calls that hit a rate limit.
         resent: calls that the client corrected.
-        waiting_since: monotonic seconds of the first rate limit.
+        failing_since: monotonic seconds of the first failure.
     """
 
     attempts: int = 0
     broken: int = 0
     waits: int = 0
     resent: int = 0
-    waiting_since: float | None = None
+    failing_since: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,6 +394,7 @@ class Job:
         planned: when the worker received the job, in monotonic seconds.
         then: the same request in the other mode; it starts after this job has ended.
         expected: its expected use; None when the run has no limits and no budgets.
+        fault: why deltatap cannot send it; None if it can.
         calls: made by this worker, oldest first.
         tries: its failures so far.
     """
@@ -406,6 +407,7 @@ class Job:
     planned: float
     then: Job | None = None
     expected: Expected | None = None
+    fault: CaptureError | None = None
     calls: list[Call] = field(default_factory=list)
     tries: Tries = field(default_factory=Tries)
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltatap.errors import ConfigError
-from deltatap.messages import Control, Heartbeat, Permit
+from deltatap.messages import Control, Heartbeat, Parked, Permit, Refusal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -121,7 +121,7 @@ class RunState:
     def heartbeats(self) -> list[Heartbeat]:
         """The latest heartbeat of every worker, including workers that have ended or died."""
         contents = (_content(path) for path in sorted((self.folder / "workers").glob("*.json")))
-        return [Heartbeat(**content) for content in contents if content is not None]
+        return [_heartbeat(content) for content in contents if content is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +198,11 @@ def write_whole(path: Path, content: bytes | pa.Buffer) -> None:
     except OSError:  # on a full disk, leave the space to the next attempt
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _heartbeat(content: dict[str, Any]) -> Heartbeat:
+    parked = (Parked(Refusal(**entry.pop("refusal")), **entry) for entry in content.pop("parked", ()))
+    return Heartbeat(**content, parked=tuple(parked))
 
 
 def _content(path: Path) -> dict[str, Any] | None:

@@ -130,7 +130,7 @@ def capture_batches(
 
     def frame(engine: Engine) -> pd.DataFrame:
         captures = [results.take(row, engine) for row in pending.popleft()]
-        rows = [counted(_explained(capture, engine.fatal), context) for capture in captures]
+        rows = [counted(capture, context) for capture in captures]
         made: pd.DataFrame = captures_batch(rows, context).to_pandas()
         return made
 
@@ -142,7 +142,7 @@ def capture_batches(
             start = planned
             for row in _rows(batch):
                 request = build_request(row, api=endpoint.api, model=endpoint.model, defaults=settings.request, keep=())
-                job = job_of(request, planned, [], endpoint, mode)
+                job = job_of(request, planned, [], settings, mode)
                 planned += 1
                 if planned <= max_requests:
                     engine.submit(job)
@@ -154,14 +154,6 @@ def capture_batches(
                 yield frame(engine)
         while pending:
             yield frame(engine)
-
-
-def _explained(capture: Capture, fatal: CaptureError | None) -> Capture:
-    """The capture. If it was not sent because no request can succeed, its error says why."""
-    if capture.job.calls or fatal is None or capture.error is None or capture.error.type != "cancelled":
-        return capture
-    message = f"not sent, because of {fatal.type}: {fatal.message}"
-    return Capture(capture.job, CaptureError("cancelled", fatal.code, message))
 
 
 class _Results:

@@ -1,8 +1,8 @@
 """Runs many streams at once on one event loop, in its own thread, so that Spark's thread can submit jobs and wait.
 
 Knows how to keep a share of streams open across batches, and when a request is finished. Other modules make the calls
-(``http/client.py``), decide which requests may start (``schedule.py``, ``usage.py``) and which are retried
-(``retry.py``), and take the finished captures (``deliver``).
+(``http/client.py``), decide which requests may start (``schedule.py``, ``usage.py``, ``breaker.py``) and which are
+retried (``retry.py``), and take the finished captures (``deliver``).
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import uvloop
 
 from deltatap.errors import one_line
-from deltatap.messages import POLL_S
-from deltatap.model import Capture, CaptureError, Job
+from deltatap.messages import POLL_S, Refusal
+from deltatap.model import INTERNAL_COMPLETE, INTERNAL_REQUEST, Call, Capture, CaptureError, Chunks, Job, Received
+from deltatap.worker.breaker import Breaker
+from deltatap.worker.faults import internal_error
 from deltatap.worker.lag import LagWatch
-from deltatap.worker.retry import next_try, stops_run
+from deltatap.worker.retry import cool_down, next_try, stops_run, too_long_s, until
 from deltatap.worker.schedule import Scheduler
 from deltatap.worker.usage import Tally
 
@@ -31,13 +33,15 @@ if TYPE_CHECKING:
 
     from deltatap import config
     from deltatap.messages import Permit
-    from deltatap.model import Call, Wire
+    from deltatap.model import Wire
 
 _JOIN_S = 10.0
 # The heartbeat's lag covers this many seconds.
 _LAG_S = 10 * POLL_S
 # How many times a call that the client has corrected (renewed token, dropped stream options) is resent at once.
 _RESENDS = 2
+# The maximum length of a server's message in the line that says why a run stops.
+_SHOWN = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,7 @@ class Engine:
     Attributes:
         requests: the number of calls made.
         fatal: why no request can succeed; None while requests can succeed.
+        too_long: that the server asks for a wait longer than any request may wait, in one line; None if it does not.
     """
 
     def __init__(
@@ -136,9 +141,12 @@ class Engine:
         self._tasks: dict[asyncio.Task[None], Job] = {}
         self._broken: BaseException | None = None
         self._random = random.Random()  # noqa: S311 - jitter, not secrets
+        self._breaker = Breaker()
         self._cool_until = 0.0
+        self._cool_why = self._retry_why = ""
         self.requests = 0
-        self.fatal: CaptureError | None = None
+        self.fatal: Refusal | None = None
+        self.too_long: str | None = None
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -240,26 +248,58 @@ class Engine:
     async def _call(self, job: Job) -> None:
         if job.wire is None:
             raise RuntimeError("a bad row is never scheduled")
-        call = await self._client.call(job.wire)
+        call = await self._made(job, job.wire)
         job.calls.append(call)
-        self._tally.ended(job, call)
-        if call.resend and job.tries.resent < _RESENDS and not self._scheduler.stopped:
-            job.tries.resent += 1
-            self._scheduler.retry_at(job, time.perf_counter())
-            return
-        if stops_run(call.error) and self.fatal is None:
-            self.fatal = call.error
-            self._stop(None)
-        now = time.perf_counter()
-        retry = next_try(job.tries, call.status, call.error, self._limits, now=now, jitter=self._random.random())
-        if cool_s := max(call.used_up_for_s or 0.0, retry.cool_s if retry else 0.0):
-            # The server's limit applies to all workers: the heartbeat carries the cool-down to the driver.
-            self._scheduler.cool_down(now + cool_s)
-            self._cool_until = max(self._cool_until, now + cool_s)
-        if retry is None or self._scheduler.stopped:
+        try:
+            self._tally.ended(job, call)
+            again_at = self._again_at(job, job.wire, call)
+        except BaseException as error:  # noqa: BLE001 - logged, or else raised again
+            internal_error(error, job.request.request_id, INTERNAL_COMPLETE, "count the call")
+            again_at = None
+        if again_at is None:
             self._finish(job)
         else:
-            self._scheduler.retry_at(job, now + retry.delay_s)
+            self._scheduler.retry_at(job, again_at)
+
+    async def _made(self, job: Job, wire: Wire) -> Call:
+        """Make the call. If the client itself fails, nothing is known of the answer, so it is not bought again."""
+        started_at, started = time.time(), time.perf_counter()
+        try:
+            return await self._client.call(wire)
+        except BaseException as error:  # noqa: BLE001 - as above
+            fault = internal_error(error, job.request.request_id, INTERNAL_REQUEST, "make the call")
+        none = Received(Chunks())
+        return Call(started_at, time.time(), started, None, None, None, None, none, "failed", fault, None, wire.body)
+
+    def _again_at(self, job: Job, wire: Wire, call: Call) -> float | None:
+        """When to make the next call for a job; None if there is none. Draws the consequences for all other jobs."""
+        now, error = time.perf_counter(), call.error
+        if call.resend and job.tries.resent < _RESENDS and not self._scheduler.stopped:
+            job.tries.resent += 1
+            return now
+        message = "" if error is None else " ".join(error.message.split())[:_SHOWN]
+        request_id = call.server_request_id or job.request.request_id
+        refusal = Refusal("" if error is None else error.type, message, wire.model, request_id)
+        if stops_run(error) and self.fatal is None:
+            self.fatal = refusal
+            self._stop(None)
+        wait_s = too_long_s(error, self._limits)
+        if wait_s is not None and self.too_long is None:
+            self.too_long = f"rate limited {until(time.time(), wait_s)}: {refusal}"
+            self._stop(None)
+        if self._breaker.ended(call, refusal):
+            for waiting in self._scheduler.drop(wire.model):
+                self._finish(waiting)
+        retry = next_try(job.tries, call.status, error, self._limits, now=now, jitter=self._random.random())
+        if (cool := cool_down(call, retry, self._limits)) is not None:
+            # The server's limit applies to all workers: the heartbeat carries the cool-down to the driver.
+            self._scheduler.cool_down(now + cool.seconds)
+            if now + cool.seconds > self._cool_until:
+                self._cool_until, self._cool_why = now + cool.seconds, cool.why
+        if retry is None or self._scheduler.stopped or self._breaker.parked(wire.model):
+            return None
+        self._retry_why = retry.why
+        return now + retry.delay_s
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         job = self._tasks.pop(task)
@@ -269,15 +309,21 @@ class Engine:
             self._tally.ended(job, None)
             self._finish(job)
         elif (error := task.exception()) is not None:
-            # A bug in deltatap, not an API error. Raise it, so that the request is not lost silently.
-            self._broken = error
-            self._over = True
-            self._cut()
+            self._break(error)
+
+    def _break(self, error: BaseException) -> None:
+        """End the engine: what it does for all jobs has failed. The feeding thread raises the error."""
+        self._broken = error
+        self._over = True
+        self._wake.set()
+        self._cut()
 
     def _take(self, job: Job) -> None:
-        if job.wire is None:
+        if job.fault is not None:
+            self._done(Capture(job, job.fault))
+        elif job.wire is None:
             self._done(Capture(job, CaptureError("invalid_request", None, job.request.error or "no request")))
-        elif self._scheduler.stopped:
+        elif self._scheduler.stopped or self._breaker.parked(job.wire.model):
             self._drop(job)
         else:
             self._scheduler.plan(job)
@@ -300,10 +346,20 @@ class Engine:
         )
 
     def _drop(self, job: Job) -> None:
-        self._done(Capture(job, CaptureError("cancelled", None, "the run was stopped before the request was sent")))
+        """End a job without a row."""
+        parked = None if job.wire is None else self._breaker.parked(job.wire.model)
+        if parked is not None:
+            self._breaker.dropped(parked.refusal.model)
+        refusal = self.fatal or self.too_long or (parked and parked.refusal)
+        why = f"not sent, because of {refusal}" if refusal else "the run was stopped before the request was sent"
+        self._done(Capture(job, CaptureError("cancelled", None, why)))
 
     def _done(self, capture: Capture) -> None:
-        self._deliver(capture)
+        try:
+            self._deliver(capture)
+        except BaseException as error:  # noqa: BLE001 - the feeding thread raises it
+            self._break(error)  # captures that cannot be kept must not be paid for
+            return
         self._unfinished.remove()
         if (following := capture.job.then) is not None:
             following.planned = time.perf_counter()
@@ -333,12 +389,18 @@ class Engine:
 
     def _status(self) -> dict[str, Any]:
         now = time.perf_counter()
+        cool_s, retry_at = max(0.0, self._cool_until - now), self._scheduler.waits_until()
+        retry_s = 0.0 if retry_at is None else max(0.0, retry_at - now)
         return {
             "open": self._scheduler.open,
             "requests": self.requests,
             "wants": self._scheduler.wants,
             "loop_lag_ms": self._lag.worst_ms(since=now - _LAG_S),
-            "cool_s": max(0.0, self._cool_until - now),
-            "fatal": None if self.fatal is None else f"{self.fatal.type}: {self.fatal.message}",
+            "cool_s": cool_s,
+            "fatal": None if self.fatal is None else str(self.fatal),
+            "too_long": self.too_long,
+            "waits_s": cool_s or retry_s,
+            "waits_for": self._cool_why if cool_s else self._retry_why if retry_s else None,
+            **self._breaker.status(),
             **self._tally.status(self._scheduler.next(now)),
         }

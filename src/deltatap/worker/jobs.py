@@ -11,20 +11,25 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
+from deltatap.api.input_tokens import InputTokens
 from deltatap.api.registry import specification
-from deltatap.model import Expected, Job, Request
+from deltatap.model import INTERNAL_REQUEST, Expected, Job, Request
 from deltatap.prompts import wire
-from deltatap.tokens import known_encoding
+from deltatap.tokens import count_text, known_encoding
+from deltatap.worker.faults import internal_error, is_fault
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
     from pathlib import Path
 
-    from deltatap.config import Endpoint, Settings
+    from deltatap.api.base import Api
+    from deltatap.config import Settings
     from deltatap.model import Mode, Wire
     from deltatap.prices import Prices
 
 BATCH_ROWS = 128
+# Servers refuse far fewer choices; a float cannot hold every number that a request may ask for.
+_MOST_CHOICES = 1_000_000
 
 
 def jobs_of_part(path: Path, known: Collection[int], settings: Settings, prices: Prices) -> Iterator[Job]:
@@ -37,10 +42,7 @@ def jobs_of_part(path: Path, known: Collection[int], settings: Settings, prices:
     for at, columns in enumerate(rows):
         if at in known:
             continue
-        job = _planned(columns, at, settings.endpoint)
-        # Counting tokens takes CPU time, so it is done only where limits or budgets need it.
-        if settings.bounds.any and job.wire is not None:
-            job.expected = expected_use(job.wire, settings, prices)
+        job = _planned(columns, at, settings, prices)
         if first is not None and first.request.request_id == job.request.request_id:
             first.then = job
             yield first
@@ -53,26 +55,56 @@ def jobs_of_part(path: Path, known: Collection[int], settings: Settings, prices:
         yield first
 
 
-def _planned(columns: dict[str, Any], row: int, endpoint: Endpoint) -> Job:
+def _planned(columns: dict[str, Any], row: int, settings: Settings, prices: Prices) -> Job:
     mode, earlier = columns.pop("mode"), columns.pop("retries") or []
     keep = None if columns["keep"] is None else dict(columns["keep"])
-    return job_of(Request(**{**columns, "keep": keep}), row, earlier, endpoint, mode)
+    # Counting tokens takes CPU time, so it is done only where limits or budgets need it.
+    counted = prices if settings.bounds.any else None
+    return job_of(Request(**{**columns, "keep": keep}), row, earlier, settings, mode, counted)
 
 
-def job_of(request: Request, row: int, earlier: list[dict[str, Any]], endpoint: Endpoint, mode: Mode) -> Job:
-    """The job of a request: what to send, and where its row belongs."""
-    sent = (
-        None
-        if request.body is None
-        else wire(request.body, api=endpoint.api, mode=mode, include_usage=endpoint.include_usage)
-    )
-    return Job(request, sent, mode, row, earlier, planned=time.perf_counter())
+def job_of(
+    request: Request,
+    row: int,
+    earlier: list[dict[str, Any]],
+    settings: Settings,
+    mode: Mode,
+    prices: Prices | None = None,
+) -> Job:
+    """The job of a request: what to send, and where its row belongs. What cannot be built becomes the job's fault.
+
+    Args:
+        request: the request.
+        row: its position in the part or batch.
+        earlier: see :class:`Job`.
+        settings: of the run.
+        mode: of the row.
+        prices: for the expected use; None if nothing needs it.
+    """
+    job, endpoint = Job(request, None, mode, row, earlier, planned=time.perf_counter()), settings.endpoint
+    try:
+        if request.body is not None:
+            job.wire = wire(request.body, api=endpoint.api, mode=mode, include_usage=endpoint.include_usage)
+            job.expected = None if prices is None else expected_use(job.wire, settings, prices)
+    except BaseException as error:  # noqa: BLE001 - raised again if it is not this row's trouble
+        job.fault = internal_error(error, request.request_id, INTERNAL_REQUEST, "build the request")
+    return job
 
 
 def expected_use(sent: Wire, settings: Settings, prices: Prices) -> Expected:
     """What a request is expected to use: its input tokens, its maximum of output tokens, and the model's price."""
-    body = json.loads(sent.body)
-    encoding = known_encoding(sent.model) or settings.tokens.fallback_encoding
     api = specification(settings.endpoint.api)
-    inputs = api.count_input(body, sent.model, encoding)
-    return Expected(inputs.tokens, api.max_output(body), sent.choices, prices.find(sent.model))
+    encoding = known_encoding(sent.model) or settings.tokens.fallback_encoding
+    inputs = input_tokens(sent, api, sent.model, encoding)
+    most = api.max_output(json.loads(sent.body))
+    return Expected(inputs.tokens, most, min(sent.choices, _MOST_CHOICES), prices.find(sent.model))
+
+
+def input_tokens(sent: Wire, api: Api, model: str, encoding: str) -> InputTokens:
+    """The input tokens of a request. A body that the API's rules do not fit is counted as its text."""
+    try:
+        return api.count_input(json.loads(sent.body), model, encoding)
+    except BaseException as error:
+        if not is_fault(error):
+            raise
+        return InputTokens(count_text(sent.body, encoding), approximate=True)

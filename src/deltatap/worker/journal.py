@@ -33,10 +33,11 @@ if TYPE_CHECKING:
     from deltatap.model import Capture
 
 _RECENT = 256
-# The maximum of captures and of chunks in one file. Both bound memory: chunks are copied into Arrow's columns, and many
-# long answers may end at the same time.
+# The maximum of captures, of chunks and of their bytes in one file. They bound memory: chunks are copied into Arrow's
+# columns, and many long answers may end at the same time.
 _FLUSH_ROWS = 512
 _FLUSH_CHUNKS = 50_000
+_FLUSH_BYTES = 256 * 2**20
 # How often, and for how long, a write that failed is retried.
 _RETRY_S = 1.0
 _GIVE_UP_S = 120.0
@@ -131,8 +132,8 @@ class JournalWriter:
         if capture is None:
             return False
         due = time.monotonic() + self._flush_s
-        rows, chunks = [counted(capture, self._context)], _chunks(capture)
-        while len(rows) < _FLUSH_ROWS and chunks < _FLUSH_CHUNKS:
+        rows, (chunks, size) = [counted(capture, self._context)], _size(capture)
+        while len(rows) < _FLUSH_ROWS and chunks < _FLUSH_CHUNKS and size < _FLUSH_BYTES:
             try:
                 capture = self._queue.get(timeout=max(0.0, due - time.monotonic()))
             except queue.Empty:
@@ -140,7 +141,8 @@ class JournalWriter:
             if capture is None:
                 break
             rows.append(counted(capture, self._context))
-            chunks += _chunks(capture)
+            more = _size(capture)
+            chunks, size = chunks + more[0], size + more[1]
         self._write(rows)
         for row in rows:
             self.totals.add(row)
@@ -162,8 +164,11 @@ class JournalWriter:
                 return
 
 
-def _chunks(capture: Capture) -> int:
-    return sum(len(call.received.chunks) for call in capture.job.calls)
+def _size(capture: Capture) -> tuple[int, int]:
+    """The number of chunks of a capture, and about how many bytes it takes."""
+    received = [call.received for call in capture.job.calls]
+    raw = sum(len(data) for got in received for _, data in got.raw or () if isinstance(data, bytes))
+    return sum(len(got.chunks) for got in received), raw + sum(len(got.chunks.utf8) for got in received)
 
 
 def warm_up(context: Context) -> None:

@@ -1,33 +1,45 @@
-"""Which outcomes a worker retries within a run, and when. Pure: times and random numbers are passed in.
+"""Which outcomes a worker retries within a run, when, and for how long all others wait. Pure: times are passed in.
 
 The table of outcomes is :data:`deltatap.model.ERRORS`; this module applies the limits of the configuration to it.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from deltatap.model import ERRORS
 
 if TYPE_CHECKING:
     from deltatap.config import Capture
-    from deltatap.model import CaptureError, Status, Tries
+    from deltatap.model import Call, CaptureError, Status, Tries
 
 
 _BACKOFF_S = 0.5
 _BACKOFF_MAX_S = 30.0
+# A header on an answer that is not a 429 delays the run by at most this time.
+_HEADER_MAX_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Retry after ``delay_s`` seconds; the whole run starts nothing for ``cool_s`` seconds."""
+    """Retry after ``delay_s`` seconds, for a reason in words."""
 
     delay_s: float
-    cool_s: float = 0.0
+    why: str = ""
 
 
-def next_try(  # noqa: PLR0911 - one return for each case
+@dataclass(frozen=True, slots=True)
+class CoolDown:
+    """The whole run starts nothing for ``seconds``, for a reason in words."""
+
+    seconds: float
+    why: str
+
+
+def next_try(
     tries: Tries, status: Status, error: CaptureError | None, limits: Capture, *, now: float, jitter: float
 ) -> Retry | None:
     """Decide when to retry after a call; None means no retry. Counts the call in ``tries``.
@@ -43,30 +55,88 @@ def next_try(  # noqa: PLR0911 - one return for each case
     if error is None:
         return None
     kind = ERRORS[error.type]
-    out_of_time = error.type == "timeout" and error.code == "total"
+    waits = status != "interrupted" and kind.retry == "waiting"
     if status == "interrupted":
         tries.broken += 1
-        if kind.retry == "never" or out_of_time or tries.broken >= limits.max_broken:
-            return None
-        return Retry(_backoff(tries.broken, jitter))
-    if kind.retry == "waiting":
+        count, maximum = tries.broken, limits.max_broken
+    elif waits:
         tries.waits += 1
-        if tries.waiting_since is None:
-            tries.waiting_since = now
-        wait = error.retry_after_s if error.retry_after_s is not None else _backoff(tries.waits, jitter)
-        if now + wait - tries.waiting_since > limits.retry_for_s:
-            return None
-        return Retry(wait, cool_s=wait)
-    tries.attempts += 1
-    if kind.retry == "never" or out_of_time or tries.attempts >= limits.max_attempts:
+        count, maximum = tries.waits, math.inf
+    else:
+        tries.attempts += 1
+        count, maximum = tries.attempts, limits.max_attempts
+    if tries.failing_since is None:
+        tries.failing_since = now
+    out_of_time = error.type == "timeout" and error.code == "total"
+    if kind.retry == "never" or out_of_time or count >= maximum:
         return None
-    return Retry(max(_backoff(tries.attempts, jitter), error.retry_after_s or 0.0))
+    asked, back_off = asked_s(error), _backoff(count, jitter)
+    if waits:
+        wait = asked or back_off
+    else:
+        wait = max(asked or 0.0, min(back_off, limits.retry_for_s))
+    if (waits or asked is not None) and now + wait - tries.failing_since > limits.retry_for_s:
+        return None
+    return Retry(wait, _why(error))
+
+
+def asked_s(error: CaptureError) -> float | None:
+    """How long the server asks to wait, in seconds; None when it does not say."""
+    asked = error.retry_after_s
+    return None if asked is None or math.isnan(asked) else max(0.0, asked)
+
+
+def cool_down(call: Call, retry: Retry | None, limits: Capture) -> CoolDown | None:
+    """How long no request of the run may start after a call; None if the next may start at once.
+
+    After a 429 the run waits as long as the request itself, so ``Retry-After`` beats the headers that say when a
+    used-up limit is reset. Those headers on any other answer delay the run, but not for long.
+
+    Args:
+        call: the call.
+        retry: when its request is retried; None if it is not.
+        limits: ``retry_for_s``.
+    """
+    if waits_for_all(call.error) and call.error is not None:
+        asked = asked_s(call.error) or 0.0
+        wait = min(retry.delay_s if retry else asked, limits.retry_for_s)
+        return CoolDown(wait, _why(call.error)) if wait > 0 else None
+    reset = call.used_up_for_s or 0.0
+    if not reset > 0:  # also if it is not a number
+        return None
+    return CoolDown(min(reset, _HEADER_MAX_S), "the server has no requests or tokens left (x-ratelimit-reset)")
+
+
+def too_long_s(error: CaptureError | None, limits: Capture) -> float | None:
+    """The wait that the server asks of the whole run, if it is longer than any request may wait."""
+    asked = asked_s(error) if error is not None and waits_for_all(error) else None
+    return asked if asked is not None and asked > limits.retry_for_s else None
+
+
+def until(now: float, wait_s: float) -> str:
+    """When a wait ends, in words; `now` is in seconds since the epoch."""
+    try:
+        return f"until {datetime.fromtimestamp(now + wait_s, UTC):%Y-%m-%d %H:%M:%S} UTC"
+    except (ValueError, OverflowError, OSError):
+        return f"for {wait_s:.3g} s"
+
+
+def waits_for_all(error: CaptureError | None) -> bool:
+    """Whether an error asks the whole run to wait: a rate limit."""
+    return error is not None and ERRORS[error.type].retry == "waiting"
+
+
+def stops_run(error: CaptureError | None) -> bool:
+    """Whether no other request of the run can succeed either: a wrong key or URL, an exhausted quota."""
+    return error is not None and ERRORS[error.type].stops_run
 
 
 def _backoff(tries: int, jitter: float) -> float:
     return float(min(_BACKOFF_MAX_S, _BACKOFF_S * 2 ** (min(tries, 16) - 1)) * (0.5 + jitter / 2))
 
 
-def stops_run(error: CaptureError | None) -> bool:
-    """Whether no other request of the run can succeed either: a wrong key, a missing model, an exhausted quota."""
-    return error is not None and ERRORS[error.type].stops_run
+def _why(error: CaptureError) -> str:
+    what = (
+        "rate limited by the server" if waits_for_all(error) else f"retry after {error.type} {error.http_status or ''}"
+    )
+    return f"{what.strip()} ({'back-off' if asked_s(error) is None else 'Retry-After'})"

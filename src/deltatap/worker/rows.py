@@ -3,6 +3,9 @@
 Knows which column holds which fact of a capture. Leaves the columns' types to ``delta/columns.py``, counting to
 ``tokens.py`` and ``api/``, prices to ``prices.py``. A row takes milliseconds, so run this off the event loop.
 
+No answer can raise here. What cannot be counted or stored becomes an ``internal`` row with what had arrived, and the
+other rows of its batch are stored as they are.
+
 Chunks are built as flat columns (offsets, one float buffer, one array of strings). Building a dict for each chunk would
 cost more than everything else that the worker does for the chunk.
 """
@@ -10,7 +13,7 @@ cost more than everything else that the worker does for the chunk.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -21,15 +24,17 @@ import pyarrow as pa
 from deltatap.api.input_tokens import InputTokens
 from deltatap.api.registry import specification
 from deltatap.delta import columns
-from deltatap.model import KINDS, Chunks
+from deltatap.model import INTERNAL_COMPLETE, INTERNAL_CUT, KINDS, Chunks
 from deltatap.prices import cost_usd
 from deltatap.tokens import count_text, known_encoding
+from deltatap.worker.faults import internal_error, is_fault
+from deltatap.worker.jobs import input_tokens
 from deltatap.worker.timing import Times, tpot_ms
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from deltatap.model import Call, Capture, CaptureError, Choice, Job
+    from deltatap.model import Call, Capture, CaptureError, Choice, Job, Received, Status
     from deltatap.prices import Price, Prices
 
 CAPTURES_SCHEMA = columns.arrow_schema(columns.CAPTURES)
@@ -71,7 +76,10 @@ class Bill:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A capture with its counted tokens and costs; `bills` has one entry per call."""
+    """A capture with its counted tokens and costs; `bills` has one entry per call.
+
+    `fault` is why deltatap could not count or store it as it is.
+    """
 
     capture: Capture
     encoding: str
@@ -80,6 +88,7 @@ class Row:
     bills: tuple[Bill, ...]
     cost_usd: float | None
     cost_basis: str | None
+    fault: CaptureError | None = None
 
     @property
     def last(self) -> Call | None:
@@ -88,20 +97,38 @@ class Row:
         return calls[-1] if calls else None
 
     @property
-    def status(self) -> str:
-        """The row's status."""
-        return self.last.status if self.last else "failed"
+    def status(self) -> Status:
+        """The row's status. An answer that had ended cleanly, but could not be handled, is interrupted."""
+        if self.last is None:
+            return "failed"
+        return "interrupted" if self.fault and self.last.status == "completed" else self.last.status
 
     @property
     def error(self) -> CaptureError | None:
-        """The row's error."""
-        return self.last.error if self.last else self.capture.error
+        """The row's error. A call that failed keeps its own."""
+        if self.last is None:
+            return self.capture.error
+        return self.last.error if self.fault is None or self.last.status == "failed" else self.fault
+
+    def with_fault(self, error: BaseException) -> Row:
+        """The row, marked with what was raised; raises it again if it is not this row's trouble."""
+        code = INTERNAL_COMPLETE if self.last and self.last.status == "completed" else INTERNAL_CUT
+        request_id = self.capture.job.request.request_id
+        return replace(self, fault=internal_error(error, request_id, code, "handle the answer"))
 
 
 def counted(capture: Capture, context: Context) -> Row:
     """Count a capture's tokens and costs; takes CPU time for every token, so call it off the event loop."""
+    try:
+        return _counted(capture, context)
+    except BaseException as error:  # noqa: BLE001 - raised again if it is not this row's trouble
+        bills = tuple(Bill(0, 0, None, None) for _ in capture.job.calls)
+        uncounted = Row(capture, context.fallback_encoding, InputTokens(0, approximate=True), 0, bills, None, None)
+        return uncounted.with_fault(error)
+
+
+def _counted(capture: Capture, context: Context) -> Row:
     job = capture.job
-    body = json.loads(job.wire.body) if job.wire else None
     api = specification(context.api)
     asked = job.request.model
     answered = next(
@@ -110,10 +137,10 @@ def counted(capture: Capture, context: Context) -> Row:
     # The owner of a deployment or a serving endpoint chooses its name; the response names the model behind it.
     model = next((name for name in (asked, answered) if name and known_encoding(name)), None)
     encoding = (known_encoding(model) if model else None) or context.fallback_encoding
-    inputs = InputTokens() if body is None else api.count_input(body, model or asked or "", encoding)
-    inputs += InputTokens(0, approximate=body is not None and model is None)
+    inputs = InputTokens() if job.wire is None else input_tokens(job.wire, api, model or asked or "", encoding)
+    inputs += InputTokens(0, approximate=job.wire is not None and model is None)
     price = context.prices.find(asked, answered)
-    echo = None if body is None else api.echo(body)
+    echo = None if job.wire is None else api.echo(json.loads(job.wire.body))
     outputs = [_output_tokens(call, encoding, echo) for call in job.calls]
     bills = tuple(_bill(call, inputs.tokens, output, price) for call, output in zip(job.calls, outputs, strict=True))
     cost, basis = _total(bills, job.earlier, priced=price is not None)
@@ -131,23 +158,47 @@ def _output_tokens(call: Call, encoding: str, echo: str | None) -> int:
 def _texts(choice: Choice) -> Iterator[str | None]:
     """The texts of a choice; for a tool call, its name and its arguments without the JSON around them."""
     yield from (choice.text, choice.reasoning, choice.refusal)
-    for call in json.loads(choice.tool_calls) if choice.tool_calls else ():
-        yield from call.get("function", {}).values()
+    if not choice.tool_calls:
+        return
+    try:
+        calls = json.loads(choice.tool_calls)
+    except (ValueError, RecursionError):
+        calls = None
+    if not isinstance(calls, list):
+        yield choice.tool_calls
+        return
+    for call in calls:
+        generated = call.get("function", {}) if isinstance(call, dict) else call
+        for value in generated.values() if isinstance(generated, dict) else (generated,):
+            yield value if isinstance(value, str) or value is None else json.dumps(value, ensure_ascii=False)
 
 
 def _bill(call: Call, inputs: int, output: int, price: Price | None) -> Bill:
-    """The use of a call: as reported, else as tiktoken counts it; nothing when no output arrived."""
-    usage = call.received.usage
-    if usage is None and not call.received.output:
+    """The use of a call: as reported, else as tiktoken counts it; nothing when no output arrived.
+
+    The output is never less than what arrived: a server that reports none although some arrived, or whose report is
+    older than the end of the output, has not counted it all.
+    """
+    received = call.received
+    usage = received.usage
+    if usage is None and not received.output:
         return Bill(0, 0, Decimal(0) if price else None, None)
-    reported = [None, None] if usage is None else [usage.input_tokens, usage.output_tokens]
-    bases = {"tiktoken" if tokens is None else "reported" for tokens in reported}
-    used_in, used_out = (
-        counted if tokens is None else tokens for tokens, counted in zip(reported, (inputs, output), strict=True)
-    )
+    used_in = usage.input_tokens if usage else None
+    used_out = usage.output_tokens if usage else None
+    stale = used_out is not None and used_out < output and not (used_out and usage_is_final(received))
+    if stale:
+        used_out = None
+    bases = {"tiktoken" if tokens is None else "reported" for tokens in (used_in, used_out)}
+    used_in = inputs if used_in is None else used_in
+    used_out = output if used_out is None else used_out
     cached = usage.cached_input_tokens or 0 if usage else 0
     cost = cost_usd(price, used_in, used_out, cached) if price else None
     return Bill(used_in, used_out, cost, bases.pop() if len(bases) == 1 else "mixed")
+
+
+def usage_is_final(received: Received) -> bool:
+    """Whether no output came after the last usage that the server reported."""
+    return bool(getattr(received, "usage_final", True))
 
 
 def _total(
@@ -180,13 +231,93 @@ def journal_batch(rows: Sequence[Row], context: Context, *, plan: int, part: int
 
 
 def _arrays(rows: Sequence[Row], context: Context) -> list[pa.Array]:
-    values = [_values(row, context) for row in rows]
+    try:
+        return _mapped([_values(row, context) for row in rows], [_chunks(row) for row in rows])
+    except BaseException as error:  # noqa: BLE001 - raised again if it is not a row's trouble
+        if len(rows) == 1:
+            return _fitted(rows[0].with_fault(error), context)
+        if not is_fault(error):
+            raise
+    return [pa.concat_arrays(column) for column in zip(*(_arrays([row], context) for row in rows), strict=True)]
+
+
+def _mapped(values: Sequence[dict[str, Any]], chunks: Sequence[Chunks]) -> list[pa.Array]:
     return [
-        chunks_array([row.last.received.chunks if row.last else _EMPTY for row in rows])
-        if field.name == "chunks"
-        else pa.array([row[field.name] for row in values], field.type)
+        chunks_array(chunks) if field.name == "chunks" else pa.array([row[field.name] for row in values], field.type)
         for field in CAPTURES_SCHEMA
     ]
+
+
+def _chunks(row: Row) -> Chunks:
+    return row.last.received.chunks if row.last else _EMPTY
+
+
+def _fitted(row: Row, context: Context) -> list[pa.Array]:
+    """The columns of a row that Arrow refused: what does not fit is replaced or left out."""
+    try:
+        values = _values(row, context)
+    except BaseException as error:
+        if not is_fault(error):
+            raise
+        values = _minimal(row, context)
+    fitted = {field.name: fit(values.get(field.name), field.type) for field in CAPTURES_SCHEMA}
+    try:
+        return _mapped([fitted], [_chunks(row)])
+    except BaseException as error:
+        if not is_fault(error):
+            raise
+        return _mapped([fitted], [_EMPTY])
+
+
+def _minimal(row: Row, context: Context) -> dict[str, Any]:
+    """The values that identify a row, and the bytes that had arrived."""
+    request, last = row.capture.job.request, row.last
+    text = last.received.text if last else None
+    raw = None if not isinstance(text, str) else [{"event": "", "data": text.encode("utf-8", "surrogatepass")}]
+    return {
+        "run_id": context.run_id,
+        "request_id": request.request_id,
+        "request_hash": request.request_hash,
+        "source_hash": request.source_hash,
+        "mode": row.capture.job.mode,
+        "status": row.status,
+        "keep": request.keep,
+        "text": text,
+        "choices": [],
+        "retries": row.capture.job.earlier,
+        "error": _error(row.error),
+        "endpoint": context.endpoint,
+        "api": context.api,
+        "request_model": request.model,
+        "request": last.body if last else None,
+        "raw": raw,
+        "started_at": _utc(last.started_at) if last else None,
+        "finished_at": _utc(last.ended_at) if last else None,
+        "worker": context.worker,
+    }
+
+
+def fit(value: Any, type_: pa.DataType) -> Any:  # noqa: ANN401 - any value of a column
+    """The value as an Arrow type can hold it: lone surrogates are replaced, and what does not fit is None."""
+    if value is None:
+        return None
+    if pa.types.is_struct(type_):
+        return (
+            {field.name: fit(value.get(field.name), field.type) for field in type_} if isinstance(value, dict) else None
+        )
+    if pa.types.is_map(type_):
+        pairs = value.items() if isinstance(value, dict) else ()
+        return [(fit(key, type_.key_type), fit(item, type_.item_type)) for key, item in pairs if key is not None]
+    if pa.types.is_list(type_):
+        return [fit(item, type_.value_type) for item in value] if isinstance(value, list | tuple) else None
+    if pa.types.is_string(type_) and isinstance(value, str):
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if pa.types.is_floating(type_) and isinstance(value, Decimal):
+        value = float(value)
+    try:
+        return pa.scalar(value, type_).as_py()
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        return None
 
 
 def chunks_array(chunks: Sequence[Chunks]) -> pa.ListArray:
@@ -214,6 +345,8 @@ def chunks_array(chunks: Sequence[Chunks]) -> pa.ListArray:
 def _texts_array(chunks: Sequence[Chunks]) -> pa.StringArray:
     """The texts of all elements, built from their UTF-8 bytes without decoding."""
     before = np.cumsum([0, *(len(c.utf8) for c in chunks)])
+    if before[-1] > np.iinfo(np.int32).max:
+        raise OverflowError("the texts are longer than Arrow's offsets reach")
     ends = [np.frombuffer(c.end, np.intc) + start for c, start in zip(chunks, before, strict=False) if len(c)]
     offsets = np.concatenate([[0], *ends]).astype(np.int32)
     return pa.StringArray.from_buffers(
@@ -312,5 +445,8 @@ def _error(error: CaptureError | None) -> dict[str, Any] | None:
     return None if error is None else {**asdict(error), "retryable": error.retryable}
 
 
-def _utc(seconds: float) -> datetime:
-    return datetime.fromtimestamp(seconds, UTC)
+def _utc(seconds: float) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None

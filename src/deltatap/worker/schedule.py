@@ -101,6 +101,20 @@ class Scheduler:
         ready = 0.0 if self._new else self._retries[0][0]
         return max(self._next_start, self._cool_until, ready)
 
+    def waits_until(self) -> float | None:
+        """When the next retry is due, if it is all that the worker waits for; None otherwise."""
+        return self._retries[0][0] if self._retries and not self._new and not self.open else None
+
+    def drop(self, model: str) -> list[Job]:
+        """Remove a model's jobs; returns those that will never start."""
+        jobs = [*self._new, *(job for _, _, job in self._retries)]
+        dropped = [job for job in jobs if job.wire is not None and job.wire.model == model]
+        gone = set(map(id, dropped))
+        self._new = deque(job for job in self._new if id(job) not in gone)
+        self._retries = [entry for entry in self._retries if id(entry[2]) not in gone]
+        heapq.heapify(self._retries)
+        return dropped
+
     def stop(self) -> list[Job]:
         """Stop starting jobs. Returns the jobs that will never start."""
         self.stopped = True

@@ -14,7 +14,7 @@ def is_final(status: str | None, type_: str | None, code: str | None = None, *, 
     sql = final_sql("c", keep_interrupted=keep).replace("error.", "error_")
     with sqlite3.connect(":memory:") as db:
         row = "SELECT ? AS status, ? AS error_type, ? AS error_code"
-        ((found,),) = db.execute(f"SELECT {sql} FROM ({row}) AS c", (status, type_, code)).fetchall()  # noqa: S608
+        ((found,),) = db.execute(f"SELECT {sql} FROM ({row}) AS c", (status, type_, code)).fetchall()
     return found
 
 

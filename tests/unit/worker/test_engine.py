@@ -175,7 +175,7 @@ def test_a_fatal_error_stops_all_jobs() -> None:
         for n in range(20):
             engine.submit(job(f"b{n}"))
         engine.join()
-        assert engine.fatal == wrong
+        assert str(engine.fatal) == "authentication: x (model m, request_id b0)"
     assert client.started == ["b0"]
     assert sorted(set(map(str, delivered.errors().values()))) == ["authentication", "cancelled"]
 
@@ -214,16 +214,142 @@ def test_submit_blocks_while_too_many_jobs_are_unfinished() -> None:
     assert submitted == ["a", "b", "c"]
 
 
-def test_a_bug_is_raised_and_open_calls_are_cut() -> None:
-    client, delivered = Scripted({"a": ["held"], "b": [KeyError("ours")]}), Delivered()
-    engine = Engine(lambda: client, limits=LIMITS, look_ahead=8, deliver=delivered.put, share=2)
+class PanicException(BaseException):
+    """As pyo3 raises it."""
+
+
+@pytest.mark.parametrize("fault", [KeyError("ours"), PanicException("rust"), RecursionError(), OverflowError("int64")])
+def test_a_fault_of_the_client_stays_in_its_row(fault: BaseException, caplog: pytest.LogCaptureFixture) -> None:
+    client = Scripted({"b": [CaptureError("server", None, "x", 500), fault]})
+    delivered = run(client, ["a", "b", "c"])
+    assert delivered.errors() == {"a": None, "b": "internal", "c": None}
+    (capture,) = (capture for capture in delivered.captures if capture.job.request.request_id == "b")
+    assert [call.error and (call.error.type, call.error.code) for call in capture.job.calls] == [
+        ("server", None),
+        ("internal", "request"),
+    ]
+    assert client.started.count("b") == 2, "it is not sent again"
+    assert "request b: make the call: " + type(fault).__name__ in caplog.text
+    assert "ours" not in caplog.text, "a message may hold the key"
+
+
+def test_a_fault_after_the_call_keeps_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("deltatap.worker.engine.cool_down", fail)
+    assert run(Scripted(), ["a", "b"]).errors() == {"a": None, "b": None}
+
+
+def test_an_order_to_end_is_not_a_fault() -> None:
+    engine = Engine(lambda: Scripted({"a": [SystemExit(3)]}), limits=LIMITS, look_ahead=8, deliver=Delivered().put, share=2)  # fmt: skip
     with engine:
         engine.submit(job("a"))
-        engine.submit(job("b"))
-        with pytest.raises(RuntimeError, match=r"the engine failed: KeyError: 'ours'"):
+        with pytest.raises(RuntimeError, match=r"the engine failed: SystemExit: 3"):
             engine.join()
-    delivered.wait(1)
+
+
+def test_captures_that_cannot_be_delivered_end_the_engine() -> None:
+    def refuse(_: Capture) -> None:
+        raise OSError("full")
+
+    client = Scripted({"b": ["held"]})
+    engine = Engine(lambda: client, limits=LIMITS, look_ahead=8, deliver=refuse, share=2)
+    with engine:
+        engine.submit(job("b"))
+        engine.submit(job("a"))
+        with pytest.raises(RuntimeError, match="the engine failed: OSError: full"):
+            engine.join()
     assert client.closed
+
+
+def test_a_job_that_cannot_be_built_is_delivered_without_a_call() -> None:
+    client, delivered = Scripted(), Delivered()
+    faulty = job("a")
+    faulty.fault = CaptureError("internal", "request", "x")
+    with Engine(lambda: client, limits=LIMITS, look_ahead=8, deliver=delivered.put, share=4) as engine:
+        engine.submit(faulty)
+        engine.submit(job("b"))
+        engine.join()
+    assert (client.started, delivered.errors()) == (["b"], {"a": "internal", "b": None})
+
+
+def of_model(body: str, model: str) -> Job:
+    made = job(body)
+    made.wire = Wire(body, model, "stream", 1)
+    return made
+
+
+MISSING = CaptureError("not_found", "model_not_found", "no such  model", 404)
+
+
+def test_three_refusals_park_the_model_and_nothing_else() -> None:
+    client = Scripted({f"bad{n}": [MISSING] for n in range(20)})
+    delivered = Delivered()
+    with Engine(lambda: client, limits=LIMITS, look_ahead=99, deliver=delivered.put, share=1) as engine:
+        for n in range(20):
+            engine.submit(of_model(f"bad{n}", "missing"))
+            engine.submit(of_model(f"good{n}", "m"))
+        engine.join()
+        (parked,) = engine.status()["parked"]
+        assert engine.fatal is None
+        assert engine.status()["succeeded"]
+    assert [body for body in client.started if body.startswith("bad")] == ["bad0", "bad1", "bad2"]
+    assert len(client.started) == 23
+    assert parked.requests == 17
+    assert str(parked.refusal) == "not_found: no such model (model missing, request_id bad2)"
+    unsent = [capture for capture in delivered.captures if not capture.job.calls]
+    assert len(unsent) == 17
+    assert {capture.error.message for capture in unsent if capture.error} == {f"not sent, because of {parked.refusal}"}
+
+
+def test_a_retry_of_a_parked_model_ends_with_what_it_has() -> None:
+    slow = CaptureError("server", None, "x", 503, 4.0)
+    client = Scripted({"waits": [slow], **{f"bad{n}": [MISSING] for n in range(3)}})
+    delivered = Delivered()
+    with Engine(lambda: client, limits=LIMITS, look_ahead=99, deliver=delivered.put, share=4) as engine:
+        engine.submit(of_model("waits", "m"))
+        while not client.started:
+            time.sleep(0.001)
+        for n in range(3):
+            engine.submit(of_model(f"bad{n}", "m"))
+        engine.join()
+        assert engine.status()["parked"][0].requests == 0
+    assert delivered.errors()["waits"] == "server"
+    assert client.started.count("waits") == 1
+
+
+def test_a_rate_limit_longer_than_retry_for_s_stops_the_run() -> None:
+    long = CaptureError("rate_limit", None, "slow down", 429, 3600.0)
+    client = Scripted({"b0": [replace(called(long), server_request_id="req_9")]})
+    delivered = Delivered()
+    with Engine(lambda: client, limits=LIMITS, look_ahead=50, deliver=delivered.put, share=1) as engine:
+        for n in range(5):
+            engine.submit(job(f"b{n}"))
+        engine.join()
+        status = engine.status()
+    assert client.started == ["b0"]
+    assert delivered.errors()["b0"] == "rate_limit"
+    assert status["fatal"] is None
+    assert status["too_long"].startswith("rate limited until 2")
+    assert status["too_long"].endswith(" UTC: rate_limit: slow down (model m, request_id req_9)")
+    assert sum(not capture.job.calls for capture in delivered.captures) == 4, "they have no rows"
+
+
+def test_a_status_says_what_the_worker_waits_for() -> None:
+    slow = CaptureError("server", None, "x", 503, 4.0)
+    client, delivered = Scripted({"a": [slow]}), Delivered()
+    with Engine(lambda: client, limits=LIMITS, look_ahead=8, deliver=delivered.put, share=2) as engine:
+        waiting = job("a")
+        engine.submit(waiting)
+        while not waiting.calls:
+            time.sleep(0.001)
+        status = engine.status()
+        assert 3 < status["waits_s"] <= 4
+        assert status["waits_for"] == "retry after server 503 (Retry-After)"
+        assert status["cool_s"] == 0.0, "the others do not wait"
+        engine.stop(0)
+        engine.join()
 
 
 def test_a_client_that_cannot_be_created_is_reported() -> None:
@@ -356,4 +482,8 @@ def test_a_status_describes_the_engine() -> None:
         engine.submit(job("b"))
         delivered.wait(1)
         status = engine.status()
-        assert (status["open"], status["requests"], status["fatal"]) == (1, 2, "authentication: no")
+        assert (status["open"], status["requests"], status["fatal"]) == (
+            1,
+            2,
+            "authentication: no (model m, request_id b)",
+        )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 from deltatap.model import Call, Capture, CaptureError, Choice, Chunks, Job, Received, Request, Usage, Wire
 from deltatap.prices import Prices
 from deltatap.worker import journal as journaling
+from deltatap.worker import rows as rowing
 from deltatap.worker.journal import JournalWriter, Totals, journaled_rows, readable, write_journal
 from deltatap.worker.rows import Context, counted, journal_batch
 
@@ -133,3 +135,123 @@ def test_totals_sum_all_calls() -> None:
     assert totals.errors == {"server": 2, "invalid_request": 1}
     assert (totals.input_tokens, totals.output_tokens, totals.cost_usd) == (20, 10, None)
     assert totals.ttft_ms == 200.0
+
+
+class PanicException(BaseException):
+    """As pyo3 raises it."""
+
+
+def odd(row: int, status: str = "completed", error: CaptureError | None = None, **fields: Any) -> Capture:
+    """A capture whose last call has odd values."""
+    usual = call()
+    received = replace(usual.received, **{key: value for key, value in fields.items() if hasattr(usual.received, key)})
+    ofcall = {key: value for key, value in fields.items() if not hasattr(usual.received, key)}
+    return capture(row, replace(usual, received=received, status=status, error=error, **ofcall))
+
+
+def broken(chunks: bytes) -> Chunks:
+    made = Chunks()
+    made.append(1.0, 0.0, "Hi", 1, 0, 0, 0)
+    made.end.append(9)  # a column that is longer than the others
+    made.utf8 += chunks
+    return made
+
+
+# Values that no column can hold, and that nothing before the journal has refused.
+ODD = {
+    "a count above int64": {"usage": Usage(2**70, 1)},
+    "a count above int64 in the output": {"usage": Usage(1, 2**64)},
+    "a count that is text": {"usage": Usage(1, 1, total_tokens="many")},  # type: ignore[arg-type]
+    "a lone surrogate in the text": {"choices": (Choice(0, "a\ud800b"),)},
+    "a lone surrogate in an id": {"response_id": "\udfff"},
+    "a lone surrogate in the request id": {"server_request_id": "\ud800"},
+    "a choice beyond int32": {"choices": (Choice(2**40, "Hi"), Choice(0, "Hi"))},
+    "an id that is no text": {"response_id": {"a": 1}},
+    "a status beyond int32": {"http_status": 2**40},
+    "chunks that do not fit together": {"chunks": broken(b"x")},
+    "log probabilities that are no text": {"logprobs": [1]},
+    "raw bytes that are no bytes": {"raw": (("e", 5),)},
+}
+
+
+def written(folder: Path, *captures: Capture) -> dict[str, dict[str, Any]]:
+    with JournalWriter(folder, "p", CONTEXT, plan=1, part=0, flush_s=0.1) as journal:
+        for one in captures:
+            journal.put(one)
+    tables = [pq.read_table(path) for path in folder.glob("*.parquet")]
+    return {row["request_id"]: row for table in tables for row in table.to_pylist()}
+
+
+@pytest.mark.parametrize("values", ODD.values(), ids=ODD)
+def test_a_row_that_cannot_be_stored_touches_no_other(tmp_path: Path, values: dict[str, Any]) -> None:
+    rows = written(tmp_path, capture(1), odd(2, **values), capture(3))
+    assert [rows[name]["status"] for name in ("r1", "r3")] == ["completed"] * 2
+    assert [rows[name]["text"] for name in ("r1", "r3")] == ["Hi", "Hi"]
+    if "http_status" not in values:  # it is no column of the last call
+        assert rows["r2"]["status"] == "interrupted"
+        assert (rows["r2"]["error"]["type"], rows["r2"]["error"]["code"]) == ("internal", "complete")
+    assert "\ud800" not in str(rows["r2"])
+    assert rows["r2"]["request_hash"] == "h"
+    assert rows["r2"]["text"] in ("Hi", "a\ufffdb")
+    assert (rows["r2"]["plan"], rows["r2"]["part"], rows["r2"]["row"]) == (1, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "expected"),
+    [
+        ("completed", None, ("interrupted", "internal", "complete")),
+        ("interrupted", CaptureError("stream_error", None, "x"), ("interrupted", "internal", "cut")),
+        ("failed", DOWN, ("failed", "server", None)),
+    ],
+)
+def test_the_error_of_a_row_that_cannot_be_stored(
+    tmp_path: Path, status: str, error: CaptureError | None, expected: tuple[str, str, str | None]
+) -> None:
+    row = written(tmp_path, odd(2, status, error, response_id="\ud800"))["r2"]
+    assert (row["status"], row["error"]["type"], row["error"]["code"]) == expected
+
+
+@pytest.mark.parametrize("fault", [PanicException("regex"), OverflowError("big"), RecursionError(), KeyError("sk-key")])
+def test_a_row_that_cannot_be_counted_touches_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: BaseException
+) -> None:
+    count = rowing.count_text
+
+    def fail(text: str, encoding: str) -> int:
+        if text == "bad":
+            raise fault
+        return count(text, encoding)
+
+    monkeypatch.setattr(rowing, "count_text", fail)
+    rows = written(tmp_path, capture(1), odd(2, choices=(Choice(0, "bad"),)), capture(3))
+    assert [rows[name]["status"] for name in ("r1", "r3")] == ["completed"] * 2
+    bad = rows["r2"]
+    assert (bad["status"], bad["error"]["code"], bad["text"]) == ("interrupted", "complete", "bad")
+    assert bad["usage_reported"]["output_tokens"] == 5, "what it used is kept"
+    assert bad["error"]["message"] == f"deltatap could not handle the answer: {type(fault).__name__} in fail"
+    assert "request r2" in caplog.text
+    assert "sk-key" not in caplog.text
+
+
+def test_running_out_of_memory_is_not_one_row_s_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(rowing, "count_text", fail)
+    with pytest.raises(MemoryError):
+        written(tmp_path, capture(1))
+
+
+def test_one_file_holds_a_bounded_number_of_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journaling, "_FLUSH_BYTES", 100)
+    with JournalWriter(tmp_path, "p", CONTEXT, plan=1, part=0, flush_s=60.0) as journal:
+        for row in range(3):
+            journal.put(odd(row, raw=(("", b"x" * 60),)))
+    assert sorted(len(pq.read_table(path)) for path in tmp_path.glob("*.parquet")) == [1, 2]
+
+
+def test_odd_values_do_not_stop_the_totals() -> None:
+    totals = Totals()
+    for values in ODD.values():
+        totals.add(counted(odd(1, **values), CONTEXT))
+    assert sum(totals.rows.values()) == len(ODD)

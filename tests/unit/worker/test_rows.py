@@ -3,14 +3,18 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import UTC, date, datetime
-from typing import TYPE_CHECKING, Any
+from decimal import Decimal
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
+import pyarrow as pa
 import pytest
 
 from deltatap.api.chat import ChatAccumulator
-from deltatap.model import Call, Capture, CaptureError, Choice, Job, Request
+from deltatap.model import Call, Capture, CaptureError, Choice, Job, Request, Usage
 from deltatap.prices import Price, Prices
 from deltatap.prompts import build_request, wire
+from deltatap.worker import rows as rowing
 from deltatap.worker.rows import CAPTURES_SCHEMA, JOURNAL_SCHEMA, Context, captures_batch, counted, journal_batch
 
 if TYPE_CHECKING:
@@ -223,3 +227,83 @@ def test_raw_events_are_kept_as_bytes() -> None:
         {"event": "error", "data": b"[DONE]"},
     ]
     assert row(call(received("Hi")))["raw"] is None
+
+
+TOOLS = [
+    pytest.param('[{"function": {"name": "f", "arguments": "{}"}}]', "f{}", id="usual"),
+    pytest.param('[{"function": {"name": "f", "arguments": {"a": 1}}}]', 'f{"a": 1}', id="arguments as an object"),
+    pytest.param('[{"function": {"name": null, "arguments": null}}]', "", id="nothing"),
+    pytest.param('[{"function": "f()"}]', "f()", id="a function that is text"),
+    pytest.param('[{"function": ["f", 1]}]', '["f", 1]', id="a function that is a list"),
+    pytest.param('[{"function": null}]', "", id="no function"),
+    pytest.param('[{"type": "web_search_call"}]', "", id="another kind of call"),
+    pytest.param('["f", 5, null]', "f5", id="calls that are no objects"),
+    pytest.param('{"function": {"name": "f"}}', '{"function": {"name": "f"}}', id="no list"),
+    pytest.param('[{"function"', '[{"function"', id="no JSON"),
+    pytest.param("[" * 100_000, "[" * 100_000, id="too deep"),
+]
+
+
+@pytest.mark.parametrize(("tools", "counted_as"), TOOLS)
+def test_tool_calls_of_any_shape_are_counted(tools: str, counted_as: str) -> None:
+    texts = [text for text in rowing._texts(Choice(0, "", tool_calls=tools)) if text]
+    assert "".join(texts) == counted_as
+
+
+def bill(usage: Usage | None, counted: int, *, output: bool = True, final: bool = True) -> tuple[int, int, str | None]:
+    got = SimpleNamespace(usage=usage, output=output, usage_final=final)
+    made = rowing._bill(cast("Call", SimpleNamespace(received=got)), 8, counted, PRICE)
+    return made.input_tokens, made.output_tokens, made.basis
+
+
+@pytest.mark.parametrize(
+    ("usage", "counted", "options", "expected"),
+    [
+        (None, 0, {"output": False}, (0, 0, None)),
+        (None, 20, {}, (8, 20, "tiktoken")),
+        (Usage(10, 30), 20, {}, (10, 30, "reported")),
+        (Usage(10, 15), 20, {}, (10, 15, "reported")),
+        (Usage(10, 15), 20, {"final": False}, (10, 20, "mixed")),
+        (Usage(10, 30), 20, {"final": False}, (10, 30, "reported")),
+        (Usage(10, 0), 20, {}, (10, 20, "mixed")),
+        (Usage(None, 0), 20, {}, (8, 20, "tiktoken")),
+        (Usage(10, 0), 0, {"output": False}, (10, 0, "reported")),
+        (Usage(10, 7), 0, {"output": False}, (10, 7, "reported")),
+        (Usage(0, 0), 20, {}, (0, 20, "mixed")),
+    ],
+)
+def test_a_bill_is_never_less_than_what_arrived(
+    usage: Usage | None, counted: int, options: dict[str, bool], expected: tuple[int, int, str | None]
+) -> None:
+    assert bill(usage, counted, **options) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "type_", "fitted"),
+    [
+        ("a\ud800", pa.string(), "a\ufffd"),
+        ("\ud83d\ude00", pa.string(), "😀"),
+        (5, pa.string(), None),
+        (2**31, pa.int32(), None),
+        (2**31 - 1, pa.int32(), 2**31 - 1),
+        (-(2**70), pa.int64(), None),
+        ("5", pa.int64(), None),
+        (Decimal("0.25"), pa.float64(), 0.25),
+        (float("inf"), pa.float64(), float("inf")),
+        ({"a": 1}, pa.int64(), None),
+        ([1, 2**40], pa.list_(pa.int32()), [1, None]),
+        ({"x": 2**40, "z": 1}, pa.struct({"x": pa.int32(), "y": pa.string()}), {"x": None, "y": None}),
+        ({"k": "\ud800", None: "v"}, pa.map_(pa.string(), pa.string()), [("k", "\ufffd")]),
+        (b"\xff", pa.binary(), b"\xff"),
+        (datetime(9999, 12, 31, tzinfo=UTC), pa.timestamp("us", tz="UTC"), datetime(9999, 12, 31, tzinfo=UTC)),
+        ("soon", pa.timestamp("us", tz="UTC"), None),
+    ],
+)
+def test_any_value_fits(value: object, type_: pa.DataType, fitted: object) -> None:
+    assert rowing.fit(value, type_) == fitted
+    pa.array([rowing.fit(value, type_)], type_)
+
+
+@pytest.mark.parametrize("seconds", [1e18, -1e18, float("inf"), float("nan"), 253402300800.0])
+def test_a_time_that_no_calendar_has_is_null(seconds: float) -> None:
+    assert row(replace(call(received("Hi")), ended_at=seconds))["finished_at"] is None
