@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 import time
@@ -18,7 +19,7 @@ from aiohappyeyeballs import start_connection
 from deltatap.config import Tls
 from deltatap.http.connection import Connection, Response
 from deltatap.http.proxy import ProxyError, address, open_tunnel
-from deltatap.http.tls import in_words, tls_context
+from deltatap.http.tls import TlsError, explained, tls_context
 from deltatap.http.watchdog import current
 
 if TYPE_CHECKING:
@@ -99,9 +100,9 @@ class Http1Transport(httpx2.AsyncBaseTransport):
             await response.head()
         except httpx2.TransportError as error:
             response.close()
-            if (words := _in_words(error, request.url, fresh=fresh and forwarding is None)) is None:
+            if (better := _explained(error, request.url, fresh=fresh and forwarding is None)) is None:
                 raise
-            raise type(error)(words) from error
+            raise better from error
         except BaseException:
             response.close()
             raise
@@ -161,7 +162,12 @@ class Http1Transport(httpx2.AsyncBaseTransport):
                 server_hostname=None if tls is None else host,
             )
         except ssl.SSLError as error:
-            raise httpx2.ConnectError(in_words(error, server)) from error
+            raise explained(error, server) from error
+        except ConnectionError as error:
+            if tls is None:
+                raise httpx2.ConnectError(f"{server}: {_why(error)}") from error
+            closed = f"{server} closed the connection during the TLS handshake"
+            raise TlsError(f"{closed}; it may require a client certificate, endpoint.tls.client_cert") from error
         except OSError as error:
             raise httpx2.ConnectError(f"{server}: {_why(error)}") from error
         except BaseException:
@@ -208,8 +214,8 @@ def _server(url: httpx2.URL) -> str:
     return address(*_origin(url)[1:])
 
 
-def _in_words(error: httpx2.TransportError, url: httpx2.URL, *, fresh: bool) -> str | None:
-    """What TLS has to do with the failure of a request that has no response; None if nothing.
+def _explained(error: httpx2.TransportError, url: httpx2.URL, *, fresh: bool) -> httpx2.TransportError | None:
+    """The failure of a request that has no response, in other words if TLS may be the cause; else None.
 
     Args:
         error: the failure.
@@ -218,14 +224,19 @@ def _in_words(error: httpx2.TransportError, url: httpx2.URL, *, fresh: bool) -> 
     """
     # With TLS 1.3, a server that refuses the client's certificate says so only after the handshake.
     if isinstance(error.__cause__, ssl.SSLError):
-        return in_words(error.__cause__, _server(url))
-    if url.scheme == "http" and fresh and isinstance(error, httpx2.RemoteProtocolError):
-        return f"{error}; if the server expects TLS, use https:// in endpoint.base_url"
-    return None
+        return explained(error.__cause__, _server(url))
+    if not fresh or not isinstance(error, httpx2.RemoteProtocolError):
+        return None
+    if url.scheme == "http":
+        return httpx2.RemoteProtocolError(f"{error}; if the server expects TLS, use https:// in endpoint.base_url")
+    hint = "if the server requires a client certificate, check endpoint.tls.client_cert"
+    return httpx2.RemoteProtocolError(f"{error}; {hint}")
 
 
 def _why(error: OSError) -> str:
-    return str(error) or type(error).__name__
+    """The system's words; asyncio replaces them with the address."""
+    words = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+    return words or str(error) or type(error).__name__
 
 
 def _head(request: httpx2.Request, proxy: Proxy | None = None) -> bytes:
