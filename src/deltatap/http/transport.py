@@ -18,6 +18,7 @@ from aiohappyeyeballs import start_connection
 
 from deltatap.config import Tls
 from deltatap.http.connection import Connection, Response
+from deltatap.http.parser import RefusedError
 from deltatap.http.proxy import ProxyError, address, open_tunnel
 from deltatap.http.tls import TlsError, explained, tls_context
 from deltatap.http.watchdog import current
@@ -36,13 +37,17 @@ _DNS_S = 60.0
 # RFC 8305, section 5: wait this long for one address before trying the next.
 _NEXT_ADDRESS_S = 0.25
 _PROXY_AUTHENTICATION = 407
+# What is kept of the body of a response with an error status, and how long it may take.
+_MAX_ERROR_BYTES, _ERROR_S = 64 * 1024, 2.0
+_MAX_LIST_BYTES = 64 * 2**20
+_FIRST_ERROR = 300
 
 _Origin = tuple[str, str, int]
 _Addresses = list[tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]]
 
 
 class _Body(httpx2.AsyncByteStream):
-    """A response's body as the openai client reads it: error bodies and lists of models."""
+    """A response's body as the openai client reads it: lists of models."""
 
     def __init__(self, response: Response) -> None:
         self.response = response
@@ -51,9 +56,12 @@ class _Body(httpx2.AsyncByteStream):
         pieces: list[bytes] = []
 
         def keep(data: bytes, _now: float) -> bool:
+            nonlocal size
             pieces.append(data)
-            return False
+            size += len(data)
+            return size > _MAX_LIST_BYTES
 
+        size = 0
         await self.response.read(keep)
         yield b"".join(pieces)
 
@@ -88,6 +96,7 @@ class Http1Transport(httpx2.AsyncBaseTransport):
         """Send a request; return when the headers of its response arrive. The caller's watchdog limits the wait.
 
         Raises:
+            RefusedError: the response has an error status.
             httpx2.TransportError: the connection could not be opened, or it broke.
         """
         # Without TLS, the proxy itself forwards the request (RFC 9112, section 3.2.2).
@@ -109,7 +118,13 @@ class Http1Transport(httpx2.AsyncBaseTransport):
         if forwarding is not None and response.status == _PROXY_AUTHENTICATION:
             response.close()
             raise forwarding.failure(response.status, "Proxy Authentication Required", _server(request.url))
-        # The openai client reads error bodies through `stream`. `client.py` reads `Response` directly, without layers.
+        if response.status >= _FIRST_ERROR:
+            try:
+                body = await response.start(_MAX_ERROR_BYTES, _ERROR_S)
+            finally:
+                response.close()
+            raise RefusedError(response.status, httpx2.Headers(response.headers), body)
+        # The openai client reads lists of models through `stream`. `client.py` reads `Response` directly, without layers.
         return httpx2.Response(
             response.status,
             headers=response.headers,

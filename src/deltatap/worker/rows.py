@@ -27,7 +27,7 @@ from deltatap.delta import columns
 from deltatap.model import INTERNAL_COMPLETE, INTERNAL_CUT, KINDS, Chunks
 from deltatap.prices import cost_usd
 from deltatap.tokens import count_text, known_encoding
-from deltatap.worker.faults import internal_error, is_fault
+from deltatap.http.faults import internal_error, is_fault
 from deltatap.worker.jobs import input_tokens
 from deltatap.worker.timing import Times, tpot_ms
 
