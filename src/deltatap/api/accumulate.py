@@ -260,7 +260,7 @@ class Accumulator(ABC):
         kinds = self._chunks.kind
         before = len(kinds)
         try:
-            if not chunk.get(self.PLAIN) or "error" in chunk or "base_resp" in chunk or event == "error":
+            if not chunk.get(self.PLAIN) or "error" in chunk or event == "error":
                 self._check(chunk, data, event)
             self._take(chunk, data, event)
             if len(kinds) == before:
@@ -277,8 +277,8 @@ class Accumulator(ABC):
         answer = self._object(data, "")
         if answer is None:
             return
-        if not answer.get(self.ANSWER) or "error" in answer or "base_resp" in answer:
-            self._check(answer, data, "")
+        if not answer.get(self.ANSWER) or "error" in answer:
+            self._check(answer, data)
         if self._error is None or self.ANSWER in answer:
             self._take_whole(answer, data)
 
@@ -410,7 +410,7 @@ class Accumulator(ABC):
         self._mark(USAGE)
         self._usage_at = len(self._chunks)
 
-    def _check(self, chunk: dict[str, Any], data: bytes, event: str) -> None:
+    def _check(self, chunk: dict[str, Any], data: bytes, event: str = "") -> None:
         """Keep the error that an event is, or that it has beside its output."""
         if event == "error" or find_error(chunk) is not None:
             self._refuse(chunk, data)
@@ -438,7 +438,7 @@ class Accumulator(ABC):
         return StreamError(None, reason, f"the finish_reason is {reason}", self._status(reason))
 
     def _fail(self, what: str, data: bytes) -> None:
-        shown = data[:_SHOWN].decode("utf-8", "replace")
+        shown = "".join(char if char.isprintable() else "\ufffd" for char in data[:_SHOWN].decode("utf-8", "replace"))
         where = "the response" if self._whole else f"event {self._event}"
         self._protocol_error = f"{where} {what}: {shown}"
 

@@ -184,12 +184,14 @@ def _rest_of_name(call: ToolCall, name: object) -> str | None:
 
 
 def _rest_of_arguments(call: ToolCall, arguments: object) -> str | None:
-    """What arguments add. Some servers repeat all of them at the end; a JSON object never contains its own start."""
+    """What arguments add. Some servers repeat all of them at the end. An object can begin only where a value can."""
     if type(arguments) is not str:
         return None
     if not arguments.startswith("{") or not call.arguments.tell() or call.type != "function":
         return arguments
     known = call.arguments.getvalue()
+    if known.rstrip().endswith((":", "[", ",")):
+        return arguments
     if arguments.startswith(known):
         return arguments[len(known) :]
     value = _parsed(known)

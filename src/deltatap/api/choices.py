@@ -27,7 +27,7 @@ _CHOICE_FILTERS = ("content_filter_results", "content_filter_offsets")
 # The sources that Perplexity and xAI search, as they appear in a chunk. Perplexity repeats them in every chunk.
 _SOURCES = ("citations", "search_results")
 # Fields of a chunk and of a choice that most chunks do not have.
-_RARE = _FILTERS.union(_SOURCES, ("moderation", "x_groq"))
+_RARE = _FILTERS.union(_SOURCES, ("moderation", "x_groq", "base_resp"))
 _RARE_IN_CHOICE = frozenset((*_CHOICE_FILTERS, "error", "usage"))
 _FINGERPRINT = "fp_simulator"
 _PROMPT_FILTERS = [{"prompt_index": 0, "content_filter_results": SAFE}]
@@ -105,6 +105,8 @@ class ChoicesAccumulator(Accumulator):
         self._annotations |= {name: chunk[name] for name in _SOURCES if chunk.get(name)}
         if chunk.get("moderation"):
             self._moderation = chunk["moderation"]
+        if chunk.get("base_resp"):
+            self._check(chunk, data)
         groq = chunk.get("x_groq")
         if type(groq) is dict:
             if groq.get("error"):
