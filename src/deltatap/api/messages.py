@@ -13,14 +13,17 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from deltatap.api import prompt
-from deltatap.api.accumulate import Accumulator, ToolCall, count
+from deltatap.api.accumulate import Accumulator, ToolCall, count, to_index
 from deltatap.api.base import Api, json_schema
 from deltatap.api.frames import STREAM_ERROR, Answer, Frames, ParsedRequest, Piece, event
 from deltatap.api.input_tokens import InputTokens, count_messages, image_size, without_rule
+from deltatap.api.values import clean, decode, joined, to_json
 from deltatap.model import CONTENT, REASONING, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from deltatap.model import Received
 
 _ERRORS = {
     400: "invalid_request_error",
@@ -47,29 +50,56 @@ class MessagesAccumulator(Accumulator):
     Tool calls are converted to those of chat completions. A call that the server ran itself is kept as it was sent.
     """
 
-    __slots__ = ("_blocks", "_reported")
+    __slots__ = ("_blocks", "_ended", "_last", "_last_call", "_next", "_numbers", "_reported")
     PLAIN = "type"
     ANSWER = "content"
-    STATUSES = {name: status for status, name in _ERRORS.items()}  # noqa: RUF012 - ClassVar in the base
+    STATUSES: ClassVar[Mapping[str, int]] = {
+        **Accumulator.STATUSES,
+        **{name: status for status, name in _ERRORS.items()},
+    }
 
     def __init__(self, choices: int = 1, *, keep_raw: bool = False) -> None:
         super().__init__(choices, keep_raw=keep_raw)
         self._blocks: dict[int, dict[str, Any]] = {}
+        # The block that an index means now: some servers use an index twice, or none.
+        self._numbers: dict[int, int] = {}
+        self._last = self._next = 0
+        self._last_call: ToolCall | None = None
+        self._ended: set[int] = set()
         self._reported: dict[str, Any] = {}
 
-    def _take(self, chunk: dict[str, Any], data: bytes, event: str) -> None:  # noqa: ARG002 - the data is decoded
-        take = self.EVENTS.get(str(chunk.get("type") or event))
+    def _take(self, chunk: dict[str, Any], data: bytes, event: str) -> None:
+        type_ = chunk.get("type")
+        if type(type_) is not str or not type_:
+            type_ = event
+        take = self.EVENTS.get(type_)
         if take is not None:
             take(self, chunk)
+        elif type_ == "error" or type_ in self.STATUSES:
+            self._refuse(chunk, data)
 
     def _take_whole(self, answer: dict[str, Any], data: bytes) -> None:  # noqa: ARG002 - the data is decoded
         self._start({"message": answer})
         content = answer.get("content")
+        if type(content) is str:
+            content = [{"type": "text", "text": content}]
         for index, block in enumerate(content if type(content) is list else ()):
             self._block({"index": index, "content_block": block})
             self._block_end({"index": index})
         self._end(answer)
         self._report(answer.get("usage"), complete=True)
+
+    def finish(self) -> Received:
+        """The data received so far."""
+        for choice in self._choices.values():
+            for number, call in choice.tool_calls.items():
+                self._add_input(number)
+                if call.item is not None:
+                    if call.arguments.tell():
+                        call.item = {**call.item, "input": _decoded(call.arguments.getvalue())}
+                elif not call.arguments.tell() and (self.done or number in self._ended):
+                    call.arguments.write("{}")
+        return super().finish()
 
     def _start(self, chunk: dict[str, Any]) -> None:
         message = chunk.get("message")
@@ -78,7 +108,6 @@ class MessagesAccumulator(Accumulator):
         self._identify(message)
         self.role(self._choice(), message.get("role"))
         if not self._whole:
-            # The number of output tokens is a placeholder here.
             self._report(message.get("usage"), complete=False)
 
     def _block(self, chunk: dict[str, Any]) -> None:
@@ -86,20 +115,39 @@ class MessagesAccumulator(Accumulator):
         block = chunk.get("content_block")
         if type(block) is not dict:
             return
-        choice, index = self._choice(), _index(chunk)
-        self._blocks[index] = block
+        choice, number = self._choice(), self._opened(chunk, block)
         type_ = block.get("type")
         if type_ == "text":
             self._output(choice, choice.text, block.get("text"), CONTENT)
+            if block.get("citations"):
+                self.annotate(choice, block["citations"])
         elif type_ == "thinking":
             self._output(choice, choice.reasoning, block.get("thinking"), REASONING)
         elif type_ in _TOOLS:
-            call = choice.tool_calls[index] = ToolCall()
+            call = self._last_call = choice.tool_calls.setdefault(number, ToolCall())
             if type_ != "tool_use":
                 call.item = block
             elif type(block.get("id")) is str:
                 call.id = block["id"]
-            self._called(choice, call, block.get("name"), None)
+            self._called(choice, call, None if call.name.tell() else block.get("name"), None)
+
+    def _opened(self, chunk: dict[str, Any], block: dict[str, Any]) -> int:
+        """The number of a block that starts: its index, or the next number if another block has that index."""
+        index = to_index(chunk.get("index"))
+        number = self._next if index is None else self._numbers.get(index, index)
+        known, id_ = self._blocks.get(number), block.get("id")
+        if known is not None and not (type(id_) is str and known.get("id") == id_):
+            number = self._next
+        if index is not None:
+            self._numbers[index] = number
+        self._last, self._next = number, max(self._next, number + 1)
+        self._blocks[number] = block
+        return number
+
+    def _number(self, chunk: dict[str, Any]) -> int:
+        """The number of the block that an event is about; without an index, that is the last one."""
+        index = to_index(chunk.get("index"))
+        return self._last if index is None else self._numbers.get(index, index)
 
     def _delta(self, chunk: dict[str, Any]) -> None:
         delta = chunk.get("delta")
@@ -112,25 +160,31 @@ class MessagesAccumulator(Accumulator):
         elif type_ == "thinking_delta":
             self._output(choice, choice.reasoning, delta.get("thinking"), REASONING)
         elif type_ == "input_json_delta":
-            call = choice.tool_calls.setdefault(_index(chunk), ToolCall())
-            self._called(choice, call, None, delta.get("partial_json"))
+            call = choice.tool_calls.get(self._number(chunk))
+            if call is None and self._number(chunk) in self._blocks:
+                call = self._last_call  # the block with this number is no tool
+            if call is None:
+                call = self._last_call = choice.tool_calls[self._number(chunk)] = ToolCall()
+            self._called(choice, call, None, _encoded(delta.get("partial_json")))
+        elif type_ == "citations_delta" and delta.get("citation"):
+            self.annotate(choice, delta["citation"])
 
     def _block_end(self, chunk: dict[str, Any]) -> None:
         """A content block ends, so the input of a tool is complete."""
-        index = _index(chunk)
-        block, call = self._blocks.get(index, {}), self._choice().tool_calls.get(index)
-        if call is None:
-            return
-        given = block.get("input")
-        if given and not call.arguments.tell():
-            # json.dumps adds spaces, as models do in a stream.
-            self._called(self._choice(), call, None, json.dumps(given, ensure_ascii=False))
-        if call.item is not None:
-            call.item = {**block, "input": _decoded(call.arguments.getvalue())}
-        elif not call.arguments.tell():
-            call.arguments.write("{}")
+        number = self._number(chunk)
+        self._ended.add(number)
+        self._add_input(number)
+
+    def _add_input(self, number: int) -> None:
+        """Add the input that a tool's block started with, if no delta has brought it."""
+        choice = self._choice()
+        call, given = choice.tool_calls.get(number), self._blocks.get(number, {}).get("input")
+        if call is not None and given and not call.arguments.tell():
+            self._called(choice, call, None, _encoded(given))
 
     def _message_delta(self, chunk: dict[str, Any]) -> None:
+        for number in self._choice().tool_calls:
+            self._add_input(number)
         delta = chunk.get("delta")
         if type(delta) is dict:
             self._end(delta)
@@ -149,21 +203,29 @@ class MessagesAccumulator(Accumulator):
         if type(usage) is not dict:
             return
         self._identify({"service_tier": usage.get("service_tier")})
-        # Counts are cumulative, and a later event can omit some of them.
-        self._reported |= {name: value for name, value in usage.items() if value is not None}
-        fresh, written, read, output = (count(self._reported.get(name)) for name in _USAGE)
+        self._remember(usage, complete=complete)
+        fresh, written, read, output = (self._reported.get(name) for name in _USAGE)
         inputs = None if fresh is None else count(fresh + (written or 0) + (read or 0))
-        output = output if complete else None
-        details = self._reported.get("output_tokens_details")
         self._used(
             Usage(
                 input_tokens=inputs,
                 output_tokens=output,
                 total_tokens=None if inputs is None or output is None else count(inputs + output),
                 cached_input_tokens=read,
-                reasoning_tokens=count(details.get("thinking_tokens")) if type(details) is dict else None,
+                reasoning_tokens=self._reported.get("thinking_tokens"),
             )
         )
+
+    def _remember(self, usage: dict[str, Any], *, complete: bool) -> None:
+        """Keep the counts. They are cumulative; a later event can omit some, and some servers end with zeros."""
+        details = usage.get("output_tokens_details")
+        thinking = details.get("thinking_tokens") if type(details) is dict else None
+        for name, value in {**{name: usage.get(name) for name in _USAGE}, "thinking_tokens": thinking}.items():
+            tokens = count(value)
+            # The number of output tokens at the start of a message is a placeholder.
+            known = complete or name != "output_tokens"
+            if known and tokens is not None and (tokens or not self._reported.get(name)):
+                self._reported[name] = tokens
 
     # Other events, such as ping, have no content.
     EVENTS: ClassVar[Mapping[str, Callable[[Any, dict[str, Any]], None]]] = {
@@ -176,15 +238,20 @@ class MessagesAccumulator(Accumulator):
     }
 
 
-def _index(chunk: dict[str, Any]) -> int:
-    index = chunk.get("index")
-    return index if type(index) is int else 0
+def _encoded(given: object) -> object:
+    """The input of a tool as JSON, with spaces, as models write it. Text is JSON already."""
+    if type(given) not in (dict, list):
+        return given
+    try:
+        return json.dumps(given, ensure_ascii=False, allow_nan=False)
+    except (ValueError, RecursionError):
+        return to_json(given)
 
 
 def _decoded(arguments: str) -> Any:  # noqa: ANN401 - any JSON
     """A tool's input; the text itself if it is not valid JSON."""
     try:
-        return json.loads(arguments or "{}")
+        return decode(clean(joined(arguments or "{}")).encode())
     except ValueError:
         return arguments
 

@@ -7,10 +7,11 @@ choice, and a stream always reports usage.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from io import StringIO
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from deltatap.api import prompt
-from deltatap.api.accumulate import Accumulator, GrowingChoice, ToolCall
+from deltatap.api.accumulate import Accumulator, to_index
 from deltatap.api.base import Api, json_schema
 from deltatap.api.choices import openai_usage
 from deltatap.api.frames import (
@@ -26,92 +27,260 @@ from deltatap.api.frames import (
     logprob,
 )
 from deltatap.api.input_tokens import InputTokens, count_messages, count_tools, without_rule
-from deltatap.model import CONTENT, REASONING, REFUSAL
+from deltatap.api.items import arguments_in, identifier, is_call, part_texts, sent_call, texts
+from deltatap.api.output import ITEM, PART, TEXT, Calls, Place, Texts, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from deltatap.api.accumulate import GrowingChoice
+    from deltatap.api.items import SentCall
+    from deltatap.api.output import Call, Stretch
+    from deltatap.model import Received
+
+
+# The events that repeat a complete text: its field, and its name in the event.
+_REPEATS = {
+    "response.output_text.done": ("content", "text"),
+    "response.audio.transcript.done": ("content", "transcript"),
+    "response.refusal.done": ("refusal", "refusal"),
+    "response.reasoning_summary_text.done": ("summary", "text"),
+    "response.reasoning_text.done": ("reasoning", "text"),
+}
+_ENDS = ("response.completed", "response.incomplete", "response.failed", "response.cancelled")
+# Statuses that are not the end of an answer. Only a whole response can have one of the latter.
+_FAILED = ("failed", "cancelled", "canceled", "expired", "error")
+_UNFINISHED = ("queued", "in_progress")
+# Codes that say that the request is at fault. The other codes of a response that failed are the server's.
+_INVALID = (
+    "data_residency_mismatch",
+    "empty_image_file",
+    "image_file_not_found",
+    "image_file_too_large",
+    "image_parse_error",
+    "image_too_large",
+    "image_too_small",
+    "invalid_base64_image",
+    "invalid_image",
+    "invalid_image_format",
+    "invalid_image_mode",
+    "invalid_image_url",
+    "unsupported_image_media_type",
+)
+
 
 class ResponsesAccumulator(Accumulator):
-    """Receives typed events. All output belongs to choice 0. A whole response is the object in `response.completed`."""
+    """Receives typed events. All output belongs to choice 0. A whole response is the object in `response.completed`.
 
-    __slots__ = ()
+    Deltas bring most output. Later events repeat it, and add only what no delta has brought. What an item or a part
+    has when it starts counts last, because deltas may follow. The status of the response is the last word: an item
+    that failed in a completed response does not make the response an error.
+    """
+
+    __slots__ = ("_calls", "_held", "_texts")
     PLAIN = "type"
     ANSWER = "output"
+    STATUSES = Accumulator.STATUSES | dict.fromkeys(_INVALID, 400)  # type: ignore[operator]
+
+    def __init__(self, choices: int = 1, *, keep_raw: bool = False) -> None:
+        super().__init__(choices, keep_raw=keep_raw)
+        self._texts = Texts()
+        self._calls = Calls()
+        self._held: list[dict[str, Any]] = []
 
     def _take(self, chunk: dict[str, Any], data: bytes, event: str) -> None:
-        type_ = str(chunk.get("type") or event)
-        if type_ == "error":
+        type_ = chunk.get("type")
+        if type(type_) is not str or not type_:
+            type_ = event
+        take = self.EVENTS.get(type_)
+        if take is not None:
+            take(self, chunk)
+        elif type_ in _REPEATS:
+            self._text_done(chunk, *_REPEATS[type_])
+        elif type_ in _ENDS:
+            self._end(chunk.get("response"), type_, data)
+        elif type_ == "error":
             self._refuse(chunk, data)
-        elif type_ == "response.failed":
-            self._failed(chunk.get("response"), data)
-        elif type_ in self.EVENTS:
-            self.EVENTS[type_](self, chunk)
 
     def _take_whole(self, answer: dict[str, Any], data: bytes) -> None:
         status = answer.get("status")
-        if status == "failed":
-            self._failed(answer, data)
-        elif status in (None, "completed", "incomplete"):
-            self._end({"response": answer})
-        else:  # queued, in_progress or cancelled: there is no output
-            self._ended(answer)
+        known = status in (*_FAILED, *_UNFINISHED, "incomplete")
+        self._end(answer, f"response.{status}" if known else "response.completed", data)
+
+    def _notice(self, event: str) -> bool:
+        return super()._notice(event) and event not in _REPEATS and event not in _ENDS
+
+    def finish(self) -> Received:
+        """The data received so far."""
+        self._add_held()
+        self._calls.fill_items()
+        return super().finish()
 
     def _start(self, event: dict[str, Any]) -> None:
         if type(event.get("response")) is dict:
             self._identify(event["response"])
 
-    def _text(self, event: dict[str, Any]) -> None:
-        choice = self._choice()
-        self._output(choice, choice.text, event.get("delta"), CONTENT)
+    # Texts
+
+    def _content(self, event: dict[str, Any]) -> None:
+        self._delta(event, "content", "content_index")
         if event.get("logprobs"):
-            choice.logprobs.append({"content": event["logprobs"]})
+            self._choice().logprobs.append({"content": event["logprobs"]})
 
     def _refusal(self, event: dict[str, Any]) -> None:
-        choice = self._choice()
-        self._output(choice, choice.refusal, event.get("delta"), REFUSAL)
+        self._delta(event, "refusal", "content_index")
+
+    def _summary(self, event: dict[str, Any]) -> None:
+        self._delta(event, "summary", "summary_index")
 
     def _reasoning(self, event: dict[str, Any]) -> None:
-        choice = self._choice()
-        self._output(choice, choice.reasoning, event.get("delta"), REASONING)
+        self._delta(event, "reasoning", "content_index")
 
-    def _arguments(self, event: dict[str, Any]) -> None:
-        choice = self._choice()
-        self._called(choice, self._call(choice, event), None, event.get("delta"))
+    def _delta(self, event: dict[str, Any], field_: str, index_name: str) -> None:
+        item, index = event.get("output_index"), event.get(index_name)
+        stretch = None
+        if type(item) is int and type(index) is int:
+            stretch = self._texts.stretches.get((field_, item, index))
+        if stretch is None:
+            stretch = self._texts.of_delta(field_, event, self._choice())
+        self._add(stretch, event.get("delta"))
 
-    def _call(self, choice: GrowingChoice, event: dict[str, Any]) -> ToolCall:
-        number = event.get("output_index")
-        return choice.tool_calls.setdefault(number if type(number) is int else len(choice.tool_calls), ToolCall())
+    def _add(self, stretch: Stretch, text: object) -> None:
+        self._output(stretch.choice, stretch.into, text, stretch.kind)
+        stretch.end = stretch.into.tell()
+
+    def _text_done(self, event: dict[str, Any], name: str, of: str) -> None:
+        if text := identifier(event.get(of)):
+            self._repeated(place_of(name, event), text, event, TEXT)
+
+    def _repeated(self, place: Place, text: str, part: dict[str, Any], size: int) -> None:
+        """A complete text, which has usually arrived."""
+        choice = self._choice()
+        self._annotated(part)
+        self._fill(*self._texts.repeated(place, text, size, choice), part)
+
+    def _annotated(self, part: dict[str, Any]) -> None:
+        if part.get("annotations"):
+            self.annotate(self._choice(), part["annotations"])
+
+    def _annotation(self, event: dict[str, Any]) -> None:
+        if event.get("annotation"):
+            self.annotate(self._choice(), event["annotation"])
+
+    def _fill(self, stretch: Stretch, missing: str, part: dict[str, Any]) -> None:
+        """Add the end of a text, and the log probabilities if all of the text is missing."""
+        if not missing:
+            return
+        if stretch.start == stretch.end and part.get("logprobs"):
+            stretch.choice.logprobs.append({"content": part["logprobs"]})
+        self._add(stretch, missing)
+
+    def _part_added(self, event: dict[str, Any]) -> None:
+        if _texts_of(event):
+            self._held.append(event)
+
+    def _part_done(self, event: dict[str, Any]) -> None:
+        for place, text, part in _texts_of(event):
+            self._repeated(place, text, part, PART)
+
+    # Items
 
     def _item_added(self, event: dict[str, Any]) -> None:
         item = event.get("item")
         if type(item) is not dict:
             return
+        number, id_ = to_index(event.get("output_index")), identifier(item.get("id"))
         choice = self._choice()
-        if item.get("type") == "message":
-            self.role(choice, item.get("role"))
-        elif _is_call(item):
-            call = self._call(choice, event)
-            _identify(call, item)
-            self._called(choice, call, item.get("name"), None)
+        self._texts.number(id_, number)
+        if is_call(item):
+            given = sent_call(item)
+            call = self._calls.opened(number, id_, given, choice)
+            if not given.as_json and not call.name.tell():
+                self._called(choice, call, given.name, None)
+            hold = bool(given.arguments)
+        else:
+            if item.get("type") == "message":
+                self.role(choice, item.get("role"))
+            hold = any(texts(item))
+        if hold:
+            self._held.append(event)
 
-    def _item_done(self, event: dict[str, Any]) -> None:
-        """Keep a call that the server ran itself, which is complete now. Other calls have already arrived in pieces."""
+    def _item_done(self, event: dict[str, Any], *, held: bool = False) -> None:
         item = event.get("item")
-        if type(item) is dict and _is_call(item):
-            _identify(self._call(self._choice(), event), item)
+        if type(item) is not dict:
+            return
+        number, id_ = to_index(event.get("output_index")), identifier(item.get("id"))
+        if is_call(item):
+            given = sent_call(item)
+            choice = self._choice()
+            call = self._calls.completed(number, id_, given, choice)
+            if not (held and given.as_json and call.arguments.tell()):
+                self._complete(choice, call, given)
+            return
+        for text in texts(item):
+            self._repeated(Place(text.field, number, id_, text.at), text.text, text.part, ITEM)
 
-    def _end(self, event: dict[str, Any]) -> None:
-        response = event.get("response")
-        if type(response) is not dict:
-            response = {}
+    def _complete(self, choice: GrowingChoice, call: Call, given: SentCall) -> None:
+        """Take a complete call: the name and the arguments that have not arrived."""
+        arrived = call.arguments.tell()
+        if given.as_json:
+            # The arguments are JSON of the item's fields. What has arrived of them is without that JSON.
+            if not arrived:
+                self._called(choice, call, None, given.arguments)
+            elif len(given.arguments) > arrived:
+                call.arguments = StringIO()
+                call.arguments.write(given.arguments)
+        else:
+            self._called(choice, call, None if call.name.tell() else given.name, call.missing(given.arguments))
+        call.complete = True
+
+    def _arguments(self, event: dict[str, Any]) -> None:
         choice = self._choice()
-        if not (choice.text.tell() or choice.reasoning.tell() or choice.refusal.tell() or choice.tool_calls):
-            self._whole_output(choice, response.get("output"))
-        details = response.get("incomplete_details")
-        reason = details.get("reason") if type(details) is dict else None
-        self._finish(choice, reason or response.get("status") or "completed")
-        self._ended(response)
+        self._called(choice, self._calls.of_piece(event, choice), None, event.get("delta"))
+
+    def _arguments_done(self, event: dict[str, Any]) -> None:
+        choice = self._choice()
+        call = self._calls.of_piece(event, choice)
+        name = None if call.name.tell() else event.get("name")
+        self._called(choice, call, name, call.missing(arguments_in(event)))
+
+    def _command_done(self, event: dict[str, Any]) -> None:
+        """A command of a shell. Until the complete call arrives, its arguments are the commands, one per line."""
+        choice = self._choice()
+        call, command = self._calls.of_piece(event, choice), event.get("command")
+        if type(command) is str and not call.complete:
+            if call.arguments.tell() == call.line:
+                self._called(choice, call, None, command)
+            call.line = call.arguments.tell() + call.arguments.write("\n")
+
+    def _command_output(self, event: dict[str, Any]) -> None:
+        """The output of a command. The complete result usually follows."""
+        call = self._calls.at(event)
+        if call is not None and call.item is not None and not call.complete:
+            call.item = {**call.item, "output": event.get("output")}
+
+    # The end
+
+    def _end(self, response: object, type_: str, data: bytes) -> None:
+        found = response if type(response) is dict else {}
+        if found.get("output"):
+            self._complete_output(self._choice(), found["output"])
+        text = identifier(found.get("output_text"))
+        if text is not None and not self._choice().text.tell():
+            self._repeated(Place("content", None, None, 0), text, {}, ITEM)
+        self._add_held()
+        status, error = found.get("status"), found.get("error")
+        if type_ not in ("response.completed", "response.incomplete") or status in _FAILED or error:
+            self._ended(found)
+            status = status if status in _FAILED + _UNFINISHED else type_.removeprefix("response.")
+            self._refuse({"error": error or {"code": status, "message": f"the response has the status {status}"}}, data)
+            return
+        details = found.get("incomplete_details")
+        reason = identifier(details.get("reason")) if type(details) is dict else None
+        if found or self._output_came:
+            ended = "incomplete" if status == "incomplete" else type_.removeprefix("response.")
+            self._finish(self._choice(), reason or ended)
+        self._ended(found)
 
     def _ended(self, response: dict[str, Any]) -> None:
         self._identify(response)
@@ -123,67 +292,83 @@ class ResponsesAccumulator(Accumulator):
             self._filters.append({"content_filters": response["content_filters"]})
         self.done = True
 
-    def _failed(self, response: object, data: bytes) -> None:
-        found = response if type(response) is dict else {}
-        self._ended(found)
-        self._refuse({"error": found.get("error") or {"message": "the response failed"}}, data)
-
-    def _whole_output(self, choice: GrowingChoice, items: object) -> None:
-        """The output of a whole response, or of a stream without deltas."""
-        for number, item in enumerate(items if type(items) is list else ()):
-            if type(item) is not dict:
+    def _complete_output(self, choice: GrowingChoice, output: object) -> None:
+        """Add what only the complete response has, in its order. In a whole response, that is all of its output."""
+        given = [(at, item) for at, item in enumerate(output) if type(item) is dict] if type(output) is list else []
+        calls = [(number, identifier(item.get("id")), sent_call(item)) for number, item in given if is_call(item)]
+        spoken = [
+            (Place(text.field, number, identifier(item.get("id")), text.at), text)
+            for number, item in given
+            if not is_call(item)
+            for text in texts(item)
+        ]
+        missing = zip(spoken, self._texts.compare([(place, text.text) for place, text in spoken], choice), strict=True)
+        known = zip(calls, self._calls.compare(calls, choice), strict=True)
+        first = not self._output_came
+        for _, item in given:
+            if first and item.get("type") == "message":
+                self.role(choice, item.get("role"))
+            if is_call(item):
+                (_, id_, sent), call = next(known)
+                call.describe(id_, sent)
+                self._complete(choice, call, sent)
                 continue
-            if _is_call(item):
-                call = choice.tool_calls.setdefault(number, ToolCall())
-                _identify(call, item)
-                self._called(choice, call, item.get("name"), item.get("arguments") or item.get("input"))
-            self.role(choice, item.get("role"))
-            for name in ("summary", "content"):
-                parts = item.get(name)
-                for part in parts if type(parts) is list else ():
-                    if type(part) is dict:
-                        self._whole_part(choice, part, reasoning=item.get("type") == "reasoning")
+            for _ in texts(item):
+                (place, text), (stretch, lacking) = next(missing)
+                self._annotated(text.part)
+                if lacking:
+                    into = self._texts.open(place, choice) if stretch is None else stretch
+                    self._fill(into, lacking, text.part)
 
-    def _whole_part(self, choice: GrowingChoice, part: dict[str, Any], *, reasoning: bool) -> None:
-        into, kind = (choice.reasoning, REASONING) if reasoning else (choice.text, CONTENT)
-        self._output(choice, into, part.get("text"), kind)
-        self._output(choice, choice.refusal, part.get("refusal"), REFUSAL)
-        if part.get("logprobs"):
-            choice.logprobs.append({"content": part["logprobs"]})
+    def _add_held(self) -> None:
+        """Add what items and parts had when they started, if nothing else has brought it."""
+        held, self._held = self._held, []
+        for added in held:
+            if "item" in added:
+                self._item_done(added, held=True)
+            else:
+                self._part_done(added)
 
-    # All other events repeat the content of these, or mark where a part starts and ends.
+    # All other events mark where something starts or goes on.
     EVENTS: ClassVar[Mapping[str, Callable[[Any, dict[str, Any]], None]]] = {
         "response.created": _start,
         "response.queued": _start,
         "response.in_progress": _start,
         "response.output_item.added": _item_added,
         "response.output_item.done": _item_done,
-        "response.output_text.delta": _text,
-        "response.audio.transcript.delta": _text,
+        "response.content_part.added": _part_added,
+        "response.content_part.done": _part_done,
+        "response.reasoning_summary_part.added": _part_added,
+        "response.reasoning_summary_part.done": _part_done,
+        "response.output_text.delta": _content,
+        "response.audio.transcript.delta": _content,
+        "response.output_text.annotation.added": _annotation,
         "response.refusal.delta": _refusal,
-        "response.reasoning_summary_text.delta": _reasoning,
+        "response.reasoning_summary_text.delta": _summary,
         "response.reasoning_text.delta": _reasoning,
         "response.function_call_arguments.delta": _arguments,
+        "response.function_call_arguments.done": _arguments_done,
         "response.custom_tool_call_input.delta": _arguments,
+        "response.custom_tool_call_input.done": _arguments_done,
         "response.mcp_call_arguments.delta": _arguments,
+        "response.mcp_call_arguments.done": _arguments_done,
         "response.code_interpreter_call_code.delta": _arguments,
-        "response.completed": _end,
-        "response.incomplete": _end,
+        "response.code_interpreter_call_code.done": _arguments_done,
+        "response.apply_patch_call_operation_diff.delta": _arguments,
+        "response.apply_patch_call_operation_diff.done": _arguments_done,
+        "response.shell_call_command.delta": _arguments,
+        "response.shell_call_command.done": _command_done,
+        "response.shell_call_output_content.done": _command_output,
     }
 
 
-def _is_call(item: dict[str, Any]) -> bool:
-    """Whether the item is a call: function_call, custom_tool_call, web_search_call, mcp_call, …."""
-    return str(item.get("type", "")).endswith("_call")
-
-
-def _identify(call: ToolCall, item: dict[str, Any]) -> None:
-    """Take id and type of a call that the client must answer (it has a call_id). Keep other calls as they were sent."""
-    if type(item.get("call_id")) is str:
-        call.id = item["call_id"]
-        call.type = "custom" if item["type"] == "custom_tool_call" else "function"
-    else:
-        call.item = item
+def _texts_of(event: dict[str, Any]) -> list[tuple[Place, str, dict[str, Any]]]:
+    """The texts of the part in an event, with their places."""
+    part = event.get("part")
+    if type(part) is not dict:
+        return []
+    name = "summary" if "summary_index" in event else "reasoning" if part.get("type") == "reasoning_text" else "content"
+    return [(place_of(text.field, event), text.text, part) for text in part_texts(part, 0, name)]
 
 
 # For each kind of output: the name of its events, the index in them, and the field of the last one with all its text.

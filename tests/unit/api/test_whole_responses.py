@@ -126,7 +126,7 @@ def test_a_stream_of_responses_without_deltas_has_its_output_in_the_last_event()
         ({"status": "failed", "error": {"code": "server_error", "message": "Oh"}}, "failed", "stream_error"),
         ({"status": "failed", "error": {"code": "invalid_prompt", "message": "Oh"}}, "failed", "invalid_request"),
         ({"status": "failed", "error": None}, "failed", "stream_error"),
-        ({"status": "in_progress", "output": []}, "failed", "protocol"),
+        ({"status": "in_progress", "output": []}, "failed", "stream_error"),
         ({"error": {"code": 429, "message": "Slow down"}}, "failed", "rate_limit"),
         ({"error": {"code": "insufficient_quota"}}, "failed", "quota"),
         ({"error": {"type": "invalid_request_error", "code": "model_not_found"}}, "failed", "not_found"),

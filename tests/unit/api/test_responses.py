@@ -1,0 +1,504 @@
+"""The Responses API: what deltas, the ends of texts, parts and items, and the complete response bring, only once."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deltatap.api.responses import ResponsesAccumulator
+from deltatap.http.outcomes import conclude
+from deltatap.model import Received, Usage
+from tests.unit.api.test_transcripts import receive
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+CREATED = {"type": "response.created", "response": {"id": "resp_1", "model": "gpt", "status": "in_progress"}}
+USAGE = {"input_tokens": 9, "output_tokens": 20, "total_tokens": 29}
+ARGUMENTS = '{"city":"Paris"}'
+
+
+def completed(*output: Any, type_: str = "response.completed", **more: Any) -> dict[str, Any]:
+    status = type_.removeprefix("response.")
+    return {
+        "type": type_,
+        "response": {"id": "resp_1", "status": status, "output": list(output), "usage": USAGE, **more},
+    }
+
+
+def function(name: str = "f", arguments: Any = ARGUMENTS, number: int = 1, **more: Any) -> dict[str, Any]:
+    ids = {"id": f"fc_{number}", "call_id": f"call_{number}"}
+    return {"type": "function_call", **ids, "name": name, "arguments": arguments, **more}
+
+
+def message(*texts: str, id_: str = "msg_1") -> dict[str, Any]:
+    parts = [{"type": "output_text", "text": text, "annotations": []} for text in texts]
+    return {"type": "message", "id": id_, "role": "assistant", "content": parts}
+
+
+def thought(*texts: str) -> dict[str, Any]:
+    return {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": text} for text in texts]}
+
+
+def added(item: Any, at: Any = 0) -> dict[str, Any]:
+    return {"type": "response.output_item.added", "output_index": at, "item": item}
+
+
+def done(item: Any, at: Any = 0) -> dict[str, Any]:
+    return {"type": "response.output_item.done", "output_index": at, "item": item}
+
+
+def event(name: str, at: Any = 0, **more: Any) -> dict[str, Any]:
+    """An event with a place. None leaves the place out."""
+    place = {} if at is None else {"output_index": at}
+    return {"type": f"response.{name}", **place, **more}
+
+
+def text(delta: str, at: Any = 0, **more: Any) -> dict[str, Any]:
+    return event("output_text.delta", at, delta=delta, **more)
+
+
+def text_done(whole: str, at: Any = 0, **more: Any) -> dict[str, Any]:
+    return event("output_text.done", at, text=whole, **more)
+
+
+def arguments(delta: Any, at: Any = 0, **more: Any) -> dict[str, Any]:
+    return event("function_call_arguments.delta", at, delta=delta, **more)
+
+
+def arguments_done(whole: Any, at: Any = 0, **more: Any) -> dict[str, Any]:
+    return event("function_call_arguments.done", at, arguments=whole, **more)
+
+
+def call(name: str = "f", given: str = ARGUMENTS, number: int = 1, type_: str = "function") -> dict[str, Any]:
+    return {"id": f"call_{number}", "type": type_, "function": {"name": name, "arguments": given}}
+
+
+def sse(events: Sequence[Any]) -> bytes:
+    return b"".join(
+        f"event: {event['type']}\n".encode() + b"data: " + json.dumps(event).encode() + b"\n\n" for event in events
+    )
+
+
+def received(*events: Any) -> Received:
+    return receive("responses", [sse([CREATED, *events])])
+
+
+def tools(of: Received) -> list[Any]:
+    found = of.choices[0].tool_calls if of.choices else None
+    return json.loads(found) if found else []
+
+
+def joined(of: Received, kind: str) -> str:
+    return "".join(chunk["text"] for chunk in of.chunks.to_dicts() if chunk["kind"] == kind)
+
+
+EMPTY_CALL = function(arguments="")
+# What arrives, and what it gives: text, reasoning, refusal and calls.
+OUTPUT: dict[str, tuple[list[Any], dict[str, Any]]] = {
+    "text only at its end": ([text_done("Hi"), completed(message("Hi"))], {"text": "Hi"}),
+    "text only in its part": (
+        [event("content_part.done", content_index=0, part={"type": "output_text", "text": "Hi"}), completed()],
+        {"text": "Hi"},
+    ),
+    "text only in its item": ([done(message("Hi", " you")), completed()], {"text": "Hi you"}),
+    "text only in the complete response": ([completed(message("Hi"))], {"text": "Hi"}),
+    "text only when its item starts": ([added(message("Hi")), completed()], {"text": "Hi"}),
+    "text only when its part starts": (
+        [event("content_part.added", content_index=0, part={"type": "output_text", "text": "Hi"}), completed()],
+        {"text": "Hi"},
+    ),
+    "text only in output_text": ([completed(output_text="Hi")], {"text": "Hi"}),
+    "text everywhere": (
+        [added(message("Hi")), text("H"), text("i"), text_done("Hi"), done(message("Hi")), completed(message("Hi"), output_text="Hi")],
+        {"text": "Hi"},
+    ),
+    "the end of the text only at its end": ([text("Hel"), text_done("Hello"), completed(message("Hello"))], {"text": "Hello"}),
+    "the end of the text only in the complete response": ([text("Hel"), completed(message("Hello"))], {"text": "Hello"}),
+    "a second text only at its end": ([text("A"), text_done("A"), text_done("B", 1), completed(message("A"), message("B"))], {"text": "AB"}),
+    "a second equal text only at its end": ([text("A"), text_done("A"), text_done("A", 1), completed(message("A"), message("A"))], {"text": "AA"}),
+    "a second part only in the complete response": ([text("A", content_index=0), completed(message("A", "B"))], {"text": "AB"}),
+    "the first of two texts only in the complete response": ([text("B", 1), completed(message("A"), message("B"))], {"text": "BA"}),
+    "reasoning, then text only at its end": (
+        [event("reasoning_summary_text.delta", delta="think"), text_done("Hi", 1), completed(thought("think"), message("Hi"))],
+        {"text": "Hi", "reasoning": "think"},
+    ),
+    "reasoning only at its end": (
+        [event("reasoning_summary_text.done", summary_index=0, text="think"), completed(thought("think"))], {"reasoning": "think"},
+    ),
+    "reasoning text only at its end": ([event("reasoning_text.done", content_index=0, text="think"), completed()], {"reasoning": "think"}),
+    "reasoning only in its part": (
+        [event("reasoning_summary_part.done", summary_index=0, part={"type": "summary_text", "text": "think"}), completed()],
+        {"reasoning": "think"},
+    ),
+    "reasoning only in its item": ([done(thought("a", "b")), text("Hi", 1), completed(thought("a", "b"), message("Hi"))], {"text": "Hi", "reasoning": "ab"}),
+    "reasoning as text here and as a summary there": (
+        [event("reasoning_text.delta", content_index=0, delta="think"), completed(thought("think"))], {"reasoning": "think"},
+    ),
+    "refusal only at its end": ([event("refusal.done", refusal="No"), completed()], {"refusal": "No"}),
+    "refusal only in the complete response": (
+        [completed({"type": "message", "content": [{"type": "refusal", "refusal": "No"}]})], {"refusal": "No"},
+    ),
+    "refusal once": (
+        [event("refusal.delta", delta="No"), event("refusal.done", refusal="No"),
+         completed({"type": "message", "content": [{"type": "refusal", "refusal": "No"}]})],
+        {"refusal": "No"},
+    ),
+    "text without places": ([text("Hi", None), text_done("Hi", None), completed(thought("t"), message("Hi"))], {"text": "Hi", "reasoning": "t"}),
+    "text with ids instead of places": (
+        [text("A", None, item_id="m1"), text("B", None, item_id="m2"), text_done("A", None, item_id="m1"), text_done("BC", None, item_id="m2"),
+         completed(message("A", id_="m1"), message("BC", id_="m2"))],
+        {"text": "ABC"},
+    ),
+    "every place is 0": (
+        [event("reasoning_summary_text.delta", delta="t"), text("Hi"), text_done("Hi"), done(message("Hi"), 1), completed(thought("t"), message("Hi"))],
+        {"text": "Hi", "reasoning": "t"},
+    ),
+    "two parts at one place": ([text("A"), text("B"), text_done("AB"), completed(message("A", "B"))], {"text": "AB"}),
+    "one part at two places": ([text("A", content_index=0), text("B", content_index=1), completed(message("AB"))], {"text": "AB"}),
+    "the complete response without reasoning": (
+        [event("reasoning_summary_text.delta", delta="t"), text("Hi", 1), completed(message("Hi"))], {"text": "Hi", "reasoning": "t"},
+    ),
+    "the complete response without white space": ([text("\n\nHi"), text_done("\n\nHi"), completed(thought("t"), message("Hi"))], {"text": "\n\nHi", "reasoning": "t"}),
+    "arguments only at their end": (
+        [added(EMPTY_CALL), arguments_done(ARGUMENTS), done(function()), completed(function())], {"tools": [call()]},
+    ),
+    "arguments only in the item": ([added(EMPTY_CALL), done(function()), completed(function())], {"tools": [call()]}),
+    "arguments only when the item starts": ([added(function()), completed()], {"tools": [call()]}),
+    "arguments when the item starts, and in deltas": ([added(function()), arguments(ARGUMENTS), completed(function())], {"tools": [call()]}),
+    "empty arguments when the item starts": ([added(function(arguments="{}")), arguments(ARGUMENTS), done(function())], {"tools": [call()]}),
+    "the end of the arguments only at their end": ([added(EMPTY_CALL), arguments(ARGUMENTS[:5]), arguments_done(ARGUMENTS)], {"tools": [call()]}),
+    "arguments as an object": ([added(EMPTY_CALL), done(function(arguments={"city": "Paris"})), completed()], {"tools": [call()]}),
+    "arguments as an object at their end": ([added(EMPTY_CALL), arguments_done({"city": "Paris"}), completed()], {"tools": [call()]}),
+    "a call only in its item": ([done(function()), completed(function())], {"tools": [call()]}),
+    "a call only in the complete response": ([completed(function())], {"tools": [call()]}),
+    "text, then a call only in its item": (
+        [text("Let me look."), done(function(), 1), completed(message("Let me look."), function())], {"text": "Let me look.", "tools": [call()]},
+    ),
+    "text, then a call only in the complete response": (
+        [text("Let me look."), completed(message("Let me look."), function())], {"text": "Let me look.", "tools": [call()]},
+    ),
+    "a call, then text only at its end": (
+        [added(EMPTY_CALL), arguments(ARGUMENTS), text_done("Hi", 1), completed(function(), message("Hi"))], {"text": "Hi", "tools": [call()]},
+    ),
+    "a call, then text only in the complete response": (
+        [added(EMPTY_CALL), arguments(ARGUMENTS), completed(function(), message("Hi"))], {"text": "Hi", "tools": [call()]},
+    ),
+    "pieces of a call without its start": ([arguments(ARGUMENTS, item_id="fc_1"), completed(function())], {"tools": [call()]}),
+    "two calls, the first only in the complete response": (
+        [done(function("g", "{}", 2), 1), completed(function(), function("g", "{}", 2))], {"tools": [call(), call("g", "{}", 2)]},
+    ),
+    "two calls at one place": (
+        [added(EMPTY_CALL), arguments(ARGUMENTS, item_id="fc_1"), done(function()), added(function("g", "", 2)), arguments("{}", item_id="fc_2"),
+         done(function("g", "{}", 2)), completed(function(), function("g", "{}", 2))],
+        {"tools": [call(), call("g", "{}", 2)]},
+    ),
+    "a call whose item comes twice": (
+        [added(EMPTY_CALL), arguments(ARGUMENTS), done(function()), added(EMPTY_CALL), done(function()), completed(function())], {"tools": [call()]},
+    ),
+    "two calls without places": (
+        [added(EMPTY_CALL, None), arguments(ARGUMENTS, None), done(function(), None), added(function("g", "", 2), None), arguments("{}", None),
+         done(function("g", "{}", 2), None), completed(message("x"), function(), function("g", "{}", 2))],
+        {"text": "x", "tools": [call(), call("g", "{}", 2)]},
+    ),
+    "two calls with the same name": (
+        [added(EMPTY_CALL), arguments("1"), added(function(arguments="", number=2), 1), arguments("2", 1),
+         completed(function(arguments="1"), function(arguments="2", number=2))],
+        {"tools": [call(given="1"), call(given="2", number=2)]},
+    ),
+    "a complete response with other item ids": (
+        [added(EMPTY_CALL), arguments(ARGUMENTS), done(function()), completed(thought("t"), {**function(), "id": "other"})],
+        {"reasoning": "t", "tools": [call()]},
+    ),
+    "a call without call_id": (
+        [added({"type": "function_call", "id": "call_1", "name": "f", "arguments": ""}), arguments(ARGUMENTS), completed()], {"tools": [call()]},
+    ),
+    "a function in the item": (
+        [added({"type": "function_call", "id": "call_1", "name": "f", "arguments": "{}", "function": {"name": "f", "arguments": {"a": 1}}}),
+         done({"type": "function_call", "id": "call_1", "name": "f", "arguments": "{}", "function": {"name": "f", "arguments": {"a": 1}}}), completed()],
+        {"tools": [call(given='{"a":1}')]},
+    ),
+    "only a function in the item": (
+        [done({"type": "tool_call", "call_id": "call_1", "function": {"name": "f", "arguments": ARGUMENTS}}), completed()], {"tools": [call()]},
+    ),
+    "a function that is no object": ([done(function(function=3)), completed()], {"tools": [call()]}),
+    "a custom tool only in its item": (
+        [done({"type": "custom_tool_call", "call_id": "call_1", "name": "g", "input": "x"}), completed()], {"tools": [call("g", "x", type_="custom")]},
+    ),
+    "a custom tool's input only at its end": (
+        [added({"type": "custom_tool_call", "call_id": "call_1", "name": "g", "input": ""}), event("custom_tool_call_input.done", input="x"), completed()],
+        {"tools": [call("g", "x", type_="custom")]},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OUTPUT)
+def test_output_arrives_once(name: str) -> None:
+    events, expected = OUTPUT[name]
+    found = received(*events)
+    (choice,) = found.choices
+    assert choice.text == expected.get("text", "")
+    assert choice.reasoning == expected.get("reasoning")
+    assert choice.refusal == expected.get("refusal")
+    assert tools(found) == expected.get("tools", [])
+    for kind in ("content", "reasoning", "refusal"):
+        assert joined(found, kind) == (choice.text if kind == "content" else getattr(choice, kind) or "")
+    if events[-1]["type"] == "response.completed":
+        assert conclude(found, None) == ("completed", None)
+        assert found.usage == Usage(9, 20, 29)
+
+
+@settings(deadline=None)  # a busy machine exceeds the default deadline
+@given(name=st.sampled_from(sorted(OUTPUT)), cuts=st.lists(st.integers(0, 3000), max_size=20))
+def test_cuts_make_no_difference(name: str, cuts: list[int]) -> None:
+    data = sse(OUTPUT[name][0])
+    places = sorted({0, len(data), *(cut % len(data) for cut in cuts)})
+    pieces = [data[start:end] for start, end in pairwise(places)]
+    whole = receive("responses", [data])
+    for reads in (pieces, [data[at : at + 1] for at in range(len(data))]):
+        assert receive("responses", reads).choices == whole.choices
+
+
+@pytest.mark.parametrize("name", [name for name in OUTPUT if OUTPUT[name][0][-1]["type"] == "response.completed"])
+def test_a_whole_response_has_the_same_output_as_its_last_event(name: str) -> None:
+    last = OUTPUT[name][0][-1]
+    accumulator = ResponsesAccumulator()
+    accumulator.add_whole(json.dumps(last["response"]).encode())
+    assert accumulator.finish().choices == received(last).choices
+
+
+SHELL = {
+    "type": "shell_call",
+    "id": "sh_1",
+    "call_id": "call_1",
+    "status": "completed",
+    "action": {"commands": ["ls", "pwd"]},
+}
+PATCH = {
+    "type": "apply_patch_call",
+    "id": "ap_1",
+    "call_id": "call_1",
+    "operation": {"type": "delete_file", "path": "x"},
+}
+CLICK = {
+    "type": "computer_call",
+    "id": "cu_1",
+    "call_id": "call_1",
+    "action": {"type": "click", "x": 1, "y": 2},
+    "pending_safety_checks": [],
+}
+LOCAL = {
+    "type": "local_shell_call",
+    "id": "ls_1",
+    "call_id": "call_1",
+    "action": {"type": "exec", "command": ["ls"], "env": {}},
+}
+RESULT = {
+    "type": "shell_call_output",
+    "id": "so_1",
+    "call_id": "call_1",
+    "output": [{"stdout": "a", "stderr": "", "outcome": {"type": "exit", "exit_code": 0}}],
+}
+CODE = {
+    "type": "code_interpreter_call",
+    "id": "ci_1",
+    "code": "print(1)",
+    "container_id": "c",
+    "outputs": [{"type": "logs", "logs": "1"}],
+}
+MCP = {"type": "mcp_call", "id": "mcp_1", "name": "f", "server_label": "s", "arguments": "{}", "output": "x"}
+# The items, and what is stored of each.
+ITEMS = [
+    (SHELL, call("shell", '{"action":{"commands":["ls","pwd"]}}', type_="shell_call")),
+    (PATCH, call("apply_patch", '{"operation":{"type":"delete_file","path":"x"}}', type_="apply_patch_call")),
+    (CLICK, call("computer", '{"action":{"type":"click","x":1,"y":2}}', type_="computer_call")),
+    (LOCAL, call("local_shell", '{"action":{"type":"exec","command":["ls"],"env":{}}}', type_="local_shell_call")),
+    *((item, item) for item in (
+        RESULT, CODE, MCP, {"type": "web_search_call", "id": "ws_1", "action": {"type": "search", "query": "x"}},
+        {"type": "file_search_call", "id": "fs_1", "queries": ["x"], "results": None},
+        {"type": "mcp_approval_request", "id": "mcpr_1", "name": "f", "server_label": "s", "arguments": "{}"},
+        {"type": "tool_search_call", "id": "ts_1", "call_id": None, "execution": "server", "arguments": {"a": 1}, "status": "completed"},
+        {"type": "program", "id": "p_1", "call_id": "call_9", "code": "f()", "fingerprint": "x"},
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("item", "stored"), ITEMS, ids=lambda given: given.get("type"))
+def test_calls_of_tools_that_are_not_functions(item: dict[str, Any], stored: dict[str, Any]) -> None:
+    started = {**item, "status": "in_progress"}
+    for events in ([completed(item)], [done(item), completed(item)], [added(started), done(item), completed(item)]):
+        found = received(*events)
+        assert tools(found) == [stored]
+        assert found.output == (joined(found, "tool_calls") != "")
+        assert conclude(found, None) == ("completed", None)
+    assert tools(received(added(started)))[0]["type"] == item["type"], "the stream broke off"
+
+
+def test_a_call_and_its_result_are_two() -> None:
+    found = received(done(SHELL), done(RESULT, 1), completed(SHELL, RESULT))
+    assert tools(found) == [ITEMS[0][1], RESULT]
+
+
+def test_the_commands_of_a_shell_arrive_in_pieces() -> None:
+    empty = {**SHELL, "action": {"commands": []}}
+    pieces = [
+        event("shell_call_command.added", command_index=0, command=""),
+        event("shell_call_command.delta", command_index=0, delta="l"),
+        event("shell_call_command.delta", command_index=0, delta="s"),
+        event("shell_call_command.done", command_index=0, command="ls"),
+        event("shell_call_command.done", command_index=1, command="pwd"),
+    ]
+    cut = received(added(empty), *pieces)
+    assert tools(cut) == [call("shell", "ls\npwd\n", type_="shell_call")]
+    assert joined(cut, "tool_calls") == "lspwd"
+    whole = received(added(empty), *pieces, done(SHELL), completed(SHELL))
+    assert tools(whole) == [ITEMS[0][1]]
+    assert joined(whole, "tool_calls") == "lspwd"
+
+
+def test_the_output_of_a_shell_is_kept() -> None:
+    started = {**RESULT, "output": [], "status": "in_progress"}
+    content = event("shell_call_output_content.done", command_index=0, output=RESULT["output"])
+    assert tools(received(added(started), content)) == [{**RESULT, "status": "in_progress"}]
+    assert tools(received(added(started), content, done(RESULT))) == [RESULT]
+
+
+def test_the_arguments_of_a_call_that_was_cut_are_kept() -> None:
+    pieces = [
+        event("mcp_call_arguments.delta", delta='{"a'),
+        event("code_interpreter_call_code.delta", 1, delta="print("),
+    ]
+    found = received(added({**MCP, "arguments": "", "output": None}), added({**CODE, "code": ""}, 1), *pieces)
+    assert [found.get("arguments", found.get("code")) for found in tools(found)] == ['{"a', "print("]
+
+
+def test_an_image_is_marked_and_not_stored() -> None:
+    image = {
+        "type": "image_generation_call",
+        "id": "ig_1",
+        "status": "completed",
+        "result": "iVBOR" * 1000,
+        "size": "1024x1024",
+    }
+    partial = event("image_generation_call.partial_image", partial_image_b64="iVBOR" * 1000, partial_image_index=0)
+    found = received(partial, done(image), completed(image))
+    assert tools(found) == [{**image, "result": "(image: 5,000 characters of base64)"}]
+    plot = {
+        **CODE,
+        "outputs": [{"type": "image", "url": "data:image/png;base64,iVBOR"}, {"type": "image", "url": "https://x"}],
+    }
+    assert [output["url"] for output in tools(received(done(plot)))[0]["outputs"]] == [
+        "(image: 27 characters of base64)", "https://x",
+    ]  # fmt: skip
+
+
+ERROR = {"code": "server_error", "message": "Oh"}
+# How a response ends: the code and the message of its error, and its finish_reason.
+ENDS: dict[str, tuple[list[Any], tuple[Any, ...]]] = {
+    "completed": ([completed(message("Hi"))], (None, None, "completed")),
+    "failed": ([completed(message("Hi"), type_="response.failed", error=ERROR)], ("server_error", "Oh", None)),
+    "failed without an error": ([completed(type_="response.failed")], ("failed", "the response has the status failed", None)),
+    "failed without a response": ([{"type": "response.failed"}], ("failed", "the response has the status failed", None)),
+    "cancelled": ([text("Hi"), completed(type_="response.cancelled")], ("cancelled", "the response has the status cancelled", None)),
+    "completed, with status failed": ([completed(message("Hi"), status="failed", error=ERROR)], ("server_error", "Oh", None)),
+    "completed, with status cancelled": (
+        [completed(message("Hi"), status="cancelled")], ("cancelled", "the response has the status cancelled", None),
+    ),
+    "completed, with an error": ([text("Hi"), completed(error=ERROR)], ("server_error", "Oh", None)),
+    "completed, with an item that failed": ([text("Hi"), completed(message("Hi"), {**MCP, "status": "failed"})], (None, None, "completed")),
+    "completed, with the status of the start": ([text("Hi"), completed(status="in_progress")], (None, None, "completed")),
+    "completed without a response": ([text("Hi"), {"type": "response.completed"}], (None, None, "completed")),
+    "completed, with a response that is text": ([text("Hi"), {"type": "response.completed", "response": "x"}], (None, None, "completed")),
+    "incomplete": (
+        [completed(message("Hi"), type_="response.incomplete", incomplete_details={"reason": "max_output_tokens"})],
+        (None, None, "max_output_tokens"),
+    ),
+    "incomplete without a reason": ([completed(message("Hi"), type_="response.incomplete")], (None, None, "incomplete")),
+    "completed, with status incomplete": ([completed(message("Hi"), status="incomplete")], (None, None, "incomplete")),
+    "an error": ([text("Hi"), {"type": "error", **ERROR}], ("server_error", "Oh", None)),
+    "an error in an error": ([text("Hi"), {"type": "error", "error": ERROR}], ("server_error", "Oh", None)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_how_a_response_ends(name: str) -> None:
+    events, expected = ENDS[name]
+    found = received(*events)
+    error = found.error
+    assert (error and error.code, error and error.message, found.finish_reason) == expected
+    assert (found.text or "") == ("Hi" if found.output else "")
+    assert (found.usage is not None) == isinstance(events[-1].get("response"), dict)
+
+
+@pytest.mark.parametrize("status", ["failed", "cancelled", "queued", "in_progress", "expired"])
+def test_a_whole_response_that_did_not_end_is_an_error(status: str) -> None:
+    accumulator = ResponsesAccumulator()
+    accumulator.add_whole(json.dumps(completed(message("Hi"), status=status)["response"]).encode())
+    found = accumulator.finish()
+    assert (found.text, found.usage) == ("Hi", Usage(9, 20, 29))
+    assert found.error is not None
+    assert found.error.code == status
+
+
+@pytest.mark.parametrize("code", ["invalid_image_url", "image_too_large", "invalid_prompt"])
+def test_a_request_that_cannot_succeed_is_refused(code: str) -> None:
+    found = received(completed(type_="response.failed", error={"code": code, "message": "Oh"}))
+    _, error = conclude(found, None)
+    assert error is not None
+    assert error.type == "invalid_request"
+
+
+@pytest.mark.parametrize("kind", ["response.output_text.delta", ""])
+@pytest.mark.parametrize("type_", ["response.output_text.delta", "", None, 3, [], {}])
+def test_the_type_is_in_the_data_or_beside_it(kind: str, type_: Any) -> None:
+    accumulator = ResponsesAccumulator()
+    accumulator.add(json.dumps({"type": type_, "delta": "Hi"}).encode(), 1.0, 0, kind)
+    named = kind or type_ == "response.output_text.delta"
+    assert accumulator.finish().text == ("Hi" if named else None)
+
+
+ODD = [None, True, -1, 2**70, 1.5, "0", [], {}, [[1]], {"a": 1}, "\ud83d"]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_odd_places_lose_nothing(odd: Any) -> None:
+    found = received(
+        added(EMPTY_CALL, odd), arguments(ARGUMENTS, odd, item_id=odd), done(function(), odd),
+        text("Hi", odd, content_index=odd, item_id=odd), text_done("Hi", odd, content_index=odd, item_id=odd),
+        event("reasoning_summary_text.done", odd, text="t", summary_index=odd, item_id=odd),
+        completed(thought("t"), function(), message("Hi")),
+    )  # fmt: skip
+    (choice,) = found.choices
+    assert (choice.text, choice.reasoning, tools(found)) == ("Hi", "t", [call()])
+
+
+def test_the_end_of_a_response_must_be_json() -> None:
+    accumulator = ResponsesAccumulator()
+    accumulator.add(b"waiting", 1.0, 0, "response.keepalive")
+    assert accumulator.finish().protocol_error is None
+    for kind in ("response.completed", "response.output_text.done", "response.output_text.delta"):
+        accumulator = ResponsesAccumulator()
+        accumulator.add(b'{"type":', 1.0, 0, kind)
+        assert accumulator.finish().protocol_error is not None
+
+
+def test_annotations_are_kept_once() -> None:
+    cited = {"type": "url_citation", "url": "https://example.com", "title": "x", "start_index": 0, "end_index": 2}
+    noted = message("Hi")
+    noted["content"][0]["annotations"] = [cited, {"type": "file_path", "file_id": "f", "index": 0}]
+    found = received(text("Hi"), event("output_text.annotation.added", annotation=cited), done(noted), completed(noted))
+    assert json.loads(found.annotations or "") == [{"index": 0, "annotations": noted["content"][0]["annotations"]}]
+    assert json.loads(received(completed(noted)).annotations or "") == json.loads(found.annotations or "")
+
+
+def test_a_large_output_is_compared_in_linear_time() -> None:
+    texts = [str(number) for number in range(3000)]
+    calls = [function(f"f{number}", "{}", number) for number in range(3000)]
+    found = received(*(text_done(each, at) for at, each in enumerate(texts)), completed(message(*texts), *calls))
+    assert found.text == "".join(texts)
+    assert len(tools(found)) == 3000
