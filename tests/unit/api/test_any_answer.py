@@ -27,10 +27,10 @@ def transcripts(api: str) -> list[list[ServerSentEvent]]:
     return [SSEDecoder().feed(data) for data in files if data.startswith(b": api: " + api.encode() + b"\n")]
 
 
-def paths(value: Any) -> list[tuple[Any, ...]]:
+def paths(value: Any, levels: int = 12) -> list[tuple[Any, ...]]:
     """The path to each place in a JSON value."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [(), *((key, *path) for key, item in inner for path in paths(item))]
+    return [(), *((key, *path) for key, item in inner if levels for path in paths(item, levels - 1))]
 
 
 def put(value: Any, path: tuple[Any, ...], new: Any) -> Any:
