@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
@@ -508,16 +509,21 @@ def test_a_proxy_that_cannot_be_reached() -> None:
     assert network(settings) == (f"endpoint.proxy: {message}",)
 
 
-def test_a_proxy_that_does_not_answer_is_a_timeout() -> None:
+@pytest.mark.parametrize("resets", [True, False])
+def test_a_proxy_that_resets_the_connection_or_does_not_answer(*, resets: bool) -> None:
     async def made(settings: Settings) -> Call:
         async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.read()
+            if resets:
+                now = struct.pack("ii", 1, 0)
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
+            else:
+                await reader.read()
             writer.close()
 
         async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
             url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
             endpoint = settings.endpoint.model_copy(update={"proxy": url})
-            client = EndpointClient(endpoint, Timeouts(connect_s=0.05))
+            client = EndpointClient(endpoint, Timeouts(connect_s=10 if resets else 0.05))
             try:
                 return await asyncio.create_task(client.call(WIRE))
             finally:
@@ -525,7 +531,28 @@ def test_a_proxy_that_does_not_answer_is_a_timeout() -> None:
 
     error = asyncio.run(made(settings_of("https://localhost:1/v1"))).error
     assert error is not None
-    assert (error.type, error.code) == ("timeout", "connect")
+    assert (error.type, error.code) == (("connection", "proxy") if resets else ("timeout", "connect"))
+    assert error.message.endswith("closed the connection before it answered" if resets else "(timeouts.connect_s)")
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64, "-", "nowhere.invalid"])
+def test_a_name_that_no_host_has(host: str) -> None:
+    settings = settings_of(f"https://{host}/v1")
+    type_, _, message = call(settings)
+    assert type_ == "connection"
+    assert message.startswith(f"{host}:443: ")
+    assert network(settings)[0].startswith(f"endpoint.base_url: cannot reach {host} port 443: ")
+
+
+def test_an_ipv6_server_through_a_proxy(authority: Authority, proxies: dict[str, int]) -> None:
+    with serving() as proxy:
+        assert call(settings_of("http://[::1]:7/v1", proxy=f"http://u:p@127.0.0.1:{proxy.port}")) == COMPLETED
+        head = proxy.heads[0]
+        assert head.startswith(b"POST http://[::1]:7/v1/chat/completions HTTP/1.1\r\nHost: [::1]:7\r\n")
+        assert b"\r\nProxy-Authorization: Basic dTpw\r\n" in head
+    with serving(authority.serving("::1"), host="::1") as server:
+        url, through = f"https://[::1]:{server.port}/v1", f"http://127.0.0.1:{proxies['open']}"
+        assert call(settings_of(url, proxy=through, tls={"ca_file": authority.file})) == COMPLETED
 
 
 def test_the_endpoints_own_403_is_not_the_proxys(authority: Authority, proxies: dict[str, int]) -> None:
