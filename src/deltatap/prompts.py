@@ -16,7 +16,7 @@ from deltatap.api.prompt import BadPromptError, plain
 from deltatap.api.registry import specification
 from deltatap.model import Mode, Request, Wire
 
-OURS = ("stream", "stream_options")
+OURS = ("stream",)
 
 
 def compact(value: object) -> str:
@@ -64,28 +64,49 @@ def build_request(
 
 
 def request_hash_of(body: Mapping[str, Any]) -> str:
-    """The hash that identifies a request. It is the same whether or not the request is streamed."""
-    return sha256(compact({key: value for key, value in body.items() if key not in OURS}))
+    """The hash that identifies a request. It is the same whether or not the request is streamed and asks for usage."""
+    hashed = {key: value for key, value in body.items() if key not in OURS}
+    options = hashed.get("stream_options")
+    if isinstance(options, dict) and "include_usage" in options:
+        hashed["stream_options"] = options = {key: value for key, value in options.items() if key != "include_usage"}
+    if not options:
+        hashed.pop("stream_options", None)
+    return sha256(compact(hashed))
+
+
+def stream_options_problem(params: Mapping[str, Any]) -> str | None:
+    """What is wrong with the `stream_options` among a request's parameters; None if nothing is."""
+    options = params.get("stream_options")
+    if options is None:
+        return None
+    if not isinstance(options, Mapping):
+        return "stream_options: expected an object, such as {include_obfuscation: false}"
+    if "include_usage" in options:
+        return "stream_options.include_usage: must not be set: deltatap sets it; use endpoint.include_usage"
+    return None
 
 
 def wire(body: str, *, api: str, mode: Mode, include_usage: bool) -> Wire:
     """The body to send.
 
     Args:
-        body: the body of a :class:`Request`.
+        body: the body of a :class:`Request`. Its `stream_options` are sent only in a stream: OpenAI refuses them
+            otherwise.
         api: name of the API.
         mode: whether to stream.
         include_usage: ask for usage in a stream (`stream_options.include_usage`), if the API has this option.
     """
     specified = specification(api)
     sent = json.loads(body)
-    usage = include_usage and mode == "stream" and specified.takes_stream_options
+    options = sent.pop("stream_options", None) or {}
     if mode == "stream":
         sent["stream"] = True
-    if usage:
-        sent["stream_options"] = {"include_usage": True}
+        if include_usage and specified.takes_stream_options:
+            options = {**options, "include_usage": True}
+        if options:
+            sent["stream_options"] = options
     text = json.dumps(sent, separators=(",", ":"), ensure_ascii=False)
-    return Wire(text, str(sent["model"]), mode, specified.choices(sent), usage)
+    return Wire(text, str(sent["model"]), mode, specified.choices(sent), "stream_options" in sent)
 
 
 def without_stream_options(body: str) -> str:
@@ -107,6 +128,10 @@ def _body(row: Mapping[str, Any], api: str, model: str | None, defaults: Mapping
         raise BadPromptError(f"params must not contain {', '.join(ours)}: deltatap sets it")
     defaults = {**specified.defaults, **defaults}
     body = {"model": model, **given, **{key: value for key, value in defaults.items() if key not in given}, **params}
+    if (problem := stream_options_problem(body)) is not None:
+        raise BadPromptError(f"params: {problem}")
+    if body.get("stream_options") in (None, {}):
+        body.pop("stream_options", None)
     try:
         compact(body)
     except ValueError:

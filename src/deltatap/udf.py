@@ -19,7 +19,8 @@ import pandas as pd
 from deltatap.config import Settings, load_settings
 from deltatap.delta import columns
 from deltatap.errors import ConfigError
-from deltatap.http.credentials import credential_of, read_secret
+from deltatap.http.credentials import credential_of, read_secrets
+from deltatap.http.route import route_of
 from deltatap.model import Capture, CaptureError
 from deltatap.prices import load_prices
 from deltatap.prompts import build_request
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from pyspark.sql._typing import UserDefinedFunctionLike
 
-    from deltatap.http.credentials import Token
+    from deltatap.http.credentials import Secrets
     from deltatap.prices import Prices
     from deltatap.worker.engine import Engine
 
@@ -84,15 +85,16 @@ def capture_udf(config: Settings | Mapping[str, Any] | str | Path, *, max_reques
         raise ValueError(f"max_requests: expected at least 1, found {max_requests}")
     settings = load_settings(config)
     prices = load_prices(settings.prices)
-    key = read_secret(settings.endpoint)
-    credential_of(settings.endpoint, key)
+    secrets = read_secrets(settings.endpoint)
+    credential_of(settings.endpoint, secrets)
+    route_of(settings.endpoint, secrets)
     if len(settings.capture.modes) > 1:
         raise ConfigError(["capture.mode: a UDF returns one row for each prompt, and paired needs two: run the job"])
 
     @pandas_udf(columns.spark_schema(columns.CAPTURES))  # type: ignore[call-overload,untyped-decorator]
     def capture(prompts: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
         yield from capture_batches(
-            prompts, settings, prices, max_requests=max_requests, partition=_partition(), key=key
+            prompts, settings, prices, max_requests=max_requests, partition=_partition(), secrets=secrets
         )
 
     udf: UserDefinedFunctionLike = capture.asNondeterministic()
@@ -113,7 +115,7 @@ def capture_batches(
     *,
     max_requests: int,
     partition: int = 0,
-    key: Token | None = None,
+    secrets: Secrets | None = None,
 ) -> Iterator[pd.DataFrame]:
     """Capture batches of prompts; yields one batch of captures per batch of prompts, in order.
 
@@ -121,7 +123,7 @@ def capture_batches(
     """
     context = context_of(settings, prices, "", partition)
     endpoint, (mode,) = settings.endpoint, settings.capture.modes
-    credential = credential_of(endpoint, key)
+    credential, route = credential_of(endpoint, secrets), route_of(endpoint, secrets)
     results = _Results()
     pending: deque[range] = deque()
     planned = 0
@@ -134,7 +136,7 @@ def capture_batches(
 
     # No look-ahead limit: at most two batches are unfinished.
     with running_engine(
-        settings, credential, results.put, look_ahead=sys.maxsize, share=streams_of(settings)
+        settings, credential, results.put, look_ahead=sys.maxsize, share=streams_of(settings), route=route
     ) as engine:
         for batch in prompts:
             start = planned

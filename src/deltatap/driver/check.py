@@ -19,7 +19,7 @@ from deltatap.delta import columns, tables
 from deltatap.driver.needs import NETWORK, Checked, checked, price_need, prices_of, process_needs, table_needs
 from deltatap.errors import ConfigError, CredentialError, one_line
 from deltatap.http.client import EndpointClient
-from deltatap.http.credentials import read_secret
+from deltatap.http.credentials import read_secrets
 from deltatap.model import CaptureError
 from deltatap.spark.slots import slots as count_slots
 from deltatap.state import write_whole
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
     from deltatap.config import Settings
-    from deltatap.http.credentials import Token
+    from deltatap.http.credentials import Secrets
 
 Level = Literal["ok", "warning", "problem"]
 SPARK = ((4, 0), (4, 1), (4, 2))
@@ -134,14 +134,15 @@ def _workers(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
         return
     slots = count_slots(spark)
     try:
-        key = read_secret(settings.endpoint)
-    except ConfigError:  # reported for the driver already; the other needs are checked without a key
-        key = None
-        settings = settings.model_copy(update={"endpoint": settings.endpoint.model_copy(update={"api_key": None})})
+        secrets = read_secrets(settings.endpoint)
+    except ConfigError:  # reported for the driver already; the other needs are checked without secrets
+        secrets = None
+        without = settings.endpoint.model_copy(update={"api_key": None, "headers": {}, "proxy": None})
+        settings = settings.model_copy(update={"endpoint": without})
     try:
         rows = (
             spark.range(0, slots, 1, slots)
-            .mapInArrow(worker_checks(settings, str(mark), key), columns.spark_schema(_FOUND))
+            .mapInArrow(worker_checks(settings, str(mark), secrets), columns.spark_schema(_FOUND))
             .collect()
         )
     except Exception as error:  # noqa: BLE001 - anything can keep a worker from starting
@@ -158,21 +159,21 @@ def _workers(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
 
 
 def worker_checks(
-    settings: Settings, mark: str, key: Token | None
+    settings: Settings, mark: str, secrets: Secrets | None
 ) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
     """The function that checks a worker. It returns rows of host, need, and the problem or null.
 
     Args:
         settings: of the run.
         mark: the path of a file that the driver has written into the state folder.
-        key: the credential that the driver passes to the workers, if any.
+        secrets: what the driver has read from secret scopes for the workers.
     """
 
     def work(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             if batch.num_rows:
                 found: list[tuple[str, str | None]] = []
-                for need in process_needs(settings, key):
+                for need in process_needs(settings, secrets):
                     found += [(need.name, problem) for problem in checked(need).problems or (None,)]
                 shared = Path(mark).exists()
                 problem = (

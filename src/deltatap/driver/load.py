@@ -150,7 +150,7 @@ def _of_batch(given: Mapping[str, Any], name: str) -> dict[str, Any]:
             (f"; {url} is the path of {known.name}" for known in specifications() if url == f"/v1{known.path}"), ""
         )
         raise ValueError(f"url: expected /v1{api.path}, because endpoint.api is {name}, found {url}{hint}")
-    rest = {key: value for key, value in body.items() if key not in OURS}
+    rest = {key: value for key, value in body.items() if key not in (*OURS, "stream_options")}
     asked = rest.pop(api.prompt_field, None)
     system = rest.pop(api.system or "", None)
     row = {"request_id": given.get("custom_id"), "model": rest.pop("model", None), "system": system}

@@ -15,7 +15,7 @@ from deltatap.driver.pacer import Pacer
 from deltatap.driver.progress import Display, Snapshot, snapshot
 from deltatap.driver.stopping import Shutdown, Stop, give_up, why_stop
 from deltatap.errors import one_line
-from deltatap.http.credentials import read_secret
+from deltatap.http.credentials import read_secrets
 from deltatap.messages import POLL_S, Control
 from deltatap.udf import part_udf
 from deltatap.worker.attempt import CaptureTask
@@ -94,8 +94,8 @@ class CaptureLoop:
     def _submit(self) -> None:
         """Run one action over the paid UDF. Captures go to the journal; tasks skip captures that exist already."""
         run = self._run
-        key = read_secret(run.settings.endpoint)
-        task = CaptureTask(run.settings, run.prices, run.lease.run_id, run.state.folder, run.lease.epoch, key)
+        secrets = read_secrets(run.settings.endpoint)
+        task = CaptureTask(run.settings, run.prices, run.lease.run_id, run.state.folder, run.lease.epoch, secrets)
         parts = len(self._plan.files.part_files())
         run.spark.range(0, parts, 1, parts).select(part_udf(task)("id").alias("receipt")).collect()
 

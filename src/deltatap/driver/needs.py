@@ -5,15 +5,21 @@
 
 from __future__ import annotations
 
-import socket
+import asyncio
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+
+import httpx2
 
 from deltatap.errors import ConfigError, CredentialError, DeltatapError
 from deltatap.http.credentials import credential_of
+from deltatap.http.proxy import ProxyError
+from deltatap.http.route import route_of
+from deltatap.http.tls import TlsError
+from deltatap.http.transport import Http1Transport
 from deltatap.prices import load_prices
 from deltatap.state import RunState
 from deltatap.tokens import encoding, known_encoding
@@ -24,7 +30,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
     from deltatap.config import Settings
-    from deltatap.http.credentials import Token
+    from deltatap.http.credentials import Secrets
     from deltatap.prices import Prices
 
 
@@ -85,18 +91,18 @@ def preflight(settings: Settings) -> Prices:
     return prices_of(settings)
 
 
-def process_needs(settings: Settings, key: Token | None = None) -> list[Need]:
+def process_needs(settings: Settings, secrets: Secrets | None = None) -> list[Need]:
     """Return the needs of the driver and of each Spark worker.
 
     Args:
         settings: of the run.
-        key: the credential that the driver passed to a worker, if any.
+        secrets: in a worker, what the driver has read from secret scopes.
     """
     return [
-        Need("key", lambda: _key(settings, key)),
+        Need("key", lambda: _key(settings, secrets)),
         Need("vocabularies", lambda: _vocabularies(settings)),
         Need("state folder", lambda: _state_folder(settings)),
-        Need(NETWORK, lambda: _network(settings)),
+        Need(NETWORK, lambda: _network(settings, secrets)),
     ]
 
 
@@ -133,8 +139,8 @@ def prices_of(settings: Settings) -> Prices:
     return prices
 
 
-def _key(settings: Settings, key: Token | None) -> None:
-    credential = credential_of(settings.endpoint, key)
+def _key(settings: Settings, secrets: Secrets | None) -> None:
+    credential = credential_of(settings.endpoint, secrets)
     if credential is not None:
         try:
             credential.token()
@@ -156,13 +162,34 @@ def _state_folder(settings: Settings) -> None:
         probe.remove()
 
 
-def _network(settings: Settings) -> None:
-    url = urlsplit(settings.endpoint.base_url)
-    port = url.port or (443 if url.scheme == "https" else 80)
+def _network(settings: Settings, secrets: Secrets | None) -> None:
+    """Connect as a call does: through the proxy, with the certificates."""
+    route, connect_s = route_of(settings.endpoint, secrets), settings.timeouts.connect_s
+    url = httpx2.URL(settings.endpoint.base_url)
+
+    async def reach() -> None:
+        transport = Http1Transport(proxy=route.proxy, tls=route.tls)
+        try:
+            async with asyncio.timeout(connect_s):
+                await transport.reach(url)
+        finally:
+            await transport.aclose()
+
     try:
-        socket.create_connection((str(url.hostname), port), timeout=settings.timeouts.connect_s).close()
-    except OSError as error:
-        local = url.hostname in ("127.0.0.1", "localhost", "::1")
+        # In a thread of its own, since a notebook's thread already runs an event loop.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, reach()).result()
+    except TimeoutError as error:
+        through = f" through {route.proxy}" if route.proxy else ""
+        why = f"cannot reach {url.host}{through}: not connected after {connect_s:g} s (timeouts.connect_s)"
+        raise ConfigError([f"endpoint.base_url: {why}"]) from error
+    except ProxyError as error:
+        raise ConfigError([f"endpoint.proxy: {error}"]) from error
+    except TlsError as error:
+        raise ConfigError([f"endpoint.base_url: {error}"]) from error
+    except httpx2.TransportError as error:
+        local = url.host in ("127.0.0.1", "localhost", "::1")
         hint = "; is the server running? `deltatap simulate` starts the simulator" if local else ""
-        why = error.strerror or str(error) or type(error).__name__
-        raise ConfigError([f"endpoint.base_url: cannot reach {url.hostname} port {port}: {why}{hint}"]) from error
+        server, _, why = str(error).partition(": ")
+        where = "cannot reach {} port {}".format(*server.rsplit(":", 1))
+        raise ConfigError([f"endpoint.base_url: {where}: {why}{hint}"]) from error

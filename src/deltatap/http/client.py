@@ -27,6 +27,7 @@ from deltatap.api.sse import SSEDecoder
 from deltatap.errors import CredentialError, ProtocolError
 from deltatap.http.credentials import credential_of
 from deltatap.http.outcomes import FAILURES, cancelled, conclude, error_of, used_up_for_s
+from deltatap.http.route import route_of
 from deltatap.http.transport import RESPONSE, Http1Transport
 from deltatap.http.watchdog import Watchdog, current
 from deltatap.model import Call, CaptureError, Chunks
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from deltatap.config import Endpoint, Timeouts
     from deltatap.http.connection import Response
     from deltatap.http.credentials import Credential
+    from deltatap.http.route import Route
     from deltatap.model import Wire
 
 _END_S = 0.5
@@ -58,6 +60,7 @@ class EndpointClient:
         *,
         keep_raw: bool = False,
         credential: Credential | None = None,
+        route: Route | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """Open no connection yet.
@@ -67,18 +70,22 @@ class EndpointClient:
             timeouts: how long each wait may take.
             keep_raw: whether to keep the bytes of every event.
             credential: replaces the one that the endpoint's configuration names.
+            route: replaces headers, proxy and certificates that the endpoint's configuration names.
             wall: seconds since the epoch.
 
         Raises:
-            ConfigError: the variable or secret that holds the key is missing.
+            ConfigError: a variable, a secret or a file that the configuration names is missing.
         """
+        route = route or route_of(endpoint)
         self._endpoint, self._timeouts, self._keep_raw, self._wall = endpoint, timeouts, keep_raw, wall
         self._api = specification(endpoint.api)
         self._credential = credential or credential_of(endpoint)
+        self._secrets = sorted(route.secrets, key=len, reverse=True)
         # By model, since a router may send each model to a different server.
         self._refuse_stream_options: set[str] = set()
         # Otherwise the client sends OPENAI_ORG_ID and OPENAI_PROJECT_ID. Only the key comes from the environment.
         unset: dict[str, Any] = {"OpenAI-Organization": Omit(), "OpenAI-Project": Omit()}
+        transport = Http1Transport(proxy=route.proxy, tls=route.tls)
         self._client = AsyncOpenAI(
             api_key="",
             admin_api_key="",
@@ -87,8 +94,13 @@ class EndpointClient:
             timeout=None,
             default_headers=unset,
             default_query={"api-version": endpoint.api_version} if endpoint.api_version else None,
-            http_client=httpx2.AsyncClient(transport=Http1Transport(), timeout=None, trust_env=False),
+            http_client=httpx2.AsyncClient(transport=transport, timeout=None, trust_env=False),
         )
+        # The client merges headers by their exact names; the configuration may write them in any case.
+        known = ("Authorization", *self._client.default_headers, *self._api.headers)
+        names = {name.lower(): name for name in known}
+        given = {names.get(name.lower(), name): value for name, value in route.headers.items()}
+        self._headers: dict[str, Any] = {"Authorization": Omit(), **self._api.headers, **given}
 
     async def call(self, wire: Wire) -> Call:
         """Make one call. Never raises for what the API or the network does; cancelling the task is an outcome, too.
@@ -206,18 +218,13 @@ class EndpointClient:
         return path
 
     async def _signed(self, reading: _Reading) -> dict[str, Any]:
-        """The API's headers, with the key or the token. A token is renewed outside the event loop."""
-        headers: dict[str, Any] = {"Authorization": Omit(), **self._api.headers}
+        """The API's and the user's headers, with the key or the token. A token is renewed outside the event loop."""
         credential = self._credential
         if credential is None:
-            return headers
+            return self._headers
         reading.token = credential.current or await asyncio.to_thread(credential.token)
-        key = self._endpoint.api_key
-        if self._endpoint.kind == "databricks" or (key is not None and key.identity):
-            return headers | {"Authorization": f"Bearer {reading.token}"}
-        if self._endpoint.kind == "azure" and key is not None:
-            return headers | {"api-key": reading.token}
-        return headers | {self._api.key_header: f"{self._api.key_prefix}{reading.token}"}
+        name, prefix = self._endpoint.key_header
+        return self._headers | {name: f"{prefix}{reading.token}"}
 
     async def _adapt(self, error: CaptureError, reading: _Reading, asked_usage_of: str | None) -> bool:
         """Correct what the server refused: drop stream options, or renew the token. Returns whether to resend at once.
@@ -237,10 +244,13 @@ class EndpointClient:
         return False
 
     def _without_key(self, error: CaptureError) -> CaptureError:
-        """Mask our key in an error, since some servers repeat it."""
-        if self._credential is None:
-            return error
-        hide = self._credential.hide
+        """Mask our key and the other secrets in an error, since some servers repeat them."""
+
+        def hide(text: str) -> str:
+            for secret in self._secrets:
+                text = text.replace(secret, "***")
+            return text if self._credential is None else self._credential.hide(text)
+
         return replace(error, code=error.code and hide(error.code), message=hide(error.message))
 
 

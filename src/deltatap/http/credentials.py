@@ -1,7 +1,7 @@
-"""Keys and renewable tokens, read in the process that makes the calls.
+"""Keys, renewable tokens and other secret values, read in the process that makes the calls.
 
-The only module that reads environment variables for credentials. Knows when a token must be renewed and which library
-issues a new one; uses no event loop and no HTTP. A value never appears in a repr.
+The only module that reads environment variables and secret scopes for them. Knows when a token must be renewed and
+which library issues a new one; uses no event loop and no HTTP. A value never appears in a repr.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from deltatap.config import Source, sendable
 from deltatap.errors import ConfigError, CredentialError, missing_extra, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from deltatap.config import Endpoint
 
@@ -105,19 +106,33 @@ class Credential:
         return text
 
 
-def read_secret(endpoint: Endpoint) -> Token | None:
-    """Read the key from a secret scope; None if the configuration names no secret.
+@dataclass(frozen=True, slots=True)
+class Secrets:
+    """Values from secret scopes, by ``scope/key``. Only the driver can read them, and passes them to the workers."""
 
-    Only the driver can read secrets. Workers receive the key in the UDF's closure.
+    values: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+
+def read_secrets(endpoint: Endpoint) -> Secrets:
+    """Read every secret that the configuration of the endpoint names.
 
     Raises:
-        ConfigError: this is not a driver on Databricks, or the secret does not exist, or you may not read it.
+        ConfigError: this is not a driver on Databricks, or a secret does not exist, or you may not read it.
     """
-    key = endpoint.api_key
-    if key is None or key.secret is None:
-        return None
-    where = f"endpoint.api_key.secret: {key.secret}"
-    scope, _, name = key.secret.partition("/")
+    sources: dict[str, object] = {f"endpoint.headers.{name}": value for name, value in endpoint.headers.items()}
+    sources |= {"endpoint.api_key": endpoint.api_key, "endpoint.proxy": endpoint.proxy}
+    return Secrets(
+        {
+            value.secret: _read_secret(value.secret, where)
+            for where, value in sources.items()
+            if isinstance(value, Source) and value.secret is not None
+        }
+    )
+
+
+def _read_secret(secret: str, where: str) -> str:
+    where = f"{where}.secret: {secret}"
+    scope, _, name = secret.partition("/")
     try:
         # In a notebook its own dbutils; on any other machine, one that asks the workspace.
         from databricks.sdk.runtime import dbutils  # noqa: PLC0415 - an extra; part of Databricks runtimes
@@ -129,15 +144,37 @@ def read_secret(endpoint: Endpoint) -> Token | None:
         raise ConfigError([f"{where}: {type(error).__name__}: {one_line(error)}"]) from error
     if not value:
         raise ConfigError([f"{where}: is empty"])
-    return Token(_sendable(value, where))
+    return _sendable(value, where)
 
 
-def credential_of(endpoint: Endpoint, secret: Token | None = None) -> Credential | None:
+def value_of(source: Source, where: str, secrets: Secrets | None, *, else_: str = "") -> str:
+    """Return the value that a source names.
+
+    Args:
+        source: of the value: an environment variable or a secret.
+        where: the key of the configuration.
+        secrets: in a worker, the result of :func:`read_secrets` on the driver.
+        else_: what the user can do instead of setting the variable.
+
+    Raises:
+        ConfigError: the variable or the secret is missing, or a header cannot hold it.
+    """
+    if source.secret is not None:
+        known = secrets.values if secrets else {}
+        return known.get(source.secret) or _read_secret(source.secret, where)
+    where = f"{where}.env: "
+    value = os.environ.get(str(source.env), "").strip()
+    if not value:
+        raise ConfigError([f"{where}the environment variable {source.env} is not set; set it{else_}"])
+    return _sendable(value, f"{where}{source.env}")
+
+
+def credential_of(endpoint: Endpoint, secrets: Secrets | None = None) -> Credential | None:
     """The credential that the configuration names. None if it names none; then calls are sent without one.
 
     Args:
         endpoint: the configuration.
-        secret: in a worker, the result of :func:`read_secret` on the driver.
+        secrets: in a worker, the result of :func:`read_secrets` on the driver.
 
     Raises:
         ConfigError: the variable or the secret is missing, or a library is not installed.
@@ -149,24 +186,16 @@ def credential_of(endpoint: Endpoint, secret: Token | None = None) -> Credential
         return Credential(_azure())
     if key.identity == "databricks":
         return Credential(_databricks(endpoint))
-    token = secret or read_secret(endpoint) or Token(_variable(str(key.env)))
+    none = ", or use --set endpoint.api_key= if the endpoint needs no key"
+    token = Token(value_of(key, "endpoint.api_key", secrets, else_=none))
     return Credential(lambda: token)
-
-
-def _variable(name: str) -> str:
-    value = os.environ.get(name, "").strip()
-    if not value:
-        unset = f"the environment variable {name} is not set"
-        how = "set it, or use --set endpoint.api_key= if the endpoint needs no key"
-        raise ConfigError([f"endpoint.api_key.env: {unset}; {how}"])
-    return _sendable(value, f"endpoint.api_key.env: {name}")
 
 
 def _sendable(value: str, where: str) -> str:
     """Return the key if a header can hold it. Otherwise the HTTP library would quote the key in its error."""
-    if not (value.isascii() and value.isprintable()):
+    if not sendable(value):
         raise ConfigError(
-            [f"{where}: contains a character that a key cannot have, such as a line break or a non-ASCII letter"]
+            [f"{where}: contains a character that a header cannot hold, such as a line break or a non-ASCII letter"]
         )
     return value
 

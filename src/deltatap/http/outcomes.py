@@ -72,7 +72,7 @@ def error_of(failure: Exception, http_status: int | None, now: float, api: Api |
     # The openai client's own message is always "Connection error."; its cause says what happened.
     cause = failure if code else failure.__cause__ or failure
     name = type(cause).__name__
-    return CaptureError(type_, code or name, str(cause) or name)
+    return CaptureError(type_, code or getattr(cause, "code", name), str(cause) or name)
 
 
 _WAITS = {

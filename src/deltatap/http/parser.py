@@ -163,7 +163,9 @@ class ResponseParser:
             where = "in the middle of the response" if self.status else "before it responded"
             self._fail(Event.EOF, httpx2.RemoteProtocolError(f"the server closed the connection {where}"))
         else:
-            self._fail(Event.LOST, httpx2.ReadError(str(error) or type(error).__name__))
+            failure = httpx2.ReadError(str(error) or type(error).__name__)
+            failure.__cause__ = error
+            self._fail(Event.LOST, failure)
 
     def close(self) -> None:
         """Stop parsing. This breaks the reference cycle with llhttp, because garbage collections are rare."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from deltatap.errors import ConfigError, CredentialError
 from deltatap.http.credentials import credential_of
+from deltatap.http.route import route_of
 from deltatap.messages import Heartbeat
 from deltatap.state import RunState
 from deltatap.worker.bootstrap import context_of, running_engine, streams_of
@@ -24,13 +25,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deltatap.config import Settings
-    from deltatap.http.credentials import Token
+    from deltatap.http.credentials import Secrets
     from deltatap.prices import Prices
 
 
 @dataclass(frozen=True, slots=True)
 class CaptureTask:
-    """The input of an attempt. Spark pickles it into the UDF's closure; `key` is the only secret it may hold.
+    """The input of an attempt. Spark pickles it into the UDF's closure; `secrets` are the only ones it may hold.
 
     Attributes:
         settings: the configuration.
@@ -38,7 +39,7 @@ class CaptureTask:
         run_id: the run.
         folder: the run's state folder.
         epoch: of the lease and of the plan.
-        key: from a secret scope, which a worker cannot read; None otherwise.
+        secrets: from secret scopes, which a worker cannot read.
     """
 
     settings: Settings
@@ -46,7 +47,7 @@ class CaptureTask:
     run_id: str
     folder: Path
     epoch: int
-    key: Token | None = None
+    secrets: Secrets | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,10 +77,11 @@ def capture_part(task: CaptureTask, part: int) -> Receipt:
     plan = state.plan(epoch)
     claim = plan.claim(part)
     try:
-        if (credential := credential_of(settings.endpoint, task.key)) is not None:
+        route = route_of(settings.endpoint, task.secrets, task.run_id)
+        if (credential := credential_of(settings.endpoint, task.secrets)) is not None:
             credential.token()
     except (ConfigError, CredentialError) as error:
-        # The driver has the credential and this process does not: another attempt cannot succeed either.
+        # The driver has the credential or the file and this process does not: another attempt cannot succeed either.
         fatal = f"{error} (in the Spark worker, which has the environment variables that Spark was started with)"
         state.beat(Heartbeat(epoch, claim, 0, fatal=fatal, ended=True))
         return Receipt(part, claim, 0, 0)
@@ -94,7 +96,7 @@ def capture_part(task: CaptureTask, part: int) -> Receipt:
     look_ahead = 2 * streams_of(settings) + BATCH_ROWS
     with (
         journal,
-        running_engine(settings, credential, journal.put, look_ahead=look_ahead) as engine,
+        running_engine(settings, credential, journal.put, look_ahead=look_ahead, route=route) as engine,
         Link(state, plan, claim, epoch, engine, journal, grace_s=settings.timeouts.grace_s),
     ):
         for job in jobs_of_part(plan.part_files()[part], known, settings, task.prices):

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from deltatap.config import Settings
     from deltatap.http.credentials import Credential
+    from deltatap.http.route import Route
     from deltatap.model import Capture
     from deltatap.prices import Prices
 
@@ -52,6 +53,7 @@ def running_engine(
     *,
     look_ahead: int,
     share: int = 0,
+    route: Route | None = None,
 ) -> Iterator[Engine]:
     """An engine with its client, running until the context ends.
 
@@ -61,9 +63,10 @@ def running_engine(
         deliver: see :class:`Engine`.
         look_ahead: see :class:`Engine`.
         share: see :class:`Engine`.
+        route: the way to the endpoint; None: the one that the configuration describes.
     """
     engine = Engine(
-        lambda: make_client(settings, credential),
+        lambda: make_client(settings, credential, route),
         limits=settings.capture,
         look_ahead=look_ahead,
         deliver=deliver,
@@ -74,10 +77,14 @@ def running_engine(
         yield engine
 
 
-def make_client(settings: Settings, credential: Credential | None) -> EndpointClient:
+def make_client(settings: Settings, credential: Credential | None, route: Route | None = None) -> EndpointClient:
     """The client of a worker; call it on the engine's event loop."""
     return EndpointClient(
-        settings.endpoint, settings.timeouts, keep_raw=settings.capture.keep_raw, credential=credential
+        settings.endpoint,
+        settings.timeouts,
+        keep_raw=settings.capture.keep_raw,
+        credential=credential,
+        route=route,
     )
 
 
