@@ -137,7 +137,7 @@ class EndpointClient:
             http_status=reading.http_status,
             body=body,
             resend=resend,
-            used_up_for_s=None if reading.response is None else used_up_for_s(reading.response.headers),
+            used_up_for_s=None if reading.response is None else used_up_for_s(reading.response.headers, self._wall()),
         )
 
     async def models(self) -> list[str] | CaptureError:
