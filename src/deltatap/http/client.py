@@ -185,8 +185,7 @@ class EndpointClient:
         except FAILURES as failure:
             if isinstance(failure.__cause__, RefusedError):
                 reading.refused = failure.__cause__
-            url = f"{self._client.base_url}".rstrip("/") + self._api.path
-            return error_of(failure, reading.http_status, self._wall(), self._api, url)
+            return error_of(failure, reading.http_status, self._wall(), self._api)
         except BaseException as fault:
             code = INTERNAL_REQUEST if watchdog.written is None else INTERNAL_CUT
             return internal_error(fault, reading.server_request_id or "without an id", code, "make the call")

@@ -10,8 +10,8 @@ import email.utils
 import math
 import re
 from dataclasses import replace
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import httpx2
 import openai
@@ -23,11 +23,11 @@ from deltatap.http.parser import RefusedError
 from deltatap.model import CaptureError, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Mapping
 
     from deltatap.api.base import Api
     from deltatap.config import Timeouts
-    from deltatap.model import Received
+    from deltatap.model import Received, StreamError
 
 # Our type and code for exceptions that end a call before its response does; without a code, the cause's name is used.
 _OF_EXCEPTION: Mapping[type[Exception], tuple[str, str | None]] = {
@@ -38,8 +38,6 @@ _OF_EXCEPTION: Mapping[type[Exception], tuple[str, str | None]] = {
 }
 FAILURES: tuple[type[Exception], ...] = (ProtocolError, *_OF_EXCEPTION)
 
-# 498 (a proxy's queue is full) and 529 (overloaded) are other names of 429. 424 means that a server behind the endpoint
-# failed, 499 that a proxy lost its client.
 _OF_STATUS = {
     401: "authentication",
     402: "quota",
@@ -51,10 +49,11 @@ _OF_STATUS = {
     424: "server",
     425: "server",
     429: "rate_limit",
-    498: "rate_limit",
+    498: "rate_limit",  # Groq: no flex capacity
     499: "server",
-    529: "rate_limit",
+    529: "rate_limit",  # Anthropic: overloaded
 }
+# In lower case. The first group is OpenAI's and Azure's.
 _POLICY_CODES = frozenset(
     (
         "content_filter",
@@ -66,31 +65,31 @@ _POLICY_CODES = frozenset(
         "responsibleaipolicyviolation",
         "data_inspection_failed",  # Alibaba
         "datainspectionfailed",
-        "safety_check_failed",
     )
 )
-# Fields with which OpenRouter and Azure say why a moderation refused a prompt.
-_POLICY_FIELDS = ("flagged_input", "reasons", "content_filter_result", "content_filter_results")
+# In lower case: OpenAI, DeepSeek (402), Anthropic, Alibaba. MiniMax 1008 and Zhipu 1113 have numbers.
 _QUOTA_CODES = frozenset(
     (
         "insufficient_quota",
         "billing_hard_limit_reached",
         "billing_not_active",
-        "billing_error",  # Anthropic
-        "insufficient_balance",  # DeepSeek
-        "insufficient_credits",
-        "credit_limit_exceeded",
-        "credits_exhausted",
-        "spend_limit_exceeded",
-        "arrearage",  # Alibaba
-        "1008",  # MiniMax
+        "insufficient_balance",
+        "billing_error",
+        "arrearage",
+        "1008",
+        "1113",
     )
 )
+_REDIRECTS = range(300, 400)
+_POLICY_STATUSES = (400, 403, 422, 451)
+_URL_CHARS = 200
+_LONGEST_S = 10.0**9
+# A reset above these is a time since the epoch: in seconds, in milliseconds.
+_EPOCH_S, _EPOCH_MS = 10.0**9, 10.0**11
+_SUCCESS_WAIT_S = 60.0
 
 
-def error_of(
-    failure: Exception, http_status: int | None, now: float, api: Api | None = None, url: str = ""
-) -> CaptureError:
+def error_of(failure: Exception, http_status: int | None, now: float, api: Api | None = None) -> CaptureError:
     """Translate one of :data:`FAILURES`.
 
     Args:
@@ -98,12 +97,11 @@ def error_of(
         http_status: of the response that had begun; None when none had.
         now: seconds since the epoch.
         api: the API that was called.
-        url: that was called.
     """
     # The openai client's own message is always "Connection error."; its cause says what happened.
     cause = failure.__cause__ if isinstance(failure, openai.APIConnectionError) else failure
     if isinstance(cause, RefusedError):
-        return http_error(cause.status, cause.body, cause.headers, now, api=api, url=url)
+        return http_error(cause.status, cause.body, cause.headers, now, api, url=cause.url)
     if isinstance(failure, ProtocolError):
         return CaptureError("protocol", None, str(failure), http_status)
     type_, code = next(found for kind, found in _OF_EXCEPTION.items() if isinstance(failure, kind))
@@ -134,68 +132,68 @@ def cancelled(timeout: str | None, timeouts: Timeouts) -> CaptureError:
 
 
 def http_error(
-    status: int, body: bytes, headers: Mapping[str, str], now: float, *, api: Api | None = None, url: str = ""
+    status: int, body: bytes, headers: Mapping[str, str], now: float, api: Api | None = None, *, url: str = ""
 ) -> CaptureError:
     """The error of a response without a success status.
 
     Args:
         status: the HTTP status, 300 and above.
-        body: of the response, or its start.
+        body: as much of it as arrived.
         headers: with lower-case names.
         now: seconds since the epoch, for a Retry-After that is a date.
         api: may identify another status from the message, which then decides the type.
         url: that was called.
     """
     words = read_refusal(body)
+    codes = {code for code in (words.code, words.type) if code} | _inner_codes(body)
     message = words.message or f"HTTP {status}"
-    type_ = _type_of(api.refusal_status(status, message) if api else status, words.code, words.type)
-    if type_ in ("permission", "invalid_request") and _names_policy(body):
+    type_ = _type_of(api.refusal_status(status, message) if api else status, codes)
+    if type_ == "permission" and _moderated(body):
         type_ = "content_policy"
     if type_ == "wrong_url":
-        moved = f", which redirects to {headers['location'][:200]}" if headers.get("location") else ""
-        message = f"{message}: {url or 'the URL'} takes no requests{moved}; check endpoint.base_url"
+        location = " ".join(headers.get("location", "").split())[:_URL_CHARS]
+        leads = f" and points to {location}" if location else ""
+        called = f"{url[:_URL_CHARS]} answered" if url else "the server answered"
+        said = f": {words.message}" if words.message else ""
+        message = f"{called} HTTP {status}{leads}; endpoint.base_url is probably wrong{said}"
     return CaptureError(type_, words.code or words.type, message, status, retry_after_s(headers, now))
 
 
-def _type_of(status: int, *marks: str | None) -> str:
-    """The type of an error, from the HTTP status and from the code and the type that the server gives."""
-    codes = {mark.lower() for mark in marks if mark}
-    if codes & _QUOTA_CODES:
+def _type_of(status: int, codes: set[str]) -> str:
+    """The type of an error, from the HTTP status and the codes that the API gives."""
+    lower = {code.lower() for code in codes}
+    if lower & _QUOTA_CODES:
         return "quota"
-    if status >= 500:  # noqa: PLR2004 - the standard's class of server errors
-        return _OF_STATUS.get(status, "server")
-    if codes & _POLICY_CODES and status in (400, 403, 422, 451):
-        return "content_policy"
-    if status < 400:  # noqa: PLR2004 - redirections
+    if status in _REDIRECTS:
         return "wrong_url"
-    return _OF_STATUS.get(status, "invalid_request")
+    if lower & _POLICY_CODES and status in _POLICY_STATUSES:
+        return "content_policy"
+    if status in _OF_STATUS:
+        return _OF_STATUS[status]
+    return "server" if status >= 500 else "invalid_request"  # noqa: PLR2004 - the standard's class of server errors
 
 
-def _names_policy(body: bytes) -> bool:
-    """Whether an error says which content it refuses, in its details."""
+def _inner(body: bytes) -> dict[str, object]:
+    """The error object of a body that is a JSON object."""
     try:
         value = decode(body)
     except ValueError:
-        return False
-    for inner in _objects(value):
-        if any(inner.get(name) for name in _POLICY_FIELDS) or str(inner.get("code")).lower() in _POLICY_CODES:
-            return True
-    return False
+        return {}
+    error = value.get("error", value) if type(value) is dict else None
+    return error if type(error) is dict else {}
 
 
-def _objects(value: Any, levels: int = 4) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - any JSON
-    if type(value) is list and levels:
-        for item in value:
-            yield from _objects(item, levels - 1)
-    elif type(value) is dict:
-        yield value
-        for name in ("error", "innererror", "metadata", "errors") if levels else ():
-            yield from _objects(value.get(name), levels - 1)
+def _inner_codes(body: bytes) -> set[str]:
+    """The code of Azure's inner error."""
+    inner = _inner(body).get("innererror")
+    code = inner.get("code") if type(inner) is dict else None
+    return {code} if type(code) is str else set()
 
 
-_FOREVER_S = 1e9
-# A reset later than this is a time since the epoch, not a duration: in seconds, or in milliseconds.
-_EPOCH_S, _EPOCH_MS = 1e9, 1e12
+def _moderated(body: bytes) -> bool:
+    """Whether a refusal has OpenRouter's moderation metadata."""
+    metadata = _inner(body).get("metadata")
+    return type(metadata) is dict and bool(metadata.get("reasons") or metadata.get("flagged_input"))
 
 
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
@@ -208,65 +206,80 @@ def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
         seconds = _number(value)
         wait = _date_s(value, now) if seconds is None else seconds / unit
         if wait is not None:
-            return min(max(0.0, wait), _FOREVER_S)
-    return used_up_for_s(headers, now)
+            return _bounded(wait)
+    return _reset_s(headers, now)
 
 
-# The headers of OpenAI's guide "Rate limits", and of Anthropic's "Rate limits", for each limit.
+_DURATION = re.compile(
+    r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m(?!s))?"
+    r"(?:(\d{1,12}(?:\.\d{1,12})?)s)?(?:(\d{1,12}(?:\.\d{1,12})?)ms)?"
+)
+# Anthropic's names have their own prefix, and their resets are RFC 3339 dates.
 _LIMITS = (
-    *((f"x-ratelimit-remaining-{what}", f"x-ratelimit-reset-{what}") for what in ("requests", "tokens")),
+    *(("x-ratelimit-remaining-" + what, "x-ratelimit-reset-" + what) for what in ("requests", "tokens")),
     *(
         (f"anthropic-ratelimit-{what}-remaining", f"anthropic-ratelimit-{what}-reset")
         for what in ("requests", "tokens", "input-tokens", "output-tokens")
     ),
+    ("x-ratelimit-remaining", "x-ratelimit-reset"),  # OpenRouter
 )
-_DURATION = re.compile(
-    r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m(?!s))?(?:(\d{1,12}(?:\.\d+)?)s)?(?:(\d{1,12}(?:\.\d+)?)ms)?"
-)
-_UNITS_S = (86400.0, 3600.0, 60.0, 1.0, 0.001)
 
 
 def used_up_for_s(headers: Mapping[str, str], now: float) -> float | None:
+    """How many seconds new starts wait after a response, at most 60; None while requests and tokens are left."""
+    wait = _reset_s(headers, now)
+    return None if wait is None else min(wait, _SUCCESS_WAIT_S)
+
+
+def _reset_s(headers: Mapping[str, str], now: float) -> float | None:
     """How many seconds until requests and tokens are available again; None while some are left.
 
-    A reset is in seconds, a duration such as ``1s``, ``6m0s`` or ``20ms``, a time since the epoch, or a date.
+    A reset is in seconds, a duration such as ``6m0s`` or ``20ms`` (OpenAI's guide "Rate limits"), a date, or a time in
+    seconds or milliseconds since the epoch.
     """
-    waits = [_reset_s(headers.get(reset, "").strip(), now) for left, reset in _LIMITS if _number(headers.get(left, "")) == 0]
-    return max((wait for wait in waits if wait is not None), default=None)
+    waits = [
+        _duration_s(headers.get(reset, "").strip(), now)
+        for remaining, reset in _LIMITS
+        if _number(headers.get(remaining, "").strip()) == 0
+    ]
+    return max((_bounded(wait) for wait in waits if wait is not None), default=None)
 
 
-def _reset_s(text: str, now: float) -> float | None:
-    seconds = _number(text)
-    if seconds is None:
-        found = _DURATION.fullmatch(text) if text else None
-        if found is None:
-            seconds = _date_s(text, now)
-        else:
-            seconds = sum(float(part or 0) * unit for part, unit in zip(found.groups(), _UNITS_S, strict=True))
-    elif seconds >= _EPOCH_MS:
-        seconds = seconds / 1000 - now
-    elif seconds >= _EPOCH_S:
-        seconds -= now
-    return None if seconds is None else min(max(0.0, seconds), _FOREVER_S)
+def _duration_s(text: str, now: float) -> float | None:
+    number = _number(text)
+    if number is not None:
+        if number >= _EPOCH_MS:
+            return number / 1000 - now
+        return number - now if number >= _EPOCH_S else number
+    found = _DURATION.fullmatch(text)
+    if found is None or not text:
+        return _date_s(text, now)
+    days, hours, minutes, seconds, milliseconds = (float(part or 0) for part in found.groups())
+    return days * 86400 + hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
 
 
 def _number(text: str) -> float | None:
+    """A finite number, or None."""
     try:
-        value = float(text)
+        number = float(text)
     except ValueError:
         return None
-    return value if math.isfinite(value) else None
+    return number if math.isfinite(number) else None
 
 
 def _date_s(text: str, now: float) -> float | None:
-    """Seconds until a date, of RFC 9110 or of RFC 3339."""
-    readers: tuple[Callable[[str], datetime], ...] = (email.utils.parsedate_to_datetime, datetime.fromisoformat)
-    for read in readers:
+    """How many seconds until an HTTP date or an RFC 3339 date. A date without a zone is in UTC."""
+    for parse in (email.utils.parsedate_to_datetime, datetime.fromisoformat):
         try:
-            return read(text).timestamp() - now
-        except (ValueError, TypeError, IndexError, OverflowError, OSError):
+            date = parse(text)
+            return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now
+        except (ValueError, TypeError, OverflowError, IndexError):
             continue
     return None
+
+
+def _bounded(seconds: float) -> float:
+    return min(max(0.0, seconds), _LONGEST_S)
 
 
 def conclude(received: Received, failure: CaptureError | None) -> tuple[Status, CaptureError | None]:
@@ -276,10 +289,10 @@ def conclude(received: Received, failure: CaptureError | None) -> tuple[Status, 
         received: what had arrived when the call ended.
         failure: what ended the call early: a timeout, a lost connection, an HTTP status; None when the response ended.
     """
-    error = _in_stream(received)
-    if error is None and (received.finished or (received.done and received.output)):
+    wrong = received.error is not None or received.protocol_error is not None
+    if not wrong and (received.finished or (received.done and received.output)):
         return "completed", None
-    error = error or failure or _unfinished(received)
+    error = _in_stream(received) or failure or _unfinished(received)
     if received.output:
         lost = error.type == "connection"
         return "interrupted", replace(error, type="stream_interrupted") if lost else error
@@ -287,27 +300,28 @@ def conclude(received: Received, failure: CaptureError | None) -> tuple[Status, 
 
 
 def _in_stream(received: Received) -> CaptureError | None:
-    """The error that arrived in the answer, or in place of it."""
-    error = received.error
-    if error is not None:
-        message = error.message or "the stream contained an error"
-        return CaptureError(_type_in_stream(received), error.code or error.type, message, 200)
-    if received.protocol_error is not None and not received.finished:
+    if received.error is not None:
+        message = received.error.message or "the stream contained an error"
+        type_ = _type_in_stream(received.error, output=received.output)
+        return CaptureError(type_, received.error.code or received.error.type, message, 200)
+    if received.protocol_error is not None:
         return CaptureError("protocol", None, received.protocol_error, 200)
     return None
 
 
-def _type_in_stream(received: Received) -> str:
-    """The type of an error in an answer. Before any output it may stand for an HTTP status."""
-    error = received.error
-    status = 500 if error is None or error.client_status is None else error.client_status
-    marks = () if error is None else (error.code, error.type)
-    type_ = _type_of(status, *marks)
-    if not _POLICY_CODES.isdisjoint(mark.lower() for mark in marks if mark):
-        type_ = "content_policy"
-    # After output, the stream has broken off, unless no other request can succeed either.
-    keeps = ("content_policy", "quota", "authentication")
-    return type_ if type_ in keeps or (not received.output and type_ != "server") else "stream_error"
+def _type_in_stream(error: StreamError, *, output: bool) -> str:
+    """The type of an error in an answer. Before any output it may stand for an HTTP status; after it, the stream broke.
+
+    A quota, a key and a content policy keep their type after output, since the next call fails in the same way.
+    """
+    codes = {code for code in (error.code, error.type) if code}
+    lower = {code.lower() for code in codes}
+    if lower & _QUOTA_CODES:
+        return "quota"
+    if lower & _POLICY_CODES:
+        return "content_policy"
+    type_ = "stream_error" if error.client_status is None else _type_of(error.client_status, codes)
+    return type_ if not output or type_ in ("quota", "authentication") else "stream_error"
 
 
 def _unfinished(received: Received) -> CaptureError:

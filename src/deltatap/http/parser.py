@@ -38,9 +38,9 @@ _LENIENT = {
 class RefusedError(httpx2.HTTPError):
     """A response with an error status, with the start of its body."""
 
-    def __init__(self, status: int, headers: httpx2.Headers, body: bytes) -> None:
+    def __init__(self, url: str, status: int, headers: httpx2.Headers, body: bytes) -> None:
         super().__init__(f"HTTP {status}")
-        self.status, self.headers, self.body = status, headers, body
+        self.url, self.status, self.headers, self.body = url, status, headers, body
 
 
 class State(Enum):

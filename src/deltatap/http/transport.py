@@ -123,7 +123,7 @@ class Http1Transport(httpx2.AsyncBaseTransport):
                 body = await response.start(_MAX_ERROR_BYTES, _ERROR_S)
             finally:
                 response.close()
-            raise RefusedError(response.status, httpx2.Headers(response.headers), body)
+            raise RefusedError(str(request.url), response.status, httpx2.Headers(response.headers), body)
         # The openai client reads lists of models through `stream`. `client.py` reads `Response` directly, without layers.
         return httpx2.Response(
             response.status,

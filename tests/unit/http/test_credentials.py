@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from deltatap import config
-from deltatap.config import ApiKey, Endpoint, Timeouts
+from deltatap.config import ApiKey, Endpoint, Source, Timeouts
 from deltatap.errors import ConfigError, CredentialError
 from deltatap.http.client import EndpointClient
 from deltatap.http.credentials import Credential, Secrets, Token, credential_of, read_secrets
@@ -330,6 +330,13 @@ def test_key_from_a_secret_scope_is_read_on_the_driver_for_the_workers(monkeypat
     with pytest.raises(ConfigError, match=r"team/gone: RuntimeError: Secret does not exist .* team and key: gone$"):
         read_secrets(scoped("team/gone"))
     assert read_secrets(Endpoint(api_key=ApiKey(env="KEY"))) == Secrets()
+    source = Source(secret="team/open/ai")  # noqa: S106 - its name
+    assert read_secrets(Endpoint(api_key=None, headers={"X-A": source, "X-B": "text"})).values == secrets.values
+    assert read_secrets(Endpoint(api_key=None, proxy=source)).values == secrets.values
+    with pytest.raises(
+        ConfigError, match=r"^endpoint.headers.X-A.secret: team/gone: RuntimeError: Secret does not exist"
+    ):
+        read_secrets(Endpoint(api_key=None, headers={"X-A": Source(secret="team/gone")}))  # noqa: S106 - the same
     assert read_secrets(Endpoint(api_key=None)) == Secrets()
 
     with_secrets(monkeypatch, {})  # as in a worker

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 import threading
@@ -37,7 +38,6 @@ from deltatap.http.proxy import proxy_of
 from deltatap.http.route import route_of
 from deltatap.http.tls import tls_context
 from deltatap.model import Call, Wire
-from tests.notebook import with_secrets
 from tests.unit.http.test_client import DONE, HI, OK, STOP, chunk, refusal
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ class Server:
         self.connections += 1
         with connected, suppress(OSError):
             connected.settimeout(20)
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls is None:
                 self._answer_all(connected)
                 return
@@ -438,7 +439,7 @@ def test_a_stream_through_a_proxy(authority: Authority, proxies: dict[str, int],
             assert (made.status, made.received.choices[0].text) == ("completed", "Hi")
             assert made.dispatch_ms is not None
             ms = made.received.chunks.ms
-            assert ms[-1] - ms[0] > 10, "the proxy passes chunks on as they come"
+            assert ms[-1] - ms[0] > 10, "chunks arrive as they are sent"
         assert server.connections == 1 or not with_tls, "the tunnel is used again"
         if with_tls:
             assert not any(b"proxy-authorization" in head.lower() for head in server.heads)
@@ -508,16 +509,21 @@ def test_a_proxy_that_cannot_be_reached() -> None:
     assert network(settings) == (f"endpoint.proxy: {message}",)
 
 
-def test_a_proxy_that_does_not_answer_is_a_timeout() -> None:
+@pytest.mark.parametrize("resets", [True, False])
+def test_a_proxy_that_resets_the_connection_or_does_not_answer(*, resets: bool) -> None:
     async def made(settings: Settings) -> Call:
         async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await reader.read()
+            if resets:
+                now = struct.pack("ii", 1, 0)
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, now)
+            else:
+                await reader.read()
             writer.close()
 
         async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
             url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
             endpoint = settings.endpoint.model_copy(update={"proxy": url})
-            client = EndpointClient(endpoint, Timeouts(connect_s=0.05))
+            client = EndpointClient(endpoint, Timeouts(connect_s=10 if resets else 0.05))
             try:
                 return await asyncio.create_task(client.call(WIRE))
             finally:
@@ -525,7 +531,29 @@ def test_a_proxy_that_does_not_answer_is_a_timeout() -> None:
 
     error = asyncio.run(made(settings_of("https://localhost:1/v1"))).error
     assert error is not None
-    assert (error.type, error.code) == ("timeout", "connect")
+    assert (error.type, error.code) == (("connection", "proxy") if resets else ("timeout", "connect"))
+    assert error.message.endswith("closed the connection before it answered" if resets else "(timeouts.connect_s)")
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64, "-", "nowhere.invalid"])
+def test_a_name_that_no_host_has(host: str) -> None:
+    settings = settings_of(f"https://{host}/v1")
+    type_, _, message = call(settings)
+    assert type_ == "connection"
+    assert message.startswith(f"{host}:443: ")
+    assert network(settings)[0].startswith(f"endpoint.base_url: cannot reach {host} port 443: ")
+
+
+def test_an_ipv6_server_behind_a_proxy() -> None:
+    with serving() as proxy:
+        assert call(settings_of("http://[::1]:7/v1", proxy=f"http://u:p@127.0.0.1:{proxy.port}")) == COMPLETED
+        head = proxy.heads[0]
+        assert head.startswith(b"POST http://[::1]:7/v1/chat/completions HTTP/1.1\r\nHost: [::1]:7\r\n")
+        assert b"\r\nProxy-Authorization: Basic dTpw\r\n" in head
+    with serving(answer=b"HTTP/1.1 502 Bad Gateway\r\n\r\n") as proxy:
+        _, _, message = call(settings_of("https://[::1]:7/v1", proxy=f"http://127.0.0.1:{proxy.port}"))
+        assert message.endswith(" cannot connect to [::1]:7 (502 Bad Gateway)")
+        assert proxy.heads == [b"CONNECT [::1]:7 HTTP/1.1\r\nHost: [::1]:7\r\n\r\n"]
 
 
 def test_the_endpoints_own_403_is_not_the_proxys(authority: Authority, proxies: dict[str, int]) -> None:
@@ -610,11 +638,10 @@ def headers_of(endpoint: Endpoint, run_id: str = "") -> dict[str, str]:
 def test_headers_are_sent_with_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GATEWAY", "g4teway-secret")
     monkeypatch.setenv("TEST_KEY", "sk-test-4711")
-    with_secrets(monkeypatch, {"team/token": "t0ken-of-the-team"})
     headers = {
         "X-Run": "run {run_id}!",
         "x-gateway": {"env": "GATEWAY"},
-        "X-Team": {"secret": "team/token"},
+        "X-Team": "a, b",
         "user-agent": "ours",
         "OpenAI-Organization": "org",
     }
@@ -625,17 +652,39 @@ def test_headers_are_sent_with_every_call(monkeypatch: pytest.MonkeyPatch) -> No
         for head in server.heads:
             lines = head.split(b"\r\n")
             for line in (
-                b"X-Run: run !", b"x-gateway: g4teway-secret", b"X-Team: t0ken-of-the-team", b"User-Agent: ours",
+                b"X-Run: run !", b"x-gateway: g4teway-secret", b"X-Team: a, b", b"User-Agent: ours",
                 b"OpenAI-Organization: org", b"Authorization: Bearer sk-test-4711",
             ):  # fmt: skip
                 name, _, value = line.partition(b": ")
                 sent = [other.partition(b": ") for other in lines]
                 assert [found for other, _, found in sent if other.lower() == name.lower()] == [value]
     assert headers_of(settings.endpoint, "r1")["X-Run"] == "run r1!"
-    assert route_of(settings.endpoint).secrets == {"g4teway-secret", "t0ken-of-the-team"}
-    with_secrets(monkeypatch, {})  # as in a worker
-    passed = Secrets({"team/token": "passed"})
-    assert route_of(settings.endpoint, passed).headers["X-Team"] == "passed"
+    assert route_of(settings.endpoint).secrets == {"g4teway-secret"}
+
+
+def test_secrets_that_the_driver_has_read_are_used_and_hidden() -> None:
+    endpoint = settings_of(
+        "https://api.x.org/v1",
+        headers={"X-Team": {"secret": "team/token"}},
+        proxy={"secret": "team/proxy"},
+    ).endpoint
+    secrets = Secrets({"team/token": "Key t0ken-of-the-team", "team/proxy": "http://u:pa55word@p:3128"})
+    route = route_of(endpoint, secrets)
+    assert route.headers == {"X-Team": "Key t0ken-of-the-team"}
+    assert str(route.proxy) == "the proxy p:3128"
+    assert {"Key t0ken-of-the-team", "t0ken-of-the-team", "pa55word"} <= route.secrets
+    assert "t0ken" not in repr(route) + repr(secrets)
+    assert "pa55word" not in repr(route) + repr(secrets)
+
+
+def test_a_secret_that_a_server_repeats_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY", "Bearer g4teway-secret")
+    refused = refusal("401 X", b'{"error": {"message": "wrong: g4teway-secret (Bearer g4teway-secret)"}}')
+    with serving(answer=refused) as server:
+        url = f"http://127.0.0.1:{server.port}/v1"
+        settings = settings_of(url, headers={"X-Gateway": {"env": "GATEWAY"}})
+        assert call(settings) == ("authentication", None, "wrong: *** (***)")
+        assert _models(settings).detail.endswith("(authentication): wrong: *** (***)")
 
 
 def test_a_header_may_replace_the_key_and_is_a_secret() -> None:
