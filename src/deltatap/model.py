@@ -107,10 +107,10 @@ class Chunks:
 
     def append(self, ms: float, gap_ms: float, text: str, kind: int, choice: int, event: int, read: int) -> None:
         """Add an element."""
+        self.utf8 += text.encode()
+        self.end.append(len(self.utf8))  # first, because an answer of 2 GiB raises OverflowError here
         self.ms.append(ms)
         self.gap_ms.append(gap_ms)
-        self.utf8 += text.encode()
-        self.end.append(len(self.utf8))
         self.kind.append(kind)
         self.choice.append(choice)
         self.event.append(event)
@@ -192,11 +192,13 @@ class Received:
         logprobs: JSON of the log probabilities, by choice.
         moderation: JSON of the moderation results, when the request asked for them.
         done: whether the server marked the end: [DONE], the last event of Responses, or a whole answer's end.
-        error: an error event in the stream.
+        error: an error inside the stream or the whole answer, in whatever form; a finish_reason that names a failure.
         protocol_error: what could not be decoded; everything after it is ignored.
         output: whether any non-empty output arrived.
-        finished: whether every requested choice has its finish_reason.
+        finished: whether every requested choice has its finish_reason, and none of them names a failure.
         raw: type and data of every event, or the body of a whole answer; None unless kept.
+        annotations: JSON of citations and other annotations, by choice, and of the sources of the whole answer.
+        usage_final: whether the usage counts all output that arrived; False if output came after it.
     """
 
     chunks: Chunks
@@ -215,6 +217,8 @@ class Received:
     output: bool = False
     finished: bool = False
     raw: tuple[tuple[str, bytes], ...] | None = None
+    annotations: str | None = None
+    usage_final: bool = True
 
     @property
     def text(self) -> str | None:

@@ -3,26 +3,35 @@
 The base class knows how events become chunks and how a stream ends. Each API's module has a subclass that knows what
 an event means. There are no sockets and no clocks here: each event comes with its time and the number of its socket
 read. Nothing that a server sends raises an exception. An event that cannot be parsed becomes a protocol error, and
-everything received before it is kept. Unknown fields are ignored. `http/outcomes.py` derives the call's outcome.
+everything received before it is kept. After an error that the server reports, text and usage still count. Unknown
+fields are ignored. `http/outcomes.py` derives the call's outcome.
+
+**Failures.** A finish_reason can say that the server failed: `error` (OpenRouter, Mistral, vLLM), `network_error`
+(Zhipu), `insufficient_system_resource` (DeepSeek), `abort` (SGLang, vLLM), `cancelled` and `timeout` (TensorRT-LLM),
+`malformed_function_call` (Gemini), `malformed_model_output` (Bedrock). It becomes an error, and the choice has not
+finished.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
 
+from deltatap.api.refusal import find_error
+from deltatap.api.values import clean, decode, joined, to_json
 from deltatap.model import (
     EMPTY,
     ERROR,
     FINISH,
+    KINDS,
     NO_CHOICE,
+    OUTPUT_KINDS,
     ROLE,
     TOOL_CALLS,
     USAGE,
@@ -34,12 +43,20 @@ from deltatap.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 _DONE = b"[DONE]"
 _NAN = math.nan
 _SHOWN = 80
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_OUTPUT = frozenset(KINDS.index(kind) for kind in OUTPUT_KINDS)
+# A reason such as error_toxic names a content filter, which is an end.
+_FAILURE = re.compile(
+    "error(?!_toxic)|abort|fail|time[d_ ]*out|cancel|exception|crash|malformed|unexpected|insufficient_system_resource"
+    "|overload|unavailable|disconnect|preempted|evicted|killed|shutdown|out_of_memory"
+)
+_NO_REASON = ("null", "none")
+_MOST_TOKENS = 10**9
+_STATUS_OVERLOADED = 529
 _NAMES = ("model", "id", "system_fingerprint", "service_tier")
 
 
@@ -57,13 +74,23 @@ class ToolCall:
         """The call in the form of chat completions."""
         if self.item is not None:
             return self.item
-        function = {"name": _joined(self.name), "arguments": _joined(self.arguments)}
+        function = {"name": joined(self.name.getvalue()), "arguments": joined(self.arguments.getvalue())}
         return {"id": self.id, "type": self.type, "function": function}
 
 
 @dataclass(slots=True)
 class GrowingChoice:
-    """A choice while its pieces arrive."""
+    """A choice while its pieces arrive.
+
+    Attributes:
+        annotations: JSON of each annotation, as keys: servers repeat them.
+        failure: the finish_reason, if it names a failure.
+        native: what the provider behind a gateway calls the finish_reason.
+        calls: the tool call that an index or an id in a chunk means now.
+        last_call: the tool call that came last.
+        messages: whether a stream has whole messages (`growing` or in `pieces`) where others have deltas.
+        reasoned: the last event that brought reasoning. Some servers send it under two names in one event.
+    """
 
     index: int
     text: StringIO = field(default_factory=StringIO)
@@ -71,7 +98,14 @@ class GrowingChoice:
     refusal: StringIO = field(default_factory=StringIO)
     tool_calls: dict[int, ToolCall] = field(default_factory=dict)
     logprobs: list[Any] = field(default_factory=list)
+    annotations: dict[str, None] = field(default_factory=dict)
     finish_reason: str | None = None
+    failure: str | None = None
+    native: str | None = None
+    calls: dict[int | str, ToolCall] = field(default_factory=dict)
+    last_call: ToolCall | None = None
+    messages: str = ""
+    reasoned: int = -1
     last_output_ms: float = _NAN
 
     def to_choice(self) -> Choice:
@@ -79,12 +113,18 @@ class GrowingChoice:
         calls = [call.to_dict() for _, call in sorted(self.tool_calls.items())]
         return Choice(
             index=self.index,
-            text=_joined(self.text),
+            text=joined(self.text.getvalue()),
             finish_reason=self.finish_reason,
-            refusal=_joined(self.refusal) or None,
-            reasoning=_joined(self.reasoning) or None,
+            refusal=joined(self.refusal.getvalue()) or None,
+            reasoning=joined(self.reasoning.getvalue()) or None,
             tool_calls=to_json(calls) if calls else None,
         )
+
+    def failed(self) -> str | None:
+        """The reason that names a failure. What a gateway's provider calls it counts only if there is no output."""
+        if self.failure is None and math.isnan(self.last_output_ms) and self.native and names_failure(self.native):
+            return self.native
+        return self.failure
 
 
 class Accumulator(ABC):
@@ -95,20 +135,65 @@ class Accumulator(ABC):
         keep_raw: keep the bytes of every event.
 
     Attributes:
-        STATUSES: the HTTP status that an error in a stream corresponds to, by the error's code or type. A code or
-            type that is not listed is a server error.
+        PLAIN: the field that an event has if it is no error. An event without it is checked for an error of any form.
+        ANSWER: the field that a whole answer has.
+        EVENTS: the types of events that the API knows. An event of another type need not be JSON.
+        STATUSES: the HTTP status that an error in a stream corresponds to, by the error's code or type in lower case.
+            A code or type that is not listed is a server error.
         done: whether the end of the response was received.
     """
 
+    PLAIN: ClassVar[str] = "choices"
+    ANSWER: ClassVar[str] = "choices"
+    EVENTS: ClassVar[Mapping[str, Callable[[Any, dict[str, Any]], None]]] = {}
     STATUSES: ClassVar[Mapping[str, int]] = {
         "rate_limit_exceeded": 429,
+        "rate_limit_error": 429,
+        "ratelimiterror": 429,
+        "too_many_requests": 429,
+        "request_limit_exceeded": 429,
+        "resource_exhausted": 429,
+        "throttling": 429,
+        "throttling_error": 429,
+        "throttlingexception": 429,
+        "overloaded_error": 529,
         "invalid_prompt": 400,
         "invalid_request_error": 400,
+        "invalid_argument": 400,
+        "invalidparameter": 400,
+        "bad_request": 400,
+        "badrequesterror": 400,
+        "context_length_exceeded": 400,
+        "exceed_context_size_error": 400,
         "invalid_api_key": 401,
+        "invalidapikey": 401,
+        "authentication_error": 401,
+        "unauthenticated": 401,
+        "billing_error": 402,
+        "insufficient_balance": 402,
+        "arrearage": 402,
+        "permission_error": 403,
+        "permission_denied": 403,
         "model_not_found": 404,
+        "not_found_error": 404,
+        "not_found": 404,
+        # MiniMax has numbers of its own, and so has Zhipu.
+        "1002": 429,
+        "1004": 401,
+        "1008": 402,
+        "1026": 400,
+        "1039": 400,
+        "1113": 402,
+        "1301": 400,
+        "1302": 429,
+        "1303": 429,
+        "1305": 429,
+        "2013": 400,
+        "2049": 401,
     }
 
     __slots__ = (
+        "_annotations",
         "_asked",
         "_choices",
         "_chunks",
@@ -124,6 +209,7 @@ class Accumulator(ABC):
         "_raw",
         "_read",
         "_usage",
+        "_usage_at",
         "_whole",
         "done",
     )
@@ -141,8 +227,10 @@ class Accumulator(ABC):
         self._halves = False
         self._output_came = False
         self._usage: Usage | None = None
+        self._usage_at = 0
         self._names: dict[str, str] = {}
         self._filters: list[Any] = []
+        self._annotations: dict[str, Any] = {}
         self._moderation: Any = None
         self._error: StreamError | None = None
         self._protocol_error: str | None = None
@@ -158,7 +246,7 @@ class Accumulator(ABC):
         """
         if self._raw is not None:
             self._raw.append((event, data))
-        if self.done or self._error is not None or self._protocol_error is not None:
+        if self.done or self._protocol_error is not None:
             return
         if data == _DONE:
             self.done = True
@@ -166,17 +254,19 @@ class Accumulator(ABC):
         self._event += 1
         self._ms = ms
         self._read = read
-        chunk = self._object(data)
+        chunk = self._object(data, event)
         if chunk is None:
             return
         kinds = self._chunks.kind
         before = len(kinds)
-        if event == "error" or chunk.get("error"):
-            self._refuse(chunk, data)
-        else:
+        try:
+            if not chunk.get(self.PLAIN) or "error" in chunk or event == "error":
+                self._check(chunk, data, event)
             self._take(chunk, data, event)
-        if len(kinds) == before:
-            self._mark(EMPTY)
+            if len(kinds) == before:
+                self._mark(EMPTY)
+        except OverflowError:
+            self._fail("makes the answer larger than 2 GiB", data)
 
     def add_whole(self, data: bytes) -> None:
         """Add the body of a response that is not streamed. It has no chunks."""
@@ -184,12 +274,12 @@ class Accumulator(ABC):
             self._raw.append(("", data))
         self._whole = self.done = True
         self._event = 0
-        answer = self._object(data)
+        answer = self._object(data, "")
         if answer is None:
             return
-        if answer.get("error"):
-            self._refuse(answer, data)
-        else:
+        if not answer.get(self.ANSWER) or "error" in answer:
+            self._check(answer, data)
+        if self._error is None or self.ANSWER in answer:
             self._take_whole(answer, data)
 
     def add_refusal(self, body: object) -> None:
@@ -208,25 +298,45 @@ class Accumulator(ABC):
     def _take_whole(self, answer: dict[str, Any], data: bytes) -> None:
         """Take a whole response of this API."""
 
-    def _object(self, data: bytes) -> dict[str, Any] | None:
+    def _object(self, data: bytes, event: str) -> dict[str, Any] | None:
         try:
             value = orjson.loads(data)
-        except orjson.JSONDecodeError as error:
+        except orjson.JSONDecodeError:
+            # A server that cuts text between UTF-16 units sends half a surrogate pair, which orjson refuses.
+            self._halves = True
             try:
-                # A server that cuts text between UTF-16 units sends half a surrogate pair, which orjson refuses.
-                value = json.loads(data)
-                self._halves = True
-            except (ValueError, RecursionError):
-                self._fail(f"is not valid JSON ({error})", data)
+                value = decode(data)
+            except ValueError as error:
+                self._undecoded(data, event, error)
                 return None
-        if type(value) is not dict:
+        if type(value) is dict:
+            return value
+        self._no_object(value, data, event)
+        return None
+
+    def _undecoded(self, data: bytes, event: str, error: ValueError) -> None:
+        """Handle data that is not JSON. Blank data, and notices such as `event: ping`, have nothing to receive."""
+        text = data.strip()
+        if text == _DONE:
+            self.done = True
+        elif event == "error" and text:
+            self._refuse(text.decode("utf-8", "replace"), data)
+        elif self._whole or (text and not self._notice(event)):
+            self._fail(f"is not valid JSON ({error})", data)
+
+    def _no_object(self, value: object, data: bytes, event: str) -> None:
+        """Handle JSON that is not an object. Gemini sends errors in a list."""
+        if event == "error" or find_error(value) is not None:
+            self._refuse(value, data)
+        elif self._whole or (value is not None and not self._notice(event)):
             self._fail("is not a JSON object", data)
-            return None
-        return value
+
+    def _notice(self, event: str) -> bool:
+        return event not in ("", "message") and event not in self.EVENTS
 
     def _choice(self, index: object = 0) -> GrowingChoice:
         if type(index) is not int or not 0 <= index < 2**31:
-            index = 0
+            index = to_index(index) or 0
         choice = self._choices.get(index)
         if choice is None:
             choice = self._choices[index] = GrowingChoice(index)
@@ -262,7 +372,7 @@ class Accumulator(ABC):
 
     def _valid(self, text: str) -> str:
         """The text without halves of surrogate pairs, which UTF-8 cannot encode."""
-        return _SURROGATE.sub("\ufffd", text) if self._halves else text
+        return clean(text) if self._halves else text
 
     def role(self, choice: GrowingChoice, role: object) -> None:
         """Add the role of a choice."""
@@ -270,9 +380,18 @@ class Accumulator(ABC):
             self._mark(ROLE, role, choice)
 
     def _finish(self, choice: GrowingChoice, reason: object) -> None:
-        if type(reason) is str and reason:
+        if type(reason) is dict:  # SGLang's own form
+            reason = reason.get("type")
+        if type(reason) is str and reason and reason.lower() not in _NO_REASON:
             choice.finish_reason = self._valid(reason)
             self._mark(FINISH, reason, choice)
+            if names_failure(reason):
+                choice.failure = choice.finish_reason
+
+    def annotate(self, choice: GrowingChoice, annotations: object) -> None:
+        """Keep annotations, for example the URLs that a text cites."""
+        for annotation in annotations if type(annotations) is list else [annotations]:
+            choice.annotations[to_json(annotation)] = None
 
     def _identify(self, names: dict[str, Any]) -> None:
         """Keep the model, the id, the fingerprint and the service tier. Most events repeat them."""
@@ -283,48 +402,80 @@ class Accumulator(ABC):
                     self._names[name] = self._valid(value)
 
     def _used(self, usage: Usage) -> None:
-        """Keep the usage. A later report replaces an earlier one."""
-        self._usage = usage
+        """Keep the usage. A later report replaces an earlier one, unless it has lost the count: some end with zeros."""
+        known = self._usage
+        if known is None or usage.output_tokens or not known.output_tokens:
+            empty = not (usage.input_tokens or usage.output_tokens or usage.total_tokens)
+            self._usage = known if empty and known is not None else usage
         self._mark(USAGE)
+        self._usage_at = len(self._chunks)
 
-    def _refuse(self, chunk: dict[str, Any], data: bytes) -> None:
-        given = chunk.get("error") or chunk
-        error = given if type(given) is dict else {"message": given}
-        type_, code, message = (
-            None if error.get(key) is None else self._valid(str(error[key])) for key in ("type", "code", "message")
-        )
-        self._error = StreamError(type_, code, message, self._status(code, type_))
-        self._mark(ERROR, data.decode("utf-8", "replace"))
+    def _check(self, chunk: dict[str, Any], data: bytes, event: str = "") -> None:
+        """Keep the error that an event is, or that it has beside its output."""
+        if event == "error" or find_error(chunk) is not None:
+            self._refuse(chunk, data)
+
+    def _refuse(self, value: object, data: bytes) -> None:
+        """Keep an error of any form. The first one with words counts."""
+        error = find_error(value) or find_error({"error": value}) or StreamError(None, None, None)
+        if self._error is None or (self._error.message is None and error.message is not None):
+            self._error = replace(error, client_status=self._status(error.code, error.type))
+        chunks = self._chunks
+        if not chunks or chunks.kind[-1] != ERROR or chunks.event[-1] != self._event:
+            self._mark(ERROR, data.decode("utf-8", "replace"))
 
     def _status(self, *marks: str | None) -> int | None:
-        """The client error (4xx) that an error's code or type corresponds to. None for any other error."""
-        statuses = [int(mark) if mark.isdecimal() else self.STATUSES.get(mark, 0) for mark in marks if mark]
-        return next((status for status in statuses if 400 <= status < 500), None)  # noqa: PLR2004 - client errors
+        """The client error (4xx) or overload that an error's code or type corresponds to. None for any other error."""
+        given = [mark.lower() for mark in marks if mark]
+        statuses = [self.STATUSES.get(mark) or (int(mark) if mark.isdecimal() else 0) for mark in given]
+        return next((status for status in statuses if 400 <= status < 500 or status == _STATUS_OVERLOADED), None)  # noqa: PLR2004 - client errors
+
+    def _failure(self, choices: list[GrowingChoice]) -> StreamError | None:
+        """The error that a finish_reason names."""
+        reason = next((reason for choice in choices if (reason := choice.failed()) is not None), None)
+        if reason is None:
+            return None
+        return StreamError(None, reason, f"the finish_reason is {reason}", self._status(reason))
 
     def _fail(self, what: str, data: bytes) -> None:
-        shown = data[:_SHOWN].decode("utf-8", "replace")
+        shown = "".join(char if char.isprintable() else "\ufffd" for char in data[:_SHOWN].decode("utf-8", "replace"))
         where = "the response" if self._whole else f"event {self._event}"
         self._protocol_error = f"{where} {what}: {shown}"
+
+    def _usage_final(self) -> bool:
+        """Whether no output came after the usage, and the usage has counted the output."""
+        if self._usage is None or self._whole:
+            return True
+        later = self._chunks.kind[self._usage_at :]
+        return _OUTPUT.isdisjoint(later) and (self._usage.output_tokens != 0 or not self._output_came)
 
     def finish(self) -> Received:
         """The data received so far."""
         growing = [choice for _, choice in sorted(self._choices.items())]
         choices = tuple(choice.to_choice() for choice in growing)
         logprobs = [{"index": choice.index, "logprobs": choice.logprobs} for choice in growing if choice.logprobs]
-        finished = [choice for choice in choices if choice.finish_reason is not None]
+        annotations: list[Any] = [
+            {"index": choice.index, "annotations": [orjson.Fragment(text) for text in choice.annotations]}
+            for choice in growing
+            if choice.annotations
+        ]
+        annotations += [{name: value} for name, value in self._annotations.items()]
+        finished = [choice for choice in growing if choice.finish_reason is not None and choice.failed() is None]
         return Received(
             chunks=Chunks() if self._whole else self._chunks,
             choices=choices,
             usage=self._usage,
+            usage_final=self._usage_final(),
             response_model=self._names.get("model"),
             response_id=self._names.get("id"),
             system_fingerprint=self._names.get("system_fingerprint"),
             service_tier=self._names.get("service_tier"),
             content_filter=to_json(self._filters) if self._filters else None,
             logprobs=to_json(logprobs) if logprobs else None,
+            annotations=to_json(annotations) if annotations else None,
             moderation=to_json(self._moderation) if self._moderation else None,
             done=self.done,
-            error=self._error,
+            error=self._error or self._failure(growing),
             protocol_error=self._protocol_error,
             output=self._output_came,
             finished=len(finished) >= self._asked and len(finished) == len(choices),
@@ -332,22 +483,22 @@ class Accumulator(ABC):
         )
 
 
-def to_json(value: object) -> str:
-    """Compact JSON of a decoded JSON value."""
-    try:
-        return orjson.dumps(value).decode()
-    except TypeError:  # an integer beyond 64 bits, half a surrogate pair
-        return json.dumps(value)
+def names_failure(reason: str) -> bool:
+    """Whether a finish_reason says that the server failed."""
+    return _FAILURE.search(reason.lower()) is not None
 
 
-def _joined(pieces: StringIO) -> str:
-    """The whole text; two halves of a surrogate pair become one character again."""
-    text = pieces.getvalue()
-    if text.isascii() or _SURROGATE.search(text) is None:
-        return text
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+def to_index(value: object) -> int | None:
+    """The value as the index of a choice or of a tool call; None if it is none."""
+    if type(value) is str and value.isdecimal() and len(value) <= len(str(2**31)):
+        value = int(value)
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and 0 <= value < 2**31 else None
 
 
 def count(value: object) -> int | None:
-    """The value if it is a number of tokens that fits into 64 bits."""
-    return value if type(value) is int and abs(value) < 2**63 else None
+    """The value if it is a possible number of tokens."""
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from io import StringIO
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 from deltatap.api import prompt
-from deltatap.api.accumulate import Accumulator, GrowingChoice, ToolCall
+from deltatap.api.accumulate import Accumulator, GrowingChoice, ToolCall, to_index
 from deltatap.api.choices import ChoicesAccumulator, ChoicesApi, ChoicesFrames
 from deltatap.api.frames import Answer, ParsedRequest, Piece, call_id, logprob
 from deltatap.api.input_tokens import InputTokens, count_messages, count_tools, without_rule
+from deltatap.api.values import decode, to_json
 from deltatap.model import CONTENT, REASONING, REFUSAL
 
 if TYPE_CHECKING:
@@ -28,18 +31,64 @@ class ChatAccumulator(ChoicesAccumulator):
 
     __slots__ = ()
 
-    def _part(self, given: dict[str, Any]) -> object:
-        part = given.get("delta") or given.get("message")
-        if type(part) is dict and part.get("reasoning_content"):
-            # Some servers send the same text under the old and the new name of the field.
-            part.pop("reasoning", None)
-        return part
+    def _part(self, choice: GrowingChoice, given: dict[str, Any]) -> object:
+        delta, message = given.get("delta"), given.get("message")
+        if type(message) is not dict or not message:
+            return delta
+        rest = self._rest(choice, message, finished=bool(given.get("finish_reason")))
+        if type(delta) is dict and delta:
+            # The same text is in both, or one of them is empty.
+            return delta | {name: value for name, value in rest.items() if not delta.get(name)}
+        return rest
+
+    def _rest(self, choice: GrowingChoice, message: dict[str, Any], *, finished: bool) -> dict[str, Any]:
+        """What a message brings that has not arrived. Some servers repeat the whole message at the end of a stream."""
+        if self._whole or (isnan(choice.last_output_ms) and not choice.tool_calls):
+            choice.messages = "growing"
+            return message
+        intos = {
+            "content": choice.text,
+            "refusal": choice.refusal,
+            "reasoning_content": choice.reasoning,
+            "reasoning": choice.reasoning,
+            "reasoning_details": choice.reasoning,
+        }
+        rest = {}
+        for name, value in message.items():
+            if name in intos:
+                rest[name] = self._rest_of_text(choice, intos[name], value, finished=finished)
+            elif name in ("tool_calls", "function_call", "annotations") or (name == "audio" and not choice.text.tell()):
+                rest[name] = value
+        return rest
+
+    def _rest_of_text(self, choice: GrowingChoice, into: StringIO, value: object, *, finished: bool) -> object:
+        if not into.tell():
+            return value
+        if type(value) is not str or (choice.messages == "pieces" and not finished):
+            return value if choice.messages else None
+        known = into.getvalue()
+        if value.startswith(known) and (len(value) > len(known) or finished or not choice.messages):
+            return value[len(known) :]
+        if choice.messages:
+            choice.messages = "pieces"
+            return value
+        return None
 
     def _refusal(self, choice: GrowingChoice, value: object) -> None:
         self._output(choice, choice.refusal, value, REFUSAL)
 
     def _reasoning(self, choice: GrowingChoice, value: object) -> None:
-        self._output(choice, choice.reasoning, value, REASONING)
+        """Take reasoning. Some servers send the same text under the old and the new name of the field."""
+        if choice.reasoned != self._event and type(value) is str:
+            choice.reasoned = self._event
+            self._output(choice, choice.reasoning, value, REASONING)
+
+    def _reasoning_details(self, choice: GrowingChoice, value: object) -> None:
+        """Take OpenRouter's parts of reasoning: text or a summary. Encrypted reasoning is only in the raw events."""
+        parts = [part for part in value if type(part) is dict] if type(value) is list else []
+        texts = [text for part in parts for text in (part.get("text"), part.get("summary")) if type(text) is str]
+        if texts:
+            self._reasoning(choice, "".join(texts))
 
     def _tool_calls(self, choice: GrowingChoice, value: object) -> None:
         if type(value) is not list:
@@ -47,21 +96,25 @@ class ChatAccumulator(ChoicesAccumulator):
         for at, given in enumerate(value):
             if type(given) is not dict:
                 continue
-            number = given.get("index")
-            call = choice.tool_calls.setdefault(number if type(number) is int else at, ToolCall())
-            for key in ("id", "type"):
-                if type(given.get(key)) is str and given[key]:
-                    setattr(call, key, given[key])
             # A custom tool has an input where a function has arguments.
             function = given.get("function") or given.get("custom")
-            if type(function) is dict:
-                self._called(choice, call, function.get("name"), function.get("arguments") or function.get("input"))
+            if type(function) is not dict:
+                function = given
+            name, arguments = function.get("name"), function.get("arguments")
+            if arguments is None:
+                arguments = function.get("input")
+            if type(arguments) in (dict, list):
+                arguments = to_json(arguments)
+            index = to_index(given.get("index"))
+            if index is None and len(value) > 1:
+                index = at
+            call = _call_of(choice, index, _text(given.get("id")), _text(name), _text(arguments))
+            call.type = _text(given.get("type")) or call.type
+            self._called(choice, call, _rest_of_name(call, name), _rest_of_arguments(call, arguments))
 
     def _function_call(self, choice: GrowingChoice, value: object) -> None:
         """The predecessor of tool calls: one function, without an id."""
-        if type(value) is dict:
-            call = choice.tool_calls.setdefault(0, ToolCall())
-            self._called(choice, call, value.get("name"), value.get("arguments"))
+        self._tool_calls(choice, [{"index": 0, "function": value}])
 
     def _audio(self, choice: GrowingChoice, value: object) -> None:
         """Take the transcript of spoken output as text. The sound is only in the raw events."""
@@ -72,12 +125,94 @@ class ChatAccumulator(ChoicesAccumulator):
         "role": Accumulator.role,
         "reasoning_content": _reasoning,
         "reasoning": _reasoning,
+        "reasoning_details": _reasoning_details,
         "content": ChoicesAccumulator.content,
         "refusal": _refusal,
         "tool_calls": _tool_calls,
         "function_call": _function_call,
         "audio": _audio,
+        "annotations": Accumulator.annotate,
     }
+
+
+def _call_of(choice: GrowingChoice, index: int | None, id_: str, name: str, arguments: str) -> ToolCall:
+    """The tool call that a piece belongs to: by its id, its index, or else the last one. Or a new call.
+
+    Servers leave out the index, send the same index for every call, or repeat id and name in every piece.
+    """
+    calls = choice.calls
+    call = calls.get(id_) if id_ else None
+    if call is None:
+        call = choice.last_call if index is None else calls.get(index)
+        if call is None or _is_new(call, id_, name, arguments, indexed=index is not None):
+            call = ToolCall()
+            key = len(choice.tool_calls) if index is None else index
+            # Calls are listed by index; further calls with the same index follow.
+            choice.tool_calls[key if key not in choice.tool_calls else 2**31 + len(choice.tool_calls)] = call
+    if index is not None:
+        calls[index] = call
+    if id_:
+        calls[id_] = call
+        call.id = call.id or id_
+    choice.last_call = call
+    return call
+
+
+def _is_new(call: ToolCall, id_: str, name: str, arguments: str, *, indexed: bool) -> bool:
+    """Whether a piece with the place of this call starts another call. A piece without a name never does."""
+    if not name:
+        return False
+    if id_ and call.id:  # the id is not this call's
+        return True
+    known = call.name.getvalue()
+    if not call.arguments.tell():
+        return not indexed and known not in ("", name)
+    if name == known and not arguments.startswith("{"):
+        return False
+    value = _parsed(call.arguments.getvalue())
+    return value is not None and (name != known or value != _parsed(arguments))
+
+
+def _rest_of_name(call: ToolCall, name: object) -> str | None:
+    """What a name adds. Some servers stream it in pieces, others repeat it in every piece of the call."""
+    if type(name) is not str or not name:
+        return None
+    known = call.name.getvalue()
+    if known and call.arguments.tell():
+        return None
+    return name.removeprefix(known)
+
+
+def _rest_of_arguments(call: ToolCall, arguments: object) -> str | None:
+    """What arguments add. Some servers repeat all of them at the end. An object can begin only where a value can."""
+    if type(arguments) is not str:
+        return None
+    if not arguments.startswith("{") or not call.arguments.tell() or call.type != "function":
+        return arguments
+    known = call.arguments.getvalue()
+    if known.rstrip().endswith((":", "[", ",")):
+        return arguments
+    if arguments.startswith(known):
+        return arguments[len(known) :]
+    value = _parsed(known)
+    if value == "{}":
+        call.arguments = StringIO()
+        return arguments
+    return None if value is not None and value == _parsed(arguments) else arguments
+
+
+def _parsed(arguments: str) -> str | None:
+    """Complete arguments in one form, whatever the white space; None if they are incomplete."""
+    if not arguments.rstrip().endswith("}"):
+        return None
+    try:
+        return to_json(decode(arguments.encode("utf-8", "replace")))
+    except ValueError:
+        return None
+
+
+def _text(value: object) -> str:
+    return value if type(value) is str else ""
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ import orjson
 from deltatap.api.accumulate import Accumulator, GrowingChoice, count
 from deltatap.api.base import Api
 from deltatap.api.frames import DONE, MODERATION, SAFE, STREAM_ERROR, Answer, Frames, Piece, event, openai_error
-from deltatap.model import CONTENT, EMPTY, REASONING, Usage
+from deltatap.model import CONTENT, EMPTY, REASONING, REFUSAL, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 # Azure's filter results and Databricks' guardrails, as they appear in a chunk.
 _FILTERS = frozenset(("prompt_filter_results", "input_guardrail", "output_guardrail"))
 _CHOICE_FILTERS = ("content_filter_results", "content_filter_offsets")
+# The sources that Perplexity and xAI search, as they appear in a chunk. Perplexity repeats them in every chunk.
+_SOURCES = ("citations", "search_results")
+# Fields of a chunk and of a choice that most chunks do not have.
+_RARE = _FILTERS.union(_SOURCES, ("moderation", "x_groq", "base_resp"))
+_RARE_IN_CHOICE = frozenset((*_CHOICE_FILTERS, "error", "usage"))
 _FINGERPRINT = "fp_simulator"
 _PROMPT_FILTERS = [{"prompt_index": 0, "content_filter_results": SAFE}]
 
@@ -34,12 +39,20 @@ def openai_usage(given: object) -> Usage | None:
         return None
     inputs = _details(given, "prompt_tokens_details", "input_tokens_details")
     outputs = _details(given, "completion_tokens_details", "output_tokens_details")
+    input_tokens = count(given.get("prompt_tokens", given.get("input_tokens")))
+    output_tokens = count(given.get("completion_tokens", given.get("output_tokens")))
+    total_tokens = count(given.get("total_tokens"))
+    if total_tokens is not None and input_tokens is not None and total_tokens >= input_tokens + (output_tokens or 0):
+        # xAI counts reasoning tokens only in the total, and all of it is billed.
+        output_tokens = total_tokens - input_tokens
+    # Moonshot and DeepSeek report cached tokens outside the details.
+    cached = (inputs.get("cached_tokens"), given.get("cached_tokens"), given.get("prompt_cache_hit_tokens"))
+    counts = [tokens for value in cached if (tokens := count(value)) is not None]
     return Usage(
-        input_tokens=count(given.get("prompt_tokens", given.get("input_tokens"))),
-        output_tokens=count(given.get("completion_tokens", given.get("output_tokens"))),
-        total_tokens=count(given.get("total_tokens")),
-        # DeepSeek reports cached tokens outside the details.
-        cached_input_tokens=count(inputs.get("cached_tokens", given.get("prompt_cache_hit_tokens"))),
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        total_tokens=total_tokens,
+        cached_input_tokens=max(counts, default=None),
         reasoning_tokens=count(outputs.get("reasoning_tokens")),
         audio_input_tokens=count(inputs.get("audio_tokens")),
         audio_output_tokens=count(outputs.get("audio_tokens")),
@@ -62,7 +75,7 @@ class ChoicesAccumulator(Accumulator):
     FIELDS: ClassVar[Mapping[str, Callable[[Any, GrowingChoice, Any], None]]]
 
     @abstractmethod
-    def _part(self, given: dict[str, Any]) -> object:
+    def _part(self, choice: GrowingChoice, given: dict[str, Any]) -> object:
         """The object of a choice that holds its output."""
 
     def _take(self, chunk: dict[str, Any], data: bytes, event: str) -> None:  # noqa: ARG002 - these events have no types
@@ -72,26 +85,43 @@ class ChoicesAccumulator(Accumulator):
                 if type(given) is not dict:
                     self._fail("has a choice that is not an object", data)
                     return
-                self._take_choice(given)
+                self._take_choice(given, data)
         elif choices is not None:
             self._fail("has choices that are not a list", data)
             return
-        if chunk.get("usage") and (usage := openai_usage(chunk["usage"])) is not None:
-            self._used(usage)
+        if chunk.get("usage"):
+            self._report(chunk["usage"])
         self._identify(chunk)
-        if not _FILTERS.isdisjoint(chunk):
-            self._filters += [{name: chunk[name]} for name in chunk if name in _FILTERS and chunk[name]]
+        if not _RARE.isdisjoint(chunk):
+            self._take_rare(chunk, data)
+
+    def _report(self, given: object) -> None:
+        if (usage := openai_usage(given)) is not None:
+            self._used(usage)
+
+    def _take_rare(self, chunk: dict[str, Any], data: bytes) -> None:
+        """Take the fields that most chunks do not have."""
+        self._filters += [{name: chunk[name]} for name in chunk if name in _FILTERS and chunk[name]]
+        self._annotations |= {name: chunk[name] for name in _SOURCES if chunk.get(name)}
         if chunk.get("moderation"):
             self._moderation = chunk["moderation"]
+        if chunk.get("base_resp"):
+            self._check(chunk, data)
+        groq = chunk.get("x_groq")
+        if type(groq) is dict:
+            if groq.get("error"):
+                self._refuse(groq, data)
+            if groq.get("usage"):
+                self._report(groq["usage"])
 
     def _take_whole(self, answer: dict[str, Any], data: bytes) -> None:
         self._take(answer, data, "")
 
-    def _take_choice(self, given: dict[str, Any]) -> None:
+    def _take_choice(self, given: dict[str, Any], data: bytes) -> None:
         choice = self._choice(given.get("index"))
         kinds = self._chunks.kind
         before = len(kinds)
-        part = self._part(given)
+        part = self._part(choice, given)
         if type(part) is dict:
             fields = self.FIELDS
             for name, value in part.items():
@@ -99,32 +129,52 @@ class ChoicesAccumulator(Accumulator):
                     fields[name](self, choice, value)
         if given.get("finish_reason"):
             self._finish(choice, given["finish_reason"])
-        if len(kinds) == before:
-            self._mark(EMPTY, "", choice)
+            native = given.get("native_finish_reason")
+            choice.native = native if type(native) is str else None
         if given.get("logprobs"):
             choice.logprobs.append(given["logprobs"])
-        if given.get("content_filter_results") or given.get("content_filter_offsets"):
-            results = {name: given[name] for name in _CHOICE_FILTERS if given.get(name)}
+        if not _RARE_IN_CHOICE.isdisjoint(given):
+            self._take_rare_of_choice(choice, given, data)
+        if len(kinds) == before:
+            self._mark(EMPTY, "", choice)
+
+    def _take_rare_of_choice(self, choice: GrowingChoice, given: dict[str, Any], data: bytes) -> None:
+        """Take the fields that most choices do not have."""
+        if given.get("error"):
+            self._refuse({"error": given["error"]}, data)
+        results = {name: given[name] for name in _CHOICE_FILTERS if given.get(name)}
+        if results:
             self._filters.append({"index": choice.index, **results})
+        if given.get("usage"):
+            self._report(given["usage"])
 
     def content(self, choice: GrowingChoice, value: object) -> None:
-        """Take text, or a list of parts."""
-        if type(value) is list:
-            for part in value:
-                self._content_part(choice, part)
-        else:
+        """Take text, or a list of parts. Images are only in the raw events."""
+        if type(value) is str:
             self._output(choice, choice.text, value, CONTENT)
+        else:
+            for part in value if type(value) is list else [value]:
+                self._content_part(choice, part)
 
     def _content_part(self, choice: GrowingChoice, part: object) -> None:
         """Take a part: text, Mistral's thinking, or Databricks' reasoning with its summary."""
-        if type(part) is not dict:
-            return
-        self._output(choice, choice.text, part.get("text"), CONTENT)
-        for name in ("thinking", "summary"):
-            found = part.get(name)
-            for inner in found if type(found) is list else [{"text": found}]:
-                if type(inner) is dict:
-                    self._output(choice, choice.reasoning, inner.get("text"), REASONING)
+        if type(part) is str:
+            self._output(choice, choice.text, part, CONTENT)
+        elif type(part) is dict:
+            text = part.get("text")
+            text = text.get("value") if type(text) is dict else text
+            if part.get("type") in ("reasoning", "thinking"):
+                self._output(choice, choice.reasoning, text, REASONING)
+            else:
+                self._output(choice, choice.text, text, CONTENT)
+            self._output(choice, choice.refusal, part.get("refusal"), REFUSAL)
+            for name in ("thinking", "summary"):
+                found = part.get(name)
+                for inner in found if type(found) is list else [found]:
+                    thought = inner.get("text") if type(inner) is dict else inner
+                    self._output(choice, choice.reasoning, thought, REASONING)
+            if part.get("annotations"):
+                self.annotate(choice, part["annotations"])
 
 
 @dataclass(slots=True)

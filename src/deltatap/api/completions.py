@@ -14,6 +14,7 @@ from deltatap.tokens import count_text
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from deltatap.api.accumulate import GrowingChoice
     from deltatap.api.frames import Answer, Piece
 
 
@@ -22,7 +23,7 @@ class CompletionsAccumulator(ChoicesAccumulator):
 
     __slots__ = ()
 
-    def _part(self, given: dict[str, Any]) -> object:
+    def _part(self, choice: GrowingChoice, given: dict[str, Any]) -> object:  # noqa: ARG002 - same signature for all
         return given
 
     FIELDS = {"text": ChoicesAccumulator.content}  # noqa: RUF012 - ClassVar in the base

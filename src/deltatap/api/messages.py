@@ -48,6 +48,8 @@ class MessagesAccumulator(Accumulator):
     """
 
     __slots__ = ("_blocks", "_reported")
+    PLAIN = "type"
+    ANSWER = "content"
     STATUSES = {name: status for status, name in _ERRORS.items()}  # noqa: RUF012 - ClassVar in the base
 
     def __init__(self, choices: int = 1, *, keep_raw: bool = False) -> None:

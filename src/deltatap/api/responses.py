@@ -36,6 +36,8 @@ class ResponsesAccumulator(Accumulator):
     """Receives typed events. All output belongs to choice 0. A whole response is the object in `response.completed`."""
 
     __slots__ = ()
+    PLAIN = "type"
+    ANSWER = "output"
 
     def _take(self, chunk: dict[str, Any], data: bytes, event: str) -> None:
         type_ = str(chunk.get("type") or event)

@@ -1,8 +1,10 @@
 """Decodes bytes into server-sent events. Sans-IO: there are no sockets, clocks or JSON here.
 
 The grammar is WHATWG's (HTML Living Standard, 9.2.6): lines end with LF, CR or CRLF, wherever the reads cut them; a
-blank line ends an event; an incomplete event at the end of a stream is dropped. Data stays bytes: the JSON decoder
-checks that they are UTF-8. No byte is searched twice, so the cost is O(bytes), however small the reads are.
+blank line ends an event. `finish` returns an event without its blank line, which the standard drops: whoever reads the
+stream knows whether it is complete. One field is not the standard's: llama.cpp sends errors as `error: {…}`. Data stays
+bytes, because the JSON decoder checks that they are UTF-8. No byte is searched twice, so the cost is O(bytes), however
+small the reads are.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import NamedTuple
 from deltatap.errors import EventTooLargeError
 
 MAX_EVENT_BYTES = 16 * 2**20
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
@@ -35,14 +37,12 @@ class SSEDecoder:
         max_event_bytes: maximum size of an event's data and of a line.
     """
 
-    __slots__ = ("_after_cr", "_at_start", "_data", "_event", "_limit", "_line", "_line_bytes", "_size")
+    __slots__ = ("_after_cr", "_at_start", "_data", "_event", "_limit", "_line")
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self._limit = max_event_bytes
-        self._line: list[bytes] = []  # the pieces of a line that has not ended
-        self._line_bytes = 0
-        self._data: list[bytes] = []
-        self._size = 0
+        self._line = bytearray()  # a line that has not ended
+        self._data: bytes | bytearray | None = None
         self._event = ""
         self._after_cr = False
         self._at_start = True
@@ -53,7 +53,7 @@ class SSEDecoder:
         Raises:
             EventTooLargeError: if an event or a line exceeds the limit.
         """
-        pending = self._line or self._data or self._event or self._after_cr or self._at_start
+        pending = self._line or self._data is not None or self._event or self._after_cr or self._at_start
         whole = None if pending else _whole(data, self._limit)
         return self._by_line(data) if whole is None else whole
 
@@ -71,52 +71,69 @@ class SSEDecoder:
             line = data[start : end.start()]
             start = end.end()
             if self._line:
-                line = b"".join((*self._line, line))
+                line = bytes(self._line + line)
                 self._line.clear()
-                self._line_bytes = 0
             if line:
                 self._field(line)
-            elif self._data:
-                events.append(ServerSentEvent(b"\n".join(self._data), self._event))
-                self._reset()
+            elif self._data is not None:
+                events.append(self._ended(self._data))
             else:
                 self._event = ""
         if start and start == len(data) and data.endswith(b"\r"):
             self._after_cr = True
         if start < len(data):
-            self._line.append(data[start:])
-            self._line_bytes += len(data) - start
-            if self._line_bytes > self._limit:
+            self._line += data[start:]
+            if len(self._line) > self._limit:
                 raise EventTooLargeError(f"a line of the event stream exceeds {self._limit:,} bytes")
         return events
 
+    def finish(self) -> ServerSentEvent | None:
+        """End the stream; returns the event whose blank line is missing. Its last line can be cut short.
+
+        Raises:
+            EventTooLargeError: if the event exceeds the limit.
+        """
+        line = bytes(self._line)
+        self._line.clear()
+        if line:
+            self._field(line)
+        return None if self._data is None else self._ended(self._data)
+
     def _without_bom(self, data: bytes) -> bytes:
         """Drop a byte order mark at the start of the stream, even if it comes in pieces."""
-        start = b"".join((*self._line, data))
+        start = bytes(self._line + data)
         self._line.clear()
-        self._line_bytes = 0
-        if len(start) < len(_BOM) and _BOM.startswith(start):
-            if start:
-                self._line.append(start)
+        if len(start) < len(BOM) and BOM.startswith(start):
+            self._line += start
             return b""
         self._at_start = False
-        return start.removeprefix(_BOM)
+        return start.removeprefix(BOM)
 
     def _field(self, line: bytes) -> None:
         name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
-        if name == b"data":
-            self._size += len(value) + 1
-            if self._size > self._limit:
-                raise EventTooLargeError(f"an event's data exceeds {self._limit:,} bytes")
-            self._data.append(value)
-        elif name == b"event":
+        if name == b"event":
             self._event = value.decode("utf-8", "replace")
+            return
+        if name == b"error":
+            self._event = "error"
+        elif name != b"data":
+            return
+        if self._data is None:
+            self._data = value
+        else:
+            if type(self._data) is bytes:
+                self._data = bytearray(self._data)
+            self._data += b"\n"
+            self._data += value
+        if len(self._data) > self._limit:
+            raise EventTooLargeError(f"an event's data exceeds {self._limit:,} bytes")
 
-    def _reset(self) -> None:
-        self._data.clear()
-        self._size = 0
+    def _ended(self, data: bytes | bytearray) -> ServerSentEvent:
+        event = ServerSentEvent(bytes(data), self._event)
+        self._data = None
         self._event = ""
+        return event
 
 
 def _whole(data: bytes, limit: int) -> list[ServerSentEvent] | None:

@@ -120,11 +120,19 @@ def test_every_requested_choice_must_finish() -> None:
         ({"error": "Oh"}, StreamError(None, None, "Oh")),
     ],
 )
-def test_an_error_in_the_stream_ends_it_and_keeps_earlier_output(event: Any, expected: StreamError) -> None:
-    received = receive(delta(content="Hi"), event, delta(content="never"))
+def test_what_comes_beside_and_after_an_error_still_counts(event: Any, expected: StreamError) -> None:
+    received = receive(
+        delta(content="Ha"),
+        {**event, **delta(content="l")},
+        delta(content="f"),
+        {"usage": {"prompt_tokens": 9, "completion_tokens": 40}},
+    )
     assert received.error == expected
-    assert received.text == "Hi"
-    assert elements(received)[-1][:3] == ("error", None, json.dumps(event))
+    assert received.text == "Half"
+    assert received.usage == Usage(9, 40)
+    assert [(kind, text) for kind, _, text, _, _ in elements(received)] == [
+        ("content", "Ha"), ("error", json.dumps({**event, **delta(content="l")})), ("content", "l"), ("content", "f"), ("usage", ""),
+    ]  # fmt: skip
 
 
 def test_an_event_of_type_error_is_an_error() -> None:

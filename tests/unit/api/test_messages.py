@@ -140,7 +140,7 @@ ERRORS = [
     ("rate_limit_error", 429, "rate_limit", "rate_limit"),
     ("api_error", 500, "server", "stream_error"),
     ("timeout_error", 504, "server", "stream_error"),
-    ("overloaded_error", 529, "server", "stream_error"),
+    ("overloaded_error", 529, "server", "server"),
 ]
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -39,6 +40,12 @@ TABLE: list[tuple[bytes, list[ServerSentEvent]]] = [
     (b'data: {"x": "\xc3\xa9\xf0\x9f\x99\x82"}\n\n', [E(b'{"x": "\xc3\xa9\xf0\x9f\x99\x82"}')]),
     (b"retry: 10\nunknown: 1\ndata: a\n\n", [E(b"a")]),
     (b"data: a\n\ndata: cut short", [E(b"a")]),
+    (b"id: 9\x00\nid: " + b"9" * 50 + b"\nretry: x\ndata: a\x00b\n\n", [E(b"a\x00b")]),
+    (
+        b'error: {"code": 400}\n\nerror:{}\ndata: x\n\ndata: y\n\n',
+        [E(b'{"code": 400}', "error"), E(b"{}\nx", "error"), E(b"y")],
+    ),
+    (b"errors: x\n\n", []),
     (b"\n\n\n", []),
     (b"", []),
 ]
@@ -59,6 +66,7 @@ _LINES = st.sampled_from(
         b"data:",
         b'data: {"a": 1}',
         b"event: e",
+        b"error: {}",
         b": c",
         b"id: 1",
         b"",
@@ -79,8 +87,39 @@ def test_any_cuts_of_any_stream_give_the_same_events(content: bytes, data: st.Da
     assert decode(reads) == decode([content])
 
 
+@pytest.mark.parametrize(
+    ("content", "last"),
+    [
+        (b"", None),
+        (b"\xef\xbb", None),
+        (b"data: a\n\n", None),
+        (b": ping", None),
+        (b"event: e", None),
+        (b"data: [DONE]\n", E(b"[DONE]")),
+        (b"data: [DONE]", E(b"[DONE]")),
+        (b"\xef\xbb\xbfdata: a", E(b"a")),
+        (b"data: a\r", E(b"a")),
+        (b"data: a\r\n", E(b"a")),
+        (b'event: e\ndata: {"a":\ndata: 1}', E(b'{"a":\n1}', "e")),
+        (b"data: a\nda", E(b"a")),
+        (b"error: {}", E(b"{}", "error")),
+    ],
+)
+def test_the_end_of_a_stream_returns_what_is_pending(content: bytes, last: ServerSentEvent | None) -> None:
+    for reads in ([content], [content[at : at + 1] for at in range(len(content))]):
+        decoder = SSEDecoder()
+        for read in reads:
+            decoder.feed(read)
+        assert decoder.finish() == last
+        assert decoder.finish() is None
+
+
 @settings(deadline=None)  # a busy machine exceeds the default deadline
-@given(st.lists(st.tuples(_LINES, st.sampled_from([b"\n", b"\r\n"])), max_size=30))
+@given(
+    st.lists(
+        st.tuples(_LINES.filter(lambda line: b"error" not in line), st.sampled_from([b"\n", b"\r\n"])), max_size=30
+    )
+)
 def test_the_openai_client_decodes_the_same(parts: list[tuple[bytes, bytes]]) -> None:
     """Compare with an independent implementation.
 
@@ -99,9 +138,19 @@ def test_the_openai_client_decodes_the_same(parts: list[tuple[bytes, bytes]]) ->
     assert [event for event in asyncio.run(theirs()) if event[0]] == [event for event in ours if event[0]]
 
 
-def test_a_long_line_in_single_bytes_is_joined_once() -> None:
-    content = b"data: " + b"x" * 200_000 + b"\n\n"
-    assert decode(content[at : at + 1] for at in range(len(content))) == [E(b"x" * 200_000)]
+@pytest.mark.parametrize(
+    ("content", "data"),
+    [
+        (b"data: " + b"x" * 500_000 + b"\n\n", b"x" * 500_000),
+        (b"data\n" * 100_000 + b"\n", b"\n" * 99_999),
+        (b"data: x\r\n" * 60_000 + b"\r\n", b"x\n" * 59_999 + b"x"),
+        (b"id: " + b"9" * 500_000 + b"\ndata: x\n\n", b"x"),
+    ],
+)
+def test_single_bytes_are_decoded_in_linear_time(content: bytes, data: bytes) -> None:
+    started = time.process_time()
+    assert decode(content[at : at + 1] for at in range(len(content))) == [E(data)]
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize("content", [b"data: " + b"x" * 50, b"data: xxxxxxxx\n" * 8 + b"\n"])

@@ -125,7 +125,7 @@ EXPECTED = {
         "role usage empty content empty tool_calls tool_calls tool_calls empty empty empty empty empty content empty finish usage empty",
         "I'll check. It is sunny.", "end_turn", usage=Usage(10682, 510, 11192, 0), tools=[
             {"type": "server_tool_use", "id": "srvtoolu_014hJH82Qum7Td6UV8gDXThB", "name": "web_search", "input": {"query": "weather NYC today"}}]),
-    "openrouter_error": Expected("role content error", "To build", None, "interrupted", ("stream_error", "server_error")),
+    "openrouter_error": Expected("role content error finish", "To build", "error", "interrupted", ("stream_error", "server_error")),
 }  # fmt: skip
 
 

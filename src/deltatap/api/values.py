@@ -1,0 +1,94 @@
+"""JSON values as servers send them: how they are decoded, and how they are stored as text. Pure.
+
+Servers send JSON that Python, UTF-8 or Arrow cannot hold: halves of surrogate pairs, numbers without end, NaN, deep
+nesting. What this module returns is always valid. It does not know what a value means.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from typing import Any
+
+import orjson
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+# orjson encodes at most 254 levels.
+_LEVELS = 200
+_DIGITS = 19
+_BITS = 63
+
+
+def decode(data: bytes) -> Any:  # noqa: ANN401 - any JSON
+    """The JSON value in these bytes. Invalid UTF-8 becomes U+FFFD, as in a browser.
+
+    Raises:
+        ValueError: if this is not JSON, or if it nests too deeply.
+    """
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        # orjson refuses half a surrogate pair, invalid UTF-8, NaN and numbers that exceed a double.
+        try:
+            return _DECODER.decode(data.decode("utf-8", "replace"))
+        except (ValueError, RecursionError):
+            raise ValueError(str(error)) from None
+
+
+def decode_first(text: str) -> Any:  # noqa: ANN401 - any JSON
+    """The JSON value at the start of a text. Whatever follows it is ignored.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    try:
+        return _DECODER.raw_decode(text.lstrip())[0]
+    except RecursionError:
+        raise ValueError("the JSON nests too deeply") from None
+
+
+def to_json(value: object) -> str:
+    """Compact JSON of a decoded value. Always valid, and valid UTF-8."""
+    try:
+        return orjson.dumps(value).decode()
+    except TypeError:
+        return orjson.dumps(_plain(value, _LEVELS)).decode()
+
+
+def clean(text: str) -> str:
+    """The text without halves of surrogate pairs, which UTF-8 cannot encode."""
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+
+
+def joined(text: str) -> str:
+    """The text with pairs of surrogates as one character. They come in halves if a server cuts text between them."""
+    if text.isascii() or _SURROGATE.search(text) is None:
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _integer(digits: str) -> int | str:
+    """An integer, or its digits if there are too many of them."""
+    return int(digits) if len(digits) <= _DIGITS else digits
+
+
+_DECODER = json.JSONDecoder(parse_int=_integer)
+
+
+def _plain(value: object, levels: int) -> object:
+    """The value as orjson can encode it. What lies deeper than the levels becomes an ellipsis."""
+    plain: object = value
+    if type(value) is str:
+        plain = clean(value)
+    elif type(value) is int and value.bit_length() > _BITS:
+        plain = str(value)
+    elif type(value) is float and not math.isfinite(value):
+        plain = None
+    elif type(value) in (dict, list) and levels == 0:
+        plain = "…"
+    elif type(value) is list:
+        plain = [_plain(item, levels - 1) for item in value]
+    elif type(value) is dict:
+        plain = {clean(key): _plain(item, levels - 1) for key, item in value.items()}
+    return plain
