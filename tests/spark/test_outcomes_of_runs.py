@@ -95,7 +95,9 @@ def test_errors_that_every_request_would_get_stop_the_run(
     prompts.write(spark, tables / "prompts", [(f"r{n}", f"p{n}", f"gpt-4o!{fault}:1") for n in range(60)])
     ended, _ = capture(spark, tables, simulator, capture={"concurrency": 2})
     assert ended.row["status"] == "failed"
-    assert ended.row["reason"].startswith(reason)
+    assert f"/v1: {reason}" in ended.row["reason"], "it names the URL"
+    assert "(model gpt-4o!" in ended.row["reason"]
+    assert "request_id " in ended.row["reason"]
     assert simulator.counts()["calls"] <= 6, "the run stops at once"
     assert {row["error"]["type"] for row in captured(spark, tables)} == {reason.split(":", maxsplit=1)[0]}
     simulator.reset()

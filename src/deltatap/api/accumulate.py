@@ -282,8 +282,12 @@ class Accumulator(ABC):
         if self._error is None or self.ANSWER in answer:
             self._take_whole(answer, data)
 
-    def add_refusal(self, body: object) -> None:
+    def add_refusal(self, data: bytes) -> None:
         """Keep the result of the content filter that refused the request. Azure puts the result into the error."""
+        try:
+            body = decode(data)
+        except ValueError:
+            return
         error = body.get("error", body) if type(body) is dict else None
         inner = error.get("innererror") if type(error) is dict else None
         found = inner.get("content_filter_result") if type(inner) is dict else None

@@ -21,9 +21,9 @@ from urllib.parse import quote
 import httpx2
 from openai import AsyncOpenAI, AsyncStream, Omit
 
+from deltatap.api.body import AnswerBody
 from deltatap.api.registry import specification
 from deltatap.api.values import clean, decode
-from deltatap.api.body import AnswerBody
 from deltatap.errors import CredentialError, ProtocolError
 from deltatap.http.credentials import credential_of
 from deltatap.http.faults import internal_error, is_fault

@@ -47,7 +47,7 @@ def decoded(decoders: Iterable[Decoder], data: bytes) -> Iterator[bytes]:
 class Decoder:
     """Decodes one coding of one body."""
 
-    __slots__ = ("_coding", "_engine", "_ended", "_plain", "_start")
+    __slots__ = ("_coding", "_ended", "_engine", "_plain", "_start")
 
     def __init__(self, coding: str) -> None:
         self._coding = coding

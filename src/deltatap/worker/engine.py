@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import uvloop
 
 from deltatap.errors import one_line
+from deltatap.http.faults import internal_error
 from deltatap.messages import POLL_S, Refusal
 from deltatap.model import INTERNAL_COMPLETE, INTERNAL_REQUEST, Call, Capture, CaptureError, Chunks, Job, Received
 from deltatap.worker.breaker import Breaker
-from deltatap.http.faults import internal_error
 from deltatap.worker.lag import LagWatch
 from deltatap.worker.retry import cool_down, next_try, stops_run, too_long_s, until
 from deltatap.worker.schedule import Scheduler

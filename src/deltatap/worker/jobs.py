@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 
 from deltatap.api.input_tokens import InputTokens
 from deltatap.api.registry import specification
+from deltatap.http.faults import internal_error, is_fault
 from deltatap.model import INTERNAL_REQUEST, Expected, Job, Request
 from deltatap.prompts import wire
 from deltatap.tokens import count_text, known_encoding
-from deltatap.http.faults import internal_error, is_fault
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

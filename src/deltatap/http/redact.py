@@ -1,0 +1,179 @@
+"""Strikes secrets out of a finished call, so that no row, journal, log or message contains them. Pure.
+
+Some servers repeat the key that they refuse, and a model can repeat a key that a gateway put into its prompt. A secret
+may be split over chunks, or written with JSON's escapes. Chunks still join to the text of their choice. Values of fewer
+than 8 characters, such as `EMPTY`, are not secrets.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import orjson
+
+from deltatap.model import KINDS, OUTPUT_KINDS, Chunks, Received
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    _Record = TypeVar("_Record")
+
+_STRUCK = "***"
+_SHORTEST = 8
+# A message is cut at its limit, which may be in the middle of a secret.
+_SHORTEST_START = 6
+_OUTPUT = frozenset(KINDS.index(kind) for kind in OUTPUT_KINDS)
+
+
+def without_secrets(record: _Record, secrets: Collection[str]) -> _Record:
+    """The call, or its error, without any of the secrets."""
+    hidden = tuple(sorted((secret for secret in secrets if len(secret) >= _SHORTEST), key=len, reverse=True))
+    return _struck(record, hidden) if hidden else record
+
+
+def _struck(value: Any, secrets: tuple[str, ...]) -> Any:  # noqa: ANN401 - any field of a record
+    """The value without the secrets; the same object if it has none."""
+    if isinstance(value, str):
+        return _struck_text(value, secrets)
+    if isinstance(value, bytes):
+        return _struck_bytes(value, secrets)
+    if isinstance(value, tuple):
+        items = [_struck(item, secrets) for item in value]
+        return tuple(items) if any(new is not old for new, old in zip(items, value, strict=True)) else value
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    found = {field.name: getattr(value, field.name) for field in fields(value)}
+    changed = {name: new for name, old in found.items() if (new := _struck(old, secrets)) is not old}
+    if isinstance(value, Received):
+        changed |= _struck_pieces(value, secrets, spoken="choices" in changed)
+    return replace(value, **changed) if changed else value
+
+
+def _struck_text(text: str, secrets: tuple[str, ...]) -> str:
+    for secret in secrets:
+        if secret in text:
+            text = text.replace(secret, _STRUCK)
+        if "\\" in text:
+            text = _escaped(secret).sub(_STRUCK, text)
+        start = text.removesuffix("…")
+        if start is not text and (cut := _cut_start(start, secret)):
+            text = f"{start[:-cut]}{_STRUCK}…"
+    return text
+
+
+def _struck_bytes(data: bytes, secrets: tuple[str, ...]) -> bytes:
+    for secret in secrets:
+        data = data.replace(secret.encode(), _STRUCK.encode()) if secret.encode() in data else data
+        if b"\\" in data:
+            data = _escaped_bytes(secret).sub(_STRUCK.encode(), data)
+    return data
+
+
+def _cut_start(text: str, secret: str) -> int:
+    """How many characters at the end of a cut text are the start of the secret."""
+    return next((n for n in range(len(secret) - 1, _SHORTEST_START - 1, -1) if text.endswith(secret[:n])), 0)
+
+
+@functools.lru_cache(maxsize=16)
+def _escaped(secret: str) -> re.Pattern[str]:
+    """Matches the secret however JSON writes it, and JSON inside JSON: each character plain, or after backslashes."""
+    return re.compile("".join(rf"\\*(?:{re.escape(char)}|u(?i:{ord(char):04x}))" for char in secret))
+
+
+@functools.lru_cache(maxsize=16)
+def _escaped_bytes(secret: str) -> re.Pattern[bytes]:
+    return re.compile(_escaped(secret).pattern.encode())
+
+
+def _struck_pieces(received: Received, secrets: tuple[str, ...], *, spoken: bool) -> dict[str, Any]:
+    """The fields whose pieces join to a secret.
+
+    Args:
+        received: with the fields as they arrived.
+        secrets: to strike out.
+        spoken: whether the text of a choice contains a secret, so its pieces are in chunks and events.
+    """
+    changed: dict[str, Any] = {}
+    utf8 = received.chunks.utf8
+    if spoken or b"\\" in utf8 or any(secret.encode() in utf8 for secret in secrets):
+        changed["chunks"] = _struck_chunks(received.chunks, secrets)
+    if spoken:
+        # Log probabilities hold the text once more, token by token and as numbers.
+        changed["logprobs"] = None
+        if received.raw is not None:
+            changed["raw"] = _struck_events(received.raw, secrets)
+    return changed
+
+
+def _struck_chunks(chunks: Chunks, secrets: tuple[str, ...]) -> Chunks:
+    texts = chunks.text
+    groups: dict[tuple[int, int], list[int]] = {}
+    for at, (choice, kind) in enumerate(zip(chunks.choice, chunks.kind, strict=True)):
+        if kind in _OUTPUT:
+            groups.setdefault((choice, kind), []).append(at)
+    for group in groups.values():
+        for at, text in zip(group, struck_pieces([texts[at] for at in group], secrets), strict=True):
+            texts[at] = text
+    new = Chunks()
+    columns = zip(chunks.ms, chunks.gap_ms, texts, chunks.kind, chunks.choice, chunks.event, chunks.read, strict=True)
+    for ms, gap_ms, text, kind, choice, event, read in columns:
+        new.append(ms, gap_ms, _struck_text(text, secrets), kind, choice, event, read)
+    return new
+
+
+def struck_pieces(pieces: Sequence[str], secrets: Collection[str]) -> list[str]:
+    """The pieces of a text without the secrets in it. The piece in which a secret starts gets ``***``."""
+    joined = "".join(pieces)
+    spans = [match.span() for secret in secrets for match in re.finditer(re.escape(secret), joined)]
+    struck, start = [], 0
+    for piece in pieces:
+        end, kept, at = start + len(piece), [], start
+        for first, last in sorted(spans):
+            if first < end and last > at:
+                kept.append(joined[at : max(at, first)])
+                if start <= first:
+                    kept.append(_STRUCK)
+                at = min(end, max(at, last))
+        struck.append("".join((*kept, joined[at:end])))
+        start = end
+    return struck
+
+
+def _struck_events(raw: Sequence[tuple[str, bytes]], secrets: tuple[str, ...]) -> tuple[tuple[str, bytes], ...]:
+    """The events without a secret that is split over them: texts at the same place in each event belong together."""
+    values = [_decoded(data) for _, data in raw]
+    places: dict[tuple[object, ...], list[tuple[int, Any, Any]]] = {}
+    for number, value in enumerate(values):
+        for place, holder, key in _texts(value):
+            places.setdefault(place, []).append((number, holder, key))
+    changed = set()
+    for found in places.values():
+        pieces = [holder[key] for _, holder, key in found]
+        for (number, holder, key), old, new in zip(found, pieces, struck_pieces(pieces, secrets), strict=True):
+            if new != old:
+                holder[key] = new
+                changed.add(number)
+    return tuple(
+        (kind, orjson.dumps(values[at]) if at in changed else _struck_bytes(data, secrets))
+        for at, (kind, data) in enumerate(raw)
+    )
+
+
+def _decoded(data: bytes) -> Any:  # noqa: ANN401 - any JSON
+    try:
+        return orjson.loads(data)
+    except ValueError:
+        return None
+
+
+def _texts(value: Any, place: tuple[object, ...] = ()) -> Iterator[tuple[tuple[object, ...], Any, Any]]:  # noqa: ANN401
+    """Every text in a value: its place, the object or list that holds it, and its key there."""
+    items = value.items() if type(value) is dict else enumerate(value) if type(value) is list else ()
+    for key, inner in items:
+        if type(inner) is str:
+            yield (*place, key), value, key
+        else:
+            yield from _texts(inner, (*place, key))
