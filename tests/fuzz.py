@@ -139,7 +139,7 @@ async def _run(inputs: Sequence[Input], beside: int) -> list[str | None]:
         _ANSWER.set(given)
         row = {"request_id": str(at), "prompt": "Hi", "model": f"model-{at}"}
         request = build_request(row, api=given.api, model=None, defaults={}, keep=())
-        job = job_of(request, at, [], settings[given.api].endpoint, given.mode)
+        job = job_of(request, at, [], settings[given.api], given.mode)
         assert job.wire is not None
         job.calls.append(await clients[given.api, at % 2 == 1].call(job.wire))
         started = time.process_time()

@@ -100,7 +100,7 @@ def _run(cases: list[Case], settings: Any, folder: Path) -> str | None:
             # A model of its own: what one model's server refuses says nothing about the others.
             row = {"request_id": case.name, "prompt": case.name, "model": f"model-{at}"}
             request = build_request(row, api=case.api, model=None, defaults={}, keep=())
-            assert engine.submit(job_of(request, at, [], settings.endpoint, case.mode))  # type: ignore[arg-type]
+            assert engine.submit(job_of(request, at, [], settings, case.mode))  # type: ignore[arg-type]
         engine.join()
         return None if engine.fatal is None else engine.fatal.type
 
