@@ -19,6 +19,7 @@ import traceback
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ from deltatap.prices import Prices
 from deltatap.prompts import build_request
 from deltatap.worker.bootstrap import context_of
 from deltatap.worker.jobs import job_of
+from deltatap.worker.journal import warm_up
 from deltatap.worker.rows import JOURNAL_SCHEMA, counted, journal_batch
 from tests.answers import CASES, GOOD, HEAD, KEY, chunked
 
@@ -121,18 +123,28 @@ def _no_sockets() -> Iterator[None]:
 
 def run(inputs: Sequence[Input], *, beside: int = BESIDE) -> list[str | None]:
     """Run all inputs at once, with well-behaved streams beside them. What is wrong with each; None if nothing is."""
+    _load()
     with _no_sockets():
         return asyncio.run(_run(inputs, beside))
+
+
+@cache
+def _load() -> None:
+    """Load the vocabulary now; the first row would be slow."""
+    warm_up(context_of(load_settings({}), Prices(), "fuzz", 0))
 
 
 async def _run(inputs: Sequence[Input], beside: int) -> list[str | None]:
     settings = {api: load_settings({"endpoint": {"api": api, "api_key": None}}) for api in NAMES}
     credential = Credential(lambda: Token(KEY))
-    clients = {
-        (api, raw): EndpointClient(settings[api].endpoint, settings[api].timeouts, keep_raw=raw, credential=credential)
-        for api in NAMES
-        for raw in (False, True)
-    }
+    clients: dict[tuple[str, bool], EndpointClient] = {}
+
+    def client_of(api: str, raw: bool) -> EndpointClient:  # noqa: FBT001
+        if (api, raw) not in clients:
+            of = settings[api]
+            clients[api, raw] = EndpointClient(of.endpoint, of.timeouts, keep_raw=raw, credential=credential)
+        return clients[api, raw]
+
     failed: dict[int, str] = {}
 
     async def one(at: int, given: Input) -> list[dict[str, Any]]:
@@ -141,7 +153,7 @@ async def _run(inputs: Sequence[Input], beside: int) -> list[str | None]:
         request = build_request(row, api=given.api, model=None, defaults={}, keep=())
         job = job_of(request, at, [], settings[given.api], given.mode)
         assert job.wire is not None
-        job.calls.append(await clients[given.api, at % 2 == 1].call(job.wire))
+        job.calls.append(await client_of(given.api, at % 2 == 1).call(job.wire))
         started = time.process_time()
         context = context_of(settings[given.api], Prices(), "fuzz", 0)
         batch = journal_batch([counted(Capture(job, queued_ms=0.0, loop_lag_ms=0.0), context)], context, plan=1, part=0)
@@ -333,10 +345,10 @@ def _mutated_json(record: bytes, chosen: random.Random) -> bytes:
         value = json.loads(record[start:]) if start >= 0 else None
     except (ValueError, RecursionError):
         value = None
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or not value:
         return _mutated_bytes(record, chosen)
     places = list(_places(value))
-    holder, key = chosen.choice(places) if places else (value, "error")
+    holder, key = chosen.choice(places)
     match chosen.randrange(8):
         case 0:
             del holder[key]
