@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import random
 import sys
 import time
@@ -124,8 +125,29 @@ def _no_sockets() -> Iterator[None]:
 def run(inputs: Sequence[Input], *, beside: int = BESIDE) -> list[str | None]:
     """Run all inputs at once, with well-behaved streams beside them. What is wrong with each; None if nothing is."""
     _load()
-    with _no_sockets():
-        return asyncio.run(_run(inputs, beside))
+    with _no_sockets(), _logged() as faults:
+        failures = asyncio.run(_run(inputs, beside))
+    return [failure or faults.get(str(at)) for at, failure in enumerate(failures)]
+
+
+@contextmanager
+def _logged() -> Iterator[dict[str, str]]:
+    """What is logged about each request: a fault that deltatap survives is a fault, too."""
+    found: dict[str, str] = {}
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            first, *stack = record.getMessage().splitlines()
+            name = record.args[0] if isinstance(record.args, tuple) and record.args else ""
+            found[str(name)] = "\n".join([*stack, first])
+
+    handler, logger = Handler(), logging.getLogger("deltatap")
+    logger.addHandler(handler)
+    try:
+        with patch.object(logger, "propagate", new=False):
+            yield found
+    finally:
+        logger.removeHandler(handler)
 
 
 @cache
