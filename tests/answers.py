@@ -523,7 +523,7 @@ IN_STREAM = [
     ),
     *_errors(
         "base_resp",
-        data({"id": "x", "choices": None, "base_resp": {"status_code": 1008, "status_msg": "no balance"}}),
+        data({"id": "x", "choices": None, "base_resp": {"status_code": 1000, "status_msg": "no balance"}}),
         "no balance",
     ),
     *_errors("errors", data({"errors": [{"message": "died"}]}), "died"),
@@ -549,7 +549,7 @@ IN_STREAM += [
         ),
         (
             f"base_resp as {kind}",
-            {"id": "x", "choices": None, "base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}},
+            {"id": "x", "choices": None, "base_resp": {"status_code": 1000, "status_msg": "insufficient balance"}},
             "balance",
         ),
         (f"a list as {kind}", [_error("bad field", code=400)], "bad field"),
@@ -558,6 +558,13 @@ IN_STREAM += [
     )
 ]
 IN_STREAM += [
+    _failed(
+        "200 with a quota code",
+        sized("200 OK", {"choices": None, "base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}}),
+        "quota",
+        "insufficient balance",
+        alone=True,
+    ),
     _failed(
         "unframed JSON in chunks",
         chunked(json.dumps(_error("too large", code=400)).encode()),
