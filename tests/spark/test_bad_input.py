@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from deltatap import capture_udf, cli, load_settings, tokens
+from deltatap.delta import columns
+from deltatap.delta import tables as delta_tables
 from tests import prompts
 from tests.runs import capture, captured
 from tests.simulation import KEY, KEY_VARIABLE, start_simulator
@@ -83,6 +85,15 @@ def test_a_captures_table_with_other_columns_is_refused(spark: SparkSession, job
     output = job.refused()
     assert f"captures.table: {job.folder / 'captures'}: column run_id: expected string, found bigint" in output
     assert "column status is missing" in output
+
+
+def test_a_captures_table_of_an_older_version_gains_its_columns(spark: SparkSession, job: Job) -> None:
+    prompts.write(spark, job.folder / "prompts", [("a", "x")])
+    older = [column for column in columns.CAPTURES if not column.added]
+    delta_tables.ensure(spark, str(job.folder / "captures"), older)
+    job.refused("prompts.keep=[topic]")  # the tables are prepared before the refusal
+    found = spark.table(delta_tables.quoted(str(job.folder / "captures"))).schema
+    assert delta_tables.differences(found, columns.CAPTURES) == []
 
 
 def test_a_missing_key_is_named(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

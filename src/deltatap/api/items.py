@@ -121,7 +121,7 @@ def as_text(value: object) -> str:
 
 def _as_sent(item: dict[str, Any]) -> dict[str, Any]:
     """The item without the data of images, which `raw` keeps."""
-    made = {key: value for key, value in item.items() if key != "function"}
+    made = dict(item)
     if item["type"] == "image_generation_call" and type(item.get("result")) is str:
         made["result"] = _mark(item["result"])
     outputs = item.get("outputs")

@@ -46,37 +46,45 @@ class Stretch:
     """One text of the response, as a stretch of all text of its kind.
 
     Attributes:
+        choice: the choice of the response.
         kind: of its chunks.
         into: all text of this kind.
         start, end: where its first piece starts and its last piece ends.
         repeated: the largest of the events that have repeated it.
     """
 
+    choice: GrowingChoice
     kind: int
     into: StringIO
     start: int
     end: int
     repeated: int = 0
 
-    def arrived(self) -> str:
-        """What has arrived; with the pieces of other texts, if they arrived in between."""
-        return self.into.getvalue()[self.start : self.end]
+    def starts(self, text: str, arrived: str) -> bool:
+        """Whether the text starts with what has arrived of it.
+
+        If other texts arrived in between, it does not.
+        """
+        size = self.end - self.start
+        return size <= len(text) and arrived.startswith(text[:size], self.start)
 
     def missing(self, text: str) -> str:
         """The end of the complete text, if only its start has arrived. Nothing if another text has arrived."""
-        if len(text) <= self.end - self.start:
-            return ""
-        arrived = self.arrived()
-        return text[len(arrived) :] if text.startswith(arrived) else ""
+        size = self.end - self.start
+        return text[size:] if size < len(text) and self.starts(text, self.into.getvalue()) else ""
 
 
 class Texts:
-    """The texts of a response."""
+    """The texts of a response.
 
-    __slots__ = ("_latest", "_numbers", "_stretches")
+    Attributes:
+        stretches: by field, number (or id) of the item, and number in the item.
+    """
+
+    __slots__ = ("_latest", "_numbers", "stretches")
 
     def __init__(self) -> None:
-        self._stretches: dict[tuple[str, int | str | None, int], Stretch] = {}
+        self.stretches: dict[tuple[str, int | str | None, int], Stretch] = {}
         self._latest: dict[int, Stretch] = {}
         self._numbers: dict[str, int] = {}
 
@@ -86,13 +94,8 @@ class Texts:
             self._numbers.setdefault(id_, item)
 
     def of_delta(self, field: str, event: Mapping[str, Any], choice: GrowingChoice) -> Stretch:
-        """The text that a delta continues."""
-        item, index = event.get("output_index"), event.get(FIELDS[field][1])
-        key = field, item if type(item) is int else None, index if type(index) is int else 0
-        found = self._stretches.get(key) if key[1] is not None else None
-        return self._opened(place_of(field, event), choice) if found is None else found
-
-    def _opened(self, place: Place, choice: GrowingChoice) -> Stretch:
+        """The text that a delta continues, or a new one."""
+        place = place_of(field, event)
         found = self._find(place)
         return self.open(place, choice) if found is None else found
 
@@ -100,8 +103,8 @@ class Texts:
         """A new text."""
         kind = FIELDS[place.field][0]
         into = {CONTENT: choice.text, REFUSAL: choice.refusal, REASONING: choice.reasoning}[kind]
-        stretch = self._latest[kind] = Stretch(kind, into, into.tell(), into.tell())
-        self._stretches[_key(place)] = stretch
+        stretch = self._latest[kind] = Stretch(choice, kind, into, into.tell(), into.tell())
+        self.stretches[_key(place)] = stretch
         self.number(place.id, place.item)
         return stretch
 
@@ -109,7 +112,7 @@ class Texts:
         """The text at a place, by the number or by the id of its item."""
         by_id = None if place.id is None else self._numbers.get(place.id)
         items = [item for item in (place.item, by_id, place.id) if item is not None]
-        found = (self._stretches.get((place.field, item, place.at)) for item in items or (None,))
+        found = (self.stretches.get((place.field, item, place.at)) for item in items or (None,))
         return next((stretch for stretch in found if stretch is not None), None)
 
     def repeated(self, place: Place, text: str, size: int, choice: GrowingChoice) -> tuple[Stretch, str]:
@@ -118,8 +121,8 @@ class Texts:
         if stretch is None:
             last = self._latest.get(FIELDS[place.field][0])
             unplaced = place.item is None and place.id is None
-            if last is not None and last.repeated < size and (unplaced or text.startswith(last.arrived())):
-                stretch = self._stretches[_key(place)] = last
+            if last is not None and last.repeated < size and (unplaced or last.starts(text, last.into.getvalue())):
+                stretch = self.stretches[_key(place)] = last
         if stretch is None:
             stretch = self.open(place, choice)
         stretch.repeated = max(stretch.repeated, size)
@@ -131,29 +134,28 @@ class Texts:
         First, the texts at the same places are compared; then, in their order, the others of each kind.
         """
         whole = {CONTENT: choice.text, REFUSAL: choice.refusal, REASONING: choice.reasoning}
-        values = {kind: into.getvalue() for kind, into in whole.items()}
-        left = {id(each): values[each.kind][each.start : each.end] for each in self._stretches.values()}
+        arrived = {kind: into.getvalue() for kind, into in whole.items()}
+        left = {id(each): each for each in self.stretches.values()}
         given = [(place, text, self._find(place)) for place, text in texts]
         same = []
         for _, text, stretch in given:
-            arrived = left.get(id(stretch))
-            same.append(None if arrived is None or not text.startswith(arrived) else text[len(arrived) :])
-            if same[-1] is not None:
-                del left[id(stretch)]
-        others: dict[int, deque[str]] = {kind: deque() for kind in whole}
-        for each in {id(each): each for each in self._stretches.values()}.values():
-            if left.get(id(each)):
-                others[each.kind].append(left[id(each)])
-        found: list[tuple[Stretch | None, str]] = []
-        for (place, text, stretch), rest in zip(given, same, strict=True):
-            queue = others[FIELDS[place.field][0]]
-            missing = _without(queue, text if rest is None else rest)
-            if rest is None and missing == text and queue:
+            found = stretch is not None and id(stretch) in left and stretch.starts(text, arrived[stretch.kind])
+            same.append(left.pop(id(stretch)) if found else None)
+        others: dict[int, deque[tuple[int, int]]] = {kind: deque() for kind in whole}
+        for each in left.values():
+            if each.start < each.end:
+                others[each.kind].append((each.start, each.end))
+        compared: list[tuple[Stretch | None, str]] = []
+        for (place, text, _), stretch in zip(given, same, strict=True):
+            kind = FIELDS[place.field][0]
+            rest = text if stretch is None else text[stretch.end - stretch.start :]
+            missing = _without(others[kind], arrived[kind], rest)
+            if stretch is None and missing == text and others[kind]:
                 # The other text stands in the place of this one: some servers change white space.
-                queue.popleft()
+                others[kind].popleft()
                 missing = ""
-            found.append((None if rest is None else stretch, missing))
-        return found
+            compared.append((stretch, missing))
+        return compared
 
 
 @dataclass(slots=True)
@@ -164,11 +166,13 @@ class Call(ToolCall):
         item_id: the id of its item.
         described: whether an item has said what it is; otherwise only pieces of the arguments have arrived.
         complete: whether the complete item has arrived.
+        line: where the last line of its arguments starts, if they are commands.
     """
 
     item_id: str | None = None
     described: bool = False
     complete: bool = False
+    line: int = 0
 
     @property
     def open_for_pieces(self) -> bool:
@@ -184,6 +188,10 @@ class Call(ToolCall):
             if known and its:
                 return known == its
         return True
+
+    def has(self, item_id: str | None, given: SentCall) -> bool:
+        """Whether the item has an id of this call."""
+        return any(known is not None and known == its for known, its in ((self.id, given.id), (self.item_id, item_id)))
 
     def describe(self, item_id: str | None, given: SentCall) -> None:
         """Take what the item says about the call."""
@@ -229,7 +237,7 @@ class Calls:
     def opened(self, number: int | None, item_id: str | None, given: SentCall, choice: GrowingChoice) -> Call:
         """The call that an item opens. At a new place, it is a new call, whatever its ids are."""
         found = self._find(number, item_id, given) if number is None else self._by_number.get(number)
-        if found is None or found.complete or not found.may_be(item_id, given):
+        if found is None or not found.may_be(item_id, given) or (found.complete and not found.has(item_id, given)):
             found = self._new(number, choice)
         self._known(found, item_id, given)
         return found
@@ -310,16 +318,15 @@ def _key(place: Place) -> tuple[str, int | str | None, int]:
     return place.field, place.id if place.item is None else place.item, place.at
 
 
-def _without(arrived: deque[str], text: str) -> str:
-    """The text without its start that has arrived at other places. Takes it out of what has arrived."""
-    while text and arrived:
-        first = arrived[0]
-        if text.startswith(first):
-            arrived.popleft()
-            text = text[len(first) :]
-        elif first.startswith(text):
-            arrived[0] = first[len(text) :]
-            text = ""
-        else:
+def _without(others: deque[tuple[int, int]], arrived: str, text: str) -> str:
+    """The text without its start that has arrived at other places. These stretches are then used up."""
+    while text and others:
+        start, end = others[0]
+        size = min(end - start, len(text))
+        if not arrived.startswith(text[:size], start):
             break
+        others.popleft()
+        if start + size < end:
+            others.appendleft((start + size, end))
+        text = text[size:]
     return text

@@ -107,6 +107,9 @@ class ResponsesAccumulator(Accumulator):
         known = status in (*_FAILED, *_UNFINISHED, "incomplete")
         self._end(answer, f"response.{status}" if known else "response.completed", data)
 
+    def _notice(self, event: str) -> bool:
+        return super()._notice(event) and event not in _REPEATS and event not in _ENDS
+
     def finish(self) -> Received:
         """The data received so far."""
         self._add_held()
@@ -120,25 +123,30 @@ class ResponsesAccumulator(Accumulator):
     # Texts
 
     def _content(self, event: dict[str, Any]) -> None:
-        self._delta("content", event)
+        self._delta(event, "content", "content_index")
         if event.get("logprobs"):
             self._choice().logprobs.append({"content": event["logprobs"]})
 
     def _refusal(self, event: dict[str, Any]) -> None:
-        self._delta("refusal", event)
+        self._delta(event, "refusal", "content_index")
 
     def _summary(self, event: dict[str, Any]) -> None:
-        self._delta("summary", event)
+        self._delta(event, "summary", "summary_index")
 
     def _reasoning(self, event: dict[str, Any]) -> None:
-        self._delta("reasoning", event)
+        self._delta(event, "reasoning", "content_index")
 
-    def _delta(self, name: str, event: dict[str, Any]) -> None:
-        choice = self._choice()
-        self._add(choice, self._texts.of_delta(name, event, choice), event.get("delta"))
+    def _delta(self, event: dict[str, Any], field_: str, index_name: str) -> None:
+        item, index = event.get("output_index"), event.get(index_name)
+        stretch = None
+        if type(item) is int and type(index) is int:
+            stretch = self._texts.stretches.get((field_, item, index))
+        if stretch is None:
+            stretch = self._texts.of_delta(field_, event, self._choice())
+        self._add(stretch, event.get("delta"))
 
-    def _add(self, choice: GrowingChoice, stretch: Stretch, text: object) -> None:
-        self._output(choice, stretch.into, text, stretch.kind)
+    def _add(self, stretch: Stretch, text: object) -> None:
+        self._output(stretch.choice, stretch.into, text, stretch.kind)
         stretch.end = stretch.into.tell()
 
     def _text_done(self, event: dict[str, Any], name: str, of: str) -> None:
@@ -149,7 +157,7 @@ class ResponsesAccumulator(Accumulator):
         """A complete text, which has usually arrived."""
         choice = self._choice()
         self._annotated(part)
-        self._fill(choice, *self._texts.repeated(place, text, size, choice), part)
+        self._fill(*self._texts.repeated(place, text, size, choice), part)
 
     def _annotated(self, part: dict[str, Any]) -> None:
         if part.get("annotations"):
@@ -159,13 +167,13 @@ class ResponsesAccumulator(Accumulator):
         if event.get("annotation"):
             self.annotate(self._choice(), event["annotation"])
 
-    def _fill(self, choice: GrowingChoice, stretch: Stretch, missing: str, part: dict[str, Any]) -> None:
+    def _fill(self, stretch: Stretch, missing: str, part: dict[str, Any]) -> None:
         """Add the end of a text, and the log probabilities if all of the text is missing."""
         if not missing:
             return
         if stretch.start == stretch.end and part.get("logprobs"):
-            choice.logprobs.append({"content": part["logprobs"]})
-        self._add(choice, stretch, missing)
+            stretch.choice.logprobs.append({"content": part["logprobs"]})
+        self._add(stretch, missing)
 
     def _part_added(self, event: dict[str, Any]) -> None:
         if _texts_of(event):
@@ -241,9 +249,9 @@ class ResponsesAccumulator(Accumulator):
         choice = self._choice()
         call, command = self._calls.of_piece(event, choice), event.get("command")
         if type(command) is str and not call.complete:
-            if not call.arguments.getvalue().endswith(command):
+            if call.arguments.tell() == call.line:
                 self._called(choice, call, None, command)
-            call.arguments.write("\n")
+            call.line = call.arguments.tell() + call.arguments.write("\n")
 
     def _command_output(self, event: dict[str, Any]) -> None:
         """The output of a command. The complete result usually follows."""
@@ -310,7 +318,7 @@ class ResponsesAccumulator(Accumulator):
                 self._annotated(text.part)
                 if lacking:
                     into = self._texts.open(place, choice) if stretch is None else stretch
-                    self._fill(choice, into, lacking, text.part)
+                    self._fill(into, lacking, text.part)
 
     def _add_held(self) -> None:
         """Add what items and parts had when they started, if nothing else has brought it."""

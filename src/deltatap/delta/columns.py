@@ -53,11 +53,12 @@ _RAW = pa.list_(pa.struct({"event": STRING, "data": BINARY}))
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column: its name, its Arrow type, and what it holds."""
+    """A column: its name, its Arrow type, and what it holds. A table of an older version lacks an added column."""
 
     name: str
     type: pa.DataType
     comment: str
+    added: bool = False
 
 
 CAPTURES: tuple[Column, ...] = (
@@ -125,6 +126,12 @@ CAPTURES: tuple[Column, ...] = (
         "JSON of the results of content filters and guardrails, in order; null when there are none",
     ),
     Column("logprobs", STRING, "JSON of the log probabilities, by choice; null when there are none"),
+    Column(
+        "annotations",
+        STRING,
+        "JSON of citations and other annotations, by choice, and the sources of the answer; null when there are none",
+        added=True,
+    ),
     Column("moderation", STRING, "JSON of the moderation result; null when none was requested"),
     Column(
         "raw",

@@ -1,4 +1,4 @@
-"""Create the captures and runs tables if they do not exist, and check the columns of existing ones."""
+"""Create the captures and runs tables if they do not exist, or check and upgrade the columns of existing ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def prepare_tables(spark: SparkSession, settings: Settings) -> None:
-    """Create the captures and runs tables if they do not exist, and check their columns.
+    """Create the captures and runs tables if they do not exist, check their columns, and add those of newer versions.
 
     If captures is a catalog name, a view of the same name with ``_current`` appended is created, too.
 
@@ -38,7 +38,7 @@ def prepare_tables(spark: SparkSession, settings: Settings) -> None:
         table, its_columns, *options = needed[name]
         try:
             tables.ensure(spark, table, its_columns, *options)
-            problems = tables.differences(spark.table(tables.quoted(table)).schema, its_columns)
+            problems = tables.upgrade(spark, table, its_columns)
         except Exception as error:  # noqa: BLE001 - a catalog raises many kinds of errors
             problems = [one_line(error)]
         return [f"{name}.table: {table}: {problem}" for problem in problems]

@@ -78,6 +78,16 @@ def is_conflict(error: Exception) -> bool:
     return "CONCURRENT" in f"{type(error).__name__}: {error}".upper()
 
 
+def upgrade(spark: SparkSession, table: str, columns: Sequence[Column]) -> list[str]:
+    """Add the columns that a table of an older version lacks. A table with other differences is only reported."""
+    found = spark.table(quoted(table)).schema
+    new = [column for column in columns if column.added and column.name not in found.names]
+    problems = differences(found, [column for column in columns if column not in new])
+    if new and not problems:
+        commit(spark, f"ALTER TABLE {quoted(table)} ADD COLUMNS ({ddl(new)})")
+    return problems
+
+
 def differences(found: StructType, columns: Sequence[Column]) -> list[str]:
     """How a table's schema differs from ours, one line for each problem. Additional columns are allowed."""
     types = {field.name: field.dataType for field in found.fields}

@@ -414,6 +414,7 @@ def _of_call(call: Call, output_tokens: int) -> dict[str, Any]:
         "service_tier": received.service_tier,
         "content_filter": received.content_filter,
         "logprobs": received.logprobs,
+        "annotations": received.annotations,
         "moderation": received.moderation,
         "raw": None if received.raw is None else [{"event": kind, "data": data} for kind, data in received.raw],
         "started_at": _utc(call.started_at),
