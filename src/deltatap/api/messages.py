@@ -50,7 +50,7 @@ class MessagesAccumulator(Accumulator):
     Tool calls are converted to those of chat completions. A call that the server ran itself is kept as it was sent.
     """
 
-    __slots__ = ("_blocks", "_ended", "_last", "_last_call", "_next", "_numbers", "_reported")
+    __slots__ = ("_blocks", "_ended", "_inputs", "_last", "_last_call", "_next", "_numbers", "_reported")
     PLAIN = "type"
     ANSWER = "content"
     STATUSES: ClassVar[Mapping[str, int]] = {
@@ -66,6 +66,7 @@ class MessagesAccumulator(Accumulator):
         self._last = self._next = 0
         self._last_call: ToolCall | None = None
         self._ended: set[int] = set()
+        self._inputs: dict[int, object] = {}
         self._reported: dict[str, Any] = {}
 
     def _take(self, chunk: dict[str, Any], data: bytes, event: str) -> None:
@@ -91,14 +92,15 @@ class MessagesAccumulator(Accumulator):
 
     def finish(self) -> Received:
         """The data received so far."""
-        for choice in self._choices.values():
-            for number, call in choice.tool_calls.items():
-                self._add_input(number)
-                if call.item is not None:
-                    if call.arguments.tell():
-                        call.item = {**call.item, "input": _decoded(call.arguments.getvalue())}
-                elif not call.arguments.tell() and (self.done or number in self._ended):
-                    call.arguments.write("{}")
+        for number in list(self._inputs):
+            self._add_input(number)
+        calls = [each for choice in self._choices.values() for each in choice.tool_calls.items()]
+        for number, call in calls:
+            if call.item is not None:
+                if call.arguments.tell():
+                    call.item = {**call.item, "input": _decoded(call.arguments.getvalue())}
+            elif not call.arguments.tell() and (self.done or number in self._ended):
+                call.arguments.write("{}")
         return super().finish()
 
     def _start(self, chunk: dict[str, Any]) -> None:
@@ -129,6 +131,7 @@ class MessagesAccumulator(Accumulator):
                 call.item = block
             elif type(block.get("id")) is str:
                 call.id = block["id"]
+            self._inputs[number] = block.get("input")
             self._called(choice, call, None if call.name.tell() else block.get("name"), None)
 
     def _opened(self, chunk: dict[str, Any], block: dict[str, Any]) -> int:
@@ -177,13 +180,12 @@ class MessagesAccumulator(Accumulator):
 
     def _add_input(self, number: int) -> None:
         """Add the input that a tool's block started with, if no delta has brought it."""
-        choice = self._choice()
-        call, given = choice.tool_calls.get(number), self._blocks.get(number, {}).get("input")
-        if call is not None and given and not call.arguments.tell():
-            self._called(choice, call, None, _encoded(given))
+        given, call = self._inputs.pop(number, None), self._choice().tool_calls.get(number)
+        if given and call is not None and not call.arguments.tell():
+            self._called(self._choice(), call, None, _encoded(given))
 
     def _message_delta(self, chunk: dict[str, Any]) -> None:
-        for number in self._choice().tool_calls:
+        for number in list(self._inputs):
             self._add_input(number)
         delta = chunk.get("delta")
         if type(delta) is dict:

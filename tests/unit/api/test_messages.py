@@ -356,6 +356,8 @@ SERVER = {"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "
 TOOL_EVENTS: dict[str, tuple[list[Any], list[Any]]] = {
     "in pieces": ([started(0, tool()), *pieces(0, '{"a"', ": 1}"), stopped(0), *ended()], [a_call(1, '{"a": 1}')]),
     "without input": ([started(0, tool()), stopped(0), *ended()], [a_call()]),
+    "without input, broken off": ([started(0, tool()), stopped(0)], [a_call()]),
+    "without an end": ([started(0, tool())], [a_call(1, "")]),
     "without input or stop": ([started(0, tool()), *ended()], [a_call()]),
     "input at the start": ([started(0, tool(input={"a": 1})), stopped(0), *ended()], [a_call(1, '{"a": 1}')]),
     "input at the start, without stop": ([started(0, tool(input={"a": 1})), *ended()], [a_call(1, '{"a": 1}')]),

@@ -122,6 +122,16 @@ OUTPUT: dict[str, tuple[list[Any], dict[str, Any]]] = {
     "the end of the text only in the complete response": ([text("Hel"), completed(message("Hello"))], {"text": "Hello"}),
     "a second text only at its end": ([text("A"), text_done("A"), text_done("B", 1), completed(message("A"), message("B"))], {"text": "AB"}),
     "a second equal text only at its end": ([text("A"), text_done("A"), text_done("A", 1), completed(message("A"), message("A"))], {"text": "AA"}),
+    "a second equal text only at its end, and no complete output": ([text("A"), text_done("A"), text_done("A", 1), completed()], {"text": "AA"}),
+    "an item with another number": (
+        [text("A", item_id="m1"), text("B", 1, item_id="m2"), done(message("A", id_="m1"), 5), completed()], {"text": "AB"},
+    ),
+    "the end of a text without places": ([text("H", None), text("e", None), text_done("Hello", None), completed()], {"text": "Hello"}),
+    "a call without ids and with another number": ([arguments(ARGUMENTS, 3), completed(function())], {"tools": [call()]}),
+    "two calls of the server without ids at one place": (
+        [done({"type": "web_search_call"}), done({"type": "file_search_call"}), completed()],
+        {"tools": [{"type": "web_search_call"}, {"type": "file_search_call"}]},
+    ),
     "a second part only in the complete response": ([text("A", content_index=0), completed(message("A", "B"))], {"text": "AB"}),
     "the first of two texts only in the complete response": ([text("B", 1), completed(message("A"), message("B"))], {"text": "BA"}),
     "reasoning, then text only at its end": (
@@ -413,6 +423,7 @@ ENDS: dict[str, tuple[list[Any], tuple[Any, ...]]] = {
     "completed, with an item that failed": ([text("Hi"), completed(message("Hi"), {**MCP, "status": "failed"})], (None, None, "completed")),
     "completed, with the status of the start": ([text("Hi"), completed(status="in_progress")], (None, None, "completed")),
     "completed without a response": ([text("Hi"), {"type": "response.completed"}], (None, None, "completed")),
+    "completed without anything": ([{"type": "response.completed"}], (None, None, None)),
     "completed, with a response that is text": ([text("Hi"), {"type": "response.completed", "response": "x"}], (None, None, "completed")),
     "incomplete": (
         [completed(message("Hi"), type_="response.incomplete", incomplete_details={"reason": "max_output_tokens"})],
@@ -485,6 +496,17 @@ def test_the_end_of_a_response_must_be_json() -> None:
         accumulator = ResponsesAccumulator()
         accumulator.add(b'{"type":', 1.0, 0, kind)
         assert accumulator.finish().protocol_error is not None
+
+
+def test_log_probabilities_are_kept_once() -> None:
+    whole = message("Hello")
+    whole["content"][0]["logprobs"] = [{"token": "Hello"}]
+    found = received(
+        text("Hel", logprobs=[{"token": "Hel"}]), text_done("Hello", logprobs=[{"token": "Hello"}]), completed(whole)
+    )
+    assert json.loads(found.logprobs or "") == [{"index": 0, "logprobs": [{"content": [{"token": "Hel"}]}]}]
+    found = received(text_done("Hello", logprobs=[{"token": "Hello"}]), completed(whole))
+    assert json.loads(found.logprobs or "") == [{"index": 0, "logprobs": [{"content": [{"token": "Hello"}]}]}]
 
 
 def test_annotations_are_kept_once() -> None:
