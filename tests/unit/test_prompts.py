@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deltatap.prompts import build_request, request_hash_of, wire
+from deltatap.prompts import build_request, request_hash_of, wire, without_stream_options
 
 if TYPE_CHECKING:
     from deltatap.model import Mode, Request, Wire
@@ -235,6 +235,56 @@ def test_what_deltatap_adds_to_a_body(api: str, mode: Mode, include_usage: bool,
     assert added == json.loads(request.body or "")
     assert (wire_.model, wire_.mode, wire_.usage) == ("m", mode, "stream_options" in ours)
     assert request_hash_of(json.loads(wire_.body)) == request.request_hash, "the same request in each mode"
+
+
+QUIET: dict[str, Any] = {"include_obfuscation": False, "continuous_usage_stats": True}
+
+
+@pytest.mark.parametrize(
+    ("api", "mode", "include_usage", "options"),
+    [
+        ("chat", "stream", True, {**QUIET, "include_usage": True}),
+        ("chat", "stream", False, QUIET),
+        ("chat", "complete", True, None),
+        ("completions", "stream", True, {**QUIET, "include_usage": True}),
+        ("responses", "stream", True, QUIET),
+        ("responses", "complete", True, None),
+    ],
+)
+def test_stream_options_of_the_user(api: str, mode: Mode, include_usage: bool, options: dict[str, Any] | None) -> None:  # noqa: FBT001
+    plain = build_request({"prompt": "Hi"}, api=api, model="m", defaults={}, keep=())
+    params: list[Any] = [json.dumps({"stream_options": QUIET}), {"stream_options": json.dumps(QUIET)}]
+    for of_row, defaults in ((params[0], {}), (params[1], {}), (None, {"stream_options": QUIET})):
+        row = {"prompt": "Hi", "params": of_row}
+        request = build_request(row, api=api, model="m", defaults=defaults, keep=())
+        assert request.error is None
+        assert request.request_hash != plain.request_hash
+        wire_ = sent(request, api=api, mode=mode, include_usage=include_usage)
+        assert json.loads(wire_.body).get("stream_options") == options
+        assert wire_.usage == (options is not None)
+        if mode == "stream":
+            assert request_hash_of(json.loads(wire_.body)) == request.request_hash
+            assert json.loads(without_stream_options(wire_.body)) == json.loads(
+                sent(plain, api=api, include_usage=False).body
+            )
+
+
+@pytest.mark.parametrize("options", ["null", "{}"])
+def test_stream_options_without_a_value_change_nothing(options: str) -> None:
+    assert build(prompt="Hi", params=f'{{"stream_options": {options}}}') == build(prompt="Hi")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ("true", "stream_options: expected an object, such as {include_obfuscation: false}"),
+        ("[]", "stream_options: expected an object, such as {include_obfuscation: false}"),
+        ('{"include_usage": true}', "stream_options.include_usage: must not be set: deltatap sets it; use endpoint.include_usage"),
+        ('{"include_usage": false, "include_obfuscation": false}', "stream_options.include_usage: must not be set: deltatap sets it; use endpoint.include_usage"),
+    ],
+)  # fmt: skip
+def test_bad_stream_options_make_a_bad_row(options: str, problem: str) -> None:
+    assert build(prompt="Hi", params=f'{{"stream_options": {options}}}').error == f"params: {problem}"
 
 
 def test_choices_count_only_in_apis_that_have_them() -> None:

@@ -18,6 +18,7 @@ from deltatap.errors import ConfigError, CredentialError, DeltatapError
 from deltatap.http.credentials import credential_of
 from deltatap.http.proxy import ProxyError
 from deltatap.http.route import route_of
+from deltatap.http.tls import TlsError
 from deltatap.http.transport import Http1Transport
 from deltatap.prices import load_prices
 from deltatap.state import RunState
@@ -184,7 +185,11 @@ def _network(settings: Settings, secrets: Secrets | None) -> None:
         raise ConfigError([f"endpoint.base_url: {why}"]) from error
     except ProxyError as error:
         raise ConfigError([f"endpoint.proxy: {error}"]) from error
+    except TlsError as error:
+        raise ConfigError([f"endpoint.base_url: {error}"]) from error
     except httpx2.TransportError as error:
         local = url.host in ("127.0.0.1", "localhost", "::1")
         hint = "; is the server running? `deltatap simulate` starts the simulator" if local else ""
-        raise ConfigError([f"endpoint.base_url: cannot reach {error}{hint}"]) from error
+        server, _, why = str(error).partition(": ")
+        where = "cannot reach {} port {}".format(*server.rsplit(":", 1))
+        raise ConfigError([f"endpoint.base_url: {where}: {why}{hint}"]) from error

@@ -80,6 +80,7 @@ class EndpointClient:
         self._endpoint, self._timeouts, self._keep_raw, self._wall = endpoint, timeouts, keep_raw, wall
         self._api = specification(endpoint.api)
         self._credential = credential or credential_of(endpoint)
+        self._secrets = sorted(route.secrets, key=len, reverse=True)
         # By model, since a router may send each model to a different server.
         self._refuse_stream_options: set[str] = set()
         # Otherwise the client sends OPENAI_ORG_ID and OPENAI_PROJECT_ID. Only the key comes from the environment.
@@ -243,10 +244,13 @@ class EndpointClient:
         return False
 
     def _without_key(self, error: CaptureError) -> CaptureError:
-        """Mask our key in an error, since some servers repeat it."""
-        if self._credential is None:
-            return error
-        hide = self._credential.hide
+        """Mask our key and the other secrets in an error, since some servers repeat them."""
+
+        def hide(text: str) -> str:
+            for secret in self._secrets:
+                text = text.replace(secret, "***")
+            return text if self._credential is None else self._credential.hide(text)
+
         return replace(error, code=error.code and hide(error.code), message=hide(error.message))
 
 

@@ -11,6 +11,7 @@ import base64
 import ipaddress
 import re
 import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
@@ -152,18 +153,16 @@ async def open_tunnel(stream: socket.socket, proxy: Proxy, server: str) -> None:
         server: host and port of the endpoint.
 
     Raises:
-        ProxyError: the proxy refused, or did not answer as a proxy does.
-        OSError: the connection broke.
+        ProxyError: the proxy refused, did not answer as a proxy does, or closed the connection.
     """
     loop = asyncio.get_running_loop()
     credentials = f"Proxy-Authorization: {proxy.credentials}\r\n" if proxy.credentials else ""
-    await loop.sock_sendall(stream, f"CONNECT {server} HTTP/1.1\r\nHost: {server}\r\n{credentials}\r\n".encode())
-    head = data = b""
-    while _more(head):
-        data = await loop.sock_recv(stream, 4096)
-        head += data
-        if not data:
-            break
+    head = b""
+    # A reset ends the answer, as a close does.
+    with suppress(ConnectionError):
+        await loop.sock_sendall(stream, f"CONNECT {server} HTTP/1.1\r\nHost: {server}\r\n{credentials}\r\n".encode())
+        while _more(head) and (data := await loop.sock_recv(stream, 4096)):
+            head += data
     if not head:
         raise ProxyError(f"{proxy} closed the connection before it answered")
     found = _STATUS_LINE.match(head)

@@ -10,12 +10,23 @@ import ssl
 import sys
 from typing import TYPE_CHECKING
 
+import httpx2
 import truststore
 
 from deltatap.errors import ConfigError
 
 if TYPE_CHECKING:
     from deltatap.config import Tls
+
+
+class TlsError(httpx2.ConnectError):
+    """The TLS connection to the server failed; the message says what to do.
+
+    Attributes:
+        code: the ``error.code`` of the row.
+    """
+
+    code = "tls"
 
 
 def tls_context(tls: Tls) -> ssl.SSLContext:
@@ -110,8 +121,8 @@ _REASONS = (
 )
 
 
-def in_words(error: ssl.SSLError, server: str) -> str:
-    """Describe a failed TLS connection, and say what to do.
+def explained(error: ssl.SSLError, server: str) -> TlsError:
+    """The error of a failed TLS connection, in words that say what to do.
 
     Args:
         error: OpenSSL's.
@@ -120,9 +131,9 @@ def in_words(error: ssl.SSLError, server: str) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         why = getattr(error, "verify_message", "") or _reason(error)
         what = _CERTIFICATE.get(getattr(error, "verify_code", 0), "is not valid")
-        return f"the certificate of {server} {what} ({why})"
+        return TlsError(f"the certificate of {server} {what} ({why})")
     what = next((text for part, text in _REASONS if part in (error.reason or "")), "breaks the TLS connection")
-    return f"{server} {what} ({_reason(error)})"
+    return TlsError(f"{server} {what} ({_reason(error)})")
 
 
 def _reason(error: ssl.SSLError) -> str:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 import time
@@ -18,7 +19,7 @@ from aiohappyeyeballs import start_connection
 from deltatap.config import Tls
 from deltatap.http.connection import Connection, Response
 from deltatap.http.proxy import ProxyError, address, open_tunnel
-from deltatap.http.tls import in_words, tls_context
+from deltatap.http.tls import TlsError, explained, tls_context
 from deltatap.http.watchdog import current
 
 if TYPE_CHECKING:
@@ -99,9 +100,9 @@ class Http1Transport(httpx2.AsyncBaseTransport):
             await response.head()
         except httpx2.TransportError as error:
             response.close()
-            if (words := _in_words(error, request.url, fresh=fresh and forwarding is None)) is None:
+            if (better := _explained(error, request.url, fresh=fresh and forwarding is None)) is None:
                 raise
-            raise type(error)(words) from error
+            raise better from error
         except BaseException:
             response.close()
             raise
@@ -149,11 +150,8 @@ class Http1Transport(httpx2.AsyncBaseTransport):
         scheme, host, port = origin
         tls = self._context() if scheme == "https" else None
         server = address(host, port)
-        stream = await self._open(host, port)
+        stream = await self._open(host, port, tunnel=tls is not None)
         try:
-            stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            if tls is not None and self._proxy is not None:
-                await open_tunnel(stream, self._proxy, server)
             _, connection = await asyncio.get_running_loop().create_connection(
                 lambda: Connection(lambda connection: self._release(origin, connection)),
                 sock=stream,
@@ -161,24 +159,32 @@ class Http1Transport(httpx2.AsyncBaseTransport):
                 server_hostname=None if tls is None else host,
             )
         except ssl.SSLError as error:
-            raise httpx2.ConnectError(in_words(error, server)) from error
+            raise explained(error, server) from error
         except OSError as error:
-            raise httpx2.ConnectError(f"{server}: {_why(error)}") from error
-        except BaseException:
-            stream.close()
-            raise
+            if tls is None or not isinstance(error, ConnectionError):
+                raise httpx2.ConnectError(f"{server}: {_why(error)}") from error
+            closed = f"{server} closed the connection during the TLS handshake"
+            raise TlsError(f"{closed}; it may require a client certificate, endpoint.tls.client_cert") from error
         return connection
 
-    async def _open(self, host: str, port: int) -> socket.socket:
-        """Open a connection to the proxy, or to the server if there is no proxy."""
+    async def _open(self, host: str, port: int, *, tunnel: bool) -> socket.socket:
+        """Open a connection to the server; if there is a proxy, to the proxy, or through it with `tunnel`."""
         proxy = self._proxy
         to = (host, port) if proxy is None else (proxy.host, proxy.port)
         try:
-            return await start_connection(await self._resolve(*to), happy_eyeballs_delay=_NEXT_ADDRESS_S)
-        except OSError as error:
+            stream = await start_connection(await self._resolve(*to), happy_eyeballs_delay=_NEXT_ADDRESS_S)
+        except (OSError, UnicodeError) as error:  # a name that no host can have is a UnicodeError
             if proxy is None:
                 raise httpx2.ConnectError(f"{address(*to)}: {_why(error)}") from error
             raise ProxyError(f"cannot connect to {proxy}: {_why(error)}; check endpoint.proxy") from error
+        try:
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if proxy is not None and tunnel:
+                await open_tunnel(stream, proxy, address(host, port))
+        except BaseException:
+            stream.close()
+            raise
+        return stream
 
     def _release(self, origin: _Origin, connection: Connection) -> None:
         if self._closed:
@@ -208,8 +214,8 @@ def _server(url: httpx2.URL) -> str:
     return address(*_origin(url)[1:])
 
 
-def _in_words(error: httpx2.TransportError, url: httpx2.URL, *, fresh: bool) -> str | None:
-    """What TLS has to do with the failure of a request that has no response; None if nothing.
+def _explained(error: httpx2.TransportError, url: httpx2.URL, *, fresh: bool) -> httpx2.TransportError | None:
+    """The failure of a request that has no response, in other words if TLS may be the cause; else None.
 
     Args:
         error: the failure.
@@ -218,14 +224,19 @@ def _in_words(error: httpx2.TransportError, url: httpx2.URL, *, fresh: bool) -> 
     """
     # With TLS 1.3, a server that refuses the client's certificate says so only after the handshake.
     if isinstance(error.__cause__, ssl.SSLError):
-        return in_words(error.__cause__, _server(url))
-    if url.scheme == "http" and fresh and isinstance(error, httpx2.RemoteProtocolError):
-        return f"{error}; if the server expects TLS, use https:// in endpoint.base_url"
-    return None
+        return explained(error.__cause__, _server(url))
+    if not fresh or not isinstance(error, httpx2.RemoteProtocolError):
+        return None
+    if url.scheme == "http":
+        return httpx2.RemoteProtocolError(f"{error}; if the server expects TLS, use https:// in endpoint.base_url")
+    hint = "if the server requires a client certificate, check endpoint.tls.client_cert"
+    return httpx2.RemoteProtocolError(f"{error}; {hint}")
 
 
-def _why(error: OSError) -> str:
-    return str(error) or type(error).__name__
+def _why(error: OSError | UnicodeError) -> str:
+    """The system's words; asyncio replaces them with the address."""
+    number = getattr(error, "errno", None) or 0
+    return os.strerror(number) if number > 0 else getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _head(request: httpx2.Request, proxy: Proxy | None = None) -> bytes:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -122,15 +123,23 @@ def test_check_imports_neither_the_loop_nor_the_worker() -> None:
 def test_the_network_need_connects_to_the_endpoint_within_connect_s(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, base_url: str, address: tuple[str, int]
 ) -> None:
-    connections: list[Any] = []
+    asked: list[Any] = []
 
-    def connect(address: tuple[str, int], timeout: float) -> Any:
-        connections.append((address, timeout))
-        raise TimeoutError("timed out")
+    async def resolve(_loop: object, host: str, port: int, **_: object) -> Any:
+        asked.append((host, port))
+        await asyncio.Event().wait()
 
-    monkeypatch.setattr("socket.create_connection", connect)
+    monkeypatch.setattr("asyncio.BaseEventLoop.getaddrinfo", resolve)
     endpoint = {"api_key": None, "base_url": base_url}
-    (problem,) = problems(settings(tmp_path, endpoint=endpoint, timeouts={"connect_s": 3.5}), "network")
-    assert connections == [(address, 3.5)]
-    assert problem.startswith(f"endpoint.base_url: cannot reach {address[0]} port {address[1]}: timed out")
-    assert ("deltatap simulate" in problem) == (address[0] == "::1"), "the simulator runs on loopback only"
+    (problem,) = problems(settings(tmp_path, endpoint=endpoint, timeouts={"connect_s": 0.01}), "network")
+    assert asked == [address]
+    end = f"cannot reach {address[0]}: not connected after 0.01 s (timeouts.connect_s)"
+    assert problem == f"endpoint.base_url: {end}"
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_the_network_need_hints_at_the_simulator_on_loopback(tmp_path: Path, *, local: bool) -> None:
+    host = "127.0.0.1" if local else "nowhere.invalid"
+    (problem,) = problems(settings(tmp_path, endpoint={"api_key": None, "base_url": f"http://{host}:9/v1"}), "network")
+    assert problem.startswith(f"endpoint.base_url: cannot reach {host} port 9: ")
+    assert ("deltatap simulate" in problem) == local, "the simulator runs on loopback only"

@@ -190,7 +190,7 @@ def test_missing_key_is_reported_with_its_variable(monkeypatch: pytest.MonkeyPat
 def test_key_that_no_header_can_hold_is_rejected_and_not_shown(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv("TEST_KEY", key)
     with pytest.raises(
-        ConfigError, match=r"endpoint\.api_key\.env: TEST_KEY: contains a character that a key cannot have"
+        ConfigError, match=r"endpoint\.api_key\.env: TEST_KEY: contains a character that a header cannot hold"
     ) as refused:
         EndpointClient(Endpoint(api_key=ApiKey(env="TEST_KEY")), Timeouts())
     assert key[-4:] not in str(refused.value)
@@ -526,7 +526,13 @@ def test_databricks_error_code_is_kept() -> None:
         (refusal("200 OK", b'{"models": []}'), ("protocol", "the response is not a list of models")),
         (refusal("200 OK", b"<html>"), ("protocol", "the response is not a list of models")),
         (refusal("401 X", b'{"error": {"message": "wrong key: sk-4711"}}'), ("authentication", "wrong key: ***")),
-        (b"", ("connection", "the server closed the connection before it responded")),
+        (
+            b"",
+            (
+                "connection",
+                "the server closed the connection before it responded; if the server expects TLS, use https:// in endpoint.base_url",
+            ),
+        ),
         (b"HTTP/1.1 200 OK\r\n", ("timeout", "the response was not complete after 0.1 s (timeouts.total_s)")),
     ],
 )

@@ -444,7 +444,7 @@ def test_tls_certificates_and_host_names_are_verified(tmp_path: Path, monkeypatc
     async def talk() -> None:
         async with server(hello, served) as port:
             distrusting = Http1Transport()
-            with pytest.raises(httpx2.ConnectError, match="certificate verify failed"):
+            with pytest.raises(httpx2.ConnectError, match="is not signed by a trusted authority"):
                 await ask(distrusting, f"https://localhost:{port}/")
             monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
             trusting = Http1Transport()
@@ -460,7 +460,7 @@ def test_connection_error_names_host_and_port() -> None:
     async def talk() -> None:
         async with server(hello) as port:
             pass
-        with pytest.raises(httpx2.ConnectError, match=rf"127\.0\.0\.1:{port}: .*111"):
+        with pytest.raises(httpx2.ConnectError, match=rf"127\.0\.0\.1:{port}: Connection refused"):
             await ask(Http1Transport(), f"http://127.0.0.1:{port}/")
         with pytest.raises(httpx2.ConnectError, match=r"nowhere\.invalid:80: "):
             await ask(Http1Transport(), "http://nowhere.invalid/")

@@ -13,10 +13,10 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from deltatap import config
-from deltatap.config import ApiKey, Endpoint, Timeouts
+from deltatap.config import ApiKey, Endpoint, Source, Timeouts
 from deltatap.errors import ConfigError, CredentialError
 from deltatap.http.client import EndpointClient
-from deltatap.http.credentials import Credential, Token, credential_of, read_secret
+from deltatap.http.credentials import Credential, Secrets, Token, credential_of, read_secrets
 from deltatap.model import Capture, Job, Request, Wire
 from deltatap.worker.engine import Engine
 from tests.notebook import with_secrets
@@ -322,19 +322,25 @@ def test_key_from_a_secret_scope_is_read_on_the_driver_for_the_workers(monkeypat
         return Endpoint(api_key=ApiKey(secret=secret))
 
     with_secrets(monkeypatch, {"team/open/ai": " s3cret\n", "team/empty": " "})
-    token = read_secret(scoped("team/open/ai"))
-    assert token is not None
-    assert token.value == "s3cret"
-    assert "s3cret" not in repr(token)
+    secrets = read_secrets(scoped("team/open/ai"))
+    assert secrets == Secrets({"team/open/ai": "s3cret"})
+    assert "s3cret" not in repr(secrets)
     with pytest.raises(ConfigError, match=r"^endpoint.api_key.secret: team/empty: is empty$"):
-        read_secret(scoped("team/empty"))
+        read_secrets(scoped("team/empty"))
     with pytest.raises(ConfigError, match=r"team/gone: RuntimeError: Secret does not exist .* team and key: gone$"):
-        read_secret(scoped("team/gone"))
-    assert read_secret(Endpoint(api_key=ApiKey(env="KEY"))) is None
-    assert read_secret(Endpoint(api_key=None)) is None
+        read_secrets(scoped("team/gone"))
+    assert read_secrets(Endpoint(api_key=ApiKey(env="KEY"))) == Secrets()
+    source = Source(secret="team/open/ai")  # noqa: S106 - its name
+    assert read_secrets(Endpoint(api_key=None, headers={"X-A": source, "X-B": "text"})).values == secrets.values
+    assert read_secrets(Endpoint(api_key=None, proxy=source)).values == secrets.values
+    with pytest.raises(
+        ConfigError, match=r"^endpoint.headers.X-A.secret: team/gone: RuntimeError: Secret does not exist"
+    ):
+        read_secrets(Endpoint(api_key=None, headers={"X-A": Source(secret="team/gone")}))  # noqa: S106 - the same
+    assert read_secrets(Endpoint(api_key=None)) == Secrets()
 
     with_secrets(monkeypatch, {})  # as in a worker
-    credential = credential_of(scoped("team/open/ai"), token)
+    credential = credential_of(scoped("team/open/ai"), secrets)
     assert credential is not None
     assert credential.token() == "s3cret"
     assert credential.hide("you said s3cret") == "you said ***"

@@ -6,6 +6,7 @@ import errno
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deltatap.config import load_settings
+from deltatap.config import Tls, load_settings
 from deltatap.delta import columns
 from deltatap.messages import Control
 from deltatap.prices import Prices
@@ -24,6 +25,7 @@ from deltatap.worker import journal as journaling
 from deltatap.worker.attempt import CaptureTask, capture_part
 from tests import prompts
 from tests.simulation import start_simulator
+from tests.unit.http.test_networks import serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -286,3 +288,26 @@ def test_a_step_of_the_wall_clock_changes_no_duration(
         assert 0 <= row["headers_ms"] <= row["e2e_ms"] < 60_000
         assert row["finished_at"] >= row["started_at"]
         assert row["queued_ms"] < 60_000
+
+
+def test_a_worker_sends_the_headers_with_the_id_of_the_run(tmp_path: Path, simulator: Simulation) -> None:
+    with serving() as server:
+        work = task(tmp_path, simulator, asked(1))
+        update = {"base_url": f"http://127.0.0.1:{server.port}/v1", "headers": {"X-Run": "run {run_id}"}}
+        settings = work.settings.model_copy(update={"endpoint": work.settings.endpoint.model_copy(update=update)})
+        work = replace(work, settings=settings)
+        with driver(work.folder):
+            capture_part(work, 0)
+        (head,) = server.heads
+        assert b"x-run: run run-1\r\n" in head.lower()
+        assert [row["status"] for row in journal(work)] == ["completed"]
+
+
+def test_a_worker_without_the_certificates_of_the_driver_says_so(tmp_path: Path, simulator: Simulation) -> None:
+    work = task(tmp_path, simulator, asked(1))
+    update = {"base_url": "https://127.0.0.1:9/v1", "tls": Tls(ca_file="/nowhere.pem")}
+    settings = work.settings.model_copy(update={"endpoint": work.settings.endpoint.model_copy(update=update)})
+    assert capture_part(replace(work, settings=settings), 0).requests == 0
+    (last,) = RunState(work.folder).heartbeats()
+    expected = "endpoint.tls.ca_file: /nowhere.pem: cannot be read: No such file or directory (in the Spark worker, "
+    assert str(last.fatal).startswith(expected)
