@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from deltatap.model import Wire
 
 _END_S = 0.5
+_STREAM_OPTIONS = ("stream_options", "include_usage")
 _MAX_WHOLE_BYTES = 64 * 2**20
 
 _T = TypeVar("_T")
@@ -137,7 +138,7 @@ class EndpointClient:
             http_status=reading.http_status,
             body=body,
             resend=resend,
-            used_up_for_s=None if reading.response is None else used_up_for_s(reading.response.headers),
+            used_up_for_s=None if reading.response is None else used_up_for_s(reading.response.headers, self._wall()),
         )
 
     async def models(self) -> list[str] | CaptureError:
@@ -234,7 +235,8 @@ class EndpointClient:
             reading: how far the call got.
             asked_usage_of: the model, if the request had stream options.
         """
-        if asked_usage_of and error.http_status in (400, 422) and "stream_options" in error.message:
+        refused = error.http_status in (400, 422, 501) and any(name in error.message for name in _STREAM_OPTIONS)
+        if asked_usage_of and refused:
             self._refuse_stream_options.add(asked_usage_of)
             return True
         if error.type == "authentication" and self._credential is not None and reading.token is not None:

@@ -10,11 +10,14 @@ import email.utils
 import math
 import re
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import httpx2
 import openai
 
+from deltatap.api.refusal import read_refusal
+from deltatap.api.values import decode
 from deltatap.errors import CredentialError, ProtocolError
 from deltatap.model import CaptureError, Status
 
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
     from deltatap.api.base import Api
     from deltatap.config import Timeouts
-    from deltatap.model import Received
+    from deltatap.model import Received, StreamError
 
 # Our type and code for exceptions that end a call before its response does; without a code, the cause's name is used.
 _OF_EXCEPTION: Mapping[type[Exception], tuple[str, str | None]] = {
@@ -39,20 +42,50 @@ _OF_STATUS = {
     402: "quota",
     403: "permission",
     404: "not_found",
+    405: "wrong_url",
     408: "server",
     409: "server",
+    424: "server",
     425: "server",
     429: "rate_limit",
+    498: "rate_limit",  # Groq: no flex capacity
+    499: "server",
+    529: "rate_limit",  # Anthropic: overloaded
 }
-_POLICY_CODES = {
-    "content_filter",
-    "content_policy_violation",
-    "image_content_policy_violation",
-    "bio_policy",
-    "misalignment_policy_violation",
-    "ResponsibleAIPolicyViolation",
-}
-_QUOTA_CODES = {"insufficient_quota", "billing_hard_limit_reached"}
+# In lower case. The first group is OpenAI's and Azure's.
+_POLICY_CODES = frozenset(
+    (
+        "content_filter",
+        "content_policy_violation",
+        "image_content_policy_violation",
+        "bio_policy",
+        "misalignment_policy_violation",
+        "moderation_blocked",
+        "responsibleaipolicyviolation",
+        "data_inspection_failed",  # Alibaba
+        "datainspectionfailed",
+    )
+)
+# In lower case: OpenAI, DeepSeek (402), Anthropic, Alibaba. MiniMax 1008 and Zhipu 1113 have numbers.
+_QUOTA_CODES = frozenset(
+    (
+        "insufficient_quota",
+        "billing_hard_limit_reached",
+        "billing_not_active",
+        "insufficient_balance",
+        "billing_error",
+        "arrearage",
+        "1008",
+        "1113",
+    )
+)
+_REDIRECTS = range(300, 400)
+_POLICY_STATUSES = (400, 403, 422, 451)
+_URL_CHARS = 200
+_LONGEST_S = 10.0**9
+# A reset above these is a time since the epoch: in seconds, in milliseconds.
+_EPOCH_S, _EPOCH_MS = 10.0**9, 10.0**11
+_SUCCESS_WAIT_S = 60.0
 
 
 def error_of(failure: Exception, http_status: int | None, now: float, api: Api | None = None) -> CaptureError:
@@ -65,7 +98,10 @@ def error_of(failure: Exception, http_status: int | None, now: float, api: Api |
         api: the API that was called.
     """
     if isinstance(failure, openai.APIStatusError):
-        return http_error(failure.status_code, failure.body, failure.response.headers, now, api)
+        response = failure.response
+        return http_error(
+            failure.status_code, response.content, response.headers, now, api, url=str(response.request.url)
+        )
     if isinstance(failure, ProtocolError):
         return CaptureError("protocol", None, str(failure), http_status)
     type_, code = next(found for kind, found in _OF_EXCEPTION.items() if isinstance(failure, kind))
@@ -97,39 +133,68 @@ def cancelled(timeout: str | None, timeouts: Timeouts) -> CaptureError:
 
 
 def http_error(
-    status: int, body: object, headers: Mapping[str, str], now: float, api: Api | None = None
+    status: int, body: bytes, headers: Mapping[str, str], now: float, api: Api | None = None, *, url: str = ""
 ) -> CaptureError:
     """The error of a response without a success status.
 
     Args:
         status: the HTTP status, 300 and above.
-        body: the decoded JSON, or the text.
+        body: as much of it as arrived.
         headers: with lower-case names.
         now: seconds since the epoch, for a Retry-After that is a date.
         api: may identify another status from the message, which then decides the type.
+        url: that was called.
     """
-    given = body.get("error", body) if isinstance(body, dict) else body
-    code = message = kind = None
-    if isinstance(given, dict):
-        # Databricks calls it error_code, OpenAI code.
-        code, message, kind = (
-            _text(given.get(key)) for key in ("code" if given.get("code") else "error_code", "message", "type")
-        )
-    elif isinstance(given, str):
-        message = " ".join(given.split())[:500] or None
-    type_ = _type_of(api.refusal_status(status, message or "") if api else status, {code, kind})
-    return CaptureError(type_, code or kind, message or f"HTTP {status}", status, retry_after_s(headers, now))
+    words = read_refusal(body)
+    codes = {code for code in (words.code, words.type) if code} | _inner_codes(body)
+    message = words.message or f"HTTP {status}"
+    type_ = _type_of(api.refusal_status(status, message) if api else status, codes)
+    if type_ == "permission" and _moderated(body):
+        type_ = "content_policy"
+    if type_ == "wrong_url":
+        location = " ".join(headers.get("location", "").split())[:_URL_CHARS]
+        leads = f" and points to {location}" if location else ""
+        called = f"{url[:_URL_CHARS]} answered" if url else "the server answered"
+        said = f": {words.message}" if words.message else ""
+        message = f"{called} HTTP {status}{leads}; endpoint.base_url is probably wrong{said}"
+    return CaptureError(type_, words.code or words.type, message, status, retry_after_s(headers, now))
 
 
-def _type_of(status: int, codes: set[str | None]) -> str:
+def _type_of(status: int, codes: set[str]) -> str:
     """The type of an error, from the HTTP status and the codes that the API gives."""
-    if codes & _QUOTA_CODES:
+    lower = {code.lower() for code in codes}
+    if lower & _QUOTA_CODES:
         return "quota"
-    if status >= 500:  # noqa: PLR2004 - the standard's class of server errors
-        return "server"
+    if status in _REDIRECTS:
+        return "wrong_url"
+    if lower & _POLICY_CODES and status in _POLICY_STATUSES:
+        return "content_policy"
     if status in _OF_STATUS:
         return _OF_STATUS[status]
-    return "content_policy" if codes & _POLICY_CODES else "invalid_request"
+    return "server" if status >= 500 else "invalid_request"  # noqa: PLR2004 - the standard's class of server errors
+
+
+def _inner(body: bytes) -> dict[str, object]:
+    """The error object of a body that is a JSON object."""
+    try:
+        value = decode(body)
+    except ValueError:
+        return {}
+    error = value.get("error", value) if type(value) is dict else None
+    return error if type(error) is dict else {}
+
+
+def _inner_codes(body: bytes) -> set[str]:
+    """The code of Azure's inner error."""
+    inner = _inner(body).get("innererror")
+    code = inner.get("code") if type(inner) is dict else None
+    return {code} if type(code) is str else set()
+
+
+def _moderated(body: bytes) -> bool:
+    """Whether a refusal has OpenRouter's moderation metadata."""
+    metadata = _inner(body).get("metadata")
+    return type(metadata) is dict and bool(metadata.get("reasons") or metadata.get("flagged_input"))
 
 
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
@@ -139,46 +204,83 @@ def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
     """
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         value = headers.get(name, "").strip()
-        if not value:
-            continue
-        try:
-            seconds = float(value) / unit
-        except ValueError:
-            try:
-                seconds = email.utils.parsedate_to_datetime(value).timestamp() - now
-            except ValueError:
-                continue
-        if math.isfinite(seconds):
-            return max(0.0, seconds)
-    return used_up_for_s(headers)
+        seconds = _number(value)
+        wait = _date_s(value, now) if seconds is None else seconds / unit
+        if wait is not None:
+            return _bounded(wait)
+    return _reset_s(headers, now)
 
 
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+(?:\.\d+)?)ms)?")
+_DURATION = re.compile(
+    r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m(?!s))?"
+    r"(?:(\d{1,12}(?:\.\d{1,12})?)s)?(?:(\d{1,12}(?:\.\d{1,12})?)ms)?"
+)
+# Anthropic's names have their own prefix, and their resets are RFC 3339 dates.
+_LIMITS = (
+    *(("x-ratelimit-remaining-" + what, "x-ratelimit-reset-" + what) for what in ("requests", "tokens")),
+    *(
+        (f"anthropic-ratelimit-{what}-remaining", f"anthropic-ratelimit-{what}-reset")
+        for what in ("requests", "tokens", "input-tokens", "output-tokens")
+    ),
+    ("x-ratelimit-remaining", "x-ratelimit-reset"),  # OpenRouter
+)
 
 
-def used_up_for_s(headers: Mapping[str, str]) -> float | None:
+def used_up_for_s(headers: Mapping[str, str], now: float) -> float | None:
+    """How many seconds new starts wait after a response, at most 60; None while requests and tokens are left."""
+    wait = _reset_s(headers, now)
+    return None if wait is None else min(wait, _SUCCESS_WAIT_S)
+
+
+def _reset_s(headers: Mapping[str, str], now: float) -> float | None:
     """How many seconds until requests and tokens are available again; None while some are left.
 
-    Read from ``x-ratelimit-remaining-*`` and ``x-ratelimit-reset-*``. A reset is in seconds or a duration such as
-    ``1s``, ``6m0s`` or ``20ms`` (OpenAI's guide "Rate limits").
+    A reset is in seconds, a duration such as ``6m0s`` or ``20ms`` (OpenAI's guide "Rate limits"), a date, or a time in
+    seconds or milliseconds since the epoch.
     """
     waits = [
-        _duration_s(headers.get(f"x-ratelimit-reset-{what}", ""))
-        for what in ("requests", "tokens")
-        if headers.get(f"x-ratelimit-remaining-{what}", "").strip() == "0"
+        _duration_s(headers.get(reset, "").strip(), now)
+        for remaining, reset in _LIMITS
+        if _number(headers.get(remaining, "").strip()) == 0
     ]
-    return max((wait for wait in waits if wait is not None), default=None)
+    return max((_bounded(wait) for wait in waits if wait is not None), default=None)
 
 
-def _duration_s(text: str) -> float | None:
+def _duration_s(text: str, now: float) -> float | None:
+    number = _number(text)
+    if number is not None:
+        if number >= _EPOCH_MS:
+            return number / 1000 - now
+        return number - now if number >= _EPOCH_S else number
+    found = _DURATION.fullmatch(text)
+    if found is None or not text:
+        return _date_s(text, now)
+    days, hours, minutes, seconds, milliseconds = (float(part or 0) for part in found.groups())
+    return days * 86400 + hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
+
+
+def _number(text: str) -> float | None:
+    """A finite number, or None."""
     try:
-        return max(0.0, float(text))
+        number = float(text)
     except ValueError:
-        found = _DURATION.fullmatch(text.strip())
-    if found is None or not text.strip():
         return None
-    hours, minutes, seconds, milliseconds = (float(part or 0) for part in found.groups())
-    return hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
+    return number if math.isfinite(number) else None
+
+
+def _date_s(text: str, now: float) -> float | None:
+    """How many seconds until an HTTP date or an RFC 3339 date. A date without a zone is in UTC."""
+    for parse in (email.utils.parsedate_to_datetime, datetime.fromisoformat):
+        try:
+            date = parse(text)
+            return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now
+        except (ValueError, TypeError, OverflowError, IndexError):
+            continue
+    return None
+
+
+def _bounded(seconds: float) -> float:
+    return min(max(0.0, seconds), _LONGEST_S)
 
 
 def conclude(received: Received, failure: CaptureError | None) -> tuple[Status, CaptureError | None]:
@@ -188,7 +290,8 @@ def conclude(received: Received, failure: CaptureError | None) -> tuple[Status, 
         received: what had arrived when the call ended.
         failure: what ended the call early: a timeout, a lost connection, an HTTP status; None when the response ended.
     """
-    if received.finished or (received.done and received.output):
+    wrong = received.error is not None or received.protocol_error is not None
+    if not wrong and (received.finished or (received.done and received.output)):
         return "completed", None
     error = _in_stream(received) or failure or _unfinished(received)
     if received.output:
@@ -200,23 +303,26 @@ def conclude(received: Received, failure: CaptureError | None) -> tuple[Status, 
 def _in_stream(received: Received) -> CaptureError | None:
     if received.error is not None:
         message = received.error.message or "the stream contained an error"
-        return CaptureError(_type_in_stream(received), received.error.code or received.error.type, message, 200)
+        type_ = _type_in_stream(received.error, output=received.output)
+        return CaptureError(type_, received.error.code or received.error.type, message, 200)
     if received.protocol_error is not None:
         return CaptureError("protocol", None, received.protocol_error, 200)
     return None
 
 
-def _type_in_stream(received: Received) -> str:
-    """The type of an error event. Before any output it may stand for an HTTP status; after it, the stream broke."""
-    codes = [code for code in (received.error.code, received.error.type) if code] if received.error else []
-    if not _POLICY_CODES.isdisjoint(codes):
-        return "content_policy"
-    if received.output:
-        return "stream_error"
-    if not _QUOTA_CODES.isdisjoint(codes):
+def _type_in_stream(error: StreamError, *, output: bool) -> str:
+    """The type of an error in an answer. Before any output it may stand for an HTTP status; after it, the stream broke.
+
+    A quota, a key and a content policy keep their type after output, since the next call fails in the same way.
+    """
+    codes = {code for code in (error.code, error.type) if code}
+    lower = {code.lower() for code in codes}
+    if lower & _QUOTA_CODES:
         return "quota"
-    refused = received.error.client_status if received.error else None
-    return "stream_error" if refused is None else _type_of(refused, set(codes))
+    if lower & _POLICY_CODES:
+        return "content_policy"
+    type_ = "stream_error" if error.client_status is None else _type_of(error.client_status, codes)
+    return type_ if not output or type_ in ("quota", "authentication") else "stream_error"
 
 
 def _unfinished(received: Received) -> CaptureError:
@@ -224,7 +330,3 @@ def _unfinished(received: Received) -> CaptureError:
         return CaptureError("protocol", None, "the answer ended without any output and without a finish_reason", 200)
     what = "without finish_reason or [DONE]" if received.output else "before any output"
     return CaptureError("stream_interrupted", None, f"the stream ended {what}", 200)
-
-
-def _text(value: object) -> str | None:
-    return None if value is None or value == "" else str(value)

@@ -120,7 +120,12 @@ class ResponseParser:
         self._pieces: list[bytes] = []
         # The httptools callback for a piece of the body. It runs for every chunk, so it stays in C.
         self.on_body = self._pieces.append
-        self._llhttp: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        llhttp = httptools.HttpResponseParser(self)
+        # As browsers do: lines may end with LF only, and chunks beat a length. The connection is then not used again.
+        llhttp.set_dangerous_leniencies(
+            lenient_optional_cr_before_lf=True, lenient_chunked_length=True, lenient_transfer_encoding=True
+        )
+        self._llhttp: httptools.HttpResponseParser | None = llhttp
 
     @property
     def complete(self) -> bool:
@@ -201,11 +206,11 @@ class ResponseParser:
         values = {name.lower(): value.strip().lower() for name, value in self.headers}
         sized = b"content-length" in values or b"chunked" in values.get(b"transfer-encoding", b"")
         self._advance(Event.SIZED_HEAD if sized else Event.UNSIZED_HEAD)
-        encoding = values.get(b"content-encoding", b"identity")
+        encoding = values.get(b"content-encoding") or b"identity"
         if encoding in {b"gzip", b"x-gzip", b"deflate"}:
             self._decode = zlib.decompressobj(zlib.MAX_WBITS + 32).decompress
             self.headers = [(name, value) for name, value in self.headers if name.lower() != b"content-encoding"]
-        elif encoding != b"identity":
+        elif encoding not in {b"identity", b"none"}:
             self._stop(f"content-encoding {encoding.decode('latin1')} was not requested")
 
     def on_message_complete(self) -> None:

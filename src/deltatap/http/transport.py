@@ -11,6 +11,7 @@ import os
 import socket
 import ssl
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import httpx2
@@ -36,6 +37,8 @@ _DNS_S = 60.0
 # RFC 8305, section 5: wait this long for one address before trying the next.
 _NEXT_ADDRESS_S = 0.25
 _PROXY_AUTHENTICATION = 407
+_REFUSED = 300
+_REFUSAL_BYTES, _REFUSAL_S = 2**16, 3.0
 
 _Origin = tuple[str, str, int]
 _Addresses = list[tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]]
@@ -49,13 +52,23 @@ class _Body(httpx2.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         pieces: list[bytes] = []
+        size = 0
 
         def keep(data: bytes, _now: float) -> bool:
+            nonlocal size
             pieces.append(data)
-            return False
+            size += len(data)
+            return refused and size >= _REFUSAL_BYTES
 
-        await self.response.read(keep)
-        yield b"".join(pieces)
+        # The status of a refusal counts, even if its body is cut, stalls or never ends.
+        refused = self.response.status >= _REFUSED
+        if refused:
+            with suppress(httpx2.TransportError, TimeoutError):
+                async with asyncio.timeout(_REFUSAL_S):
+                    await self.response.read(keep)
+        else:
+            await self.response.read(keep)
+        yield b"".join(pieces)[: _REFUSAL_BYTES if refused else None]
 
     async def aclose(self) -> None:
         self.response.close()

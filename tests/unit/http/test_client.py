@@ -252,7 +252,7 @@ def test_each_wait_has_its_own_timeout(
         ("429 X", b'{"error":{"code":"insufficient_quota"}}', (), ("quota", None)),
         ("503 X", b"<html>overloaded</html>", (), ("server", None)),
         ("400 X", b'{"error":{"code":"content_filter"}}', (), ("content_policy", None)),
-        ("307 X", b"", (b"location: /elsewhere",), ("invalid_request", None)),
+        ("307 X", b"", (b"location: /elsewhere",), ("wrong_url", None)),
     ],
 )
 def test_http_status_decides_the_error_type(
@@ -595,3 +595,42 @@ def test_call_that_is_cancelled_while_its_token_is_renewed_keeps_its_error() -> 
     found = asyncio.run(made())
     assert found.error is not None
     assert (found.error.type, found.resend) == ("authentication", False)
+
+
+@pytest.mark.parametrize("linger", [False, True])
+def test_refusal_whose_body_is_not_complete_keeps_its_status(*, linger: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deltatap.http.transport._REFUSAL_S", 0.1)
+    made = call(answering(b"HTTP/1.1 503 X\r\ncontent-length: 99\r\n\r\nbusy", linger=linger))
+    assert made.error is not None
+    assert (made.error.type, made.error.http_status, made.error.message) == ("server", 503, "busy")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 200 OK\ncontent-type: text/event-stream\n\n",
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-encoding: none\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-encoding: \r\n\r\n",
+    ],
+)
+def test_head_that_is_slightly_wrong(head: bytes) -> None:
+    assert call(answering(head + HI + STOP + DONE)).status == "completed"
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        ("422 X", b'{"detail":[{"type":"extra_forbidden","loc":["body","stream_options"],"msg":"Extra inputs"}]}'),
+        ("400 X", b'{"detail":"Unsupported parameter(s): `stream_options`"}'),
+        ("400 X", b'[{"error":{"code":400,"message":"Unknown name \\"include_usage\\""}}]'),
+        ("501 X", b'{"errors":[{"message":"stream_options is not supported"}]}'),
+    ],
+)
+def test_stream_options_refused_in_any_form(status: str, body: bytes) -> None:
+    wire = Wire('{"model":"m","stream":true,"stream_options":{"include_usage":true}}', "m", "stream", 1, usage=True)
+    assert call(answering(refusal(status, body)), wire=wire).resend
+
+
+def test_chunks_beat_a_length() -> None:
+    head = OK.replace(b"\r\n\r\n", b"\r\ncontent-length: 5\r\n\r\n")
+    assert call(answering(head + chunk(HI + STOP + DONE) + chunk(b""))).status == "completed"
