@@ -148,7 +148,7 @@ def worker(base_url: str, streams: int, requests: int, without: str = "") -> tup
 
 def _job(number: int, settings: Settings) -> Job:
     request = build_request({"prompt": f"p{number}"}, api="chat", model=MODEL, defaults={}, keep=())
-    return job_of(request, number, [], settings.endpoint, "stream")
+    return job_of(request, number, [], settings, "stream")
 
 
 def _kept(capture: Capture) -> tuple[str, list[float], float]:

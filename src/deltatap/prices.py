@@ -100,5 +100,8 @@ def cost_usd(price: Price, input_tokens: int, output_tokens: int, cached_input_t
 
 
 def exact_usd(expression: str) -> str:
-    """SQL that converts USD to a decimal type, so that sums are exact. Sums of DOUBLE are not."""
-    return f"CAST({expression} AS DECIMAL(30, 12))"
+    """SQL that converts USD to a decimal type, so that sums are exact. Sums of DOUBLE are not.
+
+    Null for what is no amount of money, such as infinity.
+    """
+    return f"try_cast({expression} AS DECIMAL(30, 12))"

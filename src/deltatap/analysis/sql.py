@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from deltatap.analysis.metrics import COALESCED, GAPS, METRICS, with_parts
 from deltatap.delta import tables
+from deltatap.delta.sums import total_sql
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -83,10 +84,12 @@ def metrics_sql(rows: str, by: tuple[str, ...], settings: Settings) -> str:
             count_if(status = 'interrupted') AS interrupted, count_if(status = 'failed') AS failed,
             count_if(late) AS late, sum(size(retries) + IF(started_at IS NULL, 0, 1)) AS requests,
             {_counted(f"flatten({failed})")} AS errors, {_counted("collect_list(finish_reason)")} AS finish_reasons,
-            sum(CASE WHEN {sent} THEN input_tokens ELSE 0 END) AS input_tokens,
-            sum(CASE WHEN {sent} THEN output_tokens ELSE 0 END) AS output_tokens,
-            sum(CASE WHEN counts_tokens THEN usage_reported.output_tokens ELSE 0 END) AS reported_output_tokens,
-            sum(CASE WHEN counts_tokens THEN usage_tiktoken.output_tokens ELSE 0 END) AS tiktoken_output_tokens,
+            {total_sql(f"CASE WHEN {sent} THEN input_tokens ELSE 0 END")} AS input_tokens,
+            {total_sql(f"CASE WHEN {sent} THEN output_tokens ELSE 0 END")} AS output_tokens,
+            {total_sql("CASE WHEN counts_tokens THEN usage_reported.output_tokens ELSE 0 END")}
+              AS reported_output_tokens,
+            {total_sql("CASE WHEN counts_tokens THEN usage_tiktoken.output_tokens ELSE 0 END")}
+              AS tiktoken_output_tokens,
             sum(cost_usd) AS cost_usd, {good} AS good,
             sum(coalesced) / nullif(sum(outputs), 0) AS coalesced,
             min(started_at) AS started_at, max(finished_at) AS finished_at, {values}

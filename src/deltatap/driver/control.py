@@ -23,10 +23,14 @@ def backlog(state: RunState) -> bool:
     return sum(1 for _ in state.journal.glob("*.parquet")) > _JOURNAL_FILES
 
 
+def newest(beats: Iterable[Heartbeat]) -> list[Heartbeat]:
+    """The heartbeats of each part's newest attempt."""
+    return list({beat.part: beat for beat in sorted(beats, key=lambda beat: beat.claim)}.values())
+
+
 def working(beats: Iterable[Heartbeat]) -> list[Heartbeat]:
     """The heartbeats of the running attempts. If a part has several attempts, only the newest one counts."""
-    newest = {beat.part: beat for beat in sorted(beats, key=lambda beat: beat.claim)}
-    return [beat for beat in newest.values() if not beat.ended]
+    return [beat for beat in newest(beats) if not beat.ended]
 
 
 def shares(beats: Iterable[Heartbeat], concurrency: int, streams_per_worker: int) -> dict[str, int]:

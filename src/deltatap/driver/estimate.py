@@ -16,6 +16,7 @@ from rich.table import Table
 
 from deltatap.api.registry import specification
 from deltatap.delta import columns, tables
+from deltatap.delta.sums import total_sql
 from deltatap.driver import owed
 from deltatap.prices import cost_usd
 from deltatap.tokens import known_encoding
@@ -93,8 +94,8 @@ def estimate_run(spark: SparkSession, settings: Settings, prices: Prices) -> lis
             .agg(
                 F.count_if(~F.col("bad")).alias("requests"),
                 F.count_if("bad").alias("bad"),
-                F.sum("input_tokens").alias("input_tokens"),
-                F.sum("most_output").alias("bounded"),
+                F.expr(total_sql("input_tokens")).alias("input_tokens"),
+                F.expr(total_sql("most_output")).alias("bounded"),
                 F.count_if(F.expr("NOT bad AND most_output IS NULL")).alias("unbounded"),
             )
             .orderBy("model", "mode")

@@ -9,16 +9,19 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from deltatap.driver import control
+from deltatap.driver import control, runs
 from deltatap.driver.background import Background
 from deltatap.driver.pacer import Pacer
+from deltatap.driver.plan import models
 from deltatap.driver.progress import Display, Snapshot, snapshot
-from deltatap.driver.stopping import Shutdown, Stop, give_up, why_stop
+from deltatap.driver.stopping import Shutdown, Stop, all_refused, give_up, notes, parked_models, why_stop
 from deltatap.errors import one_line
 from deltatap.http.credentials import read_secrets
 from deltatap.messages import POLL_S, Control
 from deltatap.udf import part_udf
 from deltatap.worker.attempt import CaptureTask
+from deltatap.worker.journal import has_output
+from deltatap.worker.retry import longest_s
 
 if TYPE_CHECKING:
     import threading
@@ -28,13 +31,18 @@ if TYPE_CHECKING:
     from deltatap.driver.background import Periodic
     from deltatap.driver.lease import Renewal
     from deltatap.driver.plan import Plan
+    from deltatap.messages import Heartbeat, Parked
 
 # A cancelled job's Python worker may run for 3 s more (spark.python.task.killTimeout) and journal captures.
 _KILLED_S = 4.0
 
 
 class CaptureLoop:
-    """The capture of one plan."""
+    """The capture of one plan.
+
+    Attributes:
+        notes: for the user, at the end of the run: which requests were not sent, and why.
+    """
 
     def __init__(
         self,
@@ -57,7 +65,10 @@ class CaptureLoop:
         self._run, self._plan, self._renewal = run, plan, renewal
         self._signalled, self._ends_at = signalled, ends_at
         self._pacer = Pacer(run.settings.bounds, plan.spent)
-        self._shutdown = Shutdown(run.settings.timeouts.grace_s)
+        self._shutdown = Shutdown(run.settings.timeouts.grace_s, run.settings.timeouts.total_s)
+        self._models: list[str] = []
+        self._succeeded = any(plan.before.get(status) for status in ("completed", "interrupted"))
+        self.notes: list[str] = []
 
     def capture(self, threads: Sequence[Periodic], drain: Callable[[], None]) -> Stop | None:
         """Submit the Spark job until everything is captured or the run stops.
@@ -81,7 +92,10 @@ class CaptureLoop:
                 if self._shutdown.interrupted:
                     time.sleep(_KILLED_S)
                 drain()
-                if job.error is None and len(self._plan.files.landed()) >= self._plan.requests:
+                parked = parked_models(self._beats(self._run.state.heartbeats()))
+                self.notes = notes(parked)
+                unsent = sum(entry.requests for entry in parked.values())
+                if job.error is None and len(self._plan.files.landed()) + unsent >= self._plan.requests:
                     break
                 why = one_line(job.error) if job.error else "captures are missing"
                 self._shutdown.begin(give_up(submissions, why), time.monotonic())
@@ -103,14 +117,16 @@ class CaptureLoop:
         """Read the heartbeats, decide, publish, and show the progress; twice a second."""
         run, now = self._run, time.monotonic()
         heartbeats = run.state.heartbeats()
-        beats = [beat for beat in heartbeats if beat.epoch == run.lease.epoch]
+        beats = self._beats(heartbeats)
         # Requests that an earlier driver's workers started within the last minute count towards the limits, too.
         ages = {beat.claim: max(0.0, time.time() - beat.at) for beat in heartbeats if beat.epoch != run.lease.epoch}
         permits = self._pacer.turn(now, heartbeats, ages)
-        cool_s = self._pacer.cool_s(now, heartbeats)
+        cool_s = self._pacer.cool_s(now, heartbeats, longest_s(run.settings.capture))
         stop = why_stop(
             errors=[(thread.name, thread.error) for thread in threads if thread.error is not None],
             beats=beats,
+            url=run.settings.endpoint.base_url,
+            refused=self._refused(heartbeats),
             signalled=self._signalled.is_set(),
             requested=run.state.asked_to_stop(),
             exhausted=self._pacer.exhausted,
@@ -128,7 +144,7 @@ class CaptureLoop:
                 {} if held else control.shares(beats, capture.concurrency, capture.streams_per_worker),
                 cool_s=cool_s,
                 stop=None if stop is None else stop.status,
-                grace_s=run.settings.timeouts.grace_s,
+                grace_s=self._shutdown.grace_s,
                 permits=permits,
                 mean_output_tokens=control.mean_output_tokens(beats),
             )
@@ -141,6 +157,25 @@ class CaptureLoop:
             # This also cancels the Spark jobs of landing, which are repeated, and those of the lease. Spark's
             # interruptTag would spare them, but it does not reach jobs of other threads.
             run.spark.interruptAll()
+
+    def _beats(self, heartbeats: Sequence[Heartbeat]) -> list[Heartbeat]:
+        """The heartbeats of this driver's workers."""
+        return [beat for beat in heartbeats if beat.epoch == self._run.lease.epoch]
+
+    def _refused(self, heartbeats: Sequence[Heartbeat]) -> list[Parked]:
+        """The models of the plan, if the server refuses all of them and no call of the run has ever succeeded."""
+        parked = parked_models(self._beats(heartbeats))
+        self._succeeded = self._succeeded or any(beat.succeeded for beat in heartbeats)
+        if self._succeeded or not parked:
+            return []
+        self._models = self._models or models(self._plan.files)
+        refused = all_refused(self._models, parked, succeeded=False)
+        if refused:
+            # A worker that died may have captured an answer that no heartbeat reported.
+            run = self._run
+            landed = runs.has_output(run.spark, run.settings, run.lease.run_id)
+            self._succeeded = landed or has_output(run.state.journal)
+        return [] if self._succeeded else refused
 
 
 def _stopping(stop: Stop | None, progress: Snapshot) -> str | None:

@@ -18,6 +18,7 @@ from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's docum
 from deltatap.delta import columns, tables
 from deltatap.delta.final import final_sql
 from deltatap.driver.background import Background
+from deltatap.driver.runs import used_sql
 from deltatap.driver.source import TEXTS, source
 from deltatap.prices import exact_usd
 from deltatap.prompts import build_request
@@ -238,7 +239,7 @@ def _unsettled(built: DataFrame, captures: DataFrame, settings: Settings, run_id
     ours = captures.where(F.col("run_id") == run_id)
     rows = ours if capture.owed == "all" else captures
     final = F.expr(final_sql("c", keep_interrupted=capture.keep_interrupted))
-    broken = F.expr("c.status = 'interrupted' AND c.error.type != 'cancelled'")
+    broken = F.expr("c.status = 'interrupted' AND NOT c.error.type <=> 'cancelled'")
     settled = (
         rows.join(built.select("request_id"), "request_id", "left_semi")
         .alias("c")
@@ -271,10 +272,4 @@ def _earlier(ours: DataFrame) -> DataFrame:
 
 
 def _used(name: str) -> Any:  # noqa: ANN401 - pyspark's Column has two classes
-    return (
-        F.coalesce(
-            F.col(f"usage_reported.{name}"), F.when(F.col("cost_basis").isNotNull(), F.col(f"usage_tiktoken.{name}"))
-        )
-        .cast("bigint")
-        .alias(name)
-    )
+    return F.expr(used_sql(name)).cast("bigint").alias(name)

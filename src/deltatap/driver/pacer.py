@@ -201,10 +201,10 @@ class Pacer:
         self._turned_at = now
         return {beat.claim: self._workers[beat.claim].permit(now) for beat in beats if not beat.ended}
 
-    def cool_s(self, now: float, beats: Iterable[Heartbeat]) -> float:
+    def cool_s(self, now: float, beats: Iterable[Heartbeat], longest_s: float = math.inf) -> float:
         """The seconds until a request may start, according to the server's responses. Call :meth:`turn` first."""
         remaining = (beat.cool_s - (now - self._workers[beat.claim].heard_at) for beat in beats)
-        return max(0.0, max(remaining, default=0.0))
+        return min(longest_s, max((wait for wait in remaining if 0 < wait < math.inf), default=0.0))
 
     def _read(self, now: float, beats: Iterable[Heartbeat], ages: Mapping[str, float]) -> bool:
         """Record new heartbeats; returns whether a worker has received another 429."""

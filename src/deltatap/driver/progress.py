@@ -18,7 +18,7 @@ from rich.text import Text
 from deltatap.driver.control import working
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from rich.console import Console, RenderableType
 
@@ -39,7 +39,8 @@ class Snapshot:
         input_tokens, output_tokens, cost_usd: of all calls; cost_usd is None if no call has a price.
         ttft_ms: the median of the workers' medians; None before the first.
         errors: failed calls by error type, retried ones included.
-        cool_down_s: seconds until a request may start.
+        waits_s: seconds until a request may start; 0 if nothing has to wait.
+        waits_for: what the run waits for, in words.
     """
 
     owed: int
@@ -51,7 +52,8 @@ class Snapshot:
     cost_usd: float | None = None
     ttft_ms: float | None = None
     errors: Mapping[str, int] = field(default_factory=dict)
-    cool_down_s: float = 0.0
+    waits_s: float = 0.0
+    waits_for: str = ""
 
     @property
     def done(self) -> int:
@@ -85,6 +87,7 @@ def snapshot(owed: int, heartbeats: Iterable[Heartbeat], cool_s: float) -> Snaps
         errors.update(beat.errors)
     costs = [beat.cost_usd for beat in beats if beat.cost_usd is not None]
     alive = working(beats)
+    waits_s, waits_for = _wait(alive, cool_s)
     ttft = sorted(beat.ttft_ms for beat in alive or beats if beat.ttft_ms is not None)
     return Snapshot(
         owed=owed,
@@ -96,8 +99,17 @@ def snapshot(owed: int, heartbeats: Iterable[Heartbeat], cool_s: float) -> Snaps
         cost_usd=sum(costs) if costs else None,
         ttft_ms=ttft[len(ttft) // 2] if ttft else None,
         errors=errors,
-        cool_down_s=cool_s,
+        waits_s=waits_s,
+        waits_for=waits_for,
     )
+
+
+def _wait(alive: Sequence[Heartbeat], cool_s: float) -> tuple[float, str]:
+    """How long the run waits, and for what: the server's limits, or else retries, if nothing else is going on."""
+    why = [(beat.waits_s, beat.waits_for or "") for beat in alive]
+    if cool_s > 0:
+        return cool_s, max(why, default=(0.0, ""))[1] or "rate limited by the server"
+    return min(why, default=(0.0, ""))
 
 
 class Display:
@@ -145,8 +157,8 @@ def line(now: Snapshot, elapsed_s: float, note: str | None = None) -> str:
     parts += _facts(now, elapsed_s)
     if now.errors:
         parts.append("errors: " + " ".join(f"{kind} {n:,}" for kind, n in now.errors.items()))
-    if now.cool_down_s:
-        parts.append(f"cooling down {now.cool_down_s:.0f} s")
+    if now.waits_s:
+        parts.append(_waiting(now))
     if note:
         parts.append(note)
     return ", ".join(parts)
@@ -158,11 +170,15 @@ def _shown(bar: Progress, now: Snapshot, elapsed_s: float, note: str | None) -> 
     table.add_row(Text("  ".join(_facts(now, elapsed_s)), style="dim"))
     if now.errors:
         table.add_row(Text("errors  " + "  ".join(f"{kind} {n:,}" for kind, n in now.errors.items()), style="yellow"))
-    if now.cool_down_s:
-        table.add_row(Text(f"cooling down for {now.cool_down_s:.0f} s: the server asked to wait", style="yellow"))
+    if now.waits_s:
+        table.add_row(Text(_waiting(now), style="yellow"))
     if note:
         table.add_row(Text(note, style="bold"))
     return table
+
+
+def _waiting(now: Snapshot) -> str:
+    return f"waiting {max(1.0, now.waits_s):.0f} s: {now.waits_for}"
 
 
 def _facts(now: Snapshot, elapsed_s: float) -> list[str]:

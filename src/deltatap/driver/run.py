@@ -121,6 +121,7 @@ def _run_steps(run: ActiveRun, building: Building, signalled: threading.Event) -
         notes = announce(run, plan, building.slots)
         loop = CaptureLoop(run, plan, renewal, signalled=signalled, ends_at=ends_at)
         stop = _capture(loop, landing, keepers, concurrent=concurrent) if plan.requests else None
+        notes += loop.notes
     finally:
         for keeper in keepers:
             keeper.stop()

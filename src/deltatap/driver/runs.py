@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from deltatap.delta import columns, tables
+from deltatap.delta.sums import total_sql, wide
 from deltatap.model import RunStatus
 from deltatap.prices import exact_usd
 
@@ -70,21 +71,42 @@ def settle(spark: SparkSession, settings: Settings, run_id: str, values: Mapping
 def totals(spark: SparkSession, settings: Settings, run_id: str) -> dict[str, Any]:
     """A run's counts, tokens and cost: the sums over its rows in ``captures``, retries included."""
     calls = "size(retries) + IF(started_at IS NULL, 0, 1)"
-    used = (
-        "coalesce(usage_reported.{0}, IF(usage_reported IS NULL AND cost_basis IS NOT NULL, usage_tiktoken.{0}, 0), 0)"
+    inputs, outputs = (
+        f"{wide(f'coalesce({used_sql(name)}, 0)')} + {_earlier_sql(name)}" for name in ("input_tokens", "output_tokens")
     )
-    earlier = "aggregate(retries, 0L, (sum, call) -> sum + coalesce(call.{0}, 0))"
     row = spark.sql(
         f"""
         SELECT count_if(status = 'completed') AS completed, count_if(status = 'interrupted') AS interrupted,
           count_if(status = 'failed') AS failed, coalesce(sum({calls}), 0) AS requests,
-          coalesce(sum({used.format("input_tokens")} + {earlier.format("input_tokens")}), 0) AS input_tokens,
-          coalesce(sum({used.format("output_tokens")} + {earlier.format("output_tokens")}), 0) AS output_tokens,
+          coalesce({total_sql(inputs)}, 0) AS input_tokens, coalesce({total_sql(outputs)}, 0) AS output_tokens,
           CAST(sum({exact_usd("cost_usd")}) AS DOUBLE) AS cost_usd
         FROM {tables.quoted(settings.captures.table)} WHERE run_id = '{run_id}'
         """
     ).collect()[0]
     return dict(row.asDict())
+
+
+def used_sql(name: str) -> str:
+    """SQL of the tokens that the last call of a row used: as reported, else as tiktoken counts them.
+
+    The output of a call that broke off, or whose server reports none, is at least what arrived, as in its cost.
+    """
+    counted = f"IF(cost_basis IS NOT NULL, usage_tiktoken.{name}, NULL)"
+    if name != "output_tokens":
+        return f"coalesce(usage_reported.{name}, {counted})"
+    exact = "cost_basis = 'reported' OR (status = 'completed' AND usage_reported.output_tokens > 0)"
+    return f"IF({exact}, usage_reported.{name}, greatest(usage_reported.{name}, {counted}))"
+
+
+def _earlier_sql(name: str) -> str:
+    added = wide(f"sum + coalesce(call.{name}, 0)")
+    return f"aggregate(retries, {wide('0')}, (sum, call) -> {added})"
+
+
+def has_output(spark: SparkSession, settings: Settings, run_id: str) -> bool:
+    """Whether an answer of the run has landed, complete or not."""
+    rows = spark.table(tables.quoted(settings.captures.table))
+    return not rows.where((rows["run_id"] == run_id) & (rows["status"] != "failed")).isEmpty()
 
 
 @contextmanager

@@ -6,20 +6,30 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from deltatap.driver.control import newest
 from deltatap.errors import one_line
 from deltatap.model import RunStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
-    from deltatap.messages import Heartbeat
+    from deltatap.messages import Heartbeat, Parked
 
 # How long workers may take after timeouts.grace_s to stop on their own.
 END_WAIT_S = 30.0
 SUBMISSIONS = 4
+_SHOWN_MODELS = 5
+# What to check after a refusal, by its type.
+_CHECK = {
+    "authentication": "check endpoint.api_key",
+    "wrong_url": "check endpoint.base_url and endpoint.api",
+    "quota": "check the account's quota and billing",
+    "permission": "check the key's rights for the model",
+    "not_found": "check the model's name and endpoint.base_url",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +39,20 @@ class Stop:
     Attributes:
         status: the status that the run is closed with.
         reason: for the user, in one line.
+        lets_end: whether open streams are not cut after the grace period, but end by themselves.
     """
 
     status: RunStatus
     reason: str
+    lets_end: bool = False
 
 
 def why_stop(
     *,
     errors: Sequence[tuple[str, BaseException]],
     beats: Sequence[Heartbeat],
+    url: str,
+    refused: Sequence[Parked],
     signalled: bool,
     requested: bool,
     exhausted: str | None,
@@ -49,13 +63,20 @@ def why_stop(
     Args:
         errors: of background threads, each with the thread's name.
         beats: the heartbeats of this driver's workers.
+        url: the endpoint's.
+        refused: the models of the plan, if the server refuses all of them and no call of the run has succeeded.
         signalled: whether SIGINT or SIGTERM arrived.
         requested: whether somebody called ``deltatap stop``.
         exhausted: the budget that is used up.
         runtime_over_s: ``budget.runtime_s``, once it has passed.
     """
     reasons = [Stop(RunStatus.FAILED, f"{name}: {one_line(error)}") for name, error in errors]
-    reasons += [Stop(RunStatus.FAILED, beat.fatal) for beat in beats if beat.fatal]
+    reasons += [Stop(RunStatus.FAILED, f"{url}: {_checked(beat.fatal)}") for beat in beats if beat.fatal]
+    reasons += [Stop(RunStatus.FAILED, f"{url}: {beat.too_long}", lets_end=True) for beat in beats if beat.too_long]
+    if refused:
+        shown = [str(parked.refusal) for parked in refused[:_SHOWN_MODELS]]
+        more = [f"{len(refused) - len(shown)} more models"] if len(refused) > len(shown) else []
+        reasons.append(Stop(RunStatus.FAILED, f"{url}: {_checked(', '.join([*shown, *more]))}"))
     if signalled:
         reasons.append(Stop(RunStatus.STOPPED, "stopped by a signal"))
     if requested:
@@ -65,6 +86,35 @@ def why_stop(
     if runtime_over_s is not None:
         reasons.append(Stop(RunStatus.BUDGET_EXHAUSTED, f"budget.runtime_s: {runtime_over_s:g} s have passed"))
     return next(iter(reasons), None)
+
+
+def parked_models(beats: Iterable[Heartbeat]) -> dict[str, Parked]:
+    """The models that refuse every request, with the requests that the newest attempts have not sent."""
+    found: dict[str, Parked] = {}
+    for beat in newest(beats):
+        for parked in beat.parked:
+            before = found.get(parked.refusal.model)
+            found[parked.refusal.model] = replace(parked, requests=parked.requests + (before.requests if before else 0))
+    return found
+
+
+def all_refused(models: Collection[str], parked: dict[str, Parked], *, succeeded: bool) -> list[Parked]:
+    """The models of the plan, if the server refuses them all and no call of the run has succeeded; else none."""
+    return [] if succeeded or not models or set(models) - parked.keys() else [parked[model] for model in models]
+
+
+def notes(parked: dict[str, Parked]) -> list[str]:
+    """What to tell the user at the end of a run in which some models refused every request."""
+    return [
+        f"model {model} refuses every request ({entry.requests:,} not sent, still owed): {_checked(str(entry.refusal))}"
+        for model, entry in sorted(parked.items())
+    ]
+
+
+def _checked(refusal: str) -> str:
+    """A refusal, followed by what to check."""
+    check = _CHECK.get(refusal.partition(":")[0])
+    return f"{refusal}; {check}" if check else refusal
 
 
 def give_up(submissions: int, why: str) -> Stop | None:
@@ -85,11 +135,13 @@ class Shutdown:
 
     Attributes:
         grace_s: how long open streams may continue.
+        total_s: how long a stream can take.
         stop: the first reason; None while the run continues.
         interrupted: whether Spark's jobs have been interrupted.
     """
 
     grace_s: float
+    total_s: float = 0.0
     stop: Stop | None = None
     interrupted: bool = False
     _interrupt_at: float = math.inf
@@ -98,6 +150,8 @@ class Shutdown:
         """Stop, unless there is no reason or the run is stopping already."""
         if self.stop is None and stop is not None:
             self.stop = stop
+            if stop.lets_end:
+                self.grace_s = max(self.grace_s, self.total_s)
             self._interrupt_at = now + self.grace_s + END_WAIT_S
 
     def must_interrupt(self, now: float) -> bool:

@@ -14,27 +14,30 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import quote
 
 import httpx2
-import openai
 from openai import AsyncOpenAI, AsyncStream, Omit
 
 from deltatap.api.registry import specification
-from deltatap.api.sse import SSEDecoder
+from deltatap.api.values import clean, decode
+from deltatap.api.body import AnswerBody
 from deltatap.errors import CredentialError, ProtocolError
 from deltatap.http.credentials import credential_of
+from deltatap.http.faults import internal_error, is_fault
 from deltatap.http.outcomes import FAILURES, cancelled, conclude, error_of, used_up_for_s
+from deltatap.http.parser import RefusedError
+from deltatap.http.redact import without_secrets
 from deltatap.http.route import route_of
 from deltatap.http.transport import RESPONSE, Http1Transport
 from deltatap.http.watchdog import Watchdog, current
-from deltatap.model import Call, CaptureError, Chunks
+from deltatap.model import INTERNAL_COMPLETE, INTERNAL_CUT, INTERNAL_REQUEST, Call, CaptureError, Chunks, Received
 from deltatap.prompts import without_stream_options
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from deltatap.api.accumulate import Accumulator
     from deltatap.api.base import Api
@@ -42,11 +45,13 @@ if TYPE_CHECKING:
     from deltatap.http.connection import Response
     from deltatap.http.credentials import Credential
     from deltatap.http.route import Route
-    from deltatap.model import Wire
+    from deltatap.model import Mode, Status, Wire
 
 _END_S = 0.5
-_STREAM_OPTIONS = ("stream_options", "include_usage")
-_MAX_WHOLE_BYTES = 64 * 2**20
+# What is kept of an answer that deltatap cannot handle.
+_MAX_REST_BYTES = 16 * 2**20
+# A server that does not know stream options names one of them in its refusal.
+_STREAM_OPTIONS = ("stream_options", "include_usage", "include_obfuscation", "continuous_usage_stats")
 
 _T = TypeVar("_T")
 
@@ -77,11 +82,10 @@ class EndpointClient:
         Raises:
             ConfigError: a variable, a secret or a file that the configuration names is missing.
         """
-        route = route or route_of(endpoint)
+        self._route = route = route or route_of(endpoint)
         self._endpoint, self._timeouts, self._keep_raw, self._wall = endpoint, timeouts, keep_raw, wall
         self._api = specification(endpoint.api)
         self._credential = credential or credential_of(endpoint)
-        self._secrets = sorted(route.secrets, key=len, reverse=True)
         # By model, since a router may send each model to a different server.
         self._refuse_stream_options: set[str] = set()
         # Otherwise the client sends OPENAI_ORG_ID and OPENAI_PROJECT_ID. Only the key comes from the environment.
@@ -120,11 +124,8 @@ class EndpointClient:
         failure = await self._watched(self._read(wire, body, reading, watchdog), reading, watchdog)
         ended = reading.ended or time.perf_counter()
         resend = failure is not None and await self._adapt(failure, reading, wire.model if with_options else None)
-        received = reading.accumulator.finish()
-        if wire.mode == "complete":
-            received = replace(received, chunks=Chunks())
-        status, error = conclude(received, failure)
-        return Call(
+        received, status, error = _concluded(reading, failure, wire.mode)
+        call = Call(
             started_at=started_at,
             ended_at=started_at + ended - started,
             started=started,
@@ -134,12 +135,18 @@ class EndpointClient:
             server_request_id=reading.server_request_id,
             received=received,
             status=status,
-            error=None if error is None else self._without_key(error),
+            error=error,
             http_status=reading.http_status,
             body=body,
             resend=resend,
-            used_up_for_s=None if reading.response is None else used_up_for_s(reading.response.headers, self._wall()),
+            used_up_for_s=_used_up_for_s(reading, self._wall()),
         )
+        return without_secrets(call, self._secrets)
+
+    @property
+    def _secrets(self) -> frozenset[str]:
+        """What no row and no message may contain."""
+        return self._route.secrets | (self._credential.known if self._credential else frozenset())
 
     async def models(self) -> list[str] | CaptureError:
         """List the model ids under ``/models``, or say why that fails. The request is free of charge.
@@ -156,12 +163,12 @@ class EndpointClient:
                 self._api.models_path, cast_to=httpx2.Response, options={"headers": headers}
             )
             try:
-                return [str(model["id"]) for model in response.json()["data"]]
+                return [str(model["id"]) for model in decode(response.content)["data"]]
             except (ValueError, TypeError, KeyError) as error:
                 raise ProtocolError("the response is not a list of models") from error
 
         found = await self._watched(listed(), reading, watchdog)
-        return self._without_key(found) if isinstance(found, CaptureError) else found
+        return without_secrets(found, self._secrets) if isinstance(found, CaptureError) else found
 
     async def close(self) -> None:
         """Close all connections."""
@@ -176,38 +183,33 @@ class EndpointClient:
         except asyncio.CancelledError:
             return cancelled(watchdog.fired, self._timeouts)
         except FAILURES as failure:
+            if isinstance(failure.__cause__, RefusedError):
+                reading.refused = failure.__cause__
             return error_of(failure, reading.http_status, self._wall(), self._api)
+        except BaseException as fault:
+            code = INTERNAL_REQUEST if watchdog.written is None else INTERNAL_CUT
+            return internal_error(fault, reading.server_request_id or "without an id", code, "make the call")
         finally:
             current.reset(token)
 
     async def _read(self, wire: Wire, body: str, reading: _Reading, watchdog: Watchdog) -> None:
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json", **await self._signed(reading)}
-        try:
-            # With this `cast_to` the client returns an httpx2.Response, whatever `stream_cls` says to type checkers.
-            response = reading.response = cast(
-                "httpx2.Response",
-                await self._client.post(
-                    self._path(wire.model),
-                    cast_to=httpx2.Response,
-                    content=body.encode(),
-                    options={"headers": headers},
-                    stream=True,
-                    stream_cls=AsyncStream[Any],
-                ),
-            )
-        except openai.APIStatusError as refused:
-            reading.response = refused.response
-            reading.accumulator.add_refusal(refused.body)
-            raise
+        # With this `cast_to` the client returns an httpx2.Response, whatever `stream_cls` says to type checkers.
+        response = reading.response = cast(
+            "httpx2.Response",
+            await self._client.post(
+                self._path(wire.model),
+                cast_to=httpx2.Response,
+                content=body.encode(),
+                options={"headers": headers},
+                stream=True,
+                stream_cls=AsyncStream[Any],
+            ),
+        )
         incoming: Response = response.extensions[RESPONSE]
         reading.incoming = incoming
-        content_type = response.headers.get("content-type", "")
         try:
-            # The content type decides, not the mode: an answer in the other form is paid for, so it is kept.
-            if content_type.startswith("text/event-stream"):
-                await _read_stream(incoming, reading, watchdog)
-            else:
-                await _read_whole(incoming, content_type, reading, watchdog)
+            await _read_answer(incoming, response.headers.get("content-type", ""), reading, watchdog)
         finally:
             incoming.close()
 
@@ -235,8 +237,7 @@ class EndpointClient:
             reading: how far the call got.
             asked_usage_of: the model, if the request had stream options.
         """
-        refused = error.http_status in (400, 422, 501) and any(name in error.message for name in _STREAM_OPTIONS)
-        if asked_usage_of and refused:
+        if asked_usage_of and error.type == "invalid_request" and _names_stream_options(error, reading):
             self._refuse_stream_options.add(asked_usage_of)
             return True
         if error.type == "authentication" and self._credential is not None and reading.token is not None:
@@ -244,16 +245,6 @@ class EndpointClient:
             with suppress(CredentialError, asyncio.CancelledError):
                 return await asyncio.to_thread(self._credential.refused, reading.token)
         return False
-
-    def _without_key(self, error: CaptureError) -> CaptureError:
-        """Mask our key and the other secrets in an error, since some servers repeat them."""
-
-        def hide(text: str) -> str:
-            for secret in self._secrets:
-                text = text.replace(secret, "***")
-            return text if self._credential is None else self._credential.hide(text)
-
-        return replace(error, code=error.code and hide(error.code), message=hide(error.message))
 
 
 @dataclass(slots=True)
@@ -264,28 +255,39 @@ class _Reading:
         api: the API that was called.
         accumulator: what arrived of the answer.
         token: the token that the request was sent with.
-        response: the response's status and headers.
+        response: the response's status and headers, if the status is a success.
+        refused: the response, if the status is an error.
         incoming: the response's body; None unless the status is a success.
         ended: when the last event or byte of the answer arrived, in monotonic seconds.
+        fault: what deltatap raised because of the answer.
+        rest: the answer from there on.
     """
 
     api: Api
     accumulator: Accumulator
     token: str | None = None
     response: httpx2.Response | None = None
+    refused: RefusedError | None = None
     incoming: Response | None = None
     ended: float | None = None
+    fault: BaseException | None = None
+    rest: bytearray = field(default_factory=bytearray)
 
     @property
     def http_status(self) -> int | None:
+        if self.refused is not None:
+            return self.refused.status
         return None if self.response is None else self.response.status_code
 
     @property
+    def headers(self) -> Mapping[str, str]:
+        answered = self.refused or self.response
+        return {} if answered is None else answered.headers
+
+    @property
     def server_request_id(self) -> str | None:
-        if self.response is None:
-            return None
-        found = (self.response.headers.get(name) for name in self.api.request_id_headers)
-        return next((str(request_id) for request_id in found if request_id), None)
+        found = (self.headers.get(name) for name in self.api.request_id_headers)
+        return next((clean(request_id) for request_id in found if request_id), None)
 
 
 def _base_url(endpoint: Endpoint) -> str:
@@ -300,8 +302,44 @@ def _ms(since: float | None, at: float | None) -> float | None:
     return None if since is None or at is None else (at - since) * 1e3
 
 
-async def _read_stream(incoming: Response, reading: _Reading, watchdog: Watchdog) -> None:
-    accumulator, decoder = reading.accumulator, SSEDecoder()
+def _concluded(
+    reading: _Reading, failure: CaptureError | None, mode: Mode
+) -> tuple[Received, Status, CaptureError | None]:
+    """What was received, and what it means. A fault of deltatap itself is an error of this call."""
+    try:
+        if reading.refused is not None:
+            reading.accumulator.add_refusal(reading.refused.body)
+        received = reading.accumulator.finish()
+        status, error = conclude(received, failure)
+    except BaseException as fault:
+        received = Received(Chunks())
+        status, error = "interrupted", _fault(reading, fault, failure)
+    else:
+        if reading.fault is not None:
+            status, error = "interrupted", _fault(reading, reading.fault, failure)
+            received = replace(received, raw=(*(received.raw or ()), ("", bytes(reading.rest))))
+    if mode == "complete":
+        received = replace(received, chunks=Chunks())
+    return received, status, error
+
+
+def _fault(reading: _Reading, fault: BaseException, failure: CaptureError | None) -> CaptureError:
+    code = INTERNAL_COMPLETE if failure is None else INTERNAL_CUT
+    return internal_error(fault, reading.server_request_id or "without an id", code, "handle the answer")
+
+
+def _names_stream_options(error: CaptureError, reading: _Reading) -> bool:
+    body = "" if reading.refused is None else reading.refused.body.decode("utf-8", "replace")
+    return any(name in error.message or name in body for name in _STREAM_OPTIONS)
+
+
+def _used_up_for_s(reading: _Reading, now: float) -> float | None:
+    return used_up_for_s(reading.headers, now) if reading.headers else None
+
+
+async def _read_answer(incoming: Response, content_type: str, reading: _Reading, watchdog: Watchdog) -> None:
+    accumulator = reading.accumulator
+    body = AnswerBody(accumulator, content_type)
     written = watchdog.written or incoming.began
     reads = 0
 
@@ -310,18 +348,48 @@ async def _read_stream(incoming: Response, reading: _Reading, watchdog: Watchdog
         watchdog.last_read = now
         if reads == 0:
             watchdog.first_read(now)
-        ms = (now - written) * 1e3
-        for event in decoder.feed(data):
-            accumulator.add(event.data, ms, reads, event.event)
+        if reading.fault is not None:
+            reading.rest += data[: _MAX_REST_BYTES - len(reading.rest)]
+            return False
+        try:
+            body.feed(data, (now - written) * 1e3, reads)
+        except ProtocolError:
+            raise
+        except BaseException as fault:
+            if not is_fault(fault):
+                raise
+            reading.fault = fault
+            reading.rest += data[:_MAX_REST_BYTES]
+            return False
         reads += 1
         if accumulator.done:
             reading.ended = now
         return accumulator.done
 
-    await incoming.read(take)
+    try:
+        await incoming.read(take)
+    except BaseException:
+        # What has arrived counts, and the failure is known already.
+        _end(body, reading, complete=False)
+        raise
     reading.ended = reading.ended or time.perf_counter()
+    _end(body, reading, complete=True)
     if not incoming.complete:
         await _read_to_end(incoming)
+
+
+def _end(body: AnswerBody, reading: _Reading, *, complete: bool) -> None:
+    if reading.fault is not None:
+        return
+    try:
+        body.end(complete=complete)
+    except ProtocolError:
+        if complete:
+            raise
+    except BaseException as fault:
+        if not is_fault(fault):
+            raise
+        reading.fault = fault
 
 
 async def _read_to_end(incoming: Response) -> None:
@@ -329,29 +397,3 @@ async def _read_to_end(incoming: Response) -> None:
     with suppress(TimeoutError, httpx2.TransportError):
         async with asyncio.timeout(_END_S):
             await incoming.read(lambda *_: False)
-
-
-async def _read_whole(incoming: Response, content_type: str, reading: _Reading, watchdog: Watchdog) -> None:
-    pieces: list[bytes] = []
-    size = 0
-
-    def take(data: bytes, now: float) -> bool:
-        nonlocal size
-        watchdog.last_read = now
-        if not pieces:
-            watchdog.first_read(now)
-        pieces.append(data)
-        size += len(data)
-        if size > _MAX_WHOLE_BYTES:
-            raise ProtocolError(f"the answer exceeds {_MAX_WHOLE_BYTES:,} bytes")
-        return False
-
-    await incoming.read(take)
-    reading.ended = time.perf_counter()
-    body = b"".join(pieces)
-    if not body.lstrip().startswith(b"{"):
-        start = " ".join(body[:400].decode("utf-8", "replace").split())
-        raise ProtocolError(
-            f"expected an event stream or a JSON object, found {content_type or 'no content-type'}: {start[:80]}"
-        )
-    reading.accumulator.add_whole(body)

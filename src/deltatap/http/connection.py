@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import httpx2
@@ -80,7 +81,7 @@ class Response:
             Exception: anything that `sink` raises; this closes the connection.
         """
         while self._unread:
-            if sink(*self._unread.popleft()):
+            if self._taken(sink, *self._unread.popleft()):
                 return
         if self._parser.open:
             self._sink = sink
@@ -90,6 +91,19 @@ class Response:
                 self._sink = None
         if self._parser.failure is not None:
             raise self._parser.failure
+
+    async def start(self, most: int, wait_s: float) -> bytes:
+        """The start of the body: what arrives of it in time, at most so many bytes, however it ends."""
+        body = bytearray()
+
+        def keep(data: bytes, _now: float) -> bool:
+            body.extend(data)
+            return len(body) >= most
+
+        with suppress(TimeoutError, httpx2.TransportError):
+            async with asyncio.timeout(wait_s):
+                await self.read(keep)
+        return bytes(body[:most])
 
     def close(self) -> None:
         """Return the connection to the pool if it can be reused; close it otherwise."""
@@ -119,9 +133,13 @@ class Response:
         self._parser.end(error)
         self._wake()
 
+    def _taken(self, sink: Sink, body: bytes, now: float) -> bool:
+        """Pass a part of the body on; True if the sink needs no more."""
+        return any(sink(piece, now) for piece in self._parser.decoded(body))
+
     def _deliver(self, sink: Sink, body: bytes, now: float) -> None:
         try:
-            if sink(body, now):
+            if self._taken(sink, body, now):
                 self._wake()
         except Exception as error:  # noqa: BLE001 - the sink's own, which `read` raises
             self._wake(error)

@@ -99,11 +99,10 @@ class Credential:
         else:
             self._renew_at = token.expires_at - min(_MARGIN_S, (token.expires_at - now) / 5)
 
-    def hide(self, text: str) -> str:
-        """Mask every token in a text, since some servers repeat a token that they refuse."""
-        for token in self._tokens:
-            text = text.replace(token.value, "***")
-        return text
+    @property
+    def known(self) -> frozenset[str]:
+        """The latest tokens, since some servers repeat a token that they refuse."""
+        return frozenset(token.value for token in self._tokens)
 
 
 @dataclass(frozen=True, slots=True)

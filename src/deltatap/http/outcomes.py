@@ -19,6 +19,7 @@ import openai
 from deltatap.api.refusal import read_refusal
 from deltatap.api.values import decode
 from deltatap.errors import CredentialError, ProtocolError
+from deltatap.http.parser import RefusedError
 from deltatap.model import CaptureError, Status
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ _OF_EXCEPTION: Mapping[type[Exception], tuple[str, str | None]] = {
     httpx2.HTTPError: ("connection", None),
     OSError: ("connection", None),
 }
-FAILURES: tuple[type[Exception], ...] = (openai.APIStatusError, ProtocolError, *_OF_EXCEPTION)
+FAILURES: tuple[type[Exception], ...] = (ProtocolError, *_OF_EXCEPTION)
 
 _OF_STATUS = {
     401: "authentication",
@@ -97,16 +98,14 @@ def error_of(failure: Exception, http_status: int | None, now: float, api: Api |
         now: seconds since the epoch.
         api: the API that was called.
     """
-    if isinstance(failure, openai.APIStatusError):
-        response = failure.response
-        return http_error(
-            failure.status_code, response.content, response.headers, now, api, url=str(response.request.url)
-        )
+    # The openai client's own message is always "Connection error."; its cause says what happened.
+    cause = failure.__cause__ if isinstance(failure, openai.APIConnectionError) else failure
+    if isinstance(cause, RefusedError):
+        return http_error(cause.status, cause.body, cause.headers, now, api, url=cause.url)
     if isinstance(failure, ProtocolError):
         return CaptureError("protocol", None, str(failure), http_status)
     type_, code = next(found for kind, found in _OF_EXCEPTION.items() if isinstance(failure, kind))
-    # The openai client's own message is always "Connection error."; its cause says what happened.
-    cause = failure if code else failure.__cause__ or failure
+    cause = cause or failure
     name = type(cause).__name__
     return CaptureError(type_, code or getattr(cause, "code", name), str(cause) or name)
 

@@ -7,18 +7,40 @@ errors, which the openai client understands.
 
 from __future__ import annotations
 
-import zlib
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 import httptools
 import httpx2
 
+from deltatap.http.coding import CodingError, Decoder, codings, decoded
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Iterator, Mapping
 
 _MAX_HEAD_BYTES = 256 * 1024
 _OK = 200
+# What browsers and other clients accept, too: bare line feeds, blanks after the size of a chunk, a length beside
+# chunks, odd bytes in headers, bytes after the end.
+_LENIENT = {
+    "lenient_headers": True,
+    "lenient_chunked_length": True,
+    "lenient_transfer_encoding": True,
+    "lenient_version": True,
+    "lenient_data_after_close": True,
+    "lenient_optional_lf_after_cr": True,
+    "lenient_optional_cr_before_lf": True,
+    "lenient_optional_crlf_after_chunk": True,
+    "lenient_spaces_after_chunk_size": True,
+}
+
+
+class RefusedError(httpx2.HTTPError):
+    """A response with an error status, with the start of its body."""
+
+    def __init__(self, url: str, status: int, headers: httpx2.Headers, body: bytes) -> None:
+        super().__init__(f"HTTP {status}")
+        self.url, self.status, self.headers, self.body = url, status, headers, body
 
 
 class State(Enum):
@@ -92,12 +114,12 @@ class ResponseParser:
         state: where the response is.
         open: whether more of the response is expected.
         status: the HTTP status; 0 until the head is complete.
-        headers: raw. A content-encoding that the parser decodes is removed.
+        headers: raw. A content-encoding is removed, because `decoded` undoes it.
         failure: why the state is FAILED.
     """
 
     __slots__ = (
-        "_decode",
+        "_decoders",
         "_head_bytes",
         "_llhttp",
         "_pieces",
@@ -116,16 +138,12 @@ class ResponseParser:
         self.headers: list[tuple[bytes, bytes]] = []
         self.failure: httpx2.TransportError | None = None
         self._head_bytes = 0
-        self._decode: Callable[[bytes], bytes] | None = None
+        self._decoders: list[Decoder] = []
         self._pieces: list[bytes] = []
         # The httptools callback for a piece of the body. It runs for every chunk, so it stays in C.
         self.on_body = self._pieces.append
-        llhttp = httptools.HttpResponseParser(self)
-        # As browsers do: lines may end with LF only, and chunks beat a length. The connection is then not used again.
-        llhttp.set_dangerous_leniencies(
-            lenient_optional_cr_before_lf=True, lenient_chunked_length=True, lenient_transfer_encoding=True
-        )
-        self._llhttp: httptools.HttpResponseParser | None = llhttp
+        self._llhttp: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
+        self._llhttp.set_dangerous_leniencies(**_LENIENT)
 
     @property
     def complete(self) -> bool:
@@ -136,27 +154,35 @@ class ResponseParser:
         """Parse what one read of the socket returned.
 
         Returns:
-            The part of the body in it, decoded; empty when there is none.
+            The part of the body in it, still compressed; empty when there is none.
         """
         if self._llhttp is None or not self.open:
             self._advance(Event.EXTRA)
             return b""
+        if self.state is State.HEAD:
+            self._head_bytes += len(data)
         try:
             self._llhttp.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._fail(Event.MALFORMED, _invalid(f"it is not valid HTTP: {error}"))
+        if self.state is State.HEAD and self._head_bytes > _MAX_HEAD_BYTES:
+            self._fail(Event.MALFORMED, _invalid(f"its headers exceed {_MAX_HEAD_BYTES:,} bytes"))
         pieces = self._pieces
         if not pieces:
             return b""
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
-        if self._decode is not None:
-            try:
-                return self._decode(body)
-            except zlib.error as error:
-                self._fail(Event.UNDECODABLE, _invalid(f"its content-encoding is broken: {error}"))
-                return b""
         return body
+
+    def decoded(self, body: bytes) -> Iterator[bytes]:
+        """The output of a part of the body. Ends early, with a failure, if the part does not match its coding."""
+        if not self._decoders:
+            yield body
+            return
+        try:
+            yield from decoded(self._decoders, body)
+        except CodingError as error:
+            self._fail(Event.UNDECODABLE, _invalid(str(error)))
 
     def end(self, error: Exception | None) -> None:
         """Handle the end of the connection.
@@ -192,11 +218,9 @@ class ResponseParser:
             raise _invalid("unexpected bytes follow it")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Httptools callback."""
-        self._head_bytes += len(name) + len(value)
-        if self._head_bytes > _MAX_HEAD_BYTES:
-            self._stop(f"its headers exceed {_MAX_HEAD_BYTES:,} bytes")
-        self.headers.append((name, value))
+        """Httptools callback. Trailers, which come after the body, are ignored."""
+        if self.state is State.HEAD:
+            self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Httptools callback."""
@@ -206,12 +230,10 @@ class ResponseParser:
         values = {name.lower(): value.strip().lower() for name, value in self.headers}
         sized = b"content-length" in values or b"chunked" in values.get(b"transfer-encoding", b"")
         self._advance(Event.SIZED_HEAD if sized else Event.UNSIZED_HEAD)
-        encoding = values.get(b"content-encoding") or b"identity"
-        if encoding in {b"gzip", b"x-gzip", b"deflate"}:
-            self._decode = zlib.decompressobj(zlib.MAX_WBITS + 32).decompress
+        encodings = b",".join(value for name, value in self.headers if name.lower() == b"content-encoding")
+        if encodings:
+            self._decoders = [Decoder(name) for name in reversed(codings(encodings.decode("latin1")))]
             self.headers = [(name, value) for name, value in self.headers if name.lower() != b"content-encoding"]
-        elif encoding not in {b"identity", b"none"}:
-            self._stop(f"content-encoding {encoding.decode('latin1')} was not requested")
 
     def on_message_complete(self) -> None:
         """Httptools callback."""
@@ -219,12 +241,6 @@ class ResponseParser:
             self.headers.clear()
         elif self._llhttp is not None:
             self._advance(Event.END if self._llhttp.should_keep_alive() else Event.LAST_END)
-
-    def _stop(self, reason: str) -> None:
-        """Fail inside a callback; the exception makes llhttp stop."""
-        failure = _invalid(reason)
-        self._fail(Event.MALFORMED, failure)
-        raise failure
 
 
 def _invalid(reason: str) -> httpx2.RemoteProtocolError:

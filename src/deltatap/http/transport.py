@@ -11,7 +11,6 @@ import os
 import socket
 import ssl
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import httpx2
@@ -19,6 +18,7 @@ from aiohappyeyeballs import start_connection
 
 from deltatap.config import Tls
 from deltatap.http.connection import Connection, Response
+from deltatap.http.parser import RefusedError
 from deltatap.http.proxy import ProxyError, address, open_tunnel
 from deltatap.http.tls import TlsError, explained, tls_context
 from deltatap.http.watchdog import current
@@ -37,38 +37,33 @@ _DNS_S = 60.0
 # RFC 8305, section 5: wait this long for one address before trying the next.
 _NEXT_ADDRESS_S = 0.25
 _PROXY_AUTHENTICATION = 407
-_REFUSED = 300
-_REFUSAL_BYTES, _REFUSAL_S = 2**16, 3.0
+# What is kept of the body of a response with an error status, and how long it may take.
+_MAX_ERROR_BYTES, _ERROR_S = 64 * 1024, 2.0
+_MAX_LIST_BYTES = 64 * 2**20
+_FIRST_ERROR = 300
 
 _Origin = tuple[str, str, int]
 _Addresses = list[tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]]
 
 
 class _Body(httpx2.AsyncByteStream):
-    """A response's body as the openai client reads it: error bodies and lists of models."""
+    """A response's body as the openai client reads it: lists of models."""
 
     def __init__(self, response: Response) -> None:
         self.response = response
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         pieces: list[bytes] = []
-        size = 0
 
         def keep(data: bytes, _now: float) -> bool:
             nonlocal size
             pieces.append(data)
             size += len(data)
-            return refused and size >= _REFUSAL_BYTES
+            return size > _MAX_LIST_BYTES
 
-        # The status of a refusal counts, even if its body is cut, stalls or never ends.
-        refused = self.response.status >= _REFUSED
-        if refused:
-            with suppress(httpx2.TransportError, TimeoutError):
-                async with asyncio.timeout(_REFUSAL_S):
-                    await self.response.read(keep)
-        else:
-            await self.response.read(keep)
-        yield b"".join(pieces)[: _REFUSAL_BYTES if refused else None]
+        size = 0
+        await self.response.read(keep)
+        yield b"".join(pieces)
 
     async def aclose(self) -> None:
         self.response.close()
@@ -101,6 +96,7 @@ class Http1Transport(httpx2.AsyncBaseTransport):
         """Send a request; return when the headers of its response arrive. The caller's watchdog limits the wait.
 
         Raises:
+            RefusedError: the response has an error status.
             httpx2.TransportError: the connection could not be opened, or it broke.
         """
         # Without TLS, the proxy itself forwards the request (RFC 9112, section 3.2.2).
@@ -122,7 +118,13 @@ class Http1Transport(httpx2.AsyncBaseTransport):
         if forwarding is not None and response.status == _PROXY_AUTHENTICATION:
             response.close()
             raise forwarding.failure(response.status, "Proxy Authentication Required", _server(request.url))
-        # The openai client reads error bodies through `stream`. `client.py` reads `Response` directly, without layers.
+        if response.status >= _FIRST_ERROR:
+            try:
+                body = await response.start(_MAX_ERROR_BYTES, _ERROR_S)
+            finally:
+                response.close()
+            raise RefusedError(str(request.url), response.status, httpx2.Headers(response.headers), body)
+        # The openai client reads lists of models through `stream`. `client.py` reads `Response` directly, without layers.
         return httpx2.Response(
             response.status,
             headers=response.headers,
@@ -163,8 +165,11 @@ class Http1Transport(httpx2.AsyncBaseTransport):
         scheme, host, port = origin
         tls = self._context() if scheme == "https" else None
         server = address(host, port)
-        stream = await self._open(host, port, tunnel=tls is not None)
+        stream = await self._open(host, port)
         try:
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if tls is not None and self._proxy is not None:
+                await open_tunnel(stream, self._proxy, server)
             _, connection = await asyncio.get_running_loop().create_connection(
                 lambda: Connection(lambda connection: self._release(origin, connection)),
                 sock=stream,
@@ -173,31 +178,28 @@ class Http1Transport(httpx2.AsyncBaseTransport):
             )
         except ssl.SSLError as error:
             raise explained(error, server) from error
-        except OSError as error:
-            if tls is None or not isinstance(error, ConnectionError):
+        except ConnectionError as error:
+            if tls is None:
                 raise httpx2.ConnectError(f"{server}: {_why(error)}") from error
             closed = f"{server} closed the connection during the TLS handshake"
             raise TlsError(f"{closed}; it may require a client certificate, endpoint.tls.client_cert") from error
-        return connection
-
-    async def _open(self, host: str, port: int, *, tunnel: bool) -> socket.socket:
-        """Open a connection to the server; if there is a proxy, to the proxy, or through it with `tunnel`."""
-        proxy = self._proxy
-        to = (host, port) if proxy is None else (proxy.host, proxy.port)
-        try:
-            stream = await start_connection(await self._resolve(*to), happy_eyeballs_delay=_NEXT_ADDRESS_S)
-        except (OSError, UnicodeError) as error:  # a name that no host can have is a UnicodeError
-            if proxy is None:
-                raise httpx2.ConnectError(f"{address(*to)}: {_why(error)}") from error
-            raise ProxyError(f"cannot connect to {proxy}: {_why(error)}; check endpoint.proxy") from error
-        try:
-            stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            if proxy is not None and tunnel:
-                await open_tunnel(stream, proxy, address(host, port))
+        except OSError as error:
+            raise httpx2.ConnectError(f"{server}: {_why(error)}") from error
         except BaseException:
             stream.close()
             raise
-        return stream
+        return connection
+
+    async def _open(self, host: str, port: int) -> socket.socket:
+        """Open a connection to the proxy, or to the server if there is no proxy."""
+        proxy = self._proxy
+        to = (host, port) if proxy is None else (proxy.host, proxy.port)
+        try:
+            return await start_connection(await self._resolve(*to), happy_eyeballs_delay=_NEXT_ADDRESS_S)
+        except OSError as error:
+            if proxy is None:
+                raise httpx2.ConnectError(f"{address(*to)}: {_why(error)}") from error
+            raise ProxyError(f"cannot connect to {proxy}: {_why(error)}; check endpoint.proxy") from error
 
     def _release(self, origin: _Origin, connection: Connection) -> None:
         if self._closed:
@@ -246,10 +248,10 @@ def _explained(error: httpx2.TransportError, url: httpx2.URL, *, fresh: bool) ->
     return httpx2.RemoteProtocolError(f"{error}; {hint}")
 
 
-def _why(error: OSError | UnicodeError) -> str:
+def _why(error: OSError) -> str:
     """The system's words; asyncio replaces them with the address."""
-    number = getattr(error, "errno", None) or 0
-    return os.strerror(number) if number > 0 else getattr(error, "strerror", None) or str(error) or type(error).__name__
+    words = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+    return words or str(error) or type(error).__name__
 
 
 def _head(request: httpx2.Request, proxy: Proxy | None = None) -> bytes:

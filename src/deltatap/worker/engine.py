@@ -22,7 +22,7 @@ from deltatap.errors import one_line
 from deltatap.messages import POLL_S, Refusal
 from deltatap.model import INTERNAL_COMPLETE, INTERNAL_REQUEST, Call, Capture, CaptureError, Chunks, Job, Received
 from deltatap.worker.breaker import Breaker
-from deltatap.worker.faults import internal_error
+from deltatap.http.faults import internal_error
 from deltatap.worker.lag import LagWatch
 from deltatap.worker.retry import cool_down, next_try, stops_run, too_long_s, until
 from deltatap.worker.schedule import Scheduler

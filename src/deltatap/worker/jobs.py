@@ -16,7 +16,7 @@ from deltatap.api.registry import specification
 from deltatap.model import INTERNAL_REQUEST, Expected, Job, Request
 from deltatap.prompts import wire
 from deltatap.tokens import count_text, known_encoding
-from deltatap.worker.faults import internal_error, is_fault
+from deltatap.http.faults import internal_error, is_fault
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

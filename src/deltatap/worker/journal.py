@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -167,7 +168,7 @@ class JournalWriter:
 def _size(capture: Capture) -> tuple[int, int]:
     """The number of chunks of a capture, and about how many bytes it takes."""
     received = [call.received for call in capture.job.calls]
-    raw = sum(len(data) for got in received for _, data in got.raw or () if isinstance(data, bytes))
+    raw = sum(len(data) for got in received for _, data in got.raw or ())
     return sum(len(got.chunks) for got in received), raw + sum(len(got.chunks.utf8) for got in received)
 
 
@@ -203,6 +204,15 @@ def journaled_rows(folder: Path, plan: int, part: int) -> np.ndarray[Any, Any]:
         here = table.filter((pa.compute.field("plan") == plan) & (pa.compute.field("part") == part))
         rows.append(here["row"].to_numpy())
     return np.unique(np.concatenate(rows))
+
+
+def has_output(folder: Path) -> bool:
+    """Whether the journal holds an answer, complete or not; skips landed and damaged files."""
+    for path in folder.glob("*.parquet"):
+        with suppress(FileNotFoundError, pa.ArrowInvalid):
+            if set(pq.read_table(path, columns=["status"], partitioning=None)["status"].to_pylist()) - {"failed"}:
+                return True
+    return False
 
 
 def readable(path: Path) -> bool:

@@ -58,23 +58,20 @@ def next_try(
     waits = status != "interrupted" and kind.retry == "waiting"
     if status == "interrupted":
         tries.broken += 1
-        count, maximum = tries.broken, limits.max_broken
+        count, enough = tries.broken, tries.broken >= limits.max_broken
     elif waits:
         tries.waits += 1
-        count, maximum = tries.waits, math.inf
+        count, enough = tries.waits, False
     else:
         tries.attempts += 1
-        count, maximum = tries.attempts, limits.max_attempts
+        count, enough = tries.attempts, tries.attempts >= limits.max_attempts
     if tries.failing_since is None:
         tries.failing_since = now
     out_of_time = error.type == "timeout" and error.code == "total"
-    if kind.retry == "never" or out_of_time or count >= maximum:
+    if kind.retry == "never" or out_of_time or enough:
         return None
     asked, back_off = asked_s(error), _backoff(count, jitter)
-    if waits:
-        wait = asked or back_off
-    else:
-        wait = max(asked or 0.0, min(back_off, limits.retry_for_s))
+    wait = asked or back_off if waits else max(asked or 0.0, min(back_off, limits.retry_for_s))
     if (waits or asked is not None) and now + wait - tries.failing_since > limits.retry_for_s:
         return None
     return Retry(wait, _why(error))
@@ -111,6 +108,11 @@ def too_long_s(error: CaptureError | None, limits: Capture) -> float | None:
     """The wait that the server asks of the whole run, if it is longer than any request may wait."""
     asked = asked_s(error) if error is not None and waits_for_all(error) else None
     return asked if asked is not None and asked > limits.retry_for_s else None
+
+
+def longest_s(limits: Capture) -> float:
+    """The maximum time for which a response can delay the whole run."""
+    return max(_HEADER_MAX_S, limits.retry_for_s)
 
 
 def until(now: float, wait_s: float) -> str:

@@ -27,7 +27,7 @@ from deltatap.delta import columns
 from deltatap.model import INTERNAL_COMPLETE, INTERNAL_CUT, KINDS, Chunks
 from deltatap.prices import cost_usd
 from deltatap.tokens import count_text, known_encoding
-from deltatap.worker.faults import internal_error, is_fault
+from deltatap.http.faults import internal_error, is_fault
 from deltatap.worker.jobs import input_tokens
 from deltatap.worker.timing import Times, tpot_ms
 
@@ -233,7 +233,7 @@ def journal_batch(rows: Sequence[Row], context: Context, *, plan: int, part: int
 def _arrays(rows: Sequence[Row], context: Context) -> list[pa.Array]:
     try:
         return _mapped([_values(row, context) for row in rows], [_chunks(row) for row in rows])
-    except BaseException as error:  # noqa: BLE001 - raised again if it is not a row's trouble
+    except BaseException as error:
         if len(rows) == 1:
             return _fitted(rows[0].with_fault(error), context)
         if not is_fault(error):
@@ -297,7 +297,7 @@ def _minimal(row: Row, context: Context) -> dict[str, Any]:
     }
 
 
-def fit(value: Any, type_: pa.DataType) -> Any:  # noqa: ANN401 - any value of a column
+def fit(value: Any, type_: pa.DataType) -> Any:  # noqa: ANN401, PLR0911 - any value; one return for each type
     """The value as an Arrow type can hold it: lone surrogates are replaced, and what does not fit is None."""
     if value is None:
         return None

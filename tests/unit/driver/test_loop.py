@@ -5,22 +5,25 @@ from __future__ import annotations
 import io
 import math
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
 from deltatap.config import load_settings
-from deltatap.driver import control, loop
+from deltatap.driver import control, loop, runs
 from deltatap.driver.active import ActiveRun
 from deltatap.driver.lease import Lease, Moment
 from deltatap.driver.loop import CaptureLoop
 from deltatap.driver.plan import Plan
 from deltatap.driver.stopping import Stop
-from deltatap.messages import Heartbeat
+from deltatap.messages import Heartbeat, Parked, Refusal
 from deltatap.model import RunStatus
 from deltatap.prices import Prices
 from deltatap.state import LANDED, RunState
@@ -44,6 +47,9 @@ class Driver:
         self.interrupts = 0
         self.unsure = False
         self.signalled = threading.Event()
+        self.landed_output = False
+        monkeypatch.setattr(runs, "has_output", lambda *_: self.landed_output)
+        monkeypatch.setattr(loop, "models", lambda _: ["a", "b"])
         self.output = io.StringIO()
         self.renewal: Any = SimpleNamespace(is_unsure=lambda: self.unsure, counts={})
         settings = load_settings({"endpoint": {"api_key": None}, "prices": None, **sections})
@@ -195,3 +201,69 @@ def test_the_runtime_budget_ends_a_run(tmp_path: Path, monkeypatch: pytest.Monke
     assert driver.turn().stop is None
     driver.loop._ends_at = 0.0
     assert driver.turn().stop == "budget_exhausted"
+
+
+def parked(*models: str, requests: int = 1) -> tuple[Parked, ...]:
+    return tuple(Parked(Refusal("not_found", "no", model, f"req_{model}"), requests) for model in models)
+
+
+def test_a_run_stops_when_every_model_is_parked_and_no_call_has_succeeded(driver: Driver) -> None:
+    driver.state.beat(Heartbeat(EPOCH, CLAIM, 1, parked=parked("a")))
+    assert driver.turn().stop is None
+    driver.state.beat(Heartbeat(EPOCH, CLAIM, 2, parked=parked("a", "b")))
+    assert driver.turn().stop == "failed"
+    stop = driver.loop._shutdown.stop
+    assert stop is not None
+    assert stop.reason == (
+        "http://127.0.0.1:8089/v1: not_found: no (model a, request_id req_a), not_found: no (model b, request_id req_b); "
+        "check the model's name and endpoint.base_url"
+    )
+
+
+@pytest.mark.parametrize("where", ["this worker", "another worker", "an earlier driver's worker", "landed", "before", "journal"])  # fmt: skip
+def test_a_run_continues_if_a_call_has_ever_succeeded(driver: Driver, where: str) -> None:
+    driver.state.beat(Heartbeat(EPOCH, CLAIM, 2, parked=parked("a", "b"), succeeded=where == "this worker"))
+    if where == "another worker":
+        driver.state.beat(Heartbeat(EPOCH, "00001-000001-b", 2, succeeded=True))
+    if where == "an earlier driver's worker":
+        driver.state.beat(Heartbeat(EPOCH - 1, "00001-000001-b", 2, succeeded=True))
+    driver.landed_output = where == "landed"
+    if where == "before":
+        run, plan = driver.loop._run, replace(driver.plan, before={"completed": 0, "interrupted": 1})
+        driver.loop = CaptureLoop(run, plan, None, signalled=driver.signalled, ends_at=math.inf)
+    if where == "journal":
+        for name, statuses in (("a", ["failed"]), ("b", ["failed", "completed"])):
+            pq.write_table(pa.table({"status": statuses}), driver.state.journal / f"{name}.parquet")
+    assert driver.turn().stop is None
+
+
+def test_failed_rows_in_the_journal_are_no_success(driver: Driver) -> None:
+    driver.state.beat(Heartbeat(EPOCH, CLAIM, 2, parked=parked("a", "b")))
+    pq.write_table(pa.table({"status": ["failed"]}), driver.state.journal / "a.parquet")
+    (driver.state.journal / "damaged.parquet").write_bytes(b"PAR1")
+    assert driver.turn().stop == "failed"
+
+
+def test_a_capture_ends_when_only_requests_of_parked_models_are_missing(driver: Driver) -> None:
+    def job() -> None:
+        driver.land(0)
+        driver.state.beat(Heartbeat(EPOCH, CLAIM, 1, succeeded=True, parked=parked("a"), ended=True))
+
+    assert driver.capture(job) is None
+    assert driver.jobs == 1
+    (note,) = driver.loop.notes
+    assert note.startswith("model a refuses every request (1 not sent, still owed): not_found: no (model a, ")
+
+
+def test_a_rate_limit_that_is_too_long_ends_the_run_and_lets_open_streams_end(driver: Driver) -> None:
+    driver.state.beat(Heartbeat(EPOCH, CLAIM, 1, too_long="rate limited until then", open=3))
+    published = driver.turn()
+    assert (published.stop, published.grace_s) == ("failed", 900.0)
+
+
+def test_no_worker_s_cool_down_is_longer_than_any_request_may_wait(driver: Driver) -> None:
+    driver.state.beat(Heartbeat(EPOCH, CLAIM, 1, cool_s=1e9))
+    assert driver.turn().cool_s == 600.0
+    for odd in (math.inf, math.nan, -5.0):
+        driver.state.beat(Heartbeat(EPOCH, CLAIM, 2, cool_s=odd))
+        assert driver.turn().cool_s == 0.0

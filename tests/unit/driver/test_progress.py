@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
+import pytest
 from rich.console import Console
 
 from deltatap.driver.progress import Display, Snapshot, line, snapshot
@@ -18,7 +20,7 @@ def test_heartbeats_add_up_and_those_of_dead_workers_count() -> None:
     now = snapshot(20, beats, 8.0)
     assert (now.done, now.rows, now.open, now.requests) == (6, {"completed": 5, "failed": 1}, 5, 13)
     assert (now.errors, now.cost_usd, now.input_tokens, now.output_tokens) == ({"server": 3}, 0.75, 4, 7)
-    assert (now.ttft_ms, now.cool_down_s) == (200.0, 8.0)
+    assert (now.ttft_ms, now.waits_s) == (200.0, 8.0)
     assert now.counts()["completed"] == 5
 
 
@@ -27,18 +29,48 @@ def test_without_heartbeats_there_is_no_progress() -> None:
 
 
 def test_the_line_in_a_log() -> None:
-    now = Snapshot(100, {"completed": 40, "failed": 1}, 8, 44, 10, 500, 0.1234, 210.0, {"rate_limit": 3}, 7.0)
+    now = Snapshot(
+        100,
+        {"completed": 40, "failed": 1},
+        8,
+        44,
+        10,
+        500,
+        0.1234,
+        210.0,
+        {"rate_limit": 3},
+        7.0,
+        "rate limited by the server (Retry-After)",
+    )
     assert line(now, 10.0) == (
         "captured 41/100, 40 completed, 1 failed, 8 streams open, 44 calls, 4.1 requests/s, 50 tokens/s, "
-        "TTFT p50 210 ms, $0.1234, 14 s left, errors: rate_limit 3, cooling down 7 s"
+        "TTFT p50 210 ms, $0.1234, 14 s left, errors: rate_limit 3, "
+        "waiting 7 s: rate limited by the server (Retry-After)"
     )
 
 
 def test_the_live_display_in_a_terminal() -> None:
     output = io.StringIO()
     with Display(Console(file=output, force_terminal=True, width=100)) as display:
-        display.update(Snapshot(100, {"completed": 41}, 8, 44, errors={"server": 2}, cool_down_s=3), note="stopping")
-    for text in ("41/100", "8 streams open", "server 2", "cooling down for 3 s", "stopping"):
+        display.update(
+            Snapshot(
+                100,
+                {"completed": 41},
+                8,
+                44,
+                errors={"server": 2},
+                waits_s=3,
+                waits_for="rate limited by the server (Retry-After)",
+            ),
+            note="stopping",
+        )
+    for text in (
+        "41/100",
+        "8 streams open",
+        "server 2",
+        "waiting 3 s: rate limited by the server (Retry-After)",
+        "stopping",
+    ):
         assert text in output.getvalue()
 
 
@@ -50,3 +82,21 @@ def test_a_worker_that_has_ended_has_no_open_streams() -> None:
     assert snapshot(20, beats, 0.0).open == 2
     assert snapshot(20, beats, 0.0).ttft_ms is None, "the median is of the workers that are running"
     assert snapshot(20, beats[:1], 0.0).ttft_ms == 900.0, "or of all, once none is running"
+
+
+@pytest.mark.parametrize(
+    ("beats", "cool_s", "expected"),
+    [
+        ([], 0.0, (0.0, "")),
+        ([], 7.0, (7.0, "rate limited by the server")),
+        ([{}, {}], 0.0, (0.0, "")),
+        ([{"waits_s": 5.0, "waits_for": "a"}, {"waits_s": 7.0, "waits_for": "b"}], 6.5, (6.5, "b")),
+        ([{"waits_s": 5.0, "waits_for": "a"}, {"waits_s": 7.0, "waits_for": "b"}], 0.0, (5.0, "a")),
+        ([{"waits_s": 5.0, "waits_for": "a"}, {}], 0.0, (0.0, "")),
+    ],
+    ids=["nothing", "a limit of an earlier driver's workers", "no wait", "the limit", "retries", "one does not wait"],
+)
+def test_what_the_run_waits_for(beats: list[dict[str, Any]], cool_s: float, expected: tuple[float, str]) -> None:
+    workers = [Heartbeat(1, f"{at:05d}-000001-a", 1, **beat) for at, beat in enumerate(beats)]
+    now = snapshot(9, workers, cool_s)
+    assert (now.waits_s, now.waits_for) == expected

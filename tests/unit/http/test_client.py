@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deltatap.config import ApiKey, Endpoint, Timeouts
+from deltatap.config import ApiKey, Endpoint, Settings, Timeouts
 from deltatap.errors import ConfigError
 from deltatap.http.client import EndpointClient
 from deltatap.http.credentials import Credential, Token
@@ -488,7 +488,7 @@ def test_end_of_the_body_may_arrive_after_done() -> None:
 @pytest.mark.parametrize(("described", "included"), [({}, True), ({"include_usage": False}, False)])
 def test_include_usage_decides_whether_stream_options_are_sent(described: dict[str, Any], *, included: bool) -> None:
     request_ = Request("a", "", "m", '{"model":"m","messages":[]}', None, None)
-    wire = job_of(request_, 0, [], Endpoint(**described), "stream").wire
+    wire = job_of(request_, 0, [], Settings(endpoint=Endpoint(**described)), "stream").wire
     assert wire is not None
     ((_, body),) = calls([ANSWER], [wire]).requests
     assert json.loads(body).get("stream_options") == ({"include_usage": True} if included else None)

@@ -112,8 +112,8 @@ def test_each_read_is_delivered_once_with_its_time_inside_the_callback() -> None
         ([], b"", "the server closed the connection before it responded"),
         ([CHUNKED + chunk(b"hel")], b"hel", "the server closed the connection in the middle of the response"),
         ([CHUNKED + chunk(b"hel") + b"zz\r\n"], b"hel", "not valid HTTP"),
-        ([b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\n\r\n"], b"", "content-encoding br was not requested"),
-        ([HELLO.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n", 1)], b"", "content-encoding is broken"),
+        ([b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\n\r\na"], b"", "content-encoding br was not requested"),
+        ([b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n\x1f\x8babc"], b"", "content-encoding is broken"),
     ],
 )
 def test_failed_response_delivers_what_arrived_and_closes_the_connection(
@@ -128,7 +128,7 @@ def test_failed_response_delivers_what_arrived_and_closes_the_connection(
             exchange.connection.data_received(data)
             if waiting:
                 await asyncio.sleep(0)
-        assert exchange.transport.closing is ("server closed" not in message), "at once"
+        assert exchange.transport.closing is ("not valid HTTP" in message), "at once"
         exchange.connection.connection_lost(None)
         with pytest.raises(httpx2.TransportError, match=message):
             await reading

@@ -172,7 +172,7 @@ def test_identity_that_is_always_refused_stops_the_run() -> None:
             engine.submit(Job(Request("a", "", None, "{}", None, None), WIRE, "stream", 0, [], 0.0))
             engine.join()
             assert engine.fatal is not None
-            assert engine.fatal.code == "UNAUTHENTICATED"
+            assert engine.fatal.type == "authentication"
     assert len(captures[0].job.calls) == 3
 
 

@@ -23,6 +23,7 @@ HELLO = CHUNKED + b"5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n"
 SIZED = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 GZIPPED = gzip.compress(b"hello")
 DEFLATED = zlib.compress(b"hello")
+BROKEN = GZIPPED[:10] + b"\xff" * 8
 
 
 class Outcome(NamedTuple):
@@ -34,7 +35,7 @@ class Outcome(NamedTuple):
 
 def parsed(reads: Iterable[bytes], *, eof: bool = False) -> Outcome:
     parser = ResponseParser()
-    body = b"".join([parser.feed(data) for data in reads])
+    body = b"".join(piece for data in reads for piece in parser.decoded(parser.feed(data)))
     if eof:
         parser.end(None)
     failure = None if parser.failure is None else str(parser.failure)
@@ -73,6 +74,18 @@ CASES: dict[str, tuple[bytes, Outcome]] = {
     "x-gzip": (compressed(b"X-GZip", GZIPPED), Outcome(200, b"hello", State.REUSABLE)),
     "deflate": (compressed(b"deflate", DEFLATED), Outcome(200, b"hello", State.REUSABLE)),
     "identity": (compressed(b"identity", b"hello"), Outcome(200, b"hello", State.REUSABLE)),
+    "Content-Encoding: none": (compressed(b"none", b"hello"), Outcome(200, b"hello", State.REUSABLE)),
+    "Content-Encoding without a value": (compressed(b"", b"hello"), Outcome(200, b"hello", State.REUSABLE)),
+    "plain text as gzip": (compressed(b"gzip", b"hello"), Outcome(200, b"hello", State.REUSABLE)),
+    "raw deflate": (compressed(b"deflate", zlib.compress(b"hello", wbits=-15)), Outcome(200, b"hello", State.REUSABLE)),
+    "members of gzip": (compressed(b"gzip", gzip.compress(b"hel") + gzip.compress(b"") + gzip.compress(b"lo")), Outcome(200, b"hello", State.REUSABLE)),
+    "zeros after gzip": (compressed(b"gzip", GZIPPED + b"\0\0\0"), Outcome(200, b"hello", State.REUSABLE)),
+    "garbage after gzip": (compressed(b"gzip", GZIPPED + b"oops"), Outcome(200, b"hello", State.REUSABLE)),
+    "gzip of gzip": (compressed(b"gzip, gzip", gzip.compress(GZIPPED)), Outcome(200, b"hello", State.REUSABLE)),
+    "bare line feeds": (SIZED.replace(b"\r\n", b"\n"), Outcome(200, b"hello", State.REUSABLE)),
+    "length and chunks": (HELLO.replace(b"\r\n\r\n", b"\r\nContent-Length: 99\r\n\r\n", 1), Outcome(200, b"hello world", State.REUSABLE)),
+    "blanks after the size of a chunk": (HELLO.replace(b"5\r", b"5  \r"), Outcome(200, b"hello world", State.REUSABLE)),
+    "extensions of a chunk": (HELLO.replace(b"5\r", b"5;a=b\r"), Outcome(200, b"hello world", State.REUSABLE)),
     "bytes after the end": (SIZED + b"H", Outcome(200, b"hello", State.FINISHED)),
     "a second response": (SIZED + HELLO, Outcome(200, b"hello", State.FINISHED)),
     "garbage after the end": (HELLO + b"\0", Outcome(200, b"hello world", State.FINISHED)),
@@ -81,11 +94,11 @@ CASES: dict[str, tuple[bytes, Outcome]] = {
         Outcome(200, b"hello", State.FINISHED),
     ),
     "broken gzip": (
-        compressed(b"gzip", b"abc"),
+        compressed(b"gzip", BROKEN),
         Outcome(200, b"", State.FAILED, UNREADABLE + "its content-encoding is broken"),
     ),
     "broken gzip, connection: close": (
-        compressed(b"gzip", b"abc", b"Connection: close\r\n"),
+        compressed(b"gzip", BROKEN, b"Connection: close\r\n"),
         Outcome(200, b"", State.FAILED, UNREADABLE + "its content-encoding is broken"),
     ),
     "brotli": (
