@@ -21,11 +21,12 @@ from deltatap.delta import columns
 from deltatap.errors import ConfigError
 from deltatap.http.credentials import credential_of, read_secrets
 from deltatap.http.route import route_of
-from deltatap.model import Capture, CaptureError
+from deltatap.model import INTERNAL_REQUEST, Capture, CaptureError, Job, Request
 from deltatap.prices import load_prices
 from deltatap.prompts import build_request
 from deltatap.worker.attempt import CaptureTask, capture_part
 from deltatap.worker.bootstrap import context_of, running_engine, streams_of
+from deltatap.worker.faults import internal_error
 from deltatap.worker.jobs import job_of
 from deltatap.worker.rows import captures_batch, counted
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from pyspark.sql._typing import UserDefinedFunctionLike
 
     from deltatap.http.credentials import Secrets
+    from deltatap.model import Mode
     from deltatap.prices import Prices
     from deltatap.worker.engine import Engine
 
@@ -141,8 +143,7 @@ def capture_batches(
         for batch in prompts:
             start = planned
             for row in _rows(batch):
-                request = build_request(row, api=endpoint.api, model=endpoint.model, defaults=settings.request, keep=())
-                job = job_of(request, planned, [], settings, mode)
+                job = _job(row, planned, settings, mode)
                 planned += 1
                 if planned <= max_requests:
                     engine.submit(job)
@@ -154,6 +155,17 @@ def capture_batches(
                 yield frame(engine)
         while pending:
             yield frame(engine)
+
+
+def _job(values: Mapping[str, Any], row: int, settings: Settings, mode: Mode) -> Job:
+    """The job of a row of prompts; if its request cannot be built, only this row fails."""
+    endpoint = settings.endpoint
+    try:
+        request = build_request(values, api=endpoint.api, model=endpoint.model, defaults=settings.request, keep=())
+    except BaseException as error:  # noqa: BLE001 - raised again if it is not this row's trouble
+        fault = internal_error(error, f"of row {row}", INTERNAL_REQUEST, "build the request")
+        return Job(Request("", "", endpoint.model, None, None, None), None, mode, row, [], 0.0, fault=fault)
+    return job_of(request, row, [], settings, mode)
 
 
 class _Results:

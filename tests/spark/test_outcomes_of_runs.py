@@ -95,7 +95,9 @@ def test_errors_that_every_request_would_get_stop_the_run(
     prompts.write(spark, tables / "prompts", [(f"r{n}", f"p{n}", f"gpt-4o!{fault}:1") for n in range(60)])
     ended, _ = capture(spark, tables, simulator, capture={"concurrency": 2})
     assert ended.row["status"] == "failed"
-    assert ended.row["reason"].startswith(reason)
+    assert f"/v1: {reason}" in ended.row["reason"], "it names the URL"
+    assert "(model gpt-4o!" in ended.row["reason"]
+    assert "request_id " in ended.row["reason"]
     assert simulator.counts()["calls"] <= 6, "the run stops at once"
     assert {row["error"]["type"] for row in captured(spark, tables)} == {reason.split(":", maxsplit=1)[0]}
     simulator.reset()
@@ -103,6 +105,26 @@ def test_errors_that_every_request_would_get_stop_the_run(
     prompts.write(spark, tables / "prompts", [(f"r{n}", f"p{n}", "gpt-4o") for n in range(3)])
     again, _ = capture(spark, tables, simulator)
     assert (again.row["status"], again.row["completed"]) == ("completed", 3)
+
+
+@pytest.mark.slow
+def test_a_model_that_refuses_every_request_does_not_stop_the_others(
+    spark: SparkSession, tables: Path, simulator: Simulation
+) -> None:
+    refused = [(f"bad{n}", f"p{n}", "gpt-4o!404") for n in range(40)]
+    prompts.write(spark, tables / "prompts", refused + [(f"ok{n}", f"p{n}", "gpt-4o") for n in range(10)])
+    ended, output = capture(spark, tables, simulator, capture={"concurrency": 2})
+    assert (ended.row["status"], ended.row["reason"], ended.row["completed"]) == ("completed", None, 10)
+    assert 3 <= ended.row["failed"] <= 6
+    assert "submitting it again" not in output
+    (note,) = ended.notes
+    assert note.startswith(
+        f"model gpt-4o!404 refuses every request ({40 - ended.row['failed']} not sent, still owed): "
+    )
+    again, _ = capture(spark, tables, simulator, capture={"concurrency": 2})
+    assert again.row["owed"] == 40
+    assert again.row["status"] == "failed", "now no model of the plan works"
+    assert all(row["request_id"].startswith("bad") for row in captured(spark, tables) if row["status"] == "failed")
 
 
 @pytest.mark.slow

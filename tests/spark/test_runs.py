@@ -6,6 +6,7 @@ import threading
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pytest
 
 from deltatap.config import Settings, load_settings
@@ -166,3 +167,43 @@ def test_runs_on_two_captures_tables_renew_their_leases_at_the_same_time(
         thread.join()
     assert failures == []
     assert [row["completed"] for row in spark.table(delta_tables.quoted(settings.runs.table)).collect()] == [3, 3]
+
+
+def captured(**values: Any) -> dict[str, Any]:
+    """A row of `captures` with one call, in the form of its Arrow schema."""
+    usual = {"run_id": "r", "mode": "stream", "status": "completed", "retries": [], "cost_basis": "reported"}
+    tiktoken = {"input_tokens": 8, "output_tokens": 20}
+    return {**usual, "started_at": datetime.now(UTC), "usage_tiktoken": tiktoken} | values
+
+
+MOST = 2**63 - 1
+
+
+def test_the_totals_of_a_run_cannot_overflow_and_are_never_less_than_what_arrived(
+    spark: SparkSession, settings: Settings
+) -> None:
+    delta_tables.ensure(spark, settings.captures.table, columns.CAPTURES)
+    huge = {"input_tokens": MOST, "output_tokens": MOST}
+    rows = [
+        captured(request_id="reported", usage_reported={"input_tokens": 10, "output_tokens": 15}, cost_usd=0.25),
+        captured(request_id="zero", usage_reported={"input_tokens": 10, "output_tokens": 0}, cost_basis="mixed"),
+        captured(request_id="stale", status="interrupted", cost_basis="mixed", cost_usd=float("nan"),
+                 usage_reported={"input_tokens": 10, "output_tokens": 3}),
+        captured(request_id="none", status="interrupted", cost_basis="tiktoken", cost_usd=float("inf")),
+        captured(request_id="nothing", status="failed", cost_basis=None),
+    ]  # fmt: skip
+    write(spark, settings, rows)
+    row = runs.totals(spark, settings, "r")
+    assert (row["completed"], row["interrupted"], row["failed"], row["requests"]) == (2, 2, 1, 5)
+    assert (row["input_tokens"], row["output_tokens"], row["cost_usd"]) == (38, 75, 0.25)
+    write(spark, settings, [captured(request_id=str(at), usage_reported=huge, retries=[huge, huge]) for at in range(3)])
+    row = runs.totals(spark, settings, "r")
+    assert (row["input_tokens"], row["output_tokens"]) == (MOST, MOST)
+    assert runs.totals(spark, settings, "another")["input_tokens"] == 0
+    assert runs.has_output(spark, settings, "r")
+    assert not runs.has_output(spark, settings, "another")
+
+
+def write(spark: SparkSession, settings: Settings, rows: list[dict[str, Any]]) -> None:
+    found = pa.Table.from_pylist(rows, columns.arrow_schema(columns.CAPTURES))
+    spark.createDataFrame(found).write.format("delta").mode("append").save(settings.captures.table)

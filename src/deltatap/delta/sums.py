@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-_MOST = 2**63 - 1
+# The maximum of BIGINT.
+MOST = 2**63 - 1
 
 
 def wide(expression: str) -> str:
@@ -14,4 +15,4 @@ def total_sql(expression: str) -> str:
     """SQL of the sum of an integer expression over rows: a BIGINT, and the maximum of BIGINT if the sum is larger."""
     total = f"sum({wide(expression)})"
     # Not least(), which takes null for infinity.
-    return f"CAST(IF({total} > {_MOST}, {_MOST}, {total}) AS BIGINT)"
+    return f"CAST(IF({total} > {MOST}, {MOST}, {total}) AS BIGINT)"

@@ -16,6 +16,7 @@ from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's docum
 
 from deltatap.delta import tables
 from deltatap.delta.final import final_sql
+from deltatap.delta.sums import MOST
 from deltatap.driver import owed, runs, source
 from deltatap.driver.pacer import Spent
 from deltatap.errors import ConfigError
@@ -67,7 +68,7 @@ class Plan:
     def counts(self, now: Snapshot) -> dict[str, Any]:
         """The run's counts for its row: those of earlier starts plus those of this one."""
         added = {
-            name: None if value is None else value + (self.before.get(name) or 0)
+            name: None if value is None else min(value + (self.before.get(name) or 0), MOST)
             for name, value in now.counts().items()
         }
         return {"owed": self.owed, **added}

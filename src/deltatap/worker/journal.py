@@ -21,8 +21,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from deltatap.model import INTERNAL_COMPLETE
 from deltatap.state import write_whole
 from deltatap.tokens import encoding
+from deltatap.worker.faults import internal_error
 from deltatap.worker.rows import JOURNAL_SCHEMA, Context, Row, counted, journal_batch
 from deltatap.worker.timing import Times
 
@@ -56,7 +58,13 @@ class Totals:
         self._ttft_ms: deque[float] = deque(maxlen=_RECENT)
 
     def add(self, row: Row) -> None:
-        """Count a row."""
+        """Count a row; never raises for one row."""
+        try:
+            self._add(row)
+        except BaseException as error:  # noqa: BLE001 - raised again if it is not this row's trouble
+            internal_error(error, row.capture.job.request.request_id, INTERNAL_COMPLETE, "add up the row")
+
+    def _add(self, row: Row) -> None:
         self.rows[row.status] += 1
         for call in row.capture.job.calls:
             if call.error is not None:

@@ -34,7 +34,7 @@ from deltatap.worker.timing import Times, tpot_ms
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from deltatap.model import Call, Capture, CaptureError, Choice, Job, Received, Status
+    from deltatap.model import Call, Capture, CaptureError, Choice, Job, Status
     from deltatap.prices import Price, Prices
 
 CAPTURES_SCHEMA = columns.arrow_schema(columns.CAPTURES)
@@ -185,7 +185,7 @@ def _bill(call: Call, inputs: int, output: int, price: Price | None) -> Bill:
         return Bill(0, 0, Decimal(0) if price else None, None)
     used_in = usage.input_tokens if usage else None
     used_out = usage.output_tokens if usage else None
-    stale = used_out is not None and used_out < output and not (used_out and usage_is_final(received))
+    stale = used_out is not None and used_out < output and not (used_out and received.usage_final)
     if stale:
         used_out = None
     bases = {"tiktoken" if tokens is None else "reported" for tokens in (used_in, used_out)}
@@ -194,11 +194,6 @@ def _bill(call: Call, inputs: int, output: int, price: Price | None) -> Bill:
     cached = usage.cached_input_tokens or 0 if usage else 0
     cost = cost_usd(price, used_in, used_out, cached) if price else None
     return Bill(used_in, used_out, cost, bases.pop() if len(bases) == 1 else "mixed")
-
-
-def usage_is_final(received: Received) -> bool:
-    """Whether no output came after the last usage that the server reported."""
-    return bool(getattr(received, "usage_final", True))
 
 
 def _total(

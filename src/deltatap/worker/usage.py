@@ -1,8 +1,8 @@
 """What a worker's requests are expected to use, and what its calls have used: the worker's side of limits and budgets.
 
 Knows permits, expected use, and how the end of a call corrects it. ``driver/pacer.py`` issues permits, and ``rows.py``
-computes the exact cost. This module runs on the event loop, so if the server reports no usage, it counts one output
-token per chunk.
+computes the exact cost. This module runs on the event loop, so if the server reports no usage, or less than arrived,
+it estimates the output from the number of chunks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from deltatap.messages import Permit
-    from deltatap.model import Call, Expected, Job
+    from deltatap.model import Call, Expected, Job, Received
 
 # The expected output tokens before the first call has ended, unless the request has a smaller maximum. A value that is
 # too high slows the start; one that is too low would exceed a limit before the first usage is known.
@@ -102,8 +102,8 @@ class Tally:
         outputs = usage.output_tokens if usage else None
         if inputs is None:
             inputs = expected.input_tokens if expected else 0
-        if outputs is None:
-            outputs = len(received.chunks)
+        if not outputs or not received.usage_final:
+            outputs = max(outputs or 0, _arrived(received))
         if call.error is None and expected is not None:
             self._learn(outputs / expected.choices)
         cached = usage.cached_input_tokens or 0 if usage else 0
@@ -130,6 +130,13 @@ class Tally:
             "limited": self.limited,
             "mean_output_tokens": self.mean_output_tokens,
         }
+
+
+def _arrived(received: Received) -> int:
+    """About how many output tokens have arrived: one per chunk, or one per four characters of a whole answer."""
+    if not received.output:
+        return 0
+    return len(received.chunks) or sum(len(choice.text) for choice in received.choices) // 4
 
 
 def _usd(expected: Expected, inputs: float, outputs: float, cached: int = 0) -> float:

@@ -32,6 +32,11 @@ def test_the_counts_of_earlier_starts_are_added() -> None:
     }  # fmt: skip
 
 
+def test_the_counts_of_a_run_fit_their_columns() -> None:
+    counts = plan(before={"input_tokens": 2**63 - 1}).counts(Snapshot(10, input_tokens=5, output_tokens=2**70))
+    assert (counts["input_tokens"], counts["output_tokens"]) == (2**63 - 1, 2**63 - 1)
+
+
 def test_an_unknown_cost_stays_unknown() -> None:
     assert plan(before={"cost_usd": 0.5}).counts(Snapshot(10))["cost_usd"] is None
 

@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from deltatap import prompts
+from deltatap.api.registry import specification
 from deltatap.config import load_settings
 from deltatap.delta import columns
+from deltatap.model import Wire
 from deltatap.prices import Price, Prices
 from deltatap.prompts import build_request
 from deltatap.worker import jobs
@@ -75,3 +78,37 @@ def test_limits_need_the_expected_use_of_each_job(tmp_path: Path) -> None:
         assert (job.expected.input_tokens, job.expected.max_output, job.expected.choices) == (8, 50, 3)
         assert job.expected.price == PRICE
     assert bad.expected is None
+
+
+def test_a_request_that_cannot_be_built_is_a_fault_of_its_own_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+
+    def fail(body: str, **options: Any) -> Any:
+        if "poison" in body:
+            raise RecursionError
+        return prompts.wire(body, **options)
+
+    monkeypatch.setattr(jobs, "wire", fail)
+    path = part(tmp_path, ("a", "stream"), ("b", "stream"), ("c", "stream"))
+    table = pq.read_table(path)
+    bodies = table["body"].to_pylist()
+    bodies[1] = bodies[1].replace("Hi", "poison")
+    pq.write_table(table.set_column(table.column_names.index("body"), "body", pa.array(bodies)), path)
+    good, bad, other = jobs_of_part(path, set(), settings(), Prices())
+    assert (good.fault, other.fault, bad.wire) == (None, None, None)
+    assert bad.fault is not None
+    assert (bad.fault.type, bad.fault.code) == ("internal", "request")
+    assert "request b: build the request: RecursionError" in caplog.text
+
+
+def test_the_input_of_a_body_that_fits_no_rule_is_counted_as_text() -> None:
+    odd = Wire('{"model":"m","messages":["Hi",5]}', "m", "stream", 1)
+    found = jobs.input_tokens(odd, specification("chat"), "m", "o200k_base")
+    assert found.tokens > 5
+    assert found.approximate
+
+
+def test_an_absurd_number_of_choices_is_bounded() -> None:
+    huge = Wire('{"model":"m","messages":[],"n":1}', "m", "stream", 10**400)
+    assert jobs.expected_use(huge, settings(), Prices()).choices == 1_000_000

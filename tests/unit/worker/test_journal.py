@@ -250,6 +250,18 @@ def test_one_file_holds_a_bounded_number_of_bytes(tmp_path: Path, monkeypatch: p
     assert sorted(len(pq.read_table(path)) for path in tmp_path.glob("*.parquet")) == [1, 2]
 
 
+def test_a_row_that_cannot_be_added_up_does_not_stop_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise PanicException
+
+    monkeypatch.setattr(Totals, "_add", fail)
+    with JournalWriter(tmp_path, "p", CONTEXT, plan=1, part=0, flush_s=0.0) as journal:
+        journal.put(capture(1))
+    assert [row["request_id"] for path in tmp_path.glob("*.parquet") for row in pq.read_table(path).to_pylist()] == ["r1"]  # fmt: skip
+
+
 def test_odd_values_do_not_stop_the_totals() -> None:
     totals = Totals()
     for values in ODD.values():

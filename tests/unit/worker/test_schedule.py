@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from deltatap.model import Job, Request
+from deltatap.model import Job, Request, Wire
 from deltatap.worker.schedule import SPACING_S, Scheduler
 
 
@@ -39,6 +41,35 @@ def test_starts_are_spaced() -> None:
     assert scheduler.start(5.0) is None
     assert scheduler.wake_at() == 5.0 + SPACING_S
     assert scheduler.start(5.0 + SPACING_S) is not None
+
+
+def of_model(row: int, model: str) -> Job:
+    return replace(job(row), wire=Wire("{}", model, "stream", 1))
+
+
+def test_the_jobs_of_a_model_can_be_dropped() -> None:
+    scheduler = Scheduler(share=9)
+    for row, model in enumerate("abab"):
+        scheduler.plan(of_model(row, model))
+    for row, model in enumerate("abab", 4):
+        scheduler.retry_at(of_model(row, model), 9.0 - row)
+    assert sorted(dropped.row for dropped in scheduler.drop("a")) == [0, 2, 4, 6]
+    assert scheduler.drop("a") == []
+    assert drain(scheduler, 9.0) == [7, 5, 1, 3], "the retries of the others keep their order"
+
+
+def test_a_worker_waits_for_a_retry_only_if_nothing_else_is_going_on() -> None:
+    scheduler = Scheduler(share=9)
+    assert scheduler.waits_until() is None
+    scheduler.retry_at(job(0), 7.0)
+    scheduler.retry_at(job(1), 5.0)
+    assert scheduler.waits_until() == 5.0
+    scheduler.plan(job(2))
+    assert scheduler.waits_until() is None
+    assert drain(scheduler, 1.0) == [2]
+    assert scheduler.waits_until() is None, "a stream is open"
+    scheduler.ended()
+    assert scheduler.waits_until() == 5.0
 
 
 def test_retries_that_are_due_start_before_new_jobs() -> None:

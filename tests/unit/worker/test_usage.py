@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 
 import pytest
 
 from deltatap.messages import Permit
-from deltatap.model import Call, CaptureError, Chunks, Expected, Job, Received, Request, Usage
+from deltatap.model import Call, CaptureError, Choice, Chunks, Expected, Job, Received, Request, Usage
 from deltatap.prices import Price
 from deltatap.worker.allowance import Allowance, Meter
 from deltatap.worker.usage import Tally
@@ -112,3 +113,30 @@ def test_a_meter_reports_the_last_minute_with_corrections() -> None:
     meter.corrected(100.4, -30)
     assert meter.recent(131.0) == [[30.5, 2, 70.0], [0.5, 1, 50.0]]
     assert meter.recent(170.0) == [[39.5, 1, 50.0]]
+
+
+@pytest.mark.parametrize(
+    ("usage", "chunks", "final", "tokens"),
+    [
+        (Usage(30, 10), 7, True, 40),
+        (Usage(30, 3), 7, True, 33),
+        (Usage(30, 3), 7, False, 37),
+        (Usage(30, 0), 7, True, 37),
+        (Usage(30, None), 7, True, 37),
+        (Usage(30, 0), 0, True, 30),
+        (Usage(None, 5), 0, True, 25),
+    ],
+)
+def test_a_call_never_uses_less_than_what_arrived(usage: Usage, chunks: int, final: bool, tokens: int) -> None:  # noqa: FBT001
+    tally, one, ended = Tally(), job(20), call(usage, chunks=chunks)
+    tally.started(one)
+    tally.ended(one, replace(ended, received=replace(ended.received, usage_final=final)))
+    assert tally.spent_tokens == tokens
+
+
+def test_a_whole_answer_without_usage_counts_a_token_for_four_characters() -> None:
+    tally, one = Tally(), job(20)
+    answer = Received(Chunks(), (Choice(0, "x" * 40),), output=True)
+    tally.started(one)
+    tally.ended(one, replace(call(), received=answer))
+    assert tally.spent_tokens == 30

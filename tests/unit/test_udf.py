@@ -1,0 +1,48 @@
+"""The public UDF's body without Spark: one row's trouble stays in its row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from deltatap import prompts, udf
+from deltatap.config import load_settings
+from deltatap.model import Call, Choice, Chunks, Received, Wire
+from deltatap.prices import Prices
+
+if TYPE_CHECKING:
+    import pytest
+
+
+class Answers:
+    """A client that answers each prompt with its own text."""
+
+    async def call(self, wire: Wire) -> Call:
+        if "raise" in wire.body:
+            raise KeyError("sk-secret")
+        text = "lone \ud800" if "surrogate" in wire.body else "Hi"
+        received = Received(Chunks(), (Choice(0, text, "stop"),), output=True, finished=True)
+        return Call(0.0, 0.0, 0.0, 1.0, 1.0, 1.0, None, received, "completed", None, 200)
+
+    async def close(self) -> None:
+        pass
+
+
+def test_one_row_s_trouble_stays_in_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+
+    def fail(row: dict[str, Any], **options: Any) -> Any:
+        if row["prompt"] == "unbuildable":
+            raise RecursionError
+        return prompts.build_request(row, **options)
+
+    monkeypatch.setattr(udf, "build_request", fail)
+    monkeypatch.setattr("deltatap.worker.bootstrap.make_client", lambda *_, **__: Answers())
+    settings = load_settings({"endpoint": {"api_key": None}, "prices": None})
+    column = pd.Series(["good", "raise", "surrogate", "unbuildable", "fine"])
+    (found,) = udf.capture_batches(iter([column]), settings, Prices(), max_requests=9)
+    errors = [None if error is None else (error["type"], error["code"]) for error in found["error"]]
+    assert errors == [None, ("internal", "request"), ("internal", "complete"), ("internal", "request"), None]
+    assert list(found["status"]) == ["completed", "failed", "interrupted", "failed", "completed"]
+    assert found["text"][2] == "lone \ufffd"
+    assert "sk-secret" not in str(found.to_dict())
