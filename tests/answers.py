@@ -107,16 +107,16 @@ WHOLE: dict[str, Any] = {
 }
 
 
-def chunked(*pieces: bytes, head: bytes = HEAD, then: Then = "close", end: bool = True) -> Answer:
-    """A chunked response; each piece is a chunk. Without `end`, the last chunk is missing."""
+def chunked(*pieces: bytes, head: bytes = HEAD, then: Then = "keep", end: bool = True) -> Answer:
+    """A chunked response; each piece is a chunk. Without `end`, the last chunk is missing and the connection closes."""
     framed = [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces if piece]
-    return Answer((head + b"Transfer-Encoding: chunked\r\n\r\n", *framed, *([b"0\r\n\r\n"] if end else [])), then)
+    return Answer((head + b"Transfer-Encoding: chunked\r\n\r\n", *framed, *([b"0\r\n\r\n"] if end else [])), _ended_by(then, end=end))
 
 
 def sized(
-    status: str, body: object, *headers: str, kind: str = "application/json", then: Then = "close", length: int = -1
+    status: str, body: object, *headers: str, kind: str = "application/json", then: Then = "keep", length: int = -1
 ) -> Answer:
-    """A response with a length."""
+    """A response with a length. With another `length` than the body's, the connection closes after the body."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     lines = [
         f"HTTP/1.1 {status}",
@@ -124,7 +124,11 @@ def sized(
         f"Content-Length: {len(content) if length < 0 else length}",
         *headers,
     ]
-    return Answer(("\r\n".join(lines).encode("latin1") + b"\r\n\r\n", content), then)
+    return Answer(("\r\n".join(lines).encode("latin1") + b"\r\n\r\n", content), _ended_by(then, end=length < 0))
+
+
+def _ended_by(then: Then, *, end: bool) -> Then:
+    return "close" if then == "keep" and not end else then
 
 
 def headed(*lines: str) -> bytes:
