@@ -448,6 +448,13 @@ REFUSALS = [
     for each in REFUSALS
 ]
 
+REFUSALS += [
+    _refused("400 Bad Request", "invalid_request", None, "Oh no", "x-request-id: req-7", name="the request id of a refusal",
+             columns={"server_request_id": "req-7"}),
+    Case("the request id of a retried refusal", (sized("500 Oh", _error(), "x-request-id: req-7"), chunked(*GOOD)), calls=TWICE,
+         columns={"retries": [("server", 500)]}),
+]  # fmt: skip
+
 # Waits
 
 
@@ -472,7 +479,7 @@ WAITS = [
 
 OPTIONS = [
     Case(f"stream_options refused: {name}", (sized(status, body), chunked(*GOOD)), calls=TWICE,
-         columns={"retries": ["invalid_request"]})
+         columns={"retries": [("invalid_request", int(status[:3]))]})
     for name, status, body in (
         ("a list of details", "422 Oh", {"detail": [{"type": "extra_forbidden", "loc": ["body", "stream_options"], "msg": "Extra inputs are not permitted"}]}),
         ("detail", "400 Oh", {"detail": "Unsupported parameter(s): `stream_options`"}),

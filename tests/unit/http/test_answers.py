@@ -176,7 +176,7 @@ def check_columns(case: Case, row: dict[str, Any]) -> None:
     for name, value in case.columns.items():
         found = row[name]
         if name == "retries":
-            found = [retried["error_type"] for retried in found]
+            found = [(retried["error_type"], retried["http_status"]) for retried in found]
         elif isinstance(value, dict):
             found = {key: found[key] for key in value}
         assert found == value
