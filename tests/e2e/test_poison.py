@@ -57,7 +57,7 @@ def test_every_case_among_good_prompts(
             tables,
             server.base_url,
             endpoint={"api_key": {"secret": "answers/key"}},
-            capture={**CAPTURE, "fail_above_error_rate": 1.0, "concurrency": 64},
+            capture={**CAPTURE, "retry_for_s": 6, "fail_above_error_rate": 1.0, "concurrency": 64},
             timeouts={**TIMEOUTS, "idle_s": 2},
         )
         (tables / "c.yml").write_text(yaml.safe_dump(tree))
@@ -77,7 +77,7 @@ def test_every_case_among_good_prompts(
             for name, case in POISON.items()
             if case.status not in {None, first[name]["status"]}
         }
-        assert not wrong
+        assert not wrong, "\n".join(map(str, wrong.items()))
         assert KEY not in output
         assert KEY not in repr(first)
 
