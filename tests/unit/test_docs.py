@@ -59,7 +59,7 @@ def test_the_table_of_errors_has_every_type() -> None:
 def test_the_table_of_errors_has_the_type_of_each_status() -> None:
     listed = {int(status): row[2] for row in classified() for status in re.findall(r"\b[345]\d\d\b", row[0])}
     listed = {status: type_ for status, type_ in listed.items() if type_ in ERRORS}
-    found = {status: http_error(status, {}, {}, 0.0).type for status in range(300, 600)}
+    found = {status: http_error(status, b"", {}, 0.0).type for status in range(300, 600)}
     others = {4: "invalid_request", 5: "server"}
     assert {status: listed.get(status) or others.get(status // 100, "wrong_url") for status in found} == found
 
