@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 KEY = "sk-test-0123456789abcdef"
 # The tests' configuration: every wait is short, and a call is repeated once.
 CAPTURE = {"max_attempts": 2, "max_broken": 2, "retry_for_s": 0.3, "concurrency": 256, "max_runs": 3}
-TIMEOUTS = {"connect_s": 5, "first_byte_s": 5, "idle_s": 0.5, "total_s": 20}
+TIMEOUTS = {"connect_s": 5, "first_byte_s": 5, "idle_s": 1, "total_s": 20}
 TWICE = 2
 
 
@@ -107,16 +107,19 @@ WHOLE: dict[str, Any] = {
 }
 
 
-def chunked(*pieces: bytes, head: bytes = HEAD, then: Then = "close", end: bool = True) -> Answer:
-    """A chunked response; each piece is a chunk. Without `end`, the last chunk is missing."""
+def chunked(*pieces: bytes, head: bytes = HEAD, then: Then = "keep", end: bool = True) -> Answer:
+    """A chunked response; each piece is a chunk. Without `end`, the last chunk is missing and the connection closes."""
     framed = [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces if piece]
-    return Answer((head + b"Transfer-Encoding: chunked\r\n\r\n", *framed, *([b"0\r\n\r\n"] if end else [])), then)
+    return Answer(
+        (head + b"Transfer-Encoding: chunked\r\n\r\n", *framed, *([b"0\r\n\r\n"] if end else [])),
+        _ended_by(then, end=end),
+    )
 
 
 def sized(
-    status: str, body: object, *headers: str, kind: str = "application/json", then: Then = "close", length: int = -1
+    status: str, body: object, *headers: str, kind: str = "application/json", then: Then = "keep", length: int = -1
 ) -> Answer:
-    """A response with a length."""
+    """A response with a length. With another `length` than the body's, the connection closes after the body."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     lines = [
         f"HTTP/1.1 {status}",
@@ -124,7 +127,11 @@ def sized(
         f"Content-Length: {len(content) if length < 0 else length}",
         *headers,
     ]
-    return Answer(("\r\n".join(lines).encode("latin1") + b"\r\n\r\n", content), then)
+    return Answer(("\r\n".join(lines).encode("latin1") + b"\r\n\r\n", content), _ended_by(then, end=length < 0))
+
+
+def _ended_by(then: Then, *, end: bool) -> Then:
+    return "close" if then == "keep" and not end else then
 
 
 def headed(*lines: str) -> bytes:
@@ -441,6 +448,13 @@ REFUSALS = [
     for each in REFUSALS
 ]
 
+REFUSALS += [
+    _refused("400 Bad Request", "invalid_request", None, "Oh no", "x-request-id: req-7", name="the request id of a refusal",
+             columns={"server_request_id": "req-7"}),
+    Case("the request id of a retried refusal", (sized("500 Oh", _error(), "x-request-id: req-7"), chunked(*GOOD)), calls=TWICE,
+         columns={"retries": [("server", 500)]}),
+]  # fmt: skip
+
 # Waits
 
 
@@ -465,7 +479,7 @@ WAITS = [
 
 OPTIONS = [
     Case(f"stream_options refused: {name}", (sized(status, body), chunked(*GOOD)), calls=TWICE,
-         columns={"retries": ["invalid_request"]})
+         columns={"retries": [("invalid_request", int(status[:3]))]})
     for name, status, body in (
         ("a list of details", "422 Oh", {"detail": [{"type": "extra_forbidden", "loc": ["body", "stream_options"], "msg": "Extra inputs are not permitted"}]}),
         ("detail", "400 Oh", {"detail": "Unsupported parameter(s): `stream_options`"}),
@@ -523,7 +537,7 @@ IN_STREAM = [
     ),
     *_errors(
         "base_resp",
-        data({"id": "x", "choices": None, "base_resp": {"status_code": 1008, "status_msg": "no balance"}}),
+        data({"id": "x", "choices": None, "base_resp": {"status_code": 1000, "status_msg": "no balance"}}),
         "no balance",
     ),
     *_errors("errors", data({"errors": [{"message": "died"}]}), "died"),
@@ -549,7 +563,7 @@ IN_STREAM += [
         ),
         (
             f"base_resp as {kind}",
-            {"id": "x", "choices": None, "base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}},
+            {"id": "x", "choices": None, "base_resp": {"status_code": 1000, "status_msg": "insufficient balance"}},
             "balance",
         ),
         (f"a list as {kind}", [_error("bad field", code=400)], "bad field"),
@@ -558,6 +572,13 @@ IN_STREAM += [
     )
 ]
 IN_STREAM += [
+    _failed(
+        "200 with a quota code",
+        sized("200 OK", {"choices": None, "base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}}),
+        "quota",
+        "insufficient balance",
+        alone=True,
+    ),
     _failed(
         "unframed JSON in chunks",
         chunked(json.dumps(_error("too large", code=400)).encode()),
@@ -760,17 +781,17 @@ CONTENT += [
     ),
     _good("both Transfer-Encoding and Content-Length", chunked(*GOOD, head=HEAD + b"Content-Length: 99999\r\n"), usage={"input_tokens": 9}),
     _good("a head with bare line feeds",
-          Answer((HEAD.replace(b"\r\n", b"\n") + b"Transfer-Encoding: chunked\n\n", *chunked(*GOOD).pieces[1:])), usage={"input_tokens": 9}),
+          Answer((HEAD.replace(b"\r\n", b"\n") + b"Transfer-Encoding: chunked\n\n", *chunked(*GOOD).pieces[1:]), "keep"), usage={"input_tokens": 9}),
     _good("a head with bare line feeds and no length", Answer((HEAD.replace(b"\r\n", b"\n") + b"\n", *GOOD))),
     _good("a body to the end of the connection", Answer((HEAD + b"\r\n", *GOOD))),
     _good("HTTP/1.0", Answer((HEAD.replace(b"1.1", b"1.0") + b"\r\n", *GOOD))),
-    _good("blanks around a header", Answer((HEAD + b"Transfer-Encoding:   chunked  \r\n\r\n", *chunked(*GOOD).pieces[1:]))),
+    _good("blanks around a header", Answer((HEAD + b"Transfer-Encoding:   chunked  \r\n\r\n", *chunked(*GOOD).pieces[1:]), "keep")),
     _good("a byte of Latin-1 in a header", chunked(*GOOD, head=HEAD + b"x-request-id: caf\xe9\r\n")),
     _good("a long header", chunked(*GOOD, head=HEAD + b"x-debug: " + b"x" * 50_000 + b"\r\n")),
     _failed("headers without end", Answer((HEAD, b"x-debug: " + b"x" * 8_000 + b"\r\n"), "repeat"), "connection", calls=TWICE),
     _failed("a header line without end", Answer((HEAD, b"x" * 8_000), "repeat"), "connection", calls=TWICE),
-    _good("103 first", Answer((b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n", *chunked(*GOOD).pieces))),
-    _failed("204", Answer((b"HTTP/1.1 204 No Content\r\n\r\n",)), ANY, calls=None, owed=None),
+    _good("103 first", Answer((b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n", *chunked(*GOOD).pieces), "keep")),
+    _failed("204", Answer((b"HTTP/1.1 204 No Content\r\n\r\n",), "keep"), ANY, calls=None, owed=None),
     _failed("a page", sized("200 OK", b"<html><title>Sign in</title></html>", kind="text/html"), "protocol", "Sign in", calls=TWICE),
 ]  # fmt: skip
 

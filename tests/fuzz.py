@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import random
 import sys
 import time
@@ -19,6 +20,7 @@ import traceback
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +38,7 @@ from deltatap.prices import Prices
 from deltatap.prompts import build_request
 from deltatap.worker.bootstrap import context_of
 from deltatap.worker.jobs import job_of
+from deltatap.worker.journal import warm_up
 from deltatap.worker.rows import JOURNAL_SCHEMA, counted, journal_batch
 from tests.answers import CASES, GOOD, HEAD, KEY, chunked
 
@@ -121,27 +124,58 @@ def _no_sockets() -> Iterator[None]:
 
 def run(inputs: Sequence[Input], *, beside: int = BESIDE) -> list[str | None]:
     """Run all inputs at once, with well-behaved streams beside them. What is wrong with each; None if nothing is."""
-    with _no_sockets():
-        return asyncio.run(_run(inputs, beside))
+    _load()
+    with _no_sockets(), _logged() as faults:
+        failures = asyncio.run(_run(inputs, beside))
+    return [failure or faults.get(str(at)) for at, failure in enumerate(failures)]
+
+
+@contextmanager
+def _logged() -> Iterator[dict[str, str]]:
+    """What is logged about each request: a fault that deltatap survives is a fault, too."""
+    found: dict[str, str] = {}
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            first, *stack = record.getMessage().splitlines()
+            name = record.args[0] if isinstance(record.args, tuple) and record.args else ""
+            found[str(name)] = "\n".join([*stack, first])
+
+    handler, logger = Handler(), logging.getLogger("deltatap")
+    logger.addHandler(handler)
+    try:
+        with patch.object(logger, "propagate", new=False):
+            yield found
+    finally:
+        logger.removeHandler(handler)
+
+
+@cache
+def _load() -> None:
+    """Load the vocabulary now; the first row would be slow."""
+    warm_up(context_of(load_settings({}), Prices(), "fuzz", 0))
 
 
 async def _run(inputs: Sequence[Input], beside: int) -> list[str | None]:
     settings = {api: load_settings({"endpoint": {"api": api, "api_key": None}}) for api in NAMES}
     credential = Credential(lambda: Token(KEY))
-    clients = {
-        (api, raw): EndpointClient(settings[api].endpoint, settings[api].timeouts, keep_raw=raw, credential=credential)
-        for api in NAMES
-        for raw in (False, True)
-    }
+    clients: dict[tuple[str, bool], EndpointClient] = {}
+
+    def client_of(api: str, raw: bool) -> EndpointClient:  # noqa: FBT001
+        if (api, raw) not in clients:
+            of = settings[api]
+            clients[api, raw] = EndpointClient(of.endpoint, of.timeouts, keep_raw=raw, credential=credential)
+        return clients[api, raw]
+
     failed: dict[int, str] = {}
 
     async def one(at: int, given: Input) -> list[dict[str, Any]]:
         _ANSWER.set(given)
         row = {"request_id": str(at), "prompt": "Hi", "model": f"model-{at}"}
         request = build_request(row, api=given.api, model=None, defaults={}, keep=())
-        job = job_of(request, at, [], settings[given.api].endpoint, given.mode)
+        job = job_of(request, at, [], settings[given.api], given.mode)
         assert job.wire is not None
-        job.calls.append(await clients[given.api, at % 2 == 1].call(job.wire))
+        job.calls.append(await client_of(given.api, at % 2 == 1).call(job.wire))
         started = time.process_time()
         context = context_of(settings[given.api], Prices(), "fuzz", 0)
         batch = journal_batch([counted(Capture(job, queued_ms=0.0, loop_lag_ms=0.0), context)], context, plan=1, part=0)
@@ -333,10 +367,10 @@ def _mutated_json(record: bytes, chosen: random.Random) -> bytes:
         value = json.loads(record[start:]) if start >= 0 else None
     except (ValueError, RecursionError):
         value = None
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or not value:
         return _mutated_bytes(record, chosen)
     places = list(_places(value))
-    holder, key = chosen.choice(places) if places else (value, "error")
+    holder, key = chosen.choice(places)
     match chosen.randrange(8):
         case 0:
             del holder[key]

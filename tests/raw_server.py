@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# After an answer: wait for the next request, close, reset the connection, send nothing more, or repeat the last piece.
+# After an answer: wait for the next request (as servers do that do not announce a close), close, reset the connection, send nothing more, or repeat the last piece.
 Then = Literal["keep", "close", "reset", "stall", "repeat"]
 Cut = Literal["whole", "bytes", "random"]
 # Sent byte by byte, a large answer would take longer than all others together.

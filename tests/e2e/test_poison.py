@@ -15,6 +15,7 @@ import yaml
 from deltatap import cli
 from tests import prompts
 from tests.answers import CAPTURE, CASES, DONE, GOOD, KEY, ROLE, STOP, TIMEOUTS, answer_of, chunked, delta, usage
+from tests.notebook import with_secrets
 from tests.raw_server import raw_server
 from tests.runs import captured
 
@@ -39,7 +40,7 @@ def good_answer(prompt: str) -> Answer:
 def test_every_case_among_good_prompts(
     spark: SparkSession, tables: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("ANSWERS_KEY", KEY)
+    with_secrets(monkeypatch, {"answers/key": KEY})
     rows = [(name, name, f"model-{at}") for at, name in enumerate(POISON)]
     rows += [(prompt, prompt, "good-model") for prompt in HEALTHY]
     random.Random(15).shuffle(rows)  # noqa: S311 - the same order every time
@@ -55,8 +56,8 @@ def test_every_case_among_good_prompts(
         tree = prompts.config(
             tables,
             server.base_url,
-            endpoint={"api_key": {"env": "ANSWERS_KEY"}},
-            capture={**CAPTURE, "fail_above_error_rate": 1.0, "concurrency": 64},
+            endpoint={"api_key": {"secret": "answers/key"}},
+            capture={**CAPTURE, "retry_for_s": 6, "fail_above_error_rate": 1.0, "concurrency": 64},
             timeouts={**TIMEOUTS, "idle_s": 2},
         )
         (tables / "c.yml").write_text(yaml.safe_dump(tree))
@@ -76,7 +77,7 @@ def test_every_case_among_good_prompts(
             for name, case in POISON.items()
             if case.status not in {None, first[name]["status"]}
         }
-        assert not wrong
+        assert not wrong, "\n".join(map(str, wrong.items()))
         assert KEY not in output
         assert KEY not in repr(first)
 

@@ -108,6 +108,26 @@ def test_errors_that_every_request_would_get_stop_the_run(
 
 
 @pytest.mark.slow
+def test_a_model_that_refuses_every_request_does_not_stop_the_others(
+    spark: SparkSession, tables: Path, simulator: Simulation
+) -> None:
+    refused = [(f"bad{n}", f"p{n}", "gpt-4o!404") for n in range(40)]
+    prompts.write(spark, tables / "prompts", refused + [(f"ok{n}", f"p{n}", "gpt-4o") for n in range(10)])
+    ended, output = capture(spark, tables, simulator, capture={"concurrency": 2})
+    assert (ended.row["status"], ended.row["reason"], ended.row["completed"]) == ("completed", None, 10)
+    assert 3 <= ended.row["failed"] <= 6
+    assert "submitting it again" not in output
+    (note,) = ended.notes
+    assert note.startswith(
+        f"model gpt-4o!404 refuses every request ({40 - ended.row['failed']} not sent, still owed): "
+    )
+    again, _ = capture(spark, tables, simulator, capture={"concurrency": 2})
+    assert again.row["owed"] == 40
+    assert again.row["status"] == "failed", "now no model of the plan works"
+    assert all(row["request_id"].startswith("bad") for row in captured(spark, tables) if row["status"] == "failed")
+
+
+@pytest.mark.slow
 def test_the_same_run_id_resumes_and_keeps_the_earlier_calls(
     spark: SparkSession, tables: Path, simulator: Simulation
 ) -> None:

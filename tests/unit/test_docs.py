@@ -6,6 +6,8 @@ import pytest
 import yaml
 
 from deltatap.config import load_settings
+from deltatap.http.outcomes import http_error
+from deltatap.model import ERRORS
 from tools import docs
 
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted(docs.DOCS.glob("*.md"))}
@@ -41,3 +43,36 @@ def test_provider_configurations_can_be_pasted() -> None:
         assert settings.endpoint.name
         # The page shows the identity in a separate block, which replaces the key.
         load_settings(yaml.safe_load(block), ["endpoint.api_key={identity: azure}"])
+
+
+def classified() -> list[list[str]]:
+    """The rows of the table of errors: what the server does, status, type, retried, owed, kept."""
+    lines = PAGES["endpoints.md"].partition("how errors are classified\n")[2].partition("\n\n## ")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    return rows[1:]
+
+
+def test_the_table_of_errors_has_every_type() -> None:
+    assert {row[2].partition(";")[0] for row in classified()} >= set(ERRORS)
+
+
+def test_the_table_of_errors_has_the_type_of_each_status() -> None:
+    listed = {int(status): row[2] for row in classified() for status in re.findall(r"\b[345]\d\d\b", row[0])}
+    listed = {status: type_ for status, type_ in listed.items() if type_ in ERRORS}
+    found = {status: http_error(status, b"", {}, 0.0).type for status in range(300, 600)}
+    others = {4: "invalid_request", 5: "server"}
+    assert {status: listed.get(status) or others.get(status // 100, "wrong_url") for status in found} == found
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in classified() if row[1] == "failed" and row[2] in ERRORS], ids=lambda row: row[2]
+)
+def test_the_table_of_errors_has_the_rules_of_each_type(row: list[str]) -> None:
+    _, _, type_, retried, owed, _ = row
+    kind = ERRORS[type_]
+    assert retried.startswith(
+        {"never": "no", "attempt": "up to `max_attempts`", "waiting": "until `retry_for_s`"}[kind.retry]
+    )
+    assert owed.startswith("yes" if kind.owed else "no")
+    assert ("the run stops" in owed) is kind.stops_run
+    assert ("model's" in owed or "as for 403" in owed) is kind.parks_model

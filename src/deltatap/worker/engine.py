@@ -350,8 +350,10 @@ class Engine:
         parked = None if job.wire is None else self._breaker.parked(job.wire.model)
         if parked is not None:
             self._breaker.dropped(parked.refusal.model)
-        refusal = self.fatal or self.too_long or (parked and parked.refusal)
-        why = f"not sent, because of {refusal}" if refusal else "the run was stopped before the request was sent"
+        if refusal := self.fatal or (parked and parked.refusal):
+            why = f"not sent, because of {refusal}"
+        else:
+            why = f"not sent: {self.too_long or 'the run was stopped before'}"
         self._done(Capture(job, CaptureError("cancelled", None, why)))
 
     def _done(self, capture: Capture) -> None:
