@@ -35,11 +35,12 @@ class ChatAccumulator(ChoicesAccumulator):
         delta, message = given.get("delta"), given.get("message")
         if type(message) is not dict or not message:
             return delta
-        rest = self._rest(choice, message, finished=bool(given.get("finish_reason")))
-        if type(delta) is dict and delta:
-            # The same text is in both, or one of them is empty.
-            return delta | {name: value for name, value in rest.items() if not delta.get(name)}
-        return rest
+        finished = bool(given.get("finish_reason"))
+        if type(delta) is not dict or not delta:
+            return self._rest(choice, message, finished=finished)
+        # The same text is in both, or one of them is empty.
+        others = {name: value for name, value in message.items() if not delta.get(name)}
+        return delta | self._rest(choice, others, finished=finished)
 
     def _rest(self, choice: GrowingChoice, message: dict[str, Any], *, finished: bool) -> dict[str, Any]:
         """What a message brings that has not arrived. Some servers repeat the whole message at the end of a stream."""

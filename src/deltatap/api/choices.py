@@ -105,7 +105,7 @@ class ChoicesAccumulator(Accumulator):
         self._annotations |= {name: chunk[name] for name in _SOURCES if chunk.get(name)}
         if chunk.get("moderation"):
             self._moderation = chunk["moderation"]
-        if chunk.get("base_resp"):
+        if chunk.get("base_resp") and chunk.get(self.PLAIN):  # without choices, the chunk has been checked
             self._check(chunk, data)
         groq = chunk.get("x_groq")
         if type(groq) is dict:

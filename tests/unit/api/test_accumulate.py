@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltatap.api.chat import ChatAccumulator
+from deltatap.api.registry import specification
 from deltatap.model import OUTPUT_KINDS, Received, StreamError, Usage
 
 
@@ -147,6 +148,16 @@ def test_an_invalid_event_is_a_protocol_error(event: Any) -> None:
     assert received.protocol_error is not None
     assert received.protocol_error.startswith("event 1 ")
     assert received.text == "Hi"
+
+
+@pytest.mark.parametrize(
+    ("api", "event"), [("responses", "response.output_text.delta"), ("messages", "content_block_delta")]
+)
+def test_only_notices_need_not_be_json(api: str, event: str) -> None:
+    for type_, is_error in ((event, True), ("ping", False), ("x", False)):
+        accumulator = specification(api).accumulator()
+        accumulator.add(b"{", 1.0, 0, type_)
+        assert (accumulator.finish().protocol_error is not None) == is_error
 
 
 def test_a_protocol_error_shows_only_the_start_of_the_data() -> None:

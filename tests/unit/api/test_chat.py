@@ -125,6 +125,8 @@ TOOL_CALLS: dict[str, tuple[list[Any], Calls]] = {
     "name and id in every piece": (
         [tools(piece("add", '{"x"', index=0, id="a")), tools(piece("add", ":1", index=0, id="a")), tools(piece("add", "}", index=0, id="a"))], ONE),
     "name in every piece, no id": ([tools(piece("add", '{"x"', index=0)), tools(piece("add", ":1}", index=0))], NAMELESS[:1]),
+    "another name amid the arguments": (
+        [tools(piece("add", '{"x"', index=0, id="a")), tools(piece("function", ":1}", index=0))], ONE),
     "name before the arguments, twice": ([tools(piece("add", "", index=0, id="a")), tools(piece("add", '{"x":1}', index=0, id="a"))], ONE),
     "name in pieces": (
         [tools(piece("a", "", index=0, id="a")), tools(piece("d", index=0)), tools(piece("d", index=0)), tools(piece(None, '{"x":1}', index=0))],
@@ -209,6 +211,7 @@ OUTPUT: dict[str, tuple[list[Any], str, str | None, str]] = {
     "growing messages": ([message(content="He"), message(content="Hello"), message("stop", content="Hello")], "Hello", None, "content content finish"),
     "messages in pieces": ([message(content="He"), message(content="llo"), message(content="He"), message("stop")], "HelloHe", None, "content content content finish"),
     "messages in pieces, then whole": ([message(content="He"), message(content="llo"), message("stop", content="Hello")], "Hello", None, "content content finish"),
+    "pieces that start alike": ([message(content="a"), message(content="b"), message(content="ab c"), message("stop")], "abab c", None, "content content content finish"),
     "equal pieces": ([message(content="ha"), message(content="ha"), message("stop")], "haha", None, "content content finish"),
     "delta and message": ([{"choices": [{"delta": {"content": "Hi"}, "message": {"content": "Hi"}}]}], "Hi", None, "content"),
     "an empty delta and a message": ([{"choices": [{"delta": {"content": ""}, "message": {"content": "Hi"}}]}], "Hi", None, "content"),

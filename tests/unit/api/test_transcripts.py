@@ -86,7 +86,7 @@ EXPECTED = {
     "openai_responses_failed": Expected("empty empty error", None, None, "failed", ("stream_error", "server_error"), names=RESPONSE),
     "openai_responses_error": Expected("empty role content error", "Half", None, "interrupted", ("stream_error", "ERR_SOMETHING")),
     "openai_responses_web_search": Expected(
-        "empty empty empty empty empty empty role content empty finish usage", "Sunny.", "completed", usage=RESPONSE_USAGE,
+        "empty empty empty empty empty empty role content empty finish usage", "Sunny.", "completed", usage=RESPONSE_USAGE, others=["annotations"],
         tools=[{"id": "ws_67c", "type": "web_search_call", "status": "completed", "action": {"type": "search", "query": "weather"}}]),
     "azure_chat_filters": Expected("empty role content finish", "Color is", others=["content_filter"], names=DEPLOYED),
     "azure_chat_async_filter": Expected("empty role content content empty finish empty", "Color is", others=["content_filter"], names=DEPLOYED),
@@ -123,8 +123,16 @@ EXPECTED = {
         "role usage empty content empty finish usage empty", "Hello..", "refusal", usage=Usage(564, 22, 586, 0), others=["content_filter"]),
     "anthropic_web_search": Expected(
         "role usage empty content empty tool_calls tool_calls tool_calls empty empty empty empty empty content empty finish usage empty",
-        "I'll check. It is sunny.", "end_turn", usage=Usage(10682, 510, 11192, 0), tools=[
+        "I'll check. It is sunny.", "end_turn", usage=Usage(10682, 510, 11192, 0), others=["annotations"], tools=[
             {"type": "server_tool_use", "id": "srvtoolu_014hJH82Qum7Td6UV8gDXThB", "name": "web_search", "input": {"query": "weather NYC today"}}]),
+    "groq": Expected("role content finish usage", "Hello", usage=Usage(23, 19, 42)),
+    "xai_reasoning": Expected(
+        "reasoning role content role role finish usage", "4", reasoning="Count.", usage=Usage(12, 387, 399, 4, 386)),
+    "moonshot": Expected("role content finish usage", "Hi", usage=Usage(19, 21, 40, 10)),
+    "openrouter_reasoning": Expected("role reasoning role reasoning role role content finish", "Yes.", reasoning="Let me see."),
+    "minimax": Expected("content role error usage", "Half", None, "interrupted", ("stream_error", "1002"), usage=Usage(total_tokens=0)),
+    "perplexity": Expected(
+        "role content role content role content finish usage", "Sunny.", usage=Usage(5, 2, 7), others=["annotations"]),
     "openrouter_error": Expected("role content error finish", "To build", "error", "interrupted", ("stream_error", "server_error")),
 }  # fmt: skip
 
@@ -173,7 +181,7 @@ def test_a_transcript_is_received_as_expected(name: str) -> None:
     tools = first.tool_calls if first else None
     assert (tools and json.loads(tools)) == expected.tools
     assert len(received.choices) == (expected.choices if first else 0)
-    for other in ("content_filter", "logprobs", "moderation"):
+    for other in ("content_filter", "logprobs", "moderation", "annotations"):
         found = getattr(received, other)
         assert (found is not None) == (other in expected.others), other
         assert found is None or json.loads(found)
