@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Answers:
     """A client that answers each prompt with its own text."""
 
-    async def call(self, wire: Wire) -> Call:
+    async def call(self, wire: Wire, request_id: str) -> Call:  # noqa: ARG002 - for the log only
         if "raise" in wire.body:
             raise KeyError("sk-secret")
         text = "lone \ud800" if "surrogate" in wire.body else "Hi"

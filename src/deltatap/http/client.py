@@ -107,11 +107,12 @@ class EndpointClient:
         given = {names.get(name.lower(), name): value for name, value in route.headers.items()}
         self._headers: dict[str, Any] = {"Authorization": Omit(), **self._api.headers, **given}
 
-    async def call(self, wire: Wire) -> Call:
+    async def call(self, wire: Wire, request_id: str = "unknown") -> Call:
         """Make one call. Never raises for what the API or the network does; cancelling the task is an outcome, too.
 
         Args:
             wire: the body, and whether the answer is streamed.
+            request_id: of the row, for the log.
 
         Returns:
             What arrived and how the call ended.
@@ -119,7 +120,7 @@ class EndpointClient:
         started_at, started = self._wall(), time.perf_counter()
         with_options = wire.usage and wire.model not in self._refuse_stream_options
         body = without_stream_options(wire.body) if wire.usage and not with_options else wire.body
-        reading = _Reading(self._api, self._api.accumulator(wire.choices, keep_raw=self._keep_raw))
+        reading = _Reading(self._api, self._api.accumulator(wire.choices, keep_raw=self._keep_raw), request_id)
         watchdog = Watchdog(self._timeouts, started, wire.mode)
         failure = await self._watched(self._read(wire, body, reading, watchdog), reading, watchdog)
         ended = reading.ended or time.perf_counter()
@@ -154,7 +155,7 @@ class EndpointClient:
         Raises:
             CredentialError: there is no token.
         """
-        reading = _Reading(self._api, self._api.accumulator())
+        reading = _Reading(self._api, self._api.accumulator(), "of the models")
         headers = await self._signed(reading)
         watchdog = Watchdog(self._timeouts, time.perf_counter(), "complete")
 
@@ -183,12 +184,13 @@ class EndpointClient:
         except asyncio.CancelledError:
             return cancelled(watchdog.fired, self._timeouts)
         except FAILURES as failure:
-            if isinstance(failure.__cause__, RefusedError):
-                reading.refused = failure.__cause__
+            # The openai client wraps what its transport raises.
+            refused = failure if isinstance(failure, RefusedError) else failure.__cause__
+            reading.refused = refused if isinstance(refused, RefusedError) else None
             return error_of(failure, reading.http_status, self._wall(), self._api)
-        except BaseException as fault:
+        except BaseException as fault:  # noqa: BLE001 - logged, or else raised again
             code = INTERNAL_REQUEST if watchdog.written is None else INTERNAL_CUT
-            return internal_error(fault, reading.server_request_id or "without an id", code, "make the call")
+            return internal_error(fault, reading.request_id, code, "make the call")
         finally:
             current.reset(token)
 
@@ -254,6 +256,7 @@ class _Reading:
     Attributes:
         api: the API that was called.
         accumulator: what arrived of the answer.
+        request_id: of the row.
         token: the token that the request was sent with.
         response: the response's status and headers, if the status is a success.
         refused: the response, if the status is an error.
@@ -265,6 +268,7 @@ class _Reading:
 
     api: Api
     accumulator: Accumulator
+    request_id: str
     token: str | None = None
     response: httpx2.Response | None = None
     refused: RefusedError | None = None
@@ -311,7 +315,7 @@ def _concluded(
             reading.accumulator.add_refusal(reading.refused.body)
         received = reading.accumulator.finish()
         status, error = conclude(received, failure)
-    except BaseException as fault:
+    except BaseException as fault:  # noqa: BLE001 - logged, or else raised again
         received = Received(Chunks())
         status, error = "interrupted", _fault(reading, fault, failure)
     else:
@@ -325,7 +329,7 @@ def _concluded(
 
 def _fault(reading: _Reading, fault: BaseException, failure: CaptureError | None) -> CaptureError:
     code = INTERNAL_COMPLETE if failure is None else INTERNAL_CUT
-    return internal_error(fault, reading.server_request_id or "without an id", code, "handle the answer")
+    return internal_error(fault, reading.request_id, code, "handle the answer")
 
 
 def _names_stream_options(error: CaptureError, reading: _Reading) -> bool:

@@ -27,7 +27,7 @@ class CodingError(Exception):
 
 
 def codings(header: str) -> tuple[str, ...]:
-    """The codings in a content-encoding header, in the order in which they were applied; those without effect left out."""
+    """The codings in a content-encoding header, in the order in which they were applied, without those of no effect."""
     names = (name.strip().lower() for name in header.split(","))
     return tuple(name for name in names if name in _DECODED or name in _UNKNOWN)
 

@@ -54,6 +54,7 @@ class _Body(httpx2.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         pieces: list[bytes] = []
+        size = 0
 
         def keep(data: bytes, _now: float) -> bool:
             nonlocal size
@@ -61,7 +62,6 @@ class _Body(httpx2.AsyncByteStream):
             size += len(data)
             return size > _MAX_LIST_BYTES
 
-        size = 0
         await self.response.read(keep)
         yield b"".join(pieces)
 
@@ -124,7 +124,7 @@ class Http1Transport(httpx2.AsyncBaseTransport):
             finally:
                 response.close()
             raise RefusedError(str(request.url), response.status, httpx2.Headers(response.headers), body)
-        # The openai client reads lists of models through `stream`. `client.py` reads `Response` directly, without layers.
+        # The openai client reads lists of models through `stream`. `client.py` reads `Response` without layers.
         return httpx2.Response(
             response.status,
             headers=response.headers,

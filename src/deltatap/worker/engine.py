@@ -64,7 +64,7 @@ class Proceed:
 class Client(Protocol):
     """Makes calls."""
 
-    async def call(self, wire: Wire) -> Call:
+    async def call(self, wire: Wire, request_id: str) -> Call:
         """Make one call. Returns normally even if the call fails or is cancelled."""
         ...
 
@@ -265,7 +265,7 @@ class Engine:
         """Make the call. If the client itself fails, nothing is known of the answer, so it is not bought again."""
         started_at, started = time.time(), time.perf_counter()
         try:
-            return await self._client.call(wire)
+            return await self._client.call(wire, job.request.request_id)
         except BaseException as error:  # noqa: BLE001 - as above
             fault = internal_error(error, job.request.request_id, INTERNAL_REQUEST, "make the call")
         none = Received(Chunks())
@@ -350,10 +350,9 @@ class Engine:
         parked = None if job.wire is None else self._breaker.parked(job.wire.model)
         if parked is not None:
             self._breaker.dropped(parked.refusal.model)
-        if refusal := self.fatal or (parked and parked.refusal):
-            why = f"not sent, because of {refusal}"
-        else:
-            why = f"not sent: {self.too_long or 'the run was stopped before'}"
+        refusal = self.fatal or (None if parked is None else parked.refusal)
+        stopped = self.too_long or "the run was stopped before"
+        why = f"not sent: {stopped}" if refusal is None else f"not sent, because of {refusal}"
         self._done(Capture(job, CaptureError("cancelled", None, why)))
 
     def _done(self, capture: Capture) -> None:

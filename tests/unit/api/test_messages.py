@@ -141,7 +141,7 @@ ERRORS = [
     ("rate_limit_error", 429, "rate_limit", "rate_limit"),
     ("api_error", 500, "server", "stream_error"),
     ("timeout_error", 504, "server", "stream_error"),
-    ("overloaded_error", 529, "server", "server"),
+    ("overloaded_error", 529, "rate_limit", "rate_limit"),
 ]
 
 
@@ -151,7 +151,7 @@ def test_an_error_has_the_same_outcome_before_and_in_a_stream(
 ) -> None:
     body = API.error_body(status, "", None, "Oh")
     assert body["error"] == {"type": name, "message": "Oh"}
-    error = http_error(status, body, {}, 0.0, API)
+    error = http_error(status, json.dumps(body).encode(), {}, 0.0, API)
     assert (error.type, error.code, error.http_status) == (refused, name, status)
     accumulator = MessagesAccumulator()
     accumulator.add(json.dumps(body).encode(), 1.0, 0, "error")
@@ -168,7 +168,7 @@ def test_an_error_has_the_same_outcome_before_and_in_a_stream(
     ],
 )
 def test_a_refusal_because_no_credit_is_left_stops_the_run(message: str, type_: str) -> None:
-    error = http_error(400, API.error_body(400, "", None, message), {}, 0.0, API)
+    error = http_error(400, json.dumps(API.error_body(400, "", None, message)).encode(), {}, 0.0, API)
     assert (error.type, error.http_status) == (type_, 400)
 
 

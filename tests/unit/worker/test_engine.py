@@ -42,7 +42,7 @@ class Scripted:
         self.started: list[str] = []
         self.closed = False
 
-    async def call(self, wire: Wire) -> Call:
+    async def call(self, wire: Wire, request_id: str) -> Call:  # noqa: ARG002 - for the log only
         body = wire.body
         self.started.append(body)
         self.open += 1
