@@ -50,7 +50,8 @@ if TYPE_CHECKING:
 _END_S = 0.5
 # What is kept of an answer that deltatap cannot handle.
 _MAX_REST_BYTES = 16 * 2**20
-# A server that does not know stream options names one of them in its refusal.
+# A server that does not know stream options refuses with one of these, and names one of them.
+_REFUSED_OPTIONS = (200, 400, 422, 501)
 _STREAM_OPTIONS = ("stream_options", "include_usage", "include_obfuscation", "continuous_usage_stats")
 
 _T = TypeVar("_T")
@@ -124,8 +125,10 @@ class EndpointClient:
         watchdog = Watchdog(self._timeouts, started, wire.mode)
         failure = await self._watched(self._read(wire, body, reading, watchdog), reading, watchdog)
         ended = reading.ended or time.perf_counter()
-        resend = failure is not None and await self._adapt(failure, reading, wire.model if with_options else None)
         received, status, error = _concluded(reading, failure, wire.mode)
+        resend = False
+        if error is not None and not received.output:
+            resend = await self._adapt(error, reading, wire.model if with_options else None)
         call = Call(
             started_at=started_at,
             ended_at=started_at + ended - started,
@@ -239,7 +242,7 @@ class EndpointClient:
             reading: how far the call got.
             asked_usage_of: the model, if the request had stream options.
         """
-        if asked_usage_of and error.type == "invalid_request" and _names_stream_options(error, reading):
+        if asked_usage_of and error.http_status in _REFUSED_OPTIONS and _names_stream_options(error, reading):
             self._refuse_stream_options.add(asked_usage_of)
             return True
         if error.type == "authentication" and self._credential is not None and reading.token is not None:

@@ -165,11 +165,8 @@ class Http1Transport(httpx2.AsyncBaseTransport):
         scheme, host, port = origin
         tls = self._context() if scheme == "https" else None
         server = address(host, port)
-        stream = await self._open(host, port)
+        stream = await self._open(host, port, tunnel=tls is not None)
         try:
-            stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            if tls is not None and self._proxy is not None:
-                await open_tunnel(stream, self._proxy, server)
             _, connection = await asyncio.get_running_loop().create_connection(
                 lambda: Connection(lambda connection: self._release(origin, connection)),
                 sock=stream,
@@ -178,28 +175,31 @@ class Http1Transport(httpx2.AsyncBaseTransport):
             )
         except ssl.SSLError as error:
             raise explained(error, server) from error
-        except ConnectionError as error:
-            if tls is None:
+        except OSError as error:
+            if tls is None or not isinstance(error, ConnectionError):
                 raise httpx2.ConnectError(f"{server}: {_why(error)}") from error
             closed = f"{server} closed the connection during the TLS handshake"
             raise TlsError(f"{closed}; it may require a client certificate, endpoint.tls.client_cert") from error
-        except OSError as error:
-            raise httpx2.ConnectError(f"{server}: {_why(error)}") from error
-        except BaseException:
-            stream.close()
-            raise
         return connection
 
-    async def _open(self, host: str, port: int) -> socket.socket:
-        """Open a connection to the proxy, or to the server if there is no proxy."""
+    async def _open(self, host: str, port: int, *, tunnel: bool) -> socket.socket:
+        """Open a connection to the server; if there is a proxy, to the proxy, or through it with `tunnel`."""
         proxy = self._proxy
         to = (host, port) if proxy is None else (proxy.host, proxy.port)
         try:
-            return await start_connection(await self._resolve(*to), happy_eyeballs_delay=_NEXT_ADDRESS_S)
-        except OSError as error:
+            stream = await start_connection(await self._resolve(*to), happy_eyeballs_delay=_NEXT_ADDRESS_S)
+        except (OSError, UnicodeError) as error:  # a name that no host can have is a UnicodeError
             if proxy is None:
                 raise httpx2.ConnectError(f"{address(*to)}: {_why(error)}") from error
             raise ProxyError(f"cannot connect to {proxy}: {_why(error)}; check endpoint.proxy") from error
+        try:
+            stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if proxy is not None and tunnel:
+                await open_tunnel(stream, proxy, address(host, port))
+        except BaseException:
+            stream.close()
+            raise
+        return stream
 
     def _release(self, origin: _Origin, connection: Connection) -> None:
         if self._closed:
@@ -248,10 +248,10 @@ def _explained(error: httpx2.TransportError, url: httpx2.URL, *, fresh: bool) ->
     return httpx2.RemoteProtocolError(f"{error}; {hint}")
 
 
-def _why(error: OSError) -> str:
+def _why(error: OSError | UnicodeError) -> str:
     """The system's words; asyncio replaces them with the address."""
-    words = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
-    return words or str(error) or type(error).__name__
+    number = getattr(error, "errno", None) or 0
+    return os.strerror(number) if number > 0 else getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _head(request: httpx2.Request, proxy: Proxy | None = None) -> bytes:

@@ -599,7 +599,7 @@ def test_call_that_is_cancelled_while_its_token_is_renewed_keeps_its_error() -> 
 
 @pytest.mark.parametrize("linger", [False, True])
 def test_refusal_whose_body_is_not_complete_keeps_its_status(*, linger: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deltatap.http.transport._REFUSAL_S", 0.1)
+    monkeypatch.setattr("deltatap.http.transport._ERROR_S", 0.1)
     made = call(answering(b"HTTP/1.1 503 X\r\ncontent-length: 99\r\n\r\nbusy", linger=linger))
     assert made.error is not None
     assert (made.error.type, made.error.http_status, made.error.message) == ("server", 503, "busy")
@@ -624,6 +624,7 @@ def test_head_that_is_slightly_wrong(head: bytes) -> None:
         ("400 X", b'{"detail":"Unsupported parameter(s): `stream_options`"}'),
         ("400 X", b'[{"error":{"code":400,"message":"Unknown name \\"include_usage\\""}}]'),
         ("501 X", b'{"errors":[{"message":"stream_options is not supported"}]}'),
+        ("200 X", b'data: {"error":{"message":"stream_options is not supported"}}\n\n'),
     ],
 )
 def test_stream_options_refused_in_any_form(status: str, body: bytes) -> None:
