@@ -2,7 +2,7 @@
 
 Some servers repeat the key that they refuse, and a model can repeat a key that a gateway put into its prompt. A secret
 may be split over chunks, or written with JSON's escapes. Chunks still join to the text of their choice. Values of fewer
-than 7 characters, such as `EMPTY`, are not secrets.
+than 8 characters, such as `EMPTY`, are not secrets.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     _Record = TypeVar("_Record")
 
 _STRUCK = "***"
-_SHORTEST = 7
+_SHORTEST = 8
 # A message is cut at its limit, which may be in the middle of a secret.
 _SHORTEST_START = 6
 _OUTPUT = frozenset(KINDS.index(kind) for kind in OUTPUT_KINDS)

@@ -525,7 +525,7 @@ def test_databricks_error_code_is_kept() -> None:
         (refusal("200 OK", b'{"data": [{"id": "a"}, {"id": "b"}]}'), ["a", "b"]),
         (refusal("200 OK", b'{"models": []}'), ("protocol", "the response is not a list of models")),
         (refusal("200 OK", b"<html>"), ("protocol", "the response is not a list of models")),
-        (refusal("401 X", b'{"error": {"message": "wrong key: sk-4711"}}'), ("authentication", "wrong key: ***")),
+        (refusal("401 X", b'{"error": {"message": "wrong key: sk-471100"}}'), ("authentication", "wrong key: ***")),
         (
             b"",
             (
@@ -548,7 +548,7 @@ def test_models_are_listed_or_the_error_is_returned(answer: bytes, expected: obj
     async def listed() -> list[str] | CaptureError:
         async with server(handler) as base_url:
             timeouts = Timeouts(total_s=0.1) if answer.endswith(b"OK\r\n") else Timeouts()
-            credential = Credential(lambda: Token("sk-4711"))
+            credential = Credential(lambda: Token("sk-471100"))
             client = EndpointClient(Endpoint(base_url=base_url), timeouts, credential=credential)
             try:
                 return await client.models()

@@ -50,7 +50,7 @@ class Issuer:
     def __call__(self) -> Token:
         if self.down:
             raise ConnectionError("the identity provider is down")
-        value = f"token-{len(self.issued)}"
+        value = f"a-token-{len(self.issued)}"
         self.issued[value] = self.clock.now + self.lifetime_s
         return Token(value, self.issued[value])
 
@@ -141,13 +141,13 @@ def test_refused_token_is_renewed_once_and_the_requests_are_resent() -> None:
     credential = Credential(issuer, clock)
     with engine_of(credential, issuer, captures, look_ahead=40, share=8) as engine:
         credential.token()
-        issuer.issued["token-0"] = 0  # revoked
+        issuer.issued["a-token-0"] = 0  # revoked
         for number in range(20):
             engine.submit(Job(Request(str(number), "", None, "{}", None, None), WIRE, "stream", number, [], 0.0))
         engine.join()
         assert engine.fatal is None
     assert [capture.job.calls[-1].status for capture in captures] == ["completed"] * 20
-    assert list(issuer.issued) == ["token-0", "token-1"], "one renewal for all refused requests"
+    assert list(issuer.issued) == ["a-token-0", "a-token-1"], "one renewal for all refused requests"
     refused = [call for capture in captures for call in capture.job.calls[:-1]]
     assert refused
     for call in refused:
@@ -181,17 +181,17 @@ def test_token_is_renewed_when_a_fifth_of_its_lifetime_is_left() -> None:
     issuer = Issuer(clock, 10 * MINUTE)
     credential = Credential(issuer, clock)
     assert credential.current is None
-    assert credential.token() == credential.current == "token-0"
+    assert credential.token() == credential.current == "a-token-0"
     clock.now += 7.9 * MINUTE
-    assert credential.token() == "token-0"
+    assert credential.token() == "a-token-0"
     clock.now += 0.2 * MINUTE
     assert credential.current is None
-    assert credential.token() == "token-1"
+    assert credential.token() == "a-token-1"
     issuer.lifetime_s = 60 * MINUTE
     clock.now += 9 * MINUTE
-    assert credential.token() == "token-2"
+    assert credential.token() == "a-token-2"
     clock.now += 54 * MINUTE
-    assert credential.token() == "token-2", "a long-lived token is renewed five minutes before it expires"
+    assert credential.token() == "a-token-2", "a long-lived token is renewed five minutes before it expires"
 
 
 def test_old_token_is_used_until_it_expires_while_renewal_fails() -> None:
@@ -201,12 +201,12 @@ def test_old_token_is_used_until_it_expires_while_renewal_fails() -> None:
     credential.token()
     issuer.down = True
     clock.now += 9 * MINUTE
-    assert credential.token() == "token-0"
+    assert credential.token() == "a-token-0"
     clock.now += 2 * MINUTE
     with pytest.raises(CredentialError, match=r"^cannot get a token: ConnectionError: the identity provider is down$"):
         credential.token()
     issuer.down = False
-    assert credential.token() == "token-1"
+    assert credential.token() == "a-token-1"
 
 
 def test_token_that_two_calls_report_as_refused_is_renewed_once() -> None:
@@ -215,7 +215,7 @@ def test_token_that_two_calls_report_as_refused_is_renewed_once() -> None:
     old = credential.token()
     assert credential.refused(old)
     assert credential.refused(old)
-    assert list(issuer.issued) == ["token-0", "token-1"]
+    assert list(issuer.issued) == ["a-token-0", "a-token-1"]
 
 
 def test_missing_token_is_a_connection_error() -> None:
