@@ -313,13 +313,13 @@ def _concluded(
     reading: _Reading, failure: CaptureError | None, mode: Mode
 ) -> tuple[Received, Status, CaptureError | None]:
     """What was received, and what it means. A fault of deltatap itself is an error of this call."""
+    received = Received(Chunks())
     try:
         if reading.refused is not None:
             reading.accumulator.add_refusal(reading.refused.body)
         received = reading.accumulator.finish()
         status, error = conclude(received, failure)
     except BaseException as fault:  # noqa: BLE001 - logged, or else raised again
-        received = Received(Chunks())
         status, error = "interrupted", _fault(reading, fault, failure)
     else:
         if reading.fault is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from deltatap.api.chat import ChatAccumulator
 from deltatap.config import ApiKey, Endpoint, Settings, Timeouts
 from deltatap.errors import ConfigError
 from deltatap.http.client import EndpointClient
@@ -630,6 +631,62 @@ def test_head_that_is_slightly_wrong(head: bytes) -> None:
 def test_stream_options_refused_in_any_form(status: str, body: bytes) -> None:
     wire = Wire('{"model":"m","stream":true,"stream_options":{"include_usage":true}}', "m", "stream", 1, usage=True)
     assert call(answering(refusal(status, body)), wire=wire).resend
+
+
+class Panic(BaseException):
+    """What a library in Rust raises when it panics."""
+
+
+@pytest.mark.parametrize("complete", [True, False], ids=["complete", "cut"])
+@pytest.mark.parametrize("fault", [Panic("sk-secret"), KeyError("sk-secret"), RecursionError()], ids=repr)
+def test_answer_that_deltatap_cannot_handle(
+    fault: BaseException, *, complete: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    take = ChatAccumulator._take
+
+    def faulty(self: ChatAccumulator, chunk: dict[str, Any], data: bytes, event: str) -> None:
+        if b"poison" in data:
+            raise fault
+        take(self, chunk, data, event)
+
+    monkeypatch.setattr(ChatAccumulator, "_take", faulty)
+    poison = HI.replace(b"Hi", b"poison")
+    end = chunk(b"") if complete else b""
+    answers = [OK + chunk(HI) + chunk(poison) + chunk(HI + STOP + DONE) + end]
+    found = call(answering(*answers))
+    assert found.error is not None
+    assert (found.status, found.error.type, found.error.code) == (
+        "interrupted",
+        "internal",
+        "complete" if complete else "cut",
+    )
+    assert found.received.chunks.text == ["Hi"]
+    assert found.received.text == "Hi"
+    assert found.received.raw is not None
+    assert found.received.raw[-1][1].replace(HI, b"") == poison + STOP + DONE
+    assert found.error.message == f"deltatap could not handle the answer: {type(fault).__name__} in faulty"
+    assert "request unknown: handle the answer" in caplog.text
+    assert "sk-secret" not in caplog.text
+
+
+def test_outcome_that_deltatap_cannot_conclude(monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty(*_: object) -> None:
+        raise Panic
+
+    monkeypatch.setattr("deltatap.http.client.conclude", faulty)
+    found = call(answering(OK + chunk(HI + STOP + DONE) + chunk(b"")))
+    assert found.error is not None
+    assert (found.status, found.error.code, found.received.text) == ("interrupted", "complete", "Hi")
+
+
+def test_request_that_deltatap_cannot_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    def faulty(*_: object) -> None:
+        raise Panic
+
+    monkeypatch.setattr("deltatap.http.transport._head", faulty)
+    found = call(answering(b""))
+    assert found.error is not None
+    assert (found.status, found.error.type, found.error.code) == ("failed", "internal", "request")
 
 
 def test_chunks_beat_a_length() -> None:
