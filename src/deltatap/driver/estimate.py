@@ -20,6 +20,7 @@ from deltatap.delta.sums import total_sql
 from deltatap.driver import owed
 from deltatap.prices import cost_usd
 from deltatap.tokens import known_encoding
+from deltatap.worker.jobs import input_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -159,7 +160,7 @@ def count_tokens(batch: pa.RecordBatch, api: str, fallback_encoding: str) -> pa.
     for model, mode, text in zip(*(batch[name].to_pylist() for name in ("model", "mode", "body")), strict=True):
         body = None if text is None else json.loads(text)
         encoding = known_encoding(model or "") or fallback_encoding
-        tokens = 0 if body is None else spec.count_input(body, model or "", encoding).tokens
+        tokens = 0 if text is None else input_tokens(text, spec, model or "", encoding).tokens
         most = None if body is None else spec.max_output(body)
         most = None if most is None else most * spec.choices(body or {})
         rows.append((model, mode, body is None, tokens, most))

@@ -95,16 +95,16 @@ def expected_use(sent: Wire, settings: Settings, prices: Prices) -> Expected:
     """What a request is expected to use: its input tokens, its maximum of output tokens, and the model's price."""
     api = specification(settings.endpoint.api)
     encoding = known_encoding(sent.model) or settings.tokens.fallback_encoding
-    inputs = input_tokens(sent, api, sent.model, encoding)
+    inputs = input_tokens(sent.body, api, sent.model, encoding)
     most = api.max_output(json.loads(sent.body))
     return Expected(inputs.tokens, most, min(sent.choices, _MOST_CHOICES), prices.find(sent.model))
 
 
-def input_tokens(sent: Wire, api: Api, model: str, encoding: str) -> InputTokens:
+def input_tokens(body: str, api: Api, model: str, encoding: str) -> InputTokens:
     """The input tokens of a request. A body that the API's rules do not fit is counted as its text."""
     try:
-        return api.count_input(json.loads(sent.body), model, encoding)
+        return api.count_input(json.loads(body), model, encoding)
     except BaseException as error:
         if not is_fault(error):
             raise
-        return InputTokens(count_text(sent.body, encoding), approximate=True)
+        return InputTokens(count_text(body, encoding), approximate=True)

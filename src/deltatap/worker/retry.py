@@ -141,4 +141,4 @@ def _why(error: CaptureError) -> str:
     what = (
         "rate limited by the server" if waits_for_all(error) else f"retry after {error.type} {error.http_status or ''}"
     )
-    return f"{what.strip()} ({'back-off' if asked_s(error) is None else 'Retry-After'})"
+    return f"{what.strip()} ({'back-off' if asked_s(error) is None else 'as the server asks'})"

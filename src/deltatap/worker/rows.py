@@ -137,7 +137,7 @@ def _counted(capture: Capture, context: Context) -> Row:
     # The owner of a deployment or a serving endpoint chooses its name; the response names the model behind it.
     model = next((name for name in (asked, answered) if name and known_encoding(name)), None)
     encoding = (known_encoding(model) if model else None) or context.fallback_encoding
-    inputs = InputTokens() if job.wire is None else input_tokens(job.wire, api, model or asked or "", encoding)
+    inputs = InputTokens() if job.wire is None else input_tokens(job.wire.body, api, model or asked or "", encoding)
     inputs += InputTokens(0, approximate=job.wire is not None and model is None)
     price = context.prices.find(asked, answered)
     echo = None if job.wire is None else api.echo(json.loads(job.wire.body))

@@ -40,12 +40,12 @@ def test_the_line_in_a_log() -> None:
         210.0,
         {"rate_limit": 3},
         7.0,
-        "rate limited by the server (Retry-After)",
+        "rate limited by the server (as the server asks)",
     )
     assert line(now, 10.0) == (
         "captured 41/100, 40 completed, 1 failed, 8 streams open, 44 calls, 4.1 requests/s, 50 tokens/s, "
         "TTFT p50 210 ms, $0.1234, 14 s left, errors: rate_limit 3, "
-        "waiting 7 s: rate limited by the server (Retry-After)"
+        "waiting 7 s: rate limited by the server (as the server asks)"
     )
 
 
@@ -60,7 +60,7 @@ def test_the_live_display_in_a_terminal() -> None:
                 44,
                 errors={"server": 2},
                 waits_s=3,
-                waits_for="rate limited by the server (Retry-After)",
+                waits_for="rate limited by the server (as the server asks)",
             ),
             note="stopping",
         )
@@ -68,7 +68,7 @@ def test_the_live_display_in_a_terminal() -> None:
         "41/100",
         "8 streams open",
         "server 2",
-        "waiting 3 s: rate limited by the server (Retry-After)",
+        "waiting 3 s: rate limited by the server (as the server asks)",
         "stopping",
     ):
         assert text in output.getvalue()

@@ -346,7 +346,7 @@ def test_a_status_says_what_the_worker_waits_for() -> None:
             time.sleep(0.001)
         status = engine.status()
         assert 3 < status["waits_s"] <= 4
-        assert status["waits_for"] == "retry after server 503 (Retry-After)"
+        assert status["waits_for"] == "retry after server 503 (as the server asks)"
         assert status["cool_s"] == 0.0, "the others do not wait"
         engine.stop(0)
         engine.join()

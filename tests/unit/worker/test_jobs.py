@@ -104,7 +104,7 @@ def test_a_request_that_cannot_be_built_is_a_fault_of_its_own_row(
 
 def test_the_input_of_a_body_that_fits_no_rule_is_counted_as_text() -> None:
     odd = Wire('{"model":"m","messages":["Hi",5]}', "m", "stream", 1)
-    found = jobs.input_tokens(odd, specification("chat"), "m", "o200k_base")
+    found = jobs.input_tokens(odd.body, specification("chat"), "m", "o200k_base")
     assert found.tokens > 5
     assert found.approximate
 

@@ -126,7 +126,7 @@ def call(error: CaptureError | None, used_up_for_s: float | None = None) -> Call
     return Call(0, 0, 0, 0, 0, 0, None, Received(Chunks()), status, error, 200, used_up_for_s=used_up_for_s)
 
 
-HEADER = "rate limited by the server (Retry-After)"
+HEADER = "rate limited by the server (as the server asks)"
 BACK_OFF = "rate limited by the server (back-off)"
 RESET = "the server has no requests or tokens left (x-ratelimit-reset)"
 
@@ -178,7 +178,7 @@ def test_a_retry_says_why_it_waits() -> None:
     whys = {
         limited(2.0): HEADER,
         limited(None): BACK_OFF,
-        down(2.0): "retry after server 503 (Retry-After)",
+        down(2.0): "retry after server 503 (as the server asks)",
         CaptureError("connection", None, "x"): "retry after connection (back-off)",
     }
     for error, why in whys.items():
