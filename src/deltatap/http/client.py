@@ -1,8 +1,7 @@
-"""One call, streamed or whole: the openai client sends the request, this module reads the response.
+"""One call, streamed or whole: the openai client sends the request, ``reading.py`` reads the response.
 
-Knows URLs, headers and how to read a body. ``outcomes.py`` translates every failure into an error.
-``transport.py`` owns the sockets, ``watchdog.py`` the timeouts, ``api/`` decodes events, ``credentials.py`` holds
-tokens.
+Knows URLs and headers, and what a server that refuses a request lets us correct. ``outcomes.py`` translates every
+failure into an error. ``transport.py`` owns the sockets, ``watchdog.py`` the timeouts, ``credentials.py`` holds tokens.
 
 Decoding a chunk into the openai client's typed objects costs several times as much as the rest of the worker's work on
 a chunk. So the request uses ``client.post``, the client's public method for arbitrary endpoints. The client
@@ -14,42 +13,36 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import quote
 
 import httpx2
 from openai import AsyncOpenAI, AsyncStream, Omit
 
-from deltatap.api.body import AnswerBody
 from deltatap.api.registry import specification
-from deltatap.api.values import clean, decode
+from deltatap.api.values import decode
 from deltatap.errors import CredentialError, ProtocolError
 from deltatap.http.credentials import credential_of
-from deltatap.http.faults import internal_error, is_fault
-from deltatap.http.outcomes import FAILURES, cancelled, conclude, error_of, used_up_for_s
+from deltatap.http.faults import internal_error
+from deltatap.http.outcomes import FAILURES, cancelled, error_of, used_up_for_s
 from deltatap.http.parser import RefusedError
+from deltatap.http.reading import Reading
 from deltatap.http.redact import without_secrets
 from deltatap.http.route import route_of
 from deltatap.http.transport import RESPONSE, Http1Transport
 from deltatap.http.watchdog import Watchdog, current
-from deltatap.model import INTERNAL_COMPLETE, INTERNAL_CUT, INTERNAL_REQUEST, Call, CaptureError, Chunks, Received
+from deltatap.model import INTERNAL_CUT, INTERNAL_REQUEST, Call, CaptureError
 from deltatap.prompts import without_stream_options
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
+    from collections.abc import Awaitable, Callable
 
-    from deltatap.api.accumulate import Accumulator
-    from deltatap.api.base import Api
     from deltatap.config import Endpoint, Timeouts
     from deltatap.http.connection import Response
     from deltatap.http.credentials import Credential
     from deltatap.http.route import Route
-    from deltatap.model import Mode, Status, Wire
+    from deltatap.model import Wire
 
-_END_S = 0.5
-# What is kept of an answer that deltatap cannot handle.
-_MAX_REST_BYTES = 16 * 2**20
 # A server that does not know stream options refuses with one of these, and names one of them.
 _REFUSED_OPTIONS = (200, 400, 422, 501)
 _STREAM_OPTIONS = ("stream_options", "include_usage", "include_obfuscation", "continuous_usage_stats")
@@ -121,11 +114,11 @@ class EndpointClient:
         started_at, started = self._wall(), time.perf_counter()
         with_options = wire.usage and wire.model not in self._refuse_stream_options
         body = without_stream_options(wire.body) if wire.usage and not with_options else wire.body
-        reading = _Reading(self._api, self._api.accumulator(wire.choices, keep_raw=self._keep_raw), request_id)
+        reading = Reading(self._api, self._api.accumulator(wire.choices, keep_raw=self._keep_raw), request_id)
         watchdog = Watchdog(self._timeouts, started, wire.mode)
         failure = await self._watched(self._read(wire, body, reading, watchdog), reading, watchdog)
         ended = reading.ended or time.perf_counter()
-        received, status, error = _concluded(reading, failure, wire.mode)
+        received, status, error = reading.concluded(failure, wire.mode)
         resend = False
         if error is not None and not received.output:
             resend = await self._adapt(error, reading, wire.model if with_options else None)
@@ -143,7 +136,7 @@ class EndpointClient:
             http_status=reading.http_status,
             body=body,
             resend=resend,
-            used_up_for_s=_used_up_for_s(reading, self._wall()),
+            used_up_for_s=used_up_for_s(reading.headers, self._wall()),
         )
         return without_secrets(call, self._secrets)
 
@@ -158,7 +151,7 @@ class EndpointClient:
         Raises:
             CredentialError: there is no token.
         """
-        reading = _Reading(self._api, self._api.accumulator(), "of the models")
+        reading = Reading(self._api, self._api.accumulator(), "of the models")
         headers = await self._signed(reading)
         watchdog = Watchdog(self._timeouts, time.perf_counter(), "complete")
 
@@ -178,7 +171,7 @@ class EndpointClient:
         """Close all connections."""
         await self._client.close()
 
-    async def _watched(self, work: Awaitable[_T], reading: _Reading, watchdog: Watchdog) -> _T | CaptureError:
+    async def _watched(self, work: Awaitable[_T], reading: Reading, watchdog: Watchdog) -> _T | CaptureError:
         """Run `work` within the timeouts. A failure or a cancellation becomes an error."""
         token = current.set(watchdog)
         try:
@@ -197,7 +190,7 @@ class EndpointClient:
         finally:
             current.reset(token)
 
-    async def _read(self, wire: Wire, body: str, reading: _Reading, watchdog: Watchdog) -> None:
+    async def _read(self, wire: Wire, body: str, reading: Reading, watchdog: Watchdog) -> None:
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json", **await self._signed(reading)}
         # With this `cast_to` the client returns an httpx2.Response, whatever `stream_cls` says to type checkers.
         response = reading.response = cast(
@@ -212,9 +205,8 @@ class EndpointClient:
             ),
         )
         incoming: Response = response.extensions[RESPONSE]
-        reading.incoming = incoming
         try:
-            await _read_answer(incoming, response.headers.get("content-type", ""), reading, watchdog)
+            await reading.read(incoming, watchdog)
         finally:
             incoming.close()
 
@@ -225,7 +217,7 @@ class EndpointClient:
             return f"/deployments/{quote(model, safe='')}{path}"
         return path
 
-    async def _signed(self, reading: _Reading) -> dict[str, Any]:
+    async def _signed(self, reading: Reading) -> dict[str, Any]:
         """The API's and the user's headers, with the key or the token. A token is renewed outside the event loop."""
         credential = self._credential
         if credential is None:
@@ -234,7 +226,7 @@ class EndpointClient:
         name, prefix = self._endpoint.key_header
         return self._headers | {name: f"{prefix}{reading.token}"}
 
-    async def _adapt(self, error: CaptureError, reading: _Reading, asked_usage_of: str | None) -> bool:
+    async def _adapt(self, error: CaptureError, reading: Reading, asked_usage_of: str | None) -> bool:
         """Correct what the server refused: drop stream options, or renew the token. Returns whether to resend at once.
 
         Args:
@@ -252,51 +244,6 @@ class EndpointClient:
         return False
 
 
-@dataclass(slots=True)
-class _Reading:
-    """The progress of a call; it remains available when the call fails.
-
-    Attributes:
-        api: the API that was called.
-        accumulator: what arrived of the answer.
-        request_id: of the row.
-        token: the token that the request was sent with.
-        response: the response's status and headers, if the status is a success.
-        refused: the response, if the status is an error.
-        incoming: the response's body; None unless the status is a success.
-        ended: when the last event or byte of the answer arrived, in monotonic seconds.
-        fault: what deltatap raised because of the answer.
-        rest: the answer from there on.
-    """
-
-    api: Api
-    accumulator: Accumulator
-    request_id: str
-    token: str | None = None
-    response: httpx2.Response | None = None
-    refused: RefusedError | None = None
-    incoming: Response | None = None
-    ended: float | None = None
-    fault: BaseException | None = None
-    rest: bytearray = field(default_factory=bytearray)
-
-    @property
-    def http_status(self) -> int | None:
-        if self.refused is not None:
-            return self.refused.status
-        return None if self.response is None else self.response.status_code
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        answered = self.refused or self.response
-        return {} if answered is None else answered.headers
-
-    @property
-    def server_request_id(self) -> str | None:
-        found = (self.headers.get(name) for name in self.api.request_id_headers)
-        return next((clean(request_id) for request_id in found if request_id), None)
-
-
 def _base_url(endpoint: Endpoint) -> str:
     """The URL that paths are appended to; Azure's older URLs have deployments under ``/openai``."""
     url = endpoint.base_url.rstrip("/")
@@ -309,98 +256,6 @@ def _ms(since: float | None, at: float | None) -> float | None:
     return None if since is None or at is None else (at - since) * 1e3
 
 
-def _concluded(
-    reading: _Reading, failure: CaptureError | None, mode: Mode
-) -> tuple[Received, Status, CaptureError | None]:
-    """What was received, and what it means. A fault of deltatap itself is an error of this call."""
-    received = Received(Chunks())
-    try:
-        if reading.refused is not None:
-            reading.accumulator.add_refusal(reading.refused.body)
-        received = reading.accumulator.finish()
-        status, error = conclude(received, failure)
-    except BaseException as fault:  # noqa: BLE001 - logged, or else raised again
-        status, error = "interrupted", _fault(reading, fault, failure)
-    else:
-        if reading.fault is not None:
-            status, error = "interrupted", _fault(reading, reading.fault, failure)
-            received = replace(received, raw=(*(received.raw or ()), ("", bytes(reading.rest))))
-    if mode == "complete":
-        received = replace(received, chunks=Chunks())
-    return received, status, error
-
-
-def _fault(reading: _Reading, fault: BaseException, failure: CaptureError | None) -> CaptureError:
-    code = INTERNAL_COMPLETE if failure is None else INTERNAL_CUT
-    return internal_error(fault, reading.request_id, code, "handle the answer")
-
-
-def _names_stream_options(error: CaptureError, reading: _Reading) -> bool:
+def _names_stream_options(error: CaptureError, reading: Reading) -> bool:
     body = "" if reading.refused is None else reading.refused.body.decode("utf-8", "replace")
     return any(name in error.message or name in body for name in _STREAM_OPTIONS)
-
-
-def _used_up_for_s(reading: _Reading, now: float) -> float | None:
-    return used_up_for_s(reading.headers, now) if reading.headers else None
-
-
-async def _read_answer(incoming: Response, content_type: str, reading: _Reading, watchdog: Watchdog) -> None:
-    accumulator = reading.accumulator
-    body = AnswerBody(accumulator, content_type)
-    written = watchdog.written or incoming.began
-    reads = 0
-
-    def take(data: bytes, now: float) -> bool:
-        nonlocal reads
-        watchdog.last_read = now
-        if reads == 0:
-            watchdog.first_read(now)
-        if reading.fault is not None:
-            reading.rest += data[: _MAX_REST_BYTES - len(reading.rest)]
-            return False
-        try:
-            body.feed(data, (now - written) * 1e3, reads)
-        except ProtocolError:
-            raise
-        except BaseException as fault:
-            if not is_fault(fault):
-                raise
-            reading.fault = fault
-            reading.rest += data[:_MAX_REST_BYTES]
-            return False
-        reads += 1
-        if accumulator.done:
-            reading.ended = now
-        return accumulator.done
-
-    try:
-        await incoming.read(take)
-    except BaseException:
-        # What has arrived counts, and the failure is known already.
-        _end(body, reading, complete=False)
-        raise
-    reading.ended = reading.ended or time.perf_counter()
-    _end(body, reading, complete=True)
-    if not incoming.complete:
-        await _read_to_end(incoming)
-
-
-def _end(body: AnswerBody, reading: _Reading, *, complete: bool) -> None:
-    if reading.fault is not None:
-        return
-    try:
-        body.end(complete=complete)
-    except ProtocolError:
-        if complete:
-            raise
-    except BaseException as fault:
-        if not is_fault(fault):
-            raise
-        reading.fault = fault
-
-
-async def _read_to_end(incoming: Response) -> None:
-    """After [DONE], wait briefly for the end of the body: then the connection can be reused."""
-    with suppress(TimeoutError, httpx2.TransportError):
-        async with asyncio.timeout(_END_S):
-            await incoming.read(lambda *_: False)

@@ -309,7 +309,7 @@ def test_events_of_one_read_share_its_number_and_time() -> None:
 
 
 def test_call_ends_at_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deltatap.http.client._END_S", 0.01)
+    monkeypatch.setattr("deltatap.http.reading._END_S", 0.01)
     made = call(answering(OK + chunk(HI + STOP + DONE), linger=True))
     assert made.status == "completed"
     assert made.e2e_ms == made.received.chunks.ms[-1]
@@ -673,7 +673,7 @@ def test_outcome_that_deltatap_cannot_conclude(monkeypatch: pytest.MonkeyPatch) 
     def faulty(*_: object) -> None:
         raise Panic
 
-    monkeypatch.setattr("deltatap.http.client.conclude", faulty)
+    monkeypatch.setattr("deltatap.http.reading.conclude", faulty)
     found = call(answering(OK + chunk(HI + STOP + DONE) + chunk(b"")))
     assert found.error is not None
     assert (found.status, found.error.code, found.received.text) == ("interrupted", "complete", "Hi")

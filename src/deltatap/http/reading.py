@@ -1,0 +1,177 @@
+"""How far one call has got: reads its answer into the accumulator, and says what was received and what it means.
+
+What deltatap itself raises because of an answer becomes the ``internal`` error of this call, with what had arrived.
+``client.py`` sends the request, ``connection.py`` reads the socket, ``outcomes.py`` translates errors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import httpx2
+
+from deltatap.api.body import AnswerBody
+from deltatap.api.values import clean
+from deltatap.errors import ProtocolError
+from deltatap.http.faults import internal_error, is_fault
+from deltatap.http.outcomes import conclude
+from deltatap.model import INTERNAL_COMPLETE, INTERNAL_CUT, Chunks, Received
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from deltatap.api.accumulate import Accumulator
+    from deltatap.api.base import Api
+    from deltatap.http.connection import Response
+    from deltatap.http.parser import RefusedError
+    from deltatap.http.watchdog import Watchdog
+    from deltatap.model import CaptureError, Mode, Status
+
+_END_S = 0.5
+# What is kept of an answer that deltatap cannot handle.
+_MAX_REST_BYTES = 16 * 2**20
+
+
+@dataclass(slots=True)
+class Reading:
+    """The progress of a call; it remains available when the call fails.
+
+    Attributes:
+        api: the API that was called.
+        accumulator: what arrived of the answer.
+        request_id: of the row.
+        token: the token that the request was sent with.
+        response: the response's status and headers, if the status is a success.
+        refused: the response, if the status is an error.
+        incoming: the response's body; None unless the status is a success.
+        ended: when the last event or byte of the answer arrived, in monotonic seconds.
+        fault: what deltatap raised because of the answer.
+        rest: the answer from there on.
+    """
+
+    api: Api
+    accumulator: Accumulator
+    request_id: str
+    token: str | None = None
+    response: httpx2.Response | None = None
+    refused: RefusedError | None = None
+    incoming: Response | None = None
+    ended: float | None = None
+    fault: BaseException | None = None
+    rest: bytearray = field(default_factory=bytearray)
+
+    @property
+    def http_status(self) -> int | None:
+        """The status of the response; None if there is none."""
+        if self.refused is not None:
+            return self.refused.status
+        return None if self.response is None else self.response.status_code
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers of the response; empty if there is none."""
+        answered = self.refused or self.response
+        return {} if answered is None else answered.headers
+
+    @property
+    def server_request_id(self) -> str | None:
+        """The id that the server gave to the request."""
+        found = (self.headers.get(name) for name in self.api.request_id_headers)
+        return next((clean(request_id) for request_id in found if request_id), None)
+
+    async def read(self, incoming: Response, watchdog: Watchdog) -> None:
+        """Read the answer to its end.
+
+        Raises:
+            ProtocolError: it is not an answer.
+            httpx2.TransportError: the connection broke.
+        """
+        self.incoming, accumulator = incoming, self.accumulator
+        body = AnswerBody(accumulator, self.headers.get("content-type", ""))
+        written = watchdog.written or incoming.began
+        reads = 0
+
+        def take(data: bytes, now: float) -> bool:
+            nonlocal reads
+            watchdog.last_read = now
+            if reads == 0:
+                watchdog.first_read(now)
+            if self.fault is not None:
+                self.rest += data[: _MAX_REST_BYTES - len(self.rest)]
+                return False
+            try:
+                body.feed(data, (now - written) * 1e3, reads)
+            except ProtocolError:
+                raise
+            except BaseException as fault:
+                if not is_fault(fault):
+                    raise
+                self.fault = fault
+                self.rest += data[:_MAX_REST_BYTES]
+                return False
+            reads += 1
+            if accumulator.done:
+                self.ended = now
+            return accumulator.done
+
+        try:
+            await incoming.read(take)
+        except BaseException:
+            # What has arrived counts, and the failure is known already.
+            self._end(body, complete=False)
+            raise
+        self.ended = self.ended or time.perf_counter()
+        self._end(body, complete=True)
+        if not incoming.complete:
+            await _read_to_end(incoming)
+
+    def _end(self, body: AnswerBody, *, complete: bool) -> None:
+        if self.fault is not None:
+            return
+        try:
+            body.end(complete=complete)
+        except ProtocolError:
+            if complete:
+                raise
+        except BaseException as fault:
+            if not is_fault(fault):
+                raise
+            self.fault = fault
+
+    def concluded(self, failure: CaptureError | None, mode: Mode) -> tuple[Received, Status, CaptureError | None]:
+        """What was received, the call's status and its error.
+
+        Args:
+            failure: what ended the call early; None when the answer ended.
+            mode: whether the answer was to be streamed; a whole answer has no chunks.
+        """
+        received = Received(Chunks())
+        try:
+            if self.refused is not None:
+                self.accumulator.add_refusal(self.refused.body)
+            received = self.accumulator.finish()
+            status, error = conclude(received, failure)
+        except BaseException as fault:  # noqa: BLE001 - logged, or else raised again
+            status, error = "interrupted", self._internal(fault, failure)
+        else:
+            if self.fault is not None:
+                status, error = "interrupted", self._internal(self.fault, failure)
+                received = replace(received, raw=(*(received.raw or ()), ("", bytes(self.rest))))
+        if mode == "complete":
+            received = replace(received, chunks=Chunks())
+        return received, status, error
+
+    def _internal(self, fault: BaseException, failure: CaptureError | None) -> CaptureError:
+        code = INTERNAL_COMPLETE if failure is None else INTERNAL_CUT
+        return internal_error(fault, self.request_id, code, "handle the answer")
+
+
+async def _read_to_end(incoming: Response) -> None:
+    """After [DONE], wait briefly for the end of the body: then the connection can be reused."""
+    with suppress(TimeoutError, httpx2.TransportError):
+        async with asyncio.timeout(_END_S):
+            await incoming.read(lambda *_: False)
