@@ -323,7 +323,7 @@ class Accumulator(ABC):
         text = data.strip()
         if text == _DONE:
             self.done = True
-        elif event == "error" and text:
+        elif event == "error":
             self._refuse(text.decode("utf-8", "replace"), data)
         elif self._whole or (text and not self._notice(event)):
             self._fail(f"is not valid JSON ({error})", data)

@@ -21,8 +21,10 @@ from deltatap.api.values import decode, to_json
 from deltatap.model import CONTENT, REASONING, REFUSAL
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+# Longer arguments are not compared as values: a stream of a million pieces would parse them a million times.
+_LONGEST_PARSED = 64 * 1024
 _REPLAYED_FIELDS = {"content": "content", "reasoning": "reasoning_content", "refusal": "refusal"}
 
 
@@ -79,22 +81,18 @@ class ChatAccumulator(ChoicesAccumulator):
         self._output(choice, choice.refusal, value, REFUSAL)
 
     def _reasoning(self, choice: GrowingChoice, value: object) -> None:
-        """Take reasoning. Some servers send the same text under the old and the new name of the field."""
-        if choice.reasoned != self._event and type(value) is str:
-            choice.reasoned = self._event
-            self._output(choice, choice.reasoning, value, REASONING)
+        """Take reasoning: text, or OpenRouter's parts with a text or a summary. Encrypted parts are in `raw` only.
 
-    def _reasoning_details(self, choice: GrowingChoice, value: object) -> None:
-        """Take OpenRouter's parts of reasoning: text or a summary. Encrypted reasoning is only in the raw events."""
-        parts = [part for part in value if type(part) is dict] if type(value) is list else []
-        texts = [text for part in parts for text in (part.get("text"), part.get("summary")) if type(text) is str]
-        if texts:
-            self._reasoning(choice, "".join(texts))
+        Some servers send the same text under several names in one event.
+        """
+        text = value if type(value) is str else "".join(_texts(value))
+        if text and choice.reasoned != self._event:
+            choice.reasoned = self._event
+            self._output(choice, choice.reasoning, text, REASONING)
 
     def _tool_calls(self, choice: GrowingChoice, value: object) -> None:
-        if type(value) is not list:
-            return
-        for at, given in enumerate(value):
+        pieces = value if type(value) is list else [value]
+        for at, given in enumerate(pieces):
             if type(given) is not dict:
                 continue
             # A custom tool has an input where a function has arguments.
@@ -104,12 +102,14 @@ class ChatAccumulator(ChoicesAccumulator):
             name, arguments = function.get("name"), function.get("arguments")
             if arguments is None:
                 arguments = function.get("input")
-            if type(arguments) in (dict, list):
+            if arguments is not None and type(arguments) is not str:
                 arguments = to_json(arguments)
             index = to_index(given.get("index"))
-            if index is None and len(value) > 1:
+            if index is None and len(pieces) > 1:
                 index = at
-            call = _call_of(choice, index, _text(given.get("id")), _text(name), _text(arguments))
+            id_ = given.get("id")
+            id_ = str(id_) if type(id_) is int else _text(id_)
+            call = _call_of(choice, index, id_, _text(name), _text(arguments))
             call.type = _text(given.get("type")) or call.type
             self._called(choice, call, _rest_of_name(call, name), _rest_of_arguments(call, arguments))
 
@@ -122,17 +122,28 @@ class ChatAccumulator(ChoicesAccumulator):
         if type(value) is dict:
             self._output(choice, choice.text, value.get("transcript"), CONTENT)
 
+    def _used_of_choice(self, choice: GrowingChoice, value: object) -> None:  # noqa: ARG002 - the signature of FIELDS
+        self._report(value)
+
+    def _refused(self, choice: GrowingChoice, value: object) -> None:  # noqa: ARG002 - the signature of FIELDS
+        self._refuse({"error": value}, to_json(value).encode())
+
     FIELDS = {  # noqa: RUF012 - ClassVar in the base
         "role": Accumulator.role,
         "reasoning_content": _reasoning,
         "reasoning": _reasoning,
-        "reasoning_details": _reasoning_details,
+        "reasoning_text": _reasoning,
+        "thinking": _reasoning,
+        "reasoning_details": _reasoning,
         "content": ChoicesAccumulator.content,
         "refusal": _refusal,
         "tool_calls": _tool_calls,
         "function_call": _function_call,
         "audio": _audio,
         "annotations": Accumulator.annotate,
+        "citations": Accumulator.annotate,
+        "usage": _used_of_choice,
+        "error": _refused,
     }
 
 
@@ -203,13 +214,20 @@ def _rest_of_arguments(call: ToolCall, arguments: object) -> str | None:
 
 
 def _parsed(arguments: str) -> str | None:
-    """Complete arguments in one form, whatever the white space; None if they are incomplete."""
-    if not arguments.rstrip().endswith("}"):
+    """Complete arguments in one form, whatever the white space; None if they are incomplete or long."""
+    if len(arguments) > _LONGEST_PARSED or not arguments.rstrip().endswith("}"):
         return None
     try:
         return to_json(decode(arguments.encode("utf-8", "replace")))
     except ValueError:
         return None
+
+
+def _texts(value: object) -> Iterator[str]:
+    """The texts of parts of reasoning."""
+    for part in value if type(value) is list else [value]:
+        found = (part.get("text"), part.get("summary")) if type(part) is dict else (part,)
+        yield from (text for text in found if type(text) is str)
 
 
 def _text(value: object) -> str:

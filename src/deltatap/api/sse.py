@@ -2,9 +2,10 @@
 
 The grammar is WHATWG's (HTML Living Standard, 9.2.6): lines end with LF, CR or CRLF, wherever the reads cut them; a
 blank line ends an event. `finish` returns an event without its blank line, which the standard drops: whoever reads the
-stream knows whether it is complete. One field is not the standard's: llama.cpp sends errors as `error: {…}`. Data stays
-bytes, because the JSON decoder checks that they are UTF-8. No byte is searched twice, so the cost is O(bytes), however
-small the reads are.
+stream knows whether it is complete. Two things are not the standard's: llama.cpp sends errors as `error: {…}`, and some
+servers that fail in the middle of a stream send the error as a line of JSON without `data:`. Data stays bytes, because
+the JSON decoder checks that they are UTF-8. No byte is searched twice, so the cost is O(bytes), however small the reads
+are.
 """
 
 from __future__ import annotations
@@ -118,7 +119,9 @@ class SSEDecoder:
         if name == b"error":
             self._event = "error"
         elif name != b"data":
-            return
+            if not (line.startswith(b"{") and line.endswith(b"}")):
+                return
+            value = line
         if self._data is None:
             self._data = value
         else:

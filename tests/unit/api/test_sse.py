@@ -103,6 +103,9 @@ def test_any_cuts_of_any_stream_give_the_same_events(content: bytes, data: st.Da
         (b'event: e\ndata: {"a":\ndata: 1}', E(b'{"a":\n1}', "e")),
         (b"data: a\nda", E(b"a")),
         (b"error: {}", E(b"{}", "error")),
+        (b'{"error": "gone"}', E(b'{"error": "gone"}')),
+        (b"{: x}", E(b"{: x}")),
+        (b"{: x", None),
     ],
 )
 def test_the_end_of_a_stream_returns_what_is_pending(content: bytes, last: ServerSentEvent | None) -> None:
