@@ -21,6 +21,9 @@ _DECODED = frozenset(("gzip", "x-gzip", "deflate"))
 # Codings that nobody requests, and that this module cannot decode.
 _UNKNOWN = frozenset(("br", "zstd", "compress", "x-compress", "dcb", "dcz"))
 
+# How an event stream, JSON or a page begins.
+_TEXT = b" \t\r\n" + bytes(range(0x21, 0x7F))
+
 
 class CodingError(Exception):
     """The body does not match its content-encoding."""
@@ -63,8 +66,10 @@ class Decoder:
 
     def decode(self, data: bytes) -> Iterator[bytes]:
         """The output of a piece, in pieces of at most PIECE_BYTES."""
-        if self._coding in _UNKNOWN:
-            raise CodingError(f"content-encoding {self._coding} was not requested")
+        if self._coding in _UNKNOWN and data and not self._plain:
+            self._plain = data[0] in _TEXT
+            if not self._plain:
+                raise CodingError(f"content-encoding {self._coding} was not requested")
         while data and not self._plain:
             if self._engine is None:
                 data = self._start + data

@@ -7,6 +7,7 @@ errors, which the openai client understands.
 
 from __future__ import annotations
 
+import re
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,11 @@ _LENIENT = {
     "lenient_optional_crlf_after_chunk": True,
     "lenient_spaces_after_chunk_size": True,
 }
+
+
+_HEAD_END = re.compile(rb"\n\r?\n")
+_PROVISIONAL = re.compile(rb"(?s)(?:HTTP/\d\.\d 1.*?\n\r?\n)+")
+_LENGTH = re.compile(rb"(?im)^(content-length[ \t]*:)([^\r\n]*)(\r?\n)")
 
 
 class RefusedError(httpx2.HTTPError):
@@ -120,9 +126,10 @@ class ResponseParser:
 
     __slots__ = (
         "_decoders",
-        "_head_bytes",
+        "_head",
         "_llhttp",
         "_pieces",
+        "_unread",
         "failure",
         "headers",
         "on_body",
@@ -137,13 +144,13 @@ class ResponseParser:
         self.status = 0
         self.headers: list[tuple[bytes, bytes]] = []
         self.failure: httpx2.TransportError | None = None
-        self._head_bytes = 0
+        self._head = bytearray()
+        self._unread: Exception | None = None  # why llhttp stopped in a head that may be mended when it is complete
         self._decoders: list[Decoder] = []
         self._pieces: list[bytes] = []
         # The httptools callback for a piece of the body. It runs for every chunk, so it stays in C.
         self.on_body = self._pieces.append
-        self._llhttp: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
-        self._llhttp.set_dangerous_leniencies(**_LENIENT)
+        self._llhttp: httptools.HttpResponseParser | None = self._new_llhttp()
 
     @property
     def complete(self) -> bool:
@@ -160,12 +167,14 @@ class ResponseParser:
             self._advance(Event.EXTRA)
             return b""
         if self.state is State.HEAD:
-            self._head_bytes += len(data)
+            self._head += data
         try:
+            if self._unread is not None:
+                raise self._unread
             self._llhttp.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._fail(Event.MALFORMED, _invalid(f"it is not valid HTTP: {error}"))
-        if self.state is State.HEAD and self._head_bytes > _MAX_HEAD_BYTES:
+            self._mend(error)
+        if self.state is State.HEAD and len(self._head) > _MAX_HEAD_BYTES:
             self._fail(Event.MALFORMED, _invalid(f"its headers exceed {_MAX_HEAD_BYTES:,} bytes"))
         pieces = self._pieces
         if not pieces:
@@ -173,6 +182,30 @@ class ResponseParser:
         body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         return body
+
+    def _new_llhttp(self) -> httptools.HttpResponseParser:
+        llhttp = httptools.HttpResponseParser(self)
+        llhttp.set_dangerous_leniencies(**_LENIENT)
+        return llhttp
+
+    def _mend(self, error: Exception) -> None:
+        """Read a head again without repeated content-lengths (RFC 9110, section 8.6), or fail."""
+        reason = _invalid(f"it is not valid HTTP: {error}")
+        if provisional := _PROVISIONAL.match(self._head):
+            del self._head[: provisional.end()]
+        if self.state is not State.HEAD or "Content-Length" not in str(error):
+            self._fail(Event.MALFORMED, reason)
+        elif _HEAD_END.search(self._head) is None:
+            self._unread = error
+        elif (head := one_length(bytes(self._head))) is None:
+            self._fail(Event.MALFORMED, reason)
+        else:
+            self._unread, self._llhttp = None, self._new_llhttp()
+            self.headers.clear()
+            try:
+                self._llhttp.feed_data(head)
+            except (httptools.HttpParserError, httptools.HttpParserUpgrade) as again:
+                self._fail(Event.MALFORMED, _invalid(f"it is not valid HTTP: {again}"))
 
     def decoded(self, body: bytes) -> Iterator[bytes]:
         """The output of a part of the body. Ends early, with a failure, if the part does not match its coding."""
@@ -230,7 +263,12 @@ class ResponseParser:
         values = {name.lower(): value.strip().lower() for name, value in self.headers}
         sized = b"content-length" in values or b"chunked" in values.get(b"transfer-encoding", b"")
         self._advance(Event.SIZED_HEAD if sized else Event.UNSIZED_HEAD)
-        encodings = b",".join(value for name, value in self.headers if name.lower() == b"content-encoding")
+        encodings = b",".join(
+            value
+            for coding in (b"content-encoding", b"transfer-encoding")  # the second is applied after the first
+            for name, value in self.headers
+            if name.lower() == coding
+        )
         if encodings:
             self._decoders = [Decoder(name) for name in reversed(codings(encodings.decode("latin1")))]
             self.headers = [(name, value) for name, value in self.headers if name.lower() != b"content-encoding"]
@@ -241,6 +279,19 @@ class ResponseParser:
             self.headers.clear()
         elif self._llhttp is not None:
             self._advance(Event.END if self._llhttp.should_keep_alive() else Event.LAST_END)
+
+
+def one_length(head: bytes) -> bytes | None:
+    """The head with one content-length instead of several equal ones; None if they differ or there is only one."""
+    end = _HEAD_END.search(head)
+    found = list(_LENGTH.finditer(head, 0, len(head) if end is None else end.end()))
+    values = [value.strip() for line in found for value in line[2].split(b",")]
+    if len(values) < 2 or len(set(values)) > 1 or not values[0].isdigit():  # noqa: PLR2004 - repeated
+        return None
+    for line in reversed(found[1:]):
+        head = head[: line.start()] + head[line.end() :]
+    first = found[0]
+    return head[: first.start(2)] + b" " + values[0] + head[first.end(2) :]
 
 
 def _invalid(reason: str) -> httpx2.RemoteProtocolError:

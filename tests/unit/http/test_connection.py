@@ -112,7 +112,7 @@ def test_each_read_is_delivered_once_with_its_time_inside_the_callback() -> None
         ([], b"", "the server closed the connection before it responded"),
         ([CHUNKED + chunk(b"hel")], b"hel", "the server closed the connection in the middle of the response"),
         ([CHUNKED + chunk(b"hel") + b"zz\r\n"], b"hel", "not valid HTTP"),
-        ([b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\n\r\na"], b"", "content-encoding br was not requested"),
+        ([b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\n\r\n\x0ba"], b"", "content-encoding br was not requested"),
         ([b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n\x1f\x8babc"], b"", "content-encoding is broken"),
     ],
 )

@@ -51,6 +51,10 @@ def compressed(name: bytes, packed: bytes, more: bytes = b"") -> bytes:
     )  # fmt: skip
 
 
+def lengths(*values: bytes) -> bytes:
+    return b"HTTP/1.1 200 OK\r\n" + b"".join(b"Content-Length: %b\r\n" % value for value in values) + b"\r\nhello"
+
+
 UNREADABLE = "cannot read the server's response: "
 CASES: dict[str, tuple[bytes, Outcome]] = {
     "nothing yet": (b"HTTP/1.1 200 OK\r\nA: b\r\n", Outcome(0, b"", State.HEAD)),
@@ -102,9 +106,22 @@ CASES: dict[str, tuple[bytes, Outcome]] = {
         Outcome(200, b"", State.FAILED, UNREADABLE + "its content-encoding is broken"),
     ),
     "brotli": (
-        compressed(b"br", b"abc"),
+        compressed(b"br", b"\x0babc"),
         Outcome(200, b"", State.FAILED, UNREADABLE + "content-encoding br was not requested"),
     ),
+    "plain text as brotli": (compressed(b"br", b"hello"), Outcome(200, b"hello", State.REUSABLE)),
+    "gzip as a transfer coding": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(GZIPPED), GZIPPED),
+        Outcome(200, b"hello", State.REUSABLE),
+    ),
+    "the same length twice": (lengths(b"5", b"5"), Outcome(200, b"hello", State.REUSABLE)),
+    "the same length in a list": (lengths(b"5, 5"), Outcome(200, b"hello", State.REUSABLE)),
+    "the same length after a 103": (
+        b"HTTP/1.1 103 Early Hints\r\n\r\n" + lengths(b"5", b" 5 ", b"5"), Outcome(200, b"hello", State.REUSABLE)),
+    "two lengths": (
+        lengths(b"5", b"6"), Outcome(0, b"", State.FAILED, UNREADABLE + "it is not valid HTTP: Duplicate Content-Length")),
+    "a length that is none": (
+        lengths(b"-5", b"-5"), Outcome(0, b"", State.FAILED, UNREADABLE + "it is not valid HTTP: Invalid character in Content-Length")),
     "not HTTP": (b"SSH-2.0-OpenSSH_9.2\r\n", Outcome(0, b"", State.FAILED, UNREADABLE + "it is not valid HTTP")),
     "bad chunk size": (
         CHUNKED + b"3\r\nhel\r\nzz\r\n",
