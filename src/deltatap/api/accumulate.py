@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import orjson
 
 from deltatap.api.refusal import find_error
-from deltatap.api.values import clean, decode, joined, to_json
+from deltatap.api.values import bounded, clean, decode, joined, to_json
 from deltatap.model import (
     EMPTY,
     ERROR,
@@ -442,9 +442,11 @@ class Accumulator(ABC):
         return StreamError(None, reason, f"the finish_reason is {reason}", self._status(reason))
 
     def _fail(self, what: str, data: bytes) -> None:
-        shown = "".join(char if char.isprintable() else "\ufffd" for char in data[:_SHOWN].decode("utf-8", "replace"))
+        shown = "".join(
+            char if char.isprintable() else "\ufffd" for char in data[: 4 * _SHOWN].decode("utf-8", "replace")
+        )
         where = "the response" if self._whole else f"event {self._event}"
-        self._protocol_error = f"{where} {what}: {shown}"
+        self._protocol_error = f"{where} {what}: {bounded(shown, _SHOWN)}"
 
     def _usage_final(self) -> bool:
         """Whether no output came after the usage, and the usage has counted the output."""

@@ -12,7 +12,7 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 from deltatap.api.sse import BOM, SSEDecoder
-from deltatap.api.values import decode
+from deltatap.api.values import bounded, decode
 from deltatap.errors import ProtocolError
 
 if TYPE_CHECKING:
@@ -106,7 +106,9 @@ class AnswerBody:
             elif complete and not self._events and _FIELD.match(self._start) is None:
                 text = " ".join(self._start[:_SHOWN_BYTES].decode("utf-8", "replace").split())
                 found = self._content_type or "no content-type"
-                raise ProtocolError(f"expected an event stream or a JSON object, found {found}: {text[:_SHOWN_CHARS]}")
+                raise ProtocolError(
+                    f"expected an event stream or a JSON object, found {found}: {bounded(text, _SHOWN_CHARS)}"
+                )
 
     def _end_json(self, data: bytes, *, complete: bool) -> None:
         """Take one value, with or without [DONE] after it, or several lines."""

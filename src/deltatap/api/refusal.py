@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from deltatap.api.sse import BOM, SSEDecoder
-from deltatap.api.values import clean, decode, decode_first, to_json
+from deltatap.api.values import bounded, decode, decode_first, to_json
 from deltatap.model import StreamError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def read_refusal(body: bytes) -> StreamError:
     words = find_error(value) or _words(value)
     if words.message is not None or not value:
         return words
-    return replace(words, message=_bounded(to_json(value), _MESSAGE_CHARS))
+    return replace(words, message=bounded(to_json(value), _MESSAGE_CHARS))
 
 
 def _explicit(named: Mapping[str, Any]) -> bool:
@@ -174,21 +174,16 @@ def _mark(value: object) -> str | None:
         value = int(value)
     text = value if type(value) is str else to_json(value)
     text = text.strip()
-    return None if text.lower() in _ABSENT else _bounded(text, _MARK_CHARS)
+    return None if text.lower() in _ABSENT else bounded(text, _MARK_CHARS)
 
 
 def _message(value: object) -> str | None:
     """Words as text; None for a value that holds none."""
     if type(value) is str:
-        return _bounded(value, _MESSAGE_CHARS) if value.strip().lower() not in _ABSENT else None
+        return bounded(value, _MESSAGE_CHARS) if value.strip().lower() not in _ABSENT else None
     if value is None or type(value) is bool or not value:
         return None
-    return _bounded(to_json(value), _MESSAGE_CHARS)
-
-
-def _bounded(text: str, limit: int) -> str:
-    """The cleaned text, cut at the limit."""
-    return clean(text if len(text) <= limit else text[: limit - 1] + "…")
+    return bounded(to_json(value), _MESSAGE_CHARS)
 
 
 def _in_text(body: bytes) -> StreamError:

@@ -61,6 +61,11 @@ def clean(text: str) -> str:
     return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
 
 
+def bounded(text: str, limit: int) -> str:
+    """The cleaned text, cut at this number of characters. An ellipsis shows the cut."""
+    return clean(text if len(text) <= limit else text[: limit - 1] + "…")
+
+
 def joined(text: str) -> str:
     """The text with pairs of surrogates as one character. They come in halves if a server cuts text between them."""
     if text.isascii() or _SURROGATE.search(text) is None:

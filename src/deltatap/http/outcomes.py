@@ -17,7 +17,7 @@ import httpx2
 import openai
 
 from deltatap.api.refusal import read_refusal
-from deltatap.api.values import decode
+from deltatap.api.values import bounded, decode
 from deltatap.errors import CredentialError, ProtocolError
 from deltatap.http.parser import RefusedError
 from deltatap.model import CaptureError, Status
@@ -151,9 +151,9 @@ def http_error(
     if type_ == "permission" and _moderated(body):
         type_ = "content_policy"
     if type_ == "wrong_url":
-        location = " ".join(headers.get("location", "").split())[:_URL_CHARS]
+        location = bounded(" ".join(headers.get("location", "").split()), _URL_CHARS)
         leads = f" and points to {location}" if location else ""
-        called = f"{url[:_URL_CHARS]} answered" if url else "the server answered"
+        called = f"{bounded(url, _URL_CHARS)} answered" if url else "the server answered"
         said = f": {words.message}" if words.message else ""
         message = f"{called} HTTP {status}{leads}; endpoint.base_url is probably wrong{said}"
     return CaptureError(type_, words.code or words.type, message, status, retry_after_s(headers, now))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import uvloop
 
+from deltatap.api.values import bounded
 from deltatap.errors import one_line
 from deltatap.http.faults import internal_error
 from deltatap.messages import POLL_S, Refusal
@@ -277,7 +278,7 @@ class Engine:
         if call.resend and job.tries.resent < _RESENDS and not self._scheduler.stopped:
             job.tries.resent += 1
             return now
-        message = "" if error is None else " ".join(error.message.split())[:_SHOWN]
+        message = "" if error is None else bounded(" ".join(error.message.split()), _SHOWN)
         request_id = call.server_request_id or job.request.request_id
         refusal = Refusal("" if error is None else error.type, message, wire.model, request_id)
         if stops_run(error) and self.fatal is None:
