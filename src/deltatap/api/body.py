@@ -85,7 +85,7 @@ class AnswerBody:
             self._json = bytearray()
         elif start:
             self._stream = SSEDecoder()
-            start, self._start = self._start, b""
+            self._start = b""
         return start
 
     def end(self, *, complete: bool) -> None:

@@ -52,7 +52,7 @@ def to_json(value: object) -> str:
     """Compact JSON of a decoded value. Always valid, and valid UTF-8."""
     try:
         return orjson.dumps(value).decode()
-    except TypeError:
+    except TypeError:  # also if it nests too deeply
         return orjson.dumps(_plain(value, _LEVELS)).decode()
 
 

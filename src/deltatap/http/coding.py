@@ -6,6 +6,7 @@ browser, all members of a gzip body count, and whatever follows them is ignored.
 
 from __future__ import annotations
 
+import string
 import zlib
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ _DECODED = frozenset(("gzip", "x-gzip", "deflate"))
 _UNKNOWN = frozenset(("br", "zstd", "compress", "x-compress", "dcb", "dcz"))
 
 # How an event stream, JSON or a page begins.
-_TEXT = b" \t\r\n" + bytes(range(0x21, 0x7F))
+_TEXT = b" \t\r\n:{[<" + string.ascii_letters.encode()
 
 
 class CodingError(Exception):

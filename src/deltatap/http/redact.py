@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import functools
 import re
+from bisect import bisect_left, bisect_right
 from dataclasses import fields, is_dataclass, replace
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import orjson
-
+from deltatap.api.values import decode, to_json
 from deltatap.model import KINDS, OUTPUT_KINDS, Chunks, Received
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     _Record = TypeVar("_Record")
 
@@ -25,6 +26,8 @@ _STRUCK = "***"
 _SHORTEST = 8
 # A message is cut at its limit, which may be in the middle of a secret.
 _SHORTEST_START = 6
+# How deep an event is searched for parts of a secret.
+_LEVELS = 100
 _OUTPUT = frozenset(KINDS.index(kind) for kind in OUTPUT_KINDS)
 
 
@@ -53,22 +56,47 @@ def _struck(value: Any, secrets: tuple[str, ...]) -> Any:  # noqa: ANN401 - any 
 
 
 def _struck_text(text: str, secrets: tuple[str, ...]) -> str:
-    for secret in secrets:
-        if secret in text:
-            text = text.replace(secret, _STRUCK)
-        if "\\" in text:
-            text = _escaped(secret).sub(_STRUCK, text)
-        start = text.removesuffix("…")
-        if start is not text and (cut := _cut_start(start, secret)):
-            text = f"{start[:-cut]}{_STRUCK}…"
+    if spans := _spans(text, secrets):
+        text = _without(text, spans)
+    start = text.removesuffix("…")
+    if start is not text:
+        for secret in secrets:
+            if cut := _cut_start(start, secret):
+                return f"{start[:-cut]}{_STRUCK}…"
     return text
+
+
+def _spans(text: str, secrets: Collection[str]) -> list[tuple[int, int]]:
+    """Where the secrets are, in order. Those that overlap are one."""
+    escaped = "\\" in text
+    found = [
+        match.span() for secret in secrets if escaped or secret in text for match in _escaped(secret).finditer(text)
+    ]
+    spans: list[tuple[int, int]] = []
+    for first, last in sorted(found):
+        if spans and first < spans[-1][1]:
+            spans[-1] = (spans[-1][0], max(last, spans[-1][1]))
+        else:
+            spans.append((first, last))
+    return spans
+
+
+def _without(text: str, spans: Iterable[tuple[int, int]], start: int = 0) -> str:
+    """A text, or the piece of it that starts here, without the spans. Where a span starts, there is ``***``."""
+    kept, at = [], 0
+    for first, last in spans:
+        kept.append(text[at : max(at, first - start)])
+        if first >= start:
+            kept.append(_STRUCK)
+        at = last - start
+    return "".join((*kept, text[at:]))
 
 
 def _struck_bytes(data: bytes, secrets: tuple[str, ...]) -> bytes:
     for secret in secrets:
         data = data.replace(secret.encode(), _STRUCK.encode()) if secret.encode() in data else data
-        if b"\\" in data:
-            data = _escaped_bytes(secret).sub(_STRUCK.encode(), data)
+        if b"\\" in data and (pattern := _escaped_bytes(secret)).search(data):
+            data = pattern.sub(_STRUCK.encode(), data)
     return data
 
 
@@ -79,8 +107,11 @@ def _cut_start(text: str, secret: str) -> int:
 
 @functools.lru_cache(maxsize=16)
 def _escaped(secret: str) -> re.Pattern[str]:
-    """Matches the secret however JSON writes it, and JSON inside JSON: each character plain, or after backslashes."""
-    return re.compile("".join(rf"\\*(?:{re.escape(char)}|u(?i:{ord(char):04x}))" for char in secret))
+    """Matches the secret however JSON writes it, and JSON inside JSON: each character plain, or after backslashes.
+
+    The number of backslashes is bounded, because the time to search a text of backslashes is quadratic otherwise.
+    """
+    return re.compile("".join(rf"\\{{0,8}}(?:{re.escape(char)}|u(?i:{ord(char):04x}))" for char in secret))
 
 
 @functools.lru_cache(maxsize=16)
@@ -97,8 +128,8 @@ def _struck_pieces(received: Received, secrets: tuple[str, ...], *, spoken: bool
         spoken: whether the text of a choice contains a secret, so its pieces are in chunks and events.
     """
     changed: dict[str, Any] = {}
-    utf8 = received.chunks.utf8
-    if spoken or b"\\" in utf8 or any(secret.encode() in utf8 for secret in secrets):
+    utf8 = bytes(received.chunks.utf8)
+    if spoken or _struck_bytes(utf8, secrets) is not utf8:
         changed["chunks"] = _struck_chunks(received.chunks, secrets)
     if spoken:
         # Log probabilities hold the text once more, token by token and as numbers.
@@ -126,20 +157,15 @@ def _struck_chunks(chunks: Chunks, secrets: tuple[str, ...]) -> Chunks:
 
 def struck_pieces(pieces: Sequence[str], secrets: Collection[str]) -> list[str]:
     """The pieces of a text without the secrets in it. The piece in which a secret starts gets ``***``."""
-    joined = "".join(pieces)
-    spans = [match.span() for secret in secrets for match in re.finditer(re.escape(secret), joined)]
-    struck, start = [], 0
-    for piece in pieces:
-        end, kept, at = start + len(piece), [], start
-        for first, last in sorted(spans):
-            if first < end and last > at:
-                kept.append(joined[at : max(at, first)])
-                if start <= first:
-                    kept.append(_STRUCK)
-                at = min(end, max(at, last))
-        struck.append("".join((*kept, joined[at:end])))
-        start = end
-    return struck
+    spans = _spans("".join(pieces), secrets)
+    if not spans:
+        return [*pieces]
+    firsts, lasts = zip(*spans, strict=True)
+    ends = [0, *accumulate(len(piece) for piece in pieces)]
+    return [
+        _without(piece, spans[bisect_right(lasts, start) : bisect_left(firsts, end)], start)
+        for piece, (start, end) in zip(pieces, pairwise(ends), strict=True)
+    ]
 
 
 def _struck_events(raw: Sequence[tuple[str, bytes]], secrets: tuple[str, ...]) -> tuple[tuple[str, bytes], ...]:
@@ -157,14 +183,14 @@ def _struck_events(raw: Sequence[tuple[str, bytes]], secrets: tuple[str, ...]) -
                 holder[key] = new
                 changed.add(number)
     return tuple(
-        (kind, orjson.dumps(values[at]) if at in changed else _struck_bytes(data, secrets))
+        (kind, _struck_bytes(to_json(values[at]).encode() if at in changed else data, secrets))
         for at, (kind, data) in enumerate(raw)
     )
 
 
 def _decoded(data: bytes) -> Any:  # noqa: ANN401 - any JSON
     try:
-        return orjson.loads(data)
+        return decode(data)
     except ValueError:
         return None
 
@@ -175,5 +201,5 @@ def _texts(value: Any, place: tuple[object, ...] = ()) -> Iterator[tuple[tuple[o
     for key, inner in items:
         if type(inner) is str:
             yield (*place, key), value, key
-        else:
+        elif len(place) < _LEVELS:
             yield from _texts(inner, (*place, key))
