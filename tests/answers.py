@@ -670,6 +670,24 @@ IN_STREAM += [
     ),
 ]
 
+_INDENTED = json.dumps(_error("slot lost", code=429, status="RESOURCE_EXHAUSTED"), indent=2).encode()
+IN_STREAM += [
+    *_errors("an error that is indented, without data:", _INDENTED + b"\n\n", "slot lost"),
+    *_errors("an error that is indented, before a record without a blank line", _INDENTED + b"\n", "slot lost"),
+    *_errors("a list that is indented, with CRLF", b"[" + _INDENTED.replace(b"\n", b"\r\n") + b"]\r\n\r\n", "slot lost"),
+    *_errors("an event error without data", b"event: error\n\n", ""),
+    *_errors("an event ERROR", b'event: ERROR\ndata: {"message":"slot lost"}\n\n', "slot lost"),
+    *_errors("an event exception", b"event: exception\ndata: slot lost\n\n", "slot lost"),
+    *_errors("data: twice", b'data: data: {"error":{"message":"slot lost"}}\n\n', "slot lost"),
+    *_errors("a typed exception", data({"modelStreamErrorException": {"message": "slot lost"}}), "slot lost"),
+    *_errors("a response that failed", data({"response": {"status": "failed", "error": {"message": "slot lost"}}}), "slot lost"),
+    *_errors("errors as text", data({"errors": "slot lost"}), "slot lost"),
+    *_errors("err", data({"err": "slot lost"}), "slot lost"),
+    *_errors("only a code", data({"error": {"code": "slot_lost", "message": None}}), "slot_lost"),
+    *_errors("the provider's words", data(_error("Provider returned error", code=502, metadata={"raw": "slot lost"})), "error: slot lost"),
+    *_errors("an error in a message", data({"choices": [{"index": 0, "message": {"error": "slot lost"}}]}), "slot lost"),
+]  # fmt: skip
+
 # Reasons to finish
 
 FINISHES = [
@@ -758,6 +776,10 @@ CONTENT += [
     )
 ]
 CONTENT += [
+    _good("a list of chunks", chunked(b"[" + b",\n".join(_LINES.splitlines()) + b"]"), usage={"input_tokens": 9}),
+    _good("a list of one whole answer", sized("200 OK", [WHOLE]), usage={"input_tokens": 9}),
+    _good("an indented whole answer after comments", chunked(b": wait\n\n: wait\n\n", json.dumps(WHOLE, indent=2).encode())),
+    _good("a tab in a text of JSON", sized("200 OK", _JSON.replace(b"Hello world", b"Hello\tworld")), text="Hello\tworld"),
     _good("JSON lines", chunked(_LINES, head=headed("Content-Type: application/x-ndjson")), usage={"input_tokens": 9}),
     _good("a whole answer in a record", chunked(data(WHOLE), DONE)),
     _good("a stream for a whole request", chunked(*GOOD), mode="complete"),
@@ -805,7 +827,10 @@ RECORDS = [
         "a heartbeat": b"event: heartbeat\ndata: alive\n\n", "a keep-alive": b"event: keep-alive\ndata: {}\n\n",
         "a comment": b": keep-alive\n\n", "an event without data": b"event: ping\n\n", "an id": b"id: 7\nretry: 100\n\n",
         "an empty object": b"data: {}\n\n", "an unknown typed record": b'event: metrics\ndata: {"tps": 3}\n\n', "null": b"data: null\n\n",
-        "a field that nobody knows": b"foo: bar\n\n",
+        "a field that nobody knows": b"foo: bar\n\n", "a line of a log": b"[INFO] loaded\n\n",
+        "a typed notice": b'event: status\ndata: {"status":"busy","message":"cold start"}\n\n',
+        "a typed notice with a code": b'event: info\ndata: {"code":"W1","message":"deprecated"}\n\n',
+        "a warning": b'data: {"type":"warning","message":"deprecated"}\n\n',
     }.items()
 ]  # fmt: skip
 RECORDS += [
@@ -813,6 +838,11 @@ RECORDS += [
     for name, body in {
         "CRLF": _EVENTS.replace(b"\n", b"\r\n"), "CR": _EVENTS.replace(b"\n", b"\r"), "no blank after the colon": _EVENTS.replace(b"data: ", b"data:"),
         "a BOM": b"\xef\xbb\xbf" + _EVENTS, "blanks around [DONE]": _EVENTS.replace(b" [DONE]", b"  [DONE] "),
+        "no blank lines": _EVENTS.replace(b"\n\n", b"\n"), "data: twice": _EVENTS.replace(b"data: ", b"data: data: "),
+        "no blank line before [DONE]": _EVENTS.replace(b"\n\ndata: [DONE]", b"\r\ndata: [DONE]"),
+        "[done]": _EVENTS.replace(b"[DONE]", b"[done]"), "DONE": _EVENTS.replace(b"[DONE]", b"DONE"),
+        "[DONE] as JSON": _EVENTS.replace(b"[DONE]", b'"[DONE]"'), "[DONE] without data:": _EVENTS.replace(b"data: [DONE]", b"[DONE]"),
+        "indented JSON": b"".join(b"data: " + json.dumps(json.loads(each), indent=1).encode().replace(b"\n", b"\ndata: ") + b"\n\n" for each in _LINES.splitlines()),
         "a comment first": b": PROCESSING\n\n" * 3 + _EVENTS, "blank lines first": b"\n\n\n" + _EVENTS,
     }.items()
 ]  # fmt: skip
@@ -905,6 +935,15 @@ TOOLS = [
            delta(tool_calls=[{**_call(0, function={"name": None, "arguments": ":1}"}), "id": None}]), tools=(_ADD,)),
     _tools("interleaved pieces", *_two(0, 1), delta(tool_calls=[_call(0, function={"arguments": " "})]), delta(tool_calls=[_call(1, function={"arguments": " "})]),
            tools=((_ADD[0], _ADD[1], '{"a":1} '), (_MUL[0], _MUL[1], '{"a":2} '))),
+    _tools("the same id for two calls", *(delta(tool_calls=[_call(index, id="c", function=_function(name, arguments))]) for index, (_, name, arguments) in enumerate((_ADD, _MUL))),
+           tools=(("c", *_ADD[1:]), ("c", *_MUL[1:]))),
+    _tools("the same id for two calls of a function", *(delta(tool_calls=[_call(0, id="c", function=_function("add", arguments))]) for arguments in ('{"a":1}', '{"a":2}')),
+           tools=(("c", "add", '{"a":1}'), ("c", "add", '{"a":2}'))),
+    _tools("no arguments yet, with the id again", *(delta(tool_calls=[_call(0, id="c", function=_function("add", arguments))]) for arguments in ("{}", '{"a":1}')),
+           tools=(("c", "add", '{"a":1}'),)),
+    _tools("another id in every piece", *(delta(tool_calls=[_call(0, id=id_, function=_function("add", piece))]) for id_, piece in (("a", '{"a"'), ("b", ":"), ("c", "1}"))),
+           tools=(("a", "add", '{"a":1}'),)),
+    _tools("parameters", delta(tool_calls=[_call(0, id="c", function={"name": "add", "parameters": {"a": 1}})]), tools=(("c", "add", '{"a":1}'),)),
     _tools("arguments as an object", delta(tool_calls=[_call(id="c1", function=_function("bash", {"command": "ls"}))]),
            tools=(("c1", "bash", '{"command": "ls"}'),)),
     _tools("arguments as an empty object", delta(tool_calls=[_call(id="c1", function=_function("now", {}))]), tools=(("c1", "now", "{}"),)),
@@ -937,6 +976,16 @@ DOUBLED = [
     _good("an empty list", chunked(ROLE, delta(content=[]), HELLO, WORLD, STOP, DONE)),
     _good("a list of texts in a whole answer",
           sized("200 OK", {**WHOLE, "choices": [{"index": 0, "message": {"content": ["Hello", " world"]}, "finish_reason": "stop"}]}), mode="complete"),
+    _good("usage and citations in the full message",
+          chunked(*BEGUN, data({"choices": [{"index": 0, "finish_reason": "stop", "message": {"content": "Hello world", "usage": WHOLE["usage"], "citations": ["u"]}}]}), DONE),
+          usage={"input_tokens": 9}, columns={"annotations": '[{"index":0,"annotations":["u"]}]'}),
+    _good("text of legacy completions", chunked(*(data({"choices": [{"index": 0, "text": text, "finish_reason": end}]}) for text, end in (("Hello", None), (" world", "stop"))), DONE)),
+    _good("a delta that is the text", chunked(ROLE, *(data({"choices": [{"index": 0, "delta": text}]}) for text in ("Hello", " world")), STOP, DONE)),
+    _good("a message that is the text", sized("200 OK", {"choices": [{"index": 0, "message": "Hello world", "finish_reason": "stop"}]})),
+    _good("content that is decoded JSON", chunked(ROLE, delta(content={"answer": 1}), STOP, DONE), text='{"answer":1}'),
+    _good("a chat completion for legacy completions", chunked(*GOOD), api="completions"),
+    _good("a surrogate pair in two chunks",
+          chunked(ROLE, _replaced(HELLO, b"Hello", b"Hello" + _HALF), _replaced(WORLD, b" world", b"\\ude42 world"), STOP, DONE), text="Hello🙂 world"),
     _good("the finish_reason twice", chunked(*BEGUN, STOP, STOP, DONE), columns={"finish_reason": "stop"}),
 ]  # fmt: skip
 

@@ -19,19 +19,22 @@ import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from io import StringIO
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import orjson
 
 from deltatap.api.refusal import find_error
 from deltatap.api.values import bounded, clean, decode, joined, to_json
 from deltatap.model import (
+    CONTENT,
     EMPTY,
     ERROR,
     FINISH,
     KINDS,
     NO_CHOICE,
     OUTPUT_KINDS,
+    REASONING,
+    REFUSAL,
     ROLE,
     TOOL_CALLS,
     USAGE,
@@ -46,6 +49,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _DONE = b"[DONE]"
+# What servers send instead of it, and what some put before the data a second time.
+_DONE_FORMS = re.compile(rb'"?\[?done\]?"?', re.IGNORECASE)
+_PREFIX = re.compile(rb"(?:\s*data:)+")
 _NAN = math.nan
 _SHOWN = 80
 _OUTPUT = frozenset(KINDS.index(kind) for kind in OUTPUT_KINDS)
@@ -55,6 +61,7 @@ _FAILURE = re.compile(
     "|overload|unavailable|disconnect|preempted|evicted|killed|shutdown|out_of_memory"
 )
 _NO_REASON = ("null", "none")
+_ERROR_EVENTS = ("error", "exception", "failed", "failure")
 _MOST_TOKENS = 10**9
 _STATUS_OVERLOADED = 529
 _NAMES = ("model", "id", "system_fingerprint", "service_tier")
@@ -88,6 +95,7 @@ class GrowingChoice:
         native: what the provider behind a gateway calls the finish_reason.
         calls: the tool call that an index or an id in a chunk means now.
         last_call: the tool call that came last.
+        halves: by kind, half of a surrogate pair at the end of a piece. The other half is in the next piece.
         messages: whether a stream has whole messages (`growing` or in `pieces`) where others have deltas.
         reasoned: the last event that brought reasoning. Some servers send it under two names in one event.
     """
@@ -104,6 +112,7 @@ class GrowingChoice:
     native: str | None = None
     calls: dict[int | str, ToolCall] = field(default_factory=dict)
     last_call: ToolCall | None = None
+    halves: dict[int, str] = field(default_factory=dict)
     messages: str = ""
     reasoned: int = -1
     last_output_ms: float = _NAN
@@ -309,7 +318,7 @@ class Accumulator(ABC):
             # A server that cuts text between UTF-16 units sends half a surrogate pair, which orjson refuses.
             self._halves = True
             try:
-                value = decode(data)
+                value = decode(_PREFIX.sub(b"", data, count=1))
             except ValueError as error:
                 self._undecoded(data, event, error)
                 return None
@@ -320,23 +329,32 @@ class Accumulator(ABC):
 
     def _undecoded(self, data: bytes, event: str, error: ValueError) -> None:
         """Handle data that is not JSON. Blank data, and notices such as `event: ping`, have nothing to receive."""
-        text = data.strip()
-        if text == _DONE:
+        text = _PREFIX.sub(b"", data, count=1).strip()
+        if _DONE_FORMS.fullmatch(text):
             self.done = True
-        elif event == "error":
+        elif self._names_error(event):
             self._refuse(text.decode("utf-8", "replace"), data)
         elif self._whole or (text and not self._notice(event)):
             self._fail(f"is not valid JSON ({error})", data)
 
     def _no_object(self, value: object, data: bytes, event: str) -> None:
-        """Handle JSON that is not an object. Gemini sends errors in a list."""
-        if event == "error" or find_error(value) is not None:
+        """Handle JSON that is not an object. Gemini sends errors, and native events, in a list."""
+        if type(value) is str and _DONE_FORMS.fullmatch(data.strip()):
+            self.done = True
+        elif self._names_error(event) or find_error(value) is not None:
             self._refuse(value, data)
+        elif _are_events(value, self.PLAIN):
+            for item in cast("list[dict[str, Any]]", value):
+                self._take(item, data, event)
         elif self._whole or (value is not None and not self._notice(event)):
             self._fail("is not a JSON object", data)
 
     def _notice(self, event: str) -> bool:
+        """Whether the type of an event is one that the API does not know."""
         return event not in ("", "message") and event not in self.EVENTS
+
+    def _names_error(self, event: str) -> bool:
+        return event.lower() in _ERROR_EVENTS
 
     def _choice(self, index: object = 0) -> GrowingChoice:
         if type(index) is not int or not 0 <= index < 2**31:
@@ -350,6 +368,10 @@ class Accumulator(ABC):
         """Add a piece of output. Empty text, or a value that is not text, adds nothing."""
         if type(text) is not str or not text:
             return
+        if self._halves and into is not None:
+            text = self._joined(choice, text, kind)
+            if not text:
+                return
         ms = self._ms
         self._chunks.append(
             ms, ms - choice.last_output_ms, self._valid(text), kind, choice.index, self._event, self._read
@@ -358,6 +380,20 @@ class Accumulator(ABC):
             into.write(text)
         choice.last_output_ms = ms
         self._output_came = True
+
+    def _joined(self, choice: GrowingChoice, text: str, kind: int) -> str:
+        """The text with the half of a surrogate pair that came before it, without the half at its end."""
+        text = choice.halves.pop(kind, "") + text
+        if "\ud800" <= text[-1] <= "\udbff":
+            choice.halves[kind], text = text[-1], text[:-1]
+        return joined(text)
+
+    def _end_halves(self, choice: GrowingChoice) -> None:
+        """Add what is left of surrogate pairs that are never completed."""
+        into = {CONTENT: choice.text, REASONING: choice.reasoning, REFUSAL: choice.refusal}
+        for kind in list(choice.halves):
+            del choice.halves[kind]
+            self._output(choice, into[kind], "\ufffd", kind)
 
     def _called(self, choice: GrowingChoice, call: ToolCall, name: object, arguments: object) -> None:
         """Add a piece of a tool call: one chunk, with a name, with arguments or with both."""
@@ -387,6 +423,7 @@ class Accumulator(ABC):
         if type(reason) is dict:  # SGLang's own form
             reason = reason.get("type")
         if type(reason) is str and reason and reason.lower() not in _NO_REASON:
+            self._end_halves(choice)
             choice.finish_reason = self._valid(reason)
             self._mark(FINISH, reason, choice)
             if names_failure(reason):
@@ -415,8 +452,8 @@ class Accumulator(ABC):
         self._usage_at = len(self._chunks)
 
     def _check(self, chunk: dict[str, Any], data: bytes, event: str = "") -> None:
-        """Keep the error that an event is, or that it has beside its output."""
-        if event == "error" or find_error(chunk) is not None:
+        """Keep the error that an event is, or that it has beside its output. A notice can have a message, too."""
+        if self._names_error(event) or find_error(chunk, plain=not self._notice(event)) is not None:
             self._refuse(chunk, data)
 
     def _refuse(self, value: object, data: bytes) -> None:
@@ -458,6 +495,8 @@ class Accumulator(ABC):
     def finish(self) -> Received:
         """The data received so far."""
         growing = [choice for _, choice in sorted(self._choices.items())]
+        for choice in growing:
+            self._end_halves(choice)
         choices = tuple(choice.to_choice() for choice in growing)
         logprobs = [{"index": choice.index, "logprobs": choice.logprobs} for choice in growing if choice.logprobs]
         annotations: list[Any] = [
@@ -487,6 +526,12 @@ class Accumulator(ABC):
             finished=len(finished) >= self._asked and len(finished) == len(choices),
             raw=None if self._raw is None else tuple(self._raw),
         )
+
+
+def _are_events(value: object, plain: str) -> bool:
+    """Whether the value is a list of events, at least one of which is no error."""
+    dicts = type(value) is list and all(type(item) is dict for item in value)
+    return dicts and any(item.get(plain) for item in cast("list[dict[str, Any]]", value))
 
 
 def names_failure(reason: str) -> bool:

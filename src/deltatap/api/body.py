@@ -77,9 +77,9 @@ class AnswerBody:
 
     def _chosen(self, data: bytes) -> bytes:
         """Choose by the first byte that is not blank; returns what has arrived since the start."""
-        self._start += data
-        start = self._start.lstrip(_BLANK)
-        if BOM.startswith(start[:3]):  # the whole mark, a part of it, or nothing
+        start = (self._start + data).lstrip(_BLANK)
+        self._start = start[:3]
+        if BOM.startswith(self._start):  # the whole mark, a part of it, or nothing
             start = start.removeprefix(BOM).lstrip(_BLANK) if len(start) >= len(BOM) else b""
         if start.startswith((b"{", b"[")):
             self._json = bytearray()
@@ -100,10 +100,10 @@ class AnswerBody:
         if self._json is not None:
             self._end_json(bytes(self._json), complete=complete)
         elif self._stream is not None:
-            last = self._stream.finish()
-            if last is not None and _is_record(last.data):
-                self._accumulator.add(last.data, *self._last, last.event)
-            elif complete and not self._events and _FIELD.match(self._start) is None:
+            last = [event for event in self._stream.finish() if _is_record(event.data)]
+            for event in last:
+                self._accumulator.add(event.data, *self._last, event.event)
+            if complete and not last and not self._events and _FIELD.match(self._start) is None:
                 text = " ".join(self._start[:_SHOWN_BYTES].decode("utf-8", "replace").split())
                 found = self._content_type or "no content-type"
                 raise ProtocolError(

@@ -36,7 +36,7 @@ class ChatAccumulator(ChoicesAccumulator):
     def _part(self, choice: GrowingChoice, given: dict[str, Any]) -> object:
         delta, message = given.get("delta"), given.get("message")
         if type(message) is not dict or not message:
-            return delta
+            return delta if type(delta) is dict and delta else _bare(delta, message, given.get("text"))
         finished = bool(given.get("finish_reason"))
         if type(delta) is not dict or not delta:
             return self._rest(choice, message, finished=finished)
@@ -54,13 +54,15 @@ class ChatAccumulator(ChoicesAccumulator):
             "refusal": choice.refusal,
             "reasoning_content": choice.reasoning,
             "reasoning": choice.reasoning,
+            "reasoning_text": choice.reasoning,
+            "thinking": choice.reasoning,
             "reasoning_details": choice.reasoning,
         }
         rest = {}
         for name, value in message.items():
             if name in intos:
                 rest[name] = self._rest_of_text(choice, intos[name], value, finished=finished)
-            elif name in ("tool_calls", "function_call", "annotations") or (name == "audio" and not choice.text.tell()):
+            elif name != "role" and (name != "audio" or not choice.text.tell()):
                 rest[name] = value
         return rest
 
@@ -101,7 +103,7 @@ class ChatAccumulator(ChoicesAccumulator):
                 function = given
             name, arguments = function.get("name"), function.get("arguments")
             if arguments is None:
-                arguments = function.get("input")
+                arguments = function.get("input", function.get("parameters"))
             if arguments is not None and type(arguments) is not str:
                 arguments = to_json(arguments)
             index = to_index(given.get("index"))
@@ -154,6 +156,8 @@ def _call_of(choice: GrowingChoice, index: int | None, id_: str, name: str, argu
     """
     calls = choice.calls
     call = calls.get(id_) if id_ else None
+    if call is not None and _is_new(call, call.id, name, arguments, indexed=True):
+        call = None  # all calls have this id
     if call is None:
         call = choice.last_call if index is None else calls.get(index)
         if call is None or _is_new(call, id_, name, arguments, indexed=index is not None):
@@ -170,36 +174,42 @@ def _call_of(choice: GrowingChoice, index: int | None, id_: str, name: str, argu
     return call
 
 
-def _is_new(call: ToolCall, id_: str, name: str, arguments: str, *, indexed: bool) -> bool:
+def _is_new(call: ToolCall, id_: str | None, name: str, arguments: str, *, indexed: bool) -> bool:
     """Whether a piece with the place of this call starts another call. A piece without a name never does."""
     if not name:
         return False
-    if id_ and call.id:  # the id is not this call's
-        return True
-    known = call.name.getvalue()
+    other = bool(id_ and call.id and id_ != call.id)
     if not call.arguments.tell():
-        return not indexed and known not in ("", name)
-    if name == known and not arguments.startswith("{"):
-        return False
-    value = _parsed(call.arguments.getvalue())
-    return value is not None and (name != known or value != _parsed(arguments))
+        return other or (not indexed and call.name.getvalue() not in ("", name))
+    named = name == call.name.getvalue()
+    if named and not arguments.startswith("{"):
+        # Some servers make up an id for every piece.
+        return other and not (arguments and indexed and _arrived(call) is None)
+    if other:
+        return True
+    value = _arrived(call)
+    if named and value == "{}" and id_ == call.id is not None:
+        return False  # the arguments follow
+    return value is not None and not (named and value == _parsed(arguments))
 
 
 def _rest_of_name(call: ToolCall, name: object) -> str | None:
     """What a name adds. Some servers stream it in pieces, others repeat it in every piece of the call."""
     if type(name) is not str or not name:
         return None
-    known = call.name.getvalue()
-    if known and call.arguments.tell():
+    size = call.name.tell()
+    if size and call.arguments.tell():
         return None
-    return name.removeprefix(known)
+    return name if size > len(name) else name.removeprefix(call.name.getvalue())
 
 
 def _rest_of_arguments(call: ToolCall, arguments: object) -> str | None:
     """What arguments add. Some servers repeat all of them at the end. An object can begin only where a value can."""
     if type(arguments) is not str:
         return None
-    if not arguments.startswith("{") or not call.arguments.tell() or call.type != "function":
+    size = call.arguments.tell()
+    long = size > max(len(arguments), _LONGEST_PARSED)
+    if not arguments.startswith("{") or not size or long or call.type != "function":
         return arguments
     known = call.arguments.getvalue()
     if known.rstrip().endswith((":", "[", ",")):
@@ -213,6 +223,10 @@ def _rest_of_arguments(call: ToolCall, arguments: object) -> str | None:
     return None if value is not None and value == _parsed(arguments) else arguments
 
 
+def _arrived(call: ToolCall) -> str | None:
+    return None if call.arguments.tell() > _LONGEST_PARSED else _parsed(call.arguments.getvalue())
+
+
 def _parsed(arguments: str) -> str | None:
     """Complete arguments in one form, whatever the white space; None if they are incomplete or long."""
     if len(arguments) > _LONGEST_PARSED or not arguments.rstrip().endswith("}"):
@@ -221,6 +235,11 @@ def _parsed(arguments: str) -> str | None:
         return to_json(decode(arguments.encode("utf-8", "replace")))
     except ValueError:
         return None
+
+
+def _bare(*given: object) -> object:
+    """Text in the place of an object, or in the field of legacy completions."""
+    return next(({"content": text} for text in given if type(text) is str and text), None)
 
 
 def _texts(value: object) -> Iterator[str]:

@@ -16,6 +16,7 @@ import orjson
 from deltatap.api.accumulate import Accumulator, GrowingChoice, count
 from deltatap.api.base import Api
 from deltatap.api.frames import DONE, MODERATION, SAFE, STREAM_ERROR, Answer, Frames, Piece, event, openai_error
+from deltatap.api.values import to_json
 from deltatap.model import CONTENT, EMPTY, REASONING, REFUSAL, Usage
 
 if TYPE_CHECKING:
@@ -149,9 +150,12 @@ class ChoicesAccumulator(Accumulator):
             self._report(given["usage"])
 
     def content(self, choice: GrowingChoice, value: object) -> None:
-        """Take text, or a list of parts. Images are only in the raw events."""
+        """Take text, a list of parts, or an object that is no part. Images are only in the raw events."""
         if type(value) is str:
             self._output(choice, choice.text, value, CONTENT)
+        elif type(value) is dict and "type" not in value and "text" not in value:
+            # Some servers decode the JSON that a model has written.
+            self._output(choice, choice.text, to_json(value), CONTENT)
         else:
             for part in value if type(value) is list else [value]:
                 self._content_part(choice, part)

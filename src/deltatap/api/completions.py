@@ -24,9 +24,10 @@ class CompletionsAccumulator(ChoicesAccumulator):
     __slots__ = ()
 
     def _part(self, choice: GrowingChoice, given: dict[str, Any]) -> object:  # noqa: ARG002 - same signature for all
-        return given
+        """The choice itself. Some servers answer with chat completions."""
+        return given if "text" in given else given.get("delta") or given.get("message")
 
-    FIELDS = {"text": ChoicesAccumulator.content}  # noqa: RUF012 - ClassVar in the base
+    FIELDS = {"text": ChoicesAccumulator.content, "content": ChoicesAccumulator.content}  # noqa: RUF012 - ClassVar in the base
 
 
 @dataclass(slots=True)

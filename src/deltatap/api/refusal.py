@@ -27,18 +27,36 @@ _LEVELS, _ITEMS = 5, 10
 # In order of preference: the detail of problem+json says more than its title.
 _MESSAGES = ("message", "detail", "msg", "errormessage", "errormsg", "statusmsg", "errordescription")
 # These also have other meanings. They are an error's words only beside a code.
-_VAGUE = ("description", "details", "faultstring", "reason", "title")
+_VAGUE = ("description", "details", "faultstring", "messages", "reason", "title")
 _CODES = ("code", "errorcode", "statuscode", "errcode")
 _TYPES = ("type", "errortype")
 # Objects, or lists of objects, that hold the words.
-_INNER = ("error", "errors", "fault", "baseresp")
+_INNER = ("error", "errors", "fault", "err", "exception", "baseresp", "response")
+# Those that are an error only where an answer should be.
+_ALONE = _INNER[1:5]
+# Bedrock names the object by the type of the error: internalServerException, modelStreamErrorException.
+_NAMES = ("error", "exception")
 # Fields with an answer in them. An object with an answer is an error only if it says so.
 _ANSWERS = ("choices", "output", "content", "candidates", "delta", "text", "response", "usage")
 # Values that say that all is well, or that nothing has happened yet.
 _WELL = frozenset(
-    ("0", "200", "ok", "success", "succeeded", "completed", "queued", "pending", "in_progress", "processing", "running")
+    (
+        *("0", "200", "ok", "success", "succeeded", "completed"),
+        *("queued", "pending", "in_progress", "processing", "running", "loading", "starting", "waiting"),
+    )
 )
-_NOTICES = ("ping", "heartbeat", "keepalive", "keep-alive", "keep_alive")
+_NOTICES = (
+    "ping",
+    "heartbeat",
+    "keepalive",
+    "keep-alive",
+    "keep_alive",
+    "debug",
+    "info",
+    "notice",
+    "status",
+    "warning",
+)
 _ABSENT = frozenset(("", "none", "null"))
 _NO_WORDS = StreamError(None, None, None)
 
@@ -50,10 +68,14 @@ _HIDDEN_END = re.compile(r"</(?:script|style)[^<>]*>?", re.IGNORECASE)
 _TAG = re.compile(r"<[^<>]*>")
 
 
-def find_error(value: object) -> StreamError | None:
+def find_error(value: object, *, plain: bool = True) -> StreamError | None:
     """The error that a decoded JSON value is: an event, or a whole answer. None if it is no error.
 
     A list is an error if it holds one; Gemini sends such lists.
+
+    Args:
+        value: the JSON.
+        plain: whether words alone are an error, where an answer should be.
     """
     if type(value) is list:
         errors = [error for item in value[:_ITEMS] if type(item) is dict and (error := find_error(item)) is not None]
@@ -66,7 +88,7 @@ def find_error(value: object) -> StreamError | None:
         words = _words(value)
         # Some servers put an error without words into every chunk.
         return None if answer and words == _NO_WORDS else words
-    return None if answer or _well(named) else _implicit(named, value)
+    return _implicit(named, value) if plain and not answer and not _well(named) else None
 
 
 def read_refusal(body: bytes) -> StreamError:
@@ -90,7 +112,9 @@ def _explicit(named: Mapping[str, Any]) -> bool:
     if error == "" and _first(named, _CODES) is not None:
         return not _well(named)
     # MiniMax sends base_resp in every chunk; 0 is success.
-    base = named.get("baseresp")
+    base, response = named.get("baseresp"), named.get("response")
+    if type(response) is dict and _named(response).get("error"):
+        return True
     return type(base) is dict and _mark(base.get("status_code")) not in (None, "0")
 
 
@@ -103,8 +127,12 @@ def _implicit(named: Mapping[str, Any], value: dict[str, Any]) -> StreamError | 
     """An error that only its fields show: words where an answer should be."""
     if named.get("success") is True or named.get("baseresp"):
         return None
-    if named.get("errors") or named.get("fault") or named.get("success") is False:
+    if any(named.get(name) for name in _ALONE) or named.get("success") is False:
         return _words(value)
+    for name, inner in named.items():
+        if inner and type(inner) is dict and name.endswith(_NAMES):
+            found = _words(inner)
+            return replace(found, type=found.type or bounded(name, _MARK_CHARS))
     words = _words(value)
     said = words.code is not None or any(named.get(name) for name in _MESSAGES)
     return words if said and words.message is not None else None
@@ -134,13 +162,17 @@ def _own(named: Mapping[str, Any], levels: int) -> StreamError:
     message = next((words.message for words in nested if words.message is not None), None)
     error = named.get("error")
     if message is None:
-        message = _message(error) if type(error) is str else None
+        message = next((_message(named[name]) for name in _INNER if named.get(name) and type(named[name]) is str), None)
     elif type_ is None and type(error) in (str, int):
         # OAuth has the code in error, and the words in error_description.
         type_ = _mark(error)
     if type(named.get("loc")) is list and message is not None:
         place = ".".join(str(_mark(part)) for part in named["loc"][:_ITEMS])
         message = _message(f"{place}: {message}")
+    metadata = named.get("metadata")
+    if message is not None and type(metadata) is dict and (raw := _message(metadata.get("raw"))) is not None:
+        # OpenRouter quotes the provider.
+        message = _message(f"{message}: {raw}")
     inner = _of_list(nested)
     return StreamError(None if type_ == "error" else type_ or inner.type, code or inner.code, message)
 

@@ -2,10 +2,10 @@
 
 The grammar is WHATWG's (HTML Living Standard, 9.2.6): lines end with LF, CR or CRLF, wherever the reads cut them; a
 blank line ends an event. `finish` returns an event without its blank line, which the standard drops: whoever reads the
-stream knows whether it is complete. Two things are not the standard's: llama.cpp sends errors as `error: {…}`, and some
-servers that fail in the middle of a stream send the error as a line of JSON without `data:`. Data stays bytes, because
-the JSON decoder checks that they are UTF-8. No byte is searched twice, so the cost is O(bytes), however small the reads
-are.
+stream knows whether it is complete. Four things are not the standard's: llama.cpp sends errors as `error: {…}`; some
+servers that fail in the middle of a stream send the error as JSON without `data:`, on one line or indented; some leave
+out the blank lines between events; and an `event: error` counts without data. Data stays bytes, because the JSON
+decoder checks that they are UTF-8. No byte is searched twice, so the cost is O(bytes), however small the reads are.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from deltatap.errors import EventTooLargeError
 MAX_EVENT_BYTES = 16 * 2**20
 BOM = b"\xef\xbb\xbf"
 _LINE_END = re.compile(rb"\r\n|\n|\r")
+# A line without a field that begins JSON, and the fields that can follow it.
+_JSON = re.compile(rb'\{\s*(?:"|$)|\{.*\}$|\[\s*(?:\{|$)|\[DONE\]')
+_FIELDS = (b"", b"id", b"retry")
 
 
 class ServerSentEvent(NamedTuple):
@@ -38,13 +41,14 @@ class SSEDecoder:
         max_event_bytes: maximum size of an event's data and of a line.
     """
 
-    __slots__ = ("_after_cr", "_at_start", "_data", "_event", "_limit", "_line")
+    __slots__ = ("_after_cr", "_at_start", "_data", "_event", "_limit", "_line", "_unframed")
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self._limit = max_event_bytes
         self._line = bytearray()  # a line that has not ended
         self._data: bytes | bytearray | None = None
         self._event = ""
+        self._unframed = False  # whether the data is JSON without `data:`
         self._after_cr = False
         self._at_start = True
 
@@ -58,7 +62,7 @@ class SSEDecoder:
         whole = None if pending else _whole(data, self._limit)
         return self._by_line(data) if whole is None else whole
 
-    def _by_line(self, data: bytes) -> list[ServerSentEvent]:  # noqa: C901 - function calls would slow down every read
+    def _by_line(self, data: bytes) -> list[ServerSentEvent]:  # noqa: C901, PLR0912 - function calls would slow down every read
         if self._at_start:
             data = self._without_bom(data)
         if self._after_cr and data:
@@ -75,9 +79,12 @@ class SSEDecoder:
                 line = bytes(self._line + line)
                 self._line.clear()
             if line:
-                self._field(line)
+                if (ended := self._field(line)) is not None:
+                    events.append(ended)
             elif self._data is not None:
                 events.append(self._ended(self._data))
+            elif self._event == "error":
+                events.append(self._ended(b""))
             else:
                 self._event = ""
         if start and start == len(data) and data.endswith(b"\r"):
@@ -88,17 +95,17 @@ class SSEDecoder:
                 raise EventTooLargeError(f"a line of the event stream exceeds {self._limit:,} bytes")
         return events
 
-    def finish(self) -> ServerSentEvent | None:
-        """End the stream; returns the event whose blank line is missing. Its last line can be cut short.
+    def finish(self) -> list[ServerSentEvent]:
+        """End the stream; returns the events whose blank line is missing. The last line can be cut short.
 
         Raises:
             EventTooLargeError: if the event exceeds the limit.
         """
         line = bytes(self._line)
         self._line.clear()
-        if line:
-            self._field(line)
-        return None if self._data is None else self._ended(self._data)
+        ended = self._field(line) if line else None
+        last = None if self._data is None else self._ended(self._data)
+        return [event for event in (ended, last) if event is not None]
 
     def _without_bom(self, data: bytes) -> bytes:
         """Drop a byte order mark at the start of the stream, even if it comes in pieces."""
@@ -110,19 +117,25 @@ class SSEDecoder:
         self._at_start = False
         return start.removeprefix(BOM)
 
-    def _field(self, line: bytes) -> None:
+    def _field(self, line: bytes) -> ServerSentEvent | None:
+        """Handle a line; returns the event that it shows to have ended without a blank line."""
         name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if name == b"event":
             self._event = value.decode("utf-8", "replace")
-            return
+            return None
         if name == b"error":
             self._event = "error"
         elif name != b"data":
-            if not (line.startswith(b"{") and line.endswith(b"}")):
-                return
-            value = line
+            if name in _FIELDS or not (self._unframed or _JSON.match(line)):
+                return None
+            self._unframed, value = True, line
+        ended = None
         if self._data is None:
+            self._data = value
+        elif value[:1] in (b"{", b"[") and self._data.endswith((b"}", b"]")):
+            # No JSON value goes on like that, so this is the next one.
+            ended = ServerSentEvent(bytes(self._data), self._event)
             self._data = value
         else:
             if type(self._data) is bytes:
@@ -131,11 +144,13 @@ class SSEDecoder:
             self._data += value
         if len(self._data) > self._limit:
             raise EventTooLargeError(f"an event's data exceeds {self._limit:,} bytes")
+        return ended
 
     def _ended(self, data: bytes | bytearray) -> ServerSentEvent:
         event = ServerSentEvent(bytes(data), self._event)
         self._data = None
         self._event = ""
+        self._unframed = False
         return event
 
 

@@ -21,7 +21,7 @@ _BITS = 63
 
 
 def decode(data: bytes) -> Any:  # noqa: ANN401 - any JSON
-    """The JSON value in these bytes. Invalid UTF-8 becomes U+FFFD, as in a browser.
+    """The JSON value in these bytes. Invalid UTF-8 becomes U+FFFD, as in a browser. Texts can have control characters.
 
     Raises:
         ValueError: if this is not JSON, or if it nests too deeply.
@@ -78,7 +78,7 @@ def _integer(digits: str) -> int | str:
     return int(digits) if len(digits) <= _DIGITS else digits
 
 
-_DECODER = json.JSONDecoder(parse_int=_integer)
+_DECODER = json.JSONDecoder(parse_int=_integer, strict=False)
 
 
 def _plain(value: object, levels: int) -> object:

@@ -301,7 +301,8 @@ def conclude(received: Received, failure: CaptureError | None) -> tuple[Status, 
 
 def _in_stream(received: Received) -> CaptureError | None:
     if received.error is not None:
-        message = received.error.message or "the stream contained an error"
+        mark = received.error.code or received.error.type
+        message = received.error.message or f"the stream contained {f'the error {mark}' if mark else 'an error'}"
         type_ = _type_in_stream(received.error, output=received.output)
         return CaptureError(type_, received.error.code or received.error.type, message, 200)
     if received.protocol_error is not None:

@@ -167,6 +167,5 @@ def test_any_bytes(api: str, data: st.DataObject) -> None:
         changed += stream[start:end][data.draw(st.integers(0, 3)) :] + data.draw(st.binary(max_size=4))
     decoder = SSEDecoder()
     received = decoder.feed(bytes(changed))
-    last = decoder.finish()
-    receive(api, [*((event.data, event.event) for event in received), *([(last.data, last.event)] if last else [])])
+    receive(api, [(event.data, event.event) for event in (*received, *decoder.finish())])
     receive(api, [(bytes(changed), "")], whole=True)

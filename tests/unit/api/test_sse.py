@@ -46,6 +46,17 @@ TABLE: list[tuple[bytes, list[ServerSentEvent]]] = [
         [E(b'{"code": 400}', "error"), E(b"{}\nx", "error"), E(b"y")],
     ),
     (b"errors: x\n\n", []),
+    # JSON values without a blank line between them, and JSON without data:.
+    (b'data: {"a":1}\ndata: {"a":2}\r\ndata: [DONE]\n\n', [E(b'{"a":1}'), E(b'{"a":2}'), E(b"[DONE]")]),
+    (b'data: {"a":\ndata: {}\ndata: }\n\n', [E(b'{"a":\n{}\n}')]),
+    (b"data: [{},\ndata: {}]\n\n", [E(b"[{},\n{}]")]),
+    (
+        b'{\n  "error": {\n    "id: x": 1\n  }\n}\ndata: {}\n\n',
+        [E(b'{\n  "error": {\n    "id: x": 1\n  }\n}'), E(b"{}")],
+    ),
+    (b'[\n{"a": 1}\n]\n: ping\n\nx: y\n\n', [E(b'[\n{"a": 1}\n]')]),
+    (b"[DONE]\n\n[INFO] x\n\n{{x\n\n", [E(b"[DONE]")]),
+    (b"event: error\n\ndata: x\n\n", [E(b"", "error"), E(b"x")]),
     (b"\n\n\n", []),
     (b"", []),
 ]
@@ -64,7 +75,7 @@ _LINES = st.sampled_from(
         b"data: x",
         b"data",
         b"data:",
-        b'data: {"a": 1}',
+        b'data: {"a": 1',
         b"event: e",
         b"error: {}",
         b": c",
@@ -113,8 +124,8 @@ def test_the_end_of_a_stream_returns_what_is_pending(content: bytes, last: Serve
         decoder = SSEDecoder()
         for read in reads:
             decoder.feed(read)
-        assert decoder.finish() == last
-        assert decoder.finish() is None
+        assert decoder.finish() == ([] if last is None else [last])
+        assert decoder.finish() == []
 
 
 @settings(deadline=None)  # a busy machine exceeds the default deadline
