@@ -464,6 +464,8 @@ WAITS = [
     Case("503 with an hour to wait", (sized("503 Oh", _error("down"), "Retry-After: 3600"), chunked(*GOOD)),
          "failed", None, "server", "down", owed=True),
     Case("503 with a short wait", (sized("503 Oh", _error("down"), "Retry-After: 0.05"), chunked(*GOOD)), calls=TWICE),
+    *(Case(f"503 with a wait of {wait}", (sized("503 Oh", _error("down"), f"Retry-After: {wait}"), chunked(*GOOD)), calls=TWICE) for wait in ("0.05s", "50ms", "1000000001")),
+    _failed("503 with a wait of 5m", sized("503 Oh", _error("down"), "Retry-After: 5m"), "server", "down"),
     Case("429 with a short wait", (sized("429 Oh", _error("slow"), "Retry-After: 0.05"), chunked(*GOOD)), calls=TWICE),
     Case("Retry-After beats the reset headers",
          (sized("429 Oh", _error("slow"), "Retry-After: 0.05", "x-ratelimit-remaining-requests: 0", "x-ratelimit-reset-requests: 1h"),
@@ -488,6 +490,9 @@ OPTIONS = [
         ("a param", "400 Oh", _error("Unknown parameter", param="stream_options")),
         ("a record", "400 Oh", b'data: {"error":{"message":"stream_options is not supported"}}\n\n'),
         ("text", "400 Oh", b"stream_options: not allowed"),
+        ("camel case", "400 Oh", _error('Unrecognized field "streamOptions"')),
+        ("words", "400 Oh", {"detail": "Stream options are not supported"}),
+        ("an object in an object", "422 Oh", {"object": "error", "message": {"detail": [{"loc": ["body", "stream_options", "include_usage"], "msg": "Extra inputs"}]}}),
     )
 ]  # fmt: skip
 
@@ -1015,6 +1020,8 @@ USAGES = [
     _good("zeros after a count", chunked(*BEGUN, STOP, usage(9, 2), usage(0, 0), DONE), usage={"input_tokens": 9, "output_tokens": 2}),
     _good("nulls after a count", chunked(*BEGUN, STOP, usage(9, 2), data({"choices": [], "usage": None}), DONE), usage={"input_tokens": 9}),
     _good("a growing count", chunked(ROLE, HELLO, usage(9, 1), WORLD, usage(9, 2), STOP, DONE), usage={"input_tokens": 9, "output_tokens": 2}),
+    _good("two names for a count", chunked(*BEGUN, STOP, data({"choices": [], "usage": {"prompt_tokens": 9, "completion_tokens": None, "input_tokens": 0, "output_tokens": 2}}), DONE),
+          usage={"input_tokens": 9, "output_tokens": 2}),
     _good("only the input", chunked(*BEGUN, STOP, data({"choices": [], "usage": {"prompt_tokens": 9}}), DONE),
           usage={"input_tokens": 9, "output_tokens": None}),
     _good("usage without choices", chunked(*BEGUN, STOP, data({"usage": WHOLE["usage"]}), DONE), usage={"input_tokens": 9}),
@@ -1124,6 +1131,8 @@ RESPONSES = [
               typed("response.output_item.done", output_index="x", item=[1]), _TEXT, _ended()),
     _response("r: a text that is a number", typed("response.output_text.done", output_index=0, text=5), _ended(_message()), text=ANY),
     _response("r: an output_index of 2**40", typed("response.output_item.added", output_index=2**40, item=_item("")), _TEXT, _ended(_message())),
+    _good("r: usage beside the response", chunked(_CREATED, _TEXT, typed("response.completed", usage=WHOLE["usage"], response={"status": "completed", "output": []})),
+          api="responses", usage={"input_tokens": 9, "output_tokens": 2}),
     _broken("r: no end", chunked(_CREATED, _TEXT), "stream_interrupted", api="responses"),
 ]  # fmt: skip
 
@@ -1154,6 +1163,8 @@ MESSAGES = [
           chunked(_STARTED, typed("content_block_start", index=0, content_block={"type": "tool_use", "id": "t1", "name": "f", "input": {"a": 1}}),
                   _BLOCK_STOP, *_END), api="messages", text=ANY, tools=(("t1", "f", ANY),)),
     _good("m: a delta without its block", chunked(_STARTED, _BLOCK_TEXT, *_END), api="messages", text=ANY),
+    *(_good(f"m: a delta of type {kind}", chunked(_STARTED, _BLOCK, _replaced(_BLOCK_TEXT, b'"text_delta"', json.dumps(kind).encode()), *_END), api="messages")
+      for kind in (None, "text")),
     _good("m: an unknown block", chunked(_STARTED, typed("content_block_start", index=0, content_block={"type": "hologram", "x": 1}),
           typed("content_block_delta", index=0, delta={"type": "hologram_delta", "x": 2}), _BLOCK_STOP,
           _replaced(_BLOCK, b'"index": 0', b'"index": 1'), _replaced(_BLOCK_TEXT, b'"index": 0', b'"index": 1'), *_END), api="messages"),
@@ -1189,6 +1200,14 @@ KEYS = [
     _good("the key in a response", chunked(_CREATED, _replaced(_TEXT, b"Hello world", f"Hello {KEY}".encode()), _ended()), text="Hello ***", api="responses"),
 ]  # fmt: skip
 
+OPTIONS.append(
+    Case(
+        "stream_options refused: by a fault of the server",
+        (sized("500 Oh", _error("create() got an unexpected keyword argument 'stream_options'")), chunked(*GOOD)),
+        calls=TWICE,
+        columns={"retries": [("server", 500)]},
+    )
+)
 CASES = [*TROUBLE, *REFUSALS, *WAITS, *OPTIONS, *IN_STREAM, *FINISHES, *CONTENT, *RECORDS, *TOOLS, *DOUBLED, *USAGES, *RESPONSES, *MESSAGES, *KEYS]  # fmt: skip
 
 

@@ -368,14 +368,12 @@ class Accumulator(ABC):
         """Add a piece of output. Empty text, or a value that is not text, adds nothing."""
         if type(text) is not str or not text:
             return
-        if self._halves and into is not None:
-            text = self._joined(choice, text, kind)
+        if self._halves:
+            text = clean(text) if into is None else self._joined(choice, text, kind)
             if not text:
                 return
         ms = self._ms
-        self._chunks.append(
-            ms, ms - choice.last_output_ms, self._valid(text), kind, choice.index, self._event, self._read
-        )
+        self._chunks.append(ms, ms - choice.last_output_ms, text, kind, choice.index, self._event, self._read)
         if into is not None:
             into.write(text)
         choice.last_output_ms = ms

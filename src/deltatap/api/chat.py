@@ -71,9 +71,10 @@ class ChatAccumulator(ChoicesAccumulator):
             return value
         if type(value) is not str or (choice.messages == "pieces" and not finished):
             return value if choice.messages else None
-        known = into.getvalue()
-        if value.startswith(known) and (len(value) > len(known) or finished or not choice.messages):
-            return value[len(known) :]
+        size = into.tell()
+        longer = len(value) > size or (len(value) == size and (finished or not choice.messages))
+        if longer and value.startswith(into.getvalue()):
+            return value[size:]
         if choice.messages:
             choice.messages = "pieces"
             return value

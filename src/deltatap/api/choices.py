@@ -40,24 +40,28 @@ def openai_usage(given: object) -> Usage | None:
         return None
     inputs = _details(given, "prompt_tokens_details", "input_tokens_details")
     outputs = _details(given, "completion_tokens_details", "output_tokens_details")
-    input_tokens = count(given.get("prompt_tokens", given.get("input_tokens")))
-    output_tokens = count(given.get("completion_tokens", given.get("output_tokens")))
+    input_tokens = _largest(given.get("prompt_tokens"), given.get("input_tokens"))
+    output_tokens = _largest(given.get("completion_tokens"), given.get("output_tokens"))
     total_tokens = count(given.get("total_tokens"))
     if total_tokens is not None and input_tokens is not None and total_tokens >= input_tokens + (output_tokens or 0):
         # xAI counts reasoning tokens only in the total, and all of it is billed.
         output_tokens = total_tokens - input_tokens
     # Moonshot and DeepSeek report cached tokens outside the details.
     cached = (inputs.get("cached_tokens"), given.get("cached_tokens"), given.get("prompt_cache_hit_tokens"))
-    counts = [tokens for value in cached if (tokens := count(value)) is not None]
     return Usage(
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         total_tokens=total_tokens,
-        cached_input_tokens=max(counts, default=None),
+        cached_input_tokens=_largest(*cached),
         reasoning_tokens=count(outputs.get("reasoning_tokens")),
         audio_input_tokens=count(inputs.get("audio_tokens")),
         audio_output_tokens=count(outputs.get("audio_tokens")),
     )
+
+
+def _largest(*values: object) -> int | None:
+    """The largest count. Servers that send two names for one count leave one of them out, null or zero."""
+    return max((tokens for value in values if (tokens := count(value)) is not None), default=None)
 
 
 def _details(usage: dict[str, Any], *names: str) -> dict[str, Any]:

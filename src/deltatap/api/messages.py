@@ -92,8 +92,7 @@ class MessagesAccumulator(Accumulator):
 
     def finish(self) -> Received:
         """The data received so far."""
-        for number in list(self._inputs):
-            self._add_input(number)
+        self._add_inputs()
         calls = [each for choice in self._choices.values() for each in choice.tool_calls.items()]
         for number, call in calls:
             if call.item is not None:
@@ -171,6 +170,14 @@ class MessagesAccumulator(Accumulator):
             self._called(choice, call, None, _encoded(delta.get("partial_json")))
         elif type_ == "citations_delta" and delta.get("citation"):
             self.annotate(choice, delta["citation"])
+        elif type_ in (None, *_DELTAS):
+            self._untyped(chunk, delta)
+
+    def _untyped(self, chunk: dict[str, Any], delta: dict[str, Any]) -> None:
+        """Take a delta whose field says what it is, because its type does not."""
+        for type_, name in _DELTAS.values():
+            if name in delta:
+                self._delta({**chunk, "delta": {"type": type_, name: delta[name]}})
 
     def _block_end(self, chunk: dict[str, Any]) -> None:
         """A content block ends, so the input of a tool is complete."""
@@ -184,9 +191,13 @@ class MessagesAccumulator(Accumulator):
         if given and call is not None and not call.arguments.tell():
             self._called(self._choice(), call, None, _encoded(given))
 
-    def _message_delta(self, chunk: dict[str, Any]) -> None:
+    def _add_inputs(self) -> None:
         for number in list(self._inputs):
             self._add_input(number)
+        self._inputs.clear()  # a dict that was large is slow to iterate, even without items
+
+    def _message_delta(self, chunk: dict[str, Any]) -> None:
+        self._add_inputs()
         delta = chunk.get("delta")
         if type(delta) is dict:
             self._end(delta)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from os import SEEK_END
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deltatap.api.accumulate import GrowingChoice, ToolCall, to_index
@@ -60,18 +61,23 @@ class Stretch:
     end: int
     repeated: int = 0
 
-    def starts(self, text: str, arrived: str) -> bool:
+    def starts(self, text: str) -> bool:
         """Whether the text starts with what has arrived of it.
 
         If other texts arrived in between, it does not.
         """
         size = self.end - self.start
-        return size <= len(text) and arrived.startswith(text[:size], self.start)
+        if size > len(text):
+            return False
+        self.into.seek(self.start)
+        arrived = self.into.read(size)
+        self.into.seek(0, SEEK_END)
+        return text.startswith(arrived)
 
     def missing(self, text: str) -> str:
         """The end of the complete text, if only its start has arrived. Nothing if another text has arrived."""
         size = self.end - self.start
-        return text[size:] if size < len(text) and self.starts(text, self.into.getvalue()) else ""
+        return text[size:] if size < len(text) and self.starts(text) else ""
 
 
 class Texts:
@@ -121,7 +127,7 @@ class Texts:
         if stretch is None:
             last = self._latest.get(FIELDS[place.field][0])
             unplaced = place.item is None and place.id is None
-            if last is not None and last.repeated < size and (unplaced or last.starts(text, last.into.getvalue())):
+            if last is not None and last.repeated < size and (unplaced or last.starts(text)):
                 stretch = self.stretches[_key(place)] = last
         if stretch is None:
             stretch = self.open(place, choice)
@@ -139,7 +145,7 @@ class Texts:
         given = [(place, text, self._find(place)) for place, text in texts]
         same = []
         for _, text, stretch in given:
-            found = stretch is not None and id(stretch) in left and stretch.starts(text, arrived[stretch.kind])
+            found = stretch is not None and id(stretch) in left and stretch.starts(text)
             same.append(left.pop(id(stretch)) if found else None)
         others: dict[int, deque[tuple[int, int]]] = {kind: deque() for kind in whole}
         for each in left.values():

@@ -99,6 +99,8 @@ class ResponsesAccumulator(Accumulator):
             self._text_done(chunk, *_REPEATS[type_])
         elif type_ in _ENDS:
             self._end(chunk.get("response"), type_, data)
+            if (usage := openai_usage(chunk.get("usage"))) is not None:
+                self._used(usage)
         elif type_ == "error":
             self._refuse(chunk, data)
 

@@ -43,9 +43,10 @@ if TYPE_CHECKING:
     from deltatap.http.route import Route
     from deltatap.model import Wire
 
-# A server that does not know stream options refuses with one of these, and names one of them.
-_REFUSED_OPTIONS = (200, 400, 422, 501)
-_STREAM_OPTIONS = ("stream_options", "include_usage", "include_obfuscation", "continuous_usage_stats")
+# A server that does not know stream options refuses with one of these, and names one of them, in any spelling.
+_REFUSED_OPTIONS = (200, 400, 422, 500, 501)
+_STREAM_OPTIONS = ("streamoptions", "includeusage", "includeobfuscation", "continuoususagestats")
+_SPELLING = str.maketrans("", "", "_- ")
 
 _T = TypeVar("_T")
 
@@ -258,4 +259,5 @@ def _ms(since: float | None, at: float | None) -> float | None:
 
 def _names_stream_options(error: CaptureError, reading: Reading) -> bool:
     body = "" if reading.refused is None else reading.refused.body.decode("utf-8", "replace")
-    return any(name in error.message or name in body for name in _STREAM_OPTIONS)
+    said = f"{error.message}\n{body}".translate(_SPELLING).lower()
+    return any(name in said for name in _STREAM_OPTIONS)

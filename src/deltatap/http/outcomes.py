@@ -199,15 +199,14 @@ def _moderated(body: bytes) -> bool:
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
     """How many seconds the server asks to wait, from the first of these that it sends.
 
-    ``retry-after-ms``; ``retry-after``, in seconds or as a date (RFC 9110); the reset of a used-up rate limit.
+    ``retry-after-ms``; ``retry-after``, in seconds or as a date (RFC 9110), or in a form of a reset; the reset of a
+    used-up rate limit.
     """
-    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        value = headers.get(name, "").strip()
-        seconds = _number(value)
-        wait = _date_s(value, now) if seconds is None else seconds / unit
-        if wait is not None:
-            return _bounded(wait)
-    return _reset_s(headers, now)
+    milliseconds = _number(headers.get("retry-after-ms", "").strip())
+    if milliseconds is not None:
+        return _bounded(milliseconds / 1000)
+    wait = _duration_s(headers.get("retry-after", "").strip(), now)
+    return _reset_s(headers, now) if wait is None else _bounded(wait)
 
 
 _DURATION = re.compile(
