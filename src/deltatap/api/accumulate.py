@@ -330,7 +330,7 @@ class Accumulator(ABC):
     def _undecoded(self, data: bytes, event: str, error: ValueError) -> None:
         """Handle data that is not JSON. Blank data, and notices such as `event: ping`, have nothing to receive."""
         text = _PREFIX.sub(b"", data, count=1).strip()
-        if _DONE_FORMS.fullmatch(text):
+        if text == _DONE or (_DONE_FORMS.fullmatch(text) and not self._notice(event)):
             self.done = True
         elif self._names_error(event):
             self._refuse(text.decode("utf-8", "replace"), data)

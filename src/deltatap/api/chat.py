@@ -36,7 +36,14 @@ class ChatAccumulator(ChoicesAccumulator):
     def _part(self, choice: GrowingChoice, given: dict[str, Any]) -> object:
         delta, message = given.get("delta"), given.get("message")
         if type(message) is not dict or not message:
-            return delta if type(delta) is dict and delta else _bare(delta, message, given.get("text"))
+            if type(delta) is dict and delta:
+                return delta
+            # Some servers send text in the place of an object, or in the field of legacy completions.
+            if text := _text(delta):
+                return {"content": text}
+            if not (text := _text(message) or _text(given.get("text"))):
+                return None
+            message = {"content": text}
         finished = bool(given.get("finish_reason"))
         if type(delta) is not dict or not delta:
             return self._rest(choice, message, finished=finished)
@@ -236,11 +243,6 @@ def _parsed(arguments: str) -> str | None:
         return to_json(decode(arguments.encode("utf-8", "replace")))
     except ValueError:
         return None
-
-
-def _bare(*given: object) -> object:
-    """Text in the place of an object, or in the field of legacy completions."""
-    return next(({"content": text} for text in given if type(text) is str and text), None)
 
 
 def _texts(value: object) -> Iterator[str]:

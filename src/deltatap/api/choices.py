@@ -30,6 +30,8 @@ _SOURCES = ("citations", "search_results")
 # Fields of a chunk and of a choice that most chunks do not have.
 _RARE = _FILTERS.union(_SOURCES, ("moderation", "x_groq", "base_resp"))
 _RARE_IN_CHOICE = frozenset((*_CHOICE_FILTERS, "error", "usage"))
+# Fields of a part of content.
+_PART = frozenset(("type", "text", "refusal", "thinking", "summary", "annotations"))
 _FINGERPRINT = "fp_simulator"
 _PROMPT_FILTERS = [{"prompt_index": 0, "content_filter_results": SAFE}]
 
@@ -157,7 +159,7 @@ class ChoicesAccumulator(Accumulator):
         """Take text, a list of parts, or an object that is no part. Images are only in the raw events."""
         if type(value) is str:
             self._output(choice, choice.text, value, CONTENT)
-        elif type(value) is dict and "type" not in value and "text" not in value:
+        elif type(value) is dict and _PART.isdisjoint(value):
             # Some servers decode the JSON that a model has written.
             self._output(choice, choice.text, to_json(value), CONTENT)
         else:

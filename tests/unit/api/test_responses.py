@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -516,6 +517,13 @@ def test_annotations_are_kept_once() -> None:
     found = received(text("Hi"), event("output_text.annotation.added", annotation=cited), done(noted), completed(noted))
     assert json.loads(found.annotations or "") == [{"index": 0, "annotations": noted["content"][0]["annotations"]}]
     assert json.loads(received(completed(noted)).annotations or "") == json.loads(found.annotations or "")
+
+
+def test_repeated_texts_are_compared_in_linear_time() -> None:
+    started = time.process_time()
+    found = received(*(each for at in range(30_000) for each in (text("x", at), text_done("xy", at))))
+    assert found.text == "xy" * 30_000
+    assert time.process_time() - started < 4
 
 
 def test_a_large_output_is_compared_in_linear_time() -> None:
