@@ -1,7 +1,7 @@
 """A server on loopback that answers each request with given bytes, cut into given pieces, and then ends as told.
 
 It knows HTTP just well enough to find the end of a request. What it answers is the test's business: `choose` gets each
-request and returns an :class:`Answer`. It counts requests, so a test sees what was called twice. Nothing here sleeps.
+request and returns an :class:`Answer`. It counts requests, so a test sees what was called twice.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import threading
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -161,11 +162,20 @@ async def _exchange(
         case "stall":
             await reader.read()  # until the client gives up
         case "reset":
+            # A reset discards what the client has not read yet.
+            while _unread(connection.getpeername()[1]):  # noqa: ASYNC110 - the kernel sends no event
+                await asyncio.sleep(0.001)
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()
         case _:
             pass
     return answer.then == "keep"
+
+
+def _unread(port: int) -> bool:
+    """Whether the owner of this port has bytes to read (proc_net_tcp(5): the second half of the queues)."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return any(int(line[1].split(":")[1], 16) == port and int(line[4].split(":")[1], 16) for line in lines)
 
 
 def _prompt_of(body: dict[str, Any]) -> str:
