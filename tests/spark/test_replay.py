@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -151,10 +150,7 @@ def test_a_broken_stream_breaks_again(replayed: tuple[str, dict[str, Row]]) -> N
         client.chat.completions.create(**request_body(rows["refused stream"]))
 
 
-@pytest.mark.skipif(
-    not (shutil.which("node") and (NODE / "node_modules" / "openai").is_dir()),
-    reason="npm ci in tests/node was not run",
-)
+@pytest.mark.node
 def test_the_javascript_client_receives_the_stream(replayed: tuple[str, dict[str, Row]]) -> None:
     url, rows = replayed
 
@@ -176,6 +172,7 @@ def test_the_javascript_client_receives_the_stream(replayed: tuple[str, dict[str
     assert broken["error"]
 
 
+@pytest.mark.chromium
 def test_the_page_shows_a_stream(replayed: tuple[str, dict[str, Row]], tmp_path: Path) -> None:
     url, rows = replayed
     ended = "document.getElementById('state').textContent.startsWith('ended after')"

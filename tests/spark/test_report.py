@@ -57,6 +57,7 @@ def element_text(page: str, id_: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.chromium
 def test_the_report_of_one_run_draws_and_replays_in_a_browser(
     spark: SparkSession, two_runs: tuple[Settings, list[str]], tmp_path: Path
 ) -> None:
@@ -96,6 +97,7 @@ def test_the_report_of_one_run_draws_and_replays_in_a_browser(
 
 
 @pytest.mark.slow
+@pytest.mark.chromium
 def test_the_report_of_two_runs_shows_their_differences(
     spark: SparkSession, two_runs: tuple[Settings, list[str]], tmp_path: Path
 ) -> None:
@@ -110,6 +112,7 @@ def test_the_report_of_two_runs_shows_their_differences(
 
 
 @pytest.mark.slow
+@pytest.mark.chromium
 def test_the_report_of_a_single_row_logs_no_errors(spark: SparkSession, tables: Path, tmp_path: Path) -> None:
     prompts.write(spark, tables / "prompts", [("only", "x")])
     with start_simulator("--speed", "0", "--tokens", "1", "--sigma", "0") as simulator:
