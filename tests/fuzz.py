@@ -1,6 +1,6 @@
 """Feeds arbitrary answers through client, accumulator, rows and Arrow: ``python -m tests.fuzz --minutes 20 --seed 1``.
 
-An answer is a mutation of a transcript or of a case of tests/answers.py: of its JSON, its records, its head, its bytes
+An answer is a mutation of a transcript or of a case of tests/answers: of its JSON, its records, its head, its bytes
 and the places where it is cut. Everything from the socket's callbacks up is the real code; the socket itself is in
 memory. An answer fails if anything raises, if it does not become exactly one correct row, if it is slow, or if
 well-behaved streams beside it do not complete. A failing answer is made smaller and written to a file, which
@@ -40,7 +40,8 @@ from deltatap.worker.bootstrap import context_of
 from deltatap.worker.jobs import job_of
 from deltatap.worker.journal import warm_up
 from deltatap.worker.rows import JOURNAL_SCHEMA, counted, journal_batch
-from tests.answers import CASES, GOOD, HEAD, KEY, chunked
+from tests.answers import CASES
+from tests.answers.case import GOOD, HEAD, KEY, chunked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

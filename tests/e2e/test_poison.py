@@ -1,4 +1,4 @@
-"""One job over every case of tests/answers.py, mixed among good prompts: no answer breaks the run or another row.
+"""One job over every case of tests/answers, mixed among good prompts: no answer breaks the run or another row.
 
 The second start gets good answers to everything. What it calls is what the first one left owed.
 """
@@ -14,7 +14,8 @@ import yaml
 
 from deltatap import cli
 from tests import prompts
-from tests.answers import CAPTURE, CASES, DONE, GOOD, KEY, ROLE, STOP, TIMEOUTS, answer_of, chunked, delta, usage
+from tests.answers import CASES
+from tests.answers.case import CAPTURE, DONE, GOOD, KEY, ROLE, STOP, TIMEOUTS, answer_of, chunked, delta, usage
 from tests.notebook import with_secrets
 from tests.raw_server import raw_server
 from tests.runs import captured

@@ -1,4 +1,4 @@
-"""Every case of tests/answers.py through a whole worker: socket, client, engine, journal and the Parquet file.
+"""Every case of tests/answers through a whole worker: socket, client, engine, journal and the Parquet file.
 
 Each table of cases runs at once, on one event loop: the answers that break others must not break these. Then each
 case's row is compared with what the case says. Cases that stop a run run alone.
@@ -25,14 +25,15 @@ from deltatap.worker.bootstrap import context_of, running_engine
 from deltatap.worker.jobs import job_of
 from deltatap.worker.journal import JournalWriter
 from deltatap.worker.rows import JOURNAL_SCHEMA
-from tests.answers import ANY, CAPTURE, CASES, KEY, TIMEOUTS, answer_of
+from tests.answers import CASES
+from tests.answers.case import ANY, CAPTURE, KEY, TIMEOUTS, answer_of
 from tests.raw_server import raw_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from tests.answers import Case
+    from tests.answers.case import Case
     from tests.raw_server import Answer, Asked, Cut
 
 BY_NAME = {case.name: case for case in CASES}
