@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deltatap.config import Settings, Source, load_settings
+from deltatap.config import Settings, load_settings
+from deltatap.endpoint import Source
 from deltatap.errors import ConfigError
 
 LOCAL = Path(__file__).parents[2] / "conf/local.yml"

@@ -37,7 +37,8 @@ from deltatap.prompts import without_stream_options
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from deltatap.config import Endpoint, Timeouts
+    from deltatap.config import Timeouts
+    from deltatap.endpoint import Endpoint
     from deltatap.http.connection import Response
     from deltatap.http.credentials import Credential
     from deltatap.http.route import Route

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from deltatap.config import Source, sendable
+from deltatap.endpoint import Source, sendable
 from deltatap.errors import ConfigError, CredentialError, missing_extra, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from deltatap.config import Endpoint
+    from deltatap.endpoint import Endpoint
 
 # https://learn.microsoft.com/azure/ai-services/openai/how-to/managed-identity
 _AZURE_SCOPE = "https://cognitiveservices.azure.com/.default"

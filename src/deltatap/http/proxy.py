@@ -18,14 +18,14 @@ from urllib.parse import unquote, urlsplit
 
 import httpx2
 
-from deltatap.config import Source, proxy_problem
+from deltatap.endpoint import Source, proxy_problem
 from deltatap.errors import ConfigError
 from deltatap.http.credentials import value_of
 
 if TYPE_CHECKING:
     import socket
 
-    from deltatap.config import Endpoint
+    from deltatap.endpoint import Endpoint
     from deltatap.http.credentials import Secrets
 
 _MAX_HEAD_BYTES = 16 * 2**10

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from deltatap.config import Source, holds_credential
+from deltatap.endpoint import Source, holds_credential
 from deltatap.http.credentials import value_of
 from deltatap.http.proxy import Proxy, proxy_of
 from deltatap.http.tls import tls_context
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Mapping
 
-    from deltatap.config import Endpoint
+    from deltatap.endpoint import Endpoint
     from deltatap.http.credentials import Secrets
 
 

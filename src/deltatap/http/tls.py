@@ -16,7 +16,7 @@ import truststore
 from deltatap.errors import ConfigError
 
 if TYPE_CHECKING:
-    from deltatap.config import Tls
+    from deltatap.endpoint import Tls
 
 
 class TlsError(httpx2.ConnectError):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import httpx2
 from aiohappyeyeballs import start_connection
 
-from deltatap.config import Tls
+from deltatap.endpoint import Tls
 from deltatap.http.connection import Connection, Response
 from deltatap.http.parser import RefusedError
 from deltatap.http.proxy import ProxyError, address, open_tunnel

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deltatap.api.messages import API, MessagesAccumulator
-from deltatap.config import ApiKey, Endpoint, Timeouts
+from deltatap.config import Timeouts
+from deltatap.endpoint import ApiKey, Endpoint
 from deltatap.http.client import EndpointClient
 from deltatap.http.outcomes import conclude, http_error
 from deltatap.model import Call, CaptureError, Mode, Received, Usage

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deltatap.api.chat import ChatAccumulator
-from deltatap.config import ApiKey, Endpoint, Settings, Timeouts
+from deltatap.config import Settings, Timeouts
+from deltatap.endpoint import ApiKey, Endpoint
 from deltatap.errors import ConfigError
 from deltatap.http.client import EndpointClient
 from deltatap.http.credentials import Credential, Token

@@ -13,7 +13,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from deltatap import config
-from deltatap.config import ApiKey, Endpoint, Source, Timeouts
+from deltatap.config import Timeouts
+from deltatap.endpoint import ApiKey, Endpoint, Source
 from deltatap.errors import ConfigError, CredentialError
 from deltatap.http.client import EndpointClient
 from deltatap.http.credentials import Credential, Secrets, Token, credential_of, read_secrets

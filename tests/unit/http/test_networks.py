@@ -43,7 +43,7 @@ from tests.unit.http.test_client import DONE, HI, OK, STOP, chunk, refusal
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from deltatap.config import Endpoint
+    from deltatap.endpoint import Endpoint
 
 WIRE = Wire('{"model":"m","messages":[],"stream":true}', "m", "stream", 1)
 MODELS = refusal("200 OK", b'{"data": [{"id": "m"}]}')

@@ -14,8 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deltatap.config import Tls, load_settings
+from deltatap.config import load_settings
 from deltatap.delta import columns
+from deltatap.endpoint import Tls
 from deltatap.messages import Control
 from deltatap.prices import Prices
 from deltatap.prompts import build_request
