@@ -5,11 +5,6 @@ an event means. There are no sockets and no clocks here: each event comes with i
 read. Nothing that a server sends raises an exception. An event that cannot be parsed becomes a protocol error, and
 everything received before it is kept. After an error that the server reports, text and usage still count. Unknown
 fields are ignored. `http/outcomes.py` derives the call's outcome.
-
-**Failures.** A finish_reason can say that the server failed: `error` (OpenRouter, Mistral, vLLM), `network_error`
-(Zhipu), `insufficient_system_resource` (DeepSeek), `abort` (SGLang, vLLM), `cancelled` and `timeout` (TensorRT-LLM),
-`malformed_function_call` (Gemini), `malformed_model_output` (Bedrock). It becomes an error, and the choice has not
-finished.
 """
 
 from __future__ import annotations
@@ -17,14 +12,15 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
-from io import StringIO
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import orjson
 
+from deltatap.api.codes import STATUSES, names_failure
+from deltatap.api.growing import GrowingChoice
 from deltatap.api.refusal import find_error
-from deltatap.api.values import bounded, clean, decode, joined, to_json
+from deltatap.api.values import bounded, clean, decode, joined, to_index, to_json
 from deltatap.model import (
     CONTENT,
     EMPTY,
@@ -38,7 +34,6 @@ from deltatap.model import (
     ROLE,
     TOOL_CALLS,
     USAGE,
-    Choice,
     Chunks,
     Received,
     StreamError,
@@ -47,6 +42,9 @@ from deltatap.model import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from io import StringIO
+
+    from deltatap.api.growing import ToolCall
 
 _DONE = b"[DONE]"
 # What servers send instead of it, and what some put before the data a second time.
@@ -55,85 +53,10 @@ _PREFIX = re.compile(rb"(?:\s*data:)+")
 _NAN = math.nan
 _SHOWN = 80
 _OUTPUT = frozenset(KINDS.index(kind) for kind in OUTPUT_KINDS)
-# A reason such as error_toxic names a content filter, which is an end.
-_FAILURE = re.compile(
-    "error(?!_toxic)|abort|fail|time[d_ ]*out|cancel|exception|crash|malformed|unexpected|insufficient_system_resource"
-    "|overload|unavailable|disconnect|preempted|evicted|killed|shutdown|out_of_memory"
-)
 _NO_REASON = ("null", "none")
 _ERROR_EVENTS = ("error", "exception", "failed", "failure")
-_MOST_TOKENS = 10**9
 _STATUS_OVERLOADED = 529
 _NAMES = ("model", "id", "system_fingerprint", "service_tier")
-
-
-@dataclass(slots=True)
-class ToolCall:
-    """A tool call while its pieces arrive. For a call that the server ran itself, `item` is the call as it was sent."""
-
-    id: str | None = None
-    type: str = "function"
-    name: StringIO = field(default_factory=StringIO)
-    arguments: StringIO = field(default_factory=StringIO)
-    item: dict[str, Any] | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The call in the form of chat completions."""
-        if self.item is not None:
-            return self.item
-        function = {"name": joined(self.name.getvalue()), "arguments": joined(self.arguments.getvalue())}
-        return {"id": self.id, "type": self.type, "function": function}
-
-
-@dataclass(slots=True)
-class GrowingChoice:
-    """A choice while its pieces arrive.
-
-    Attributes:
-        annotations: JSON of each annotation, as keys: servers repeat them.
-        failure: the finish_reason, if it names a failure.
-        native: what the provider behind a gateway calls the finish_reason.
-        calls: the tool call that an index or an id in a chunk means now.
-        last_call: the tool call that came last.
-        halves: by kind, half of a surrogate pair at the end of a piece. The other half is in the next piece.
-        messages: whether a stream has whole messages (`growing` or in `pieces`) where others have deltas.
-        reasoned: the last event that brought reasoning. Some servers send it under two names in one event.
-    """
-
-    index: int
-    text: StringIO = field(default_factory=StringIO)
-    reasoning: StringIO = field(default_factory=StringIO)
-    refusal: StringIO = field(default_factory=StringIO)
-    tool_calls: dict[int, ToolCall] = field(default_factory=dict)
-    logprobs: list[Any] = field(default_factory=list)
-    annotations: dict[str, None] = field(default_factory=dict)
-    finish_reason: str | None = None
-    failure: str | None = None
-    native: str | None = None
-    calls: dict[int | str, ToolCall] = field(default_factory=dict)
-    last_call: ToolCall | None = None
-    halves: dict[int, str] = field(default_factory=dict)
-    messages: str = ""
-    reasoned: int = -1
-    last_output_ms: float = _NAN
-
-    def to_choice(self) -> Choice:
-        """The choice as received so far."""
-        calls = [call.to_dict() for _, call in sorted(self.tool_calls.items())]
-        return Choice(
-            index=self.index,
-            text=joined(self.text.getvalue()),
-            finish_reason=self.finish_reason,
-            refusal=joined(self.refusal.getvalue()) or None,
-            reasoning=joined(self.reasoning.getvalue()) or None,
-            tool_calls=to_json(calls) if calls else None,
-        )
-
-    def failed(self) -> str | None:
-        """The reason that names a failure. What a gateway's provider calls it counts only if there is no output."""
-        if self.failure is None and math.isnan(self.last_output_ms) and self.native and names_failure(self.native):
-            return self.native
-        return self.failure
 
 
 class Accumulator(ABC):
@@ -155,51 +78,7 @@ class Accumulator(ABC):
     PLAIN: ClassVar[str] = "choices"
     ANSWER: ClassVar[str] = "choices"
     EVENTS: ClassVar[Mapping[str, Callable[[Any, dict[str, Any]], None]]] = {}
-    STATUSES: ClassVar[Mapping[str, int]] = {
-        "rate_limit_exceeded": 429,
-        "rate_limit_error": 429,
-        "ratelimiterror": 429,
-        "too_many_requests": 429,
-        "request_limit_exceeded": 429,
-        "resource_exhausted": 429,
-        "throttling": 429,
-        "throttling_error": 429,
-        "throttlingexception": 429,
-        "overloaded_error": 529,
-        "invalid_prompt": 400,
-        "invalid_request_error": 400,
-        "invalid_argument": 400,
-        "invalidparameter": 400,
-        "bad_request": 400,
-        "badrequesterror": 400,
-        "context_length_exceeded": 400,
-        "exceed_context_size_error": 400,
-        "invalid_api_key": 401,
-        "invalidapikey": 401,
-        "authentication_error": 401,
-        "unauthenticated": 401,
-        "billing_error": 402,
-        "insufficient_balance": 402,
-        "arrearage": 402,
-        "permission_error": 403,
-        "permission_denied": 403,
-        "model_not_found": 404,
-        "not_found_error": 404,
-        "not_found": 404,
-        # MiniMax has numbers of its own, and so has Zhipu.
-        "1002": 429,
-        "1004": 401,
-        "1008": 402,
-        "1026": 400,
-        "1039": 400,
-        "1113": 402,
-        "1301": 400,
-        "1302": 429,
-        "1303": 429,
-        "1305": 429,
-        "2013": 400,
-        "2049": 401,
-    }
+    STATUSES: ClassVar[Mapping[str, int]] = STATUSES
 
     __slots__ = (
         "_annotations",
@@ -530,24 +409,3 @@ def _are_events(value: object, plain: str) -> bool:
     """Whether the value is a list of events, at least one of which is no error."""
     dicts = type(value) is list and all(type(item) is dict for item in value)
     return dicts and any(item.get(plain) for item in cast("list[dict[str, Any]]", value))
-
-
-def names_failure(reason: str) -> bool:
-    """Whether a finish_reason says that the server failed."""
-    return _FAILURE.search(reason.lower()) is not None
-
-
-def to_index(value: object) -> int | None:
-    """The value as the index of a choice or of a tool call; None if it is none."""
-    if type(value) is str and value.isdecimal() and len(value) <= len(str(2**31)):
-        value = int(value)
-    if type(value) is float and value.is_integer():
-        value = int(value)
-    return value if type(value) is int and 0 <= value < 2**31 else None
-
-
-def count(value: object) -> int | None:
-    """The value if it is a possible number of tokens."""
-    if type(value) is float and value.is_integer():
-        value = int(value)
-    return value if type(value) is int and 0 <= value <= _MOST_TOKENS else None

@@ -13,11 +13,12 @@ from math import isnan
 from typing import TYPE_CHECKING, Any
 
 from deltatap.api import prompt
-from deltatap.api.accumulate import Accumulator, GrowingChoice, ToolCall, to_index
+from deltatap.api.accumulate import Accumulator
 from deltatap.api.choices import ChoicesAccumulator, ChoicesApi, ChoicesFrames
 from deltatap.api.frames import Answer, ParsedRequest, Piece, call_id, logprob
+from deltatap.api.growing import GrowingChoice, ToolCall
 from deltatap.api.input_tokens import InputTokens, count_messages, count_tools, without_rule
-from deltatap.api.values import decode, to_json
+from deltatap.api.values import decode, to_index, to_json
 from deltatap.model import CONTENT, REASONING, REFUSAL
 
 if TYPE_CHECKING:

@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import orjson
 
-from deltatap.api.accumulate import Accumulator, GrowingChoice, count
+from deltatap.api.accumulate import Accumulator
 from deltatap.api.base import Api
 from deltatap.api.frames import DONE, MODERATION, SAFE, STREAM_ERROR, Answer, Frames, Piece, event, openai_error
-from deltatap.api.values import to_json
+from deltatap.api.values import count, to_json
 from deltatap.model import CONTENT, EMPTY, REASONING, REFUSAL, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from deltatap.api.growing import GrowingChoice
 
 # Azure's filter results and Databricks' guardrails, as they appear in a chunk.
 _FILTERS = frozenset(("prompt_filter_results", "input_guardrail", "output_guardrail"))

@@ -14,8 +14,8 @@ from deltatap.tokens import count_text
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from deltatap.api.accumulate import GrowingChoice
     from deltatap.api.frames import Answer, Piece
+    from deltatap.api.growing import GrowingChoice
 
 
 class CompletionsAccumulator(ChoicesAccumulator):

@@ -13,11 +13,12 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from deltatap.api import prompt
-from deltatap.api.accumulate import Accumulator, ToolCall, count, to_index
+from deltatap.api.accumulate import Accumulator
 from deltatap.api.base import Api, json_schema
 from deltatap.api.frames import STREAM_ERROR, Answer, Frames, ParsedRequest, Piece, event
+from deltatap.api.growing import ToolCall
 from deltatap.api.input_tokens import InputTokens, count_messages, image_size, without_rule
-from deltatap.api.values import clean, decode, joined, to_json
+from deltatap.api.values import clean, count, decode, joined, to_index, to_json
 from deltatap.model import CONTENT, REASONING, Usage
 
 if TYPE_CHECKING:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from os import SEEK_END
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from deltatap.api.accumulate import GrowingChoice, ToolCall, to_index
+from deltatap.api.growing import GrowingChoice, ToolCall
 from deltatap.api.items import SentCall, identifier
-from deltatap.api.values import joined
+from deltatap.api.values import joined, to_index
 from deltatap.model import CONTENT, REASONING, REFUSAL
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from deltatap.api import prompt
-from deltatap.api.accumulate import Accumulator, to_index
+from deltatap.api.accumulate import Accumulator
 from deltatap.api.base import Api, json_schema
 from deltatap.api.choices import openai_usage
 from deltatap.api.frames import (
@@ -29,11 +29,12 @@ from deltatap.api.frames import (
 from deltatap.api.input_tokens import InputTokens, count_messages, count_tools, without_rule
 from deltatap.api.items import arguments_in, identifier, is_call, part_texts, sent_call, texts
 from deltatap.api.output import ITEM, PART, TEXT, Calls, Place, Texts, place_of
+from deltatap.api.values import to_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from deltatap.api.accumulate import GrowingChoice
+    from deltatap.api.growing import GrowingChoice
     from deltatap.api.items import SentCall
     from deltatap.api.output import Call, Stretch
     from deltatap.model import Received

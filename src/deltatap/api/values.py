@@ -1,7 +1,8 @@
 """JSON values as servers send them: how they are decoded, and how they are stored as text. Pure.
 
 Servers send JSON that Python, UTF-8 or Arrow cannot hold: halves of surrogate pairs, numbers without end, NaN, deep
-nesting. What this module returns is always valid. It does not know what a value means.
+nesting. What this module returns is always valid. It reads indexes and numbers of tokens, too, and knows nothing else of
+what a value means.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import orjson
 _SURROGATE = re.compile("[\ud800-\udfff]")
 # orjson encodes at most 254 levels.
 _LEVELS = 200
+MOST_TOKENS = 10**9
 _DIGITS = 19
 _BITS = 63
 
@@ -97,3 +99,19 @@ def _plain(value: object, levels: int) -> object:
     elif type(value) is dict:
         plain = {clean(key): _plain(item, levels - 1) for key, item in value.items()}
     return plain
+
+
+def to_index(value: object) -> int | None:
+    """The value as the index of a choice or of a tool call; None if it is none."""
+    if type(value) is str and value.isdecimal() and len(value) <= len(str(2**31)):
+        value = int(value)
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and 0 <= value < 2**31 else None
+
+
+def count(value: object) -> int | None:
+    """The value if it is a possible number of tokens."""
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and 0 <= value <= MOST_TOKENS else None
