@@ -1,8 +1,8 @@
 """JSON values as servers send them: how they are decoded, and how they are stored as text. Pure.
 
 Servers send JSON that Python, UTF-8 or Arrow cannot hold: halves of surrogate pairs, numbers without end, NaN, deep
-nesting. What this module returns is always valid. It reads indexes and numbers of tokens, too, and knows nothing else of
-what a value means.
+nesting. This module returns only valid values. It also reads indexes and numbers of tokens; it knows nothing else about
+the meaning of a value.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ from deltatap.worker import attempt, link
 from deltatap.worker import journal as journaling
 from deltatap.worker.attempt import CaptureTask, capture_part
 from tests import prompts
+from tests.networks import serving
 from tests.simulation import start_simulator
-from tests.unit.http.test_networks import serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
