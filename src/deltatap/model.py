@@ -192,7 +192,7 @@ class Received:
         logprobs: JSON of the log probabilities, by choice.
         moderation: JSON of the moderation results, when the request asked for them.
         done: whether the server marked the end: [DONE], the last event of Responses, or a whole answer's end.
-        error: an error inside the stream or the whole answer, in whatever form; a finish_reason that names a failure.
+        error: an error inside the stream or the whole answer, in any form; a finish_reason that names a failure.
         protocol_error: what could not be decoded; everything after it is ignored.
         output: whether any non-empty output arrived.
         finished: whether every requested choice has its finish_reason, and none of them names a failure.

@@ -102,6 +102,6 @@ def cost_usd(price: Price, input_tokens: int, output_tokens: int, cached_input_t
 def exact_usd(expression: str) -> str:
     """SQL that converts USD to a decimal type, so that sums are exact. Sums of DOUBLE are not.
 
-    Null for what is no amount of money, such as infinity.
+    Null for a value that is not an amount of money, such as infinity.
     """
     return f"try_cast({expression} AS DECIMAL(30, 12))"

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from deltatap.api.growing import ToolCall
 
 _DONE = b"[DONE]"
-# What servers send instead of it, and what some put before the data a second time.
+# Variants of [DONE] that servers send, and the prefix that some servers repeat.
 _DONE_FORMS = re.compile(rb'"?\[?done\]?"?', re.IGNORECASE)
 _PREFIX = re.compile(rb"(?:\s*data:)+")
 _NAN = math.nan
@@ -67,7 +67,7 @@ class Accumulator(ABC):
         keep_raw: keep the bytes of every event.
 
     Attributes:
-        PLAIN: the field that an event has if it is no error. An event without it is checked for an error of any form.
+        PLAIN: the field of every event that is not an error. An event without it is checked for an error of any form.
         ANSWER: the field that a whole answer has.
         EVENTS: the types of events that the API knows. An event of another type need not be JSON.
         STATUSES: the HTTP status that an error in a stream corresponds to, by the error's code or type in lower case.
@@ -266,7 +266,7 @@ class Accumulator(ABC):
         return joined(text)
 
     def _end_halves(self, choice: GrowingChoice) -> None:
-        """Add what is left of surrogate pairs that are never completed."""
+        """Add the halves of surrogate pairs that were never completed."""
         into = {CONTENT: choice.text, REASONING: choice.reasoning, REFUSAL: choice.refusal}
         for kind in list(choice.halves):
             del choice.halves[kind]
@@ -406,6 +406,6 @@ class Accumulator(ABC):
 
 
 def _are_events(value: object, plain: str) -> bool:
-    """Whether the value is a list of events, at least one of which is no error."""
+    """Whether the value is a list of events, at least one of which is not an error."""
     dicts = type(value) is list and all(type(item) is dict for item in value)
     return dicts and any(item.get(plain) for item in cast("list[dict[str, Any]]", value))

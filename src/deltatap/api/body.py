@@ -76,7 +76,7 @@ class AnswerBody:
                 raise ProtocolError(f"the answer exceeds {MAX_WHOLE_BYTES:,} bytes")
 
     def _chosen(self, data: bytes) -> bytes:
-        """Choose by the first byte that is not blank; returns what has arrived since the start."""
+        """Choose the form by the first byte that is not blank. Returns all bytes since the start."""
         start = (self._start + data).lstrip(_BLANK)
         self._start = start[:3]
         if BOM.startswith(self._start):  # the whole mark, a part of it, or nothing
@@ -95,7 +95,7 @@ class AnswerBody:
             complete: whether the server has ended the body; False if the connection broke.
 
         Raises:
-            ProtocolError: if the body is complete and is no answer.
+            ProtocolError: if the body is complete but not an answer.
         """
         if self._json is not None:
             self._end_json(bytes(self._json), complete=complete)

@@ -237,7 +237,7 @@ def _arrived(call: ToolCall) -> str | None:
 
 
 def _parsed(arguments: str) -> str | None:
-    """Complete arguments in one form, whatever the white space; None if they are incomplete or long."""
+    """Complete arguments without differences in white space; None if they are incomplete or long."""
     if len(arguments) > _LONGEST_PARSED or not arguments.rstrip().endswith("}"):
         return None
     try:

@@ -158,7 +158,7 @@ class ChoicesAccumulator(Accumulator):
             self._report(given["usage"])
 
     def content(self, choice: GrowingChoice, value: object) -> None:
-        """Take text, a list of parts, or an object that is no part. Images are only in the raw events."""
+        """Take text, a list of parts, or an object that is not a part. Images are only in the raw events."""
         if type(value) is str:
             self._output(choice, choice.text, value, CONTENT)
         elif type(value) is dict and _PART.isdisjoint(value):

@@ -41,7 +41,7 @@ STATUSES = {
     "model_not_found": 404,
     "not_found_error": 404,
     "not_found": 404,
-    # MiniMax has numbers of its own, and so has Zhipu.
+    # MiniMax and Zhipu use their own numbers.
     "1002": 429,
     "1004": 401,
     "1008": 402,

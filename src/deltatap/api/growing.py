@@ -75,7 +75,7 @@ class GrowingChoice:
         )
 
     def failed(self) -> str | None:
-        """The reason that names a failure. What a gateway's provider calls it counts only if there is no output."""
+        """The finish_reason that names a failure. The gateway's provider counts only if there is no output."""
         if self.failure is None and math.isnan(self.last_output_ms) and self.native and names_failure(self.native):
             return self.native
         return self.failure

@@ -136,5 +136,5 @@ def _as_sent(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mark(data: str) -> str:
-    """What is stored instead of an image."""
+    """The text that is stored instead of an image."""
     return f"(image: {len(data):,} characters of base64)" if data else data

@@ -165,7 +165,7 @@ class MessagesAccumulator(Accumulator):
         elif type_ == "input_json_delta":
             call = choice.tool_calls.get(self._number(chunk))
             if call is None and self._number(chunk) in self._blocks:
-                call = self._last_call  # the block with this number is no tool
+                call = self._last_call  # the block with this number is not a tool
             if call is None:
                 call = self._last_call = choice.tool_calls[self._number(chunk)] = ToolCall()
             self._called(choice, call, None, _encoded(delta.get("partial_json")))

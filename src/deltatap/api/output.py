@@ -1,7 +1,7 @@
 """Which part of a response has arrived: every text and every call at its place in the output. Pure.
 
 The Responses API sends most output twice or more: in deltas, at the end of each text, part and item, and in the
-complete response. These records find what an event repeats, so that only what has not arrived is added. A text or a
+complete response. These records find the parts that an event repeats. Only new parts are added. A text or a
 call is found by its place in the output; if a server numbers the places differently, by its id or by the order.
 `responses.py` knows the events, and `items.py` knows what an item holds.
 """
@@ -62,7 +62,7 @@ class Stretch:
     repeated: int = 0
 
     def starts(self, text: str) -> bool:
-        """Whether the text starts with what has arrived of it.
+        """Whether the text starts with the part that has arrived.
 
         If other texts arrived in between, it does not.
         """
@@ -170,7 +170,7 @@ class Call(ToolCall):
 
     Attributes:
         item_id: the id of its item.
-        described: whether an item has said what it is; otherwise only pieces of the arguments have arrived.
+        described: whether the call's type and name have arrived. Until then there are only pieces of the arguments.
         complete: whether the complete item has arrived.
         line: where the last line of its arguments starts, if they are commands.
     """
@@ -241,7 +241,7 @@ class Calls:
         return call
 
     def opened(self, number: int | None, item_id: str | None, given: SentCall, choice: GrowingChoice) -> Call:
-        """The call that an item opens. At a new place, it is a new call, whatever its ids are."""
+        """The call that an item opens. At a new place, it is a new call, even if its ids are known."""
         found = self._find(number, item_id, given) if number is None else self._by_number.get(number)
         if found is None or not found.may_be(item_id, given) or (found.complete and not found.has(item_id, given)):
             found = self._new(number, choice)

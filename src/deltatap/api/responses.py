@@ -227,7 +227,7 @@ class ResponsesAccumulator(Accumulator):
         """Take a complete call: the name and the arguments that have not arrived."""
         arrived = call.arguments.tell()
         if given.as_json:
-            # The arguments are JSON of the item's fields. What has arrived of them is without that JSON.
+            # The arguments are JSON of the item's fields, but the pieces that arrived are not wrapped in that JSON.
             if not arrived:
                 self._called(choice, call, None, given.arguments)
             elif len(given.arguments) > arrived:

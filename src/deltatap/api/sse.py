@@ -1,6 +1,6 @@
 """Decodes bytes into server-sent events. Sans-IO: there are no sockets, clocks or JSON here.
 
-The grammar is WHATWG's (HTML Living Standard, 9.2.6): lines end with LF, CR or CRLF, wherever the reads cut them; a
+The grammar is WHATWG's (HTML Living Standard, 9.2.6): lines end with LF, CR or CRLF, and reads may cut them anywhere; a
 blank line ends an event. `finish` returns an event without its blank line, which the standard drops: whoever reads the
 stream knows whether it is complete. Four things are not the standard's: llama.cpp sends errors as `error: {…}`; some
 servers that fail in the middle of a stream send the error as JSON without `data:`, on one line or indented; some leave

@@ -1,7 +1,8 @@
 """One call, streamed or whole: the openai client sends the request, ``reading.py`` reads the response.
 
-Knows URLs and headers, and what a server that refuses a request lets us correct. ``outcomes.py`` translates every
-failure into an error. ``transport.py`` owns the sockets, ``watchdog.py`` the timeouts, ``credentials.py`` holds tokens.
+Knows URLs and headers, and corrects a refused request: it drops stream options or renews a token. ``outcomes.py``
+translates every failure into an error. ``transport.py`` owns the sockets, ``watchdog.py`` the timeouts,
+``credentials.py`` holds tokens.
 
 Decoding a chunk into the openai client's typed objects costs several times as much as the rest of the worker's work on
 a chunk. So the request uses ``client.post``, the client's public method for arbitrary endpoints. The client
@@ -194,7 +195,7 @@ class EndpointClient:
 
     async def _read(self, wire: Wire, body: str, reading: Reading, watchdog: Watchdog) -> None:
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json", **await self._signed(reading)}
-        # With this `cast_to` the client returns an httpx2.Response, whatever `stream_cls` says to type checkers.
+        # With this `cast_to` the client returns an httpx2.Response, although type checkers expect `stream_cls`.
         response = reading.response = cast(
             "httpx2.Response",
             await self._client.post(

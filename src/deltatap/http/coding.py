@@ -1,7 +1,7 @@
 """Content codings: decompresses a body piece by piece, and judges it by its first bytes. Sans-IO.
 
 Servers and gateways label bodies wrongly: raw deflate as deflate, plain text as gzip, a charset as a coding. As in a
-browser, all members of a gzip body count, and whatever follows them is ignored.
+browser, all members of a gzip body count, and the bytes after them are ignored.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Decoder:
         return None
 
     def _inflated(self, engine: zlib._Decompress, data: bytes) -> Generator[bytes, None, bytes]:
-        """Yield the output; return what follows the end of a member."""
+        """Yield the output; return the bytes after the end of the member."""
         try:
             while True:
                 made = engine.decompress(data, PIECE_BYTES)

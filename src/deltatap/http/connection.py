@@ -93,7 +93,7 @@ class Response:
             raise self._parser.failure
 
     async def start(self, most: int, wait_s: float) -> bytes:
-        """The start of the body: what arrives of it in time, at most so many bytes, however it ends."""
+        """Read the start of the body: at most this many bytes, in at most this many seconds. Never fails."""
         body = bytearray()
 
         def keep(data: bytes, _now: float) -> bool:

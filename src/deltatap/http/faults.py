@@ -1,7 +1,7 @@
-"""Faults of deltatap itself: what one row's trouble raises becomes the error of that row, and touches no other.
+"""Bugs in deltatap: an exception that one row causes becomes the error of that row, and other rows continue.
 
-Knows which exceptions belong to a row, and how they are logged and named. Leaves what has arrived, and what the row
-then means, to ``engine.py``, ``jobs.py`` and ``rows.py``.
+Knows which exceptions belong to a row, and how they are logged and named. ``engine.py``, ``jobs.py`` and ``rows.py``
+keep the output that had arrived and decide the row's status.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ _ENDS = (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError, M
 def is_fault(error: BaseException) -> bool:
     """Whether an exception is one row's trouble. False if it ends the process or the task, or memory has run out.
 
-    A panic of a library in Rust, such as tiktoken, is a fault, although it is no ``Exception``.
+    A panic of a library in Rust, such as tiktoken, is a fault, although it is not an ``Exception``.
     """
     return not isinstance(error, _ENDS)
 
 
 def internal_error(error: BaseException, request_id: str, code: str, what: str) -> CaptureError:
-    """The error of the row, after logging the exception; or else, raise the exception again if it is no fault.
+    """Log the exception and return the row's error. Raises the exception again if it does not belong to the row.
 
     The exception's own message is neither logged nor kept, because it may repeat the key.
 
     Args:
-        error: what was raised.
+        error: the exception.
         request_id: of the row.
         code: one of ``model.INTERNAL_*``.
         what: what deltatap could not do, in words.

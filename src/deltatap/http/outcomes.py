@@ -285,7 +285,7 @@ def conclude(received: Received, failure: CaptureError | None) -> tuple[Status, 
     """The status and the error of a call.
 
     Args:
-        received: what had arrived when the call ended.
+        received: the part of the answer that arrived before the call ended.
         failure: what ended the call early: a timeout, a lost connection, an HTTP status; None when the response ended.
     """
     wrong = received.error is not None or received.protocol_error is not None

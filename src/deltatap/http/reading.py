@@ -1,6 +1,6 @@
-"""How far one call has got: reads its answer into the accumulator, and says what was received and what it means.
+"""The progress of one call: reads the answer into the accumulator, then gives the call's status and error.
 
-What deltatap itself raises because of an answer becomes the ``internal`` error of this call, with what had arrived.
+An exception in deltatap's own code becomes the ``internal`` error of this call; the output that arrived is kept.
 ``client.py`` sends the request, ``connection.py`` reads the socket, ``outcomes.py`` translates errors.
 """
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from deltatap.model import CaptureError, Mode, Status
 
 _END_S = 0.5
-# What is kept of an answer that deltatap cannot handle.
+# How much is kept of an answer that deltatap cannot handle.
 _MAX_REST_BYTES = 16 * 2**20
 
 
@@ -42,15 +42,15 @@ class Reading:
 
     Attributes:
         api: the API that was called.
-        accumulator: what arrived of the answer.
+        accumulator: the answer, as far as it has arrived.
         request_id: of the row.
         token: the token that the request was sent with.
         response: the response's status and headers, if the status is a success.
         refused: the response, if the status is an error.
         incoming: the response's body; None unless the status is a success.
         ended: when the last event or byte of the answer arrived, in monotonic seconds.
-        fault: what deltatap raised because of the answer.
-        rest: the answer from there on.
+        fault: the exception in deltatap's own code.
+        rest: the bytes of the answer that arrived after the fault.
     """
 
     api: Api
@@ -121,7 +121,7 @@ class Reading:
         try:
             await incoming.read(take)
         except BaseException:
-            # What has arrived counts, and the failure is known already.
+            # The failure is already known. The output that arrived still counts.
             self._end(body, complete=False)
             raise
         self.ended = self.ended or time.perf_counter()
@@ -143,7 +143,7 @@ class Reading:
             self.fault = fault
 
     def concluded(self, failure: CaptureError | None, mode: Mode) -> tuple[Received, Status, CaptureError | None]:
-        """What was received, the call's status and its error.
+        """The answer as received, the call's status and its error.
 
         Args:
             failure: what ended the call early; None when the answer ended.

@@ -37,7 +37,7 @@ _DNS_S = 60.0
 # RFC 8305, section 5: wait this long for one address before trying the next.
 _NEXT_ADDRESS_S = 0.25
 _PROXY_AUTHENTICATION = 407
-# What is kept of the body of a response with an error status, and how long it may take.
+# For a response with an error status: how much of its body is kept, and how long reading it may take.
 _MAX_ERROR_BYTES, _ERROR_S = 64 * 1024, 2.0
 _MAX_LIST_BYTES = 64 * 2**20
 _FIRST_ERROR = 300

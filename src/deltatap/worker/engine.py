@@ -178,7 +178,7 @@ class Engine:
             self.check()
 
     def control(self, bounds: Proceed) -> None:
-        """Set what may start. Call it from any thread."""
+        """Set which requests may start. Call it from any thread."""
         self._loop.call_soon_threadsafe(self._control, bounds)
 
     def stop(self, grace_s: float) -> None:
@@ -313,7 +313,7 @@ class Engine:
             self._break(error)
 
     def _break(self, error: BaseException) -> None:
-        """End the engine: what it does for all jobs has failed. The feeding thread raises the error."""
+        """End the engine after a failure that affects all jobs. The feeding thread raises the error."""
         self._broken = error
         self._over = True
         self._wake.set()

@@ -3,8 +3,8 @@
 Knows which column holds which fact of a capture. Leaves the columns' types to ``delta/columns.py``, counting to
 ``tokens.py`` and ``api/``, prices to ``prices.py``. A row takes milliseconds, so run this off the event loop.
 
-No answer can raise here. What cannot be counted or stored becomes an ``internal`` row with what had arrived, and the
-other rows of its batch are stored as they are.
+No answer can raise here. A row that cannot be counted or stored gets the error ``internal`` and keeps its output; the
+other rows of its batch are not affected.
 
 Chunks are built as flat columns (offsets, one float buffer, one array of strings). Building a dict for each chunk would
 cost more than everything else that the worker does for the chunk.
@@ -111,7 +111,7 @@ class Row:
         return self.last.error if self.fault is None or self.last.status == "failed" else self.fault
 
     def with_fault(self, error: BaseException) -> Row:
-        """The row, marked with what was raised; raises it again if it is not this row's trouble."""
+        """The row with an ``internal`` error. Raises the exception again if it does not belong to this row."""
         code = INTERNAL_COMPLETE if self.last and self.last.status == "completed" else INTERNAL_CUT
         request_id = self.capture.job.request.request_id
         return replace(self, fault=internal_error(error, request_id, code, "handle the answer"))
@@ -174,10 +174,9 @@ def _texts(choice: Choice) -> Iterator[str | None]:
 
 
 def _bill(call: Call, inputs: int, output: int, price: Price | None) -> Bill:
-    """The use of a call: as reported, else as tiktoken counts it; nothing when no output arrived.
+    """The tokens of a call: as reported, or else as tiktoken counts them; none if no output arrived.
 
-    The output is never less than what arrived: a server that reports none although some arrived, or whose report is
-    older than the end of the output, has not counted it all.
+    Reported output tokens are not used if output arrived after the report, or if they are zero although output arrived.
     """
     received = call.received
     usage = received.usage
@@ -248,7 +247,7 @@ def _chunks(row: Row) -> Chunks:
 
 
 def _fitted(row: Row, context: Context) -> list[pa.Array]:
-    """The columns of a row that Arrow refused: what does not fit is replaced or left out."""
+    """The columns of a row that Arrow refused. Values that do not fit are replaced or left out."""
     try:
         values = _values(row, context)
     except BaseException as error:
@@ -293,7 +292,7 @@ def _minimal(row: Row, context: Context) -> dict[str, Any]:
 
 
 def fit(value: Any, type_: pa.DataType) -> Any:  # noqa: ANN401, PLR0911 - any value; one return for each type
-    """The value as an Arrow type can hold it: lone surrogates are replaced, and what does not fit is None."""
+    """The value as an Arrow type can hold it. Lone surrogates are replaced; a value that does not fit becomes None."""
     if value is None:
         return None
     if pa.types.is_struct(type_):
