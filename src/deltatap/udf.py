@@ -60,9 +60,9 @@ def capture_udf(config: Settings | Mapping[str, Any] | str | Path, *, max_reques
     """A pandas UDF that streams a completion for each row and returns a struct with the columns of ``captures``.
 
     The UDF takes one column: a prompt STRING, or a STRUCT with the columns of a prompts table. If a stream breaks, the
-    row keeps the output that arrived. Times are as accurate as the job's. There is **no journal**: if Spark loses a task,
-    its captures are paid for again, and captures of earlier runs are not reused. For more than a quick look, run the
-    job.
+    row keeps the output that arrived. Times are as accurate as the job's. There is **no journal**: if Spark loses a
+    task, its captures are paid for again, and captures of earlier runs are not reused. For more than a quick look, run
+    the job.
 
     Three mistakes cost money:
 

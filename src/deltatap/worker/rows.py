@@ -176,7 +176,7 @@ def _texts(choice: Choice) -> Iterator[str | None]:
 def _bill(call: Call, inputs: int, output: int, price: Price | None) -> Bill:
     """The tokens of a call: as reported, or else as tiktoken counts them; none if no output arrived.
 
-    Reported output tokens are not used if output arrived after the report, or if they are zero although output arrived.
+    A report of fewer output tokens than tiktoken counts is used only if it is not zero and came after all output.
     """
     received = call.received
     usage = received.usage
