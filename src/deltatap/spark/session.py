@@ -155,7 +155,9 @@ def _options() -> dict[str, str]:
         "spark.driver.extraJavaOptions": f"{_QUICK_JVM} -Dlog4j2.configurationFile={_LOGGING.as_uri()}",
         "spark.executor.extraJavaOptions": _QUICK_JVM,
         # Executors of a local-cluster do not inherit sys.path, and deltatap may be importable without being installed.
-        "spark.executorEnv.PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+        "spark.executorEnv.PYTHONPATH": os.pathsep.join(
+            [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+        ),
         **_delta_jars(),
     }
 
