@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -53,6 +55,48 @@ def test_values_of_a_map_are_decoded_if_they_are_json() -> None:
     made = body(prompt="Hi", params=pairs)
     assert (made["temperature"], made["stop"], made["user"]) == (0.5, ["a"], "me")
     assert "seed" not in made
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (Decimal("0.7"), "0.7"),
+        (Decimal("100.0"), "100"),
+        (Decimal(10) ** 30, "1000000000000000000000000000000"),
+        (date(2026, 1, 2), '"2026-01-02"'),
+        (datetime(2026, 1, 2, 3, 4, 5), '"2026-01-02T03:04:05"'),
+        (datetime(2026, 1, 2, 3, 4, 5, 600, timezone(timedelta(hours=2))), '"2026-01-02T01:04:05.000600Z"'),
+        (time(3, 4), '"03:04:00"'),
+        (b"\xff\x00", '"/wA="'),
+        ({"k": "v", "none": None}, '{"k":"v"}'),
+        ({1: True, date(2026, 1, 2): Decimal("1.5")}, '{"1":true,"2026-01-02":1.5}'),
+        ([Decimal("0.5"), None, [b"x"]], '[0.5,null,["eA=="]]'),
+    ],
+)  # fmt: skip
+def test_the_values_of_sql_types_become_what_json_calls_them(value: Any, expected: str) -> None:
+    params = build(prompt="Hi", params={"x": value})
+    messages = build(messages=[{"role": "user", "content": "Hi", "x": value}])
+    assert (params.body or "").endswith(f',"x":{expected}}}'), params
+    assert (messages.body or "").endswith(f',"x":{expected}}}]}}'), messages
+    kept = build(keep=("x",), prompt="Hi", x=value).keep or {}
+    assert json.loads(kept["x"] or "") == json.loads(expected) if expected[0] != '"' else kept["x"] == expected[1:-1]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(7, "7"), (9007199254740993, "9007199254740993"), (7.0, "7"), (Decimal(7), "7"), ("", None), (0, "0"), (None, None)],
+)  # fmt: skip
+def test_a_request_id_is_text(given: object, expected: str | None) -> None:
+    request = build(prompt="Hi", request_id=given)
+    assert request.request_id == (expected or request.request_hash)
+
+
+@pytest.mark.parametrize("column", [None, "gpt-4o"])
+def test_the_model_in_params_is_the_model_of_the_request(column: str | None) -> None:
+    request = build(prompt="Hi", model=column, params='{"model": "o3"}')
+    assert (request.model, sent(request).model, json.loads(request.body or "")["model"]) == ("o3", "o3", "o3")
+    alone = build_request({"prompt": "x", "params": {"model": "o3"}}, api="chat", model=None, defaults={}, keep=())
+    assert alone.model == "o3"
 
 
 def test_messages_may_be_json_and_nulls_are_dropped() -> None:
@@ -109,7 +153,14 @@ def test_content_is_parts_only_when_it_is_objects_with_a_type(content: str, expe
         ({"prompt": "x", "params": "[]"}, "params: expected a JSON object"),
         ({"prompt": "x", "params": '{"stream": false}'}, "params must not contain stream: deltatap sets it"),
         ({"prompt": "x", "params": '{"temperature": NaN}'}, "params contains NaN or an infinite number"),
+        ({"prompt": "x", "params": '{"model": 4}'}, "params.model: expected text"),
+        ({"prompt": "x", "params": [("model", "[]")]}, "no model: the row has none"),
+        ({"prompt": "x", "params": '{"a":' + "[" * 100_000 + "]" * 100_000 + "}"}, "params nests too deeply"),
+        ({"prompt": "x", "params": '{"a":' + "[" * 300 + "]" * 300 + "}"}, "the request nests deeper than 250"),
+        ({"messages": "[" * 100_000}, "messages nests too deeply"),
+        ({"prompt": "x", "params": {"a": timedelta(1)}}, "expected a value that JSON can hold, found one of type time"),
         ({"prompt": "x\ud800"}, "text that is not valid Unicode"),
+        ({"prompt": "x", "params": '{"user": "cut \\ud83d"}'}, "text that is not valid Unicode"),
     ],
 )
 def test_a_bad_row_says_what_is_wrong(row: dict[str, Any], message: str) -> None:

@@ -162,7 +162,7 @@ def count_tokens(batch: pa.RecordBatch, api: str, fallback_encoding: str) -> pa.
         encoding = known_encoding(model or "") or fallback_encoding
         tokens = 0 if text is None else input_tokens(text, spec, model or "", encoding).tokens
         most = None if body is None else spec.max_output(body)
-        most = None if most is None else most * spec.choices(body or {})
+        most = None if most is None else most * spec.generated(body or {})
         rows.append((model, mode, body is None, tokens, most))
     return pa.RecordBatch.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema)
 

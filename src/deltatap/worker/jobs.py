@@ -96,8 +96,9 @@ def expected_use(sent: Wire, settings: Settings, prices: Prices) -> Expected:
     api = specification(settings.endpoint.api)
     encoding = known_encoding(sent.model) or settings.tokens.fallback_encoding
     inputs = input_tokens(sent.body, api, sent.model, encoding)
-    most = api.max_output(json.loads(sent.body))
-    return Expected(inputs.tokens, most, min(sent.choices, _MOST_CHOICES), prices.find(sent.model))
+    body = json.loads(sent.body)
+    generated = min(api.generated(body), _MOST_CHOICES)
+    return Expected(inputs.tokens, api.max_output(body), generated, prices.find(sent.model))
 
 
 def input_tokens(body: str, api: Api, model: str, encoding: str) -> InputTokens:

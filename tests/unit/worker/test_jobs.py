@@ -110,5 +110,5 @@ def test_the_input_of_a_body_that_fits_no_rule_is_counted_as_text() -> None:
 
 
 def test_an_absurd_number_of_choices_is_bounded() -> None:
-    huge = Wire('{"model":"m","messages":[],"n":1}', "m", "stream", 10**400)
+    huge = Wire('{"model":"m","messages":[],"n":100000000}', "m", "stream", 10**8)
     assert jobs.expected_use(huge, settings(), Prices()).choices == 1_000_000
