@@ -246,8 +246,12 @@ def capture(
     if dry_run:
         from deltatap.driver.estimate import estimate_run  # noqa: PLC0415
         from deltatap.driver.estimate import show as show_estimate  # noqa: PLC0415
+        from deltatap.driver.source import misspelled  # noqa: PLC0415
 
-        show_estimate(console, estimate_run(_session(settings, console), settings, prices))
+        spark = _session(settings, console)
+        show_estimate(console, estimate_run(spark, settings, prices))
+        for line in misspelled(spark, settings):
+            _say(console, line, "warning")
         return OK
     from deltatap.analysis.queries import summarize  # noqa: PLC0415
     from deltatap.driver.run import run as run_capture  # noqa: PLC0415

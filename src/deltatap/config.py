@@ -23,6 +23,7 @@ from deltatap.api import registry
 from deltatap.endpoint import A_PROXY, Endpoint, File, Section, Source, conflicts
 from deltatap.errors import ConfigError
 from deltatap.prompts import OURS, stream_options_problem
+from deltatap.template import Template
 
 if TYPE_CHECKING:
     from deltatap.model import Mode
@@ -41,16 +42,30 @@ RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
 
 
 class Prompts(Section):
-    """Where the prompts come from, a table (name or path) or a query, and which columns to copy to captures."""
+    """Where the prompts come from, a table (name or path) or a query, and which columns to copy to captures.
+
+    Attributes:
+        template, system_template: texts with the names of columns in braces, instead of columns with the finished text.
+    """
 
     table: Location | None = "data/prompts"
     sql: str | None = None
     keep: list[str] = Field(default_factory=list)
+    template: Annotated[str, Field(min_length=1)] | None = None
+    system_template: Annotated[str, Field(min_length=1)] | None = None
 
     @property
     def source(self) -> str:
         """The source, for messages."""
         return self.table if self.table is not None else f"query {self.sql!r}"
+
+    @property
+    def templates(self) -> dict[str, Template]:
+        """The templates, by the column that they replace."""
+        given = {"prompt": ("template", self.template), "system": ("system_template", self.system_template)}
+        return {
+            column: Template.parse(f"prompts.{key}", text) for column, (key, text) in given.items() if text is not None
+        }
 
 
 class Captures(Section):
@@ -72,14 +87,27 @@ class Run(Section):
     labels: dict[str, str] = Field(default_factory=dict)
 
 
+class Sample(Section):
+    """A random part of the prompts. The same fraction and seed select the same request ids every time."""
+
+    fraction: Annotated[float, Field(gt=0, le=1)]
+    seed: int = 0
+
+
 class Capture(Section):
-    """How requests are captured: the concurrency, and how often a request is retried."""
+    """Which requests are captured, and how: the concurrency, and how often a request is retried.
+
+    Attributes:
+        reuse: call identical requests once, within the run and from earlier completed rows.
+    """
 
     mode: Literal["stream", "complete", "paired"] = "stream"
     owed: Literal["new", "all"] = "new"
     concurrency: PositiveInt = 64
     streams_per_worker: PositiveInt = 256
     limit: PositiveInt | None = None
+    sample: Sample | None = None
+    reuse: bool = False
     max_attempts: PositiveInt = 5
     max_broken: PositiveInt = 2
     max_runs: PositiveInt = 3
@@ -371,6 +399,10 @@ def _conflicts(settings: Settings) -> list[str]:
     problems = []
     if (settings.prompts.table is None) == (settings.prompts.sql is None):
         problems.append("prompts: expected exactly one of table and sql (to unset table: `table: null`)")
+    try:
+        _ = settings.prompts.templates
+    except ValueError as error:
+        problems.append(str(error))
     ours = sorted(
         {*OURS, registry.specification(settings.endpoint.api).prompt_field, "model"} & settings.request.keys()
     )

@@ -46,6 +46,7 @@ def build_request(
     model: str | None,
     defaults: Mapping[str, Any],
     keep: Sequence[str],
+    filled: Mapping[str, str] | None = None,
     problem: str | None = None,
 ) -> Request:
     """Build the request of a row.
@@ -57,23 +58,18 @@ def build_request(
         model: the model for rows that name none.
         defaults: parameters of the body. The row's own `params` override them.
         keep: names of the columns to copy as text.
+        filled: texts that replace columns; they come from templates.
         problem: why the row cannot be read; None if it can.
     """
     kept = {name: None if (value := row.get(name)) is None else as_text(value) for name in keep} or None
     asked, given_id = row.get("model") or model, _id(row.get("request_id"))
     try:
         if problem is not None:
-            raise BadPromptError(problem)
-        body = _body(row, api, asked, defaults)
-        asked, request_hash = body["model"], request_hash_of(body)
-        text = json.dumps(body, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-        text.encode()
-        if _levels(text) > _MOST_LEVELS:
-            raise BadPromptError(f"the request nests deeper than {_MOST_LEVELS} levels")
+            raise BadPromptError(problem)  # noqa: TRY301 - as any other problem
+        body = _body({**row, **(filled or {})}, api, asked, defaults)
+        asked, request_hash, text = body["model"], request_hash_of(body), _text(body)
     except UnicodeEncodeError:
         bad = "text that is not valid Unicode (a lone surrogate)"
-    except RecursionError:
-        bad = f"the request nests deeper than {_MOST_LEVELS} levels"
     except BadPromptError as error:
         bad = str(error)
     else:
@@ -87,6 +83,14 @@ def _id(given: object) -> str | None:
     if isinstance(given, float):
         return str(int(given)) if given.is_integer() and abs(given) < _MOST_EXACT else None
     return None if given is None else as_text(given)
+
+
+def _text(body: Mapping[str, Any]) -> str:
+    text = json.dumps(body, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    text.encode()
+    if _levels(text) > _MOST_LEVELS:
+        raise BadPromptError(f"the request nests deeper than {_MOST_LEVELS} levels")
+    return text
 
 
 def _levels(text: str) -> int:
@@ -176,6 +180,8 @@ def _body(row: Mapping[str, Any], api: str, model: str | None, defaults: Mapping
         compact(body)
     except ValueError:
         raise BadPromptError("params contains NaN or an infinite number, which JSON cannot express") from None
+    except RecursionError:
+        raise BadPromptError(f"the request nests deeper than {_MOST_LEVELS} levels") from None
     return body
 
 

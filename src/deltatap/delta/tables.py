@@ -12,7 +12,7 @@ from deltatap.delta.columns import ddl, spark_schema
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.types import StructType
 
     from deltatap.delta.columns import Column
@@ -61,16 +61,16 @@ def ensure(
     )
 
 
-def commit(spark: SparkSession, sql: str) -> None:
-    """Run a statement that commits, and repeat it after a conflict with another writer."""
-    for retries_left in reversed(range(_TRIES)):
+def commit(spark: SparkSession, sql: str) -> DataFrame:
+    """Run a statement that commits, and repeat it after a conflict with another writer. Returns its result."""
+    retries_left = _TRIES
+    while True:
+        retries_left -= 1
         try:
-            spark.sql(sql)
+            return spark.sql(sql)
         except Exception as error:
             if not (retries_left and is_conflict(error)):
                 raise
-        else:
-            return
 
 
 def is_conflict(error: Exception) -> bool:

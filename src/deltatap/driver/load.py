@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 
 from deltatap.api.registry import specification, specifications
 from deltatap.delta import tables
-from deltatap.driver.source import TEXTS, wrong_columns
+from deltatap.driver.source import wrong_columns
 from deltatap.errors import ConfigError, one_line
+from deltatap.prompt_columns import TEXTS
 from deltatap.prompts import OURS, build_request
 
 if TYPE_CHECKING:

@@ -66,7 +66,7 @@ def one_per_key(rows: DataFrame, keep_interrupted: bool) -> DataFrame:  # noqa: 
     """Keep one row per key: the final one, else the latest. A MERGE would insert both rows of a duplicate key."""
     rank = F.struct(
         F.expr(f"CAST({final_sql('_row', keep_interrupted=keep_interrupted)} AS INT)").alias("final"),
-        F.coalesce(F.col("_row.finished_at"), F.to_timestamp(F.lit("1970-01-01"))).alias("at"),
+        F.coalesce(F.col("_row.finished_at"), F.timestamp_seconds(F.lit(0))).alias("at"),
     )
     return (
         rows.select(*_KEY, F.struct("*").alias("_row"))

@@ -21,6 +21,7 @@ from deltatap.http.route import route_of
 from deltatap.http.tls import TlsError
 from deltatap.http.transport import Http1Transport
 from deltatap.prices import load_prices
+from deltatap.prompt_columns import COLUMNS
 from deltatap.state import RunState
 from deltatap.tokens import encoding, known_encoding
 
@@ -121,7 +122,8 @@ def table_needs(spark: SparkSession, settings: Settings) -> list[Need]:
     from deltatap.driver.source import source  # noqa: PLC0415 - the same
 
     def prompts() -> str:
-        return f"{settings.prompts.source}: {', '.join(source(spark, settings).columns)}"
+        ours = [name for name in source(spark, settings).columns if name in COLUMNS]
+        return f"{settings.prompts.source}: {', '.join([*ours, *settings.prompts.keep])}"
 
     return [Need("prompts", prompts), Need("tables", lambda: prepare_tables(spark, settings))]
 
