@@ -74,7 +74,7 @@ EXTRAS = {
     "starlette": "serve",
     "uvicorn": "serve",
 }
-_MARKS = {"ok": "[green]✓[/green]", "warning": "[yellow]![/yellow]", "problem": "[red]✗[/red]"}
+_MARKS = {"ok": ("✓ ", "green"), "warning": ("! ", "yellow"), "problem": ("✗ ", "red")}
 
 Command = TypeVar("Command", bound=Callable[..., int])
 _CONFIG = Annotated[Path, typer.Option("--config", "-c", help="YAML file with the settings.")]
@@ -144,9 +144,9 @@ def run(work: Callable[..., int], config: Path, overrides: list[str] | tuple[str
     Returns:
         The exit code.
     """
-    from rich.console import Console  # noqa: PLC0415
+    from deltatap.terminal import plain_console  # noqa: PLC0415
 
-    console = Console()
+    console = plain_console()
 
     def with_settings() -> int:
         from deltatap.config import load_settings  # noqa: PLC0415
@@ -185,9 +185,9 @@ def _missing(error: Exception) -> MissingExtraError | None:
 
 def _say(console: Console, text: str, level: str | None = None) -> None:
     """Print text unchanged: without markup, highlighting or wrapping."""
-    from rich.markup import escape  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
 
-    console.print(f"{_MARKS[level]} " if level else "", escape(text), sep="", highlight=False, soft_wrap=True)
+    console.print(Text.assemble(_MARKS[level] if level else "", text), soft_wrap=True)
 
 
 def _session(settings: Settings, console: Console) -> SparkSession:
@@ -525,9 +525,8 @@ def simulate(
     rate limits, then a connection that is cut after five pieces, then an answer. /sim/calls, /sim/counts and /sim/stats
     return the record.
     """
-    from rich.console import Console  # noqa: PLC0415
-
     from deltatap.simulator.faults import BadFaultError, parse  # noqa: PLC0415
+    from deltatap.terminal import plain_console  # noqa: PLC0415
 
     rates = {}
     try:
@@ -561,4 +560,4 @@ def simulate(
         serve(Simulator(settings).application(), host, port)
         return OK
 
-    sys.exit(_guarded(Console(), work))
+    sys.exit(_guarded(plain_console(), work))

@@ -198,6 +198,14 @@ def test_load_refuses_a_missing_file_before_spark_starts(config: Path, monkeypat
     assert invoke("load", "nowhere.csv", "--config", config) == expected
 
 
+@pytest.mark.parametrize("name", [r"a\[/b]", "[bold]", "[/]", ":smile:", "[link=x]y[/link]", "\\"])
+def test_messages_show_names_that_look_like_markup(config: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(cli.stop, config, run_id=name) == 2
+    assert f"run {name} is not active here" in capsys.readouterr().out
+    assert cli.run(cli.stop, config, (f"capture.limit={name}",), run_id="r") == 2
+    assert "capture.limit: " in capsys.readouterr().out
+
+
 def test_a_missing_configuration_file_is_named() -> None:
     expected = "✗ nowhere.yml does not exist; pass another file with --config\n"
     assert invoke("runs", "--config", "nowhere.yml") == (cli.CONFIGURATION, expected)

@@ -88,13 +88,22 @@ def this_driver() -> str:
     return json.dumps({"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "start": _start(os.getpid())})
 
 
-def is_alive(driver: str, heartbeat_age_s: float) -> bool | None:
+def is_alive(driver: str | None, heartbeat_age_s: float) -> bool | None:
     """Whether a holder is alive: by its process on this host, by its heartbeat elsewhere; None while unknown."""
-    holder = json.loads(driver)
-    if holder["host"] == socket.gethostname() and holder["boot"] == _boot():
+    holder = _holder(driver)
+    if holder is not None and holder["host"] == socket.gethostname() and holder["boot"] == _boot():
         start = _start(holder["pid"])
         return start is not None and start == holder["start"]
     return False if heartbeat_age_s > LEASE_S else None
+
+
+def _holder(driver: str | None) -> dict[str, Any] | None:
+    """A driver as :func:`this_driver` wrote it; None if another version wrote it otherwise."""
+    try:
+        holder = json.loads(driver or "")
+        return holder if {"host", "boot", "start"} <= holder.keys() and isinstance(holder["pid"], int) else None
+    except (ValueError, KeyError, AttributeError):
+        return None
 
 
 class Watch:
@@ -247,13 +256,18 @@ def _take(spark: SparkSession, settings: Settings, rows: list[Row], new_id: str)
 
 
 def _same_job(run: Row, settings: Settings) -> bool:
-    return _job(Settings.model_validate(json.loads(run["config"]))) == _job(settings)
+    """Whether a run has the job of these settings. A configuration that this version cannot read is another job."""
+    try:
+        return _job(Settings.model_validate(json.loads(run["config"]))) == _job(settings)
+    except (ValueError, TypeError, RecursionError):
+        return False
 
 
 def _job(settings: Settings) -> tuple[object, ...]:
     """The settings that two runs must share for one to resume the other."""
-    endpoint, capture = settings.endpoint, settings.capture
-    return endpoint.label, endpoint.api, endpoint.model, settings.request, capture.mode, capture.owed
+    endpoint, capture, prompts = settings.endpoint, settings.capture, settings.prompts
+    called = endpoint.label, endpoint.api, endpoint.model
+    return called, settings.request, capture.mode, capture.owed, prompts.template, prompts.system_template
 
 
 def _versions(spark: SparkSession) -> dict[str, str]:
@@ -266,9 +280,9 @@ def _versions(spark: SparkSession) -> dict[str, str]:
     return found
 
 
-def _readable(driver: str) -> str:
-    holder = json.loads(driver)
-    return f"pid {holder['pid']} on {holder['host']}"
+def _readable(driver: str | None) -> str:
+    holder = _holder(driver)
+    return "unknown" if holder is None else f"pid {holder['pid']} on {holder['host']}"
 
 
 def _boot() -> str | None:
