@@ -22,10 +22,8 @@ if TYPE_CHECKING:
 
 # Run id, state folder. One run tries an id and a folder.
 NAMES = [
-    ("nightly:2026-11-25", "st[1]"),
-    ('../it\'s "${user.home}"\\', "a {b,c} %20#é'\""),
-    ("[/b] " + "é😀" * 150, "st:1"),
-    ("_*?", "*/back\\slash?"),
+    ("nightly:2026-11-25", "st:1/day=3"),
+    ('_[/b] ../it\'s "${user.home}"\\*? ' + "é😀" * 150, "*?/[1] {a,b} %20#é'\"\\"),
 ]
 
 

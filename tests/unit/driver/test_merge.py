@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +16,6 @@ from deltatap.driver.landing import Landing, _escaped, _name
 from deltatap.driver.merge import NewRows, insert_sql, merge_sql
 from deltatap.messages import Control
 from deltatap.state import LANDED, RunState
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 AT = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -109,7 +106,7 @@ def test_the_name_of_a_file_in_spark(uri: str, name: str) -> None:
 
 
 def test_spark_reads_a_path_literally() -> None:
-    assert _escaped(PurePosixPath("/s[1]/{a,b}/*?/x\\y/a b%20#é")) == r"/s\[1\]/\{a,b\}/\*\?/x\\y/a b%20#é"
+    assert _escaped(Path("/s[1]/{a,b}/*?/x\\y/a b%20#é")) == r"/s\[1\]/\{a,b\}/\*\?/x\\y/a b%20#é"
 
 
 def test_a_merge_names_any_run_id() -> None:
