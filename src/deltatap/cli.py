@@ -291,9 +291,9 @@ def stop(
     from deltatap.state import RunState  # noqa: PLC0415
 
     folder = Path(settings.state.dir)
-    state = RunState(folder / run_id)
+    state = RunState.of(folder, run_id)
     if state.control() is None:
-        active = ", ".join(sorted(path.parent.name for path in folder.glob("*/control.json"))) or "none"
+        active = ", ".join(sorted(RunState(path.parent).name for path in folder.glob("*/control.json"))) or "none"
         raise ConfigError([f"state.dir: {folder}: run {run_id} is not active here; active runs: {active}"])
     state.ask_to_stop()
     _say(console, f"asked run {run_id} to stop")

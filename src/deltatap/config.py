@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from deltatap.api import registry
 from deltatap.endpoint import A_PROXY, Endpoint, File, Section, Source, conflicts
@@ -34,11 +35,17 @@ def _absolute(location: str) -> str:
     return str(Path(location).absolute()) if "/" in location and ":" not in location.split("/", 1)[0] else location
 
 
+def _one_line(run_id: str) -> str:
+    if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", run_id):
+        raise PydanticCustomError("one_line", "text without line breaks and control characters")
+    return run_id
+
+
 Location = Annotated[str, Field(min_length=1, pattern=r"^[^`]+$"), AfterValidator(_absolute)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0, le=1)]
-RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
+RunId = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
 
 
 class Prompts(Section):

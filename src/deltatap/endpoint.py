@@ -84,7 +84,8 @@ class Endpoint(Section):
     """The server to call, and the way to it.
 
     Attributes:
-        headers: sent with every call. The text ``{run_id}`` stands for the id of the run.
+        headers: sent with every call. The text ``{run_id}`` stands for the id of the run; characters other
+            than ASCII are percent-encoded.
         proxy: the URL of an HTTP proxy; ``env`` reads HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY.
         tls: which certificates to trust and to show.
     """

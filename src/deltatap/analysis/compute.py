@@ -22,7 +22,6 @@ from deltatap.analysis.sql import (
     HOUR,
     by_run_sql,
     in_runs,
-    literal,
     measured_sql,
     metrics_sql,
     pairs_sql,
@@ -109,11 +108,12 @@ def _changed_runs(spark: SparkSession, settings: Settings, by_run: str, *, every
     known = f"""
         SELECT run_id, max(heartbeat_at) AS seen, max(settings) AS with FROM {tables.quoted(by_run)} GROUP BY run_id
     """
-    same = f"k.seen <=> r.heartbeat_at AND k.with <=> {literal(settings_json(settings))}"
+    same = f"k.seen <=> r.heartbeat_at AND k.with <=> {tables.literal(settings_json(settings))}"
     rows = spark.sql(
         f"""
         SELECT r.run_id FROM {tables.quoted(settings.runs.table)} AS r LEFT JOIN ({known}) AS k USING (run_id)
-        WHERE r.captures = {literal(settings.captures.table)} AND NOT coalesce({"false" if everything else same}, false)
+        WHERE r.captures = {tables.literal(settings.captures.table)}
+          AND NOT coalesce({"false" if everything else same}, false)
         ORDER BY r.started_at
         """
     ).collect()

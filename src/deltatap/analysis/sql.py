@@ -26,15 +26,9 @@ HOUR = "timestamp_seconds(floor(unix_seconds(started_at) / 3600) * 3600)"
 _LENGTHS = ((16, "1-16"), (64, "17-64"), (256, "65-256"), (1024, "257-1024"))
 
 
-def literal(text: str) -> str:
-    """A string literal."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
-
-
 def in_runs(run_ids: Iterable[str]) -> str:
     """The condition that a row belongs to one of these runs."""
-    return f"run_id IN ({', '.join(map(literal, run_ids))})"
+    return f"run_id IN ({', '.join(map(tables.literal, run_ids))})"
 
 
 def settings_json(settings: Settings) -> str:
@@ -112,7 +106,7 @@ def by_run_sql(metrics: str, settings: Settings) -> str:
     span = "nullif(timestampdiff(MICROSECOND, f.started_at, f.finished_at), 0) / 1e6"
     return f"""
         SELECT f.*, f.completed / ({span}) AS requests_per_s, f.output_tokens / ({span}) AS output_tokens_per_s,
-          f.good / ({span}) AS good_per_s, {literal(settings_json(settings))} AS settings, r.heartbeat_at
+          f.good / ({span}) AS good_per_s, {tables.literal(settings_json(settings))} AS settings, r.heartbeat_at
         FROM {metrics} AS f LEFT JOIN {tables.quoted(settings.runs.table)} AS r USING (run_id)
     """
 

@@ -5,6 +5,7 @@ Leaves the columns to ``columns.py``.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from deltatap.delta.columns import ddl, spark_schema
@@ -27,6 +28,15 @@ def quoted(table: str) -> str:
     if is_path(table):
         return f"delta.`{table}`"
     return ".".join(f"`{part}`" for part in table.split("."))
+
+
+def literal(text: str) -> str:
+    """A string literal in SQL.
+
+    A quote, a backslash and ``${…}`` mean different things to Spark's parser under different settings of the session.
+    Text with such characters is written as bytes.
+    """
+    return f"CAST(X'{text.encode().hex()}' AS STRING)" if re.search(r"['\\$]", text) else f"'{text}'"
 
 
 def is_path(table: str) -> bool:

@@ -42,4 +42,4 @@ class ActiveRun:
 
     def say(self, text: str, style: str | None = None) -> None:
         """Print a line for the user; long lines are not wrapped."""
-        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -157,6 +158,9 @@ def _vocabularies(settings: Settings) -> None:
 
 
 def _state_folder(settings: Settings) -> None:
+    if ":" in settings.state.dir and re.search(r"[\\*?\[\]{}]", settings.state.dir):
+        why = "Spark cannot read a path that has a colon and one of \\ * ? [ ] { }; choose another folder"
+        raise ConfigError([f"state.dir: {settings.state.dir}: {why}"])
     probe = RunState(Path(settings.state.dir) / f".probe-{uuid.uuid4().hex}")
     try:
         probe.prepare()

@@ -86,8 +86,9 @@ def run(settings: Settings, spark: SparkSession, prices: Prices, console: Consol
     try:
         lease = leases.acquire(spark, settings, new_id)
         _land_leftovers(spark, settings, lease)
-        active = ActiveRun(settings, spark, console, prices, lease, RunState(Path(settings.state.dir) / lease.run_id))
+        active = ActiveRun(settings, spark, console, prices, lease, RunState.of(Path(settings.state.dir), lease.run_id))
         try:
+            active.state.adopt()
             active.state.prepare()
             with _signals() as signalled:
                 return _run_steps(active, building, signalled)
@@ -195,7 +196,8 @@ def _land_leftovers(spark: SparkSession, settings: Settings, lease: Lease) -> No
     Workers of these runs that are still running see the newer epoch and start no more requests.
     """
     for run_id in lease.others:
-        state = RunState(Path(settings.state.dir) / run_id)
+        state = RunState.of(Path(settings.state.dir), run_id)
+        state.adopt()
         left = state.folder.exists()
         if left:
             state.prepare()

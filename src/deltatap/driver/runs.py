@@ -80,7 +80,7 @@ def totals(spark: SparkSession, settings: Settings, run_id: str) -> dict[str, An
           count_if(status = 'failed') AS failed, coalesce(sum({calls}), 0) AS requests,
           coalesce({total_sql(inputs)}, 0) AS input_tokens, coalesce({total_sql(outputs)}, 0) AS output_tokens,
           CAST(sum({exact_usd("cost_usd")}) AS DOUBLE) AS cost_usd
-        FROM {tables.quoted(settings.captures.table)} WHERE run_id = '{run_id}'
+        FROM {tables.quoted(settings.captures.table)} WHERE run_id = {tables.literal(run_id)}
         """
     ).collect()[0]
     return dict(row.asDict())
