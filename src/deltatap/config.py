@@ -9,19 +9,21 @@ same reason JSON and a repr of settings contain neither the password of a proxy 
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-import yaml
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
+from deltatap import settings_file
 from deltatap.api import registry
-from deltatap.endpoint import A_PROXY, Endpoint, File, Section, Source, conflicts
+from deltatap.endpoint import A_PROXY, URI, Endpoint, File, Section, Source, conflicts
 from deltatap.errors import ConfigError
 from deltatap.prompts import OURS, stream_options_problem
 from deltatap.template import Template
@@ -30,9 +32,19 @@ if TYPE_CHECKING:
     from deltatap.model import Mode
 
 
-def _absolute(location: str) -> str:
+def _location(table: str) -> str:
     """Make a path absolute, so that a table has one name. Catalog names and URIs stay as they are."""
-    return str(Path(location).absolute()) if "/" in location and ":" not in location.split("/", 1)[0] else location
+    if "/" not in table or table.startswith("`"):
+        if not _CATALOG_NAME.fullmatch(table):
+            raise PydanticCustomError("table", "a path with a /, or a name such as catalog.schema.table")
+        return table
+    if URI.match(table):
+        return table.rstrip("/")
+    return str(Path(table).expanduser().absolute())
+
+
+_CATALOG_NAME = re.compile(r"(?:`(?:[^`]|``)+`|[^.`/]+)(?:\.(?:`(?:[^`]|``)+`|[^.`/]+))*")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _one_line(run_id: str) -> str:
@@ -41,7 +53,34 @@ def _one_line(run_id: str) -> str:
     return run_id
 
 
-Location = Annotated[str, Field(min_length=1, pattern=r"^[^`]+$"), AfterValidator(_absolute)]
+def _json(value: object, path: str = "") -> object:
+    """A value of a request body as JSON: keys become text, dates become ISO 8601.
+
+    Raises:
+        PydanticCustomError: if JSON has nothing for it; the message names the place.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): _json(item, f"{path}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(item, f"{path}[{at}]") for at, item in enumerate(value)]
+    if isinstance(value, date):
+        return value.isoformat()
+    found = "" if value is None or isinstance(value, str | int | float) else type(value).__name__
+    if isinstance(value, float) and not math.isfinite(value):
+        found = str(value)
+    if isinstance(value, str) and _SURROGATE.search(value):
+        found = "text with half of a surrogate pair"
+    if found:
+        raise PydanticCustomError(
+            "json",
+            "a value that JSON can hold{path}, found {found}",
+            {"path": path and f" in {path[1:]}", "found": found},
+        )
+    return value
+
+
+Location = Annotated[str, Field(min_length=1), AfterValidator(_location)]
+Body = Annotated[dict[str, Any], BeforeValidator(_json)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(ge=0, le=1)]
@@ -225,7 +264,7 @@ class Settings(Section):
     runs: Runs = Field(default_factory=Runs)
     run: Run = Field(default_factory=Run)
     endpoint: Endpoint = Field(default_factory=Endpoint)
-    request: dict[str, Any] = Field(default_factory=lambda: {"temperature": 0})
+    request: Body = Field(default_factory=lambda: {"temperature": 0})
     capture: Capture = Field(default_factory=Capture)
     timeouts: Timeouts = Field(default_factory=Timeouts)
     limits: Limits = Field(default_factory=Limits)
@@ -245,6 +284,7 @@ class Settings(Section):
         )
 
 
+_BOOLEANS = {"yes": True, "on": True, "no": False, "off": False}
 # Replaces pydantic's wording with words that fit after "expected".
 _WORDING = {
     "Input should be ": "",
@@ -275,8 +315,9 @@ def load_settings(
     elif isinstance(source, Mapping):
         name, tree = "settings", _copied(source)
     else:
-        name, tree = str(source), _read(Path(source))
+        name, tree = str(source), settings_file.read(Path(source))
     problems = [problem for text in overrides if (problem := _override(tree, text))]
+    _spell_booleans(tree)
     try:
         settings = Settings.model_validate(tree)
     except ValidationError as error:
@@ -291,25 +332,14 @@ def load_settings(
     raise ConfigError(problems) from None
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError([f"{path} does not exist; pass another file with --config"]) from None
-    except OSError as error:
-        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError([f"{path}: is not UTF-8 text (byte {error.start})"]) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "malformed"
-        raise ConfigError([f"{path}{where}: is not valid YAML: {problem}"]) from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigError([f"{path}: expected a mapping of sections, found {type(tree).__name__}"])
-    return tree
+def _spell_booleans(tree: dict[str, Any], path: tuple[str, ...] = ()) -> None:
+    """Read ``yes``, ``no``, ``on`` and ``off``, as in YAML 1.1, where a key is true or false."""
+    for key, value in tree.items():
+        where = (*path, str(key))
+        if isinstance(value, dict):
+            _spell_booleans(value, where)
+        elif isinstance(value, str) and value.lower() in _BOOLEANS and _kinds([*where]) == {bool}:
+            tree[key] = _BOOLEANS[value.lower()]
 
 
 def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -332,8 +362,8 @@ def _override(tree: dict[str, Any], text: str) -> str | None:
         try:
             listed = value.startswith("[") and any(get_origin(kind) is list for kind in kinds)
             sourced = Source in kinds and re.match(r"\{ *(env|secret) *:", value)
-            node[keys[-1]] = value if str in kinds and not listed and not sourced else yaml.safe_load(value)
-        except yaml.YAMLError:
+            node[keys[-1]] = value if str in kinds and not listed and not sourced else settings_file.parse(value)
+        except ValueError:
             return f"--set {path}: the value is not valid YAML"
     elif type(None) in kinds or not kinds:
         node[keys[-1]] = None

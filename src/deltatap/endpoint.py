@@ -16,7 +16,19 @@ from pydantic_core import PydanticCustomError
 
 from deltatap.api import registry
 
-File = Annotated[str, Field(min_length=1), AfterValidator(lambda path: str(Path(path).absolute()))]
+URI = re.compile("[A-Za-z][A-Za-z0-9+.-]*:/")
+
+
+def _file(path: str) -> str:
+    """An absolute path. A URI would become a folder of this name."""
+    if URI.match(path):
+        local = re.sub("^(dbfs|file):/+", "/", path)
+        hint = f", such as {local}" if local != path else ""
+        raise PydanticCustomError("path", "a path on this machine or under /Volumes{hint}", {"hint": hint})
+    return str(Path(path).expanduser().absolute())
+
+
+File = Annotated[str, Field(min_length=1), AfterValidator(_file)]
 A_PROXY = "http://host:port, http://user:password@host:port or env"
 # RFC 9110, section 5.6.2
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")

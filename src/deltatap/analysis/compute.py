@@ -10,7 +10,6 @@ from __future__ import annotations
 import uuid
 from contextlib import contextmanager
 from datetime import UTC
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,11 +43,8 @@ def table_of(settings: Settings, name: str) -> str:
     """The location of a metrics table: in ``analysis.tables`` if set, else next to the captures table."""
     parent = settings.analysis.tables
     if parent is None:
-        captures = settings.captures.table
-        parent = str(PurePosixPath(captures).parent) if tables.is_path(captures) else captures.rpartition(".")[0]
-    if tables.is_path(parent):
-        return f"{parent}/{name}"
-    return f"{parent}.{name}" if parent else name
+        return tables.beside(settings.captures.table, name)
+    return f"{parent.rstrip('/')}/{name}" if tables.is_path(parent) else f"{parent}.{name}"
 
 
 def analyze(spark: SparkSession, settings: Settings, *, everything: bool = False) -> list[Row]:

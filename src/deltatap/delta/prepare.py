@@ -48,7 +48,8 @@ def prepare_tables(spark: SparkSession, settings: Settings) -> None:
             raise ConfigError(problems)
     if not tables.is_path(settings.captures.table):
         newest = current_sql(settings.captures.table)
-        spark.sql(f"CREATE VIEW IF NOT EXISTS {tables.quoted(settings.captures.table + '_current')} AS {newest}")
+        view = tables.beside(settings.captures.table, f"{tables.names(settings.captures.table)[-1]}_current")
+        spark.sql(f"CREATE VIEW IF NOT EXISTS {tables.quoted(view)} AS {newest}")
 
 
 def current_sql(captures: str) -> str:

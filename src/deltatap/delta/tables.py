@@ -25,9 +25,8 @@ _MISSING = ("DELTA_TABLE_NOT_FOUND", "DELTA_MISSING_DELTA_TABLE", "DELTA_PATH_DO
 
 def quoted(table: str) -> str:
     """A table's name in SQL: a catalog name in backticks, a path as ``delta.`path` ``."""
-    if is_path(table):
-        return f"delta.`{table}`"
-    return ".".join(f"`{part}`" for part in table.split("."))
+    parts = [table] if is_path(table) else names(table)
+    return "delta." * is_path(table) + ".".join(f"`{part.replace('`', '``')}`" for part in parts)
 
 
 def literal(text: str) -> str:
@@ -40,14 +39,32 @@ def literal(text: str) -> str:
 
 
 def is_path(table: str) -> bool:
-    """Whether a configured table is a path: whether it contains ``/``."""
-    return "/" in table
+    """Whether a configured table is a path or a URI: whether it contains ``/``."""
+    return "/" in table and not table.startswith("`")
+
+
+def names(table: str) -> list[str]:
+    """The parts of a catalog name, such as ``main.llm.captures``. A part in backticks can contain dots."""
+    return [
+        part[1:-1].replace("``", "`") if part.startswith("`") else part
+        for part in re.findall(r"`(?:[^`]|``)*`|[^.]+", table)
+    ]
+
+
+def beside(table: str, name: str) -> str:
+    """The table of this name in the folder or the schema of another table."""
+    if is_path(table):
+        folder = table.rstrip("/").rpartition("/")[0]
+        return f"{folder}/{name}"
+    return ".".join(
+        f"`{part.replace('`', '``')}`" if "." in part or "`" in part else part for part in [*names(table)[:-1], name]
+    )
 
 
 def exists(spark: SparkSession, table: str) -> bool:
     """Whether a Delta table exists."""
     if not is_path(table):
-        return bool(spark.catalog.tableExists(table))
+        return bool(spark.catalog.tableExists(quoted(table)))
     try:
         # Reading the schema needs no Spark job; `DESCRIBE DETAIL` does, because it counts files.
         _ = spark.table(quoted(table)).schema

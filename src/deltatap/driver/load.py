@@ -66,7 +66,7 @@ def load(spark: SparkSession, settings: Settings, path: Path) -> Loaded:
         raise ConfigError([f"{path}: {problem}" for problem in problems])
     writer = frame.write.format("delta").mode("append").option("mergeSchema", "true")
     try:
-        writer.save(table) if tables.is_path(table) else writer.saveAsTable(table)
+        writer.save(table) if tables.is_path(table) else writer.saveAsTable(tables.quoted(table))
     except Exception as error:
         raise ConfigError(
             [f"prompts.table: {table}: the columns of {path} do not fit the table: {one_line(error)}"]

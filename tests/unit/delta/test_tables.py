@@ -28,7 +28,7 @@ class Session:
         return self
 
     def tableExists(self, name: str) -> bool:  # noqa: N802 - as Spark has it
-        return name == "there"
+        return name == "`there`"
 
     def table(self, name: str) -> Session:
         self.statements.append(name)
