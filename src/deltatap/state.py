@@ -57,7 +57,7 @@ def folder_of(run_id: str) -> str:
     if _SAFE.fullmatch(run_id):
         return run_id
     start = _UNSAFE.sub("-", run_id).strip("-_")[:_SHOWN] or "run"
-    return f"{start}~{hashlib.sha256(run_id.encode()).hexdigest()[:16]}"
+    return f"{start}~{hashlib.sha256(run_id.encode(errors='surrogatepass')).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,6 +176,7 @@ def test_any_other_run_id_has_a_folder_whose_name_is_safe(run_id: str, tmp_path:
 
 
 def test_different_run_ids_have_different_folders() -> None:
+    assert folder_of("\udcff") != folder_of("\udcfe")  # an argument that is not valid UTF-8
     alike = [*ODD_IDS, "nightly/2026-11-25", "nightly 2026-11-25", "nightly-2026-11-25", folder_of("a:b"), "a:b"]
     assert len({folder_of(run_id) for run_id in alike}) == len(alike)
 
