@@ -28,6 +28,7 @@ from deltatap.analysis.sql import (
 )
 from deltatap.delta import tables
 from deltatap.delta.columns import spark_schema
+from deltatap.delta.identity import identify_captures
 from deltatap.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -104,11 +105,12 @@ def _changed_runs(spark: SparkSession, settings: Settings, by_run: str, *, every
     known = f"""
         SELECT run_id, max(heartbeat_at) AS seen, max(settings) AS with FROM {tables.quoted(by_run)} GROUP BY run_id
     """
+    captures = identify_captures(spark, settings.captures.table, settings.runs.table)
     same = f"k.seen <=> r.heartbeat_at AND k.with <=> {tables.literal(settings_json(settings))}"
     rows = spark.sql(
         f"""
         SELECT r.run_id FROM {tables.quoted(settings.runs.table)} AS r LEFT JOIN ({known}) AS k USING (run_id)
-        WHERE r.captures = {tables.literal(settings.captures.table)}
+        WHERE {captures.runs_sql("r")}
           AND NOT coalesce({"false" if everything else same}, false)
         ORDER BY r.started_at
         """

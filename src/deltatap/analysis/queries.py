@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from deltatap.analysis.metrics import kinds_sql
 from deltatap.analysis.sql import in_runs
 from deltatap.delta import tables
+from deltatap.delta.identity import identify_captures
 from deltatap.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ def newest_runs(spark: SparkSession, settings: Settings, limit: int) -> list[Row
         ConfigError: there is no runs table.
     """
     require_table(spark, "runs", settings.runs.table)
-    rows = spark.table(tables.quoted(settings.runs.table))
-    rows = rows.where(rows["captures"] == settings.captures.table)
+    captures = identify_captures(spark, settings.captures.table, settings.runs.table)
+    rows = spark.table(tables.quoted(settings.runs.table)).alias("r").where(captures.runs_sql("r"))
     return rows.orderBy(rows["started_at"].desc()).limit(limit).collect()
 
 

@@ -191,6 +191,13 @@ RUNS: tuple[Column, ...] = (
         "number of the lease; it grows each time the lease is taken, and the highest epoch holds the lease",
     ),
     Column("driver", STRING, "host, boot and process of the driver, as JSON"),
+    Column("captures_id", STRING, "Delta's id of the captures table; null in rows of older versions", added=True),
+    Column(
+        "captures_location",
+        STRING,
+        "location of the captures table, links resolved; null in rows of older versions",
+        added=True,
+    ),
 )
 
 REQUESTS: tuple[Column, ...] = (

@@ -75,6 +75,14 @@ def exists(spark: SparkSession, table: str) -> bool:
     return True
 
 
+def is_view(spark: SparkSession, table: str) -> bool:
+    """Whether a catalog name is a view, temporary or not."""
+    if is_path(table) or not spark.catalog.tableExists(quoted(table)):
+        return False
+    found = spark.catalog.getTable(quoted(table))
+    return found.isTemporary or "VIEW" in (found.tableType or "").upper()
+
+
 def ensure(
     spark: SparkSession, table: str, columns: Sequence[Column], properties: str = "", cluster_by: Sequence[str] = ()
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from deltatap.config import Settings, load_settings
+from deltatap.delta.identity import Identity
 from deltatap.driver import runs
 from deltatap.driver.lease import (
     LEASE_S,
@@ -39,14 +40,16 @@ class World:
     def passes(self, wall_s: float, monotonic_s: float) -> None:
         self.now = Moment(self.now.wall + wall_s, self.now.monotonic + monotonic_s)
 
-    def update(self, _spark: object, _settings: object, run_id: str, values: Any, only_if: str) -> None:
+    def update(
+        self, _spark: object, _settings: object, _captures: object, run_id: str, values: Any, only_if: str
+    ) -> None:
         assert (run_id, only_if) == ("a", "epoch = 1")
         self.passes(self.takes_s, self.takes_s)
         assert values.pop("heartbeat_at") is not None
         self.written.append(values)
 
     def renewal(self) -> Renewal:
-        held = Lease("a", 1, NOW, resumed=False, others=(), died=(), taken_at=self.now)
+        held = Lease("a", 1, NOW, resumed=False, others=(), died=(), taken_at=self.now, captures=Identity("t"))
         return Renewal(cast("Any", None), settings(), held)
 
 
