@@ -25,8 +25,8 @@ import os
 import re
 import shutil
 import uuid
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+_Record = TypeVar("_Record", Control, Permit, Heartbeat, Parked, Refusal)
 LANDED = np.dtype([("part", "<i4"), ("row", "<i4")])
 # Above this number, the files in landed/ are merged into one.
 _MERGE_LANDED_ABOVE = 64
@@ -162,9 +163,9 @@ class RunState:
         content = _content(self.folder / "control.json")
         if content is None:
             return None
-        if content["permits"] is not None:
-            content["permits"] = {claim: Permit(**permit) for claim, permit in content["permits"].items()}
-        return Control(**content)
+        if content.get("permits") is not None:
+            content["permits"] = {claim: _record(Permit, permit) for claim, permit in content["permits"].items()}
+        return _record(Control, content)
 
     def beat(self, heartbeat: Heartbeat) -> None:
         """Replace a worker's heartbeat."""
@@ -253,8 +254,16 @@ def write_whole(path: Path, content: bytes | pa.Buffer) -> None:
 
 
 def _heartbeat(content: dict[str, Any]) -> Heartbeat:
-    parked = (Parked(Refusal(**entry.pop("refusal")), **entry) for entry in content.pop("parked", ()))
-    return Heartbeat(**content, parked=tuple(parked))
+    parked = [
+        _record(Parked, {**entry, "refusal": _record(Refusal, entry["refusal"])}) for entry in content.get("parked", ())
+    ]
+    return _record(Heartbeat, {**content, "parked": tuple(parked)})
+
+
+def _record(kind: type[_Record], content: dict[str, Any]) -> _Record:
+    """A message without the fields that only another version of deltatap knows."""
+    known = {each.name for each in fields(kind)}
+    return kind(**{name: value for name, value in content.items() if name in known})
 
 
 def _content(path: Path) -> dict[str, Any] | None:

@@ -201,3 +201,22 @@ def test_no_folder_but_a_runs_own_is_renamed(run_id: str, tmp_path: Path) -> Non
     RunState.of(tmp_path / "state", run_id).adopt()
     RunState.of(tmp_path, run_id).adopt()
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["journal", "other", "state"]
+
+
+def test_messages_of_another_version_are_read(tmp_path: Path) -> None:
+    state = RunState(tmp_path / "run")
+    state.prepare()
+    (state.folder / "control.json").write_text(
+        '{"epoch": 3, "beat": 1, "permits": {"c": {"requests": 2, "new": 1}}, "new": {}}'
+    )
+    found = state.control()
+    assert found is not None
+    assert (found.epoch, found.shares, found.permits) == (3, {}, {"c": Permit(2)})
+    (state.folder / "workers/c.json").write_text(
+        '{"epoch": 3, "claim": "c", "beat": 2, "new": 1, "parked": [{"refusal": {"type": "t", "message": "m", "model": "a", '
+        '"request_id": "r", "new": 1}, "requests": 4, "new": 1}]}'
+    )
+    (beat,) = state.heartbeats()
+    assert (beat.beat, beat.open, beat.parked[0].requests, beat.parked[0].refusal.model) == (2, 0, 4, "a")
+    (state.folder / "control.json").write_text('{"epoch": 3, "beat": 1}')
+    assert state.control() == Control(3, 1)

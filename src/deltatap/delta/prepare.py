@@ -79,7 +79,7 @@ def guard(spark: SparkSession, settings: Settings) -> Identity:
     captures = identify_captures(spark, settings.captures.table, settings.runs.table)
     runs = identify(spark, settings.runs.table)
     found = _guard_of(captures)
-    if found is not None and not runs.is_same(found["runs_id"], found["runs_location"]):
+    if found is not None and found["runs_id"] != runs.id and found["runs_location"] != runs.location:
         theirs, name = found["runs_location"], tables.quoted(settings.captures.table)
         why = f"the runs on captures table {settings.captures.table} are in {theirs}; use that table"
         how = f"or, if it no longer exists, run ALTER TABLE {name} UNSET TBLPROPERTIES ('{GUARD}')"

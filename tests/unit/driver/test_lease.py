@@ -165,6 +165,30 @@ def test_which_settings_must_match_to_resume_a_run(sections: dict[str, Any], sam
     assert (resumed([row("a", "running", **sections)]) == "a") == same
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        '{"capture": {"new_knob": 1}}',
+        '{"endpoint": {"api": "telepathy"}}',
+        "{}",
+        "null",
+        "[",
+        "",
+        '{"capture": {"mode": 3}}',
+    ],
+)
+def test_a_configuration_that_this_version_cannot_read_is_another_job(config: str) -> None:
+    assert resumed([{"run_id": "a", "status": "running", "config": config}]) is None
+
+
+@pytest.mark.parametrize(
+    "driver", [None, "", "null", "[1]", '{"pid": 1}', '{"host": "x", "boot": 1, "start": 1, "pid": "x"}']
+)
+def test_a_driver_that_this_version_cannot_read_is_judged_by_its_heartbeat(driver: str | None) -> None:
+    assert is_alive(driver, LEASE_S - 1) is None
+    assert is_alive(driver, LEASE_S + 1) is False
+
+
 def test_a_configured_run_id_resumes_that_run_with_any_status() -> None:
     rows = [row("a", "completed", request={"temperature": 1}), row("b", "running")]
     assert resumed(rows, run={"id": "a"}) == "a"
