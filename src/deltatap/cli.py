@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from deltatap.config import Settings
+    from deltatap.driver.load import Loaded
 
 _HELP = "Stream LLM completions from Spark into Delta, with the arrival time of every chunk."
 
@@ -305,6 +306,16 @@ def load(
     settings: Settings,
     console: Console,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A .jsonl, .csv or .parquet file.")],
+    *,
+    id_column: Annotated[
+        str | None, typer.Option("--id-column", metavar="NAME", help="The file's column with the request_id.")
+    ] = None,
+    prompt_column: Annotated[
+        str | None, typer.Option("--prompt-column", metavar="NAME", help="The file's column with the prompt.")
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace the rows of the table that have a request_id of the file.")
+    ] = False,
 ) -> int:
     """Append the prompts in a file to the prompts table: all of them, or none.
 
@@ -316,12 +327,30 @@ def load(
         raise ConfigError([f"{file}: {'is not a file' if file.exists() else 'does not exist'}"])
     from deltatap.driver.load import load as load_prompts  # noqa: PLC0415
 
-    loaded = load_prompts(_session(settings, console), settings, file)
+    named = {name: column for name, column in (("request_id", id_column), ("prompt", prompt_column)) if column}
+    loaded = load_prompts(_session(settings, console), settings, file, named=named, replace=replace)
     for problem in loaded.bad[:5]:
         _say(console, f"{file}: {problem}", "warning")
+    for note in _notes_on(loaded, replace=replace):
+        _say(console, f"{file}: {note}", "warning")
     bad = f"; {len(loaded.bad):,} of them are invalid and will become failed rows, at no cost" if loaded.bad else ""
-    _say(console, f"{loaded.rows:,} prompts appended to {settings.prompts.table}{bad}")
+    _say(console, f"{loaded.rows:,} prompts loaded into {settings.prompts.table}{bad}")
     return OK
+
+
+def _notes_on(loaded: Loaded, *, replace: bool) -> Iterator[str]:
+    """What a user may not expect of a load."""
+    if loaded.known and replace:
+        yield f"{loaded.known:,} request ids were in the table; their rows are replaced"
+    elif loaded.known:
+        yield (
+            f"{loaded.known:,} request ids were in the table already; a request_id with several different prompts fails, "
+            "so load with --replace to replace the earlier rows"
+        )
+    if "id" in loaded.unused:
+        yield "column id is not the request_id; load with --id-column id to use it"
+    if loaded.unused:
+        yield f"not used for requests, but kept in the table: {', '.join(loaded.unused)}"
 
 
 @command

@@ -12,9 +12,10 @@ import pytest
 from deltatap.config import load_settings
 from deltatap.delta.tables import quoted
 from deltatap.driver import source
-from deltatap.driver.load import load, read_prompts
+from deltatap.driver.load import load
 from deltatap.driver.owed import hashed, requests
 from deltatap.errors import ConfigError
+from deltatap.prompt_files import read_prompts
 from tests import prompts
 
 if TYPE_CHECKING:

@@ -1,0 +1,241 @@
+"""Reads prompts from a file: OpenAI's Batch format, JSON lines with the columns of a prompts table, CSV, Parquet.
+
+Knows the file formats, and names the line or the column of everything that is wrong. Leaves the meaning of a row to
+``prompts.py``, and the prompts table to ``driver/load.py``.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from deltatap.api.registry import specification, specifications
+from deltatap.errors import ConfigError, one_line
+from deltatap.prompt_columns import COLUMNS, TEXTS, find, similar
+from deltatap.prompts import OURS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+_SHOWN_PROBLEMS = 20
+
+
+def read_prompts(path: Path, api: str, named: Mapping[str, str] | None = None) -> pa.Table:
+    """The rows of a file, with the columns of a prompts table; other columns are kept for ``prompts.keep``.
+
+    Args:
+        path: ends in ``.jsonl``, ``.csv`` or ``.parquet``.
+        api: the name of the API.
+        named: which columns of the file are ``request_id`` and ``prompt``, if they have other names.
+
+    Raises:
+        ConfigError: with the lines or columns that are wrong.
+    """
+    readers: dict[str, Callable[[Path, str], pa.Table]] = {
+        ".jsonl": _json_lines,
+        ".csv": lambda path, _: _csv(path),
+        ".parquet": lambda path, _: pq.ParquetFile(path).read(),
+    }
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise ConfigError([f"{path}: expected a file name that ends in {', '.join(readers)}"])
+    try:
+        found = reader(path, api)
+    except OSError as error:
+        raise ConfigError([f"{path}: {error.strerror or error}"]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{path}: line {_bad_line(path)}: expected UTF-8"]) from error
+    except pa.ArrowInvalid as error:
+        raise ConfigError([f"{path}: {_why(path, error)}"]) from error
+    if not found.num_rows:
+        raise ConfigError([f"{path}: has no rows"])
+    if problems := list(_wrong_names(found.schema.names)):
+        raise ConfigError([f"{path}: {problem}" for problem in problems])
+    found = _in_lower_case(_renamed(path, found, named or {}))
+    for at, field in enumerate(found.schema):
+        if field.name in TEXTS and not pa.types.is_string(field.type) and not pa.types.is_nested(field.type):
+            found = found.set_column(at, field.name, pc.cast(found[field.name], pa.string()))
+    if problems := list(_repeated(found)):
+        raise ConfigError([f"{path}: {problem}" for problem in _few(problems)])
+    return found
+
+
+def unused(names: Sequence[str], keep: Sequence[str]) -> list[str]:
+    """The columns that no request is built from and that ``prompts.keep`` does not name."""
+    used = {*COLUMNS, *(name.lower() for name in keep)}
+    return [name for name in names if name.lower() not in used]
+
+
+def _wrong_names(names: Sequence[str]) -> Iterator[str]:
+    seen: dict[str, str] = {}
+    for at, name in enumerate(names, 1):
+        if not name.strip():
+            yield f"column {at} has no name"
+        elif name.lower() in seen:
+            yield f"column {name}: expected one, found {seen[name.lower()]}, {name}"
+        seen[name.lower()] = name
+
+
+def _renamed(path: Path, found: pa.Table, named: Mapping[str, str]) -> pa.Table:
+    """The table with the columns that the user has named."""
+    names = list(found.schema.names)
+    for target, given in named.items():
+        option = f"--{'id' if target == 'request_id' else target}-column {given}"
+        column = find(given, names)
+        if column is None:
+            near = similar(given, names)
+            hint = f"; did you mean {near}?" if near else ""
+            raise ConfigError([f"{path}: {option}: expected one of the columns {', '.join(names)}{hint}"])
+        if column.lower() != target and find(target, names) is not None:
+            raise ConfigError([f"{path}: {option}: the file has a column {target}, too"])
+        names[names.index(column)] = target
+    return found.rename_columns(names)
+
+
+def _in_lower_case(found: pa.Table) -> pa.Table:
+    return found.rename_columns([name.lower() if name.lower() in COLUMNS else name for name in found.schema.names])
+
+
+def _repeated(found: pa.Table) -> Iterator[str]:
+    """Rows that have the request_id of another row, and another content."""
+    if "request_id" not in found.schema.names:
+        return
+    ids = found["request_id"].to_pylist()
+    if len(set(ids)) == len(ids):
+        return
+    ours = found.select([name for name in found.schema.names if name in COLUMNS])
+    first: dict[str, int] = {}
+    for at, request_id in enumerate(ids):
+        if request_id is not None and first.setdefault(request_id, at) != at:
+            one, other = (ours.slice(each, 1).to_pylist() for each in (first[request_id], at))
+            if one != other:
+                yield f"row {at + 1}: request_id {request_id} is used for another prompt in row {first[request_id] + 1}"
+
+
+def _few(problems: list[str]) -> list[str]:
+    more = len(problems) - _SHOWN_PROBLEMS
+    return [*problems[:_SHOWN_PROBLEMS], *([f"and {more:,} more"] if more > 0 else []), "nothing was loaded"]
+
+
+def _csv(path: Path) -> pa.Table:
+    """Read all columns as text, so that a number or a date in a prompt stays as it was written."""
+    parse = pa_csv.ParseOptions(newlines_in_values=True)
+    with pa_csv.open_csv(path, parse_options=parse) as opened:
+        names = opened.schema.names
+    if problems := list(_wrong_names(names)):  # pyarrow would keep the last of several columns
+        raise pa.ArrowInvalid("; ".join(problems))
+    convert = pa_csv.ConvertOptions(
+        column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, quoted_strings_can_be_null=False,
+        null_values=[""],
+    )  # fmt: skip
+    return pa_csv.read_csv(path, parse_options=parse, convert_options=convert)
+
+
+def _why(path: Path, error: pa.ArrowInvalid) -> str:
+    """Why a file cannot be read. pyarrow does not say in which line of a CSV file."""
+    if path.suffix.lower() != ".csv":
+        return one_line(error)
+    if not path.stat().st_size:
+        return "is empty"
+    if (line := _bad_line(path)) is not None:
+        return f"line {line}: expected UTF-8"
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        rows = csv.reader(lines, strict=True)
+        try:
+            width = len(next(rows, []))
+            for row in rows:
+                if row and len(row) != width:
+                    return f"line {rows.line_num}: expected {width} fields as in the first line, found {len(row)}"
+        except csv.Error as bad:
+            return f"line {rows.line_num}: {bad}"
+    return one_line(error)
+
+
+def _bad_line(path: Path) -> int | None:
+    """The first line that is not UTF-8."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                return number
+    return None
+
+
+def _json_lines(path: Path, api: str) -> pa.Table:
+    rows: list[dict[str, str | None]] = []
+    problems: list[str] = []
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    rows.append(_row(json.loads(line, object_pairs_hook=_object), api))
+                except RecursionError:
+                    problems.append(f"line {number}: nests too deeply")
+                except ValueError as error:
+                    problems.append(f"line {number}: {error}")
+    if problems:
+        raise ConfigError([f"{path}: {problem}" for problem in _few(problems)])
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return pa.table({name: pa.array([row.get(name) for row in rows], pa.string()) for name in names})
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, if no key of it is repeated."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        repeated = next(key for at, (key, _) in enumerate(pairs) if key in dict(pairs[:at]))
+        raise ValueError(f"key {repeated} is set twice")
+    return made
+
+
+def _row(given: object, api: str) -> dict[str, str | None]:
+    if not isinstance(given, dict):
+        raise ValueError(f"expected a JSON object, found {type(given).__name__}")  # noqa: TRY004 - user input
+    row = _of_batch(given, api) if "body" in given else given
+    return {_valid(name, name): _text(name, value) for name, value in row.items()}
+
+
+def _of_batch(given: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Convert a line of OpenAI's Batch API (platform.openai.com/docs/api-reference/batch) into a prompts row."""
+    body, url, api = given["body"], given.get("url"), specification(name)
+    if not isinstance(body, dict):
+        raise ValueError("body: expected a JSON object")  # noqa: TRY004 - as above
+    method = given.get("method")
+    if method not in (None, "POST"):
+        raise ValueError(f"method: expected POST, found {method}")
+    if url is not None and url != f"/v1{api.path}":
+        hint = next(
+            (f"; {url} is the path of {known.name}" for known in specifications() if url == f"/v1{known.path}"), ""
+        )
+        raise ValueError(f"url: expected /v1{api.path}, because endpoint.api is {name}, found {url}{hint}")
+    rest = {key: value for key, value in body.items() if key not in (*OURS, "stream_options")}
+    asked = rest.pop(api.prompt_field, None)
+    system = rest.pop(api.system or "", None)
+    row = {"request_id": given.get("custom_id"), "model": rest.pop("model", None), "system": system}
+    row["prompt" if isinstance(asked, str) else "messages"] = asked
+    return row | {"params": rest or None}
+
+
+def _text(name: str, value: object) -> str | None:
+    """Return text unchanged, and any other value as JSON. Keys keep their order, which can matter in a schema."""
+    if value is None:
+        return value
+    return _valid(
+        name, value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    )
+
+
+def _valid(name: str, text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name}: expected valid Unicode, found half of a surrogate pair") from None
+    return text
