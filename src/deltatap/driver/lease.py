@@ -238,16 +238,18 @@ def _take(spark: SparkSession, settings: Settings, captures: Identity, rows: lis
         "captures_id": captures.id,
         "captures_location": captures.location,
     }
-    update = "WHEN MATCHED AND t.run_id = s.run_id AND t.epoch < s.epoch THEN UPDATE SET *" if resumed else ""
+    assigned = ", ".join(f"t.{name} = s.{name}" for name in runs.NAMES)
+    update = f"WHEN MATCHED AND t.run_id = s.run_id AND t.epoch < s.epoch THEN UPDATE SET {assigned}" if resumed else ""
     try:
         with runs.row_view(spark, values) as view:
             # A row with this epoch or a later one belongs to a driver that committed first. It matches, so the
-            # statement inserts nothing.
+            # statement inserts nothing. Columns are named, because a newer version may have added some.
             spark.sql(f"""
                 MERGE INTO {tables.quoted(settings.runs.table)} AS t USING {view} AS s
                 ON {captures.runs_sql("t")} AND (t.run_id = s.run_id OR t.epoch >= s.epoch)
                 {update}
-                WHEN NOT MATCHED THEN INSERT *
+                WHEN NOT MATCHED THEN
+                    INSERT ({", ".join(runs.NAMES)}) VALUES ({", ".join(f"s.{name}" for name in runs.NAMES)})
             """)
     except Exception as error:
         if not tables.is_conflict(error):

@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from deltatap.config import Settings
     from deltatap.delta.identity import Identity
 
-_NAMES = tuple(column.name for column in columns.RUNS)
+NAMES = tuple(column.name for column in columns.RUNS)
 _SCHEMA = columns.arrow_schema(columns.RUNS)
 
 
 def read(spark: SparkSession, settings: Settings, captures: Identity) -> list[Row]:
     """The runs on a captures table; times are in UTC."""
     rows = spark.table(tables.quoted(settings.runs.table)).alias("r")
-    ours = rows.where(captures.runs_sql("r")).select(*_NAMES)
+    ours = rows.where(captures.runs_sql("r")).select(*NAMES)
     return [_in_utc(row) for row in ours.collect()]
 
 
