@@ -344,7 +344,7 @@ def _notes_on(loaded: Loaded, *, replace: bool) -> Iterator[str]:
         yield f"{loaded.known:,} request ids were in the table; their rows are replaced"
     elif loaded.known:
         yield (
-            f"{loaded.known:,} request ids were in the table already; a request_id with several different prompts fails, "
+            f"{loaded.known:,} request ids were in the table already; a request_id with two different prompts fails, "
             "so load with --replace to replace the earlier rows"
         )
     if "id" in loaded.unused:

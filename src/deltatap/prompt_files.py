@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -21,14 +22,31 @@ from deltatap.prompt_columns import COLUMNS, TEXTS, find, similar
 from deltatap.prompts import OURS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
 _SHOWN_PROBLEMS = 20
 
 
-def read_prompts(path: Path, api: str, named: Mapping[str, str] | None = None) -> pa.Table:
-    """The rows of a file, with the columns of a prompts table; other columns are kept for ``prompts.keep``.
+@dataclass(frozen=True, slots=True)
+class PromptFile:
+    """The prompts of a file.
+
+    Attributes:
+        rows: with the columns of a prompts table; other columns are kept for ``prompts.keep``.
+        lines: the line of each row; None if the format has no lines.
+    """
+
+    rows: pa.Table
+    lines: Sequence[int] | None = None
+
+    def place(self, row: int) -> str:
+        """Where a row is, for messages."""
+        return f"row {row + 1}" if self.lines is None else f"line {self.lines[row]}"
+
+
+def read_prompts(path: Path, api: str, named: Mapping[str, str] | None = None) -> PromptFile:
+    """The rows of a file.
 
     Args:
         path: ends in ``.jsonl``, ``.csv`` or ``.parquet``.
@@ -38,33 +56,43 @@ def read_prompts(path: Path, api: str, named: Mapping[str, str] | None = None) -
     Raises:
         ConfigError: with the lines or columns that are wrong.
     """
-    readers: dict[str, Callable[[Path, str], pa.Table]] = {
-        ".jsonl": _json_lines,
-        ".csv": lambda path, _: _csv(path),
-        ".parquet": lambda path, _: pq.ParquetFile(path).read(),
-    }
+    readers: dict[str, Callable[[Path, str], PromptFile]] = {".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise ConfigError([f"{path}: expected a file name that ends in {', '.join(readers)}"])
     try:
         found = reader(path, api)
+        _raise_any([] if found.rows.num_rows else ["has no rows"])
+        _raise_any(_wrong_names(found.rows.schema.names))
+        rows = _typed(_in_lower_case(_renamed(found.rows, named or {})))
+        found = PromptFile(rows, found.lines)
+        _raise_any(_repeated(found))
     except OSError as error:
-        raise ConfigError([f"{path}: {error.strerror or error}"]) from error
+        raise ConfigError([f"{path}: {error.strerror or one_line(error)}"]) from error
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: line {_bad_line(path)}: expected UTF-8"]) from error
-    except pa.ArrowInvalid as error:
+    except pa.ArrowException as error:
         raise ConfigError([f"{path}: {_why(path, error)}"]) from error
-    if not found.num_rows:
-        raise ConfigError([f"{path}: has no rows"])
-    if problems := list(_wrong_names(found.schema.names)):
-        raise ConfigError([f"{path}: {problem}" for problem in problems])
-    found = _in_lower_case(_renamed(path, found, named or {}))
-    for at, field in enumerate(found.schema):
-        if field.name in TEXTS and not pa.types.is_string(field.type) and not pa.types.is_nested(field.type):
-            found = found.set_column(at, field.name, pc.cast(found[field.name], pa.string()))
-    if problems := list(_repeated(found)):
-        raise ConfigError([f"{path}: {problem}" for problem in _few(problems)])
+    except _WrongFileError as error:
+        more = len(error.problems) - _SHOWN_PROBLEMS
+        rest = [f"and {more:,} more"] if more > 0 else []
+        raise ConfigError(
+            [f"{path}: {problem}" for problem in [*error.problems[:_SHOWN_PROBLEMS], *rest]] + ["nothing was loaded"]
+        ) from error
     return found
+
+
+class _WrongFileError(Exception):
+    """Lines or columns that are wrong."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__(*problems)
+        self.problems = problems
+
+
+def _raise_any(problems: Iterable[str]) -> None:
+    if found := list(problems):
+        raise _WrongFileError(found)
 
 
 def unused(names: Sequence[str], keep: Sequence[str]) -> list[str]:
@@ -83,7 +111,7 @@ def _wrong_names(names: Sequence[str]) -> Iterator[str]:
         seen[name.lower()] = name
 
 
-def _renamed(path: Path, found: pa.Table, named: Mapping[str, str]) -> pa.Table:
+def _renamed(found: pa.Table, named: Mapping[str, str]) -> pa.Table:
     """The table with the columns that the user has named."""
     names = list(found.schema.names)
     for target, given in named.items():
@@ -92,9 +120,9 @@ def _renamed(path: Path, found: pa.Table, named: Mapping[str, str]) -> pa.Table:
         if column is None:
             near = similar(given, names)
             hint = f"; did you mean {near}?" if near else ""
-            raise ConfigError([f"{path}: {option}: expected one of the columns {', '.join(names)}{hint}"])
+            raise _WrongFileError([f"{option}: expected one of the columns {', '.join(names)}{hint}"])
         if column.lower() != target and find(target, names) is not None:
-            raise ConfigError([f"{path}: {option}: the file has a column {target}, too"])
+            raise _WrongFileError([f"{option}: the file has a column {target}, too"])
         names[names.index(column)] = target
     return found.rename_columns(names)
 
@@ -103,42 +131,65 @@ def _in_lower_case(found: pa.Table) -> pa.Table:
     return found.rename_columns([name.lower() if name.lower() in COLUMNS else name for name in found.schema.names])
 
 
-def _repeated(found: pa.Table) -> Iterator[str]:
+def _typed(found: pa.Table) -> pa.Table:
+    """The table with texts as strings, and without the Arrow types that Spark does not have."""
+    problems = []
+    for at, field in enumerate(found.schema):
+        type_ = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        if (
+            pa.types.is_null(type_)
+            or pa.types.is_time(type_)
+            or (field.name in TEXTS and not pa.types.is_nested(type_))
+        ):
+            target = pa.string()
+        else:
+            target = pa.int64() if pa.types.is_unsigned_integer(type_) else type_
+        try:
+            if field.name == "request_id" and pa.types.is_floating(type_):
+                raise pa.ArrowInvalid("no id")
+            found = found.set_column(at, field.name, pc.cast(found[field.name], target))
+        except pa.ArrowException:
+            expected = {"request_id": "text or integers"}.get(field.name, "text" if target == pa.string() else "BIGINT")
+            problems.append(f"column {field.name}: expected {expected}, found {field.type}")
+    _raise_any(problems)
+    return found
+
+
+def _repeated(found: PromptFile) -> Iterator[str]:
     """Rows that have the request_id of another row, and another content."""
-    if "request_id" not in found.schema.names:
+    if "request_id" not in found.rows.schema.names:
         return
-    ids = found["request_id"].to_pylist()
+    ids = found.rows["request_id"].to_pylist()
     if len(set(ids)) == len(ids):
         return
-    ours = found.select([name for name in found.schema.names if name in COLUMNS])
+    ours = found.rows.select([name for name in found.rows.schema.names if name in COLUMNS])
     first: dict[str, int] = {}
     for at, request_id in enumerate(ids):
         if request_id is not None and first.setdefault(request_id, at) != at:
             one, other = (ours.slice(each, 1).to_pylist() for each in (first[request_id], at))
             if one != other:
-                yield f"row {at + 1}: request_id {request_id} is used for another prompt in row {first[request_id] + 1}"
+                place = found.place(first[request_id])
+                yield f"{found.place(at)}: request_id {request_id} has another prompt in {place}"
 
 
-def _few(problems: list[str]) -> list[str]:
-    more = len(problems) - _SHOWN_PROBLEMS
-    return [*problems[:_SHOWN_PROBLEMS], *([f"and {more:,} more"] if more > 0 else []), "nothing was loaded"]
+def _parquet(path: Path, _: str) -> PromptFile:
+    return PromptFile(pq.ParquetFile(path).read())
 
 
-def _csv(path: Path) -> pa.Table:
+def _csv(path: Path, _: str) -> PromptFile:
     """Read all columns as text, so that a number or a date in a prompt stays as it was written."""
     parse = pa_csv.ParseOptions(newlines_in_values=True)
     with pa_csv.open_csv(path, parse_options=parse) as opened:
         names = opened.schema.names
-    if problems := list(_wrong_names(names)):  # pyarrow would keep the last of several columns
-        raise pa.ArrowInvalid("; ".join(problems))
+    _raise_any(_wrong_names(names))  # pyarrow would keep the last of several columns
     convert = pa_csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, quoted_strings_can_be_null=False,
         null_values=[""],
     )  # fmt: skip
-    return pa_csv.read_csv(path, parse_options=parse, convert_options=convert)
+    return PromptFile(pa_csv.read_csv(path, parse_options=parse, convert_options=convert))
 
 
-def _why(path: Path, error: pa.ArrowInvalid) -> str:
+def _why(path: Path, error: pa.ArrowException) -> str:
     """Why a file cannot be read. pyarrow does not say in which line of a CSV file."""
     if path.suffix.lower() != ".csv":
         return one_line(error)
@@ -169,22 +220,28 @@ def _bad_line(path: Path) -> int | None:
     return None
 
 
-def _json_lines(path: Path, api: str) -> pa.Table:
-    rows: list[dict[str, str | None]] = []
+def _json_lines(path: Path, api: str) -> PromptFile:
+    rows: dict[int, dict[str, str | None]] = {}
     problems: list[str] = []
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
-                    rows.append(_row(json.loads(line, object_pairs_hook=_object), api))
+                    rows[number] = _row(json.loads(line, object_pairs_hook=_object, parse_constant=_constant), api)
                 except RecursionError:
                     problems.append(f"line {number}: nests too deeply")
-                except ValueError as error:
-                    problems.append(f"line {number}: {error}")
-    if problems:
-        raise ConfigError([f"{path}: {problem}" for problem in _few(problems)])
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return pa.table({name: pa.array([row.get(name) for row in rows], pa.string()) for name in names})
+                except json.JSONDecodeError as error:
+                    problems.append(f"line {number}: expected JSON; column {error.colno}: {error.msg}")
+                except ValueError as error:  # for long integers, Python adds how to read them
+                    problems.append(f"line {number}: {str(error).partition('; use sys.')[0]}")
+    _raise_any(problems)
+    names = dict.fromkeys(name for row in rows.values() for name in row)
+    columns = {name: pa.array([row.get(name) for row in rows.values()], pa.string()) for name in names}
+    return PromptFile(pa.table(columns), list(rows))
+
+
+def _constant(name: str) -> float:
+    raise ValueError(f"expected JSON, which has no {name}")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -200,7 +257,7 @@ def _row(given: object, api: str) -> dict[str, str | None]:
     if not isinstance(given, dict):
         raise ValueError(f"expected a JSON object, found {type(given).__name__}")  # noqa: TRY004 - user input
     row = _of_batch(given, api) if "body" in given else given
-    return {_valid(name, name): _text(name, value) for name, value in row.items()}
+    return {_valid("a column's name", name): _text(name, value) for name, value in row.items()}
 
 
 def _of_batch(given: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -9,21 +9,27 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+from pyspark.errors import PySparkTypeError
+from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's documentation
+from pyspark.sql import types as T  # noqa: N812
+from pyspark.sql.pandas.types import from_arrow_type
+
 from deltatap.delta import tables
-from deltatap.driver.source import wrong_columns
+from deltatap.driver.source import column_of, wrong_columns
 from deltatap.errors import ConfigError, one_line
 from deltatap.prompt_columns import find
 from deltatap.prompt_files import read_prompts, unused
 from deltatap.prompts import build_request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-    import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
 
     from deltatap.config import Settings
+    from deltatap.prompt_files import PromptFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +38,7 @@ class Loaded:
 
     Attributes:
         rows: how many rows were loaded.
-        bad: the rows that are not valid requests, each as ``row N: reason``.
+        bad: the rows that are not valid requests, each as ``row N: reason`` or ``line N: reason``.
         known: how many of the file's request ids were in the table before.
         unused: the columns that no request is built from and that ``prompts.keep`` does not name.
     """
@@ -67,8 +73,10 @@ def load(
     if table is None:
         raise ConfigError(["prompts.table: expected the table to load into, found prompts.sql"])
     read = read_prompts(path, settings.endpoint.api, named)
-    names, templates = read.schema.names, settings.prompts.templates
-    frame = spark.createDataFrame(read)
+    names, templates = read.rows.schema.names, settings.prompts.templates
+    if replace and "request_id" not in names:
+        raise ConfigError([f"{path}: --replace: expected a column request_id, found {', '.join(names)}"])
+    frame = spark.createDataFrame(_one_per_id(read.rows) if replace else read.rows, _spark_schema(path, read.rows))
     fields = {field.name: field.dataType for field in frame.schema.fields}
     if problems := list(wrong_columns(fields, templates, names)):
         how = [] if {"prompt", "messages"} & {*fields, *templates} else ["name it with --prompt-column"]
@@ -77,12 +85,10 @@ def load(
     try:
         _write(frame, table, replace=replace and known > 0)
     except Exception as error:
-        raise ConfigError(
-            [f"prompts.table: {table}: the columns of {path} do not fit the table: {one_line(error)}"]
-        ) from error
+        raise ConfigError([f"prompts.table: {table}: {path} does not fit the table: {one_line(error)}"]) from error
     templated = [column for template in templates.values() for column in template.columns]
     rest = unused(names, [*settings.prompts.keep, *templated])
-    return Loaded(read.num_rows, list(_bad(read, settings)), known, tuple(rest))
+    return Loaded(read.rows.num_rows, list(_bad(read, settings)), known, tuple(rest))
 
 
 def _known(spark: SparkSession, table: str, frame: DataFrame) -> int:
@@ -99,31 +105,74 @@ def _known(spark: SparkSession, table: str, frame: DataFrame) -> int:
 
 def _write(frame: DataFrame, table: str, *, replace: bool) -> None:
     """Append the rows, or replace those with the same request_id, in one commit."""
-    if replace:
-        view = f"deltatap_{uuid.uuid4().hex}"
-        frame.createOrReplaceTempView(view)
-        try:
-            tables.commit(
-                frame.sparkSession,
-                f"MERGE WITH SCHEMA EVOLUTION INTO {tables.quoted(table)} AS t USING {view} AS s "
-                "ON t.request_id = s.request_id WHEN MATCHED THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *",
-            )
-        finally:
-            frame.sparkSession.catalog.dropTempView(view)
+    spark = frame.sparkSession
+    fields = spark.table(tables.quoted(table)).schema.fields if tables.exists(spark, table) else []
+    frame = _cast(frame, fields)
+    if not replace:
+        writer = frame.write.format("delta").mode("append").option("mergeSchema", "true")
+        writer.save(table) if tables.is_path(table) else writer.saveAsTable(tables.quoted(table))
         return
-    writer = frame.write.format("delta").mode("append").option("mergeSchema", "true")
-    writer.save(table) if tables.is_path(table) else writer.saveAsTable(tables.quoted(table))
+    # A replaced row keeps no value of the earlier one, such as params that the file does not have.
+    missing = {field.name: F.lit(None).cast(field.dataType) for field in fields if not find(field.name, frame.columns)}
+    view = f"deltatap_{uuid.uuid4().hex}"
+    frame.withColumns(missing).createOrReplaceTempView(view)
+    try:
+        tables.commit(
+            spark,
+            f"MERGE WITH SCHEMA EVOLUTION INTO {tables.quoted(table)} AS t USING {view} AS s "
+            "ON t.request_id = s.request_id WHEN MATCHED THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *",
+        )
+    finally:
+        spark.catalog.dropTempView(view)
 
 
-def _bad(read: pa.Table, settings: Settings) -> Iterator[str]:
+def _cast(frame: DataFrame, fields: Iterable[T.StructField]) -> DataFrame:
+    """The frame with the table's types of simple columns, such as BIGINT for request_id."""
+    types = {field.name: field.dataType for field in frame.schema.fields}
+    found = {column: field.dataType for field in fields if (column := find(field.name, frame.columns))}
+    nested = (T.StructType, T.ArrayType, T.MapType)
+    return frame.withColumns(
+        {
+            column: column_of(column).cast(type_)
+            for column, type_ in found.items()
+            if types[column] != type_ and not isinstance(type_, nested) and not isinstance(types[column], nested)
+        }
+    )
+
+
+def _one_per_id(rows: pa.Table) -> pa.Table:
+    """The rows without repeated ones: a MERGE takes one row for each request_id."""
+    seen: set[str] = set()
+    first = []
+    for request_id in rows["request_id"].to_pylist():
+        first.append(request_id is None or request_id not in seen)
+        seen.add(request_id)
+    return rows.filter(pa.array(first))
+
+
+def _spark_schema(path: Path, rows: pa.Table) -> T.StructType:
+    """The rows' schema in Spark."""
+    schema = T.StructType()
+    problems = []
+    for field in rows.schema:
+        try:
+            schema = schema.add(field.name, from_arrow_type(field.type))
+        except PySparkTypeError:
+            problems.append(f"{path}: column {field.name}: expected a type that Spark has, found {field.type}")
+    if problems:
+        raise ConfigError([*problems, "nothing was loaded"])
+    return schema
+
+
+def _bad(read: PromptFile, settings: Settings) -> Iterator[str]:
     """The rows that are no valid requests. Templates are filled when a run reads the table."""
     endpoint, number = settings.endpoint, 0
     filled = dict.fromkeys(settings.prompts.templates, "filled later")
-    for batch in read.to_batches(max_chunksize=10_000):
+    for batch in read.rows.to_batches(max_chunksize=10_000):
         for row in batch.to_pylist():
-            number += 1
             made = build_request(
                 row, api=endpoint.api, model=endpoint.model, defaults=settings.request, keep=(), filled=filled
             )
             if made.error is not None:
-                yield f"row {number}: {made.error}"
+                yield f"{read.place(number)}: {made.error}"
+            number += 1

@@ -134,9 +134,14 @@ def wrong_columns(
         yield f"column params: expected a JSON STRING or MAP<STRING, …>, found {_sql_name(fields['params'])}"
 
 
+def column_of(name: str) -> Column:
+    """The column of this name, which may hold any characters."""
+    return F.col("`{}`".format(name.replace("`", "``")))
+
+
 def _readable(column: str, type_: T.DataType, name: str | None = None) -> Column:
     """A column as Python can read it: plain strings, and JSON instead of types that have no Arrow type."""
-    selected = F.col("`{}`".format(column.replace("`", "``")))
+    selected = column_of(column)
     if name == "request_id":
         return selected.cast(T.StringType())
     if isinstance(type_, T.StringType):
