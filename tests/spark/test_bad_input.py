@@ -58,7 +58,7 @@ def test_a_missing_prompts_table_is_named(job: Job) -> None:
 @pytest.mark.parametrize(
     ("columns", "expected"),
     [
-        ("request_id BIGINT, prompt STRING", "column request_id: expected STRING, found BIGINT; cast it with prompts.sql"),
+        ("request_id DOUBLE, prompt STRING", "column request_id: expected STRING or an integer, found DOUBLE; cast it with prompts.sql"),
         ("request_id STRING, prompt INT", "column prompt: expected STRING, found INT; cast it with prompts.sql"),
         ("request_id STRING, messages ARRAY<STRING>", "column messages: expected ARRAY<STRUCT<role: STRING, content: STRING, …>>"),
         ("prompt STRING, params ARRAY<STRING>", "column params: expected a JSON STRING or MAP<STRING, …>, found ARRAY<STRING>"),

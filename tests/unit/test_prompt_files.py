@@ -179,7 +179,7 @@ def test_the_types_of_parquet_files_become_text_or_types_of_spark(tmp_path: Path
     pq.write_table(pa.table(columns), tmp_path / "x.parquet")
     found = read_prompts(tmp_path / "x.parquet", "chat").rows
     assert found.to_pylist()[0] == {
-        "request_id": "7", "prompt": "x", "model": "m", "system": None, "category": "a", "day": day, "at": "00:00:00",
+        "request_id": "7", "prompt": "x", "model": "m", "system": None, "category": "a", "day": day, "at": "00:00:00.000",
         "count": 1,
     }  # fmt: skip
     assert [str(field.type) for field in found.schema] == [*["string"] * 5, "date32[day]", "string", "int64"]
