@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import pytest
 from deltatap.config import Settings, load_settings
 from deltatap.driver import owed
 from deltatap.driver.source import misspelled, source
-from deltatap.errors import ConfigError
+from deltatap.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     from pyspark.sql import Row, SparkSession
@@ -102,6 +103,31 @@ def test_the_columns_of_messages_and_params_can_be_variants_and_maps(spark: Spar
 @pytest.mark.parametrize("type_", ["TINYINT", "INT", "BIGINT", "DECIMAL(38, 0)", "STRING", "STRING COLLATE UNICODE_CI"])
 def test_a_request_id_has_any_integer_or_string_type(spark: SparkSession, type_: str) -> None:
     assert set(planned(spark, of_query(f"SELECT CAST(7 AS {type_}) request_id, 'Hi' prompt"))) == {"7"}
+
+
+def test_columns_without_a_type_are_null(spark: SparkSession) -> None:
+    query = "SELECT 'a' request_id, 'Hi' prompt, NULL system, NULL messages, NULL params, NULL model, NULL note"
+    found = planned(spark, of_query(query, prompts={"keep": ["note"]}))["a"]
+    assert (body(found)["messages"], found["keep"]) == (HI, {"note": None})
+
+
+REASONS = {
+    "SELECT CAST(1 / (id - id) AS STRING) prompt FROM range(2)": "[DIVIDE_BY_ZERO] Division by zero.",
+    "SELECT CAST(CAST(concat('x', id) AS INT) AS STRING) prompt FROM range(2)": "[CAST_INVALID_INPUT] The value 'x0'",
+    "SELECT CAST(assert_true(id > 5, 'no row') AS STRING) prompt FROM range(2)": "[USER_RAISED_EXCEPTION] no row",
+    "SELECT array('a')[id + 1] prompt FROM range(2)": "[INVALID_ARRAY_INDEX] The index 1 is out of bounds.",
+    "SELECT from_json(concat('{', id), 'a STRING', map('mode', 'FAILFAST')).a prompt FROM range(2)": "[MALFORMED_RECORD_IN_PARSING",
+    "SELECT * FROM delta.`{folder}`": "[FAILED_READ_FILE.FILE_NOT_EXIST] Encountered error while reading file file:",
+}  # fmt: skip
+
+
+def test_the_reason_of_a_failure_is_the_sentence_of_spark(spark: SparkSession, tmp_path: Path) -> None:
+    spark.range(3).selectExpr("'Hi' AS prompt").coalesce(1).write.format("delta").save(str(tmp_path))
+    next(tmp_path.glob("*.parquet")).unlink()
+    for query, reason in REASONS.items():
+        with pytest.raises(Exception, match=re.escape(reason)) as caught:  # of py4j or of Spark
+            planned(spark, of_query(query.format(folder=tmp_path)))
+        assert one_line(caught.value).startswith(reason)
 
 
 def test_column_names_match_in_any_case(spark: SparkSession) -> None:

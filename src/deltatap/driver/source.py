@@ -116,9 +116,7 @@ def wrong_columns(
         columns: all columns of the table, for messages.
     """
     for name in TEXTS:
-        if name in fields and not (
-            isinstance(fields[name], T.StringType) or (name == "request_id" and _is_id(fields[name]))
-        ):
+        if name in fields and not (_is_text(fields[name]) or (name == "request_id" and _is_id(fields[name]))):
             expected = "STRING or an integer" if name == "request_id" else "STRING"
             yield f"column {name}: expected {expected}, found {_sql_name(fields[name])}; cast it with prompts.sql"
     if not {"prompt", "messages"} & {*fields, *templates}:
@@ -144,7 +142,7 @@ def _readable(column: str, type_: T.DataType, name: str | None = None) -> Column
     selected = column_of(column)
     if name == "request_id":
         return selected.cast(T.StringType())
-    if isinstance(type_, T.StringType):
+    if _is_text(type_):
         return selected.cast(T.StringType())
     if _has(type_, (T.VariantType, T.YearMonthIntervalType, T.CalendarIntervalType, T.DayTimeIntervalType)):
         if isinstance(type_, (T.VariantType, T.StructType, T.ArrayType, T.MapType)):
@@ -185,19 +183,24 @@ def _sql_name(type_: T.DataType) -> str:
     return type_.simpleString().upper()
 
 
+def _is_text(type_: T.DataType) -> bool:
+    """Whether a type is STRING, or VOID: the type of ``NULL AS system``."""
+    return isinstance(type_, T.StringType | T.NullType)
+
+
 def _is_id(type_: T.DataType) -> bool:
     return isinstance(type_, T.IntegralType) or (isinstance(type_, T.DecimalType) and type_.scale == 0)
 
 
 def _is_messages(type_: T.DataType) -> bool:
-    if isinstance(type_, T.StringType | T.VariantType):
+    if _is_text(type_) or isinstance(type_, T.VariantType):
         return True
     message = type_.elementType if isinstance(type_, T.ArrayType) else None
     return _is_object(message) or (isinstance(message, T.StructType) and {"role", "content"} <= set(message.names))
 
 
 def _is_params(type_: T.DataType) -> bool:
-    return isinstance(type_, T.StringType | T.VariantType) or _is_object(type_)
+    return _is_text(type_) or isinstance(type_, T.VariantType) or _is_object(type_)
 
 
 def _is_object(type_: T.DataType | None) -> bool:
