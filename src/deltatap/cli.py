@@ -333,19 +333,19 @@ def load(
         _say(console, f"{file}: {problem}", "warning")
     for note in _notes_on(loaded, replace=replace):
         _say(console, f"{file}: {note}", "warning")
-    bad = f"; {len(loaded.bad):,} of them are invalid and will become failed rows, at no cost" if loaded.bad else ""
-    _say(console, f"{loaded.rows:,} prompts loaded into {settings.prompts.table}{bad}")
+    bad = f"; invalid: {len(loaded.bad):,} (these become failed rows, at no cost)" if loaded.bad else ""
+    _say(console, f"prompts loaded into {settings.prompts.table}: {loaded.rows:,}{bad}")
     return OK
 
 
 def _notes_on(loaded: Loaded, *, replace: bool) -> Iterator[str]:
     """What a user may not expect of a load."""
     if loaded.known and replace:
-        yield f"{loaded.known:,} request ids were in the table; their rows are replaced"
+        yield f"request ids whose rows were replaced: {loaded.known:,}"
     elif loaded.known:
         yield (
-            f"{loaded.known:,} request ids were in the table already; a request_id with two different prompts fails, "
-            "so load with --replace to replace the earlier rows"
+            f"request ids that the table had already: {loaded.known:,}; a request_id with two different prompts fails, "
+            "so use --replace to replace the earlier rows"
         )
     if "id" in loaded.unused:
         yield "column id is not the request_id; load with --id-column id to use it"

@@ -104,6 +104,8 @@ def show_capture(console: Console, row: Row) -> None:
     console.print(Text.assemble((row["request_id"], "bold"), outcome), soft_wrap=True)
     if error:
         _line(console, f"{error['type']} {error['code'] or ''}: {error['message'] or ''}", style="red")
+    if "reused_from" in row and (reused := row["reused_from"]):  # tables of older versions lack the column
+        _line(console, f"the answer of request {reused['request_id']} in run {reused['run_id']}, reused without a call")
     for at, call in enumerate(row["retries"] or (), 1):
         received = f"{len(call['text'] or ''):,} characters received"
         _line(console, f"call {at}: {call['error_type']}, {received}", style="yellow")
