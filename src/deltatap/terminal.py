@@ -109,8 +109,7 @@ def show_capture(console: Console, row: Row) -> None:
     for at, call in enumerate(row["retries"] or (), 1):
         received = f"{len(call['text'] or ''):,} characters received"
         _line(console, f"call {at}: {call['error_type']}, {received}", style="yellow")
-    if line := sparkline([chunk["ms"] for chunk in row["chunks"] or () if chunk["kind"] in OUTPUT_KINDS]):
-        _line(console, line)
+    _line(console, sparkline([chunk["ms"] for chunk in row["chunks"] or () if chunk["kind"] in OUTPUT_KINDS]))
     columns = {"TTFT": "ttft_ms", "per token": "tpot_ms", "end to end": "e2e_ms", "loop lag": "loop_lag_ms"}
     facts = [f"{name} {row[column]:,.1f} ms" for name, column in columns.items() if row[column] is not None]
     if usage := row["usage_reported"] or row["usage_tiktoken"]:
@@ -218,5 +217,6 @@ def _interval(low: float | None, high: float | None, *, signed: bool = False) ->
 
 
 def _line(console: Console, text: str, style: str | None = None) -> None:
-    """Print one line without wrapping it or coloring its numbers."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    """Print one line without wrapping it or coloring its numbers; print nothing for an empty text."""
+    if text:
+        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -70,6 +70,33 @@ def test_wrong_column_types_are_named(spark: SparkSession, job: Job, columns: st
     assert f"prompts: {job.folder / 'prompts'}: {expected}" in job.refused()
 
 
+def test_columns_and_templates_that_do_not_fit_are_named(spark: SparkSession, job: Job) -> None:
+    prompts.write(spark, job.folder / "prompts", [("a", "x", "t")], "request_id STRING, prompt STRING, `my.col` STRING")
+    for overrides, expected in (
+        (["prompts.template=Say {titel}"], "prompts.template: column titel does not exist"),
+        (["prompts.template=Say {"], "prompts.template: the brace at character 5 has no partner; for a brace, write {{"),
+        (["prompts.keep=[my_col]"], "prompts.keep: column my_col does not exist; did you mean my.col?"),
+        (["prompts.table=", "prompts.sql=SELECT 'a' prompt, 'b' PROMPT"], "column prompt: expected one, found prompt, PROMPT"),
+        (["prompts.table=", "prompts.sql=SELECT 'a' promt"], "expected a column prompt or messages, found promt; did you mean promt?"),
+    ):  # fmt: skip
+        assert expected in job.refused(*overrides)
+
+
+def test_values_of_settings_that_cannot_be_used_are_named(job: Job) -> None:
+    for override, expected in (
+        ("state.dir=s3a://bucket/state", "state.dir: "),
+        ("capture.sample={fraction: 2}", "capture.sample.fraction: expected a number less than or equal to 1, found 2"),
+        ("captures.table=a`b", "captures.table: "),
+        ("run.labels=[a]", "run.labels: expected "),
+        ("request.metadata={a: 1, a: 2}", "request.metadata"),
+    ):
+        assert expected in job.refused(override)
+
+
+def test_markup_in_a_message_is_shown_as_it_is(job: Job) -> None:
+    assert r"prompts.table: a\[/b]" in job.refused(r"prompts.table=`a\[/b]`").replace("`", "")
+
+
 def test_a_missing_column_to_keep_is_named(spark: SparkSession, job: Job) -> None:
     prompts.write(spark, job.folder / "prompts", [("a", "x")])
     assert "prompts.keep: column topic does not exist" in job.refused("prompts.keep=[topic]")
