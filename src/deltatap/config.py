@@ -9,82 +9,25 @@ same reason JSON and a repr of settings contain neither the password of a proxy 
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, Field, ValidationError
 
 from deltatap import settings_file
 from deltatap.api import registry
-from deltatap.endpoint import A_PROXY, URI, Endpoint, File, Section, Source, conflicts
+from deltatap.endpoint import A_PROXY, Endpoint, Source, conflicts
 from deltatap.errors import ConfigError
 from deltatap.prompts import OURS, stream_options_problem
+from deltatap.setting_types import Body, File, Location, PositiveInt, Rate, RunId, Seconds, Section
 from deltatap.template import Template
 
 if TYPE_CHECKING:
     from deltatap.model import Mode
-
-
-def _location(table: str) -> str:
-    """Make a path absolute, so that a table has one name. Catalog names and URIs stay as they are."""
-    if "/" not in table or table.startswith("`"):
-        if not _CATALOG_NAME.fullmatch(table):
-            raise PydanticCustomError("table", "a path with a /, or a name such as catalog.schema.table")
-        return table
-    if URI.match(table):
-        return table.rstrip("/")
-    return str(Path(table).expanduser().absolute())
-
-
-_CATALOG_NAME = re.compile(r"(?:`(?:[^`]|``)+`|[^.`/]+)(?:\.(?:`(?:[^`]|``)+`|[^.`/]+))*")
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
-def _one_line(run_id: str) -> str:
-    if re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", run_id):
-        raise PydanticCustomError("one_line", "text without line breaks and control characters")
-    return run_id
-
-
-def _json(value: object, path: str = "") -> object:
-    """A value of a request body as JSON: keys become text, dates become ISO 8601.
-
-    Raises:
-        PydanticCustomError: if JSON has nothing for it; the message names the place.
-    """
-    if isinstance(value, Mapping):
-        return {str(key): _json(item, f"{path}.{key}") for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_json(item, f"{path}[{at}]") for at, item in enumerate(value)]
-    if isinstance(value, date):
-        return value.isoformat()
-    found = "" if value is None or isinstance(value, str | int | float) else type(value).__name__
-    if isinstance(value, float) and not math.isfinite(value):
-        found = str(value)
-    if isinstance(value, str) and _SURROGATE.search(value):
-        found = "text with half of a surrogate pair"
-    if found:
-        raise PydanticCustomError(
-            "json",
-            "a value that JSON can hold{path}, found {found}",
-            {"path": path and f" in {path[1:]}", "found": found},
-        )
-    return value
-
-
-Location = Annotated[str, Field(min_length=1), AfterValidator(_location)]
-Body = Annotated[dict[str, Any], BeforeValidator(_json)]
-PositiveInt = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0)]
-Rate = Annotated[float, Field(ge=0, le=1)]
-RunId = Annotated[str, Field(min_length=1), AfterValidator(_one_line)]
 
 
 class Prompts(Section):
