@@ -26,8 +26,9 @@ from deltatap.errors import (
     MissingExtraError,
     RunningError,
     VocabularyError,
+    described,
+    is_of_spark,
     missing_extra,
-    one_line,
 )
 
 if TYPE_CHECKING:
@@ -167,8 +168,9 @@ def _guarded(console: Console, work: Callable[[], int], hint: str = "") -> int:
     except Exception as error:  # noqa: BLE001 - Spark, the machine or a bug can raise anything
         known = error if isinstance(error, DeltatapError) else _missing(error)
         if known is None:
-            traceback.print_exc()
-            _say(console, f"{type(error).__name__}: {one_line(error)}", "problem")
+            if not (is_of_spark(error) or isinstance(error, OSError)):
+                traceback.print_exc()
+            _say(console, described(error), "problem")
             if hint:
                 _say(console, hint)
             return FAILED

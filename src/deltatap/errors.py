@@ -78,6 +78,17 @@ _CAUSE = re.compile(r"^\s*Caused by: (?:[a-z]\w*\.)+[A-Z][\w$]*: (.+)$", re.MULT
 _WRAPPED = re.compile(r"^(?:Job aborted due to stage failure|Query .* terminated with exception|\[STREAM_FAILED\])")
 
 
+def is_of_spark(error: BaseException) -> bool:
+    """Whether Spark or the JVM has reported an error."""
+    return type(error).__module__.partition(".")[0] in ("pyspark", "py4j")
+
+
+def described(error: BaseException) -> str:
+    """An error for people: its own sentence, after the name of its class if that says more than `Py4JJavaError`."""
+    known = isinstance(error, DeltatapError) or is_of_spark(error)
+    return one_line(error) if known else f"{type(error).__name__}: {one_line(error)}"
+
+
 def one_line(error: BaseException) -> str:
     """An error's message on one line of at most 300 characters.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,11 +15,11 @@ from deltatap import capture_udf, cli, load_settings, tokens
 from deltatap.delta import columns
 from deltatap.delta import tables as delta_tables
 from tests import prompts
-from tests.runs import capture, captured
+from tests.runs import capture, captured, run_rows
 from tests.simulation import KEY, KEY_VARIABLE, start_simulator
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
     from pyspark.sql import SparkSession
 
@@ -32,15 +33,17 @@ class Job:
         self.folder, self.simulator, self._capsys = folder, simulator, capsys
         self.tree: dict[str, Any] = prompts.config(folder, simulator.base_url)
 
-    def refused(self, *overrides: str) -> str:
-        """Return the output of a capture that is refused without a call and without a traceback."""
+    def refused(self, *overrides: str, work: Callable[..., int] = cli.capture, **options: Any) -> str:
+        """Return the output of a command that is refused without a call and without a traceback."""
         path = self.folder / "config.yml"
         path.write_text(yaml.safe_dump(self.tree))
-        code = cli.run(cli.capture, path, overrides)
-        output = self._capsys.readouterr().out
+        code = cli.run(work, path, overrides, **options)
+        output, errors = self._capsys.readouterr()
         assert code == cli.CONFIGURATION, output
         assert self.simulator.counts()["calls"] == 0
-        assert "Traceback" not in output
+        assert "Traceback" not in output + errors
+        assert "An error occurred while calling" not in output
+        assert all(line.startswith("✗ ") for line in output.splitlines()), output
         return output
 
 
@@ -100,6 +103,40 @@ def test_markup_in_a_message_is_shown_as_it_is(job: Job) -> None:
 def test_a_missing_column_to_keep_is_named(spark: SparkSession, job: Job) -> None:
     prompts.write(spark, job.folder / "prompts", [("a", "x")])
     assert "prompts.keep: column topic does not exist" in job.refused("prompts.keep=[topic]")
+
+
+def test_files_that_cannot_be_loaded_are_refused(job: Job) -> None:
+    (job.folder / "folder.csv").mkdir()
+    for name, text, expected in (
+        ("gone.csv", None, "gone.csv: does not exist"),
+        ("folder.csv", None, "folder.csv: is not a file"),
+        ("a.csv", "request_id,prompt\na\n", "a.csv: line 2: expected 2 fields as in the first line, found 1"),
+        ("a.jsonl", '{"prompt": "a"}\n{"prompt"', "a.jsonl: line 2: expected JSON; column 10: Expecting ':' delimiter"),
+        ("b.csv", "id,text\n1,Say\n", "b.csv: expected a column prompt or messages, found id, text; name it with --prompt-column"),
+    ):  # fmt: skip
+        if text is not None:
+            (job.folder / name).write_text(text)
+        assert expected in job.refused(work=cli.load, file=job.folder / name)
+    assert not (job.folder / "prompts").exists()
+
+
+def test_reports_that_cannot_be_written_are_refused(job: Job) -> None:
+    (job.folder / "file").write_text("")
+    for out, expected in (
+        ("s3a://bucket/report.html", "s3a:/bucket/report.html: expected a path on this machine or under /Volumes"),
+        (str(job.folder / "file" / "report.html"), "report.html: its folder cannot be made: File exists"),
+        (str(job.folder), f"{job.folder}: expected a file, found a folder"),
+    ):
+        assert expected in job.refused(work=cli.report, out=Path(out))
+
+
+def test_a_query_that_fails_is_refused(spark: SparkSession, job: Job) -> None:
+    query = "SELECT CAST(1 / (id - id) AS STRING) prompt FROM range(2)"
+    expected = f"prompts: query {query!r}: [DIVIDE_BY_ZERO] Division by zero."
+    assert expected in job.refused("prompts.table=", f"prompts.sql={query}")
+    (row,) = run_rows(spark, job.folder)
+    assert (row["status"], row["requests"]) == ("failed", 0)
+    assert row["reason"].startswith(expected)
 
 
 def test_a_query_with_a_syntax_error_is_refused(job: Job) -> None:

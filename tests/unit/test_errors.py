@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from pyspark.errors import PySparkException
 
-from deltatap.errors import missing_extra, one_line
+from deltatap.errors import ConfigError, described, missing_extra, one_line
 
 # The message of a PythonException, shortened.
 WORKER = """
@@ -79,3 +80,9 @@ def test_an_error_on_one_line_gives_its_cause(error: Exception, line: str) -> No
 def test_the_error_for_a_missing_extra_names_the_module_and_the_extra() -> None:
     error = missing_extra(ModuleNotFoundError("No module named 'plotly'", name="plotly"), "report")
     assert str(error) == "plotly is not installed: run `pip install 'deltatap[report]'`, or `make setup` in a checkout"
+
+
+def test_errors_of_spark_are_described_without_their_class() -> None:
+    assert described(PySparkException(JAVA)) == "[DELTA_CONCURRENT_APPEND] Files were added by a concurrent update."
+    assert described(ConfigError(["runs.table: no"])) == "runs.table: no"
+    assert described(KeyError("x")) == "KeyError: 'x'"

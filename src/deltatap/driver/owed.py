@@ -21,6 +21,7 @@ from deltatap.driver.background import Background
 from deltatap.driver.reading import prompt_rows
 from deltatap.driver.runs import used_sql
 from deltatap.driver.source import TEMPLATE, source
+from deltatap.errors import ConfigError, is_of_spark, one_line
 from deltatap.prices import exact_usd
 from deltatap.prompt_columns import COLUMNS
 from deltatap.prompts import build_request
@@ -242,6 +243,9 @@ def owed_requests(
         settings: of the run.
         run_id: the run.
         building: builds the requests, if that has begun already.
+
+    Raises:
+        ConfigError: if Spark cannot read the prompts, also while the caller uses the requests.
     """
     building = building or Building(spark, settings, run_id)
     try:
@@ -256,6 +260,10 @@ def owed_requests(
         found = found.select(*(column.name for column in columns.OWED))
         limit = settings.capture.limit
         yield found if limit is None else found.orderBy("request_id", "mode").limit(limit)
+    except Exception as error:
+        if not is_of_spark(error):
+            raise
+        raise ConfigError([f"prompts: {settings.prompts.source}: {one_line(error)}"]) from error
     finally:
         building.close()
 

@@ -30,7 +30,7 @@ from deltatap.driver.needs import require, table_needs
 from deltatap.driver.owed import Building
 from deltatap.driver.plan import announce, make_plan
 from deltatap.driver.progress import Snapshot
-from deltatap.errors import LeaseLostError, one_line
+from deltatap.errors import LeaseLostError, described, one_line
 from deltatap.messages import Control
 from deltatap.model import RunStatus
 from deltatap.state import RunState
@@ -182,7 +182,7 @@ def _close(run: ActiveRun, plan: Plan, landing: Landing, stop: Stop | None, note
 
 def _close_failed(run: ActiveRun, error: BaseException) -> None:
     spark, settings, run_id = run.spark, run.settings, run.lease.run_id
-    reason = f"{type(error).__name__}: {one_line(error)}"
+    reason = described(error)
     # The first error is the one to report. If closing fails, too, the next start finds a dead run.
     with suppress(Exception):
         runs.close(
