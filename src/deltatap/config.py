@@ -76,11 +76,15 @@ class Run(Section):
     labels: dict[str, str] = Field(default_factory=dict)
 
 
+# What Spark's LIMIT takes.
+_MOST_ROWS = 2**31 - 1
+
+
 class Sample(Section):
     """A random part of the prompts. The same fraction and seed select the same request ids every time."""
 
     fraction: Annotated[float, Field(gt=0, le=1)]
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
 
 
 class Capture(Section):
@@ -94,7 +98,7 @@ class Capture(Section):
     owed: Literal["new", "all"] = "new"
     concurrency: PositiveInt = 64
     streams_per_worker: PositiveInt = 256
-    limit: PositiveInt | None = None
+    limit: Annotated[int, Field(ge=1, le=_MOST_ROWS)] | None = None
     sample: Sample | None = None
     reuse: bool = False
     max_attempts: PositiveInt = 5
@@ -238,6 +242,7 @@ _WORDING = {
     "String should match pattern": "text that matches",
     "String should have": "text with",
 }
+_A_SECTION = re.compile("a dictionary or instance of .*")
 
 
 def load_settings(
@@ -351,6 +356,7 @@ def _described(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
     message = error["msg"]
     for theirs, ours in _WORDING.items():
         message = message.replace(theirs, ours)
+    message = _A_SECTION.sub("a mapping of keys", message)
     if "api_key" in path:
         return (
             f"{where}: expected {{env: NAME}}, the name of an environment variable that holds the key, "
@@ -362,7 +368,8 @@ def _described(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
         return f"endpoint.proxy: expected {A_PROXY}, {{env: NAME}}, {{secret: scope/key}} or null"
     value = error.get("input")
     found = f", found {value!r}" if isinstance(value, str | int | float | bool) or value is None else ""
-    return f"{where}: expected {message}{found}"
+    quote = "; write it in quotes" if error["type"] == "string_type" and isinstance(value, float | int) else ""
+    return f"{where}: expected {message}{found}{quote}"
 
 
 def _known_keys(path: list[str]) -> list[str]:

@@ -16,7 +16,10 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 _URI = re.compile("[A-Za-z][A-Za-z0-9+.-]*:/")
-_CATALOG_NAME = re.compile(r"(?:`(?:[^`]|``)+`|[^.`/]+)(?:\.(?:`(?:[^`]|``)+`|[^.`/]+))*")
+_PART = r"(?:`(?:[^`]|``)+`|[^.`/\s](?:[^.`/]*[^.`/\s])?)"
+_CATALOG_NAME = re.compile(rf"{_PART}(?:\.{_PART})*")
+# As in SQL: delta.`/a/path`.
+_DELTA_PATH = re.compile(r"delta\.`([^`]*/[^`]*)`", re.IGNORECASE)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -40,6 +43,8 @@ def _file(path: str) -> str:
 
 def _location(table: str) -> str:
     """Make a path absolute, so that a table has one name. Catalog names and URIs stay as they are."""
+    if found := _DELTA_PATH.fullmatch(table):
+        table = found[1]
     if "/" not in table or table.startswith("`"):
         if not _CATALOG_NAME.fullmatch(table):
             raise PydanticCustomError("table", "a path with a /, or a name such as catalog.schema.table")

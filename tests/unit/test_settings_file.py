@@ -148,6 +148,10 @@ def test_yes_and_no_are_booleans_where_a_key_is_one(tmp_path: Path) -> None:
         ({"state": {"dir": "file:///tmp/x"}}, "state.dir: expected a path on this machine or under /Volumes, such as /tmp/x"),
         ({"captures": {"table": "a..b"}}, "captures.table: expected a path with a /, or a name such as catalog.schema.table"),
         ({"captures": {"table": "`a"}}, "captures.table: expected a path with a /, or a name such as"),
+        ({"captures": {"table": " "}}, "captures.table: expected a path with a /, or a name such as"),
+        ({"capture": {"limit": 2**31}}, "capture.limit: expected a number less than or equal to 2147483647, found 2147483648"),
+        ({"capture": {"sample": 0.1}}, "capture.sample: expected a mapping of keys, found 0.1"),
+        ({"run": {"id": 1.1}}, "run.id: expected a string, found 1.1; write it in quotes"),
         ({"captures": {"table": "a.`b`c"}}, "captures.table: expected a path with a /, or a name such as"),
     ],
 )  # fmt: skip
@@ -174,6 +178,8 @@ def test_dates_in_a_dict_are_text() -> None:
         ("my-cat.s.prompts", "my-cat.s.prompts"),
         ("`my.cat`.`a``b`.größe", "`my.cat`.`a``b`.größe"),
         ("my prompts", "my prompts"),
+        ("delta.`/x/y z`", "/x/y z"),
+        ("DELTA.`s3a://b/x`", "s3a://b/x"),
     ],
 )
 def test_the_location_of_a_table(table: str, expected: str) -> None:
