@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SHOWN_PROBLEMS = 20
+# What pyarrow and the csv module take.
+_MOST_BYTES = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +74,12 @@ def read_prompts(path: Path, api: str, named: Mapping[str, str] | None = None) -
     except UnicodeDecodeError as error:
         raise ConfigError([f"{path}: line {_bad_line(path)}: expected UTF-8"]) from error
     except pa.ArrowException as error:
-        raise ConfigError([f"{path}: {_why(path, error)}"]) from error
+        raise ConfigError([f"{path}: {one_line(error)}"]) from error
     except _WrongFileError as error:
         more = len(error.problems) - _SHOWN_PROBLEMS
         rest = [f"and {more:,} more"] if more > 0 else []
-        raise ConfigError(
-            [f"{path}: {problem}" for problem in [*error.problems[:_SHOWN_PROBLEMS], *rest]] + ["nothing was loaded"]
-        ) from error
+        shown = [*error.problems[:_SHOWN_PROBLEMS], *rest]
+        raise ConfigError([f"{path}: {problem}" for problem in shown]) from error
     return found
 
 
@@ -178,35 +179,35 @@ def _parquet(path: Path, _: str) -> PromptFile:
 
 def _csv(path: Path, _: str) -> PromptFile:
     """Read all columns as text, so that a number or a date in a prompt stays as it was written."""
+    names = _checked_header(path)
+    stripped = [name.strip() for name in names]
+    _raise_any(_wrong_names(stripped))  # pyarrow would keep the last of several columns
+    whole = pa_csv.ReadOptions(block_size=min(path.stat().st_size + 1, _MOST_BYTES))  # a row must fit into a block
     parse = pa_csv.ParseOptions(newlines_in_values=True)
-    with pa_csv.open_csv(path, parse_options=parse) as opened:
-        names = opened.schema.names
-    _raise_any(_wrong_names(names))  # pyarrow would keep the last of several columns
     convert = pa_csv.ConvertOptions(
         column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, quoted_strings_can_be_null=False,
         null_values=[""],
     )  # fmt: skip
-    return PromptFile(pa_csv.read_csv(path, parse_options=parse, convert_options=convert))
+    rows = pa_csv.read_csv(path, read_options=whole, parse_options=parse, convert_options=convert)
+    return PromptFile(rows.rename_columns(stripped))
 
 
-def _why(path: Path, error: pa.ArrowException) -> str:
-    """Why a file cannot be read. pyarrow does not say in which line of a CSV file."""
-    if path.suffix.lower() != ".csv":
-        return one_line(error)
-    if not path.stat().st_size:
-        return "is empty"
-    if (line := _bad_line(path)) is not None:
-        return f"line {line}: expected UTF-8"
+def _checked_header(path: Path) -> list[str]:
+    """The columns of a CSV file whose lines are right. pyarrow does not name lines, and takes a file that was cut."""
+    csv.field_size_limit(_MOST_BYTES)
     with path.open(encoding="utf-8-sig", newline="") as lines:
         rows = csv.reader(lines, strict=True)
         try:
-            width = len(next(rows, []))
+            names = next((row for row in rows if row), [])
+            if not names:
+                raise _WrongFileError(["is empty"])
             for row in rows:
-                if row and len(row) != width:
-                    return f"line {rows.line_num}: expected {width} fields as in the first line, found {len(row)}"
+                if row and len(row) != len(names):
+                    found = f"expected {len(names)} fields as in the first line, found {len(row)}"
+                    raise _WrongFileError([f"line {rows.line_num}: {found}"])
         except csv.Error as bad:
-            return f"line {rows.line_num}: {bad}"
-    return one_line(error)
+            raise _WrongFileError([f"line {rows.line_num}: {bad}"]) from bad
+    return names
 
 
 def _bad_line(path: Path) -> int | None:
@@ -256,13 +257,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _row(given: object, api: str) -> dict[str, str | None]:
     if not isinstance(given, dict):
         raise ValueError(f"expected a JSON object, found {type(given).__name__}")  # noqa: TRY004 - user input
-    row = _of_batch(given, api) if "body" in given else given
+    of_batch = "body" in given or ("custom_id" in given and not {"prompt", "messages"} & given.keys())
+    row = _of_batch(given, api) if of_batch else given
     return {_valid("a column's name", name): _text(name, value) for name, value in row.items()}
 
 
 def _of_batch(given: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Convert a line of OpenAI's Batch API (platform.openai.com/docs/api-reference/batch) into a prompts row."""
-    body, url, api = given["body"], given.get("url"), specification(name)
+    body, url, api = given.get("body"), given.get("url"), specification(name)
     if not isinstance(body, dict):
         raise ValueError("body: expected a JSON object")  # noqa: TRY004 - as above
     method = given.get("method")

@@ -73,7 +73,7 @@ def problems(path: Path, api: str = "chat", **named: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         read_prompts(path, api, named)
     lines = str(caught.value).splitlines()
-    found = [line.removeprefix(f"{path}: ") for line in lines if line != "nothing was loaded"]
+    found = [line.removeprefix(f"{path}: ") for line in lines]
     assert all(f"{path}: {line}" in lines for line in found)
     return found
 
@@ -100,6 +100,7 @@ def problems(path: Path, api: str = "chat", **named: str) -> list[str]:
         ('{"custom_id": "a", "body": 1}', ["line 1: body: expected a JSON object"]),
         (batch("a", "/v1/responses", input="x"), ["line 1: url: expected /v1/chat/completions, because endpoint.api is chat, found /v1/responses; /v1/responses is the path of responses"]),
         (batch("a", "/v1/embeddings", input="x"), ["line 1: url: expected /v1/chat/completions, because endpoint.api is chat, found /v1/embeddings"]),
+        ('{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions"}', ["line 1: body: expected a JSON object"]),
         (batch("a", "/v1/chat/completions").replace("POST", "GET"), ["line 1: method: expected POST, found GET"]),
     ],
 )  # fmt: skip
@@ -116,6 +117,9 @@ def test_json_lines_that_are_wrong_are_named(tmp_path: Path, text: str, expected
         ("request_id,,prompt\na,b,c\n", ["column 2 has no name"]),
         ("request_id,prompt\na,x\na,y\n", ["row 2: request_id a has another prompt in row 1"]),
         ("request_id,prompt\n", ["has no rows"]),
+        ('prompt\n"a\nb"\n"cut o', ["line 4: unexpected end of data"]),
+        ('prompt\n"a"b\n', ["line 2: ',' expected after '\"'"]),
+        ("\n\n", ["is empty"]),
         ("", ["is empty"]),
     ],
 )  # fmt: skip
@@ -194,6 +198,14 @@ def test_columns_are_mapped(tmp_path: Path) -> None:
     ]
     path = write_file(tmp_path, "y.csv", "id,request_id,prompt\n7,8,Say\n")
     assert problems(path, request_id="id") == ["--id-column id: the file has a column request_id, too"]
+
+
+def test_long_prompts_and_spaces_in_the_header_of_csv(tmp_path: Path) -> None:
+    long = "x\n" * 1_500_000
+    path = write_file(tmp_path, "x.csv", f'request_id, prompt \na,"{long}"\n\nb, y\n')
+    assert read_prompts(path, "chat").rows.to_pylist() == [
+        {"request_id": "a", "prompt": long}, {"request_id": "b", "prompt": " y"},
+    ]  # fmt: skip
 
 
 def test_byte_order_marks_are_no_part_of_the_first_column(tmp_path: Path) -> None:

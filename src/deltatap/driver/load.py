@@ -160,7 +160,7 @@ def _spark_schema(path: Path, rows: pa.Table) -> T.StructType:
         except PySparkTypeError:
             problems.append(f"{path}: column {field.name}: expected a type that Spark has, found {field.type}")
     if problems:
-        raise ConfigError([*problems, "nothing was loaded"])
+        raise ConfigError(problems)
     return schema
 
 
