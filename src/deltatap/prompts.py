@@ -62,7 +62,7 @@ def build_request(
         problem: why the row cannot be read; None if it can.
     """
     kept = {name: None if (value := row.get(name)) is None else as_text(value) for name in keep} or None
-    asked, given_id = row.get("model") or model, _id(row.get("request_id"))
+    asked, given_id = _asked(row, model), _id(row.get("request_id"))
     try:
         if problem is not None:
             raise BadPromptError(problem)  # noqa: TRY301 - as any other problem
@@ -76,6 +76,12 @@ def build_request(
         return Request(given_id or request_hash, request_hash, asked, text, kept, None)
     source = sha256(json.dumps(plain(row, strict=False), sort_keys=True, separators=(",", ":"), ensure_ascii=False))
     return Request(given_id or source, source, asked, None, kept, bad)
+
+
+def _asked(row: Mapping[str, Any], model: str | None) -> str | None:
+    """The model that a row names, or else the default."""
+    named = row.get("model")
+    return named if named and isinstance(named, str) else model
 
 
 def _id(given: object) -> str | None:
@@ -158,6 +164,9 @@ def without_stream_options(body: str) -> str:
 
 
 def _body(row: Mapping[str, Any], api: str, model: str | None, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    for name in ("model", "system"):
+        if not isinstance(row.get(name), str | None):
+            raise BadPromptError(f"{name}: expected text, found a value of type {type(row[name]).__name__}")
     params = _params(row.get("params"))
     model = params.get("model", model)
     if not model:
@@ -193,8 +202,11 @@ def _params(given: object) -> dict[str, Any]:
         if not isinstance(params, dict):
             raise BadPromptError("params: expected a JSON object")
         return params
-    pairs: Any = given.items() if isinstance(given, Mapping) else given
-    return {name: _param(value) for name, value in pairs if value is not None}
+    try:
+        pairs = dict(given)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        raise BadPromptError("params: expected a JSON object or a MAP") from None
+    return {as_text(name): _param(value) for name, value in pairs.items() if value is not None}
 
 
 def _param(value: object) -> object:

@@ -100,7 +100,7 @@ def plain(value: object, *, strict: bool = True) -> Any:  # noqa: ANN401, PLR091
     if isinstance(value, list | tuple):
         return [plain(item, strict=strict) for item in value]
     if isinstance(value, Decimal):
-        return int(value) if value == value.to_integral_value() else float(value)
+        return int(value) if value.is_finite() and value == value.to_integral_value() else float(value)
     if isinstance(value, datetime) and value.tzinfo is not None:
         return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
     if isinstance(value, date | time):
@@ -127,7 +127,9 @@ def _listed(given: object) -> Sequence[Any]:
         given = decode(given, "messages")
         if not isinstance(given, list):
             raise BadPromptError("messages: expected a JSON array of objects with role and content")
-    return given if isinstance(given, list) else list(given)  # type: ignore[call-overload]
+    if not isinstance(given, list | tuple):
+        raise BadPromptError("messages: expected a list of objects with role and content")
+    return given
 
 
 def _message(at: int, given: object, *, allow_items: bool) -> dict[str, Any]:
