@@ -100,7 +100,7 @@ def main(count: int) -> None:
         state.prepare()
         started = time.monotonic()
         with planning.owed_requests(spark, settings, "run") as owed:
-            plan.write(owed, state.plan(1), 1, modes=1, seed="run")
+            plan.write(owed, state.plan(1), 1, settings.capture, seed="run")
         planned_s = time.monotonic() - started
         with (folder / "task.pickle").open("wb") as file:
             pickle.dump(CaptureTask(settings, Prices(), "run", state.folder, 1), file)

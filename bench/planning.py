@@ -84,7 +84,7 @@ def _anti_join(spark: SparkSession, settings: Settings, folder: Path) -> float:
 def _planning(spark: SparkSession, settings: Settings, state: RunState) -> float:
     started = time.monotonic()
     with planning.owed_requests(spark, settings, "now") as owed:
-        plan.write(owed, state.plan(1), 1, modes=1, seed="now")
+        plan.write(owed, state.plan(1), 1, settings.capture, seed="now")
     return time.monotonic() - started
 
 

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -26,8 +26,9 @@ from deltatap.errors import (
     MissingExtraError,
     RunningError,
     VocabularyError,
+    described,
+    is_of_spark,
     missing_extra,
-    one_line,
 )
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from deltatap.config import Settings
+    from deltatap.driver.load import Loaded
 
 _HELP = "Stream LLM completions from Spark into Delta, with the arrival time of every chunk."
 
@@ -74,7 +76,7 @@ EXTRAS = {
     "starlette": "serve",
     "uvicorn": "serve",
 }
-_MARKS = {"ok": "[green]✓[/green]", "warning": "[yellow]![/yellow]", "problem": "[red]✗[/red]"}
+_MARKS = {"ok": ("✓ ", "green"), "warning": ("! ", "yellow"), "problem": ("✗ ", "red")}
 
 Command = TypeVar("Command", bound=Callable[..., int])
 _CONFIG = Annotated[Path, typer.Option("--config", "-c", help="YAML file with the settings.")]
@@ -144,9 +146,9 @@ def run(work: Callable[..., int], config: Path, overrides: list[str] | tuple[str
     Returns:
         The exit code.
     """
-    from rich.console import Console  # noqa: PLC0415
+    from deltatap.terminal import plain_console  # noqa: PLC0415
 
-    console = Console()
+    console = plain_console()
 
     def with_settings() -> int:
         from deltatap.config import load_settings  # noqa: PLC0415
@@ -166,8 +168,9 @@ def _guarded(console: Console, work: Callable[[], int], hint: str = "") -> int:
     except Exception as error:  # noqa: BLE001 - Spark, the machine or a bug can raise anything
         known = error if isinstance(error, DeltatapError) else _missing(error)
         if known is None:
-            traceback.print_exc()
-            _say(console, f"{type(error).__name__}: {one_line(error)}", "problem")
+            if not (is_of_spark(error) or isinstance(error, OSError)):
+                traceback.print_exc()
+            _say(console, described(error), "problem")
             if hint:
                 _say(console, hint)
             return FAILED
@@ -185,9 +188,9 @@ def _missing(error: Exception) -> MissingExtraError | None:
 
 def _say(console: Console, text: str, level: str | None = None) -> None:
     """Print text unchanged: without markup, highlighting or wrapping."""
-    from rich.markup import escape  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
 
-    console.print(f"{_MARKS[level]} " if level else "", escape(text), sep="", highlight=False, soft_wrap=True)
+    console.print(Text.assemble(_MARKS[level] if level else "", text), soft_wrap=True)
 
 
 def _session(settings: Settings, console: Console) -> SparkSession:
@@ -246,8 +249,12 @@ def capture(
     if dry_run:
         from deltatap.driver.estimate import estimate_run  # noqa: PLC0415
         from deltatap.driver.estimate import show as show_estimate  # noqa: PLC0415
+        from deltatap.driver.source import misspelled  # noqa: PLC0415
 
-        show_estimate(console, estimate_run(_session(settings, console), settings, prices))
+        spark = _session(settings, console)
+        show_estimate(console, estimate_run(spark, settings, prices))
+        for line in misspelled(spark, settings):
+            _say(console, line, "warning")
         return OK
     from deltatap.analysis.queries import summarize  # noqa: PLC0415
     from deltatap.driver.run import run as run_capture  # noqa: PLC0415
@@ -287,9 +294,9 @@ def stop(
     from deltatap.state import RunState  # noqa: PLC0415
 
     folder = Path(settings.state.dir)
-    state = RunState(folder / run_id)
+    state = RunState.of(folder, run_id)
     if state.control() is None:
-        active = ", ".join(sorted(path.parent.name for path in folder.glob("*/control.json"))) or "none"
+        active = ", ".join(sorted(RunState(path.parent).name for path in folder.glob("*/control.json"))) or "none"
         raise ConfigError([f"state.dir: {folder}: run {run_id} is not active here; active runs: {active}"])
     state.ask_to_stop()
     _say(console, f"asked run {run_id} to stop")
@@ -301,6 +308,16 @@ def load(
     settings: Settings,
     console: Console,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A .jsonl, .csv or .parquet file.")],
+    *,
+    id_column: Annotated[
+        str | None, typer.Option("--id-column", metavar="NAME", help="The file's column with the request_id.")
+    ] = None,
+    prompt_column: Annotated[
+        str | None, typer.Option("--prompt-column", metavar="NAME", help="The file's column with the prompt.")
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace the rows of the table that have a request_id of the file.")
+    ] = False,
 ) -> int:
     """Append the prompts in a file to the prompts table: all of them, or none.
 
@@ -312,12 +329,30 @@ def load(
         raise ConfigError([f"{file}: {'is not a file' if file.exists() else 'does not exist'}"])
     from deltatap.driver.load import load as load_prompts  # noqa: PLC0415
 
-    loaded = load_prompts(_session(settings, console), settings, file)
+    named = {name: column for name, column in (("request_id", id_column), ("prompt", prompt_column)) if column}
+    loaded = load_prompts(_session(settings, console), settings, file, named=named, replace=replace)
     for problem in loaded.bad[:5]:
         _say(console, f"{file}: {problem}", "warning")
-    bad = f"; {len(loaded.bad):,} of them are invalid and will become failed rows, at no cost" if loaded.bad else ""
-    _say(console, f"{loaded.rows:,} prompts appended to {settings.prompts.table}{bad}")
+    for note in _notes_on(loaded, replace=replace):
+        _say(console, f"{file}: {note}", "warning")
+    bad = f"; invalid: {len(loaded.bad):,} (these become failed rows, at no cost)" if loaded.bad else ""
+    _say(console, f"prompts loaded into {settings.prompts.table}: {loaded.rows:,}{bad}")
     return OK
+
+
+def _notes_on(loaded: Loaded, *, replace: bool) -> Iterator[str]:
+    """What a user may not expect of a load."""
+    if loaded.known and replace:
+        yield f"request ids whose rows were replaced: {loaded.known:,}"
+    elif loaded.known:
+        yield (
+            f"request ids that the table had already: {loaded.known:,}; a request_id with two different prompts fails, "
+            "so use --replace to replace the earlier rows"
+        )
+    if "id" in loaded.unused:
+        yield "column id is not the request_id; load with --id-column id to use it"
+    if loaded.unused:
+        yield f"not used for requests, but kept in the table: {', '.join(loaded.unused)}"
 
 
 @command
@@ -521,9 +556,8 @@ def simulate(
     rate limits, then a connection that is cut after five pieces, then an answer. /sim/calls, /sim/counts and /sim/stats
     return the record.
     """
-    from rich.console import Console  # noqa: PLC0415
-
     from deltatap.simulator.faults import BadFaultError, parse  # noqa: PLC0415
+    from deltatap.terminal import plain_console  # noqa: PLC0415
 
     rates = {}
     try:
@@ -557,4 +591,4 @@ def simulate(
         serve(Simulator(settings).application(), host, port)
         return OK
 
-    sys.exit(_guarded(Console(), work))
+    sys.exit(_guarded(plain_console(), work))

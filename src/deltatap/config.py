@@ -16,41 +16,45 @@ from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-import yaml
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
+from deltatap import settings_file
 from deltatap.api import registry
-from deltatap.endpoint import A_PROXY, Endpoint, File, Section, Source, conflicts
+from deltatap.endpoint import A_PROXY, Endpoint, Source, conflicts
 from deltatap.errors import ConfigError
 from deltatap.prompts import OURS, stream_options_problem
+from deltatap.setting_types import Body, File, Location, PositiveInt, Rate, RunId, Seconds, Section
+from deltatap.template import Template
 
 if TYPE_CHECKING:
     from deltatap.model import Mode
 
 
-def _absolute(location: str) -> str:
-    """Make a path absolute, so that a table has one name. Catalog names and URIs stay as they are."""
-    return str(Path(location).absolute()) if "/" in location and ":" not in location.split("/", 1)[0] else location
-
-
-Location = Annotated[str, Field(min_length=1, pattern=r"^[^`]+$"), AfterValidator(_absolute)]
-PositiveInt = Annotated[int, Field(ge=1)]
-Seconds = Annotated[float, Field(gt=0)]
-Rate = Annotated[float, Field(ge=0, le=1)]
-RunId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$")]
-
-
 class Prompts(Section):
-    """Where the prompts come from, a table (name or path) or a query, and which columns to copy to captures."""
+    """Where the prompts come from, a table (name or path) or a query, and which columns to copy to captures.
+
+    Attributes:
+        template, system_template: texts with the names of columns in braces, instead of columns with the finished text.
+    """
 
     table: Location | None = "data/prompts"
     sql: str | None = None
     keep: list[str] = Field(default_factory=list)
+    template: Annotated[str, Field(min_length=1)] | None = None
+    system_template: Annotated[str, Field(min_length=1)] | None = None
 
     @property
     def source(self) -> str:
         """The source, for messages."""
         return self.table if self.table is not None else f"query {self.sql!r}"
+
+    @property
+    def templates(self) -> dict[str, Template]:
+        """The templates, by the column that they replace."""
+        given = {"prompt": ("template", self.template), "system": ("system_template", self.system_template)}
+        return {
+            column: Template.parse(f"prompts.{key}", text) for column, (key, text) in given.items() if text is not None
+        }
 
 
 class Captures(Section):
@@ -72,14 +76,31 @@ class Run(Section):
     labels: dict[str, str] = Field(default_factory=dict)
 
 
+# What Spark's LIMIT takes.
+_MOST_ROWS = 2**31 - 1
+
+
+class Sample(Section):
+    """A random part of the prompts. The same fraction and seed select the same request ids every time."""
+
+    fraction: Annotated[float, Field(gt=0, le=1)]
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+
+
 class Capture(Section):
-    """How requests are captured: the concurrency, and how often a request is retried."""
+    """Which requests are captured, and how: the concurrency, and how often a request is retried.
+
+    Attributes:
+        reuse: call identical requests once, within the run and from earlier completed rows.
+    """
 
     mode: Literal["stream", "complete", "paired"] = "stream"
     owed: Literal["new", "all"] = "new"
     concurrency: PositiveInt = 64
     streams_per_worker: PositiveInt = 256
-    limit: PositiveInt | None = None
+    limit: Annotated[int, Field(ge=1, le=_MOST_ROWS)] | None = None
+    sample: Sample | None = None
+    reuse: bool = False
     max_attempts: PositiveInt = 5
     max_broken: PositiveInt = 2
     max_runs: PositiveInt = 3
@@ -190,7 +211,7 @@ class Settings(Section):
     runs: Runs = Field(default_factory=Runs)
     run: Run = Field(default_factory=Run)
     endpoint: Endpoint = Field(default_factory=Endpoint)
-    request: dict[str, Any] = Field(default_factory=lambda: {"temperature": 0})
+    request: Body = Field(default_factory=lambda: {"temperature": 0})
     capture: Capture = Field(default_factory=Capture)
     timeouts: Timeouts = Field(default_factory=Timeouts)
     limits: Limits = Field(default_factory=Limits)
@@ -210,6 +231,7 @@ class Settings(Section):
         )
 
 
+_BOOLEANS = {"yes": True, "on": True, "no": False, "off": False}
 # Replaces pydantic's wording with words that fit after "expected".
 _WORDING = {
     "Input should be ": "",
@@ -220,6 +242,7 @@ _WORDING = {
     "String should match pattern": "text that matches",
     "String should have": "text with",
 }
+_A_SECTION = re.compile("a dictionary or instance of .*")
 
 
 def load_settings(
@@ -240,8 +263,9 @@ def load_settings(
     elif isinstance(source, Mapping):
         name, tree = "settings", _copied(source)
     else:
-        name, tree = str(source), _read(Path(source))
+        name, tree = str(source), settings_file.read(Path(source))
     problems = [problem for text in overrides if (problem := _override(tree, text))]
+    _spell_booleans(tree)
     try:
         settings = Settings.model_validate(tree)
     except ValidationError as error:
@@ -256,25 +280,14 @@ def load_settings(
     raise ConfigError(problems) from None
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError([f"{path} does not exist; pass another file with --config"]) from None
-    except OSError as error:
-        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from None
-    except UnicodeDecodeError as error:
-        raise ConfigError([f"{path}: is not UTF-8 text (byte {error.start})"]) from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "malformed"
-        raise ConfigError([f"{path}{where}: is not valid YAML: {problem}"]) from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigError([f"{path}: expected a mapping of sections, found {type(tree).__name__}"])
-    return tree
+def _spell_booleans(tree: dict[str, Any], path: tuple[str, ...] = ()) -> None:
+    """Read ``yes``, ``no``, ``on`` and ``off``, as in YAML 1.1, where a key is true or false."""
+    for key, value in tree.items():
+        where = (*path, str(key))
+        if isinstance(value, dict):
+            _spell_booleans(value, where)
+        elif isinstance(value, str) and value.lower() in _BOOLEANS and _kinds([*where]) == {bool}:
+            tree[key] = _BOOLEANS[value.lower()]
 
 
 def _copied(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -297,8 +310,8 @@ def _override(tree: dict[str, Any], text: str) -> str | None:
         try:
             listed = value.startswith("[") and any(get_origin(kind) is list for kind in kinds)
             sourced = Source in kinds and re.match(r"\{ *(env|secret) *:", value)
-            node[keys[-1]] = value if str in kinds and not listed and not sourced else yaml.safe_load(value)
-        except yaml.YAMLError:
+            node[keys[-1]] = value if str in kinds and not listed and not sourced else settings_file.parse(value)
+        except ValueError:
             return f"--set {path}: the value is not valid YAML"
     elif type(None) in kinds or not kinds:
         node[keys[-1]] = None
@@ -343,6 +356,7 @@ def _described(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
     message = error["msg"]
     for theirs, ours in _WORDING.items():
         message = message.replace(theirs, ours)
+    message = _A_SECTION.sub("a mapping of keys", message)
     if "api_key" in path:
         return (
             f"{where}: expected {{env: NAME}}, the name of an environment variable that holds the key, "
@@ -354,7 +368,8 @@ def _described(error: Any) -> str:  # noqa: ANN401 - pydantic's ErrorDetails
         return f"endpoint.proxy: expected {A_PROXY}, {{env: NAME}}, {{secret: scope/key}} or null"
     value = error.get("input")
     found = f", found {value!r}" if isinstance(value, str | int | float | bool) or value is None else ""
-    return f"{where}: expected {message}{found}"
+    quote = "; write it in quotes" if error["type"] == "string_type" and isinstance(value, float | int) else ""
+    return f"{where}: expected {message}{found}{quote}"
 
 
 def _known_keys(path: list[str]) -> list[str]:
@@ -371,6 +386,10 @@ def _conflicts(settings: Settings) -> list[str]:
     problems = []
     if (settings.prompts.table is None) == (settings.prompts.sql is None):
         problems.append("prompts: expected exactly one of table and sql (to unset table: `table: null`)")
+    try:
+        _ = settings.prompts.templates
+    except ValueError as error:
+        problems.append(str(error))
     ours = sorted(
         {*OURS, registry.specification(settings.endpoint.api).prompt_field, "model"} & settings.request.keys()
     )

@@ -7,16 +7,15 @@ Says what is wrong with them, without a value of ``api_key``, ``headers`` or ``p
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_serializer
+from pydantic import AfterValidator, Field, field_serializer
 from pydantic_core import PydanticCustomError
 
 from deltatap.api import registry
+from deltatap.setting_types import File, Section
 
-File = Annotated[str, Field(min_length=1), AfterValidator(lambda path: str(Path(path).absolute()))]
 A_PROXY = "http://host:port, http://user:password@host:port or env"
 # RFC 9110, section 5.6.2
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -32,14 +31,6 @@ def _known_api(name: str) -> str:
         known = [repr(known) for known in registry.NAMES]
         raise PydanticCustomError("literal_error", f"{', '.join(known[:-1])} or {known[-1]}")
     return name
-
-
-class Section(BaseModel):
-    """A section of the settings: unknown keys, other types and values in messages are not allowed."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, hide_input_in_errors=True, validate_default=True
-    )
 
 
 class Source(Section):
@@ -84,7 +75,8 @@ class Endpoint(Section):
     """The server to call, and the way to it.
 
     Attributes:
-        headers: sent with every call. The text ``{run_id}`` stands for the id of the run.
+        headers: sent with every call. The text ``{run_id}`` stands for the id of the run; characters other
+            than ASCII are percent-encoded.
         proxy: the URL of an HTTP proxy; ``env`` reads HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY.
         tls: which certificates to trust and to show.
     """

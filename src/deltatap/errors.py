@@ -5,6 +5,7 @@ A failed API call is not an exception: it is an outcome (see ``http/outcomes.py`
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -68,18 +69,46 @@ def missing_extra(error: ModuleNotFoundError, extra: str) -> MissingExtraError:
 
 _CRASHED = "Python worker exited unexpectedly"
 _MAX_LENGTH = 300
+# What py4j and Spark put before the message: a call's name, the class of an exception, or that a job has failed.
+_NOISE = re.compile(
+    r"An error occurred while calling \S+|Exception while serving query|Multiple failures in stage materialization"
+    r"|:?\s*(?:Caused by: )?(?:[a-z]\w*\.)+[A-Z][\w$]*(?:Exception|Error|Throwable)?:?"
+)
+_CAUSE = re.compile(r"^\s*Caused by: (?:[a-z]\w*\.)+[A-Z][\w$]*: (.+)$", re.MULTILINE)
+_WRAPPED = re.compile(r"^(?:Job aborted due to stage failure|Query .* terminated with exception|\[STREAM_FAILED\])")
+
+
+def is_of_spark(error: BaseException) -> bool:
+    """Whether Spark or the JVM has reported an error."""
+    return type(error).__module__.partition(".")[0] in ("pyspark", "py4j")
+
+
+def described(error: BaseException) -> str:
+    """An error for people: its own sentence, after the name of its class if that says more than `Py4JJavaError`."""
+    known = isinstance(error, DeltatapError) or is_of_spark(error)
+    return one_line(error) if known else f"{type(error).__name__}: {one_line(error)}"
 
 
 def one_line(error: BaseException) -> str:
     """An error's message on one line of at most 300 characters.
 
-    The line is the first of the message. If Spark reports an exception of a Python worker, the line is that exception.
+    The line is the first of the message that says something. If Spark reports an exception of a Python worker, the line
+    is that exception. An exception of the JVM is given by its own sentence, without the names of classes and calls.
     """
     text = str(error).strip()
     _, found, trace = text.rpartition("Traceback (most recent call last):")
     if not found and _CRASHED in text:
         return _CRASHED
     lines = [line for line in trace.splitlines() if line.strip()]
-    # Indented lines of a traceback are source locations. The JVM's own stack trace follows the Python one.
-    line = next((line for line in lines if not (found and line[0].isspace())), type(error).__name__)
+    if found:
+        # Indented lines of a traceback are source locations. The JVM's own stack trace follows the Python one.
+        lines = [line for line in lines if not line[0].isspace()]
+    else:
+        lines = [
+            said for line in lines if (said := _NOISE.sub("", line, count=1) if _NOISE.match(line) else line).strip()
+        ]
+        causes = _CAUSE.findall(text)
+        if lines and causes and _WRAPPED.match(lines[0].strip()):
+            lines = causes[-1:]
+    line = lines[0] if lines else type(error).__name__
     return " ".join(line.split())[:_MAX_LENGTH]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections import deque
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import pairwise
@@ -393,6 +394,7 @@ class Job:
             column.
         planned: when the worker received the job, in monotonic seconds.
         then: the same request in the other mode; it starts after this job has ended.
+        alike: identical requests in the same mode, which use this job's answer. If it fails, one of them is sent.
         expected: its expected use; None when the run has no limits and no budgets.
         fault: why deltatap cannot send it; None if it can.
         calls: made by this worker, oldest first.
@@ -406,6 +408,7 @@ class Job:
     earlier: list[dict[str, object]]
     planned: float
     then: Job | None = None
+    alike: deque[Job] = field(default_factory=deque)
     expected: Expected | None = None
     fault: CaptureError | None = None
     calls: list[Call] = field(default_factory=list)
@@ -421,12 +424,19 @@ class Capture:
         error: why no call was made; None if a call was made.
         queued_ms: from planned to the first call's start; None without a call.
         loop_lag_ms: the event loop's longest delay during the last call; None without a call.
+        reused: the capture of an identical request, whose answer this one has; None if the job's own calls count.
     """
 
     job: Job
     error: CaptureError | None = None
     queued_ms: float | None = None
     loop_lag_ms: float | None = None
+    reused: Capture | None = None
+
+    @property
+    def completed(self) -> bool:
+        """Whether a call of the job completed."""
+        return bool(self.job.calls) and self.job.calls[-1].status == "completed"
 
 
 class RunStatus(StrEnum):

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deltatap.api.prompt import BadPromptError, plain
+from deltatap.api.prompt import BadPromptError, as_text, decode, plain
 from deltatap.api.registry import specification
 from deltatap.model import Mode, Request, Wire
 
 OURS = ("stream",)
+# Python's JSON decoder fails at a depth that depends on its caller.
+_MOST_LEVELS = 250
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+# From here on, not every integer is a float.
+_MOST_EXACT = 2**53
 
 
 def compact(value: object) -> str:
@@ -34,33 +40,74 @@ def sha256(text: str) -> str:
 
 
 def build_request(
-    row: Mapping[str, Any], *, api: str, model: str | None, defaults: Mapping[str, Any], keep: Sequence[str]
+    row: Mapping[str, Any],
+    *,
+    api: str,
+    model: str | None,
+    defaults: Mapping[str, Any],
+    keep: Sequence[str],
+    filled: Mapping[str, str] | None = None,
+    problem: str | None = None,
 ) -> Request:
     """Build the request of a row.
 
     Args:
-        row: the columns of the prompts table by name. Nested values are lists and dicts, and a MAP is a list of pairs.
+        row: the columns of the prompts table by name. Nested values are lists and dicts; the MAP in `params` can also
+            be a list of pairs.
         api: name of the API.
         model: the model for rows that name none.
         defaults: parameters of the body. The row's own `params` override them.
         keep: names of the columns to copy as text.
+        filled: texts that replace columns; they come from templates.
+        problem: why the row cannot be read; None if it can.
     """
-    kept = {name: _kept(row.get(name)) for name in keep} or None
-    request_id = row.get("request_id")
-    asked = row.get("model") or model
+    kept = {name: None if (value := row.get(name)) is None else as_text(value) for name in keep} or None
+    asked, given_id = _asked(row, model), _id(row.get("request_id"))
     try:
-        body = _body(row, api, asked, defaults)
-        request_hash = request_hash_of(body)
-        text = json.dumps(body, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-        text.encode()
+        if problem is not None:
+            raise BadPromptError(problem)  # noqa: TRY301 - as any other problem
+        body = _body({**row, **(filled or {})}, api, asked, defaults)
+        asked, request_hash, text = body["model"], request_hash_of(body), _text(body)
     except UnicodeEncodeError:
         bad = "text that is not valid Unicode (a lone surrogate)"
     except BadPromptError as error:
         bad = str(error)
     else:
-        return Request(request_id or request_hash, request_hash, asked, text, kept, None)
-    source = sha256(json.dumps(plain(row), sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str))
-    return Request(request_id or source, source, asked, None, kept, bad)
+        return Request(given_id or request_hash, request_hash, asked, text, kept, None)
+    source = sha256(json.dumps(plain(row, strict=False), sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+    return Request(given_id or source, source, asked, None, kept, bad)
+
+
+def _asked(row: Mapping[str, Any], model: str | None) -> str | None:
+    """The model that a row names, or else the default."""
+    named = row.get("model")
+    return named if named and isinstance(named, str) else model
+
+
+def _id(given: object) -> str | None:
+    """A request id as text. In pandas, a column of integers with nulls has floats."""
+    if isinstance(given, float):
+        return str(int(given)) if given.is_integer() and abs(given) < _MOST_EXACT else None
+    return None if given is None else as_text(given)
+
+
+def _text(body: Mapping[str, Any]) -> str:
+    text = json.dumps(body, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    text.encode()
+    if _levels(text) > _MOST_LEVELS:
+        raise BadPromptError(f"the request nests deeper than {_MOST_LEVELS} levels")
+    return text
+
+
+def _levels(text: str) -> int:
+    """How deeply a JSON text nests."""
+    if text.count("[") + text.count("{") <= _MOST_LEVELS:
+        return 0
+    level = deepest = 0
+    for bracket in _BRACKETS.findall(text):
+        level += (bracket in "[{") - (bracket in "]}")
+        deepest = max(deepest, level)
+    return deepest
 
 
 def request_hash_of(body: Mapping[str, Any]) -> str:
@@ -117,10 +164,16 @@ def without_stream_options(body: str) -> str:
 
 
 def _body(row: Mapping[str, Any], api: str, model: str | None, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    for name in ("model", "system"):
+        if not isinstance(row.get(name), str | None):
+            raise BadPromptError(f"{name}: expected text, found a value of type {type(row[name]).__name__}")
+    params = _params(row.get("params"))
+    model = params.get("model", model)
     if not model:
         raise BadPromptError("no model: the row has none and endpoint.model is null")
+    if not isinstance(model, str):
+        raise BadPromptError("params.model: expected text")
     specified = specification(api)
-    params = _params(row.get("params"))
     given = specified.prompt(row)
     ours = [key for key in (specified.prompt_field, *OURS) if key in params]
     ours += [key for key in given if key in params and key not in ours]
@@ -136,6 +189,8 @@ def _body(row: Mapping[str, Any], api: str, model: str | None, defaults: Mapping
         compact(body)
     except ValueError:
         raise BadPromptError("params contains NaN or an infinite number, which JSON cannot express") from None
+    except RecursionError:
+        raise BadPromptError(f"the request nests deeper than {_MOST_LEVELS} levels") from None
     return body
 
 
@@ -143,30 +198,22 @@ def _params(given: object) -> dict[str, Any]:
     if given is None:
         return {}
     if isinstance(given, str):
-        try:
-            params = json.loads(given) if given.strip() else {}
-        except ValueError:
-            raise BadPromptError("params is not valid JSON") from None
+        params = decode(given, "params") if given.strip() else {}
         if not isinstance(params, dict):
             raise BadPromptError("params: expected a JSON object")
         return params
-    pairs: Any = given.items() if isinstance(given, Mapping) else given
-    return {name: _param(value) for name, value in pairs if value is not None}
+    try:
+        pairs = dict(given)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        raise BadPromptError("params: expected a JSON object or a MAP") from None
+    return {as_text(name): _param(value) for name, value in pairs.items() if value is not None}
 
 
 def _param(value: object) -> object:
     """A value of a MAP. All values of a MAP have one type, usually STRING, so text that is valid JSON is decoded."""
     if not isinstance(value, str):
-        return value
+        return plain(value)
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
-
-
-def _kept(value: object) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, bool | int | float | Mapping | list | tuple):
-        return json.dumps(plain(value), ensure_ascii=False, default=str)
-    return str(value)

@@ -4,7 +4,8 @@ Knows the layout, and how to write a file so that a reader sees either the whole
 created, renamed and deleted, so the folder may be on a Databricks Volume. Leaves the journal's Parquet files to
 ``worker/journal.py``.
 
-    <state.dir>/<run_id>/
+    <state.dir>/<folder_of(run_id)>/
+        run_id                  the run's id, if the folder has another name
         control.json            the driver's message: epoch, beat, shares, stop; replaced every half second
         stop                    exists when someone has asked the run to stop
         workers/<claim>.json    a worker's heartbeat
@@ -18,12 +19,14 @@ created, renamed and deleted, so the folder may be on a Databricks Volume. Leave
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -35,16 +38,64 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+_Record = TypeVar("_Record", Control, Permit, Heartbeat, Parked, Refusal)
 LANDED = np.dtype([("part", "<i4"), ("row", "<i4")])
 # Above this number, the files in landed/ are merged into one.
 _MERGE_LANDED_ABOVE = 64
+_SAFE, _UNSAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"), re.compile(r"[^A-Za-z0-9_-]+")
+# The run ids of older versions.
+_OLD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+# How much of an unsafe id its folder's name shows.
+_SHOWN = 40
+
+
+def folder_of(run_id: str) -> str:
+    """The name of a run's folder, and the start of its files' names: safe for Spark and for every file system.
+
+    An id of safe characters is its own folder, as in older versions. Any other id becomes a readable start and a hash.
+    The ``~`` keeps the two kinds apart.
+    """
+    if _SAFE.fullmatch(run_id):
+        return run_id
+    start = _UNSAFE.sub("-", run_id).strip("-_")[:_SHOWN] or "run"
+    return f"{start}~{hashlib.sha256(run_id.encode(errors='surrogatepass')).hexdigest()[:16]}"
 
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """The folder of one run."""
+    """The folder of one run.
+
+    Attributes:
+        folder: the folder.
+        run_id: the run's id, if :meth:`prepare` must write it down because the folder has another name.
+    """
 
     folder: Path
+    run_id: str | None = None
+
+    @classmethod
+    def of(cls, folder: Path, run_id: str) -> RunState:
+        """The folder of a run, in the configured state folder."""
+        name = folder_of(run_id)
+        return cls(folder / name, None if name == run_id else run_id)
+
+    @property
+    def name(self) -> str:
+        """The run's id, for a folder that was found in the state folder."""
+        try:
+            return (self.folder / "run_id").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return self.folder.name
+
+    def adopt(self) -> None:
+        """Rename a folder of an older version, which used colons in names. Spark cannot read them."""
+        if self.run_id is None or not _OLD.fullmatch(self.run_id):
+            return
+        old = self.folder.with_name(self.run_id)
+        if old.is_dir() and not self.folder.exists():
+            old.rename(self.folder)
+        for path in self.journal.glob(f"{self.run_id}-*"):
+            path.rename(path.with_name(path.name.replace(self.run_id, self.folder.name, 1)))
 
     @property
     def journal(self) -> Path:
@@ -75,6 +126,8 @@ class RunState:
                 folder.mkdir(parents=True, exist_ok=True)
             write_whole(self.folder / "probe", b"")
             (self.folder / "probe").unlink()
+            if self.run_id is not None:
+                write_whole(self.folder / "run_id", self.run_id.encode())
         except OSError as error:
             raise ConfigError([f"state.dir: {self.folder.parent}: cannot be written: {error.strerror}"]) from error
 
@@ -110,9 +163,9 @@ class RunState:
         content = _content(self.folder / "control.json")
         if content is None:
             return None
-        if content["permits"] is not None:
-            content["permits"] = {claim: Permit(**permit) for claim, permit in content["permits"].items()}
-        return Control(**content)
+        if content.get("permits") is not None:
+            content["permits"] = {claim: _record(Permit, permit) for claim, permit in content["permits"].items()}
+        return _record(Control, content)
 
     def beat(self, heartbeat: Heartbeat) -> None:
         """Replace a worker's heartbeat."""
@@ -201,8 +254,16 @@ def write_whole(path: Path, content: bytes | pa.Buffer) -> None:
 
 
 def _heartbeat(content: dict[str, Any]) -> Heartbeat:
-    parked = (Parked(Refusal(**entry.pop("refusal")), **entry) for entry in content.pop("parked", ()))
-    return Heartbeat(**content, parked=tuple(parked))
+    parked = [
+        _record(Parked, {**entry, "refusal": _record(Refusal, entry["refusal"])}) for entry in content.get("parked", ())
+    ]
+    return _record(Heartbeat, {**content, "parked": tuple(parked)})
+
+
+def _record(kind: type[_Record], content: dict[str, Any]) -> _Record:
+    """A message without the fields that only another version of deltatap knows."""
+    known = {each.name for each in fields(kind)}
+    return kind(**{name: value for name, value in content.items() if name in known})
 
 
 def _content(path: Path) -> dict[str, Any] | None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from deltatap.analysis.metrics import METRICS
 from deltatap.model import OUTPUT_KINDS
@@ -18,13 +19,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from pyspark.sql import Row
-    from rich.console import Console
 
     from deltatap.analysis.compare import Difference
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _WIDTH = 50
 _LABELS = {metric.name: metric.label for metric in METRICS}
+
+
+def plain_console() -> Console:
+    """A console that prints text as it is: names and messages can look like rich's markup."""
+    return Console(markup=False, emoji=False, highlight=False)
 
 
 def show_runs(console: Console, runs: Sequence[Row]) -> None:
@@ -47,7 +52,7 @@ def show_runs(console: Console, runs: Sequence[Row]) -> None:
     console.print(table)
     for row in runs:
         if row["reason"]:
-            _line(console, f"{row['run_id']}: {escape(row['reason'])}")
+            _line(console, f"{row['run_id']}: {row['reason']}")
 
 
 def show_summary(console: Console, run: Mapping[str, Any], outcomes: Sequence[Row], times: Sequence[Row]) -> None:
@@ -95,18 +100,16 @@ def show_capture(console: Console, row: Row) -> None:
     model = row["response_model"] or row["request_model"]
     error = row["error"]
     why = row["finish_reason"] or (error["type"] if error else "")
-    _line(
-        console,
-        f"[bold]{escape(row['request_id'])}[/bold]  {row['mode']}  {row['status']} ({escape(why)})  "
-        f"{escape(str(model))}  run {row['run_id']}",
-    )
+    outcome = f"  {row['mode']}  {row['status']} ({why})  {model}  run {row['run_id']}"
+    console.print(Text.assemble((row["request_id"], "bold"), outcome), soft_wrap=True)
     if error:
-        _line(console, escape(f"{error['type']} {error['code'] or ''}: {error['message'] or ''}"), style="red")
+        _line(console, f"{error['type']} {error['code'] or ''}: {error['message'] or ''}", style="red")
+    if "reused_from" in row and (reused := row["reused_from"]):  # tables of older versions lack the column
+        _line(console, f"the answer of request {reused['request_id']} in run {reused['run_id']}, reused without a call")
     for at, call in enumerate(row["retries"] or (), 1):
         received = f"{len(call['text'] or ''):,} characters received"
         _line(console, f"call {at}: {call['error_type']}, {received}", style="yellow")
-    if line := sparkline([chunk["ms"] for chunk in row["chunks"] or () if chunk["kind"] in OUTPUT_KINDS]):
-        _line(console, line)
+    _line(console, sparkline([chunk["ms"] for chunk in row["chunks"] or () if chunk["kind"] in OUTPUT_KINDS]))
     columns = {"TTFT": "ttft_ms", "per token": "tpot_ms", "end to end": "e2e_ms", "loop lag": "loop_lag_ms"}
     facts = [f"{name} {row[column]:,.1f} ms" for name, column in columns.items() if row[column] is not None]
     if usage := row["usage_reported"] or row["usage_tiktoken"]:
@@ -119,7 +122,7 @@ def show_capture(console: Console, row: Row) -> None:
         for name in ("reasoning", "refusal", "tool_calls", "text"):
             if choice[name]:
                 of_choice = f" of choice {choice['index']}" if len(row["choices"]) > 1 else ""
-                console.print(f"\n[dim]{name}{of_choice}[/dim]", highlight=False)
+                console.print(f"\n{name}{of_choice}", style="dim", highlight=False)
                 console.print(choice[name], markup=False, highlight=False, soft_wrap=True)
 
 
@@ -146,7 +149,7 @@ def show_metrics(console: Console, rows: Iterable[Row]) -> None:
     for row in rows:
         title = f"run {row['run_id']}, {row['request_model']} at {row['endpoint']}, {row['mode']}: {row['rows']:,} rows"
         late = f", {row['late']:,} left out because the event loop ran late" if row["late"] else ""
-        _line(console, f"{escape(title)}{late}", style="bold")
+        _line(console, f"{title}{late}", style="bold")
         table = Table()
         table.add_column("metric")
         for name in ("median", "95 % interval", "p95", "rows"):
@@ -188,7 +191,7 @@ def show_comparison(
     if not differences:
         console.print("nothing to compare: there is no mode in which both runs completed a request")
         return
-    console.print(f"first: {first}\nsecond: {second}", highlight=False)
+    console.print(f"first: {first}\nsecond: {second}", markup=False, highlight=False)
     for mode in dict.fromkeys(mode for mode, _, _ in differences):
         table = Table(title=f"{mode}: second minus first", title_justify="left", title_style="bold")
         table.add_column("metric")
@@ -214,5 +217,6 @@ def _interval(low: float | None, high: float | None, *, signed: bool = False) ->
 
 
 def _line(console: Console, text: str, style: str | None = None) -> None:
-    """Print one line without wrapping it or coloring its numbers."""
-    console.print(text, style=style, highlight=False, soft_wrap=True)
+    """Print one line without wrapping it or coloring its numbers; print nothing for an empty text."""
+    if text:
+        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -24,6 +24,7 @@ from deltatap.http.faults import internal_error
 from deltatap.http.route import route_of
 from deltatap.model import INTERNAL_REQUEST, Capture, CaptureError, Job, Request
 from deltatap.prices import load_prices
+from deltatap.prompt_columns import COLUMNS
 from deltatap.prompts import build_request
 from deltatap.worker.attempt import CaptureTask, capture_part
 from deltatap.worker.bootstrap import context_of, running_engine, streams_of
@@ -192,8 +193,8 @@ def _rows(batch: pd.Series | pd.DataFrame) -> Iterator[dict[str, Any]]:
     """The rows as :func:`build_request` takes them: missing values as None, arrays as lists."""
     if isinstance(batch, pd.Series):
         batch = batch.to_frame("prompt")
-    names = list(batch.columns)
-    for values in zip(*(batch[name] for name in names), strict=True):
+    names = [name.lower() if name.lower() in COLUMNS else name for name in batch.columns]
+    for values in zip(*(batch[name] for name in batch.columns), strict=True):
         yield {name: _plain(value) for name, value in zip(names, values, strict=True)}
 
 
@@ -204,6 +205,9 @@ def _plain(value: object) -> Any:  # noqa: ANN401 - any value of a column
         return {key: _plain(item) for key, item in value.items()}
     if hasattr(value, "asDict"):  # a Row inside an array
         return _plain(value.asDict())
+    if isinstance(value, np.datetime64):
+        value = pd.Timestamp(value)
     if isinstance(value, np.generic):
         value = value.item()
-    return None if value is None or (isinstance(value, float) and value != value) or value is pd.NA else value  # noqa: PLR0124
+    missing = value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value)  # noqa: PLR0124
+    return None if missing else value

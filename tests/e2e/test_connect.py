@@ -83,16 +83,26 @@ def rows(spark: SparkSession, table: Path) -> list[dict[str, Any]]:
 def test_the_jobs_check_capture_analyze_and_report_over_connect(
     spark: SparkSession, server: str, tmp_path: Path
 ) -> None:
-    prompts.write(spark, tmp_path / "prompts", [(f"r{n:02d}", f"Prompt {n}?") for n in range(40)])
+    spark.sql("""
+        SELECT id AS Request_ID, concat('Prompt ', least(id, 39), '?') AS `the.text`, map('top_p', 0.5) AS PARAMS,
+          parse_json('{"a": [1, null]}') AS note FROM range(41)
+    """).write.format("delta").save(str(tmp_path / "prompts"))
     with start_simulator("--speed", "0", "--tokens", "20") as simulator:
-        tree = prompts.config(tmp_path, simulator.base_url, capture={"mode": "paired"})
+        tree = prompts.config(
+            tmp_path, simulator.base_url, capture={"mode": "paired", "reuse": True},
+            prompts={"template": "Say: {the.text}", "keep": ["note"]},
+        )  # fmt: skip
         (tmp_path / "config.yml").write_text(yaml.safe_dump(tree))
         for name in ("check", "capture", "analyze"):
             ended = job(server, name, tmp_path)
             assert ended.returncode == 0, ended.stdout + ended.stderr
-        assert simulator.counts()["finished"] == 80
+        assert simulator.counts()["finished"] == 80, "two of the 41 prompts are identical"
     captures = spark.table(quoted(str(tmp_path / "captures"))).where("status = 'completed'")
-    assert captures.select("request_id", "mode").distinct().count() == captures.count() == 80
+    assert captures.select("request_id", "mode").distinct().count() == captures.count() == 82
+    assert {(row["keep"]["note"], row["request_id"].isdecimal()) for row in captures.collect()} == {
+        ('{"a":[1,null]}', True)
+    }
+    assert captures.where("reused_from IS NOT NULL").count() == 2
     # Analysis without Connect gives the same metrics.
     over_connect = {name: rows(spark, tmp_path / name) for name in METRICS}
     tree["analysis"] = {"tables": str(tmp_path / "classic")}

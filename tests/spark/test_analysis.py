@@ -25,7 +25,7 @@ from deltatap.errors import ConfigError
 from deltatap.prices import Prices
 from deltatap.terminal import show_capture, show_comparison, show_metrics, show_runs
 from tests import prompts
-from tests.captured import AT, BY_HAND, capture_row, empty_tables, write_captures, write_runs
+from tests.captured import AT, BY_HAND, TIMES, capture_row, empty_tables, write_captures, write_runs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -127,6 +127,9 @@ def test_metrics_by_run_match_the_hand_computed_example(spark: SparkSession, set
                     error=("connection", None, None, None, True, None)),
         capture_row("r", "bad", status="failed", finish_reason=None, started_at=None, finished_at=None, cost_usd=None,
                     cost_basis=None, chunks=[], error=("invalid_request", None, None, None, False, None)),
+        capture_row("r", "reused", started_at=None, finished_at=None, cost_usd=0.0, cost_basis=None, chunks=[],
+                    usage_reported=None, usage_tiktoken=None, loop_lag_ms=None, **dict.fromkeys(TIMES),
+                    reused_from=("r", "a")),
         capture_row("other", "a", request_model=None),
     )  # fmt: skip
     write_runs(spark, settings, "r", "other")
@@ -135,9 +138,9 @@ def test_metrics_by_run_match_the_hand_computed_example(spark: SparkSession, set
     row = rows["r"].asDict(recursive=True)
     assert rows["other"]["rows"] == 1
     expected = {
-        "endpoint": "e", "request_model": "m", "mode": "stream", "rows": 5, "completed": 3, "interrupted": 1,
+        "endpoint": "e", "request_model": "m", "mode": "stream", "rows": 6, "completed": 4, "interrupted": 1,
         "failed": 1, "late": 1, "requests": 5, "errors": {"rate_limit": 1, "connection": 1},
-        "finish_reasons": {"stop": 3}, "input_tokens": 40, "output_tokens": 24, "reported_output_tokens": 18,
+        "finish_reasons": {"stop": 4}, "input_tokens": 40, "output_tokens": 24, "reported_output_tokens": 18,
         "tiktoken_output_tokens": 15, "cost_usd": 1.0, "good": 1, "coalesced": 1 / 4,
         "requests_per_s": 3 / 9, "output_tokens_per_s": 24 / 9, "good_per_s": 1 / 9,
     }  # fmt: skip

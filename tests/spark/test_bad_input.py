@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,11 +15,11 @@ from deltatap import capture_udf, cli, load_settings, tokens
 from deltatap.delta import columns
 from deltatap.delta import tables as delta_tables
 from tests import prompts
-from tests.runs import capture, captured
+from tests.runs import capture, captured, run_rows
 from tests.simulation import KEY, KEY_VARIABLE, start_simulator
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
     from pyspark.sql import SparkSession
 
@@ -32,15 +33,17 @@ class Job:
         self.folder, self.simulator, self._capsys = folder, simulator, capsys
         self.tree: dict[str, Any] = prompts.config(folder, simulator.base_url)
 
-    def refused(self, *overrides: str) -> str:
-        """Return the output of a capture that is refused without a call and without a traceback."""
+    def refused(self, *overrides: str, work: Callable[..., int] = cli.capture, **options: Any) -> str:
+        """Return the output of a command that is refused without a call and without a traceback."""
         path = self.folder / "config.yml"
         path.write_text(yaml.safe_dump(self.tree))
-        code = cli.run(cli.capture, path, overrides)
-        output = self._capsys.readouterr().out
+        code = cli.run(work, path, overrides, **options)
+        output, errors = self._capsys.readouterr()
         assert code == cli.CONFIGURATION, output
         assert self.simulator.counts()["calls"] == 0
-        assert "Traceback" not in output
+        assert "Traceback" not in output + errors
+        assert "An error occurred while calling" not in output
+        assert all(line.startswith("✗ ") for line in output.splitlines()), output
         return output
 
 
@@ -58,7 +61,7 @@ def test_a_missing_prompts_table_is_named(job: Job) -> None:
 @pytest.mark.parametrize(
     ("columns", "expected"),
     [
-        ("request_id BIGINT, prompt STRING", "column request_id: expected STRING, found BIGINT; cast it with prompts.sql"),
+        ("request_id DOUBLE, prompt STRING", "column request_id: expected STRING or an integer, found DOUBLE; cast it with prompts.sql"),
         ("request_id STRING, prompt INT", "column prompt: expected STRING, found INT; cast it with prompts.sql"),
         ("request_id STRING, messages ARRAY<STRING>", "column messages: expected ARRAY<STRUCT<role: STRING, content: STRING, …>>"),
         ("prompt STRING, params ARRAY<STRING>", "column params: expected a JSON STRING or MAP<STRING, …>, found ARRAY<STRING>"),
@@ -70,9 +73,70 @@ def test_wrong_column_types_are_named(spark: SparkSession, job: Job, columns: st
     assert f"prompts: {job.folder / 'prompts'}: {expected}" in job.refused()
 
 
+def test_columns_and_templates_that_do_not_fit_are_named(spark: SparkSession, job: Job) -> None:
+    prompts.write(spark, job.folder / "prompts", [("a", "x", "t")], "request_id STRING, prompt STRING, `my.col` STRING")
+    for overrides, expected in (
+        (["prompts.template=Say {titel}"], "prompts.template: column titel does not exist"),
+        (["prompts.template=Say {"], "prompts.template: the brace at character 5 has no partner; for a brace, write {{"),
+        (["prompts.keep=[my_col]"], "prompts.keep: column my_col does not exist; did you mean my.col?"),
+        (["prompts.table=", "prompts.sql=SELECT 'a' prompt, 'b' PROMPT"], "column prompt: expected one, found prompt, PROMPT"),
+        (["prompts.table=", "prompts.sql=SELECT 'a' promt"], "expected a column prompt or messages, found promt; did you mean promt?"),
+    ):  # fmt: skip
+        assert expected in job.refused(*overrides)
+
+
+def test_values_of_settings_that_cannot_be_used_are_named(job: Job) -> None:
+    for override, expected in (
+        ("state.dir=s3a://bucket/state", "state.dir: "),
+        ("capture.sample={fraction: 2}", "capture.sample.fraction: expected a number less than or equal to 1, found 2"),
+        ("captures.table=a`b", "captures.table: "),
+        ("run.labels=[a]", "run.labels: expected "),
+        ("request.metadata={a: 1, a: 2}", "request.metadata"),
+    ):
+        assert expected in job.refused(override)
+
+
+def test_markup_in_a_message_is_shown_as_it_is(job: Job) -> None:
+    assert r"prompts.table: a\[/b]" in job.refused(r"prompts.table=`a\[/b]`").replace("`", "")
+
+
 def test_a_missing_column_to_keep_is_named(spark: SparkSession, job: Job) -> None:
     prompts.write(spark, job.folder / "prompts", [("a", "x")])
     assert "prompts.keep: column topic does not exist" in job.refused("prompts.keep=[topic]")
+
+
+def test_files_that_cannot_be_loaded_are_refused(job: Job) -> None:
+    (job.folder / "folder.csv").mkdir()
+    for name, text, expected in (
+        ("gone.csv", None, "gone.csv: does not exist"),
+        ("folder.csv", None, "folder.csv: is not a file"),
+        ("a.csv", "request_id,prompt\na\n", "a.csv: line 2: expected 2 fields as in the first line, found 1"),
+        ("a.jsonl", '{"prompt": "a"}\n{"prompt"', "a.jsonl: line 2: expected JSON; column 10: Expecting ':' delimiter"),
+        ("b.csv", "id,text\n1,Say\n", "b.csv: expected a column prompt or messages, found id, text; name it with --prompt-column"),
+    ):  # fmt: skip
+        if text is not None:
+            (job.folder / name).write_text(text)
+        assert expected in job.refused(work=cli.load, file=job.folder / name)
+    assert not (job.folder / "prompts").exists()
+
+
+def test_reports_that_cannot_be_written_are_refused(job: Job) -> None:
+    (job.folder / "file").write_text("")
+    for out, expected in (
+        ("s3a://bucket/report.html", "s3a:/bucket/report.html: expected a path on this machine or under /Volumes"),
+        (str(job.folder / "file" / "report.html"), "report.html: its folder cannot be made: File exists"),
+        (str(job.folder), f"{job.folder}: expected a file, found a folder"),
+    ):
+        assert expected in job.refused(work=cli.report, out=Path(out))
+
+
+def test_a_query_that_fails_is_refused(spark: SparkSession, job: Job) -> None:
+    query = "SELECT CAST(1 / (id - id) AS STRING) prompt FROM range(2)"
+    expected = f"prompts: query {query!r}: [DIVIDE_BY_ZERO] Division by zero."
+    assert expected in job.refused("prompts.table=", f"prompts.sql={query}")
+    (row,) = run_rows(spark, job.folder)
+    assert (row["status"], row["requests"]) == ("failed", 0)
+    assert row["reason"].startswith(expected)
 
 
 def test_a_query_with_a_syntax_error_is_refused(job: Job) -> None:

@@ -12,6 +12,7 @@ import pytest
 from deltatap.config import Settings, load_settings
 from deltatap.delta import columns
 from deltatap.delta import tables as delta_tables
+from deltatap.delta.identity import Identity, identify_captures
 from deltatap.driver import lease as leases
 from deltatap.driver import runs
 from deltatap.errors import LeaseLostError, RunningError
@@ -35,12 +36,16 @@ def elsewhere(spark: SparkSession, settings: Settings, run_id: str, age_s: float
     """Move a run's driver to another host, with a heartbeat ``age_s`` seconds ago."""
     at = datetime.now(UTC) - timedelta(seconds=age_s)
     driver = json.dumps({"host": "other", "boot": "x", "pid": 1, "start": "1"})
-    runs.update(spark, settings, run_id, {"heartbeat_at": at, "driver": driver}, "epoch > 0")
+    runs.update(spark, settings, this(spark, settings), run_id, {"heartbeat_at": at, "driver": driver}, "epoch > 0")
+
+
+def this(spark: SparkSession, settings: Settings) -> Identity:
+    return identify_captures(spark, settings.captures.table, settings.runs.table)
 
 
 def dead(spark: SparkSession, settings: Settings, run_id: str) -> None:
     driver = json.dumps({**json.loads(leases.this_driver()), "start": "0"})  # another process with the same pid
-    runs.update(spark, settings, run_id, {"driver": driver}, "epoch > 0")
+    runs.update(spark, settings, this(spark, settings), run_id, {"driver": driver}, "epoch > 0")
 
 
 def test_a_lease_is_refused_while_its_holder_is_alive(spark: SparkSession, settings: Settings) -> None:
@@ -54,7 +59,7 @@ def test_a_lease_is_refused_while_its_holder_is_alive(spark: SparkSession, setti
 
 def test_closing_a_run_releases_its_lease(spark: SparkSession, settings: Settings) -> None:
     leases.acquire(spark, settings, "a")
-    row = runs.close(spark, settings, "a", RunStatus.COMPLETED, None, {"completed": 3})
+    row = runs.close(spark, settings, this(spark, settings), "a", RunStatus.COMPLETED, None, {"completed": 3})
     assert (row["status"], row["completed"]) == ("completed", 3)
     assert leases.acquire(spark, settings, "b").epoch == 2
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -71,6 +72,25 @@ def test_a_struct_with_the_columns_of_a_prompts_table(spark: SparkSession, simul
         '"messages":[{"role":"system","content":"Be brief."},{"role":"user","content":"Hi"}]' in found["a"]["request"]
     )
     assert found["b"]["status"] == "completed"
+
+
+def test_columns_of_other_types_and_in_other_cases(spark: SparkSession, simulator: Simulation) -> None:
+    """The commonest id is a BIGINT. Once, such rows were paid for and then lost."""
+    query = """SELECT id AS REQUEST_ID, 'Hi' AS Prompt, 'gpt-4o' AS MODEL, map('max_tokens', 3.0, 'x', id / 2.0) AS Params,
+        array(DATE'2026-01-02') AS unused, NULL AS system FROM range(3)"""
+    frame = spark.sql(query).coalesce(1)
+    udf = capture_udf(config(simulator), max_requests=10)
+    found = [row["c"] for row in frame.selectExpr("struct(*) AS s").select(udf("s").alias("c")).collect()]
+    assert [(c["request_id"], c["request_model"], c["status"]) for c in found] == [
+        (str(at), "gpt-4o", "completed") for at in range(3)
+    ]
+    assert [json.loads(c["request"])["x"] for c in found] == [0, 0.5, 1]
+    # pandas has no time zone for a TIMESTAMP in a struct.
+    message = "struct('user' AS role, 'Hi' AS content, X'FF' AS data, DATE'2026-01-02' AS day, 0.5 AS share, map('k', 1) AS counts)"
+    frame = spark.range(1).selectExpr(f"struct(CAST(NULL AS BIGINT) AS request_id, array({message}) AS messages) AS s")
+    (c,) = [row["c"] for row in frame.select(udf("s").alias("c")).collect()]
+    (sent,) = json.loads(c["request"])["messages"]
+    assert sent == {"role": "user", "content": "Hi", "data": "/w==", "day": "2026-01-02", "share": 0.5, "counts": {"k": 1}}  # fmt: skip
 
 
 def test_in_sql(spark: SparkSession, simulator: Simulation) -> None:

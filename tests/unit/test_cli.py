@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 
 from deltatap import cli
 from deltatap.errors import ConfigError, LandingError, MissingExtraError, RunningError, VocabularyError
+from deltatap.messages import Control
+from deltatap.state import RunState
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,6 +87,16 @@ def test_a_configuration_error_lists_every_problem_and_exits_with_2(config: Path
 def test_stopping_an_unknown_run_lists_the_active_runs(config: Path, tmp_path: Path) -> None:
     code, output = invoke("stop", "nope", "--config", config)
     assert (code, output) == (2, f"✗ state.dir: {tmp_path / 'state'}: run nope is not active here; active runs: none\n")
+
+
+@pytest.mark.parametrize("run_id", ["run-1", "nightly:1", "../a b", "it's"])
+def test_a_run_with_any_id_is_stopped_and_listed_by_its_id(config: Path, tmp_path: Path, run_id: str) -> None:
+    state = RunState.of(tmp_path / "state", run_id)
+    state.prepare()
+    state.publish(Control(epoch=1, beat=1))
+    assert f"active runs: {run_id}" in invoke("stop", "nope", "--config", config)[1]
+    assert invoke("stop", run_id, "--config", config)[0] == cli.OK
+    assert state.asked_to_stop()
 
 
 @pytest.mark.parametrize(
@@ -196,6 +208,14 @@ def test_load_refuses_a_missing_file_before_spark_starts(config: Path, monkeypat
     monkeypatch.setattr(cli, "_session", None)
     expected = (cli.CONFIGURATION, "✗ nowhere.csv: does not exist\n")
     assert invoke("load", "nowhere.csv", "--config", config) == expected
+
+
+@pytest.mark.parametrize("name", [r"a\[/b]", "[bold]", "[/]", ":smile:", "[link=x]y[/link]", "\\"])
+def test_messages_show_names_that_look_like_markup(config: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(cli.stop, config, run_id=name) == 2
+    assert f"run {name} is not active here" in capsys.readouterr().out
+    assert cli.run(cli.stop, config, (f"capture.limit={name}",), run_id="r") == 2
+    assert "capture.limit: " in capsys.readouterr().out
 
 
 def test_a_missing_configuration_file_is_named() -> None:

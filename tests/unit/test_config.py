@@ -84,7 +84,11 @@ def test_an_empty_override_unsets_a_key() -> None:
             {"endpoint": {"api_key": {"secret": "no-scope"}}},
             "settings: endpoint.api_key.secret: expected {env: NAME}, the name of an environment variable",
         ),
-        ({"run": {"id": "a/b"}}, "settings: run.id: expected text that matches '^["),
+        *(
+            ({"run": {"id": f"a{sign}b"}}, "settings: run.id: expected text without line breaks and control characters")
+            for sign in "\n\r\0\x1b\x85\u2028"
+        ),
+        ({"run": {"id": ""}}, "settings: run.id: expected text with at least 1 character, found ''"),
         ({"captures": {"table": ""}}, "settings: captures.table: expected text with at least 1 character, found ''"),
         ({"capture": {"keep_raw": 1}}, "settings: capture.keep_raw: expected a boolean, found 1"),
         ({"prompts": {"table": None}}, "settings: prompts: expected exactly one of table and sql"),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from pyspark.errors import PySparkException
 
-from deltatap.errors import missing_extra, one_line
+from deltatap.errors import ConfigError, described, missing_extra, one_line
 
 # The message of a PythonException, shortened.
 WORKER = """
@@ -24,6 +25,16 @@ Traceback (most recent call last):
     raise RuntimeError("the engine broke down") from error
 RuntimeError: the engine broke down: KeyError: 'x'
 \tat org.apache.spark.api.python.BasePythonRunner"""
+JAVA = """An error occurred while calling o5875.sql.
+: io.delta.exceptions.ConcurrentAppendException: [DELTA_CONCURRENT_APPEND] Files were added by a concurrent update.
+\tat org.apache.spark.sql.delta.DeltaErrors"""
+WRAPPED = """An error occurred while calling o99.save.
+: org.apache.spark.SparkException: Job aborted due to stage failure: Task 0 in stage 3.0 failed 1 times
+\tat org.apache.spark.scheduler.DAGScheduler
+Caused by: org.apache.spark.SparkRuntimeException: [CAST_INVALID_INPUT] The value 'x' cannot be cast.
+\tat org.apache.spark.sql.errors
+Caused by: java.io.IOException: No space left on device
+\tat java.base"""
 CRASHED = "x\norg.apache.spark.SparkException: Python worker exited unexpectedly (crashed)\n\tat org"
 CHAINED = """Traceback (most recent call last):
 KeyError: 'a'
@@ -43,6 +54,16 @@ deltatap.errors.ConfigError: endpoint.api_key: the environment variable KEY is n
         (ValueError(), "ValueError"),
         (ValueError("x" * 1000), "x" * 300),
         (RuntimeError(JOB), "RuntimeError: the engine broke down: KeyError: 'x'"),
+        (RuntimeError(JAVA), "[DELTA_CONCURRENT_APPEND] Files were added by a concurrent update."),
+        (RuntimeError(WRAPPED), "No space left on device"),
+        (
+            RuntimeError(
+                "An error occurred while calling None.X.\n: java.lang.OutOfMemoryError: Java heap space\n\tat x"
+            ),
+            "Java heap space",
+        ),
+        (RuntimeError("An error occurred while calling o1.x"), "RuntimeError"),
+        (RuntimeError("o.k. is not Java: it is text"), "o.k. is not Java: it is text"),
         (RuntimeError(CRASHED), "Python worker exited unexpectedly"),
         (RuntimeError(WORKER), "ModuleNotFoundError: No module named 'deltatap'"),
         (
@@ -59,3 +80,9 @@ def test_an_error_on_one_line_gives_its_cause(error: Exception, line: str) -> No
 def test_the_error_for_a_missing_extra_names_the_module_and_the_extra() -> None:
     error = missing_extra(ModuleNotFoundError("No module named 'plotly'", name="plotly"), "report")
     assert str(error) == "plotly is not installed: run `pip install 'deltatap[report]'`, or `make setup` in a checkout"
+
+
+def test_errors_of_spark_are_described_without_their_class() -> None:
+    assert described(PySparkException(JAVA)) == "[DELTA_CONCURRENT_APPEND] Files were added by a concurrent update."
+    assert described(ConfigError(["runs.table: no"])) == "runs.table: no"
+    assert described(KeyError("x")) == "KeyError: 'x'"

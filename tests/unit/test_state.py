@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import pytest
 
 from deltatap.errors import ConfigError
 from deltatap.messages import Control, Heartbeat, Permit
-from deltatap.state import LANDED, RunState, write_whole
+from deltatap.state import LANDED, RunState, folder_of, write_whole
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -151,3 +152,71 @@ def test_a_write_that_fails_leaves_no_file(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OSError, match="No space left"):
         write_whole(tmp_path / "x", b"abc")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("run_id", ["run-1", "20261125T101112-0a1b2c", "1.2_3", "a..b", "x" * 128])
+def test_a_safe_run_id_is_its_folder(run_id: str) -> None:
+    assert folder_of(run_id) == run_id
+
+
+ODD_IDS = [
+    "nightly:2026-11-25", "a/b", "../../x", "..", ".", ".hidden", "_ignored", "-x", "it's", 'a"b', "back\\slash", "ü",
+    "😀", "x" * 129, "é" * 300, "100%", "a%20b", "a#b", "a?b", "*", "[1]", "{a,b}", "a b", " ", "a~b", "${x}", "a+b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("run_id", ODD_IDS)
+def test_any_other_run_id_has_a_folder_whose_name_is_safe(run_id: str, tmp_path: Path) -> None:
+    assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*~[0-9a-f]{16}", folder_of(run_id))
+    assert len(folder_of(run_id)) < 64
+    state = RunState.of(tmp_path, run_id)
+    state.prepare()
+    assert state.folder.parent == tmp_path
+    assert RunState(state.folder).name == run_id
+
+
+def test_different_run_ids_have_different_folders() -> None:
+    assert folder_of("\udcff") != folder_of("\udcfe")  # an argument that is not valid UTF-8
+    alike = [*ODD_IDS, "nightly/2026-11-25", "nightly 2026-11-25", "nightly-2026-11-25", folder_of("a:b"), "a:b"]
+    assert len({folder_of(run_id) for run_id in alike}) == len(alike)
+
+
+def test_the_folder_of_an_older_version_gets_a_name_that_spark_can_read(tmp_path: Path) -> None:
+    old = tmp_path / "nightly:1"
+    (old / "journal").mkdir(parents=True)
+    (old / "journal" / "nightly:1-00000-000001-ab.0.parquet").touch()
+    (old / "journal" / "other.parquet").touch()
+    state = RunState.of(tmp_path, "nightly:1")
+    for _ in range(2):
+        state.adopt()
+        names = sorted(path.name for path in state.journal.iterdir())
+        assert names == [f"{state.folder.name}-00000-000001-ab.0.parquet", "other.parquet"]
+    assert not old.exists()
+
+
+@pytest.mark.parametrize("run_id", ["../other", "other/journal", "."])
+def test_no_folder_but_a_runs_own_is_renamed(run_id: str, tmp_path: Path) -> None:
+    (tmp_path / "other" / "journal").mkdir(parents=True)
+    (tmp_path / "state").mkdir()
+    RunState.of(tmp_path / "state", run_id).adopt()
+    RunState.of(tmp_path, run_id).adopt()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["journal", "other", "state"]
+
+
+def test_messages_of_another_version_are_read(tmp_path: Path) -> None:
+    state = RunState(tmp_path / "run")
+    state.prepare()
+    (state.folder / "control.json").write_text(
+        '{"epoch": 3, "beat": 1, "permits": {"c": {"requests": 2, "new": 1}}, "new": {}}'
+    )
+    found = state.control()
+    assert found is not None
+    assert (found.epoch, found.shares, found.permits) == (3, {}, {"c": Permit(2)})
+    (state.folder / "workers/c.json").write_text(
+        '{"epoch": 3, "claim": "c", "beat": 2, "new": 1, "parked": [{"refusal": {"type": "t", "message": "m", "model": "a", '
+        '"request_id": "r", "new": 1}, "requests": 4, "new": 1}]}'
+    )
+    (beat,) = state.heartbeats()
+    assert (beat.beat, beat.open, beat.parked[0].requests, beat.parked[0].refusal.model) == (2, 0, 4, "a")
+    (state.folder / "control.json").write_text('{"epoch": 3, "beat": 1}')
+    assert state.control() == Control(3, 1)

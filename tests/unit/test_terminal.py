@@ -95,6 +95,11 @@ def test_a_capture_shows_outcome_chunks_times_and_text_literally() -> None:
     assert "2 chunks in 1.00 s" in text, "the role is not output"
 
 
+def test_a_reused_answer_names_its_request() -> None:
+    text = printed(terminal.show_capture, CAPTURE | {"reused_from": {"run_id": "r0", "request_id": "p[1]"}})
+    assert "the answer of request p[1] in run r0, reused without a call" in text.splitlines()
+
+
 def test_metrics_show_every_metric_that_has_values() -> None:
     estimate = {"value": 12.0, "low": None, "high": 14.5}
     values = {"count": 3, "p50": estimate, "p95": estimate}

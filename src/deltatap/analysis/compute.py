@@ -10,7 +10,6 @@ from __future__ import annotations
 import uuid
 from contextlib import contextmanager
 from datetime import UTC
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +21,6 @@ from deltatap.analysis.sql import (
     HOUR,
     by_run_sql,
     in_runs,
-    literal,
     measured_sql,
     metrics_sql,
     pairs_sql,
@@ -30,6 +28,7 @@ from deltatap.analysis.sql import (
 )
 from deltatap.delta import tables
 from deltatap.delta.columns import spark_schema
+from deltatap.delta.identity import identify_captures
 from deltatap.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -45,11 +44,8 @@ def table_of(settings: Settings, name: str) -> str:
     """The location of a metrics table: in ``analysis.tables`` if set, else next to the captures table."""
     parent = settings.analysis.tables
     if parent is None:
-        captures = settings.captures.table
-        parent = str(PurePosixPath(captures).parent) if tables.is_path(captures) else captures.rpartition(".")[0]
-    if tables.is_path(parent):
-        return f"{parent}/{name}"
-    return f"{parent}.{name}" if parent else name
+        return tables.beside(settings.captures.table, name)
+    return f"{parent.rstrip('/')}/{name}" if tables.is_path(parent) else f"{parent}.{name}"
 
 
 def analyze(spark: SparkSession, settings: Settings, *, everything: bool = False) -> list[Row]:
@@ -109,11 +105,13 @@ def _changed_runs(spark: SparkSession, settings: Settings, by_run: str, *, every
     known = f"""
         SELECT run_id, max(heartbeat_at) AS seen, max(settings) AS with FROM {tables.quoted(by_run)} GROUP BY run_id
     """
-    same = f"k.seen <=> r.heartbeat_at AND k.with <=> {literal(settings_json(settings))}"
+    captures = identify_captures(spark, settings.captures.table, settings.runs.table)
+    same = f"k.seen <=> r.heartbeat_at AND k.with <=> {tables.literal(settings_json(settings))}"
     rows = spark.sql(
         f"""
         SELECT r.run_id FROM {tables.quoted(settings.runs.table)} AS r LEFT JOIN ({known}) AS k USING (run_id)
-        WHERE r.captures = {literal(settings.captures.table)} AND NOT coalesce({"false" if everything else same}, false)
+        WHERE {captures.runs_sql("r")}
+          AND NOT coalesce({"false" if everything else same}, false)
         ORDER BY r.started_at
         """
     ).collect()

@@ -5,15 +5,16 @@ Returns rows. ``terminal.py`` and the report lay them out.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deltatap.analysis.metrics import kinds_sql
 from deltatap.analysis.sql import in_runs
 from deltatap.delta import tables
+from deltatap.delta.identity import identify_captures
 from deltatap.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from pyspark.sql import Row, SparkSession
 
@@ -37,8 +38,8 @@ def newest_runs(spark: SparkSession, settings: Settings, limit: int) -> list[Row
         ConfigError: there is no runs table.
     """
     require_table(spark, "runs", settings.runs.table)
-    rows = spark.table(tables.quoted(settings.runs.table))
-    rows = rows.where(rows["captures"] == settings.captures.table)
+    captures = identify_captures(spark, settings.captures.table, settings.runs.table)
+    rows = spark.table(tables.quoted(settings.runs.table)).alias("r").where(captures.runs_sql("r"))
     return rows.orderBy(rows["started_at"].desc()).limit(limit).collect()
 
 
@@ -67,11 +68,17 @@ def newest_capture(spark: SparkSession, settings: Settings, request_id: str, run
     rows = rows.where(rows["request_id"] == request_id)
     if run_id is not None:
         rows = rows.where(rows["run_id"] == run_id)
-    newest = {row["mode"]: row for row in rows.orderBy(rows["finished_at"].asc_nulls_first()).collect()}
+    newest = {row["mode"]: row for row in sorted(rows.collect(), key=age)}
     if not newest:
         where = f" in run {run_id}" if run_id else ""
         raise ConfigError([f"captures.table: {settings.captures.table}: no row with request_id {request_id}{where}"])
     return [newest[mode] for mode in sorted(newest, reverse=True)]
+
+
+def age(row: Mapping[str, Any] | Row) -> tuple[bool, float]:
+    """Sorts rows by age, newest last. A reused answer has no time; it is newer than a call that has failed."""
+    at = row["finished_at"]
+    return at is None and row["status"] == "completed", at.timestamp() if at else 0.0
 
 
 def newest_answers(spark: SparkSession, settings: Settings, run_ids: Sequence[str], limit: int) -> list[Row]:

@@ -26,15 +26,9 @@ HOUR = "timestamp_seconds(floor(unix_seconds(started_at) / 3600) * 3600)"
 _LENGTHS = ((16, "1-16"), (64, "17-64"), (256, "65-256"), (1024, "257-1024"))
 
 
-def literal(text: str) -> str:
-    """A string literal."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
-
-
 def in_runs(run_ids: Iterable[str]) -> str:
     """The condition that a row belongs to one of these runs."""
-    return f"run_id IN ({', '.join(map(literal, run_ids))})"
+    return f"run_id IN ({', '.join(map(tables.literal, run_ids))})"
 
 
 def settings_json(settings: Settings) -> str:
@@ -46,7 +40,8 @@ def measured_sql(settings: Settings, captures: str) -> str:
     """Rows of captures (a query) with their metrics, and whether their times count."""
     lag, slo = settings.analysis.max_loop_lag_ms, settings.analysis.slo
     late = "false" if lag is None else f"coalesce(loop_lag_ms > {lag}, false)"
-    # A null metric is within its bound: a whole answer has neither TTFT nor TPOT.
+    # A null metric is within its bound: a whole answer has neither TTFT nor TPOT. A row that reuses an answer
+    # (capture.reuse) has no start and no times at all.
     within = [f"coalesce({name} <= {bound}, true)" for name, bound in slo.model_dump().items() if bound is not None]
     good = " AND ".join(within) or "CAST(NULL AS BOOLEAN)"
     columns = [f"{metric.sql} AS {metric.name}" for metric in METRICS]
@@ -55,8 +50,8 @@ def measured_sql(settings: Settings, captures: str) -> str:
           usage_reported, usage_tiktoken, cost_basis, started_at, finished_at,
           {HOUR} AS hour, tokens AS output_tokens,
           coalesce(usage_reported.input_tokens, usage_tiktoken.input_tokens) AS input_tokens,
-          loop_lag_ms, status = 'completed' AND {late} AS late, status = 'completed' AND NOT {late} AS counts,
-          status = 'completed' AND ({good}) AS good,
+          status = 'completed' AND started_at IS NOT NULL AS answered, answered AND ({good}) AS good,
+          loop_lag_ms, answered AND {late} AS late, answered AND NOT {late} AS counts,
           {COALESCED} AS coalesced, size(output) AS outputs, {GAPS} AS gaps,
           {", ".join(columns)}
         FROM ({with_parts(f"({captures})")})
@@ -82,7 +77,8 @@ def metrics_sql(rows: str, by: tuple[str, ...], settings: Settings) -> str:
         WITH grouped AS (
           SELECT {keys}, count(*) AS rows, count_if(status = 'completed') AS completed,
             count_if(status = 'interrupted') AS interrupted, count_if(status = 'failed') AS failed,
-            count_if(late) AS late, sum(size(retries) + IF(started_at IS NULL, 0, 1)) AS requests,
+            count_if(late) AS late, count_if(answered) AS answered,
+            sum(size(retries) + IF(started_at IS NULL, 0, 1)) AS requests,
             {_counted(f"flatten({failed})")} AS errors, {_counted("collect_list(finish_reason)")} AS finish_reasons,
             {total_sql(f"CASE WHEN {sent} THEN input_tokens ELSE 0 END")} AS input_tokens,
             {total_sql(f"CASE WHEN {sent} THEN output_tokens ELSE 0 END")} AS output_tokens,
@@ -111,8 +107,9 @@ def by_run_sql(metrics: str, settings: Settings) -> str:
     """The rows of ``metrics_by_run``: metrics grouped by run, with rates, the settings and the run's heartbeat."""
     span = "nullif(timestampdiff(MICROSECOND, f.started_at, f.finished_at), 0) / 1e6"
     return f"""
-        SELECT f.*, f.completed / ({span}) AS requests_per_s, f.output_tokens / ({span}) AS output_tokens_per_s,
-          f.good / ({span}) AS good_per_s, {literal(settings_json(settings))} AS settings, r.heartbeat_at
+        SELECT f.* EXCEPT (answered), f.answered / ({span}) AS requests_per_s,
+          f.output_tokens / ({span}) AS output_tokens_per_s,
+          f.good / ({span}) AS good_per_s, {tables.literal(settings_json(settings))} AS settings, r.heartbeat_at
         FROM {metrics} AS f LEFT JOIN {tables.quoted(settings.runs.table)} AS r USING (run_id)
     """
 

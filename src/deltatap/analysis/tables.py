@@ -40,7 +40,11 @@ _COUNTS: tuple[Column, ...] = (
     ),
     Column("tiktoken_output_tokens", BIGINT, "output tokens of the same rows, as tiktoken counts them"),
     Column("cost_usd", DOUBLE, "cost of all calls; null when no row has a price"),
-    Column("good", BIGINT, "completed rows within every bound of analysis.slo; null when no bound is set"),
+    Column(
+        "good",
+        BIGINT,
+        "completed rows within every bound of analysis.slo, reused answers left out; null when no bound is set",
+    ),
     Column("coalesced", DOUBLE, "share of outputs that arrived in the same socket read as the output before them"),
 )
 _METRICS: tuple[Column, ...] = (
@@ -56,7 +60,7 @@ METRICS_BY_RUN: tuple[Column, ...] = (
     *_COUNTS,
     Column("started_at", TIMESTAMP, "start of the first call, UTC"),
     Column("finished_at", TIMESTAMP, "end of the last call, UTC"),
-    Column("requests_per_s", DOUBLE, "completed rows per second between started_at and finished_at"),
+    Column("requests_per_s", DOUBLE, "completed calls per second between started_at and finished_at"),
     Column("output_tokens_per_s", DOUBLE, "output tokens per second in the same time"),
     Column("good_per_s", DOUBLE, "goodput: good rows per second in the same time; null when good is null"),
     *_METRICS,

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from deltatap.api.frames import DONE, ParsedRequest, openai_error
+from deltatap.api.values import count
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -82,13 +83,15 @@ class Api(ABC):
 
     def choices(self, body: Mapping[str, Any]) -> int:
         """The number of choices that a request asks for."""
-        count = body.get("n") if self.takes_n else None
-        return count if isinstance(count, int) and count > 1 else 1
+        return max(1, count(body.get("n")) or 1) if self.takes_n else 1
+
+    def generated(self, body: Mapping[str, Any]) -> int:
+        """The number of choices that a request is billed for."""
+        return self.choices(body)
 
     def max_output(self, body: Mapping[str, Any]) -> int | None:
         """The maximum number of tokens of one choice. None if the request sets no maximum."""
-        found = (body.get(name) for name in self.max_output_names)
-        return next((int(tokens) for tokens in found if isinstance(tokens, int) and tokens > 0), None)
+        return next((tokens for name in self.max_output_names if (tokens := count(body.get(name)))), None)
 
     def echo(self, body: Mapping[str, Any]) -> str | None:  # noqa: ARG002 - only legacy completions have it
         """The text that the request asks to repeat before the output of each choice."""

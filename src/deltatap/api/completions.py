@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from deltatap.api.choices import ChoicesAccumulator, ChoicesApi, ChoicesFrames
 from deltatap.api.input_tokens import InputTokens
 from deltatap.api.prompt import BadPromptError, prompt_text
+from deltatap.api.values import count
 from deltatap.tokens import count_text
 
 if TYPE_CHECKING:
@@ -77,6 +78,10 @@ class Completions(ChoicesApi):
         prompt = body.get("prompt")
         known = isinstance(prompt, str) and not body.get("suffix")
         return InputTokens(sum(count_text(text, encoding) for text in _texts(prompt)), not known)
+
+    def generated(self, body: Mapping[str, Any]) -> int:
+        """All of `best_of`, although the response has only `n` of them."""
+        return max(self.choices(body), count(body.get("best_of")) or 1)
 
     def echo(self, body: Mapping[str, Any]) -> str | None:
         """The prompt, if `echo` is set."""

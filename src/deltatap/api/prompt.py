@@ -6,8 +6,11 @@ request body they fill.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
 from typing import Any
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
@@ -50,37 +53,83 @@ def messages(row: Mapping[str, Any], *, allow_items: bool = False) -> list[dict[
     return found
 
 
+def decode(text: str, what: str) -> Any:  # noqa: ANN401 - any JSON
+    """The JSON value in a text.
+
+    Raises:
+        BadPromptError: if there is none; the message names `what`.
+    """
+    try:
+        return json.loads(text)
+    except ValueError:
+        raise BadPromptError(f"{what} is not valid JSON") from None
+    except RecursionError:
+        raise BadPromptError(f"{what} nests too deeply") from None
+
+
 def parts(content: str) -> str | list[Any]:
     """Decode content that is a JSON array of parts (objects with `type`). Return other content unchanged."""
     if not content.lstrip().startswith("["):
         return content
     try:
         found = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return content
     if isinstance(found, list) and found and all(isinstance(part, dict) and "type" in part for part in found):
         return found
     return content
 
 
-def plain(value: object) -> Any:  # noqa: ANN401 - any JSON
-    """Convert a value to plain JSON types. Keys become text, and nulls in objects are dropped."""
+def plain(value: object, *, strict: bool = True) -> Any:  # noqa: ANN401, PLR0911 - any JSON; one return for each type
+    """A value of a Spark column as plain JSON types.
+
+    A decimal becomes a number, and bytes become Base64. Dates and times become ISO 8601 text, in UTC if they have a
+    time zone. The keys of objects become text, and nulls in objects are dropped.
+
+    Args:
+        value: the value.
+        strict: refuse a value of any other type; otherwise it becomes its text.
+
+    Raises:
+        BadPromptError: if JSON has nothing for the value.
+    """
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items() if item is not None}
+        return {_key(key): plain(item, strict=strict) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value
+        return [plain(item, strict=strict) for item in value]
+    if isinstance(value, Decimal):
+        return int(value) if value.is_finite() and value == value.to_integral_value() else float(value)
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if strict:
+        raise BadPromptError(f"expected a value that JSON can hold, found one of type {type(value).__name__}")
+    return str(value)
+
+
+def as_text(value: object) -> str:
+    """A value as text: text unchanged, anything else as JSON."""
+    made = plain(value, strict=False)
+    return made if isinstance(made, str) else json.dumps(made, ensure_ascii=False)
+
+
+def _key(key: object) -> str:
+    return key if isinstance(key, str) else as_text(key)
 
 
 def _listed(given: object) -> Sequence[Any]:
     if isinstance(given, str):
-        try:
-            given = json.loads(given)
-        except ValueError:
-            raise BadPromptError("messages is not valid JSON") from None
+        given = decode(given, "messages")
         if not isinstance(given, list):
             raise BadPromptError("messages: expected a JSON array of objects with role and content")
-    return given if isinstance(given, list) else list(given)  # type: ignore[call-overload]
+    if not isinstance(given, list | tuple):
+        raise BadPromptError("messages: expected a list of objects with role and content")
+    return given
 
 
 def _message(at: int, given: object, *, allow_items: bool) -> dict[str, Any]:
@@ -99,10 +148,7 @@ def _message(at: int, given: object, *, allow_items: bool) -> dict[str, Any]:
         raise BadPromptError(f"messages[{at}].content: expected text or a list of parts")
     calls = message.get("tool_calls")
     if isinstance(calls, str):
-        try:
-            message["tool_calls"] = json.loads(calls)
-        except ValueError:
-            raise BadPromptError(f"messages[{at}].tool_calls is not valid JSON") from None
+        message["tool_calls"] = decode(calls, f"messages[{at}].tool_calls")
     if content is None and role != "assistant":
         raise BadPromptError(f"messages[{at}].content: is missing")
     return message

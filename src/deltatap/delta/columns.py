@@ -61,6 +61,8 @@ class Column:
     added: bool = False
 
 
+_ROW = pa.struct({"run_id": STRING, "request_id": STRING})
+
 CAPTURES: tuple[Column, ...] = (
     Column("run_id", STRING, "the run that captured the row"),
     Column("request_id", STRING, "from the prompts table, or else request_hash"),
@@ -142,7 +144,19 @@ CAPTURES: tuple[Column, ...] = (
     Column("started_at", TIMESTAMP, "start of the last call, UTC"),
     Column("finished_at", TIMESTAMP, "end of the last call, UTC"),
     Column("worker", STRING, "host and partition"),
+    Column(
+        "reused_from",
+        _ROW,
+        "the row of an identical request whose answer this row has, so that no call was made (capture.reuse); its "
+        "times and tokens are null",
+        added=True,
+    ),
 )
+# What a row takes from the row that it reuses.
+ANSWER = (
+    "finish_reason", "text", "choices", "response_model", "response_id", "system_fingerprint", "service_tier",
+    "request", "content_filter", "logprobs", "annotations", "moderation",
+)  # fmt: skip
 
 # The plan's epoch, part and row identify a journaled row; landing records them as landed.
 JOURNAL: tuple[Column, ...] = (
@@ -177,6 +191,13 @@ RUNS: tuple[Column, ...] = (
         "number of the lease; it grows each time the lease is taken, and the highest epoch holds the lease",
     ),
     Column("driver", STRING, "host, boot and process of the driver, as JSON"),
+    Column("captures_id", STRING, "Delta's id of the captures table; null in rows of older versions", added=True),
+    Column(
+        "captures_location",
+        STRING,
+        "location of the captures table, links resolved; null in rows of older versions",
+        added=True,
+    ),
 )
 
 REQUESTS: tuple[Column, ...] = (
@@ -208,6 +229,8 @@ _SQL = {
     DOUBLE: "DOUBLE",
     TIMESTAMP: "TIMESTAMP",
 }
+# What TIMESTAMP means depends on spark.sql.timestampType.
+_IN_DDL = {TIMESTAMP: "TIMESTAMP_LTZ"}
 
 
 def sql_type(type_: pa.DataType, names: Mapping[pa.DataType, str] | None = None) -> str:
@@ -232,7 +255,7 @@ def ddl(columns: Sequence[Column]) -> str:
     """The columns as ``CREATE TABLE`` takes them, with their comments."""
     comments = [column.comment.replace("'", r"\'") for column in columns]
     return ",\n  ".join(
-        f"`{column.name}` {sql_type(column.type)} COMMENT '{comment}'"
+        f"`{column.name}` {sql_type(column.type, _IN_DDL)} COMMENT '{comment}'"
         for column, comment in zip(columns, comments, strict=True)
     )
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from deltatap.delta import columns, tables
 from deltatap.delta.final import final_sql
+from deltatap.delta.identity import identify, identify_captures
 from deltatap.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
     from deltatap.config import Settings
+    from deltatap.delta.identity import Identity
+
+
+# The property of a captures table with its runs table, as JSON.
+GUARD = "deltatap.runs"
+_DELETION_VECTORS = "delta.enableDeletionVectors"
 
 
 def prepare_tables(spark: SparkSession, settings: Settings) -> None:
@@ -31,12 +39,19 @@ def prepare_tables(spark: SparkSession, settings: Settings) -> None:
             columns.CAPTURES_CLUSTERED_BY,
         ),
         # Serializable: if two drivers take the lease at the same time, one of their commits must fail.
-        "runs": (settings.runs.table, columns.RUNS, "'delta.isolationLevel' = 'Serializable'"),
+        # Without deletion vectors, a commit replaces whole files, and two changes of one file conflict.
+        "runs": (
+            settings.runs.table,
+            columns.RUNS,
+            f"'delta.isolationLevel' = 'Serializable', '{_DELETION_VECTORS}' = 'false'",
+        ),
     }
 
     def problems_of(name: str) -> list[str]:
         table, its_columns, *options = needed[name]
         try:
+            if tables.is_view(spark, table):
+                return [f"{name}.table: {table}: expected a Delta table, found a view"]
             tables.ensure(spark, table, its_columns, *options)
             problems = tables.upgrade(spark, table, its_columns)
         except Exception as error:  # noqa: BLE001 - a catalog raises many kinds of errors
@@ -48,7 +63,53 @@ def prepare_tables(spark: SparkSession, settings: Settings) -> None:
             raise ConfigError(problems)
     if not tables.is_path(settings.captures.table):
         newest = current_sql(settings.captures.table)
-        spark.sql(f"CREATE VIEW IF NOT EXISTS {tables.quoted(settings.captures.table + '_current')} AS {newest}")
+        view = tables.beside(settings.captures.table, f"{tables.names(settings.captures.table)[-1]}_current")
+        spark.sql(f"CREATE VIEW IF NOT EXISTS {tables.quoted(view)} AS {newest}")
+
+
+def guard(spark: SparkSession, settings: Settings) -> Identity:
+    """The captures table, after it was made sure that its runs are in the configured runs table.
+
+    A table remembers its runs table in a property, because a lease in another one would not exclude anything. A copy of
+    a table has the property of the original, which does not count.
+
+    Raises:
+        ConfigError: if the table belongs to another runs table.
+    """
+    captures = identify_captures(spark, settings.captures.table, settings.runs.table)
+    runs = identify(spark, settings.runs.table)
+    found = _guard_of(captures)
+    if found is not None and found["runs_id"] != runs.id and found["runs_location"] != runs.location:
+        theirs, name = found["runs_location"], tables.quoted(settings.captures.table)
+        why = f"the runs on captures table {settings.captures.table} are in {theirs}; use that table"
+        how = f"or, if it no longer exists, run ALTER TABLE {name} UNSET TBLPROPERTIES ('{GUARD}')"
+        raise ConfigError([f"runs.table: {settings.runs.table}: {why}, {how}"])
+    if found is None:
+        known = json.dumps({"captures": captures.location, "runs_id": runs.id, "runs_location": runs.location})
+        set_property(spark, settings.captures.table, GUARD, known)
+    if runs.properties.get(_DELETION_VECTORS) == "true":
+        set_property(spark, settings.runs.table, _DELETION_VECTORS, "false")
+    return captures
+
+
+def _guard_of(captures: Identity) -> dict[str, Any] | None:
+    """The runs table that a captures table remembers; None for none, and for that of the table it was copied from."""
+    try:
+        found = json.loads(captures.properties[GUARD])
+    except (KeyError, ValueError):
+        return None
+    named = isinstance(found, dict) and {"captures", "runs_id", "runs_location"} <= found.keys()
+    return found if named and found["captures"] == captures.location else None
+
+
+def set_property(spark: SparkSession, table: str, name: str, value: str) -> None:
+    """Set a property of a table."""
+    tables.commit(spark, f"ALTER TABLE {tables.quoted(table)} SET TBLPROPERTIES ('{name}' = {_quoted(value)})")
+
+
+def _quoted(value: str) -> str:
+    """A value of a property, which takes no expression."""
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def current_sql(captures: str) -> str:

@@ -5,6 +5,7 @@ Leaves the columns to ``columns.py``.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from deltatap.delta.columns import ddl, spark_schema
@@ -12,7 +13,7 @@ from deltatap.delta.columns import ddl, spark_schema
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.types import StructType
 
     from deltatap.delta.columns import Column
@@ -24,20 +25,46 @@ _MISSING = ("DELTA_TABLE_NOT_FOUND", "DELTA_MISSING_DELTA_TABLE", "DELTA_PATH_DO
 
 def quoted(table: str) -> str:
     """A table's name in SQL: a catalog name in backticks, a path as ``delta.`path` ``."""
-    if is_path(table):
-        return f"delta.`{table}`"
-    return ".".join(f"`{part}`" for part in table.split("."))
+    parts = [table] if is_path(table) else names(table)
+    return "delta." * is_path(table) + ".".join(f"`{part.replace('`', '``')}`" for part in parts)
+
+
+def literal(text: str) -> str:
+    """A string literal in SQL.
+
+    A quote, a backslash and ``${…}`` mean different things to Spark's parser under different settings of the session.
+    Text with such characters is written as bytes.
+    """
+    return f"CAST(X'{text.encode().hex()}' AS STRING)" if re.search(r"['\\$]", text) else f"'{text}'"
 
 
 def is_path(table: str) -> bool:
-    """Whether a configured table is a path: whether it contains ``/``."""
-    return "/" in table
+    """Whether a configured table is a path or a URI: whether it contains ``/``."""
+    return "/" in table and not table.startswith("`")
+
+
+def names(table: str) -> list[str]:
+    """The parts of a catalog name, such as ``main.llm.captures``. A part in backticks can contain dots."""
+    return [
+        part[1:-1].replace("``", "`") if part.startswith("`") else part
+        for part in re.findall(r"`(?:[^`]|``)*`|[^.]+", table)
+    ]
+
+
+def beside(table: str, name: str) -> str:
+    """The table of this name in the folder or the schema of another table."""
+    if is_path(table):
+        folder = table.rstrip("/").rpartition("/")[0]
+        return f"{folder}/{name}"
+    return ".".join(
+        f"`{part.replace('`', '``')}`" if "." in part or "`" in part else part for part in [*names(table)[:-1], name]
+    )
 
 
 def exists(spark: SparkSession, table: str) -> bool:
     """Whether a Delta table exists."""
     if not is_path(table):
-        return bool(spark.catalog.tableExists(table))
+        return bool(spark.catalog.tableExists(quoted(table)))
     try:
         # Reading the schema needs no Spark job; `DESCRIBE DETAIL` does, because it counts files.
         _ = spark.table(quoted(table)).schema
@@ -46,6 +73,14 @@ def exists(spark: SparkSession, table: str) -> bool:
             return False
         raise
     return True
+
+
+def is_view(spark: SparkSession, table: str) -> bool:
+    """Whether a catalog name is a view, temporary or not."""
+    if is_path(table) or not spark.catalog.tableExists(quoted(table)):
+        return False
+    found = spark.catalog.getTable(quoted(table))
+    return found.isTemporary or "VIEW" in (found.tableType or "").upper()
 
 
 def ensure(
@@ -61,16 +96,16 @@ def ensure(
     )
 
 
-def commit(spark: SparkSession, sql: str) -> None:
-    """Run a statement that commits, and repeat it after a conflict with another writer."""
-    for retries_left in reversed(range(_TRIES)):
+def commit(spark: SparkSession, sql: str) -> DataFrame:
+    """Run a statement that commits, and repeat it after a conflict with another writer. Returns its result."""
+    retries_left = _TRIES
+    while True:
+        retries_left -= 1
         try:
-            spark.sql(sql)
+            return spark.sql(sql)
         except Exception as error:
             if not (retries_left and is_conflict(error)):
                 raise
-        else:
-            return
 
 
 def is_conflict(error: Exception) -> bool:

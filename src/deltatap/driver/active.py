@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from deltatap.state import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,7 +18,6 @@ if TYPE_CHECKING:
     from deltatap.config import Settings
     from deltatap.driver.lease import Lease
     from deltatap.prices import Prices
-    from deltatap.state import RunState
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,11 @@ class ActiveRun:
     state: RunState
     beats: Iterator[int] = field(default_factory=lambda: count(1))
 
+    @classmethod
+    def of(cls, settings: Settings, spark: SparkSession, console: Console, prices: Prices, lease: Lease) -> ActiveRun:
+        """The run that holds a lease, with its state folder."""
+        return cls(settings, spark, console, prices, lease, RunState.of(Path(settings.state.dir), lease.run_id))
+
     def say(self, text: str, style: str | None = None) -> None:
         """Print a line for the user; long lines are not wrapped."""
-        self.console.print(text, style=style, highlight=False, soft_wrap=True)
+        self.console.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)

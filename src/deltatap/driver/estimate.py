@@ -17,7 +17,7 @@ from rich.table import Table
 from deltatap.api.registry import specification
 from deltatap.delta import columns, tables
 from deltatap.delta.sums import total_sql
-from deltatap.driver import owed
+from deltatap.driver import owed, reuse
 from deltatap.prices import cost_usd
 from deltatap.tokens import known_encoding
 from deltatap.worker.jobs import input_tokens
@@ -36,6 +36,7 @@ _COUNTED = (
     columns.Column("model", columns.STRING, "of the request"),
     columns.Column("mode", columns.STRING, "of the request"),
     columns.Column("bad", columns.BOOLEAN, "whether the row fails without a call"),
+    columns.Column("called", columns.BOOLEAN, "whether it is called, and does not reuse an answer"),
     columns.Column("input_tokens", columns.BIGINT, "as tiktoken counts them"),
     columns.Column("most_output", columns.BIGINT, "the maximum of output tokens; null if the request sets none"),
 )
@@ -62,12 +63,13 @@ class Estimate:
 
     Attributes:
         model, mode: of the requests.
-        requests: how many would be sent.
+        requests: how many there are.
         bad: rows that would fail without a call.
         input_tokens: of the requests.
         least_output, most_output: tokens; most_output is None if neither the requests nor earlier answers bound it.
         least_usd, most_usd: None if the model has no price; most_usd also if most_output is None.
         answers: how many earlier answers the output is estimated from.
+        called: whether the requests would be sent; otherwise this is what ``capture.reuse`` saves.
     """
 
     model: str
@@ -80,6 +82,7 @@ class Estimate:
     least_usd: Decimal | None
     most_usd: Decimal | None
     answers: int
+    called: bool = True
 
 
 def estimate_run(spark: SparkSession, settings: Settings, prices: Prices) -> list[Estimate]:
@@ -90,8 +93,8 @@ def estimate_run(spark: SparkSession, settings: Settings, prices: Prices) -> lis
     """
     with owed.owed_requests(spark, settings, settings.run.id or "") as found:
         rows = (
-            _counted(found, settings)
-            .groupBy("model", "mode")
+            _counted(_called(spark, found, settings), settings)
+            .groupBy("model", "mode", "called")
             .agg(
                 F.count_if(~F.col("bad")).alias("requests"),
                 F.count_if("bad").alias("bad"),
@@ -99,7 +102,7 @@ def estimate_run(spark: SparkSession, settings: Settings, prices: Prices) -> lis
                 F.expr(total_sql("most_output")).alias("bounded"),
                 F.count_if(F.expr("NOT bad AND most_output IS NULL")).alias("unbounded"),
             )
-            .orderBy("model", "mode")
+            .orderBy("model", "mode", "called")
             .collect()
         )
     return [estimate(row, _earlier(spark, settings, row["model"] or ""), prices) for row in rows]
@@ -109,8 +112,8 @@ def estimate(row: Row | Mapping[str, Any], earlier: Lengths, prices: Prices) -> 
     """The estimate for a model and mode.
 
     Args:
-        row: model, mode, requests, bad, input_tokens, bounded (the sum of the requests' own limits on output tokens)
-            and unbounded (how many requests have no such limit).
+        row: model, mode, called, requests, bad, input_tokens, bounded (the sum of the requests' own limits on output
+            tokens) and unbounded (how many requests have no such limit).
         earlier: the lengths of earlier answers.
         prices: of the models.
     """
@@ -132,7 +135,14 @@ def estimate(row: Row | Mapping[str, Any], earlier: Lengths, prices: Prices) -> 
         cost_usd(price, inputs, least) if price else None,
         cost_usd(price, inputs, most) if price and most is not None else None,
         earlier.answers,
+        row["called"],
     )
+
+
+def _called(spark: SparkSession, found: DataFrame, settings: Settings) -> DataFrame:
+    if settings.capture.reuse:
+        return reuse.is_called(found, reuse.answers(spark, settings))
+    return found.withColumn("called", F.lit(True))
 
 
 def _counted(found: DataFrame, settings: Settings) -> DataFrame:
@@ -149,7 +159,7 @@ def count_tokens(batch: pa.RecordBatch, api: str, fallback_encoding: str) -> pa.
     """Count the tokens of requests.
 
     Args:
-        batch: with the columns model, mode and body; a body is null for a bad row.
+        batch: with the columns model, mode, called and body; a body is null for a bad row.
         api: the name of the endpoint's API.
         fallback_encoding: for models that tiktoken does not know.
 
@@ -157,13 +167,14 @@ def count_tokens(batch: pa.RecordBatch, api: str, fallback_encoding: str) -> pa.
         The columns of `_COUNTED`, one row for each request.
     """
     spec, rows, schema = specification(api), [], columns.arrow_schema(_COUNTED)
-    for model, mode, text in zip(*(batch[name].to_pylist() for name in ("model", "mode", "body")), strict=True):
+    names = ("model", "mode", "called", "body")
+    for model, mode, called, text in zip(*(batch[name].to_pylist() for name in names), strict=True):
         body = None if text is None else json.loads(text)
         encoding = known_encoding(model or "") or fallback_encoding
         tokens = 0 if text is None else input_tokens(text, spec, model or "", encoding).tokens
         most = None if body is None else spec.max_output(body)
-        most = None if most is None else most * spec.choices(body or {})
-        rows.append((model, mode, body is None, tokens, most))
+        most = None if most is None else most * spec.generated(body or {})
+        rows.append((model, mode, body is None, called, tokens, most))
     return pa.RecordBatch.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema)
 
 
@@ -179,7 +190,7 @@ def _earlier(spark: SparkSession, settings: Settings, model: str) -> Lengths:
             & (F.col("status") == "completed")
         )
         .agg(
-            F.count("*").alias("answers"),
+            F.count(F.expr(_OUTPUT)).alias("answers"),
             F.percentile(F.expr(_OUTPUT), F.array(F.lit(0.1), F.lit(0.9))).alias("lengths"),
         )
         .collect()[0]
@@ -194,7 +205,11 @@ def show(console: Console, found: Sequence[Estimate]) -> None:
         return
     console.print("what a run would capture (no call was made)", style="bold", highlight=False, soft_wrap=True)
     for model, estimates in groupby(found, lambda one: one.model):
-        _show_model(console, model, list(estimates))
+        listed = list(estimates)
+        _show_model(console, model, [one for one in listed if one.called])
+        for one in listed:
+            if not one.called:
+                console.print(f"{one.mode}: {_saved(one)}", highlight=False, soft_wrap=True)
 
 
 def _show_model(console: Console, model: str, found: Sequence[Estimate]) -> None:
@@ -205,18 +220,25 @@ def _show_model(console: Console, model: str, found: Sequence[Estimate]) -> None
         table.add_column(name, justify="right")
     for one in found:
         outputs = _range(f"{one.least_output:,}", None if one.most_output is None else f"{one.most_output:,}")
-        cost = (
-            "no price"
-            if one.least_usd is None
-            else _range(_usd(one.least_usd), None if one.most_usd is None else _usd(one.most_usd))
-        )
-        table.add_row(one.mode, f"{one.requests:,}", f"{one.bad:,}", f"{one.input_tokens:,}", outputs, cost)
+        table.add_row(one.mode, f"{one.requests:,}", f"{one.bad:,}", f"{one.input_tokens:,}", outputs, _cost(one))
     name = model or "no model"
     console.print(f"\n{name} (input and output in tokens)", markup=False, highlight=False, soft_wrap=True)
     console.print(table)
     for one in found:
         if one.requests:
             console.print(f"{one.mode}: {_why(one)}", highlight=False, soft_wrap=True)
+
+
+def _saved(one: Estimate) -> str:
+    cost = "" if one.least_usd is None else f", and {_cost(one)}"
+    calls = "1 call" if one.requests == 1 else f"{one.requests:,} calls"
+    return f"capture.reuse saves {calls}{cost}"
+
+
+def _cost(one: Estimate) -> str:
+    if one.least_usd is None:
+        return "no price"
+    return _range(_usd(one.least_usd), None if one.most_usd is None else _usd(one.most_usd))
 
 
 def _why(one: Estimate) -> str:

@@ -8,14 +8,14 @@ decide what is in the table, and the query's checkpoint is disposable. ``merge.p
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow.compute as pc
@@ -28,6 +28,8 @@ from deltatap.state import LANDED
 from deltatap.worker.journal import readable
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
     from pyspark.sql.streaming.query import StreamingQuery
@@ -193,7 +195,7 @@ class Landing:
                 self.spark.readStream.schema(columns.spark_schema(columns.JOURNAL))
                 .option("maxFilesPerTrigger", _FILES_PER_BATCH)
                 .option("maxFileAge", "36500d")
-                .parquet(str(self.state.journal))
+                .parquet(_escaped(self.state.journal))
                 .select("*", F.col("_metadata.file_path").alias("_file"))
             )
             self._query = (
@@ -206,19 +208,19 @@ class Landing:
 
     def _merge(self, batch: DataFrame, _batch_id: int) -> None:
         """Merge a batch, then record its rows as landed, then delete its files."""
-        where = batch.select("plan", "part", "row", "finished_at", "_file").toArrow()
+        where = batch.select("run_id", "plan", "part", "row", "finished_at", "_file").toArrow()
         if not where.num_rows:
             return
         plans = {
             plan: _places(where.filter(pc.equal(where["plan"], plan))) for plan in pc.unique(where["plan"]).to_pylist()
         }
-        rows = batch.drop("_file")
+        rows, run_id = batch.drop("_file"), where["run_id"][0].as_py()  # a journal has one run
         view = f"deltatap_{uuid.uuid4().hex}"
         if self.new_rows.are_all(plans):
-            sql = insert_sql(self.captures, view, self.state.folder.name, where["finished_at"])
+            sql = insert_sql(self.captures, view, run_id, where["finished_at"])
         else:
             rows = one_per_key(rows, self.keep_interrupted)
-            sql = merge_sql(self.captures, view, self.state.folder.name, keep_interrupted=self.keep_interrupted)
+            sql = merge_sql(self.captures, view, run_id, keep_interrupted=self.keep_interrupted)
         rows.drop("plan", "part", "row").createOrReplaceTempView(view)
         self.new_rows.recorded = False
         try:
@@ -230,7 +232,7 @@ class Landing:
             self.state.plan(plan).add_landed(places)
         self.new_rows.recorded = True
         for file in pc.unique(where["_file"]).to_pylist():
-            _local(file).unlink(missing_ok=True)
+            (self.state.journal / _name(file)).unlink(missing_ok=True)
             self.files += 1
             self._in_checkpoint += 1
         if self._merges >= _COMPACT_EVERY:
@@ -247,6 +249,11 @@ def _places(where: pa.Table) -> np.ndarray[Any, Any]:
     return places
 
 
-def _local(uri: str) -> Path:
-    """The path of a file from its URI in Spark: ``file:/a%20b`` locally, ``dbfs:/Volumes/…`` on Databricks."""
-    return Path(unquote(urlsplit(uri).path))
+def _escaped(folder: Path) -> str:
+    """A path for Spark's readers, which read `*`, `?`, `[`, `{` and the backslash as parts of a pattern."""
+    return re.sub(r"([\\*?\[\]{}])", r"\\\1", str(folder))
+
+
+def _name(uri: str) -> str:
+    """The name of a file from its URI in Spark: ``file:/a%20b`` locally, ``dbfs:/Volumes/…`` on Databricks."""
+    return unquote(uri.rpartition("/")[2])

@@ -19,7 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 from deltatap.config import Settings
 from deltatap.delta import tables
+from deltatap.delta.identity import identify_captures
 from deltatap.driver import runs
+from deltatap.driver.lock import NAME
 from deltatap.errors import LeaseLostError, RunningError
 from deltatap.model import RunStatus
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from pyspark.sql import Row, SparkSession
+
+    from deltatap.delta.identity import Identity
 
 # A holder on another host that sends no heartbeat for this long loses the lease.
 LEASE_S = 60.0
@@ -72,6 +76,7 @@ class Lease:
         others: the other runs on the captures table.
         died: those of the others whose drivers died; their journals must land, and they must be closed.
         taken_at: just before the lease was committed.
+        captures: the table.
     """
 
     run_id: str
@@ -81,6 +86,7 @@ class Lease:
     others: tuple[str, ...]
     died: tuple[str, ...]
     taken_at: Moment
+    captures: Identity
 
 
 def this_driver() -> str:
@@ -88,13 +94,22 @@ def this_driver() -> str:
     return json.dumps({"host": socket.gethostname(), "boot": _boot(), "pid": os.getpid(), "start": _start(os.getpid())})
 
 
-def is_alive(driver: str, heartbeat_age_s: float) -> bool | None:
+def is_alive(driver: str | None, heartbeat_age_s: float) -> bool | None:
     """Whether a holder is alive: by its process on this host, by its heartbeat elsewhere; None while unknown."""
-    holder = json.loads(driver)
-    if holder["host"] == socket.gethostname() and holder["boot"] == _boot():
+    holder = _holder(driver)
+    if holder is not None and holder["host"] == socket.gethostname() and holder["boot"] == _boot():
         start = _start(holder["pid"])
         return start is not None and start == holder["start"]
     return False if heartbeat_age_s > LEASE_S else None
+
+
+def _holder(driver: str | None) -> dict[str, Any] | None:
+    """A driver as :func:`this_driver` wrote it; None if another version wrote it otherwise."""
+    try:
+        holder = json.loads(driver or "")
+        return holder if {"host", "boot", "start"} <= holder.keys() and isinstance(holder["pid"], int) else None
+    except (ValueError, KeyError, AttributeError):
+        return None
 
 
 class Watch:
@@ -116,6 +131,8 @@ def acquire(
     settings: Settings,
     new_id: str,
     *,
+    captures: Identity | None = None,
+    alone: bool = True,
     wait: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Lease:
@@ -127,16 +144,19 @@ def acquire(
         spark: the session.
         settings: of the run.
         new_id: the id of a new run, if the settings name none.
+        captures: the table, if it has been identified already.
+        alone: whether this driver holds the table's lock.
         wait: as ``time.sleep``.
         clock: as ``time.monotonic``.
 
     Raises:
         RunningError: if another run is active on the captures table.
     """
+    captures = captures or identify_captures(spark, settings.captures.table, settings.runs.table)
     deadline = clock() + LEASE_S
     watch = Watch()
     while True:
-        rows = runs.read(spark, settings)
+        rows = runs.read(spark, settings, captures)
         unknown = False
         for row in (row for row in rows if row["status"] == RunStatus.RUNNING):
             alive = watch.is_alive(row, runs.utc_now())
@@ -147,9 +167,14 @@ def acquire(
                     f"wait until it ends, or stop it with `deltatap stop {row['run_id']}`"
                 )
             unknown = unknown or alive is None
+        if not alone:
+            raise RunningError(
+                f"another run is active on captures table {settings.captures.table}: another process on this machine "
+                f"has locked {captures.folder}/{NAME}; wait until it ends"
+            )
         if unknown and clock() < deadline:
             wait(_WATCH_EVERY_S)
-        elif (lease := _take(spark, settings, rows, new_id)) is not None:
+        elif (lease := _take(spark, settings, captures, rows, new_id)) is not None:
             return lease
 
 
@@ -173,8 +198,8 @@ class Renewal:
         """
         spark, settings, lease, at = self._spark, self._settings, self._lease, Moment.now()
         values = {"heartbeat_at": runs.utc_now(), **self.counts}
-        runs.update(spark, settings, lease.run_id, values, f"epoch = {lease.epoch}")
-        row = next((row for row in runs.read(spark, settings) if row["run_id"] == lease.run_id), None)
+        runs.update(spark, settings, lease.captures, lease.run_id, values, f"epoch = {lease.epoch}")
+        row = next((row for row in runs.read(spark, settings, lease.captures) if row["run_id"] == lease.run_id), None)
         if row is None or row["epoch"] != lease.epoch:
             raise LeaseLostError(
                 f"run {lease.run_id}: another driver has taken over captures table {settings.captures.table}"
@@ -193,7 +218,7 @@ def run_to_resume(rows: Sequence[Row], settings: Settings) -> Row | None:
     return next((row for row in rows if row["status"] == RunStatus.RUNNING and _same_job(row, settings)), None)
 
 
-def _take(spark: SparkSession, settings: Settings, rows: list[Row], new_id: str) -> Lease | None:
+def _take(spark: SparkSession, settings: Settings, captures: Identity, rows: list[Row], new_id: str) -> Lease | None:
     """Commit the lease; None if another driver committed first. All running runs among the rows are dead."""
     resumed = run_to_resume(rows, settings)
     run_id = resumed["run_id"] if resumed else settings.run.id or new_id
@@ -210,30 +235,29 @@ def _take(spark: SparkSession, settings: Settings, rows: list[Row], new_id: str)
         "captures": settings.captures.table,
         "epoch": epoch,
         "driver": this_driver(),
+        "captures_id": captures.id,
+        "captures_location": captures.location,
     }
-    update = "WHEN MATCHED AND t.run_id = s.run_id AND t.epoch < s.epoch THEN UPDATE SET *" if resumed else ""
+    assigned = ", ".join(f"t.{name} = s.{name}" for name in runs.NAMES)
+    update = f"WHEN MATCHED AND t.run_id = s.run_id AND t.epoch < s.epoch THEN UPDATE SET {assigned}" if resumed else ""
     try:
         with runs.row_view(spark, values) as view:
             # A row with this epoch or a later one belongs to a driver that committed first. It matches, so the
-            # statement inserts nothing.
-            done = spark.sql(f"""
+            # statement inserts nothing. Columns are named, because a newer version may have added some.
+            spark.sql(f"""
                 MERGE INTO {tables.quoted(settings.runs.table)} AS t USING {view} AS s
-                ON t.captures = s.captures AND (t.run_id = s.run_id OR t.epoch >= s.epoch)
+                ON {captures.runs_sql("t")} AND (t.run_id = s.run_id OR t.epoch >= s.epoch)
                 {update}
-                WHEN NOT MATCHED THEN INSERT *
-            """).collect()[0]
+                WHEN NOT MATCHED THEN
+                    INSERT ({", ".join(runs.NAMES)}) VALUES ({", ".join(f"s.{name}" for name in runs.NAMES)})
+            """)
     except Exception as error:
         if not tables.is_conflict(error):
             raise
         return None
-    if resumed is None:
-        # The insert found no matching row, and the table is Serializable, so no other commit came in between.
-        if not done["num_inserted_rows"]:
-            return None
-    else:
-        holders = [row for row in runs.read(spark, settings) if row["epoch"] >= epoch]
-        if [(row["run_id"], row["driver"]) for row in holders] != [(run_id, values["driver"])]:
-            return None
+    holders = [row for row in runs.read(spark, settings, captures) if row["epoch"] >= epoch]
+    if [(row["run_id"], row["driver"]) for row in holders] != [(run_id, values["driver"])]:
+        return None
     others = [row for row in rows if row["run_id"] != run_id]
     return Lease(
         run_id,
@@ -243,17 +267,23 @@ def _take(spark: SparkSession, settings: Settings, rows: list[Row], new_id: str)
         tuple(sorted(row["run_id"] for row in others)),
         tuple(row["run_id"] for row in others if row["status"] == RunStatus.RUNNING),
         taken_at,
+        captures,
     )
 
 
 def _same_job(run: Row, settings: Settings) -> bool:
-    return _job(Settings.model_validate(json.loads(run["config"]))) == _job(settings)
+    """Whether a run has the job of these settings. A configuration that this version cannot read is another job."""
+    try:
+        return _job(Settings.model_validate(json.loads(run["config"]))) == _job(settings)
+    except (ValueError, TypeError, RecursionError):
+        return False
 
 
 def _job(settings: Settings) -> tuple[object, ...]:
     """The settings that two runs must share for one to resume the other."""
-    endpoint, capture = settings.endpoint, settings.capture
-    return endpoint.label, endpoint.api, endpoint.model, settings.request, capture.mode, capture.owed
+    endpoint, capture, prompts = settings.endpoint, settings.capture, settings.prompts
+    called = endpoint.label, endpoint.api, endpoint.model
+    return called, settings.request, capture.mode, capture.owed, prompts.template, prompts.system_template
 
 
 def _versions(spark: SparkSession) -> dict[str, str]:
@@ -266,9 +296,9 @@ def _versions(spark: SparkSession) -> dict[str, str]:
     return found
 
 
-def _readable(driver: str) -> str:
-    holder = json.loads(driver)
-    return f"pid {holder['pid']} on {holder['host']}"
+def _readable(driver: str | None) -> str:
+    holder = _holder(driver)
+    return "unknown" if holder is None else f"pid {holder['pid']} on {holder['host']}"
 
 
 def _boot() -> str | None:

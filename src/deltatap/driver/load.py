@@ -1,35 +1,35 @@
 """``deltatap load``: appends the prompts of a file to a prompts table.
 
-Knows the file formats: OpenAI's Batch format, JSON lines with the columns of a prompts table, CSV and Parquet. Leaves
-the meaning of a row to ``prompts.py``, which a run uses, too.
+Leaves the file to ``prompt_files.py`` and the meaning of a row to ``prompts.py``, which a run uses, too.
 """
 
 from __future__ import annotations
 
-import json
+import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
+from pyspark.errors import PySparkTypeError
+from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's documentation
+from pyspark.sql import types as T  # noqa: N812
+from pyspark.sql.pandas.types import from_arrow_type
 
-from deltatap.api.registry import specification, specifications
 from deltatap.delta import tables
-from deltatap.driver.source import TEXTS, wrong_columns
+from deltatap.driver.source import column_of, wrong_columns
 from deltatap.errors import ConfigError, one_line
-from deltatap.prompts import OURS, build_request
+from deltatap.prompt_columns import find
+from deltatap.prompt_files import read_prompts, unused
+from deltatap.prompts import build_request
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
     from deltatap.config import Settings
-
-_SHOWN_PROBLEMS = 20
+    from deltatap.prompt_files import PromptFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +37,34 @@ class Loaded:
     """The result of a load.
 
     Attributes:
-        rows: how many rows were appended.
-        bad: the rows that are not valid requests, each as ``row N: reason``.
+        rows: how many rows were loaded.
+        bad: the rows that are not valid requests, each as ``row N: reason`` or ``line N: reason``.
+        known: how many of the file's request ids were in the table before.
+        unused: the columns that no request is built from and that ``prompts.keep`` does not name.
     """
 
     rows: int
     bad: list[str]
+    known: int = 0
+    unused: tuple[str, ...] = ()
 
 
-def load(spark: SparkSession, settings: Settings, path: Path) -> Loaded:
+def load(
+    spark: SparkSession,
+    settings: Settings,
+    path: Path,
+    *,
+    named: Mapping[str, str] | None = None,
+    replace: bool = False,
+) -> Loaded:
     """Append the prompts of a file to the prompts table, all or none. The table is created if it does not exist.
 
     Args:
         spark: the session.
         settings: name the prompts table and the API.
         path: ends in ``.jsonl``, ``.csv`` or ``.parquet``.
+        named: which columns of the file are ``request_id`` and ``prompt``, if they have other names.
+        replace: replace the rows of the table that have a request_id of the file.
 
     Raises:
         ConfigError: if the file cannot be read, or its columns do not fit the table.
@@ -59,117 +72,107 @@ def load(spark: SparkSession, settings: Settings, path: Path) -> Loaded:
     table = settings.prompts.table
     if table is None:
         raise ConfigError(["prompts.table: expected the table to load into, found prompts.sql"])
-    read = read_prompts(path, settings.endpoint.api)
-    frame = spark.createDataFrame(read)
-    if problems := list(wrong_columns({field.name: field.dataType for field in frame.schema.fields}, [])):
-        raise ConfigError([f"{path}: {problem}" for problem in problems])
-    writer = frame.write.format("delta").mode("append").option("mergeSchema", "true")
+    read = read_prompts(path, settings.endpoint.api, named)
+    names, templates = read.rows.schema.names, settings.prompts.templates
+    if replace and "request_id" not in names:
+        raise ConfigError([f"{path}: --replace: expected a column request_id, found {', '.join(names)}"])
+    frame = spark.createDataFrame(_one_per_id(read.rows) if replace else read.rows, _spark_schema(path, read.rows))
+    fields = {field.name: field.dataType for field in frame.schema.fields}
+    if problems := list(wrong_columns(fields, templates, names)):
+        how = [] if {"prompt", "messages"} & {*fields, *templates} else ["name it with --prompt-column"]
+        raise ConfigError([f"{path}: {'; '.join([problem, *how])}" for problem in problems])
+    known = _known(spark, table, frame)
     try:
-        writer.save(table) if tables.is_path(table) else writer.saveAsTable(table)
+        _write(frame, table, replace=replace and known > 0)
     except Exception as error:
-        raise ConfigError(
-            [f"prompts.table: {table}: the columns of {path} do not fit the table: {one_line(error)}"]
-        ) from error
-    return Loaded(read.num_rows, list(_bad(read, settings)))
+        raise ConfigError([f"prompts.table: {table}: {path} does not fit the table: {one_line(error)}"]) from error
+    templated = [column for template in templates.values() for column in template.columns]
+    rest = unused(names, [*settings.prompts.keep, *templated])
+    return Loaded(read.rows.num_rows, list(_bad(read, settings)), known, tuple(rest))
 
 
-def read_prompts(path: Path, api: str) -> pa.Table:
-    """The rows of a file, with the columns of a prompts table; other columns are kept for ``prompts.keep``.
+def _known(spark: SparkSession, table: str, frame: DataFrame) -> int:
+    """How many request ids of the file are in the table."""
+    if "request_id" not in frame.columns or not tables.exists(spark, table):
+        return 0
+    rows = spark.table(tables.quoted(table))
+    column = find("request_id", rows.columns)
+    if column is None:
+        return 0
+    ids = rows.select(rows[column].cast("string").alias("request_id"))
+    return frame.select("request_id").distinct().join(ids, "request_id", "left_semi").count()
 
-    Raises:
-        ConfigError: with the lines that cannot be read.
-    """
-    readers: dict[str, Callable[[], pa.Table]] = {
-        ".jsonl": lambda: _json_lines(path, api),
-        ".csv": lambda: _csv(path),
-        ".parquet": lambda: pq.read_table(path),
-    }
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise ConfigError([f"{path}: expected a file name that ends in {', '.join(readers)}"])
+
+def _write(frame: DataFrame, table: str, *, replace: bool) -> None:
+    """Append the rows, or replace those with the same request_id, in one commit."""
+    spark = frame.sparkSession
+    fields = spark.table(tables.quoted(table)).schema.fields if tables.exists(spark, table) else []
+    frame = _cast(frame, fields)
+    if not replace:
+        writer = frame.write.format("delta").mode("append").option("mergeSchema", "true")
+        writer.save(table) if tables.is_path(table) else writer.saveAsTable(tables.quoted(table))
+        return
+    # A replaced row keeps no value of the earlier one, such as params that the file does not have.
+    missing = {field.name: F.lit(None).cast(field.dataType) for field in fields if not find(field.name, frame.columns)}
+    view = f"deltatap_{uuid.uuid4().hex}"
+    frame.withColumns(missing).createOrReplaceTempView(view)
     try:
-        found = reader()
-    except OSError as error:
-        raise ConfigError([f"{path}: {error.strerror or error}"]) from error
-    except pa.ArrowInvalid as error:
-        raise ConfigError([f"{path}: {one_line(error)}"]) from error
-    for at, field in enumerate(found.schema):
-        if field.name in TEXTS and not pa.types.is_string(field.type) and not pa.types.is_nested(field.type):
-            found = found.set_column(at, field.name, pc.cast(found[field.name], pa.string()))
-    return found
+        tables.commit(
+            spark,
+            f"MERGE WITH SCHEMA EVOLUTION INTO {tables.quoted(table)} AS t USING {view} AS s "
+            "ON t.request_id = s.request_id WHEN MATCHED THEN UPDATE SET * WHEN NOT MATCHED THEN INSERT *",
+        )
+    finally:
+        spark.catalog.dropTempView(view)
 
 
-def _csv(path: Path) -> pa.Table:
-    """Read all columns as text, so that a number or a date in a prompt stays as it was written."""
-    parse = pa_csv.ParseOptions(newlines_in_values=True)
-    with pa_csv.open_csv(path, parse_options=parse) as opened:
-        names = opened.schema.names
-    convert = pa_csv.ConvertOptions(
-        column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, quoted_strings_can_be_null=False,
-        null_values=[""],
-    )  # fmt: skip
-    return pa_csv.read_csv(path, parse_options=parse, convert_options=convert)
+def _cast(frame: DataFrame, fields: Iterable[T.StructField]) -> DataFrame:
+    """The frame with the table's types of simple columns, such as BIGINT for request_id."""
+    types = {field.name: field.dataType for field in frame.schema.fields}
+    found = {column: field.dataType for field in fields if (column := find(field.name, frame.columns))}
+    nested = (T.StructType, T.ArrayType, T.MapType)
+    return frame.withColumns(
+        {
+            column: column_of(column).cast(type_)
+            for column, type_ in found.items()
+            if types[column] != type_ and not isinstance(type_, nested) and not isinstance(types[column], nested)
+        }
+    )
 
 
-def _json_lines(path: Path, api: str) -> pa.Table:
-    rows: list[dict[str, str | None]] = []
-    problems: list[str] = []
-    with path.open(encoding="utf-8-sig") as lines:
+def _one_per_id(rows: pa.Table) -> pa.Table:
+    """The rows without repeated ones: a MERGE takes one row for each request_id."""
+    seen: set[str] = set()
+    first = []
+    for request_id in rows["request_id"].to_pylist():
+        first.append(request_id is None or request_id not in seen)
+        seen.add(request_id)
+    return rows.filter(pa.array(first))
+
+
+def _spark_schema(path: Path, rows: pa.Table) -> T.StructType:
+    """The rows' schema in Spark."""
+    schema = T.StructType()
+    problems = []
+    for field in rows.schema:
         try:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    try:
-                        rows.append(_row(json.loads(line), api))
-                    except ValueError as error:
-                        problems.append(f"{path}: line {number}: {error}")
-        except UnicodeDecodeError as error:
-            raise ConfigError([f"{path}: expected UTF-8: {error}"]) from error
+            schema = schema.add(field.name, from_arrow_type(field.type))
+        except PySparkTypeError:
+            problems.append(f"{path}: column {field.name}: expected a type that Spark has, found {field.type}")
     if problems:
-        more = (
-            [f"{path}: and {len(problems) - _SHOWN_PROBLEMS:,} more lines"] if len(problems) > _SHOWN_PROBLEMS else []
-        )
-        raise ConfigError([*problems[:_SHOWN_PROBLEMS], *more, f"{path}: nothing was loaded"])
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return pa.table({name: pa.array([row.get(name) for row in rows], pa.string()) for name in names})
+        raise ConfigError(problems)
+    return schema
 
 
-def _row(given: object, api: str) -> dict[str, str | None]:
-    if not isinstance(given, dict):
-        raise ValueError(f"expected a JSON object, found {type(given).__name__}")  # noqa: TRY004 - user input
-    row = _of_batch(given, api) if "body" in given else given
-    return {name: _text(value) for name, value in row.items()}
-
-
-def _of_batch(given: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Convert a line of OpenAI's Batch API (platform.openai.com/docs/api-reference/batch) into a prompts row."""
-    body, url, api = given["body"], given.get("url"), specification(name)
-    if not isinstance(body, dict):
-        raise ValueError("body: expected a JSON object")  # noqa: TRY004 - as above
-    if url is not None and url != f"/v1{api.path}":
-        hint = next(
-            (f"; {url} is the path of {known.name}" for known in specifications() if url == f"/v1{known.path}"), ""
-        )
-        raise ValueError(f"url: expected /v1{api.path}, because endpoint.api is {name}, found {url}{hint}")
-    rest = {key: value for key, value in body.items() if key not in (*OURS, "stream_options")}
-    asked = rest.pop(api.prompt_field, None)
-    system = rest.pop(api.system or "", None)
-    row = {"request_id": given.get("custom_id"), "model": rest.pop("model", None), "system": system}
-    row["prompt" if isinstance(asked, str) else "messages"] = asked
-    return row | {"params": rest or None}
-
-
-def _text(value: object) -> str | None:
-    """Return text unchanged, and any other value as JSON. Keys keep their order, which can matter in a schema."""
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-
-
-def _bad(read: pa.Table, settings: Settings) -> Iterator[str]:
+def _bad(read: PromptFile, settings: Settings) -> Iterator[str]:
+    """The rows that are no valid requests. Templates are filled when a run reads the table."""
     endpoint, number = settings.endpoint, 0
-    for batch in read.to_batches(max_chunksize=10_000):
+    filled = dict.fromkeys(settings.prompts.templates, "filled later")
+    for batch in read.rows.to_batches(max_chunksize=10_000):
         for row in batch.to_pylist():
-            number += 1
-            made = build_request(row, api=endpoint.api, model=endpoint.model, defaults=settings.request, keep=())
+            made = build_request(
+                row, api=endpoint.api, model=endpoint.model, defaults=settings.request, keep=(), filled=filled
+            )
             if made.error is not None:
-                yield f"row {number}: {made.error}"
+                yield f"{read.place(number)}: {made.error}"
+            number += 1

@@ -66,7 +66,7 @@ def one_per_key(rows: DataFrame, keep_interrupted: bool) -> DataFrame:  # noqa: 
     """Keep one row per key: the final one, else the latest. A MERGE would insert both rows of a duplicate key."""
     rank = F.struct(
         F.expr(f"CAST({final_sql('_row', keep_interrupted=keep_interrupted)} AS INT)").alias("final"),
-        F.coalesce(F.col("_row.finished_at"), F.to_timestamp(F.lit("1970-01-01"))).alias("at"),
+        F.coalesce(F.col("_row.finished_at"), F.timestamp_seconds(F.lit(0))).alias("at"),
     )
     return (
         rows.select(*_KEY, F.struct("*").alias("_row"))
@@ -83,7 +83,7 @@ def merge_sql(captures: str, view: str, run_id: str, *, keep_interrupted: bool) 
     """
     final = final_sql("t", keep_interrupted=keep_interrupted)
     replace = f"WHEN MATCHED AND NOT {final} THEN UPDATE SET {', '.join(f't.{name} = s.{name}' for name in _COLUMNS)}"
-    return _statement(captures, view, f"t.run_id = '{run_id}'", replace)
+    return _statement(captures, view, f"t.run_id = {tables.literal(run_id)}", replace)
 
 
 def insert_sql(captures: str, view: str, run_id: str, finished_at: pa.ChunkedArray) -> str:
@@ -103,7 +103,7 @@ def insert_sql(captures: str, view: str, run_id: str, finished_at: pa.ChunkedArr
     times = ["t.finished_at IS NULL"] * bool(finished_at.null_count)
     if since is not None:
         times.append(f"t.finished_at >= TIMESTAMP '{since.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}Z'")
-    return _statement(captures, view, f"t.run_id = '{run_id}' AND ({' OR '.join(times)})")
+    return _statement(captures, view, f"t.run_id = {tables.literal(run_id)} AND ({' OR '.join(times)})")
 
 
 def _statement(captures: str, view: str, among: str, when_matched: str = "") -> str:

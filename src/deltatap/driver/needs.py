@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from deltatap.http.route import route_of
 from deltatap.http.tls import TlsError
 from deltatap.http.transport import Http1Transport
 from deltatap.prices import load_prices
+from deltatap.prompt_columns import COLUMNS
 from deltatap.state import RunState
 from deltatap.tokens import encoding, known_encoding
 
@@ -121,7 +123,8 @@ def table_needs(spark: SparkSession, settings: Settings) -> list[Need]:
     from deltatap.driver.source import source  # noqa: PLC0415 - the same
 
     def prompts() -> str:
-        return f"{settings.prompts.source}: {', '.join(source(spark, settings).columns)}"
+        ours = [name for name in source(spark, settings).columns if name in COLUMNS]
+        return f"{settings.prompts.source}: {', '.join([*ours, *settings.prompts.keep])}"
 
     return [Need("prompts", prompts), Need("tables", lambda: prepare_tables(spark, settings))]
 
@@ -155,6 +158,9 @@ def _vocabularies(settings: Settings) -> None:
 
 
 def _state_folder(settings: Settings) -> None:
+    if ":" in settings.state.dir and re.search(r"[\\*?\[\]{}]", settings.state.dir):
+        why = "Spark cannot read a path that has a colon and one of \\ * ? [ ] { }; choose another folder"
+        raise ConfigError([f"state.dir: {settings.state.dir}: {why}"])
     probe = RunState(Path(settings.state.dir) / f".probe-{uuid.uuid4().hex}")
     try:
         probe.prepare()

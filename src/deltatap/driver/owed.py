@@ -18,9 +18,12 @@ from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's docum
 from deltatap.delta import columns, tables
 from deltatap.delta.final import final_sql
 from deltatap.driver.background import Background
+from deltatap.driver.reading import prompt_rows
 from deltatap.driver.runs import used_sql
-from deltatap.driver.source import TEXTS, source
+from deltatap.driver.source import TEMPLATE, source
+from deltatap.errors import ConfigError, is_of_spark, one_line
 from deltatap.prices import exact_usd
+from deltatap.prompt_columns import COLUMNS
 from deltatap.prompts import build_request
 from deltatap.spark.slots import slots
 
@@ -32,14 +35,18 @@ if TYPE_CHECKING:
     from deltatap.config import Settings
 
 REQUESTS_SCHEMA = columns.arrow_schema(columns.REQUESTS)
-_EARLIER_USD = f"""aggregate(retries, {exact_usd("0")}, (sum, call) ->
+_RETRIES = columns.spark_schema(columns.OWED)["retries"].dataType
+_SAMPLED_IN = 1_000_000
+EARLIER_USD = f"""aggregate(retries, {exact_usd("0")}, (sum, call) ->
     {exact_usd(f"sum + {exact_usd('coalesce(call.cost_usd, 0)')}")})"""
 
 
 def hashed(prompts: DataFrame, settings: Settings) -> DataFrame:
     """The prompts with ``source_hash``: a hash of everything that a row's request is built from."""
-    ours = [name for name in (*TEXTS, "messages", "params") if name in prompts.columns]
-    around = [settings.endpoint.api, settings.endpoint.model, settings.request]
+    ours = [name for name in (*COLUMNS, TEMPLATE) if name in prompts.columns]
+    around: list[object] = [settings.endpoint.api, settings.endpoint.model, settings.request]
+    if settings.prompts.templates:
+        around.append([settings.prompts.template, settings.prompts.system_template])
     return prompts.withColumn(
         "source_hash", F.xxhash64(F.to_json(F.struct(*ours)), F.lit(json.dumps(around, sort_keys=True)))
     )
@@ -82,15 +89,36 @@ def changed(prompts: DataFrame, rows: DataFrame, settings: Settings) -> DataFram
     )
 
 
+def sampled(prompts: DataFrame, settings: Settings) -> DataFrame:
+    """The hashed prompts of ``capture.sample``, chosen by their request ids, or by their hashes if they have none."""
+    sample = settings.capture.sample
+    if sample is None:
+        return prompts
+    identity = F.col("source_hash").cast("string")
+    if "request_id" in prompts.columns:
+        identity = F.coalesce("request_id", identity)
+    drawn = F.pmod(F.xxhash64(F.lit(sample.seed), identity), F.lit(_SAMPLED_IN))
+    return prompts.where(drawn < F.lit(sample.fraction * _SAMPLED_IN))
+
+
 def requests(prompts: DataFrame, settings: Settings) -> DataFrame:
     """The requests of hashed prompts, one for each request_id. No call is made, so Spark may run this twice."""
     api, model, defaults = settings.endpoint.api, settings.endpoint.model, settings.request
-    keep = tuple(settings.prompts.keep)
+    keep, templates = tuple(settings.prompts.keep), settings.prompts.templates
 
     def build(batches: Iterable[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
         for batch in batches:
             built = [
-                build_request(row, api=api, model=model, defaults=defaults, keep=keep) for row in batch.to_pylist()
+                build_request(
+                    row.columns,
+                    api=api,
+                    model=model,
+                    defaults=defaults,
+                    keep=keep,
+                    filled=row.filled,
+                    problem=row.problem,
+                )
+                for row in prompt_rows(batch, keep, templates)
             ]
             columns = {name: [getattr(request, name) for request in built] for name in REQUESTS_SCHEMA.names}
             columns["source_hash"] = batch["source_hash"]
@@ -175,7 +203,7 @@ class Building:
 
     def _plan(self) -> None:
         self.slots = slots(self._spark)
-        prompts = hashed(source(self._spark, self._settings), self._settings)
+        prompts = sampled(hashed(source(self._spark, self._settings), self._settings), self._settings)
         if _nothing_captured(self._spark, self._settings):
             self._frame = requests(prompts, self._settings)
         else:
@@ -215,12 +243,15 @@ def owed_requests(
         settings: of the run.
         run_id: the run.
         building: builds the requests, if that has begun already.
+
+    Raises:
+        ConfigError: if Spark cannot read the prompts, also while the caller uses the requests.
     """
     building = building or Building(spark, settings, run_id)
     try:
         built = building.wait()
         if _nothing_captured(spark, settings):
-            retries = F.lit(None).cast(columns.sql_type(columns.RETRIES))
+            retries = F.lit(None).cast(_RETRIES)
             found = _in_modes(built, settings).withColumn("retries", retries)
         else:
             # Once Spark knows how few requests there are, it looks them up without moving the rows of all others.
@@ -229,6 +260,10 @@ def owed_requests(
         found = found.select(*(column.name for column in columns.OWED))
         limit = settings.capture.limit
         yield found if limit is None else found.orderBy("request_id", "mode").limit(limit)
+    except Exception as error:
+        if not is_of_spark(error):
+            raise
+        raise ConfigError([f"prompts: {settings.prompts.source}: {one_line(error)}"]) from error
     finally:
         building.close()
 
@@ -261,13 +296,13 @@ def _earlier(ours: DataFrame) -> DataFrame:
         F.col("chunks"),
         _used("input_tokens"),
         _used("output_tokens"),
-        F.expr(f"CAST({exact_usd('cost_usd')} - {_EARLIER_USD} AS DOUBLE)").alias("cost_usd"),
+        F.expr(f"CAST({exact_usd('cost_usd')} - {EARLIER_USD} AS DOUBLE)").alias("cost_usd"),
     )
     return ours.where("status != 'completed' AND started_at IS NOT NULL").select(
         "request_id",
         "request_hash",
         "mode",
-        F.concat("retries", F.array(last)).cast(columns.sql_type(columns.RETRIES)).alias("retries"),
+        F.concat("retries", F.array(last)).cast(_RETRIES).alias("retries"),
     )
 
 

@@ -17,7 +17,7 @@ from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's docum
 from deltatap.delta import tables
 from deltatap.delta.final import final_sql
 from deltatap.delta.sums import MOST
-from deltatap.driver import owed, runs, source
+from deltatap.driver import owed, reuse, runs, source
 from deltatap.driver.pacer import Spent
 from deltatap.errors import ConfigError
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from pyspark.sql import DataFrame
 
-    from deltatap.config import Settings
+    from deltatap.config import Capture, Settings
     from deltatap.driver.active import ActiveRun
     from deltatap.driver.landing import Landing
     from deltatap.driver.progress import Snapshot
@@ -44,6 +44,7 @@ class Plan:
         files: the parts, one file for each capture task, and the record of landed rows.
         tasks: the planned number of capture tasks.
         requests: how many requests the parts hold.
+        reused: how many requests got the answers of earlier rows.
         final: how many final rows earlier starts of the run left.
         before: the run's totals from its earlier starts; empty if there were none.
     """
@@ -51,6 +52,7 @@ class Plan:
     files: PlanState
     tasks: int
     requests: int
+    reused: int = 0
     final: int = 0
     before: Mapping[str, Any] = field(default_factory=dict)
 
@@ -90,8 +92,14 @@ def make_plan(run: ActiveRun, landing: Landing, building: owed.Building) -> Plan
         run.console.status("planning: looking for requests without a final row"),
         owed.owed_requests(spark, settings, lease.run_id, building) as found,
     ):
-        requests = write(found, files, tasks, modes=len(settings.capture.modes), seed=lease.run_id)
-    return Plan(files, tasks, requests, final, before)
+        earlier = reuse.answers(spark, settings) if settings.capture.reuse else None
+        called = reuse.without_answers(found, earlier)
+        requests = write(called, files, tasks, settings.capture, seed=lease.run_id)
+        reused = 0 if earlier is None else reuse.take_over(spark, settings, lease.run_id, found, earlier)
+    if reused:
+        before["completed"] = before.get("completed", 0) + reused
+        final += reused
+    return Plan(files, tasks, requests, reused, final, before)
 
 
 def _earlier_starts(run: ActiveRun) -> tuple[dict[str, Any], int]:
@@ -121,7 +129,11 @@ def announce(run: ActiveRun, plan: Plan, slots: int) -> list[str]:
             f"{slots} slots hold {plan.tasks} capture tasks of {capture.streams_per_worker} streams: "
             f"fewer than capture.concurrency={capture.concurrency}"
         )
+    if plan.reused:
+        run.say(f"run {run.lease.run_id}: {plan.reused:,} requests have the answers of earlier rows (capture.reuse)")
     if not plan.requests:
+        if plan.reused:
+            return [*notes, "nothing else is owed: no call was made"]
         if source.source(run.spark, settings).isEmpty():
             return [*notes, f"prompts {settings.prompts.source} has no rows: nothing to capture"]
         return [*notes, "nothing is owed: every request has a final row; no call was made"]
@@ -129,6 +141,8 @@ def announce(run: ActiveRun, plan: Plan, slots: int) -> list[str]:
         f"run {run.lease.run_id}: {plan.requests:,} {'request' if plan.requests == 1 else 'requests'} owed, "
         f"up to {capture.concurrency} concurrent streams to {settings.endpoint.label}"
     )
+    for line in source.misspelled(run.spark, settings):
+        run.say(line, style="yellow")
     unpriced = [model for model in models(plan.files) if run.prices.find(model) is None]
     if unpriced and settings.budget.cost_usd is not None:
         raise ConfigError(
@@ -150,24 +164,26 @@ def task_count(settings: Settings, slots: int) -> int:
     return max(1, min(needed, slots - 1))
 
 
-def write(frame: DataFrame, plan: PlanState, tasks: int, *, modes: int, seed: str) -> int:
+def write(frame: DataFrame, plan: PlanState, tasks: int, capture: Capture, seed: str) -> int:
     """Write the parts.
 
     With several modes, the requests of one prompt are adjacent in a part. The seed determines their order, which is
-    random for each prompt. A worker makes the second call when the first has ended.
+    random for each prompt. A worker makes the second call when the first has ended. With ``reuse``, identical requests
+    are adjacent, too.
 
     Returns:
         How many requests the parts hold.
     """
-    if modes == 1:
+    if len(capture.modes) == 1 and not capture.reuse:
         cut = frame.repartition(tasks)
     else:
-        drawn = F.xxhash64(F.lit(seed), "request_id").alias("_order")
+        key = "request_hash" if capture.reuse else "request_id"
+        drawn = F.xxhash64(F.lit(seed), key).alias("_order")
         first = F.when(F.col("_order") % 2 == 0, F.lit("stream")).otherwise(F.lit("complete"))
         cut = (
             frame.select("*", drawn)
-            .repartition(tasks, "request_id")
-            .sortWithinPartitions("_order", "request_id", F.when(F.col("mode") == first, 0).otherwise(1))
+            .repartition(tasks, key)
+            .sortWithinPartitions("_order", key, "request_id", F.when(F.col("mode") == first, 0).otherwise(1))
             .drop("_order")
         )
     cut.write.mode("overwrite").parquet(str(plan.parts))

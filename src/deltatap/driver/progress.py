@@ -148,7 +148,7 @@ class Display:
             self._live.update(_shown(self._bar, now, elapsed, note))
         elif time.monotonic() - self._shown_at >= LINE_EVERY_S:
             self._shown_at = time.monotonic()
-            self._console.print(line(now, elapsed, note), highlight=False, soft_wrap=True)
+            self._console.print(line(now, elapsed, note), markup=False, highlight=False, soft_wrap=True)
 
 
 def line(now: Snapshot, elapsed_s: float, note: str | None = None) -> str:

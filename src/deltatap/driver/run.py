@@ -18,17 +18,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltatap.delta.prepare import guard
 from deltatap.driver import lease as leases
 from deltatap.driver import runs
 from deltatap.driver.active import ActiveRun
 from deltatap.driver.background import Background, Periodic
 from deltatap.driver.landing import Landing
+from deltatap.driver.lock import locked
 from deltatap.driver.loop import CaptureLoop
 from deltatap.driver.needs import require, table_needs
 from deltatap.driver.owed import Building
 from deltatap.driver.plan import announce, make_plan
 from deltatap.driver.progress import Snapshot
-from deltatap.errors import LeaseLostError, one_line
+from deltatap.errors import LeaseLostError, described, one_line
 from deltatap.messages import Control
 from deltatap.model import RunStatus
 from deltatap.state import RunState
@@ -84,20 +86,26 @@ def run(settings: Settings, spark: SparkSession, prices: Prices, console: Consol
     new_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
     building = Building(spark, settings, settings.run.id)
     try:
-        lease = leases.acquire(spark, settings, new_id)
-        _land_leftovers(spark, settings, lease)
-        active = ActiveRun(settings, spark, console, prices, lease, RunState(Path(settings.state.dir) / lease.run_id))
-        try:
-            active.state.prepare()
-            with _signals() as signalled:
-                return _run_steps(active, building, signalled)
-        except LeaseLostError:
-            raise
-        except BaseException as error:
-            _close_failed(active, error)
-            raise
+        captures = guard(spark, settings)
+        with locked(captures.folder) as alone:
+            lease = leases.acquire(spark, settings, new_id, captures=captures, alone=alone)
+            return _run_with_lease(ActiveRun.of(settings, spark, console, prices, lease), building)
     finally:
         building.close()
+
+
+def _run_with_lease(run: ActiveRun, building: Building) -> Ended:
+    _land_leftovers(run.spark, run.settings, run.lease)
+    try:
+        run.state.adopt()
+        run.state.prepare()
+        with _signals() as signalled:
+            return _run_steps(run, building, signalled)
+    except LeaseLostError:
+        raise
+    except BaseException as error:
+        _close_failed(run, error)
+        raise
 
 
 def _run_steps(run: ActiveRun, building: Building, signalled: threading.Event) -> Ended:
@@ -166,7 +174,7 @@ def _close(run: ActiveRun, plan: Plan, landing: Landing, stop: Stop | None, note
         notes.append(f"the captures table was not compacted: {one_line(error)}")
     totals = {"owed": plan.owed, **runs.totals(run.spark, run.settings, run.lease.run_id)}
     status, reason = (RunStatus.COMPLETED, None) if stop is None else (stop.status, stop.reason)
-    row = runs.close(run.spark, run.settings, run.lease.run_id, status, reason, totals)
+    row = runs.close(run.spark, run.settings, run.lease.captures, run.lease.run_id, status, reason, totals)
     run.state.publish(Control(run.lease.epoch, next(run.beats), stop="ended"))
     run.state.remove()
     return Ended(row, tuple(notes))
@@ -174,10 +182,12 @@ def _close(run: ActiveRun, plan: Plan, landing: Landing, stop: Stop | None, note
 
 def _close_failed(run: ActiveRun, error: BaseException) -> None:
     spark, settings, run_id = run.spark, run.settings, run.lease.run_id
-    reason = f"{type(error).__name__}: {one_line(error)}"
+    reason = described(error)
     # The first error is the one to report. If closing fails, too, the next start finds a dead run.
     with suppress(Exception):
-        runs.close(spark, settings, run_id, RunStatus.FAILED, reason, runs.totals(spark, settings, run_id))
+        runs.close(
+            spark, settings, run.lease.captures, run_id, RunStatus.FAILED, reason, runs.totals(spark, settings, run_id)
+        )
 
 
 def _start_python(spark: SparkSession) -> None:
@@ -195,7 +205,8 @@ def _land_leftovers(spark: SparkSession, settings: Settings, lease: Lease) -> No
     Workers of these runs that are still running see the newer epoch and start no more requests.
     """
     for run_id in lease.others:
-        state = RunState(Path(settings.state.dir) / run_id)
+        state = RunState.of(Path(settings.state.dir), run_id)
+        state.adopt()
         left = state.folder.exists()
         if left:
             state.prepare()
@@ -203,7 +214,7 @@ def _land_leftovers(spark: SparkSession, settings: Settings, lease: Lease) -> No
             Landing.of(spark, settings, state).drain()
             state.remove()
         if left or run_id in lease.died:
-            runs.settle(spark, settings, run_id, runs.totals(spark, settings, run_id))
+            runs.settle(spark, settings, lease.captures, run_id, runs.totals(spark, settings, run_id))
 
 
 @contextmanager

@@ -24,24 +24,33 @@ if TYPE_CHECKING:
     from pyspark.sql import Row, SparkSession
 
     from deltatap.config import Settings
+    from deltatap.delta.identity import Identity
 
-_NAMES = tuple(column.name for column in columns.RUNS)
+NAMES = tuple(column.name for column in columns.RUNS)
 _SCHEMA = columns.arrow_schema(columns.RUNS)
 
 
-def read(spark: SparkSession, settings: Settings) -> list[Row]:
-    """The runs on the configured captures table; times are in UTC."""
-    rows = spark.table(tables.quoted(settings.runs.table))
-    ours = rows.where(rows["captures"] == settings.captures.table).select(*_NAMES)
+def read(spark: SparkSession, settings: Settings, captures: Identity) -> list[Row]:
+    """The runs on a captures table; times are in UTC."""
+    rows = spark.table(tables.quoted(settings.runs.table)).alias("r")
+    ours = rows.where(captures.runs_sql("r")).select(*NAMES)
     return [_in_utc(row) for row in ours.collect()]
 
 
-def update(spark: SparkSession, settings: Settings, run_id: str, values: Mapping[str, object], only_if: str) -> None:
+def update(
+    spark: SparkSession,
+    settings: Settings,
+    captures: Identity,
+    run_id: str,
+    values: Mapping[str, object],
+    only_if: str,
+) -> None:
     """Set columns of a run's row if a condition on it holds. This is a MERGE: Delta's UPDATE takes no parameters."""
     assignments = ", ".join(f"t.{name} = s.{name}" for name in values)
     with row_view(spark, {"run_id": run_id, **values}) as view:
         merge = f"""
-            MERGE INTO {tables.quoted(settings.runs.table)} AS t USING {view} AS s ON t.run_id = s.run_id
+            MERGE INTO {tables.quoted(settings.runs.table)} AS t USING {view} AS s
+            ON t.run_id = s.run_id AND {captures.runs_sql("t")}
             WHEN MATCHED AND t.{only_if} THEN UPDATE SET {assignments}
         """
         # The table is Serializable, and runs on other captures tables write to it, too.
@@ -51,6 +60,7 @@ def update(spark: SparkSession, settings: Settings, run_id: str, values: Mapping
 def close(
     spark: SparkSession,
     settings: Settings,
+    captures: Identity,
     run_id: str,
     status: RunStatus,
     reason: str | None,
@@ -58,14 +68,16 @@ def close(
 ) -> dict[str, Any]:
     """Close a run if it is still open, and return its row."""
     ended = {"status": status, "reason": reason, "finished_at": utc_now(), "heartbeat_at": utc_now(), **values}
-    update(spark, settings, run_id, ended, f"status = '{RunStatus.RUNNING}'")
-    return next(row.asDict(recursive=True) for row in read(spark, settings) if row["run_id"] == run_id)
+    update(spark, settings, captures, run_id, ended, f"status = '{RunStatus.RUNNING}'")
+    return next(row.asDict(recursive=True) for row in read(spark, settings, captures) if row["run_id"] == run_id)
 
 
-def settle(spark: SparkSession, settings: Settings, run_id: str, values: Mapping[str, object]) -> None:
+def settle(
+    spark: SparkSession, settings: Settings, captures: Identity, run_id: str, values: Mapping[str, object]
+) -> None:
     """Correct the counts of a run whose journal landed after its end. A run that is still open is closed as died."""
-    close(spark, settings, run_id, RunStatus.DIED, "its driver died", {})
-    update(spark, settings, run_id, values, f"status != '{RunStatus.RUNNING}'")
+    close(spark, settings, captures, run_id, RunStatus.DIED, "its driver died", {})
+    update(spark, settings, captures, run_id, values, f"status != '{RunStatus.RUNNING}'")
 
 
 def totals(spark: SparkSession, settings: Settings, run_id: str) -> dict[str, Any]:
@@ -80,7 +92,7 @@ def totals(spark: SparkSession, settings: Settings, run_id: str) -> dict[str, An
           count_if(status = 'failed') AS failed, coalesce(sum({calls}), 0) AS requests,
           coalesce({total_sql(inputs)}, 0) AS input_tokens, coalesce({total_sql(outputs)}, 0) AS output_tokens,
           CAST(sum({exact_usd("cost_usd")}) AS DOUBLE) AS cost_usd
-        FROM {tables.quoted(settings.captures.table)} WHERE run_id = '{run_id}'
+        FROM {tables.quoted(settings.captures.table)} WHERE run_id = {tables.literal(run_id)}
         """
     ).collect()[0]
     return dict(row.asDict())

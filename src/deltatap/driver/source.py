@@ -1,6 +1,6 @@
-"""The prompts table or query: which columns it must have, and which of them a request is built from.
+"""The prompts table or query: the columns that a request is built from, with types that Python can read.
 
-Leaves the meaning of a row to ``prompts.py``.
+Leaves the names of the columns to ``prompt_columns.py`` and the meaning of a row to ``prompts.py``.
 """
 
 from __future__ import annotations
@@ -12,65 +12,196 @@ from pyspark.sql import types as T  # noqa: N812
 
 from deltatap.delta import tables
 from deltatap.errors import ConfigError, one_line
+from deltatap.prompt_columns import COLUMNS, TEXTS, find, near_misses, similar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import Column, DataFrame, SparkSession
 
-    from deltatap.config import Settings
+    from deltatap.config import Prompts, Settings
 
-
-TEXTS = ("request_id", "prompt", "system", "model")
+# The columns of the prompts frame besides those of a prompts table: structs, whose fields are numbered, because their
+# columns can have any name.
+KEPT, TEMPLATE = "kept", "template"
 
 
 def source(spark: SparkSession, settings: Settings) -> DataFrame:
-    """The prompts, with only the columns that deltatap uses.
+    """The prompts: those of ``prompt_columns.COLUMNS`` that exist, and the structs ``kept`` and ``template``.
+
+    The structs hold the columns of ``prompts.keep`` and those that the templates name, in this order.
 
     Raises:
         ConfigError: if the table does not exist, the query fails, or a column is missing or has the wrong type.
     """
+    frame = table(spark, settings)
+    prompts, templates = settings.prompts, settings.prompts.templates
+    types = {field.name: field.dataType for field in frame.schema.fields}
+    problems: list[str] = []
+
+    def found(name: str, where: str = "") -> str | None:
+        try:
+            column = find(name, frame.columns)
+        except ValueError as error:
+            problems.append(f"{where}{error}")
+            return None
+        if column is None and where:
+            near = similar(name, frame.columns)
+            problems.append(f"{where}column {name} does not exist{f'; did you mean {near}?' if near else ''}")
+        return column
+
+    ours = {name: column for name in COLUMNS if name not in templates and (column := found(name)) is not None}
+    if templates and "messages" in ours:
+        problems.append(f"{next(iter(templates.values())).key}: cannot be combined with a column messages")
+    kept = [found(name, "prompts.keep: ") for name in prompts.keep]
+    named = [found(name, f"{each.key}: ") for each in templates.values() for name in each.columns]
+    problems += wrong_columns({name: types[column] for name, column in ours.items()}, templates, frame.columns)
+    if problems:
+        raise ConfigError([f"prompts: {prompts.source}: {problem}" for problem in problems])
+    columns = [_readable(column, types[column], name).alias(name) for name, column in ours.items()]
+    structs = {KEPT: kept, TEMPLATE: named}
+    columns += [
+        F.struct(*(_readable(str(column), types[str(column)]).alias(f"_{at}") for at, column in enumerate(its))).alias(
+            name
+        )
+        for name, its in structs.items()
+        if its
+    ]
+    return frame.select(*columns)
+
+
+def table(spark: SparkSession, settings: Settings) -> DataFrame:
+    """The prompts table, or the result of the query.
+
+    Raises:
+        ConfigError: if there is none.
+    """
     prompts = settings.prompts
-    if prompts.table is not None and not tables.exists(spark, prompts.table):
-        raise ConfigError([f"prompts.table: {prompts.table}: the Delta table does not exist"])
     try:
-        frame = spark.sql(prompts.sql) if prompts.sql is not None else spark.table(tables.quoted(str(prompts.table)))
-        fields = {field.name: field.dataType for field in frame.schema.fields}
+        frame = _opened(spark, prompts)
+        _ = None if frame is None else frame.schema  # with Spark Connect, errors are raised here
     except Exception as error:
         raise ConfigError([f"prompts: {prompts.source}: {one_line(error)}"]) from error
-    if problems := list(wrong_columns(fields, prompts.keep)):
-        raise ConfigError([f"prompts: {prompts.source}: {problem}" for problem in problems])
-    wanted = dict.fromkeys([*TEXTS, "messages", "params", *prompts.keep])
-    return frame.select(*(F.col(f"`{name}`") for name in wanted if name in fields))
+    if frame is None:
+        raise ConfigError([f"prompts.table: {prompts.table}: the Delta table does not exist"])
+    return frame
 
 
-def wrong_columns(fields: dict[str, T.DataType], keep: list[str]) -> Iterator[str]:
-    """Check a prompts table's columns; one line for each problem."""
+def misspelled(spark: SparkSession, settings: Settings) -> list[str]:
+    """One line for each column that is not used and looks like one that deltatap uses."""
+    named = {name.lower() for name in settings.prompts.keep}
+    named |= {name.lower() for template in settings.prompts.templates.values() for name in template.columns}
+    return [
+        f"prompts: column {column} is not used; did you mean {name}?"
+        for column, name in near_misses(table(spark, settings).columns)
+        if column.lower() not in named and name not in settings.prompts.templates
+    ]
+
+
+def _opened(spark: SparkSession, prompts: Prompts) -> DataFrame | None:
+    if prompts.sql is not None:
+        return spark.sql(prompts.sql)
+    table = str(prompts.table)
+    return spark.table(tables.quoted(table)) if tables.exists(spark, table) else None
+
+
+def wrong_columns(
+    fields: Mapping[str, T.DataType], templates: Iterable[str] = (), columns: Sequence[str] = ()
+) -> Iterator[str]:
+    """Check a prompts table's columns; one line for each problem.
+
+    Args:
+        fields: the types of the columns that deltatap uses, by their names in lower case.
+        templates: the columns that a template replaces.
+        columns: all columns of the table, for messages.
+    """
     for name in TEXTS:
-        if name in fields and not isinstance(fields[name], T.StringType):
-            yield f"column {name}: expected STRING, found {_sql_name(fields[name])}; cast it with prompts.sql"
-    if "prompt" not in fields and "messages" not in fields:
-        yield f"expected a column prompt or messages, found {', '.join(fields) or 'no columns'}"
+        if name in fields and not (_is_text(fields[name]) or (name == "request_id" and _is_id(fields[name]))):
+            expected = "STRING or an integer" if name == "request_id" else "STRING"
+            yield f"column {name}: expected {expected}, found {_sql_name(fields[name])}; cast it with prompts.sql"
+    if not {"prompt", "messages"} & {*fields, *templates}:
+        near = similar("prompt", columns) or similar("messages", columns)
+        hint = f"; did you mean {near}?" if near else ""
+        yield f"expected a column prompt or messages, found {', '.join(columns or fields) or 'no columns'}{hint}"
     if "messages" in fields and not _is_messages(fields["messages"]):
         yield (
             "column messages: expected ARRAY<STRUCT<role: STRING, content: STRING, …>> or a JSON STRING, "
             f"found {_sql_name(fields['messages'])}"
         )
-    if "params" in fields and not isinstance(fields["params"], T.StringType) and not _is_params(fields["params"]):
+    if "params" in fields and not _is_params(fields["params"]):
         yield f"column params: expected a JSON STRING or MAP<STRING, …>, found {_sql_name(fields['params'])}"
-    yield from (f"prompts.keep: column {name} does not exist" for name in keep if name not in fields)
+
+
+def column_of(name: str) -> Column:
+    """The column of this name, which may hold any characters."""
+    return F.col("`{}`".format(name.replace("`", "``")))
+
+
+def _readable(column: str, type_: T.DataType, name: str | None = None) -> Column:
+    """A column as Python can read it: plain strings, and JSON instead of types that have no Arrow type."""
+    selected = column_of(column)
+    if name == "request_id":
+        return selected.cast(T.StringType())
+    if _is_text(type_):
+        return selected.cast(T.StringType())
+    if _has(type_, (T.VariantType, T.YearMonthIntervalType, T.CalendarIntervalType, T.DayTimeIntervalType)):
+        if isinstance(type_, (T.VariantType, T.StructType, T.ArrayType, T.MapType)):
+            return F.to_json(selected)
+        return selected.cast(T.StringType())
+    return selected.cast(_plain(type_)) if _is_collated(type_) else selected
+
+
+def _is_collated(type_: T.DataType) -> bool:
+    return type_ != _plain(type_)
+
+
+def _plain(type_: T.DataType) -> T.DataType:
+    """The type without collations."""
+    if isinstance(type_, T.StringType):
+        return T.StringType()
+    if isinstance(type_, T.ArrayType):
+        return T.ArrayType(_plain(type_.elementType), type_.containsNull)
+    if isinstance(type_, T.MapType):
+        return T.MapType(_plain(type_.keyType), _plain(type_.valueType), type_.valueContainsNull)
+    if isinstance(type_, T.StructType):
+        return T.StructType([T.StructField(each.name, _plain(each.dataType), each.nullable) for each in type_.fields])
+    return type_
+
+
+def _has(type_: T.DataType, kinds: tuple[type[T.DataType], ...]) -> bool:
+    """Whether a type is, or contains, one of these."""
+    if isinstance(type_, kinds):
+        return True
+    if isinstance(type_, T.ArrayType):
+        return _has(type_.elementType, kinds)
+    if isinstance(type_, T.MapType):
+        return _has(type_.keyType, kinds) or _has(type_.valueType, kinds)
+    return isinstance(type_, T.StructType) and any(_has(each.dataType, kinds) for each in type_.fields)
 
 
 def _sql_name(type_: T.DataType) -> str:
     return type_.simpleString().upper()
 
 
+def _is_text(type_: T.DataType) -> bool:
+    """Whether a type is STRING, or VOID: the type of ``NULL AS system``."""
+    return isinstance(type_, T.StringType | T.NullType)
+
+
+def _is_id(type_: T.DataType) -> bool:
+    return isinstance(type_, T.IntegralType) or (isinstance(type_, T.DecimalType) and type_.scale == 0)
+
+
 def _is_messages(type_: T.DataType) -> bool:
-    if isinstance(type_, T.StringType):
+    if _is_text(type_) or isinstance(type_, T.VariantType):
         return True
     message = type_.elementType if isinstance(type_, T.ArrayType) else None
-    return isinstance(message, T.StructType) and {"role", "content"} <= set(message.names)
+    return _is_object(message) or (isinstance(message, T.StructType) and {"role", "content"} <= set(message.names))
 
 
 def _is_params(type_: T.DataType) -> bool:
+    return _is_text(type_) or isinstance(type_, T.VariantType) or _is_object(type_)
+
+
+def _is_object(type_: T.DataType | None) -> bool:
     return isinstance(type_, T.MapType) and isinstance(type_.keyType, T.StringType)

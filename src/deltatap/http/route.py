@@ -6,8 +6,10 @@ values, ``proxy.py`` and ``tls.py`` use them, ``client.py`` adds the key.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from deltatap.endpoint import Source, holds_credential
 from deltatap.http.credentials import value_of
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 
     from deltatap.endpoint import Endpoint
     from deltatap.http.credentials import Secrets
+
+# Characters of run ids that a header cannot hold. They are percent-encoded.
+_NOT_IN_HEADERS = re.compile(r"[^ -~]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,7 @@ def route_of(endpoint: Endpoint, secrets: Secrets | None = None, run_id: str = "
         if isinstance(given, Source):
             value = value_of(given, f"endpoint.headers.{name}", secrets)
         else:
-            value = given.replace("{run_id}", run_id)
+            value = given.replace("{run_id}", _NOT_IN_HEADERS.sub(lambda found: quote(found[0]), run_id))
         headers[name] = value
         if isinstance(given, Source) or holds_credential(name):
             # A value such as "Bearer abc" has a scheme; a server may repeat the credential without it.

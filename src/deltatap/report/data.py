@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from deltatap.analysis.compute import analyze, table_of
 from deltatap.analysis.metrics import kinds_sql
-from deltatap.analysis.sql import in_runs, literal, measured_sql
+from deltatap.analysis.sql import in_runs, measured_sql
 from deltatap.delta import tables
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def _streams(spark: SparkSession, captures: str, measured: str) -> list[Stream]:
             chosen.setdefault((row["run_id"], row["request_id"]), why)
     if not chosen:
         return []
-    pairs = ", ".join(f"({literal(run_id)}, {literal(request_id)})" for run_id, request_id in chosen)
+    pairs = ", ".join(f"({tables.literal(run_id)}, {tables.literal(request_id)})" for run_id, request_id in chosen)
     rows = spark.sql(
         f"""
         SELECT run_id, request_id, mode, status, error.type AS error, e2e_ms, last_chunk_ms, text,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -47,8 +48,9 @@ def write_report(spark: SparkSession, settings: Settings, run_ids: Sequence[str]
         The runs in the report.
 
     Raises:
-        ConfigError: there is no such run, or no run has rows.
+        ConfigError: there is no such run, no run has rows, or the file cannot be written.
     """
+    _make_folder(path)
     for run_id in run_ids:
         require_run(spark, settings, run_id)
     if not run_ids:
@@ -58,9 +60,24 @@ def write_report(spark: SparkSession, settings: Settings, run_ids: Sequence[str]
         run_ids = newest[:1]
     gathered = gather(spark, settings, run_ids)
     differences = compare(spark, settings, run_ids[0], run_ids[1]) if len(run_ids) > 1 else {}
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(render(gathered, run_ids, differences), encoding="utf-8")
     return list(run_ids)
+
+
+def _make_folder(path: Path) -> None:
+    """Create the folder of the page, before the queries take their time."""
+    problem = ""
+    if re.match("[A-Za-z][A-Za-z0-9+.-]*:/", str(path)):
+        problem = "expected a path on this machine or under /Volumes"
+    elif path.is_dir():
+        problem = "expected a file, found a folder"
+    else:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            problem = f"its folder cannot be made: {error.strerror}"
+    if problem:
+        raise ConfigError([f"{path}: {problem}"])
 
 
 def _rows(run: Row) -> int:

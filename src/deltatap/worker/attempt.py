@@ -91,7 +91,7 @@ def capture_part(task: CaptureTask, part: int) -> Receipt:
     context = context_of(settings, task.prices, task.run_id, part)
     warm_up(context)
     journal = JournalWriter(
-        state.journal, f"{task.run_id}-{claim}", context, plan=epoch, part=part, flush_s=settings.state.flush_s
+        state.journal, f"{task.folder.name}-{claim}", context, plan=epoch, part=part, flush_s=settings.state.flush_s
     )
     look_ahead = 2 * streams_of(settings) + BATCH_ROWS
     with (

@@ -357,15 +357,24 @@ class Engine:
         self._done(Capture(job, CaptureError("cancelled", None, why)))
 
     def _done(self, capture: Capture) -> None:
+        job, following = capture.job, capture.job.then
         try:
             self._deliver(capture)
+            if capture.completed:
+                while job.alike:
+                    self._deliver(Capture(job.alike.popleft(), reused=capture))
         except BaseException as error:  # noqa: BLE001 - the feeding thread raises it
             self._break(error)  # captures that cannot be kept must not be paid for
             return
-        self._unfinished.remove()
-        if (following := capture.job.then) is not None:
+        if job.alike:
+            following = job.alike.popleft()
+            following.alike, following.then = job.alike, job.then
+        else:
+            self._unfinished.remove()
+        if following is not None:
             following.planned = time.perf_counter()
-            self._take(following)
+            # Not now: after a stop, many alike jobs would end inside one another.
+            self._loop.call_soon(self._take, following)
 
     def _control(self, bounds: Proceed) -> None:
         self._scheduler.share = bounds.share

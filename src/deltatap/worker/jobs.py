@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
@@ -35,24 +36,36 @@ _MOST_CHOICES = 1_000_000
 def jobs_of_part(path: Path, known: Collection[int], settings: Settings, prices: Prices) -> Iterator[Job]:
     """The jobs of a part, without the rows that are known.
 
-    A part holds the two modes of one request next to each other; the second becomes the ``then`` of the first.
+    A part holds the modes of one request next to each other; the second becomes the ``then`` of the first. With
+    ``capture.reuse``, it holds identical requests next to each other, too; all but the first become its ``alike``.
     """
-    first: Job | None = None
     rows = (row for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS) for row in batch.to_pylist())
-    for at, columns in enumerate(rows):
-        if at in known:
-            continue
-        job = _planned(columns, at, settings, prices)
-        if first is not None and first.request.request_id == job.request.request_id:
-            first.then = job
-            yield first
-            first = None
-        else:
-            if first is not None:
-                yield first
-            first = job
-    if first is not None:
-        yield first
+    owed = ((at, columns) for at, columns in enumerate(rows) if at not in known)
+    reuse = settings.capture.reuse
+
+    def together(row: tuple[int, dict[str, Any]]) -> str:
+        return str(row[1]["request_hash" if reuse and row[1]["body"] is not None else "request_id"])
+
+    for _, group in groupby(owed, together):
+        first: dict[str, Job] = {}
+        for at, columns in group:
+            mode = columns["mode"]
+            if (leader := first.get(mode)) is None:
+                first[mode] = _planned(columns, at, settings, prices)
+            else:
+                leader.alike.append(_alike(columns, at, leader))
+        jobs = list(first.values())
+        for job, then in pairwise(jobs):
+            job.then = then
+        yield jobs[0]
+
+
+def _alike(columns: dict[str, Any], row: int, leader: Job) -> Job:
+    """The job of a request that is identical to another one. Both share one body."""
+    mode, earlier = columns.pop("mode"), columns.pop("retries") or []
+    keep = None if columns["keep"] is None else dict(columns["keep"])
+    request = Request(**{**columns, "keep": keep, "body": leader.request.body})
+    return Job(request, leader.wire, mode, row, earlier, leader.planned, expected=leader.expected, fault=leader.fault)
 
 
 def _planned(columns: dict[str, Any], row: int, settings: Settings, prices: Prices) -> Job:
@@ -96,8 +109,9 @@ def expected_use(sent: Wire, settings: Settings, prices: Prices) -> Expected:
     api = specification(settings.endpoint.api)
     encoding = known_encoding(sent.model) or settings.tokens.fallback_encoding
     inputs = input_tokens(sent.body, api, sent.model, encoding)
-    most = api.max_output(json.loads(sent.body))
-    return Expected(inputs.tokens, most, min(sent.choices, _MOST_CHOICES), prices.find(sent.model))
+    body = json.loads(sent.body)
+    generated = min(api.generated(body), _MOST_CHOICES)
+    return Expected(inputs.tokens, api.max_output(body), generated, prices.find(sent.model))
 
 
 def input_tokens(body: str, api: Api, model: str, encoding: str) -> InputTokens:

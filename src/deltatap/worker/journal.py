@@ -175,6 +175,8 @@ class JournalWriter:
 
 def _size(capture: Capture) -> tuple[int, int]:
     """The number of chunks of a capture, and about how many bytes it takes."""
+    if capture.reused is not None:
+        return 0, _size(capture.reused)[1]
     received = [call.received for call in capture.job.calls]
     raw = sum(len(data) for got in received for _, data in got.raw or ())
     return sum(len(got.chunks) for got in received), raw + sum(len(got.chunks.utf8) for got in received)

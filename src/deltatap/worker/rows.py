@@ -99,6 +99,8 @@ class Row:
     @property
     def status(self) -> Status:
         """The row's status. An answer that had ended cleanly, but could not be handled, is interrupted."""
+        if self.capture.reused is not None:
+            return "interrupted" if self.fault else "completed"
         if self.last is None:
             return "failed"
         return "interrupted" if self.fault and self.last.status == "completed" else self.last.status
@@ -106,13 +108,15 @@ class Row:
     @property
     def error(self) -> CaptureError | None:
         """The row's error. A call that failed keeps its own."""
+        if self.capture.reused is not None:
+            return self.fault
         if self.last is None:
             return self.capture.error
         return self.last.error if self.fault is None or self.last.status == "failed" else self.fault
 
     def with_fault(self, error: BaseException) -> Row:
         """The row with an ``internal`` error. Raises the exception again if it does not belong to this row."""
-        code = INTERNAL_COMPLETE if self.last and self.last.status == "completed" else INTERNAL_CUT
+        code = INTERNAL_COMPLETE if self.status == "completed" else INTERNAL_CUT
         request_id = self.capture.job.request.request_id
         return replace(self, fault=internal_error(error, request_id, code, "handle the answer"))
 
@@ -131,6 +135,11 @@ def _counted(capture: Capture, context: Context) -> Row:
     job = capture.job
     api = specification(context.api)
     asked = job.request.model
+    if capture.reused is not None:
+        answered = capture.reused.job.calls[-1].received.response_model
+        priced = context.prices.find(asked, answered) is not None
+        cost, basis = _total((), job.earlier, priced=priced)
+        return Row(capture, context.fallback_encoding, InputTokens(), 0, (), cost, basis)
     answered = next(
         (call.received.response_model for call in reversed(job.calls) if call.received.response_model), None
     )
@@ -353,6 +362,21 @@ def _values(row: Row, context: Context) -> dict[str, Any]:
     job = capture.job
     # A row without a call (a bad prompt) has no values for the columns that describe one.
     of_call = _of_call(last, row.output_tokens) if last else {**_NULLS, "choices": []}
+    counted = {
+        "encoding": row.encoding,
+        "input_tokens": row.input.tokens,
+        "output_tokens": row.output_tokens,
+        "total_tokens": row.input.tokens + row.output_tokens,
+        "approximate": row.input.approximate,
+    }
+    body = (last.body if last else None) or (job.wire.body if job.wire else None)
+    reused_from = None
+    if capture.reused is not None:
+        answer = capture.reused.job
+        values = _of_call(answer.calls[-1], 0)
+        of_call |= {name: values[name] for name in columns.ANSWER if name in values}
+        reused_from = {"run_id": context.run_id, "request_id": answer.request.request_id}
+        body = answer.calls[-1].body or body
     return {
         **of_call,
         "run_id": context.run_id,
@@ -366,20 +390,15 @@ def _values(row: Row, context: Context) -> dict[str, Any]:
         "error": _error(row.error),
         "queued_ms": capture.queued_ms,
         "loop_lag_ms": capture.loop_lag_ms,
-        "usage_tiktoken": {
-            "encoding": row.encoding,
-            "input_tokens": row.input.tokens,
-            "output_tokens": row.output_tokens,
-            "total_tokens": row.input.tokens + row.output_tokens,
-            "approximate": row.input.approximate,
-        },
+        "usage_tiktoken": None if capture.reused else counted,
         "cost_usd": row.cost_usd,
         "cost_basis": row.cost_basis,
         "endpoint": context.endpoint,
         "api": context.api,
         "request_model": job.request.model,
-        "request": (last.body if last else None) or (job.wire.body if job.wire else None),
+        "request": body,
         "worker": context.worker,
+        "reused_from": reused_from,
     }
 
 

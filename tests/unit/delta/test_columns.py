@@ -70,14 +70,33 @@ def test_an_unsupported_type_is_an_error() -> None:
         ("main.llm.captures", "`main`.`llm`.`captures`"),
         ("/data/captures", "delta.`/data/captures`"),
         ("s3://b/c", "delta.`s3://b/c`"),
+        ("/a`b", "delta.`/a``b`"),
+        ("my-cat.s.my prompts", "`my-cat`.`s`.`my prompts`"),
+        ("`my.cat`.`a``b`", "`my.cat`.`a``b`"),
     ],
 )
 def test_a_table_is_a_name_or_a_path(table: str, sql: str) -> None:
     assert delta_tables.quoted(table) == sql
 
 
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ("/x/captures", "/x/metrics"),
+        ("s3a://bucket/x/captures", "s3a://bucket/x/metrics"),
+        ("dbfs:/x/captures/", "dbfs:/x/metrics"),
+        ("captures", "metrics"),
+        ("main.s.captures", "main.s.metrics"),
+        ("`my.cat`.s.`a.b`", "`my.cat`.s.metrics"),
+    ],
+)
+def test_a_table_beside_another(table: str, expected: str) -> None:
+    assert delta_tables.beside(table, "metrics") == expected
+
+
 def test_differences_name_the_column() -> None:
-    found = columns.spark_schema((*columns.CAPTURES[:-1], columns.Column("mine", columns.STRING, "")))
+    others = [column for column in columns.CAPTURES if column.name != "worker"]
+    found = columns.spark_schema((*others, columns.Column("mine", columns.STRING, "")))
     assert delta_tables.differences(found, columns.CAPTURES) == [
         "column worker is missing; add it with ALTER TABLE … ADD COLUMN worker string"
     ]

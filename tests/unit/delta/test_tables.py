@@ -28,7 +28,7 @@ class Session:
         return self
 
     def tableExists(self, name: str) -> bool:  # noqa: N802 - as Spark has it
-        return name == "there"
+        return name == "`there`"
 
     def table(self, name: str) -> Session:
         self.statements.append(name)
@@ -94,3 +94,18 @@ def test_final_rows_win_over_newer_rows_in_the_current_view() -> None:
     assert "max_by(struct(c.*), struct(coalesce(c.status = 'completed' OR " in sql
     assert sql.endswith("c.finished_at)) AS row FROM `main`.`llm`.`captures` AS c "
                         "GROUP BY c.request_id, c.request_hash, c.endpoint, c.mode)")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "literal"),
+    [
+        ("run-1", "'run-1'"),
+        ('a "b" é %#*:/', "'a \"b\" é %#*:/'"),
+        ("it's", "CAST(X'69742773' AS STRING)"),
+        ("a\\", "CAST(X'615c' AS STRING)"),
+        ("${x}", "CAST(X'247b787d' AS STRING)"),
+        ("é'", "CAST(X'c3a927' AS STRING)"),
+    ],
+)
+def test_a_literal_means_the_same_under_every_setting_of_the_session(text: str, literal: str) -> None:
+    assert tables.literal(text) == literal

@@ -14,7 +14,8 @@ from deltatap.driver.estimate import Estimate, Lengths, count_tokens, estimate, 
 from deltatap.prices import Price, Prices
 
 ROW: dict[str, Any] = {
-    "model": "m", "mode": "stream", "requests": 10, "bad": 1, "input_tokens": 100, "bounded": 500, "unbounded": 0,
+    "model": "m", "mode": "stream", "requests": 10, "bad": 1, "input_tokens": 100, "bounded": 500,
+    "unbounded": 0, "called": True,
 }  # fmt: skip
 
 
@@ -43,6 +44,7 @@ def batch(*rows: tuple[str | None, dict[str, Any] | None]) -> pa.RecordBatch:
         {
             "model": pa.array([model for model, _ in rows], pa.string()),
             "mode": pa.array(["stream"] * len(rows), pa.string()),
+            "called": pa.array([True] * len(rows)),
             "body": pa.array(bodies, pa.string()),
         }
     )
@@ -85,6 +87,7 @@ def test_an_estimate_fits_into_80_columns_with_the_whole_model() -> None:
         Estimate(model, "complete", 12_000, 3, 1_234_567, 12_000, 5_120_000, Decimal("0.3"), Decimal("51.2"), 0),
         Estimate(model, "stream", 2, 0, 16, 2, None, Decimal("0.0000036"), None, 0),
         Estimate("free", "stream", 1, 0, 8, 1, 9, None, None, 4),
+        Estimate("free", "stream", 7, 0, 8, 1, 9, Decimal("0.1"), Decimal("0.2"), 4, called=False),
     ]
     show(Console(file=out, width=80), found)
     lines = [" ".join(line.split()) for line in out.getvalue().splitlines()]
@@ -92,6 +95,7 @@ def test_an_estimate_fits_into_80_columns_with_the_whole_model() -> None:
     assert "complete 12,000 3 1,234,567 12,000 to 5,120,000 $0.3000 to $51.2000" in lines
     assert "stream 2 0 16 2 to unbounded $0.0000036 to unbounded" in lines
     assert "stream 1 0 8 1 to 9 no price" in lines
+    assert "stream: capture.reuse saves 7 calls, and $0.1000 to $0.2000" in lines
 
 
 def test_nothing_owed_is_one_sentence() -> None:

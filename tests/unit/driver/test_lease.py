@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 from deltatap.config import Settings, load_settings
+from deltatap.delta.identity import Identity
 from deltatap.driver import runs
 from deltatap.driver.lease import (
     LEASE_S,
@@ -39,14 +40,16 @@ class World:
     def passes(self, wall_s: float, monotonic_s: float) -> None:
         self.now = Moment(self.now.wall + wall_s, self.now.monotonic + monotonic_s)
 
-    def update(self, _spark: object, _settings: object, run_id: str, values: Any, only_if: str) -> None:
+    def update(
+        self, _spark: object, _settings: object, _captures: object, run_id: str, values: Any, only_if: str
+    ) -> None:
         assert (run_id, only_if) == ("a", "epoch = 1")
         self.passes(self.takes_s, self.takes_s)
         assert values.pop("heartbeat_at") is not None
         self.written.append(values)
 
     def renewal(self) -> Renewal:
-        held = Lease("a", 1, NOW, resumed=False, others=(), died=(), taken_at=self.now)
+        held = Lease("a", 1, NOW, resumed=False, others=(), died=(), taken_at=self.now, captures=Identity("t"))
         return Renewal(cast("Any", None), settings(), held)
 
 
@@ -160,6 +163,30 @@ def test_a_dead_run_of_the_same_job_is_resumed() -> None:
 )
 def test_which_settings_must_match_to_resume_a_run(sections: dict[str, Any], same: bool) -> None:  # noqa: FBT001
     assert (resumed([row("a", "running", **sections)]) == "a") == same
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        '{"capture": {"new_knob": 1}}',
+        '{"endpoint": {"api": "telepathy"}}',
+        "{}",
+        "null",
+        "[",
+        "",
+        '{"capture": {"mode": 3}}',
+    ],
+)
+def test_a_configuration_that_this_version_cannot_read_is_another_job(config: str) -> None:
+    assert resumed([{"run_id": "a", "status": "running", "config": config}]) is None
+
+
+@pytest.mark.parametrize(
+    "driver", [None, "", "null", "[1]", '{"pid": 1}', '{"host": "x", "boot": 1, "start": 1, "pid": "x"}']
+)
+def test_a_driver_that_this_version_cannot_read_is_judged_by_its_heartbeat(driver: str | None) -> None:
+    assert is_alive(driver, LEASE_S - 1) is None
+    assert is_alive(driver, LEASE_S + 1) is False
 
 
 def test_a_configured_run_id_resumes_that_run_with_any_status() -> None:

@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from deltatap.config import load_settings
+from deltatap.delta.identity import Identity
 from deltatap.driver import control, loop, runs
 from deltatap.driver.active import ActiveRun
 from deltatap.driver.lease import Lease, Moment
@@ -53,7 +54,16 @@ class Driver:
         self.output = io.StringIO()
         self.renewal: Any = SimpleNamespace(is_unsure=lambda: self.unsure, counts={})
         settings = load_settings({"endpoint": {"api_key": None}, "prices": None, **sections})
-        lease = Lease("run", EPOCH, datetime.now(UTC), resumed=False, others=(), died=(), taken_at=Moment.now())
+        lease = Lease(
+            "run",
+            EPOCH,
+            datetime.now(UTC),
+            resumed=False,
+            others=(),
+            died=(),
+            taken_at=Moment.now(),
+            captures=Identity("t"),
+        )
         spark = SimpleNamespace(interruptAll=self._interrupt)
         run = ActiveRun(settings, cast("Any", spark), Console(file=self.output, width=200), Prices(), lease, self.state)
         self.plan = Plan(self.state.plan(EPOCH), tasks=1, requests=2)

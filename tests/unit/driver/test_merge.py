@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -11,13 +12,10 @@ import pytest
 from pyspark.serializers import CloudPickleSerializer
 
 from deltatap.delta.final import final_sql
-from deltatap.driver.landing import Landing, _local
+from deltatap.driver.landing import Landing, _escaped, _name
 from deltatap.driver.merge import NewRows, insert_sql, merge_sql
 from deltatap.messages import Control
 from deltatap.state import LANDED, RunState
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 AT = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -94,6 +92,24 @@ def test_spark_connect_can_pickle_the_merge_function(first: NewRows) -> None:
     assert CloudPickleSerializer().dumps(landing._merge)  # type: ignore[no-untyped-call]
 
 
-@pytest.mark.parametrize("uri", ["file:/a%20b/c.parquet", "file:///a%20b/c.parquet", "dbfs:/a%20b/c.parquet"])
-def test_the_path_of_a_file_in_spark(uri: str) -> None:
-    assert str(_local(uri)) == "/a b/c.parquet"
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        ("file:/a%20b/c.parquet", "c.parquet"),
+        ("file:///a%5B1%5D/c.parquet", "c.parquet"),
+        ("dbfs:/Volumes/a/b%2520c/a-1~0f.parquet", "a-1~0f.parquet"),
+        ("file:/a:b/a%20b%23c%3Fd%25.parquet", "a b#c?d%.parquet"),
+    ],
+)
+def test_the_name_of_a_file_in_spark(uri: str, name: str) -> None:
+    assert _name(uri) == name
+
+
+def test_spark_reads_a_path_literally() -> None:
+    assert _escaped(Path("/s[1]/{a,b}/*?/x\\y/a b%20#é")) == r"/s\[1\]/\{a,b\}/\*\?/x\\y/a b%20#é"
+
+
+def test_a_merge_names_any_run_id() -> None:
+    assert "ON t.run_id = CAST(X'612762' AS STRING) AND" in merge_sql("c", "v", "a'b", keep_interrupted=False)
+    nothing = pa.chunked_array([pa.array([None], pa.timestamp("us", tz="UTC"))])
+    assert "ON t.run_id = CAST(X'612762' AS STRING) AND" in insert_sql("c", "v", "a'b", nothing)

@@ -46,6 +46,7 @@ def test_headers_are_sent_with_every_call(monkeypatch: pytest.MonkeyPatch) -> No
                 sent = [other.partition(b": ") for other in lines]
                 assert [found for other, _, found in sent if other.lower() == name.lower()] == [value]
     assert headers_of(settings.endpoint, "r1")["X-Run"] == "run r1!"
+    assert headers_of(settings.endpoint, "a:b/é😀 'x'")["X-Run"] == "run a:b/%C3%A9%F0%9F%98%80 'x'!"
     assert route_of(settings.endpoint).secrets == {"g4teway-secret"}
 
 

@@ -125,6 +125,53 @@ def test_a_failed_call_is_retried_and_kept() -> None:
     assert calls == {"a": ["failed", "failed", "completed"], "b": ["failed"] * 3, "c": ["completed"]}
 
 
+def alike(*names: str, then: str | None = None) -> Job:
+    """A job of the first name with the others as identical requests."""
+    first, *others = (job(name) for name in names)
+    first.alike.extend(others)
+    first.then = None if then is None else job(then)
+    return first
+
+
+def reuses(delivered: Delivered) -> dict[str, str | None]:
+    """The request ids of the captures, each with the one whose answer it has."""
+    return {
+        capture.job.request.request_id: capture.reused.job.request.request_id if capture.reused else None
+        for capture in delivered.captures
+    }
+
+
+@pytest.mark.parametrize(
+    ("fails", "started", "expected"),
+    [
+        ([], ["a", "z"], {"a": None, "b": "a", "c": "a", "z": None}),
+        (["a"], ["a", "b", "z"], {"a": None, "b": None, "c": "b", "z": None}),
+        (["a", "b", "c"], ["a", "b", "c", "z"], {"a": None, "b": None, "c": None, "z": None}),
+    ],
+)
+def test_identical_requests_are_called_once_until_one_completes(
+    fails: list[str], started: list[str], expected: dict[str, str | None]
+) -> None:
+    client, delivered = Scripted({name: [CaptureError("bad_request", None, "x", 400)] for name in fails}), Delivered()
+    with Engine(lambda: client, limits=LIMITS, look_ahead=2, deliver=delivered.put, share=4) as engine:
+        assert engine.submit(alike("a", "b", "c", then="z"))
+        engine.join()
+    assert (client.started, reuses(delivered)) == (started, expected)
+
+
+def test_after_a_stop_no_identical_request_is_called() -> None:
+    names = [f"r{n}" for n in range(2000)]
+    client, delivered = Scripted({"r0": ["held"]}), Delivered()
+    with Engine(lambda: client, limits=LIMITS, look_ahead=8, deliver=delivered.put, share=4) as engine:
+        engine.submit(alike(*names))
+        while not client.started:
+            time.sleep(0.01)
+        engine.stop(grace_s=0)
+        engine.join()
+    assert client.started == ["r0"]
+    assert delivered.errors() == dict.fromkeys(names, "cancelled")
+
+
 def test_a_rate_limit_cools_down_all_jobs() -> None:
     limited = CaptureError("rate_limit", None, "x", 429, 0.1)
     client, delivered = Scripted({"a": [limited, None]}), Delivered()

@@ -29,7 +29,12 @@ def part(folder: Path, *rows: tuple[str, str], params: str | None = None) -> Pat
     schema = columns.arrow_schema(columns.OWED)
     planned = []
     for request_id, mode in rows:
-        row = {"request_id": request_id, "prompt": " " if request_id == "bad" else "Hi", "params": params, "x": "kept"}
+        row = {
+            "request_id": request_id,
+            "prompt": " " if request_id.startswith("bad") else "Hi",
+            "params": params,
+            "x": "kept",
+        }
         request = build_request(row, api="chat", model="gpt-4o-mini", defaults={}, keep=("x",))
         fields = {name: getattr(request, name) for name in columns.arrow_schema(columns.REQUESTS).names}
         planned.append({**fields, "mode": mode, "retries": None})
@@ -56,6 +61,27 @@ def test_known_rows_are_skipped_and_modes_of_a_request_are_chained(
         (2, "complete", (3, "stream")),
         (5, "complete", None),
         (6, "stream", None),
+    ]
+
+
+def test_identical_requests_share_a_job_if_answers_are_reused(tmp_path: Path) -> None:
+    rows = [("a", "stream"), ("a", "complete"), ("b", "complete"), ("b", "stream"), ("c", "stream"), ("bad", "stream"), ("bad2", "stream")]  # fmt: skip
+    path = part(tmp_path, *rows)
+    reuse = settings(capture={"reuse": True})
+
+    def shape(known: set[int]) -> list[Any]:
+        return [
+            (job.row, [each.row for each in job.alike], job.then and (job.then.row, [each.row for each in job.then.alike]))
+            for job in jobs_of_part(path, known, reuse, Prices())
+        ]  # fmt: skip
+
+    assert shape(set()) == [(0, [3, 4], (1, [2])), (5, [], None), (6, [], None)]
+    assert shape({0, 1}) == [(2, [], (3, [4])), (5, [], None), (6, [], None)]
+    assert len(list(jobs_of_part(path, set(), settings(), Prices()))) == 5
+    first = next(jobs_of_part(path, set(), reuse, Prices()))
+    assert [(each.request.request_id, each.request.keep, each.wire) for each in first.alike] == [
+        ("b", {"x": "kept"}, first.wire),
+        ("c", {"x": "kept"}, first.wire),
     ]
 
 
@@ -110,5 +136,5 @@ def test_the_input_of_a_body_that_fits_no_rule_is_counted_as_text() -> None:
 
 
 def test_an_absurd_number_of_choices_is_bounded() -> None:
-    huge = Wire('{"model":"m","messages":[],"n":1}', "m", "stream", 10**400)
+    huge = Wire('{"model":"m","messages":[],"n":100000000}', "m", "stream", 10**8)
     assert jobs.expected_use(huge, settings(), Prices()).choices == 1_000_000

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from deltatap.api.chat import ChatAccumulator
+from deltatap.delta import columns
 from deltatap.model import Call, Capture, CaptureError, Choice, Job, Request, Usage
 from deltatap.prices import Price, Prices
 from deltatap.prompts import build_request, wire
@@ -54,6 +55,24 @@ def row(
     (made,) = captures_batch([counted(capture, context)], context).to_pylist()
     assert list(made) == CAPTURES_SCHEMA.names
     return dict(made)
+
+
+def test_a_row_that_reuses_an_answer_has_no_times_no_tokens_and_no_cost() -> None:
+    sent = wire(REQUEST.body or "", api="chat", mode="stream", include_usage=True)
+    usage = {"prompt_tokens": 8, "completion_tokens": 2}
+    leader = Capture(Job(REQUEST, sent, "stream", 0, [], 4.0, calls=[call(received("Hello", " you", usage=usage))]))
+    follower = Job(replace(REQUEST, request_id="b", keep={"x": "y"}), sent, "stream", 1, [], 4.0)
+    answered, reusing = captures_batch(
+        [counted(leader, CONTEXT), counted(Capture(follower, reused=leader), CONTEXT)], CONTEXT
+    ).to_pylist()
+    same = {"run_id", "request_hash", "mode", "status", "endpoint", "api", "request_model", "worker", *columns.ANSWER}
+    assert {name: reusing[name] for name in same} == {name: answered[name] for name in same}
+    own = {"request_id": "b", "keep": [("x", "y")], "chunks": [], "retries": [], "cost_usd": 0.0}
+    own["reused_from"] = {"run_id": "run-1", "request_id": REQUEST.request_id}
+    assert {name: reusing[name] for name in own} == own
+    rest = reusing.keys() - same - own.keys()
+    assert {name: reusing[name] for name in rest} == dict.fromkeys(rest)
+    assert answered["reused_from"] is None
 
 
 def test_every_column_of_a_completed_row() -> None:

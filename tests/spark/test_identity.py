@@ -1,0 +1,198 @@
+"""The lease belongs to the table: other spellings, copies, replaced tables, rows of the previous version."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from deltatap.analysis.queries import newest_runs
+from deltatap.config import Settings, load_settings
+from deltatap.delta import tables as delta_tables
+from deltatap.delta.identity import Identity, identify
+from deltatap.delta.prepare import GUARD, guard, prepare_tables
+from deltatap.driver import lease as leases
+from deltatap.errors import ConfigError, RunningError
+from tests import prompts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pyspark.sql import SparkSession
+
+
+def of(tables: Path, captures: str, runs: str | None = None) -> Settings:
+    tree = prompts.config(tables, "http://127.0.0.1:9/v1")
+    return load_settings({**tree, "captures": {"table": captures}, "runs": {"table": runs or str(tables / "runs")}})
+
+
+@pytest.fixture
+def settings(spark: SparkSession, tables: Path) -> Settings:
+    """Settings whose tables exist."""
+    made = of(tables, str(tables / "captures"))
+    prepare_tables(spark, made)
+    return made
+
+
+@pytest.fixture
+def schema(spark: SparkSession) -> Iterator[str]:
+    name = f"s{uuid.uuid4().hex[:8]}"
+    spark.sql(f"CREATE SCHEMA {name}")
+    yield name
+    spark.sql(f"DROP SCHEMA {name} CASCADE")
+
+
+def refused(spark: SparkSession, settings: Settings) -> None:
+    with pytest.raises(RunningError, match="another run is active on captures table"):
+        leases.acquire(spark, settings, "other")
+
+
+def test_a_path_has_one_lease_in_every_spelling(spark: SparkSession, tables: Path, settings: Settings) -> None:
+    (tables / "link").symlink_to(tables / "captures")
+    (tables / "up").symlink_to(tables)
+    leases.acquire(spark, settings, "a")
+    spellings = [f"{tables}/x/../captures", f"{tables}//captures/", f"{tables}/link", f"{tables}/up/captures", f"file:{tables}/captures"]  # fmt: skip
+    for spelling in spellings:
+        refused(spark, of(tables, spelling))
+        assert [row["run_id"] for row in newest_runs(spark, of(tables, spelling), 5)] == ["a"]
+
+
+def test_a_catalog_table_has_one_lease_in_every_spelling(spark: SparkSession, tables: Path, schema: str) -> None:
+    first = of(tables, f"{schema}.captures")
+    prepare_tables(spark, first)
+    leases.acquire(spark, first, "a")
+    location = identify(spark, f"{schema}.captures").folder
+    before = spark.catalog.currentDatabase()
+    spark.catalog.setCurrentDatabase(schema)
+    try:
+        for spelling in (f"{schema.upper()}.CAPTURES", "captures", f"spark_catalog.`{schema}`.Captures", location):
+            refused(spark, of(tables, str(spelling)))
+    finally:
+        spark.catalog.setCurrentDatabase(before)
+
+
+def test_a_copy_of_a_table_is_another_table(spark: SparkSession, tables: Path, settings: Settings) -> None:
+    guard(spark, settings)
+    leases.acquire(spark, settings, "a")
+    shutil.copytree(tables / "captures", tables / "copy")
+    for runs in (tables / "runs", tables / "own"):
+        copy = of(tables, str(tables / "copy"), str(runs))
+        prepare_tables(spark, copy)
+        guard(spark, copy)
+        lease = leases.acquire(spark, copy, "b")
+        assert (lease.run_id, lease.others) == ("b", ())
+        spark.sql(f"ALTER TABLE {delta_tables.quoted(copy.captures.table)} UNSET TBLPROPERTIES ('{GUARD}')")
+    refused(spark, settings)
+
+
+def test_a_replaced_table_is_the_same_table(spark: SparkSession, settings: Settings) -> None:
+    leases.acquire(spark, settings, "a")
+    name = delta_tables.quoted(settings.captures.table)
+    before = identify(spark, settings.captures.table).id
+    spark.sql(f"CREATE OR REPLACE TABLE {name} USING DELTA AS SELECT * FROM {name} LIMIT 0")
+    assert identify(spark, settings.captures.table).id != before
+    refused(spark, settings)
+
+
+def test_runs_of_the_previous_version_count_and_it_sees_ours(
+    spark: SparkSession, tables: Path, settings: Settings
+) -> None:
+    leases.acquire(spark, settings, "a")
+    runs = delta_tables.quoted(settings.runs.table)
+    row = spark.table(runs).collect()[0]
+    assert row["captures"] == settings.captures.table, "the previous version looks for this name"
+    spark.sql(f"UPDATE {runs} SET captures_id = NULL, captures_location = NULL")
+    refused(spark, settings)
+    refused(spark, of(tables, f"{tables}/x/../captures"))
+    assert leases.acquire(spark, of(tables, str(tables / "elsewhere")), "b").others == ()
+
+
+def test_a_table_remembers_its_runs_table(spark: SparkSession, tables: Path, settings: Settings) -> None:
+    guard(spark, settings)
+    guard(spark, of(tables, str(tables / "captures"), f"{tables}/x/../runs"))
+    other = of(tables, str(tables / "captures"), str(tables / "other runs"))
+    prepare_tables(spark, other)
+    with pytest.raises(
+        ConfigError, match=f"other runs: the runs on captures table .*captures are in file:{tables}/runs"
+    ):
+        guard(spark, other)
+    shutil.move(tables / "runs", tables / "moved")
+    guard(spark, of(tables, str(tables / "captures"), str(tables / "moved")))
+
+
+def test_a_view_is_no_captures_table(spark: SparkSession, tables: Path, schema: str) -> None:
+    first = of(tables, f"{schema}.captures")
+    prepare_tables(spark, first)
+    with pytest.raises(ConfigError, match="captures_current: expected a Delta table, found a view"):
+        prepare_tables(spark, of(tables, f"{schema}.captures_current"))
+    spark.table(f"{schema}.captures").createOrReplaceTempView("seen")
+    try:
+        with pytest.raises(ConfigError, match="seen: expected a Delta table, found a view"):
+            prepare_tables(spark, of(tables, "seen"))
+    finally:
+        spark.catalog.dropTempView("seen")
+
+
+def test_the_runs_table_has_no_deletion_vectors(spark: SparkSession, settings: Settings) -> None:
+    name = "delta.enableDeletionVectors"
+    assert identify(spark, settings.runs.table).properties[name] == "false"
+    spark.sql(f"ALTER TABLE {delta_tables.quoted(settings.runs.table)} SET TBLPROPERTIES ('{name}' = 'true')")
+    guard(spark, settings)
+    assert identify(spark, settings.runs.table).properties[name] == "false"
+
+
+@pytest.mark.parametrize("pairs", [pytest.param(2), pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.timeout(1200)
+def test_of_two_starts_at_once_on_two_spellings_one_runs(
+    spark: SparkSession, tables: Path, settings: Settings, pairs: int
+) -> None:
+    spellings = (str(tables / "captures"), f"{tables}/x/../captures")
+    for pair in range(pairs):
+        at_once = threading.Barrier(2)
+        outcomes: list[str | None] = []
+
+        def start(spelling: str, name: str) -> None:
+            at_once.wait()  # noqa: B023 - both threads end in this round
+            try:
+                outcomes.append(leases.acquire(spark, of(tables, spelling), name).run_id)  # noqa: B023
+            except RunningError:
+                outcomes.append(None)  # noqa: B023
+
+        threads = [threading.Thread(target=start, args=(each, f"{pair}{n}")) for n, each in enumerate(spellings)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(outcome is None for outcome in outcomes) == [False, True], outcomes
+        driver = json.dumps({**json.loads(leases.this_driver()), "start": "0"})
+        runs = delta_tables.quoted(settings.runs.table)
+        spark.sql(f"UPDATE {runs} SET status = 'completed', driver = {delta_tables.literal(driver)}")
+
+
+@pytest.mark.parametrize(
+    ("identity", "id_", "location", "same"),
+    [
+        (Identity("t", "1", "file:/a"), "2", "file:/a", True),
+        (Identity("t", "1", "file:/a"), "1", "file:/b", False),
+        (Identity("t", "1", "s3:/b/a"), "1", "dbfs:/mnt/a", True),
+        (Identity("t", "1", "s3:/b/a"), "1", "file:/a", True),
+        (Identity("t", "1", "s3:/b/a"), "2", "s3:/b/c", False),
+        (Identity("t", "1", "file:/a'b"), None, None, False),
+    ],
+)
+def test_the_sql_condition_agrees(
+    spark: SparkSession,
+    identity: Identity,
+    id_: str | None,
+    location: str | None,
+    same: bool,  # noqa: FBT001
+) -> None:
+    assert identity.is_same(id_, location) is same
+    rows: list[tuple[Any, ...]] = [("other", id_, location)]
+    frame = spark.createDataFrame(rows, "captures STRING, captures_id STRING, captures_location STRING").alias("r")
+    assert frame.where(identity.runs_sql("r")).count() == same
