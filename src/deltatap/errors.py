@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+# A name or a value in a message can hold any character.
+_BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+
 
 class DeltatapError(Exception):
     """Base class of every error that deltatap raises."""
@@ -24,7 +27,7 @@ class ConfigError(DeltatapError):
     """
 
     def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = tuple(problems)
+        self.problems = tuple(_BREAKS.sub(" ", problem) for problem in problems)
         super().__init__("\n".join(self.problems))
 
 
@@ -75,7 +78,14 @@ _NOISE = re.compile(
     r"|:?\s*(?:Caused by: )?(?:[a-z]\w*\.)+[A-Z][\w$]*(?:Exception|Error|Throwable)?:?"
 )
 _CAUSE = re.compile(r"^\s*Caused by: (?:[a-z]\w*\.)+[A-Z][\w$]*: (.+)$", re.MULTILINE)
-_WRAPPED = re.compile(r"^(?:Job aborted due to stage failure|Query .* terminated with exception|\[STREAM_FAILED\])")
+_AT = re.compile(r"\s*at \S+\(")
+_CLASS = re.compile(r"\b[A-Z]\w*(?:Exception|Error)\b")
+# Exceptions of Java that say only the name of a file.
+_SAY_WHAT = {"AccessDeniedException": "permission denied", "NoSuchFileException": "no such file"}
+_WRAPPED = re.compile(
+    r"^(?:Job aborted due to stage failure|Exception thrown in awaitResult|Query .* terminated with exception"
+    r"|\[STREAM_FAILED\])"
+)
 
 
 def is_of_spark(error: BaseException) -> bool:
@@ -104,11 +114,18 @@ def one_line(error: BaseException) -> str:
         # Indented lines of a traceback are source locations. The JVM's own stack trace follows the Python one.
         lines = [line for line in lines if not line[0].isspace()]
     else:
-        lines = [
-            said for line in lines if (said := _NOISE.sub("", line, count=1) if _NOISE.match(line) else line).strip()
-        ]
+        lines = [said for line in lines if not _AT.match(line) and (said := _without_noise(line))]
         causes = _CAUSE.findall(text)
         if lines and causes and _WRAPPED.match(lines[0].strip()):
             lines = causes[-1:]
-    line = lines[0] if lines else type(error).__name__
+    line = lines[0] if lines else (_CLASS.findall(text) or [type(error).__name__])[-1]
+    for name, what in _SAY_WHAT.items():
+        if f"{name}: {line}" in text:
+            line = f"{what}: {line}"
     return " ".join(line.split())[:_MAX_LENGTH]
+
+
+def _without_noise(line: str) -> str:
+    while found := _NOISE.match(line):
+        line = line[found.end() :].strip()
+    return line.strip()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _SHOWN_PROBLEMS = 20
+_LINE_END = re.compile(rb"\r\n|\r|\n")
 # What pyarrow and the csv module take.
 _MOST_BYTES = 2**31 - 1
 
@@ -115,6 +117,8 @@ def _wrong_names(names: Sequence[str]) -> Iterator[str]:
 def _renamed(found: pa.Table, named: Mapping[str, str]) -> pa.Table:
     """The table with the columns that the user has named."""
     names = list(found.schema.names)
+    if len({name.lower() for name in named.values()}) < len(named):
+        raise _WrongFileError([f"--id-column and --prompt-column name the same column, {next(iter(named.values()))}"])
     for target, given in named.items():
         option = f"--{'id' if target == 'request_id' else target}-column {given}"
         column = find(given, names)
@@ -146,7 +150,7 @@ def _typed(found: pa.Table) -> pa.Table:
         else:
             target = pa.int64() if pa.types.is_unsigned_integer(type_) else type_
         try:
-            if field.name == "request_id" and pa.types.is_floating(type_):
+            if field.name == "request_id" and (pa.types.is_floating(type_) or pa.types.is_nested(type_)):
                 raise pa.ArrowInvalid("no id")
             found = found.set_column(at, field.name, pc.cast(found[field.name], target))
         except pa.ArrowException:
@@ -210,15 +214,14 @@ def _checked_header(path: Path) -> list[str]:
     return names
 
 
-def _bad_line(path: Path) -> int | None:
+def _bad_line(path: Path) -> int:
     """The first line that is not UTF-8."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                line.decode()
-            except UnicodeDecodeError:
-                return number
-    return None
+    content = path.read_bytes()
+    try:
+        content.decode()
+    except UnicodeDecodeError as error:
+        content = content[: error.start]
+    return len(_LINE_END.findall(content)) + 1
 
 
 def _json_lines(path: Path, api: str) -> PromptFile:
@@ -257,7 +260,8 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _row(given: object, api: str) -> dict[str, str | None]:
     if not isinstance(given, dict):
         raise ValueError(f"expected a JSON object, found {type(given).__name__}")  # noqa: TRY004 - user input
-    of_batch = "body" in given or ("custom_id" in given and not {"prompt", "messages"} & given.keys())
+    of_batch = isinstance(given.get("body"), dict)  # a column can have this name, too
+    of_batch = of_batch or ("custom_id" in given and not {"prompt", "messages"} & given.keys())
     row = _of_batch(given, api) if of_batch else given
     return {_valid("a column's name", name): _text(name, value) for name, value in row.items()}
 

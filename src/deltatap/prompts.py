@@ -185,13 +185,18 @@ def _body(row: Mapping[str, Any], api: str, model: str | None, defaults: Mapping
         raise BadPromptError(f"params: {problem}")
     if body.get("stream_options") in (None, {}):
         body.pop("stream_options", None)
-    try:
-        compact(body)
-    except ValueError:
-        raise BadPromptError("params contains NaN or an infinite number, which JSON cannot express") from None
-    except RecursionError:
-        raise BadPromptError(f"the request nests deeper than {_MOST_LEVELS} levels") from None
+    _require_json(messages=given, params=params)
     return body
+
+
+def _require_json(**columns: Mapping[str, Any]) -> None:
+    for name, part in columns.items():
+        try:
+            compact(part)
+        except ValueError:
+            raise BadPromptError(f"{name} contains NaN or an infinite number, which JSON cannot express") from None
+        except RecursionError:
+            raise BadPromptError(f"the request nests deeper than {_MOST_LEVELS} levels") from None
 
 
 def _params(given: object) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Knows Spark's side of a UDF: types, batches, order. The body of each UDF is a pl
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from collections import deque
@@ -24,7 +25,7 @@ from deltatap.http.faults import internal_error
 from deltatap.http.route import route_of
 from deltatap.model import INTERNAL_REQUEST, Capture, CaptureError, Job, Request
 from deltatap.prices import load_prices
-from deltatap.prompt_columns import COLUMNS
+from deltatap.prompt_columns import COLUMNS, find
 from deltatap.prompts import build_request
 from deltatap.worker.attempt import CaptureTask, capture_part
 from deltatap.worker.bootstrap import context_of, running_engine, streams_of
@@ -193,21 +194,25 @@ def _rows(batch: pd.Series | pd.DataFrame) -> Iterator[dict[str, Any]]:
     """The rows as :func:`build_request` takes them: missing values as None, arrays as lists."""
     if isinstance(batch, pd.Series):
         batch = batch.to_frame("prompt")
+    for name in COLUMNS:
+        find(name, list(batch.columns))  # raises if there are several
     names = [name.lower() if name.lower() in COLUMNS else name for name in batch.columns]
     for values in zip(*(batch[name] for name in batch.columns), strict=True):
         yield {name: _plain(value) for name, value in zip(names, values, strict=True)}
 
 
-def _plain(value: object) -> Any:  # noqa: ANN401 - any value of a column
+def _plain(value: object, *, nan_is_null: bool = True) -> Any:  # noqa: ANN401 - any value of a column
+    """A value without the types of numpy and pandas, which have NaN for a null in a column or an array of numbers."""
     if isinstance(value, np.ndarray | list | tuple):
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item, nan_is_null=False) for key, item in value.items()}
     if hasattr(value, "asDict"):  # a Row inside an array
         return _plain(value.asDict())
     if isinstance(value, np.datetime64):
         value = pd.Timestamp(value)
     if isinstance(value, np.generic):
         value = value.item()
-    missing = value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and value != value)  # noqa: PLR0124
+    is_nan = nan_is_null and isinstance(value, float) and math.isnan(value)
+    missing = value is None or value is pd.NA or value is pd.NaT or is_nan
     return None if missing else value

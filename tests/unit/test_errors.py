@@ -58,6 +58,29 @@ deltatap.errors.ConfigError: endpoint.api_key: the environment variable KEY is n
         (RuntimeError(WRAPPED), "No space left on device"),
         (
             RuntimeError(
+                "An error occurred while calling o1.x.\n: java.lang.NullPointerException\n\tat a.b.C(D.java:1)"
+            ),
+            "NullPointerException",
+        ),
+        (
+            RuntimeError(
+                "x.y.SparkException: Exception thrown in awaitResult: \n\tat a.B(C)\nCaused by: java.io.IOException: Connection refused\n"
+            ),
+            "Connection refused",
+        ),
+        (
+            RuntimeError(
+                "java.util.concurrent.ExecutionException: org.apache.spark.SparkFileNotFoundException: File x does not exist"
+            ),
+            "File x does not exist",
+        ),
+        (
+            RuntimeError("An error occurred while calling o1.x.\n: java.nio.file.AccessDeniedException: /data/x"),
+            "permission denied: /data/x",
+        ),
+        (ConfigError(["column a\nb is missing"]), "column a b is missing"),
+        (
+            RuntimeError(
                 "An error occurred while calling None.X.\n: java.lang.OutOfMemoryError: Java heap space\n\tat x"
             ),
             "Java heap space",

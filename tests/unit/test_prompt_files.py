@@ -132,6 +132,9 @@ def test_lines_and_columns_of_csv_that_are_wrong_are_named(tmp_path: Path, text:
     [
         ({"prompt": pa.array([b"\xff"])}, ["column prompt: expected text, found binary"]),
         ({"request_id": pa.array([1.5]), "prompt": ["x"]}, ["column request_id: expected text or integers, found double"]),
+        ({"request_id": [{"a": 1}], "prompt": ["x"]}, ["column request_id: expected text or integers, found struct<a: int64>"]),
+        ({"request_id": [["a"]], "prompt": ["x"]}, ["column request_id: expected text or integers, found list<element: string>"]),
+        ({"prompt": ["x"], "a\nb": ["y"], "A\nB": ["z"]}, ["column A B: expected one, found a b, A B"]),
         ({"prompt": ["x"], "size": pa.array([2**64 - 1], pa.uint64())}, ["column size: expected BIGINT, found uint64"]),
         ({"request_id": ["a", "a"], "prompt": ["x", "y"]}, ["row 2: request_id a has another prompt in row 1"]),
         ({"prompt": ["x"], "PROMPT": ["y"]}, ["column PROMPT: expected one, found prompt, PROMPT"]),
@@ -193,6 +196,9 @@ def test_columns_are_mapped(tmp_path: Path) -> None:
     path = write_file(tmp_path, "x.csv", "ID,text,tenant\n7,Say,x\n")
     found = read_prompts(path, "chat", {"request_id": "id", "prompt": "text"}).rows
     assert found.to_pylist() == [{"request_id": "7", "prompt": "Say", "tenant": "x"}]
+    assert problems(path, request_id="text", prompt="TEXT") == [
+        "--id-column and --prompt-column name the same column, text"
+    ]
     assert problems(path, prompt="texts") == [
         "--prompt-column texts: expected one of the columns ID, text, tenant; did you mean text?"
     ]
@@ -206,6 +212,16 @@ def test_long_prompts_and_spaces_in_the_header_of_csv(tmp_path: Path) -> None:
     assert read_prompts(path, "chat").rows.to_pylist() == [
         {"request_id": "a", "prompt": long}, {"request_id": "b", "prompt": " y"},
     ]  # fmt: skip
+
+
+def test_a_column_can_be_named_body(tmp_path: Path) -> None:
+    path = write_file(tmp_path, "x.jsonl", '{"title": "a", "url": "/b", "body": "c", "prompt": "x"}')
+    assert read_prompts(path, "chat").rows.to_pylist() == [{"title": "a", "url": "/b", "body": "c", "prompt": "x"}]
+
+
+def test_lines_of_old_macs_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes(b"prompt\rx\r\xff\r")
+    assert problems(tmp_path / "x.csv") == ["line 3: expected UTF-8"]
 
 
 def test_byte_order_marks_are_no_part_of_the_first_column(tmp_path: Path) -> None:

@@ -159,6 +159,7 @@ def test_content_is_parts_only_when_it_is_objects_with_a_type(content: str, expe
         ({"messages": 5}, "messages: expected a list of objects with role and content"),
         ({"prompt": "x", "params": '{"stream": false}'}, "params must not contain stream: deltatap sets it"),
         ({"prompt": "x", "params": '{"temperature": NaN}'}, "params contains NaN or an infinite number"),
+        ({"messages": [{"role": "user", "content": "x", "y": float("nan")}]}, "messages contains NaN or an infinite"),
         ({"prompt": "x", "params": '{"model": 4}'}, "params.model: expected text"),
         ({"prompt": "x", "params": [("model", "[]")]}, "no model: the row has none"),
         ({"prompt": "x", "params": '{"a":' + "[" * 100_000 + "]" * 100_000 + "}"}, "params nests too deeply"),

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
+import pytest
 
 from deltatap import prompts, udf
 from deltatap.config import load_settings
 from deltatap.model import Call, Choice, Chunks, Received, Wire
 from deltatap.prices import Prices
-
-if TYPE_CHECKING:
-    import pytest
 
 
 class Answers:
@@ -46,3 +44,22 @@ def test_one_row_s_trouble_stays_in_its_row(monkeypatch: pytest.MonkeyPatch) -> 
     assert list(found["status"]) == ["completed", "failed", "interrupted", "failed", "completed"]
     assert found["text"][2] == "lone \ufffd"
     assert "sk-secret" not in str(found.to_dict())
+
+
+def test_nan_in_an_object_is_no_null(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A null would be dropped, and the request would be paid for."""
+    monkeypatch.setattr("deltatap.worker.bootstrap.make_client", lambda *_, **__: Answers())
+    settings = load_settings({"endpoint": {"api_key": None}, "prices": None})
+    nan = float("nan")
+    rows = pd.DataFrame({"Prompt": ["Hi", "Hi"], "request_id": [7.0, nan], "params": [{"top_p": nan}, {"x": None}]})
+    (found,) = udf.capture_batches(iter([rows]), settings, Prices(), max_requests=9)
+    assert list(found["status"]) == ["failed", "completed"]
+    assert found["error"][0]["message"].startswith("params contains NaN")
+    assert found["request_id"][0] == "7"
+
+
+def test_two_fields_of_one_name_are_refused() -> None:
+    settings = load_settings({"endpoint": {"api_key": None}, "prices": None})
+    rows = pd.DataFrame([["a", "b"]], columns=["prompt", "PROMPT"])
+    with pytest.raises(ValueError, match="column prompt: expected one, found prompt, PROMPT"):
+        list(udf.capture_batches(iter([rows]), settings, Prices(), max_requests=9))
