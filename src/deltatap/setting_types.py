@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-_URI = re.compile("[A-Za-z][A-Za-z0-9+.-]*:/")
+URI = re.compile("[A-Za-z][A-Za-z0-9+.-]*:/")
 _PART = r"(?:`(?:[^`]|``)+`|[^.`/\s](?:[^.`/]*[^.`/\s])?)"
 _CATALOG_NAME = re.compile(rf"{_PART}(?:\.{_PART})*")
 # As in SQL: delta.`/a/path`.
@@ -34,7 +34,7 @@ class Section(BaseModel):
 
 def _file(path: str) -> str:
     """An absolute path. A URI would become a folder of this name."""
-    if _URI.match(path):
+    if URI.match(path):
         local = re.sub("^(dbfs|file):/+", "/", path)
         hint = f", such as {local}" if local != path else ""
         raise PydanticCustomError("path", "a path on this machine or under /Volumes{hint}", {"hint": hint})
@@ -49,7 +49,7 @@ def _location(table: str) -> str:
         if not _CATALOG_NAME.fullmatch(table):
             raise PydanticCustomError("table", "a path with a /, or a name such as catalog.schema.table")
         return table
-    if _URI.match(table):
+    if URI.match(table):
         return table.rstrip("/")
     return str(Path(table).expanduser().absolute())
 

@@ -25,8 +25,12 @@ _MISSING = ("DELTA_TABLE_NOT_FOUND", "DELTA_MISSING_DELTA_TABLE", "DELTA_PATH_DO
 
 def quoted(table: str) -> str:
     """A table's name in SQL: a catalog name in backticks, a path as ``delta.`path` ``."""
-    parts = [table] if is_path(table) else names(table)
-    return "delta." * is_path(table) + ".".join(f"`{part.replace('`', '``')}`" for part in parts)
+    return f"delta.{backticked(table)}" if is_path(table) else ".".join(map(backticked, names(table)))
+
+
+def backticked(name: str) -> str:
+    """A name in SQL that may hold any characters."""
+    return f"`{name.replace('`', '``')}`"
 
 
 def literal(text: str) -> str:
@@ -56,9 +60,8 @@ def beside(table: str, name: str) -> str:
     if is_path(table):
         folder = table.rstrip("/").rpartition("/")[0]
         return f"{folder}/{name}"
-    return ".".join(
-        f"`{part.replace('`', '``')}`" if "." in part or "`" in part else part for part in [*names(table)[:-1], name]
-    )
+    parts = [*names(table)[:-1], name]
+    return ".".join(backticked(part) if "." in part or "`" in part else part for part in parts)
 
 
 def exists(spark: SparkSession, table: str) -> bool:

@@ -134,7 +134,7 @@ def wrong_columns(
 
 def column_of(name: str) -> Column:
     """The column of this name, which may hold any characters."""
-    return F.col("`{}`".format(name.replace("`", "``")))
+    return F.col(tables.backticked(name))
 
 
 def _readable(column: str, type_: T.DataType, name: str | None = None) -> Column:

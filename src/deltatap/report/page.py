@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from deltatap.analysis.queries import newest_runs, require_run
 from deltatap.errors import ConfigError
 from deltatap.report.charts import charts, in_script, labels, series_key
 from deltatap.report.data import ROWS, Gathered, gather
+from deltatap.setting_types import URI
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,7 +67,7 @@ def write_report(spark: SparkSession, settings: Settings, run_ids: Sequence[str]
 def _make_folder(path: Path) -> None:
     """Create the folder of the page, before the queries take their time."""
     problem = ""
-    if re.match("[A-Za-z][A-Za-z0-9+.-]*:/", str(path)):
+    if URI.match(str(path)):
         problem = "expected a path on this machine or under /Volumes"
     elif path.is_dir():
         problem = "expected a file, found a folder"
