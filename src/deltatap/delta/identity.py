@@ -62,7 +62,7 @@ class Identity:
     @property
     def folder(self) -> str | None:
         """The path of a local table; None if it is elsewhere."""
-        return self.location.removeprefix(_LOCAL) if self.location and self.location.startswith(_LOCAL) else None
+        return _path(self.location) if self.location else None
 
 
 def identify(spark: SparkSession, table: str) -> Identity:
@@ -96,6 +96,15 @@ def resolved(location: str) -> str:
         path = unquote(parts.path) if parts.scheme else location
         return _LOCAL + os.path.realpath(path)
     return re.sub("^s3[an]:", "s3:", location.rstrip("/"))
+
+
+def local_folder(table: str) -> str | None:
+    """The folder of a table that is configured as a local path; None for other tables."""
+    return _path(resolved(table)) if tables.is_path(table) else None
+
+
+def _path(location: str) -> str | None:
+    return location.removeprefix(_LOCAL) if location.startswith(_LOCAL) else None
 
 
 def _qualified(spark: SparkSession, table: str) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deltatap.delta import columns, tables
 from deltatap.delta.final import final_sql
-from deltatap.delta.identity import identify, identify_captures
+from deltatap.delta.identity import identify, identify_captures, local_folder
+from deltatap.delta.lock import one_at_a_time
 from deltatap.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
@@ -58,7 +60,8 @@ def prepare_tables(spark: SparkSession, settings: Settings) -> None:
             problems = [one_line(error)]
         return [f"{name}.table: {table}: {problem}" for problem in problems]
 
-    with ThreadPoolExecutor(len(needed)) as pool:
+    folders = [str(Path(folder).parent) for table, *_ in needed.values() if (folder := local_folder(table))]
+    with one_at_a_time(folders), ThreadPoolExecutor(len(needed)) as pool:
         if problems := [problem for found in pool.map(problems_of, needed) for problem in found]:
             raise ConfigError(problems)
     if not tables.is_path(settings.captures.table):

@@ -92,11 +92,16 @@ def ensure(
     """Create a table unless it exists. An existing table keeps its properties, and concurrent creators do not fail."""
     if exists(spark, table):
         return
-    spark.sql(
-        f"CREATE TABLE IF NOT EXISTS {quoted(table)} (\n  {ddl(columns)}\n) USING DELTA"
-        + (f" CLUSTER BY ({', '.join(cluster_by)})" if cluster_by else "")
-        + (f" TBLPROPERTIES ({properties})" if properties else "")
-    )
+    try:
+        spark.sql(
+            f"CREATE TABLE IF NOT EXISTS {quoted(table)} (\n  {ddl(columns)}\n) USING DELTA"
+            + (f" CLUSTER BY ({', '.join(cluster_by)})" if cluster_by else "")
+            + (f" TBLPROPERTIES ({properties})" if properties else "")
+        )
+    except Exception:
+        # The statement also fails if another driver creates the table at the same time.
+        if not exists(spark, table):
+            raise
 
 
 def commit(spark: SparkSession, sql: str) -> DataFrame:

@@ -21,7 +21,7 @@ from deltatap.config import Settings
 from deltatap.delta import tables
 from deltatap.delta.identity import identify_captures
 from deltatap.driver import runs
-from deltatap.driver.lock import NAME
+from deltatap.delta.lock import NAME
 from deltatap.errors import LeaseLostError, RunningError
 from deltatap.model import RunStatus
 

@@ -18,13 +18,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deltatap.delta.lock import locked
 from deltatap.delta.prepare import guard
 from deltatap.driver import lease as leases
 from deltatap.driver import runs
 from deltatap.driver.active import ActiveRun
 from deltatap.driver.background import Background, Periodic
 from deltatap.driver.landing import Landing
-from deltatap.driver.lock import locked
 from deltatap.driver.loop import CaptureLoop
 from deltatap.driver.needs import require, table_needs
 from deltatap.driver.owed import Building
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from deltatap.prices import Prices
 
 _LAND_EVERY_S = 1.0
+_PYTHON_START_S = 30.0
 # Another writer may commit first, and the journal keeps everything until it has landed.
 _LANDING_TRIES = 5
 
@@ -80,9 +81,18 @@ def run(settings: Settings, spark: SparkSession, prices: Prices, console: Consol
         LeaseLostError: if another driver took over in the meantime.
         LandingError: if the journal does not land; the next start tries again.
     """
-    _start_python(spark)
-    with console.status("checking the tables"):
-        require(table_needs(spark, settings))
+    python = _start_python(spark)
+    try:
+        with console.status("checking the tables"):
+            require(table_needs(spark, settings))
+        return _run_alone(settings, spark, prices, console)
+    finally:
+        # If the process ends while Spark still starts them, Spark prints a stack trace.
+        python.join(_PYTHON_START_S)
+
+
+def _run_alone(settings: Settings, spark: SparkSession, prices: Prices, console: Console) -> Ended:
+    """Take the lease, and run."""
     new_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
     building = Building(spark, settings, settings.run.id)
     try:
@@ -190,13 +200,13 @@ def _close_failed(run: ActiveRun, error: BaseException) -> None:
         )
 
 
-def _start_python(spark: SparkSession) -> None:
+def _start_python(spark: SparkSession) -> Background:
     """Let Spark start its Python workers in the background. If that fails, the run itself reports it."""
 
     def start() -> None:
         spark.range(0, 1, 1, 1).mapInArrow(lambda batches: batches, "id BIGINT").collect()
 
-    Background("python", start)
+    return Background("python", start)
 
 
 def _land_leftovers(spark: SparkSession, settings: Settings, lease: Lease) -> None:

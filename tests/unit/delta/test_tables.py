@@ -89,6 +89,12 @@ def test_an_existing_table_is_not_created() -> None:
     assert statement.endswith("USING DELTA CLUSTER BY (x, y) TBLPROPERTIES ('a' = 'b')")
 
 
+def test_a_table_that_another_driver_creates_at_the_same_time_exists() -> None:
+    tables.ensure(spark("[PATH_NOT_FOUND]", "[DELTA_TABLE_NOT_FOUND]"), "/data/captures", ())
+    with pytest.raises(RuntimeError, match="no space"):
+        tables.ensure(spark("[PATH_NOT_FOUND]", "no space", "[PATH_NOT_FOUND]"), "/data/captures", ())
+
+
 def test_final_rows_win_over_newer_rows_in_the_current_view() -> None:
     sql = " ".join(prepare.current_sql("main.llm.captures").split())
     assert "max_by(struct(c.*), struct(coalesce(c.status = 'completed' OR " in sql

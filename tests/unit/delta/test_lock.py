@@ -6,14 +6,16 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from deltatap.driver.lock import NAME, locked
+import pytest
+
+from deltatap.delta.lock import NAME, locked, one_at_a_time
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 HOLD = """
 import sys
-from deltatap.driver.lock import locked
+from deltatap.delta.lock import locked
 with locked(sys.argv[1]) as alone:
     print(alone, flush=True)
     sys.stdin.read()
@@ -37,3 +39,26 @@ def test_without_a_local_folder_there_is_nothing_to_lock(tmp_path: Path) -> None
     with locked(None) as alone, locked(str(tmp_path / "missing")) as missing:
         assert alone
         assert missing
+
+
+def test_processes_work_in_a_folder_one_after_the_other(tmp_path: Path) -> None:
+    folders = [str(tmp_path / "b" / "c"), str(tmp_path / "a")]
+    second = f"""
+from deltatap.delta.lock import one_at_a_time
+print("asks", flush=True)
+with one_at_a_time({folders[::-1]!r}):
+    print("works", flush=True)
+"""
+    with one_at_a_time([*folders, folders[0]]):
+        other = subprocess.Popen([sys.executable, "-c", second], stdout=subprocess.PIPE, text=True)
+        assert other.stdout is not None
+        assert other.stdout.readline() == "asks\n"
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(timeout=0.3)
+    assert other.communicate()[0] == "works\n"
+
+
+def test_a_folder_that_cannot_be_created_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with one_at_a_time([str(tmp_path / "file" / "folder")]):
+        pass

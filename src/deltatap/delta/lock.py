@@ -1,0 +1,63 @@
+"""Locks of the operating system on local tables.
+
+Runs rely on Delta's commits. On a local disk, two processes can replace each other's commit, because Spark renames a
+file over another one. So a run also holds a lock on its captures table, beside the lease, and processes create tables
+in a folder one after the other. The kernel releases the locks of a process that dies.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+# Delta and Spark ignore names that begin with an underscore.
+NAME = "_deltatap.lock"
+
+
+@contextmanager
+def locked(folder: str | None) -> Iterator[bool]:
+    """Hold the lock of a table's folder.
+
+    Args:
+        folder: None for a table that is not local.
+
+    Yields:
+        Whether no other driver holds it. True if there is nothing to lock, or the file system has no locks.
+    """
+    if folder is None:
+        yield True
+        return
+    try:
+        file = (Path(folder) / NAME).open("ab")
+    except OSError:
+        yield True
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        except OSError:
+            yield True
+        else:
+            yield True
+
+
+@contextmanager
+def one_at_a_time(folders: Iterable[str]) -> Iterator[None]:
+    """Wait until no other process works in these folders, which are created. A file system without locks is no error."""
+    with ExitStack() as held:
+        # In the same order everywhere, so that no two processes wait for each other.
+        for folder in sorted(set(folders)):
+            with suppress(OSError):
+                Path(folder).mkdir(parents=True, exist_ok=True)
+                handle = os.open(folder, os.O_RDONLY)
+                held.callback(os.close, handle)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
