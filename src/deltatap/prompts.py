@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from deltatap.api.prompt import BadPromptError, as_text, decode, plain
+from deltatap.api.prompt import BadPromptError, Json, as_text, decode, plain
 from deltatap.api.registry import specification
 from deltatap.model import Mode, Request, Wire
 
@@ -202,8 +202,9 @@ def _require_json(**columns: Mapping[str, Any]) -> None:
 def _params(given: object) -> dict[str, Any]:
     if given is None:
         return {}
-    if isinstance(given, str):
-        params = decode(given, "params") if given.strip() else {}
+    if isinstance(given, str | Json):
+        text = given if isinstance(given, str) else given.text
+        params = decode(text, "params") if text.strip() else {}
         if not isinstance(params, dict):
             raise BadPromptError("params: expected a JSON object")
         return params

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from deltatap.api.prompt import Json
 from deltatap.config import Settings, load_settings
 from deltatap.delta import columns
 from deltatap.errors import ConfigError
@@ -207,6 +208,8 @@ def _plain(value: object, *, nan_is_null: bool = True) -> Any:  # noqa: ANN401 -
         return [_plain(item) for item in value]
     if isinstance(value, Mapping):
         return {key: _plain(item, nan_is_null=False) for key, item in value.items()}
+    if hasattr(value, "toJson"):  # a VARIANT
+        return Json.of(value.toJson())
     if hasattr(value, "asDict"):  # a Row inside an array
         return _plain(value.asDict())
     if isinstance(value, np.datetime64):

@@ -100,7 +100,7 @@ def test_the_jobs_check_capture_analyze_and_report_over_connect(
     captures = spark.table(quoted(str(tmp_path / "captures"))).where("status = 'completed'")
     assert captures.select("request_id", "mode").distinct().count() == captures.count() == 82
     assert {(row["keep"]["note"], row["request_id"].isdecimal()) for row in captures.collect()} == {
-        ('{"a":[1,null]}', True)
+        ('{"a": [1, null]}', True)
     }
     assert captures.where("reused_from IS NOT NULL").count() == 2
     # Analysis without Connect gives the same metrics.

@@ -53,9 +53,12 @@ def job(spark: SparkSession, tables: Path, simulator: Simulation, capsys: pytest
     return Job(tables, simulator, capsys)
 
 
-def test_a_missing_prompts_table_is_named(job: Job) -> None:
+def test_a_missing_prompts_table_is_named(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"prompts.table: {job.folder / 'prompts'}: the Delta table does not exist" in job.refused()
     assert "prompts.table: nowhere: the Delta table does not exist" in job.refused("prompts.table=nowhere")
+    (job.folder / "rom").mkdir()
+    monkeypatch.chdir(job.folder)
+    assert "rom: the Delta table does not exist; for the folder, write ./rom" in job.refused("prompts.table=rom")
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,22 @@ def test_an_empty_prompts_table_is_reported(spark: SparkSession, tables: Path, s
     assert ended.row["owed"] == 0
 
 
+def test_all_rows_fail_and_shuffles_have_2000_partitions(
+    spark: SparkSession, tables: Path, simulator: Simulation
+) -> None:
+    prompts.write(spark, tables / "prompts", [("a", None), ("b", "Hi", None, "["), ("c", "Hi", "gpt-4o!400")])
+    before = spark.conf.get("spark.sql.shuffle.partitions")
+    spark.conf.set("spark.sql.shuffle.partitions", "2000")
+    try:
+        ended, _ = capture(spark, tables, simulator)
+    finally:
+        spark.conf.set("spark.sql.shuffle.partitions", str(before))
+    assert (ended.row["status"], ended.failed_share) == ("completed", 1.0)
+    assert {row["request_id"]: row["error"]["type"] for row in captured(spark, tables)} == dict.fromkeys(
+        "abc", "invalid_request"
+    )
+
+
 def test_a_repeated_request_id_gives_one_request_or_one_failed_row(
     spark: SparkSession, tables: Path, simulator: Simulation
 ) -> None:

@@ -10,7 +10,7 @@ import json
 import math
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 NAMES = ["x", "Note", "a b", "x.y", "a`b", "größe", "_id", "_alike", "source_hash", "kept", "value"]
+JSON_VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-(2**60), 2**60), st.sampled_from([0.5, -2.25, 1e300]), TEXT),
+    lambda inner: st.one_of(st.lists(inner, max_size=2), st.dictionaries(TEXT, inner, max_size=2)),
+    max_leaves=3,
+)
 MOMENTS = st.datetimes(datetime(1900, 1, 1), datetime(2200, 1, 1))  # noqa: DTZ001 - Spark has such a type
 LEAVES: list[tuple[T.DataType, st.SearchStrategy[Any]]] = [
     (T.StringType(), TEXT),
@@ -42,6 +47,10 @@ LEAVES: list[tuple[T.DataType, st.SearchStrategy[Any]]] = [
     (T.TimestampType(), MOMENTS.map(lambda moment: moment.replace(tzinfo=UTC))),
     (T.TimestampNTZType(), MOMENTS),
     (T.BinaryType(), st.binary(max_size=4)),
+    (T.StringType("UTF8_LCASE"), TEXT),
+    (T.DayTimeIntervalType(), st.timedeltas(timedelta(-(10**6)), timedelta(10**6))),
+    (T.NullType(), st.none()),
+    (T.VariantType(), JSON_VALUES.map(lambda value: T.VariantVal.parseJson(json.dumps(value)))),
 ]
 KEYS = [leaf for leaf in LEAVES if isinstance(leaf[0], T.StringType | T.BooleanType | T.LongType | T.DateType)]
 
@@ -80,7 +89,7 @@ TYPES = st.recursive(
         st.builds(maps, st.sampled_from([Typed(*key) for key in KEYS]), inner),
         st.dictionaries(st.sampled_from(NAMES), inner, min_size=1, max_size=3).map(structs),
     ),
-    max_leaves=4,
+    max_leaves=6,
 )
 
 
@@ -109,7 +118,8 @@ def prompts_tables(draw: st.DrawFn) -> tuple[T.StructType, list[dict[str, Any]],
         **draw(st.sampled_from([{}, column("MODEL", Typed(T.StringType(), TEXT))])),
         **draw(st.sampled_from([{}, column("system", Typed(T.StringType(), TEXT))])),
     }
-    template = draw(st.sampled_from([None, None, f"Say {{{next(iter(extra))}}} {{{{now}}}}"]))
+    first, *_, last = [*extra, *extra]
+    template = draw(st.sampled_from([None, None, f"Say {{{first}}} {{{{now}}}} {{{last}}}"]))
     asked = prompt if template else draw(st.sampled_from([prompt, messages, {**prompt, **messages}]))
     columns = {**asked, **optional, **extra}
     schema = T.StructType([T.StructField("Request_Id", draw(st.sampled_from([T.LongType(), T.StringType()])))])
@@ -127,7 +137,9 @@ class Failed(Exception):  # noqa: N818 - a row without a request
 def as_json(value: Any) -> Any:
     """A value of a column as docs/guide.md says."""
     conversions: list[tuple[type, Callable[[Any], Any]]] = [
-        (dict, lambda found: {as_name(key): as_json(item) for key, item in found.items() if item is not None}),
+        (T.VariantVal, lambda found: json.loads(found.toJson())),
+        (timedelta, lambda found: as_interval(found // timedelta(microseconds=1))),
+        (dict, lambda found: {as_name(key): as_json(item) for key, item in found.items() if not is_null(item)}),
         (list, lambda found: [as_json(item) for item in found]),
         (Decimal, lambda found: int(found) if found == int(found) else float(found)),
         (datetime, lambda found: found.isoformat().replace("+00:00", "Z")),
@@ -135,6 +147,17 @@ def as_json(value: Any) -> Any:
         (bytes, lambda found: base64.b64encode(found).decode("ascii")),
     ]
     return next((convert(value) for type_, convert in conversions if isinstance(value, type_)), value)
+
+
+def is_null(value: Any) -> bool:
+    return value is None or (isinstance(value, T.VariantVal) and value.toJson() == "null")
+
+
+def as_interval(us: int) -> str:
+    """Spark's text of an interval in microseconds."""
+    seconds, fraction = divmod(abs(us), 10**6)
+    clock = f"{seconds // 86400} {seconds // 3600 % 24:02}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+    return f"INTERVAL '{'-' * (us < 0)}{clock}{f'.{fraction:06}'.rstrip('0') if fraction else ''}' DAY TO SECOND"
 
 
 def as_name(key: Any) -> str:
@@ -167,7 +190,7 @@ def reference_params(given: Any) -> dict[str, Any]:
         return given
     made = {}
     for name, value in given.items():
-        if value is not None:
+        if not is_null(value):
             made[name] = as_json(value)
             if isinstance(value, str):
                 with suppress(ValueError):
@@ -195,7 +218,7 @@ def reference_messages(row: dict[str, Any]) -> list[dict[str, Any]]:
     return made
 
 
-def reference(row: dict[str, Any], template: str | None, filling: str) -> dict[str, Any]:
+def reference(row: dict[str, Any], template: str | None, keep: list[str]) -> dict[str, Any]:
     """The body of the row's request."""
     columns = {
         name.lower(): value
@@ -203,9 +226,9 @@ def reference(row: dict[str, Any], template: str | None, filling: str) -> dict[s
         if name in ("MODEL", "Messages", "prompt", "system", "params")
     }
     if template is not None:
-        if row[filling] is None:
+        if any(is_null(row[name]) for name in (keep[0], keep[-1])):
             raise Failed
-        columns |= {"prompt": f"Say {as_text(row[filling])} {{now}}"}
+        columns |= {"prompt": f"Say {as_text(row[keep[0]])} {{now}} {as_text(row[keep[-1]])}"}
     params = reference_params(columns.get("params"))
     messages = reference_messages(columns)
     if columns.get("system"):
@@ -238,11 +261,11 @@ def test_each_row_becomes_the_request_of_the_reference_or_a_failed_row(
 
 def check(row: dict[str, Any], made: Row, keep: list[str], template: str | None) -> None:
     try:
-        expected = reference(row, template, keep[0])
+        expected = reference(row, template, keep)
     except Failed:
         assert made["body"] is None
         assert made["error"], row
     else:
         assert made["error"] is None, (row, made["error"])
         assert json.loads(made["body"]) == expected
-    assert made["keep"] == {name: None if row[name] is None else as_text(row[name]) for name in keep}
+    assert made["keep"] == {name: None if is_null(row[name]) else as_text(row[name]) for name in keep}

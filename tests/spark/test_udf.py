@@ -11,7 +11,7 @@ from deltatap.delta import columns
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
     from tests.simulation import Simulation
 
@@ -98,6 +98,42 @@ def test_in_sql(spark: SparkSession, simulator: Simulation) -> None:
     rows = spark.sql("SELECT c.* FROM (SELECT capture(prompt) AS c FROM VALUES ('x'), ('y') AS t(prompt))").collect()
     assert {row["status"] for row in rows} == {"completed"}
     assert simulator.counts()["calls"] == 2
+
+
+def test_twice_in_one_frame(spark: SparkSession, simulator: Simulation) -> None:
+    first, second = (capture_udf(config(simulator), max_requests=2) for _ in range(2))
+    frame = spark.createDataFrame([("a", "b"), ("c", "d")], "x STRING, y STRING").coalesce(1)
+    rows = frame.select("x", "y", first("x").alias("of_x"), second("y").alias("of_y")).collect()
+    for row in rows:
+        for name in "xy":
+            (message,) = json.loads(row[f"of_{name}"]["request"])["messages"]
+            assert (row[f"of_{name}"]["status"], message["content"]) == ("completed", row[name])
+    assert simulator.counts()["calls"] == 4
+
+
+def test_in_a_stream(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
+    udf = capture_udf(config(simulator), max_requests=9)
+    path = str(tables / "prompts")
+
+    def write(batch: DataFrame, _: int) -> None:
+        batch.select(udf("prompt").alias("c")).write.format("delta").mode("append").save(str(tables / "c"))
+
+    for prompt in ("a", "b"):
+        spark.createDataFrame([(prompt,)], "prompt STRING").write.format("delta").mode("append").save(path)
+        stream = spark.readStream.format("delta").load(path).writeStream.trigger(availableNow=True)
+        stream.option("checkpointLocation", str(tables / "checkpoint")).foreachBatch(write).start().awaitTermination()
+    found = spark.read.format("delta").load(str(tables / "c")).select("c.status", "c.request").collect()
+    assert sorted(json.loads(row["request"])["messages"][0]["content"] for row in found) == ["a", "b"]
+    assert {row["status"] for row in found} == {"completed"}
+
+
+def test_a_variant_in_a_struct(spark: SparkSession, simulator: Simulation) -> None:
+    query = """SELECT array(struct('user' AS role, 'Hi' AS content, parse_json('{"k": [1, null]}') AS x)) AS messages,
+        parse_json('{"max_tokens": 3}') AS params"""
+    udf = capture_udf(config(simulator), max_requests=1)
+    (c,) = [row["c"] for row in spark.sql(query).selectExpr("struct(*) AS s").select(udf("s").alias("c")).collect()]
+    body = json.loads(c["request"])
+    assert (body["max_tokens"], body["messages"][0]["x"]) == (3, {"k": [1, None]})
 
 
 def test_a_task_sends_at_most_max_requests(spark: SparkSession, simulator: Simulation) -> None:

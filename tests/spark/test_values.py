@@ -66,18 +66,33 @@ VALUES: dict[str, tuple[str, Any]] = {
     "map of maps": ("map('k', map(1, true))", {"k": {"1": True}}),
     "map in a struct in an array": ("array(named_struct('m', map('k', 0.5), 'n', NULL))", [{"m": {"k": 0.5}}]),
     "variant": ("parse_json('{\"a\": [1, 2.5, null]}')", {"a": [1, 2.5, None]}),
+    "string in a variant": ("parse_json('\"7\"')", "7"),
+    "variants beside other types": (
+        "named_struct('v', parse_json('[1]'), 't', TIMESTAMP'2026-01-02 03:04:05.123456 UTC', 'd', INTERVAL '1' DAY)",
+        {"v": [1], "t": "2026-01-02T03:04:05.123456Z", "d": "INTERVAL '1' DAY"},
+    ),
+    "fields that differ in case": ("from_json('{\"a\": 1, \"A\": 2}', 'a VARIANT, A VARIANT')", {"a": 1, "A": 2}),
+    "null variant": ("named_struct('a', parse_json('null'), 'b', CAST(NULL AS VARIANT), 'c', 1)", {"c": 1}),
     "collated": ("CAST('Grüße' AS STRING COLLATE UTF8_LCASE)", "Grüße"),
     "collated key": ("map('K' COLLATE UTF8_LCASE, 1)", {"K": 1}),
 }
 
 
 def test_values_in_params_and_messages_become_what_json_calls_them(spark: SparkSession) -> None:
-    for name, (sql, expected) in VALUES.items():
-        message = f"named_struct('role', 'user', 'content', 'Hi', 'x', {sql})"
-        query = f"SELECT 'a' request_id, 'Hi' prompt, map('x', {sql}) params"
-        assert body(planned(spark, of_query(query))["a"])["x"] == expected, name
-        query = f"SELECT 'a' request_id, array({message}) messages"
-        assert body(planned(spark, of_query(query))["a"])["messages"] == [{**HI[0], "x": expected}], name
+    fields = ", ".join(f"{sql} AS `{name}`" for name, (sql, _) in VALUES.items())
+    query = f"""SELECT map('x', struct({fields})) params,
+        array(struct('user' AS role, 'Hi' AS content, {fields})) messages"""
+    expected = {name: value for name, (_, value) in VALUES.items()}
+    (made,) = map(body, planned(spark, of_query(query)).values())
+    assert made["x"] == expected
+    assert made["messages"] == [{**HI[0], **expected}]
+
+
+@pytest.mark.parametrize("name", ["decimal", "date", "string in a variant", "collated"])
+def test_values_of_params_become_what_json_calls_them(spark: SparkSession, name: str) -> None:
+    sql, expected = VALUES[name]
+    (made,) = map(body, planned(spark, of_query(f"SELECT 'Hi' prompt, map('x', {sql}) params")).values())
+    assert made["x"] == expected
 
 
 def test_types_that_json_has_no_word_for_spoil_only_their_row(spark: SparkSession) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from typing import Any
@@ -18,6 +19,18 @@ ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 
 class BadPromptError(ValueError):
     """No request can be built from a prompts row. The message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Json:
+    """A value that is JSON already: that of a VARIANT."""
+
+    text: str
+
+    @classmethod
+    def of(cls, text: str) -> Json | None:
+        """The value with this JSON text; None for ``null``, as for NULL in other columns."""
+        return None if text == "null" else cls(text)
 
 
 def prompt_text(row: Mapping[str, Any]) -> str:
@@ -95,6 +108,8 @@ def plain(value: object, *, strict: bool = True) -> Any:  # noqa: ANN401, PLR091
     """
     if value is None or isinstance(value, str | bool | int | float):
         return value
+    if isinstance(value, Json):
+        return decode(value.text, "a VARIANT")
     if isinstance(value, Mapping):
         return {_key(key): plain(item, strict=strict) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple):
@@ -123,8 +138,8 @@ def _key(key: object) -> str:
 
 
 def _listed(given: object) -> Sequence[Any]:
-    if isinstance(given, str):
-        given = decode(given, "messages")
+    if isinstance(given, str | Json):
+        given = decode(given if isinstance(given, str) else given.text, "messages")
         if not isinstance(given, list):
             raise BadPromptError("messages: expected a JSON array of objects with role and content")
     if not isinstance(given, list | tuple):

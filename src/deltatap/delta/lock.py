@@ -51,7 +51,7 @@ def locked(folder: str | None) -> Iterator[bool]:
 
 @contextmanager
 def one_at_a_time(folders: Iterable[str]) -> Iterator[None]:
-    """Wait until no other process works in these folders, which are created. A file system without locks is no error."""
+    """Create these folders, and wait until no other process works in them. Where there are no locks, do not wait."""
     with ExitStack() as held:
         # In the same order everywhere, so that no two processes wait for each other.
         for folder in sorted(set(folders)):

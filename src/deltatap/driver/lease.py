@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from deltatap.config import Settings
 from deltatap.delta import tables
 from deltatap.delta.identity import identify_captures
-from deltatap.driver import runs
 from deltatap.delta.lock import NAME
+from deltatap.driver import runs
 from deltatap.errors import LeaseLostError, RunningError
 from deltatap.model import RunStatus
 

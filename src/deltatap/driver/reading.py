@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from deltatap.api.prompt import BadPromptError
-from deltatap.driver.source import KEPT, TEMPLATE
+from deltatap.api.prompt import BadPromptError, Json
+from deltatap.driver.source import JSON, KEPT, TEMPLATE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -80,9 +80,21 @@ def _fill(templates: Mapping[str, Template], values: list[Any]) -> dict[str, str
 
 def _values(column: pa.Array) -> list[Any]:
     try:
-        return list(column.to_pylist(maps_as_pydicts="lossy"))
+        values = list(column.to_pylist(maps_as_pydicts="lossy"))
     except (ValueError, OverflowError, pa.ArrowException):
-        return [_value(each) for each in column]
+        values = [_value(each) for each in column]
+    return [_with_json(value) for value in values] if JSON in str(column.type) else values
+
+
+def _with_json(value: Any) -> Any:  # noqa: ANN401 - any value of a column
+    """A value with :class:`Json` instead of the structs that stand for VARIANTs."""
+    if isinstance(value, list):
+        return [_with_json(item) for item in value]
+    if isinstance(value, dict):
+        if value.keys() == {JSON}:
+            return Json.of(value[JSON])
+        return {key: _with_json(item) for key, item in value.items()}
+    return value
 
 
 def _value(scalar: pa.Scalar) -> Any:  # noqa: ANN401 - any value of a column

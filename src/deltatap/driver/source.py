@@ -5,6 +5,7 @@ Leaves the names of the columns to ``prompt_columns.py`` and the meaning of a ro
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's documentation
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 # The columns of the prompts frame besides those of a prompts table: structs, whose fields are numbered, because their
 # columns can have any name.
 KEPT, TEMPLATE = "kept", "template"
+# The only field of a struct that stands for a VARIANT, with its JSON.
+JSON = "JSON of a VARIANT"
+_INTERVALS = (T.YearMonthIntervalType, T.CalendarIntervalType, T.DayTimeIntervalType)
 
 
 def source(spark: SparkSession, settings: Settings) -> DataFrame:
@@ -83,7 +87,9 @@ def table(spark: SparkSession, settings: Settings) -> DataFrame:
     except Exception as error:
         raise ConfigError([f"prompts: {prompts.source}: {one_line(error)}"]) from error
     if frame is None:
-        raise ConfigError([f"prompts.table: {prompts.table}: the Delta table does not exist"])
+        is_folder = not tables.is_path(str(prompts.table)) and Path(str(prompts.table)).is_dir()
+        hint = f"; for the folder, write ./{prompts.table}" if is_folder else ""
+        raise ConfigError([f"prompts.table: {prompts.table}: the Delta table does not exist{hint}"])
     return frame
 
 
@@ -138,17 +144,45 @@ def column_of(name: str) -> Column:
 
 
 def _readable(column: str, type_: T.DataType, name: str | None = None) -> Column:
-    """A column as Python can read it: plain strings, and JSON instead of types that have no Arrow type."""
+    """A column as Python can read it.
+
+    Args:
+        column: its name in the table.
+        type_: its type.
+        name: its name in ``prompt_columns.COLUMNS``; None for a column that is kept or fills a template.
+    """
     selected = column_of(column)
-    if name == "request_id":
+    if isinstance(type_, T.VariantType) and name is not None:
+        return F.to_json(selected)
+    if name == "request_id" or _is_text(type_):
         return selected.cast(T.StringType())
-    if _is_text(type_):
-        return selected.cast(T.StringType())
-    if _has(type_, (T.VariantType, T.YearMonthIntervalType, T.CalendarIntervalType, T.DayTimeIntervalType)):
-        if isinstance(type_, (T.VariantType, T.StructType, T.ArrayType, T.MapType)):
-            return F.to_json(selected)
-        return selected.cast(T.StringType())
+    if _has(type_, (T.VariantType, *_INTERVALS)):
+        return _converted(selected, type_)
     return selected.cast(_plain(type_)) if _is_collated(type_) else selected
+
+
+def _converted(value: Column, type_: T.DataType) -> Column:
+    """A nested value with text instead of intervals, and a struct of :data:`JSON` instead of each VARIANT.
+
+    Not every version of Spark hands these types to Python. Only they are converted: ``to_json`` would cut microseconds
+    and write NaN as text.
+    """
+    if not _has(type_, (T.VariantType, *_INTERVALS)):
+        return value.cast(_plain(type_))
+    if isinstance(type_, T.ArrayType):
+        item = type_.elementType
+        return F.transform(value, lambda each: _converted(each, item))
+    if isinstance(type_, T.MapType):
+        key, inner = type_.keyType, type_.valueType
+        value = F.transform_keys(value, lambda name, _: _converted(name, key)) if _has(key, _INTERVALS) else value
+        return F.transform_values(value, lambda _, each: _converted(each, inner))
+    if isinstance(type_, _INTERVALS):
+        return value.cast(T.StringType())
+    if isinstance(type_, T.StructType) and len({name.lower() for name in type_.names}) == len(type_.names):
+        fields = [_converted(value.getField(each.name), each.dataType).alias(each.name) for each in type_.fields]
+        return F.when(value.isNotNull(), F.struct(*fields))
+    # Also a struct whose fields differ only in case: Spark cannot select them.
+    return F.when(value.isNotNull(), F.struct(F.to_json(value).alias(JSON)))
 
 
 def _is_collated(type_: T.DataType) -> bool:
