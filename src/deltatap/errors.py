@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 # A name or a value in a message can hold any character.
 _BREAKS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
+_PASSWORD = re.compile(r"(?<=://)[^/@\s:]*:(?!\d+/)\S+@")
+
 
 class DeltatapError(Exception):
     """Base class of every error that deltatap raises."""
@@ -27,7 +29,7 @@ class ConfigError(DeltatapError):
     """
 
     def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = tuple(_BREAKS.sub(" ", problem) for problem in problems)
+        self.problems = tuple(_without_password(_BREAKS.sub(" ", problem)) for problem in problems)
         super().__init__("\n".join(self.problems))
 
 
@@ -122,7 +124,12 @@ def one_line(error: BaseException) -> str:
     for name, what in _SAY_WHAT.items():
         if f"{name}: {line}" in text:
             line = f"{what}: {line}"
-    return " ".join(line.split())[:_MAX_LENGTH]
+    return _without_password(" ".join(line.split()))[:_MAX_LENGTH]
+
+
+def _without_password(text: str) -> str:
+    """Text without the passwords in its URLs. In ``abfss://container@account``, there is none."""
+    return _PASSWORD.sub("***@", text)
 
 
 def _without_noise(line: str) -> str:

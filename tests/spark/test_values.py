@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,13 +132,26 @@ REASONS = {
     "SELECT CAST(CAST(concat('x', id) AS INT) AS STRING) prompt FROM range(1)": "[CAST_INVALID_INPUT] The value 'x0'",
     "SELECT CAST(assert_true(id > 5, 'no row') AS STRING) prompt FROM range(2)": "[USER_RAISED_EXCEPTION] no row",
     "SELECT array('a')[5 + id * 0] prompt FROM range(2)": "[INVALID_ARRAY_INDEX] The index 5 is out of bounds.",
+    "SELECT CAST(id + 9223372036854775807 AS STRING) prompt FROM range(2)": "[ARITHMETIC_OVERFLOW] long overflow.",
+    "SELECT failing(CAST(id AS STRING)) prompt FROM range(2)": "ValueError: my own words",
+    "SELECT * FROM delta.`{folder}/newer`": "[DELTA_UNSUPPORTED_FEATURES_FOR_READ] Unsupported Delta read feature: table",
     "SELECT * FROM delta.`{folder}`": "[FAILED_READ_FILE.FILE_NOT_EXIST] Encountered error while reading file file:",
 }  # fmt: skip
 
 
 def test_the_reason_of_a_failure_is_the_sentence_of_spark(spark: SparkSession, tmp_path: Path) -> None:
     spark.range(3).selectExpr("'Hi' AS prompt").coalesce(1).write.format("delta").save(str(tmp_path))
+    shutil.copytree(tmp_path, tmp_path / "newer")
+    newer = {"minReaderVersion": 3, "minWriterVersion": 7, "readerFeatures": ["x"], "writerFeatures": ["x"]}
+    (tmp_path / "newer/_delta_log/00000000000000000001.json").write_text(
+        json.dumps({"protocol": newer}), encoding="utf-8"
+    )
     next(tmp_path.glob("*.parquet")).unlink()
+
+    def fail(_: str) -> str:
+        raise ValueError("my own words")
+
+    spark.udf.register("failing", fail)
     for query, reason in REASONS.items():
         settings = of_query(query.format(folder=tmp_path))
         with pytest.raises(ConfigError, match=re.escape(f"prompts: {settings.prompts.source}: {reason}")) as caught:

@@ -94,6 +94,11 @@ deltatap.errors.ConfigError: endpoint.api_key: the environment variable KEY is n
             "deltatap.errors.ConfigError: endpoint.api_key: the environment variable KEY is not set",
         ),
         (RuntimeError("Traceback (most recent call last):"), "RuntimeError"),
+        (ValueError("s3a://KEY:s3/cr@et@bucket/x and jdbc:x://u:p@h"), "s3a://***@bucket/x and jdbc:x://***@h"),
+        (
+            ConfigError(["no file abfss://c@account/x, https://:p@h:1/y"]),
+            "no file abfss://c@account/x, https://***@h:1/y",
+        ),
     ],
 )
 def test_an_error_on_one_line_gives_its_cause(error: Exception, line: str) -> None:
