@@ -205,7 +205,7 @@ def test_simulate_refuses_a_rate_outside_of_0_to_1(rate: str) -> None:
 
 
 def test_load_refuses_a_missing_file_before_spark_starts(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_session", None)
+    monkeypatch.setattr("deltatap.cli.capturing.session", None)
     expected = (cli.CONFIGURATION, "✗ nowhere.csv: does not exist\n")
     assert invoke("load", "nowhere.csv", "--config", config) == expected
 
@@ -233,7 +233,7 @@ def test_help_shows_no_type_for_flags(words: tuple[str, ...]) -> None:
 def test_the_report_command_says_what_it_wrote(
     config: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "_session", lambda *_: None)
+    monkeypatch.setattr("deltatap.cli.looking.session", lambda *_: None)
     monkeypatch.setattr("deltatap.report.write_report", lambda *_: ["a", "b"])
     assert cli.run(cli.report, config, run_ids=None, out=tmp_path / "r.html") == cli.OK
     assert capsys.readouterr().out == f"report written to {tmp_path / 'r.html'} (runs a and b)\n"
@@ -244,7 +244,7 @@ def test_check_without_a_network_does_not_list_the_models(
 ) -> None:
     from deltatap.driver import check  # noqa: PLC0415 - pyspark
 
-    monkeypatch.setattr(cli, "_session", lambda *_: None)
+    monkeypatch.setattr("deltatap.cli.capturing.session", lambda *_: None)
     monkeypatch.setattr(check, "_runtime", lambda *_: check.Finding("runtime", "ok", ""))
     monkeypatch.setattr(check, "_tables", lambda *_: [])
     monkeypatch.setattr(check, "_workers", lambda *_: [])

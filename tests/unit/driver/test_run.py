@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from deltatap import cli, load_settings
+from deltatap.cli import runner
 from deltatap.driver.run import Ended, _capture
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def test_capture_fails_above_the_configured_error_rate(
     monkeypatch.setattr("deltatap.driver.needs.preflight", lambda _: None)
     monkeypatch.setattr("deltatap.driver.run.run", lambda *_: outcome)
     monkeypatch.setattr("deltatap.analysis.queries.summarize", lambda *_: ([], []))
-    monkeypatch.setattr(cli, "_session", lambda *_: None)
+    monkeypatch.setattr("deltatap.cli.capturing.session", lambda *_: None)
     path = tmp_path / "config.yml"
     path.write_text(f"capture:\n  fail_above_error_rate: {rate}\n")
     assert cli.run(cli.capture, path) == code
@@ -57,7 +58,7 @@ def test_a_local_session_has_the_configured_master(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("DATABRICKS_RUNTIME_VERSION", raising=False)
     monkeypatch.setattr("pyspark.sql.SparkSession.getActiveSession", lambda: None)
     monkeypatch.setattr("deltatap.spark.session.local_session", masters.append)
-    cli._session(load_settings({"spark": {"master": "local[7]"}}), Console())
+    runner.session(load_settings({"spark": {"master": "local[7]"}}), Console())
     assert masters == ["local[7]"]
 
 

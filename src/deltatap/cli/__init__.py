@@ -1,0 +1,31 @@
+"""The command line: arguments, exit codes and what each command prints. The job scripts run the same commands.
+
+Spark, pandas and the settings are imported when a command runs, so that ``--help`` and ``--version`` stay fast.
+"""
+
+from deltatap.cli.capturing import capture, check, load, stop
+from deltatap.cli.looking import analyze, compare, report, runs, show
+from deltatap.cli.runner import CONFIGURATION, EXTRAS, FAILED, OK, TOO_MANY_ERRORS, app, run, run_job
+from deltatap.cli.serving import replay, simulate
+
+__all__ = [
+    "CONFIGURATION",
+    "EXTRAS",
+    "FAILED",
+    "OK",
+    "TOO_MANY_ERRORS",
+    "analyze",
+    "app",
+    "capture",
+    "check",
+    "compare",
+    "load",
+    "replay",
+    "report",
+    "run",
+    "run_job",
+    "runs",
+    "show",
+    "simulate",
+    "stop",
+]

@@ -1,0 +1,172 @@
+"""The commands before and during a run: ``capture``, ``stop``, ``load`` and ``check``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deltatap.cli.runner import CONFIGURATION, FAILED, OK, TOO_MANY_ERRORS, command, hint, say, session
+from deltatap.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console
+
+    from deltatap.config import Settings
+    from deltatap.driver.load import Loaded
+
+
+@command
+@hint("run it again: finished captures in the journal are kept and are not paid for twice")
+def capture(
+    settings: Settings,
+    console: Console,
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show owed requests, their tokens and estimated cost. Make no API call.")
+    ] = False,
+) -> int:
+    """Capture every prompt that has no final row yet.
+
+    The last line of the output is the run's row as JSON.
+
+    Exit codes: 0, the run completed, was stopped on request, or used up a budget; 1, it failed; 2, the configuration is
+    wrong, an optional package is missing, or another run is active, and no API call was made; 3, more rows failed than
+    capture.fail_above_error_rate allows.
+    """
+    # Spark takes seconds to import and to start, so everything that can fail without Spark is checked first.
+    from deltatap.driver.needs import preflight  # noqa: PLC0415
+
+    prices = preflight(settings)
+    if dry_run:
+        from deltatap.driver.estimate import estimate_run  # noqa: PLC0415
+        from deltatap.driver.estimate import show as show_estimate  # noqa: PLC0415
+        from deltatap.driver.source import misspelled  # noqa: PLC0415
+
+        spark = session(settings, console)
+        show_estimate(console, estimate_run(spark, settings, prices))
+        for line in misspelled(spark, settings):
+            say(console, line, "warning")
+        return OK
+    from deltatap.analysis.queries import summarize  # noqa: PLC0415
+    from deltatap.driver.run import run as run_capture  # noqa: PLC0415
+    from deltatap.terminal import show_summary  # noqa: PLC0415
+
+    spark = session(settings, console)
+    ended = run_capture(settings, spark, prices, console)
+    row = ended.row
+    for note in ended.notes:
+        say(console, note)
+    show_summary(console, row, *summarize(spark, settings, row["run_id"]))
+    if ended.failed:
+        say(console, f"the run failed: {row['reason']}", "problem")
+    elif row["reason"]:
+        say(console, f"{row['reason']}; the next run continues from here")
+    print(json.dumps(row, default=_as_json))  # noqa: T201 - a line for programs: no wrapping, no colors
+    if ended.failed:
+        return FAILED
+    return TOO_MANY_ERRORS if ended.failed_share > settings.capture.fail_above_error_rate else OK
+
+
+def _as_json(value: Any) -> str:  # noqa: ANN401 - any value that the json module cannot encode
+    return value.isoformat() if hasattr(value, "isoformat") else str(value)
+
+
+@command
+def stop(
+    settings: Settings,
+    console: Console,
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, from the first line of its output.")],
+) -> int:
+    """Stop an active run, on this machine or on another one that uses the same state folder.
+
+    No new request starts. Open requests finish, or are cut after timeouts.grace_s and kept as interrupted. The next run
+    continues from there.
+    """
+    from deltatap.state import RunState  # noqa: PLC0415
+
+    folder = Path(settings.state.dir)
+    state = RunState.of(folder, run_id)
+    if state.control() is None:
+        active = ", ".join(sorted(RunState(path.parent).name for path in folder.glob("*/control.json"))) or "none"
+        raise ConfigError([f"state.dir: {folder}: run {run_id} is not active here; active runs: {active}"])
+    state.ask_to_stop()
+    say(console, f"asked run {run_id} to stop")
+    return OK
+
+
+@command
+def load(
+    settings: Settings,
+    console: Console,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .jsonl, .csv or .parquet file.")],
+    *,
+    id_column: Annotated[
+        str | None, typer.Option("--id-column", metavar="NAME", help="The file's column with the request_id.")
+    ] = None,
+    prompt_column: Annotated[
+        str | None, typer.Option("--prompt-column", metavar="NAME", help="The file's column with the prompt.")
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace the rows of the table that have a request_id of the file.")
+    ] = False,
+) -> int:
+    """Append the prompts in a file to the prompts table: all of them, or none.
+
+    The table is created if it does not exist. JSON lines follow OpenAI's Batch format (custom_id, url, body) or have
+    the columns of a prompts table as keys. CSV and Parquet files have these columns: request_id, prompt or messages,
+    system, model, params, and the columns that prompts.keep names.
+    """
+    if not file.is_file():  # Spark takes seconds to start.
+        raise ConfigError([f"{file}: {'is not a file' if file.exists() else 'does not exist'}"])
+    from deltatap.driver.load import load as load_prompts  # noqa: PLC0415
+
+    named = {name: column for name, column in (("request_id", id_column), ("prompt", prompt_column)) if column}
+    loaded = load_prompts(session(settings, console), settings, file, named=named, replace=replace)
+    for problem in loaded.bad[:5]:
+        say(console, f"{file}: {problem}", "warning")
+    for note in _notes_on(loaded, replace=replace):
+        say(console, f"{file}: {note}", "warning")
+    bad = f"; invalid: {len(loaded.bad):,} (these become failed rows, at no cost)" if loaded.bad else ""
+    say(console, f"prompts loaded into {settings.prompts.table}: {loaded.rows:,}{bad}")
+    return OK
+
+
+def _notes_on(loaded: Loaded, *, replace: bool) -> Iterator[str]:
+    """What a user may not expect of a load."""
+    if loaded.known and replace:
+        yield f"request ids whose rows were replaced: {loaded.known:,}"
+    elif loaded.known:
+        yield (
+            f"request ids that the table had already: {loaded.known:,}; a request_id with two different prompts fails, "
+            "so use --replace to replace the earlier rows"
+        )
+    if "id" in loaded.unused:
+        yield "column id is not the request_id; load with --id-column id to use it"
+    if loaded.unused:
+        yield f"not used for requests, but kept in the table: {', '.join(loaded.unused)}"
+
+
+@command
+def check(settings: Settings, console: Console) -> int:
+    """Check everything a capture needs, without a paid call.
+
+    Checks the key, the vocabularies, the network and the state folder, on the driver and in Spark's workers; the
+    prices; the runtime; the tables and the permission to write them (missing tables are created); and whether the
+    endpoint lists the model.
+
+    Exit codes: 0, everything is fine; 2, there is a problem.
+    """
+    from deltatap.driver.check import check as find  # noqa: PLC0415
+
+    problems = 0
+    for finding in find(settings, lambda: session(settings, console)):
+        say(console, f"{finding.what}: {finding.detail}" if finding.detail else finding.what, finding.level)
+        problems += finding.level == "problem"
+    counted = f"{problems} problem{'s' * (problems > 1)} to fix before capturing" if problems else "ready to capture"
+    say(console, f"{counted}; no paid call was made")
+    return CONFIGURATION if problems else OK

@@ -1,0 +1,119 @@
+"""The commands that show and compare what was captured: ``analyze``, ``runs``, ``show``, ``compare`` and ``report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deltatap.cli.runner import OK, command, say, session
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from deltatap.config import Settings
+
+
+@command
+def analyze(
+    settings: Settings,
+    console: Console,
+    *,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Recompute all runs, not only new and changed ones.")
+    ] = False,
+) -> int:
+    """Compute the metrics tables from captures.
+
+    Updates metrics_by_run, metrics_by_hour and stream_vs_complete; docs/metrics.md describes them. Running the command
+    again changes nothing unless captures changed.
+
+    Exit codes: 0, done; 2, the configuration is wrong.
+    """
+    from deltatap.analysis.compute import analyze as compute  # noqa: PLC0415
+    from deltatap.analysis.compute import table_of  # noqa: PLC0415
+    from deltatap.terminal import show_metrics  # noqa: PLC0415
+
+    rows = compute(session(settings, console), settings, everything=everything)
+    show_metrics(console, rows)
+    runs = len({row["run_id"] for row in rows})
+    counted = f"{runs:,} run{'s' * (runs > 1)} analyzed" if runs else "no new or changed runs"
+    say(console, f"{counted}: {table_of(settings, 'metrics_by_run')}")
+    return OK
+
+
+@command
+def runs(
+    settings: Settings,
+    console: Console,
+    most: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of runs to list.")] = 20,
+) -> int:
+    """List the runs on the captures table, newest first."""
+    from deltatap.analysis.queries import newest_runs  # noqa: PLC0415
+    from deltatap.terminal import show_runs  # noqa: PLC0415
+
+    show_runs(console, newest_runs(session(settings, console), settings, most))
+    return OK
+
+
+@command
+def show(
+    settings: Settings,
+    console: Console,
+    request_id: Annotated[str, typer.Argument(metavar="REQUEST_ID", help="The request to show.")],
+    run_id: Annotated[
+        str | None, typer.Option("--run", metavar="RUN", help="Show this run's row. Default: the newest row.")
+    ] = None,
+) -> int:
+    """Show one request: when its chunks arrived, its latencies, cost, text and error."""
+    from deltatap.analysis.queries import newest_capture  # noqa: PLC0415
+    from deltatap.terminal import show_capture  # noqa: PLC0415
+
+    for row in newest_capture(session(settings, console), settings, request_id, run_id):
+        show_capture(console, row)
+    return OK
+
+
+@command
+def compare(
+    settings: Settings,
+    console: Console,
+    first: Annotated[str, typer.Argument(metavar="RUN_A", help="The first run.")],
+    second: Annotated[str, typer.Argument(metavar="RUN_B", help="The second run.")],
+) -> int:
+    """Compare two runs: how much the median and p95 of each metric differ.
+
+    Each difference has a bootstrap 95 % interval. If a mode has more than 5,000 rows, the command compares a sample
+    of 5,000. The sample is the same every time.
+    """
+    from deltatap.analysis.compare import compare as differences  # noqa: PLC0415
+    from deltatap.analysis.queries import require_run  # noqa: PLC0415
+    from deltatap.terminal import show_comparison  # noqa: PLC0415
+
+    spark = session(settings, console)
+    for run_id in (first, second):
+        require_run(spark, settings, run_id)
+    show_comparison(console, first, second, differences(spark, settings, first, second))
+    return OK
+
+
+@command
+def report(
+    settings: Settings,
+    console: Console,
+    run_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN", help="Runs to include. Default: the newest run that has rows.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("report.html"),
+) -> int:
+    """Write one HTML page about a run, or about several runs side by side.
+
+    The page has charts, numbers, text, and streams to replay. It opens offline. Metrics that are missing are computed
+    first.
+    """
+    from deltatap.report import write_report  # noqa: PLC0415
+
+    written = write_report(session(settings, console), settings, run_ids or [], out)
+    say(console, f"report written to {out} (run{'s' * (len(written) > 1)} {' and '.join(written)})")
+    return OK

@@ -1,0 +1,228 @@
+"""Runs commands: loads their settings, and turns errors into messages and exit codes.
+
+A command is a function that takes the settings, a console and its own options, and returns an exit code. ``command``
+adds ``--config`` and ``--set`` to it. Leaves the commands to the other modules of this package.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from deltatap.errors import (
+    ConfigError,
+    DeltatapError,
+    MissingExtraError,
+    RunningError,
+    VocabularyError,
+    described,
+    is_of_spark,
+    missing_extra,
+)
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+    from rich.console import Console
+
+    from deltatap.config import Settings
+
+_HELP = "Stream LLM completions from Spark into Delta, with the arrival time of every chunk."
+
+
+class Command(TyperCommand):
+    """A command whose help shows no type for flags."""
+
+    def get_params(self, ctx: Any) -> list[Any]:  # noqa: ANN401 - the class depends on Typer's version
+        """For Typer."""
+        return _without_flag_types(super().get_params(ctx))
+
+
+class _Group(TyperGroup):
+    """The same for the options before the command."""
+
+    def get_params(self, ctx: Any) -> list[Any]:  # noqa: ANN401 - as above
+        return _without_flag_types(super().get_params(ctx))
+
+
+def _without_flag_types(parameters: list[Any]) -> list[Any]:
+    for each in parameters:
+        if getattr(each, "is_flag", False):
+            each.metavar = ""
+    return parameters
+
+
+app = typer.Typer(cls=_Group, help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False)
+
+OK, FAILED, CONFIGURATION, TOO_MANY_ERRORS = 0, 1, 2, 3
+# Errors that are raised before the first API call. Any other error means that the command failed while it ran.
+_NOT_STARTED = (ConfigError, VocabularyError, RunningError, MissingExtraError)
+# The extra that installs a module, by the module's top-level package.
+EXTRAS = {
+    "delta": "spark",
+    "jinja2": "report",
+    "plotly": "report",
+    "pyspark": "spark",
+    "starlette": "serve",
+    "uvicorn": "serve",
+}
+_MARKS = {"ok": ("✓ ", "green"), "warning": ("! ", "yellow"), "problem": ("✗ ", "red")}
+
+Work = TypeVar("Work", bound=Callable[..., int])
+_CONFIG = Annotated[Path, typer.Option("--config", "-c", help="YAML file with the settings.")]
+_SET = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: a.b=c. An empty value unsets it: a.b="),
+]
+_COMMON = (
+    inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=Path("conf/local.yml"), annotation=_CONFIG),
+    inspect.Parameter("overrides", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_SET),
+)
+_HINTS: dict[Callable[..., int], str] = {}
+
+
+def command(work: Work) -> Work:
+    """Add a command to the command line, with its own options and ``--config`` and ``--set``."""
+    app.command(cls=Command)(_callback(work))
+    return work
+
+
+def hint(text: str) -> Callable[[Work], Work]:
+    """What to print after an unexpected error of a command."""
+
+    def remember(work: Work) -> Work:
+        _HINTS[work] = text
+        return work
+
+    return remember
+
+
+def _callback(work: Callable[..., int]) -> Callable[..., None]:
+    """The function that Typer calls for a command. Its signature has --config and --set, not settings and console."""
+    # Neither class is imported here, and Typer never sees the two parameters.
+    signature = inspect.signature(work, eval_str=True, locals={"Settings": object, "Console": object})
+    _settings, _console, *own = signature.parameters.values()
+    parameters = [*own, *_COMMON]
+
+    def callback(config: Path, overrides: list[str] | None, **options: object) -> None:
+        sys.exit(run(work, config, overrides or (), **options))
+
+    callback.__name__, callback.__doc__ = work.__name__, work.__doc__
+    callback.__annotations__ = {each.name: each.annotation for each in parameters}
+    vars(callback)["__signature__"] = inspect.Signature(parameters)
+    return unwrapped(callback)
+
+
+def unwrapped(callback: Callable[..., None]) -> Callable[..., None]:
+    """Put each paragraph of the help on one line. Otherwise Typer keeps the line breaks and wraps a second time."""
+    paragraphs = inspect.cleandoc(callback.__doc__ or "").split("\n\n")
+    callback.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    return callback
+
+
+def run_job(work: Callable[..., int]) -> None:
+    """Run one command as a separate script, with the arguments in ``sys.argv``."""
+    job = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    job.command(cls=Command)(_callback(work))
+    try:
+        job()
+    except SystemExit as ended:
+        # Exit only with an error: a Databricks task treats every SystemExit as a failure, even with code 0.
+        if ended.code:
+            raise
+
+
+def run(work: Callable[..., int], config: Path, overrides: list[str] | tuple[str, ...] = (), **options: object) -> int:
+    """Load the settings, run a command and print its errors.
+
+    Args:
+        work: the command.
+        config: the YAML file.
+        overrides: the values of ``--set``.
+        options: the command's own options.
+
+    Returns:
+        The exit code.
+    """
+    from deltatap.terminal import plain_console  # noqa: PLC0415
+
+    console = plain_console()
+
+    def with_settings() -> int:
+        from deltatap.config import load_settings  # noqa: PLC0415
+
+        return work(load_settings(config, overrides), console, **options)
+
+    return guarded(console, with_settings, _HINTS.get(work, ""))
+
+
+def guarded(console: Console, work: Callable[[], int], hint: str = "") -> int:
+    """Do the work and print its errors. After an unexpected error, also print the hint. Returns the exit code."""
+    try:
+        return work()
+    except Exception as error:  # noqa: BLE001 - Spark, the machine or a bug can raise anything
+        known = error if isinstance(error, DeltatapError) else _missing(error)
+        if known is None:
+            if not (is_of_spark(error) or isinstance(error, OSError)):
+                traceback.print_exc()
+            say(console, described(error), "problem")
+            if hint:
+                say(console, hint)
+            return FAILED
+        for problem in known.problems if isinstance(known, ConfigError) else (str(known),):
+            say(console, problem, "problem")
+        return CONFIGURATION if isinstance(known, _NOT_STARTED) else FAILED
+
+
+def _missing(error: Exception) -> MissingExtraError | None:
+    """The error for a missing extra, if that is the cause."""
+    if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get((error.name or "").partition(".")[0])):
+        return missing_extra(error, extra)
+    return None
+
+
+def say(console: Console, text: str, level: str | None = None) -> None:
+    """Print text unchanged: without markup, highlighting or wrapping."""
+    from rich.text import Text  # noqa: PLC0415
+
+    console.print(Text.assemble(_MARKS[level] if level else "", text), soft_wrap=True)
+
+
+def session(settings: Settings, console: Console) -> SparkSession:
+    """Return the existing session on Databricks. Elsewhere, start a local session if there is none."""
+    with console.status("starting Spark"):
+        from pyspark.sql import SparkSession  # noqa: PLC0415
+
+        from deltatap.spark.session import local_session  # noqa: PLC0415
+
+        # This logger repeats messages of the errors that Spark raises.
+        logging.getLogger("SQLQueryContextLogger").disabled = True
+        if "DATABRICKS_RUNTIME_VERSION" in os.environ:
+            return SparkSession.builder.getOrCreate()
+        return SparkSession.getActiveSession() or local_session(settings.spark.master)
+
+
+def _print_version(value: bool) -> None:  # noqa: FBT001 - Typer passes the flag
+    if value:
+        from deltatap import __version__  # noqa: PLC0415
+
+        typer.echo(f"deltatap {__version__}")
+        raise typer.Exit
+
+
+@app.callback(help=_HELP)
+def main(
+    *,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Parse the options that come before the command."""

@@ -1,0 +1,134 @@
+"""The commands that serve an endpoint: ``replay`` and ``simulate``."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deltatap.cli.runner import OK, Command, app, command, guarded, say, session, unwrapped
+from deltatap.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from deltatap.config import Settings
+
+_HOST = typer.Option(help="Address to listen on. There is no authentication: keep it on loopback.")
+_PORT = typer.Option(min=0, max=65535, help="Port to listen on. 0 picks a free port.")
+_SPEED = typer.Option(min=0, help="Speed factor: 2 is twice as fast, 0 does not wait at all.")
+
+
+@command
+def replay(
+    settings: Settings,
+    console: Console,
+    run_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN", help="Runs to replay. Default: all runs.")
+    ] = None,
+    host: Annotated[str, _HOST] = "127.0.0.1",
+    port: Annotated[int, _PORT] = 8089,
+    speed: Annotated[float, _SPEED] = 1.0,
+    most: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of answers, newest first.")] = 10_000,
+) -> int:
+    """Serve captured answers as an OpenAI- and Anthropic-compatible endpoint, with their original timing.
+
+    A request gets the answer that was captured for the same body (request_hash), or else for the same last prompt. If
+    the request sets stream, it gets a captured stream, otherwise a whole answer. Broken streams break again. Open / in
+    a browser to watch an answer arrive.
+    """
+    from deltatap.analysis.queries import newest_answers  # noqa: PLC0415
+    from deltatap.replay.app import Replay  # noqa: PLC0415
+    from deltatap.replay.recordings import recording  # noqa: PLC0415
+    from deltatap.simulator.server import serve  # noqa: PLC0415
+
+    spark = session(settings, console)
+    rows = newest_answers(spark, settings, run_ids or [], most)
+    recordings, reason = [], ""
+    for row in rows:
+        try:
+            recordings.append(recording(row.asDict(recursive=True)))
+        except ValueError as error:
+            reason = str(error)
+    if reason:
+        say(console, f"{len(rows) - len(recordings):,} answers left out: {reason}")
+    if not recordings:
+        raise ConfigError([f"captures.table: {settings.captures.table}: no answer to replay"])
+    say(console, f"{len(recordings):,} answers; open / in a browser to watch one")
+    spark.stop()
+    serve(Replay(recordings, speed=speed).application(), host, port, "replay")
+    return OK
+
+
+@app.command(cls=Command)
+@unwrapped
+def simulate(
+    host: Annotated[str, _HOST] = "127.0.0.1",
+    port: Annotated[int, _PORT] = 8089,
+    seed: Annotated[int, typer.Option(help="Random seed of answers, delays and faults.")] = 0,
+    ttft_ms: Annotated[float, typer.Option(help="Median time to first token.")] = 200.0,
+    itl_ms: Annotated[float, typer.Option(help="Median inter-token latency.")] = 20.0,
+    tokens: Annotated[float, typer.Option(help="Median answer length in tokens.")] = 120.0,
+    sigma: Annotated[float, typer.Option(help="Spread factor for the three medians. 0: always the median.")] = 1.0,
+    speed: Annotated[float, _SPEED] = 1.0,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A fault and its rate, from 0 to 1: cut=0.02. Repeatable. docs/guide.md lists the faults.",
+            metavar="FAULT=RATE",
+        ),
+    ] = None,
+    in_a_row: Annotated[int, typer.Option(help="Maximum consecutive faults for one prompt.")] = 2,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Require the key in this environment variable.", metavar="NAME")
+    ] = None,
+    requests_per_minute: Annotated[
+        float | None, typer.Option(help="Maximum requests per minute. Requests above the limit get a 429.")
+    ] = None,
+    tokens_per_minute: Annotated[
+        float | None, typer.Option(help="Maximum tokens per minute. Requests above the limit get a 429.")
+    ] = None,
+) -> None:
+    """Serve a simulated endpoint, OpenAI- and Anthropic-compatible, that injects faults and records what it sent.
+
+    Point a client at the URL that it prints. A model name can request faults: gpt-4o-mini!429=0.2:2!cut@5:1 means two
+    rate limits, then a connection that is cut after five pieces, then an answer. /sim/calls, /sim/counts and /sim/stats
+    return the record.
+    """
+    from deltatap.simulator.faults import BadFaultError, parse  # noqa: PLC0415
+    from deltatap.terminal import plain_console  # noqa: PLC0415
+
+    rates = {}
+    try:
+        for text in fault or []:
+            name, _, rate = text.rpartition("=")
+            parse(name)
+            rates[name] = float(rate)
+            if not 0 <= rates[name] <= 1:
+                raise typer.BadParameter(f"--fault {text}: expected a rate from 0 to 1, found {rate}")
+    except (BadFaultError, ValueError) as error:
+        raise typer.BadParameter(f"--fault {text}: expected FAULT=RATE ({error})") from None
+
+    def work() -> int:
+        from deltatap.simulator.answers import ENCODING, Pace  # noqa: PLC0415
+        from deltatap.simulator.app import Simulator, SimulatorSettings  # noqa: PLC0415
+        from deltatap.simulator.server import serve  # noqa: PLC0415
+        from deltatap.tokens import encoding  # noqa: PLC0415
+
+        usual = Pace()
+        sigmas = [each * sigma for each in (usual.ttft_sigma, usual.itl_sigma, usual.tokens_sigma)]
+        settings = SimulatorSettings(
+            seed=seed,
+            pace=Pace(ttft_ms, sigmas[0], itl_ms, sigmas[1], tokens, sigmas[2], speed),
+            faults=rates,
+            in_a_row=in_a_row,
+            api_key_env=api_key_env,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+        )
+        encoding(ENCODING)  # Loaded before the first call, so that no call waits for it.
+        serve(Simulator(settings).application(), host, port)
+        return OK
+
+    sys.exit(guarded(plain_console(), work))
