@@ -18,8 +18,6 @@ from deltatap.model import OUTPUT_KINDS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from pyspark.sql import Row
-
     from deltatap.analysis.compare import Difference
 
 _BARS = " ▁▂▃▄▅▆▇█"
@@ -32,7 +30,7 @@ def plain_console() -> Console:
     return Console(markup=False, emoji=False, highlight=False)
 
 
-def show_runs(console: Console, runs: Sequence[Row]) -> None:
+def show_runs(console: Console, runs: Sequence[Mapping[str, Any]]) -> None:
     """Print rows of ``runs``."""
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("run", no_wrap=True, min_width=22)
@@ -55,7 +53,9 @@ def show_runs(console: Console, runs: Sequence[Row]) -> None:
             _line(console, f"{row['run_id']}: {row['reason']}")
 
 
-def show_summary(console: Console, run: Mapping[str, Any], outcomes: Sequence[Row], times: Sequence[Row]) -> None:
+def show_summary(
+    console: Console, run: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]], times: Sequence[Mapping[str, Any]]
+) -> None:
     """Print the summary of a run: its row of ``runs``, and what ``queries.summarize`` returns."""
     if not outcomes:
         _line(console, f"run {run['run_id']}: {run['status']}; it added no rows")
@@ -88,14 +88,14 @@ def show_summary(console: Console, run: Mapping[str, Any], outcomes: Sequence[Ro
     _line(console, f"{run['requests']:,} calls, {tokens}, {cost}")
 
 
-def _show_late(console: Console, times: Sequence[Row]) -> None:
+def _show_late(console: Console, times: Sequence[Mapping[str, Any]]) -> None:
     """Say why the report's latencies differ from those of the summary, if they do."""
     if late := sum(row["late"] for row in times):
         rows = f"{late:,} row{'s' * (late > 1)} ran on a late event loop (over {times[0]['max_loop_lag_ms']:g} ms)"
         _line(console, f"{rows}; the report leaves {'them' if late > 1 else 'it'} out of its latencies")
 
 
-def show_capture(console: Console, row: Row) -> None:
+def show_capture(console: Console, row: Mapping[str, Any]) -> None:
     """Print one row of ``captures``: its outcome, when its chunks arrived, its times, its text."""
     model = row["response_model"] or row["request_model"]
     error = row["error"]
@@ -144,7 +144,7 @@ def sparkline(times: Sequence[float], width: int = _WIDTH) -> str:
     return f"│{bars}│ {len(times):,} chunks in {end / 1000:,.2f} s"
 
 
-def show_metrics(console: Console, rows: Iterable[Row]) -> None:
+def show_metrics(console: Console, rows: Iterable[Mapping[str, Any]]) -> None:
     """Print rows of ``metrics_by_run``: medians with their intervals, and p95."""
     for row in rows:
         title = f"run {row['run_id']}, {row['request_model']} at {row['endpoint']}, {row['mode']}: {row['rows']:,} rows"
@@ -175,7 +175,7 @@ def show_metrics(console: Console, rows: Iterable[Row]) -> None:
             _line(console, f"no latencies to show: {_why_none(row)}")
 
 
-def _why_none(row: Row) -> str:
+def _why_none(row: Mapping[str, Any]) -> str:
     if not row["late"]:
         return "no request completed"
     return (

@@ -20,6 +20,7 @@ from deltatap.analysis.sql import quantile_sql
 from deltatap.config import Settings, load_settings
 from deltatap.delta import columns
 from deltatap.delta import tables as delta_tables
+from deltatap.delta.reader import SparkReader
 from deltatap.driver.run import run
 from deltatap.errors import ConfigError
 from deltatap.prices import Prices
@@ -135,7 +136,7 @@ def test_metrics_by_run_match_the_hand_computed_example(spark: SparkSession, set
     write_runs(spark, settings, "r", "other")
     slo = load_settings({**settings.model_dump(exclude={"endpoint"}), "analysis": {"slo": {"ttft_ms": 200}}})
     rows = {row["run_id"]: row for row in analyze(spark, slo)}
-    row = rows["r"].asDict(recursive=True)
+    row = rows["r"]
     assert rows["other"]["rows"] == 1
     expected = {
         "endpoint": "e", "request_model": "m", "mode": "stream", "rows": 6, "completed": 4, "interrupted": 1,
@@ -279,17 +280,17 @@ def test_two_real_runs_are_analyzed_compared_and_printed(
     out = io.StringIO()
     console = Console(file=out, width=80)
     show_metrics(console, rows)
-    show_runs(console, newest_runs(spark, settings, 5))
+    show_runs(console, newest_runs(SparkReader(spark), settings, 5))
     for run_id in runs:
         late = {row["mode"]: row["late"] for row in rows if row["run_id"] == run_id}
-        assert {row["mode"]: row["late"] for row in summarize(spark, settings, run_id)[1]} == late
-    (streamed, whole) = newest_capture(spark, settings, "q07", runs[0])
+        assert {row["mode"]: row["late"] for row in summarize(SparkReader(spark), settings, run_id)[1]} == late
+    (streamed, whole) = newest_capture(SparkReader(spark), settings, "q07", runs[0])
     assert (streamed["mode"], whole["mode"], streamed["run_id"]) == ("stream", "complete", runs[0])
     show_capture(console, streamed)
     first, second = runs
-    show_comparison(console, first, second, compare(spark, settings, first, second))
+    show_comparison(console, first, second, compare(SparkReader(spark), settings, first, second))
     printed = out.getvalue()
     for expected in (*runs, "time to first token", streamed["text"].split()[0], "│", "TTFT p50", "excludes zero"):
         assert expected in printed
     with pytest.raises(ConfigError, match="no row with request_id nobody"):
-        newest_capture(spark, settings, "nobody", None)
+        newest_capture(SparkReader(spark), settings, "nobody", None)

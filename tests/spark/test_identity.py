@@ -13,8 +13,9 @@ import pytest
 from deltatap.analysis.queries import newest_runs
 from deltatap.config import Settings, load_settings
 from deltatap.delta import tables as delta_tables
-from deltatap.delta.identity import Identity, identify
+from deltatap.delta.identity import Identity
 from deltatap.delta.prepare import GUARD, guard, prepare_tables
+from deltatap.delta.reader import SparkReader
 from deltatap.driver import lease as leases
 from deltatap.errors import ConfigError, RunningError
 from tests import prompts
@@ -59,14 +60,14 @@ def test_a_path_has_one_lease_in_every_spelling(spark: SparkSession, tables: Pat
     spellings = [f"{tables}/x/../captures", f"{tables}//captures/", f"{tables}/link", f"{tables}/up/captures", f"file:{tables}/captures"]  # fmt: skip
     for spelling in spellings:
         refused(spark, of(tables, spelling))
-        assert [row["run_id"] for row in newest_runs(spark, of(tables, spelling), 5)] == ["a"]
+        assert [row["run_id"] for row in newest_runs(SparkReader(spark), of(tables, spelling), 5)] == ["a"]
 
 
 def test_a_catalog_table_has_one_lease_in_every_spelling(spark: SparkSession, tables: Path, schema: str) -> None:
     first = of(tables, f"{schema}.captures")
     prepare_tables(spark, first)
     leases.acquire(spark, first, "a")
-    location = identify(spark, f"{schema}.captures").folder
+    location = SparkReader(spark).identify(f"{schema}.captures").folder
     before = spark.catalog.currentDatabase()
     spark.catalog.setCurrentDatabase(schema)
     try:
@@ -93,9 +94,9 @@ def test_a_copy_of_a_table_is_another_table(spark: SparkSession, tables: Path, s
 def test_a_replaced_table_is_the_same_table(spark: SparkSession, settings: Settings) -> None:
     leases.acquire(spark, settings, "a")
     name = delta_tables.quoted(settings.captures.table)
-    before = identify(spark, settings.captures.table).id
+    before = SparkReader(spark).identify(settings.captures.table).id
     spark.sql(f"CREATE OR REPLACE TABLE {name} USING DELTA AS SELECT * FROM {name} LIMIT 0")
-    assert identify(spark, settings.captures.table).id != before
+    assert SparkReader(spark).identify(settings.captures.table).id != before
     refused(spark, settings)
 
 
@@ -140,10 +141,10 @@ def test_a_view_is_no_captures_table(spark: SparkSession, tables: Path, schema: 
 
 def test_the_runs_table_has_no_deletion_vectors(spark: SparkSession, settings: Settings) -> None:
     name = "delta.enableDeletionVectors"
-    assert identify(spark, settings.runs.table).properties[name] == "false"
+    assert SparkReader(spark).identify(settings.runs.table).properties[name] == "false"
     spark.sql(f"ALTER TABLE {delta_tables.quoted(settings.runs.table)} SET TBLPROPERTIES ('{name}' = 'true')")
     guard(spark, settings)
-    assert identify(spark, settings.runs.table).properties[name] == "false"
+    assert SparkReader(spark).identify(settings.runs.table).properties[name] == "false"
 
 
 @pytest.mark.parametrize("pairs", [pytest.param(2), pytest.param(40, marks=pytest.mark.slow)])

@@ -14,6 +14,7 @@ from rich.console import Console
 from deltatap.config import Settings, load_settings
 from deltatap.delta import columns
 from deltatap.delta import tables as delta_tables
+from deltatap.delta.reader import SparkReader
 from deltatap.driver.run import run
 from deltatap.errors import ConfigError
 from deltatap.prices import Prices
@@ -63,7 +64,7 @@ def test_the_report_of_one_run_draws_and_replays_in_a_browser(
 ) -> None:
     settings, runs = two_runs
     page = tmp_path / "some" / "report.html"
-    assert write_report(spark, settings, [], page) == runs[-1:]
+    assert write_report(SparkReader(spark), settings, [], page) == runs[-1:]
     assert page.stat().st_size < 15_000_000
     shown, console = opened(
         page.as_uri() + "#play=0",
@@ -103,7 +104,7 @@ def test_the_report_of_two_runs_shows_their_differences(
 ) -> None:
     settings, runs = two_runs
     page = tmp_path / "report.html"
-    assert write_report(spark, settings, runs, page) == runs
+    assert write_report(SparkReader(spark), settings, runs, page) == runs
     shown, console = opened(page.as_uri(), tmp_path / "browser", DRAWN)
     assert console == []
     assert "Differences" in shown
@@ -119,7 +120,7 @@ def test_the_report_of_a_single_row_logs_no_errors(spark: SparkSession, tables: 
         settings = load_settings(prompts.config(tables, simulator.base_url))
         run(settings, spark, Prices(), Console(file=io.StringIO()))
     page = tmp_path / "report.html"
-    write_report(spark, settings, [], page)
+    write_report(SparkReader(spark), settings, [], page)
     _, console = opened(page.as_uri(), tmp_path / "browser", DRAWN)
     assert console == []
 
@@ -127,9 +128,9 @@ def test_the_report_of_a_single_row_logs_no_errors(spark: SparkSession, tables: 
 def test_a_report_without_captures_runs_or_rows_is_refused(spark: SparkSession, tables: Path, tmp_path: Path) -> None:
     settings = load_settings(prompts.config(tables, "http://127.0.0.1:1/v1"))
     with pytest.raises(ConfigError, match="capture something first"):
-        write_report(spark, settings, [], tmp_path / "report.html")
+        write_report(SparkReader(spark), settings, [], tmp_path / "report.html")
     delta_tables.ensure(spark, settings.runs.table, columns.RUNS)
     with pytest.raises(ConfigError, match="run nobody does not exist on this captures table; newest: none"):
-        write_report(spark, settings, ["nobody"], tmp_path / "report.html")
+        write_report(SparkReader(spark), settings, ["nobody"], tmp_path / "report.html")
     with pytest.raises(ConfigError, match="no run has rows yet"):
-        write_report(spark, settings, [], tmp_path / "report.html")
+        write_report(SparkReader(spark), settings, [], tmp_path / "report.html")

@@ -12,7 +12,7 @@ import pytest
 from deltatap.config import Settings, load_settings
 from deltatap.delta import columns
 from deltatap.delta import tables as delta_tables
-from deltatap.delta.identity import Identity, identify_captures
+from deltatap.delta.reader import SparkReader, identify_captures
 from deltatap.driver import lease as leases
 from deltatap.driver import runs
 from deltatap.errors import LeaseLostError, RunningError
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pyspark.sql import SparkSession
+
+    from deltatap.delta.identity import Identity
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def elsewhere(spark: SparkSession, settings: Settings, run_id: str, age_s: float
 
 
 def this(spark: SparkSession, settings: Settings) -> Identity:
-    return identify_captures(spark, settings.captures.table, settings.runs.table)
+    return identify_captures(SparkReader(spark), settings.captures.table, settings.runs.table)
 
 
 def dead(spark: SparkSession, settings: Settings, run_id: str) -> None:

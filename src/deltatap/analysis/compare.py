@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import pyarrow as pa
-    from pyspark.sql import SparkSession
 
     from deltatap.config import Settings
+    from deltatap.delta.reader import Reader
 
 COMPARED = {"p50": 0.5, "p95": 0.95}
 # Maximum number of rows per run and mode: more rows narrow the intervals, and slow the comparison down.
@@ -51,9 +51,9 @@ def difference(first: Values, second: Values, p: float) -> Difference:
     return Difference(float(np.quantile(first, p)), float(np.quantile(second, p)), *interval(p, second, first))
 
 
-def compare(spark: SparkSession, settings: Settings, first: str, second: str) -> dict[tuple[str, str, str], Difference]:
+def compare(reader: Reader, settings: Settings, first: str, second: str) -> dict[tuple[str, str, str], Difference]:
     """The differences between two runs by (mode, metric, quantile), where both runs have values."""
-    before, after = (_values(_counting_rows(spark, settings, run_id)) for run_id in (first, second))
+    before, after = (_values(_counting_rows(reader, settings, run_id)) for run_id in (first, second))
     return {
         (mode, name, quantile): difference(values, after[mode, name], p)
         for (mode, name), values in before.items()
@@ -62,17 +62,17 @@ def compare(spark: SparkSession, settings: Settings, first: str, second: str) ->
     }
 
 
-def _counting_rows(spark: SparkSession, settings: Settings, run_id: str) -> pa.Table:
+def _counting_rows(reader: Reader, settings: Settings, run_id: str) -> pa.Table:
     """The metrics of a run's rows whose times count. If there are too many rows, always the same sample of them."""
     run = f"SELECT * FROM {tables.quoted(settings.captures.table)} WHERE {in_runs([run_id])}"
-    return spark.sql(
+    return reader.query(
         f"""
         SELECT mode, {", ".join(metric.name for metric in METRICS)} FROM (
-          SELECT *, row_number() OVER (PARTITION BY mode ORDER BY xxhash64(request_id)) AS place
+          SELECT *, row_number() OVER (PARTITION BY mode ORDER BY md5(request_id)) AS place
           FROM ({measured_sql(settings, run)}) WHERE counts
         ) WHERE place <= {ROWS}
         """
-    ).toArrow()
+    )
 
 
 def _values(rows: pa.Table) -> Mapping[tuple[str, str], Values]:

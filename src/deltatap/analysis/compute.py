@@ -10,7 +10,7 @@ from __future__ import annotations
 import uuid
 from contextlib import contextmanager
 from datetime import UTC
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,16 +28,18 @@ from deltatap.analysis.sql import (
 )
 from deltatap.delta import tables
 from deltatap.delta.columns import spark_schema
-from deltatap.delta.identity import identify_captures
+from deltatap.delta.reader import SparkReader, identify_captures
+from deltatap.delta.reader import rows as rows_of
 from deltatap.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pyspark.sql import DataFrame, Row, SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
     from deltatap.config import Settings
     from deltatap.delta.columns import Column
+    from deltatap.delta.reader import Reader
 
 
 def table_of(settings: Settings, name: str) -> str:
@@ -48,7 +50,7 @@ def table_of(settings: Settings, name: str) -> str:
     return f"{parent.rstrip('/')}/{name}" if tables.is_path(parent) else f"{parent}.{name}"
 
 
-def analyze(spark: SparkSession, settings: Settings, *, everything: bool = False) -> list[Row]:
+def analyze(spark: SparkSession, settings: Settings, *, everything: bool = False) -> list[dict[str, Any]]:
     """Compute the metrics of new and changed runs.
 
     Args:
@@ -62,8 +64,9 @@ def analyze(spark: SparkSession, settings: Settings, *, everything: bool = False
     Raises:
         ConfigError: there is no captures or runs table, or a metrics table lacks a column.
     """
-    require_table(spark, "captures", settings.captures.table)
-    require_table(spark, "runs", settings.runs.table)
+    reader = SparkReader(spark)
+    require_table(reader, "captures", settings.captures.table)
+    require_table(reader, "runs", settings.runs.table)
     by_run = _ensured(spark, settings, "metrics_by_run", metrics_tables.METRICS_BY_RUN)
     by_hour = _ensured(spark, settings, "metrics_by_hour", metrics_tables.METRICS_BY_HOUR)
     stream_vs_complete = _ensured(spark, settings, "stream_vs_complete", metrics_tables.STREAM_VS_COMPLETE)
@@ -73,7 +76,8 @@ def analyze(spark: SparkSession, settings: Settings, *, everything: bool = False
     of_changed = in_runs(changed)
     captures = tables.quoted(settings.captures.table)
     with _view(spark.sql(measured_sql(settings, f"SELECT * FROM {captures} WHERE {of_changed}"))) as rows:
-        _replace(_pairs(spark, rows), stream_vs_complete, metrics_tables.STREAM_VS_COMPLETE, of_changed)
+        pairs = spark.createDataFrame(paired_rows(reader, rows), spark_schema(metrics_tables.STREAM_VS_COMPLETE))
+        _replace(pairs, stream_vs_complete, metrics_tables.STREAM_VS_COMPLETE, of_changed)
         found = spark.sql(f"SELECT DISTINCT hour FROM {rows} WHERE hour IS NOT NULL ORDER BY hour").collect()
         hours = [f"TIMESTAMP '{row['hour'].astimezone(UTC):%Y-%m-%d %H:%M:%S}Z'" for row in found]
         with _view(spark.sql(metrics_sql(rows, ("run_id",), settings))) as metrics:
@@ -87,10 +91,8 @@ def analyze(spark: SparkSession, settings: Settings, *, everything: bool = False
         ) as rows:
             metrics_by_hour = spark.sql(metrics_sql(rows, ("hour",), settings))
             _replace(metrics_by_hour, by_hour, metrics_tables.METRICS_BY_HOUR, f"hour IN ({', '.join(hours)})")
-    return spark.sql(
-        f"SELECT * FROM {tables.quoted(by_run)} WHERE {of_changed} "
-        "ORDER BY started_at, endpoint, request_model, mode DESC"
-    ).collect()
+    newest = f"SELECT * FROM {tables.quoted(by_run)} WHERE {of_changed}"
+    return rows_of(reader.query(f"{newest} ORDER BY started_at, endpoint, request_model, mode DESC"))
 
 
 def _ensured(spark: SparkSession, settings: Settings, name: str, columns: Sequence[Column]) -> str:
@@ -105,7 +107,7 @@ def _changed_runs(spark: SparkSession, settings: Settings, by_run: str, *, every
     known = f"""
         SELECT run_id, max(heartbeat_at) AS seen, max(settings) AS with FROM {tables.quoted(by_run)} GROUP BY run_id
     """
-    captures = identify_captures(spark, settings.captures.table, settings.runs.table)
+    captures = identify_captures(SparkReader(spark), settings.captures.table, settings.runs.table)
     same = f"k.seen <=> r.heartbeat_at AND k.with <=> {tables.literal(settings_json(settings))}"
     rows = spark.sql(
         f"""
@@ -118,20 +120,19 @@ def _changed_runs(spark: SparkSession, settings: Settings, by_run: str, *, every
     return [row["run_id"] for row in rows]
 
 
-def _pairs(spark: SparkSession, rows: str) -> DataFrame:
-    """The rows of ``stream_vs_complete``; the bootstrap runs on the driver."""
-    groups = spark.sql(pairs_sql(rows)).collect()
-    return spark.createDataFrame(
-        [
-            (
-                *group[:-4],
-                (group["saved_ms"], *interval(0.5, np.array(group["saved"]))),
-                (group["slower_ms"], *interval(0.5, np.array(group["slower"]))),
-            )
-            for group in groups
-        ],
-        spark_schema(metrics_tables.STREAM_VS_COMPLETE),
-    )
+def by_run_rows(reader: Reader, settings: Settings, measured: str) -> list[dict[str, Any]]:
+    """The rows of ``metrics_by_run`` for measured rows (a query in parentheses)."""
+    return rows_of(reader.query(by_run_sql(f"({metrics_sql(measured, ('run_id',), settings)})", settings)))
+
+
+def paired_rows(reader: Reader, measured: str) -> list[dict[str, Any]]:
+    """The rows of ``stream_vs_complete`` for measured rows (a view, or a query in parentheses)."""
+    groups = rows_of(reader.query(pairs_sql(measured)))
+    for group in groups:
+        for name in ("saved", "slower"):
+            low, high = interval(0.5, np.array(group.pop(name)))
+            group[f"{name}_ms"] = {"value": group[f"{name}_ms"], "low": low, "high": high}
+    return groups
 
 
 def _replace(frame: DataFrame, table: str, columns: Sequence[Column], where: str) -> None:

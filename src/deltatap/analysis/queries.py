@@ -10,46 +10,47 @@ from typing import TYPE_CHECKING, Any
 from deltatap.analysis.metrics import kinds_sql
 from deltatap.analysis.sql import in_runs
 from deltatap.delta import tables
-from deltatap.delta.identity import identify_captures
+from deltatap.delta.reader import identify_captures, rows
 from deltatap.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pyspark.sql import Row, SparkSession
-
     from deltatap.config import Settings
+    from deltatap.delta.reader import Reader
+
+    Row = dict[str, Any]
 
 
-def require_table(spark: SparkSession, name: str, table: str) -> None:
+def require_table(reader: Reader, name: str, table: str) -> None:
     """Check that a configured Delta table exists.
 
     Raises:
         ConfigError: it does not.
     """
-    if not tables.exists(spark, table):
+    if not reader.exists(table):
         raise ConfigError([f"{name}.table: {table}: this Delta table does not exist; capture something first"])
 
 
-def newest_runs(spark: SparkSession, settings: Settings, limit: int) -> list[Row]:
+def newest_runs(reader: Reader, settings: Settings, limit: int) -> list[Row]:
     """The newest runs on this captures table, newest first.
 
     Raises:
         ConfigError: there is no runs table.
     """
-    require_table(spark, "runs", settings.runs.table)
-    captures = identify_captures(spark, settings.captures.table, settings.runs.table)
-    rows = spark.table(tables.quoted(settings.runs.table)).alias("r").where(captures.runs_sql("r"))
-    return rows.orderBy(rows["started_at"].desc()).limit(limit).collect()
+    require_table(reader, "runs", settings.runs.table)
+    captures = identify_captures(reader, settings.captures.table, settings.runs.table)
+    runs = f"{tables.quoted(settings.runs.table)} AS r WHERE {captures.runs_sql('r')}"
+    return rows(reader.query(f"SELECT * FROM {runs} ORDER BY started_at DESC, run_id LIMIT {limit}"))
 
 
-def require_run(spark: SparkSession, settings: Settings, run_id: str) -> None:
+def require_run(reader: Reader, settings: Settings, run_id: str) -> None:
     """Check that a run on this captures table exists.
 
     Raises:
         ConfigError: it does not; the message names the newest runs.
     """
-    known = [row["run_id"] for row in newest_runs(spark, settings, 1_000)]
+    known = [row["run_id"] for row in newest_runs(reader, settings, 1_000)]
     if run_id not in known:
         newest = ", ".join(known[:5]) or "none"
         raise ConfigError(
@@ -57,60 +58,59 @@ def require_run(spark: SparkSession, settings: Settings, run_id: str) -> None:
         )
 
 
-def newest_capture(spark: SparkSession, settings: Settings, request_id: str, run_id: str | None) -> list[Row]:
+def newest_capture(reader: Reader, settings: Settings, request_id: str, run_id: str | None) -> list[Row]:
     """The newest row of a request in each mode, streamed first; of one run or of any.
 
     Raises:
         ConfigError: there is no captures table, or it has no such row.
     """
-    require_table(spark, "captures", settings.captures.table)
-    rows = spark.table(tables.quoted(settings.captures.table))
-    rows = rows.where(rows["request_id"] == request_id)
-    if run_id is not None:
-        rows = rows.where(rows["run_id"] == run_id)
-    newest = {row["mode"]: row for row in sorted(rows.collect(), key=age)}
+    require_table(reader, "captures", settings.captures.table)
+    where = f"request_id = {tables.literal(request_id)}" + (f" AND {in_runs([run_id])}" if run_id is not None else "")
+    found = rows(reader.query(f"SELECT * FROM {tables.quoted(settings.captures.table)} WHERE {where}"))
+    newest = {row["mode"]: row for row in sorted(found, key=age)}
     if not newest:
         where = f" in run {run_id}" if run_id else ""
         raise ConfigError([f"captures.table: {settings.captures.table}: no row with request_id {request_id}{where}"])
     return [newest[mode] for mode in sorted(newest, reverse=True)]
 
 
-def age(row: Mapping[str, Any] | Row) -> tuple[bool, float]:
+def age(row: Mapping[str, Any]) -> tuple[bool, float]:
     """Sorts rows by age, newest last. A reused answer has no time; it is newer than a call that has failed."""
     at = row["finished_at"]
     return at is None and row["status"] == "completed", at.timestamp() if at else 0.0
 
 
-def newest_answers(spark: SparkSession, settings: Settings, run_ids: Sequence[str], limit: int) -> list[Row]:
+def newest_answers(reader: Reader, settings: Settings, run_ids: Sequence[str], limit: int) -> list[Row]:
     """The newest rows whose request was sent, of some runs or of all, oldest first.
 
     Raises:
         ConfigError: there is no captures table, or no such run.
     """
-    require_table(spark, "captures", settings.captures.table)
+    require_table(reader, "captures", settings.captures.table)
     for run_id in run_ids:
-        require_run(spark, settings, run_id)
-    rows = spark.table(tables.quoted(settings.captures.table)).where("started_at IS NOT NULL")
-    if run_ids:
-        rows = rows.where(rows["run_id"].isin(*run_ids))
-    return rows.orderBy(rows["finished_at"].desc_nulls_last()).limit(limit).collect()[::-1]
+        require_run(reader, settings, run_id)
+    sent = f"started_at IS NOT NULL AND {in_runs(run_ids)}" if run_ids else "started_at IS NOT NULL"
+    answers = f"{tables.quoted(settings.captures.table)} WHERE {sent}"
+    return rows(
+        reader.query(f"SELECT * FROM {answers} ORDER BY finished_at DESC NULLS LAST, request_id LIMIT {limit}")
+    )[::-1]
 
 
-def summarize(spark: SparkSession, settings: Settings, run_id: str) -> tuple[list[Row], list[Row]]:
+def summarize(reader: Reader, settings: Settings, run_id: str) -> tuple[list[Row], list[Row]]:
     """A run's rows counted by mode, status and finish_reason, and its times by mode.
 
     The times have all rows. ``late`` counts those that the metrics leave out because the event loop ran late.
     """
     run = f"SELECT * FROM {tables.quoted(settings.captures.table)} WHERE {in_runs([run_id])}"
-    outcomes = spark.sql(
+    outcomes = reader.query(
         f"""
         SELECT mode, status, coalesce(finish_reason, error.type) AS why, count(*) AS rows, sum(size(retries)) AS retries
-        FROM ({run}) GROUP BY ALL ORDER BY mode DESC, status, rows DESC
+        FROM ({run}) GROUP BY ALL ORDER BY mode DESC, status, rows DESC, why
         """
-    ).collect()
+    )
     quantiles, lag = "array(0.5, 0.9, 0.99)", settings.analysis.max_loop_lag_ms
     late = "CAST(0 AS BIGINT)" if lag is None else f"count_if(status = 'completed' AND loop_lag_ms > {lag})"
-    times = spark.sql(
+    times = reader.query(
         f"""
         WITH run AS ({run}), gaps AS (
           SELECT mode, percentile(chunk.gap_ms, {quantiles}) AS itl_ms
@@ -121,5 +121,5 @@ def summarize(spark: SparkSession, settings: Settings, run_id: str) -> tuple[lis
           {late} AS late, CAST({"NULL" if lag is None else lag} AS DOUBLE) AS max_loop_lag_ms
         FROM run LEFT JOIN gaps USING (mode) GROUP BY mode ORDER BY mode DESC
         """
-    ).collect()
-    return outcomes, times
+    )
+    return rows(outcomes), rows(times)

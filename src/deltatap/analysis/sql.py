@@ -79,7 +79,7 @@ def metrics_sql(rows: str, by: tuple[str, ...], settings: Settings) -> str:
             count_if(status = 'interrupted') AS interrupted, count_if(status = 'failed') AS failed,
             count_if(late) AS late, count_if(answered) AS answered,
             sum(size(retries) + IF(started_at IS NULL, 0, 1)) AS requests,
-            {_counted(f"flatten({failed})")} AS errors, {_counted("collect_list(finish_reason)")} AS finish_reasons,
+            flatten({failed}) AS errors, collect_list(finish_reason) AS finish_reasons,
             {total_sql(f"CASE WHEN {sent} THEN input_tokens ELSE 0 END")} AS input_tokens,
             {total_sql(f"CASE WHEN {sent} THEN output_tokens ELSE 0 END")} AS output_tokens,
             {total_sql("CASE WHEN counts_tokens THEN usage_reported.output_tokens ELSE 0 END")}
@@ -96,7 +96,8 @@ def metrics_sql(rows: str, by: tuple[str, ...], settings: Settings) -> str:
           SELECT {keys}, count(*) AS count, avg(gap) AS mean, {approximate} AS q
           FROM (SELECT *, explode(gaps) AS gap FROM {rows} WHERE counts) GROUP BY {keys}
         )
-        SELECT m.* EXCEPT ({", ".join(metric.name for metric in METRICS)}), {distributions},
+        SELECT m.* EXCEPT (errors, finish_reasons, {", ".join(metric.name for metric in METRICS)}),
+          {_counted("m.errors")} AS errors, {_counted("m.finish_reasons")} AS finish_reasons, {distributions},
           named_struct('count', coalesce(g.count, 0L), 'mean', g.mean, 'p50', get(g.q, 0), 'p90', get(g.q, 1),
             'p95', get(g.q, 2), 'p99', get(g.q, 3)) AS inter_chunk_ms
         FROM grouped AS m LEFT JOIN gaps AS g ON {on}
@@ -144,10 +145,10 @@ def quantile_sql(array: str, p: float) -> str:
 def _counted(values: str) -> str:
     """A map from each value of an array to its number of occurrences, without nulls."""
     present = f"filter({values}, x -> x IS NOT NULL)"
-    return (
-        f"aggregate({present}, CAST(map() AS MAP<STRING, BIGINT>), (seen, x) -> "
-        "map_concat(map_filter(seen, (k, v) -> k != x), map(x, coalesce(seen[x], 0L) + 1L)))"
+    counts = (
+        f"transform(array_distinct({present}), x -> struct(x, CAST(size(filter({present}, y -> y = x)) AS BIGINT)))"
     )
+    return f"map_from_entries({counts})"
 
 
 def pairs_sql(rows: str) -> str:
@@ -171,6 +172,6 @@ def pairs_sql(rows: str) -> str:
           percentile(slower_ms, 0.5) AS slower_ms,
           collect_list(CASE WHEN place <= {_PAIRS} THEN saved_ms END) AS saved,
           collect_list(CASE WHEN place <= {_PAIRS} THEN slower_ms END) AS slower
-        FROM (SELECT *, row_number() OVER (PARTITION BY {by} ORDER BY xxhash64(request_id)) AS place FROM paired)
+        FROM (SELECT *, row_number() OVER (PARTITION BY {by} ORDER BY md5(request_id)) AS place FROM paired)
         GROUP BY {by}
     """

@@ -53,6 +53,7 @@ def capture(
             say(console, line, "warning")
         return OK
     from deltatap.analysis.queries import summarize  # noqa: PLC0415
+    from deltatap.delta.reader import SparkReader  # noqa: PLC0415
     from deltatap.driver.run import run as run_capture  # noqa: PLC0415
     from deltatap.terminal import show_summary  # noqa: PLC0415
 
@@ -61,7 +62,7 @@ def capture(
     row = ended.row
     for note in ended.notes:
         say(console, note)
-    show_summary(console, row, *summarize(spark, settings, row["run_id"]))
+    show_summary(console, row, *summarize(SparkReader(spark), settings, row["run_id"]))
     if ended.failed:
         say(console, f"the run failed: {row['reason']}", "problem")
     elif row["reason"]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltatap.cli.runner import OK, command, say, session
+from deltatap.cli.runner import OK, command, reader, say, session
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,7 +53,7 @@ def runs(
     from deltatap.analysis.queries import newest_runs  # noqa: PLC0415
     from deltatap.terminal import show_runs  # noqa: PLC0415
 
-    show_runs(console, newest_runs(session(settings, console), settings, most))
+    show_runs(console, newest_runs(reader(settings, console), settings, most))
     return OK
 
 
@@ -70,7 +70,7 @@ def show(
     from deltatap.analysis.queries import newest_capture  # noqa: PLC0415
     from deltatap.terminal import show_capture  # noqa: PLC0415
 
-    for row in newest_capture(session(settings, console), settings, request_id, run_id):
+    for row in newest_capture(reader(settings, console), settings, request_id, run_id):
         show_capture(console, row)
     return OK
 
@@ -91,10 +91,10 @@ def compare(
     from deltatap.analysis.queries import require_run  # noqa: PLC0415
     from deltatap.terminal import show_comparison  # noqa: PLC0415
 
-    spark = session(settings, console)
+    tables = reader(settings, console)
     for run_id in (first, second):
-        require_run(spark, settings, run_id)
-    show_comparison(console, first, second, differences(spark, settings, first, second))
+        require_run(tables, settings, run_id)
+    show_comparison(console, first, second, differences(tables, settings, first, second))
     return OK
 
 
@@ -109,11 +109,10 @@ def report(
 ) -> int:
     """Write one HTML page about a run, or about several runs side by side.
 
-    The page has charts, numbers, text, and streams to replay. It opens offline. Metrics that are missing are computed
-    first.
+    The page has charts, numbers, text, and streams to replay. It opens offline.
     """
     from deltatap.report import write_report  # noqa: PLC0415
 
-    written = write_report(session(settings, console), settings, run_ids or [], out)
+    written = write_report(reader(settings, console), settings, run_ids or [], out)
     say(console, f"report written to {out} (run{'s' * (len(written) > 1)} {' and '.join(written)})")
     return OK

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from deltatap.config import Settings
+    from deltatap.delta.reader import Reader
 
 _HELP = "Stream LLM completions from Spark into Delta, with the arrival time of every chunk."
 
@@ -208,6 +209,19 @@ def session(settings: Settings, console: Console) -> SparkSession:
         if "DATABRICKS_RUNTIME_VERSION" in os.environ:
             return SparkSession.builder.getOrCreate()
         return SparkSession.getActiveSession() or local_session(settings.spark.master)
+
+
+def reader(settings: Settings, console: Console) -> Reader:
+    """What reads tables: without a JVM if it can, through Spark on Databricks and for tables elsewhere."""
+    from deltatap.delta.reader import SparkReader  # noqa: PLC0415
+
+    if "DATABRICKS_RUNTIME_VERSION" in os.environ:
+        return SparkReader(session(settings, console))
+    try:
+        from deltatap.delta.local import LocalReader  # noqa: PLC0415
+    except ModuleNotFoundError:  # without the extra `local`
+        return SparkReader(session(settings, console))
+    return LocalReader(lambda: session(settings, console))
 
 
 def _print_version(value: bool) -> None:  # noqa: FBT001 - Typer passes the flag

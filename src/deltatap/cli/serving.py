@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltatap.cli.runner import OK, Command, app, command, guarded, say, session, unwrapped
+from deltatap.cli.runner import OK, Command, app, command, guarded, reader, say, unwrapped
 from deltatap.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,12 +43,11 @@ def replay(
     from deltatap.replay.recordings import recording  # noqa: PLC0415
     from deltatap.simulator.server import serve  # noqa: PLC0415
 
-    spark = session(settings, console)
-    rows = newest_answers(spark, settings, run_ids or [], most)
+    rows = newest_answers(reader(settings, console), settings, run_ids or [], most)
     recordings, reason = [], ""
     for row in rows:
         try:
-            recordings.append(recording(row.asDict(recursive=True)))
+            recordings.append(recording(row))
         except ValueError as error:
             reason = str(error)
     if reason:
@@ -56,7 +55,6 @@ def replay(
     if not recordings:
         raise ConfigError([f"captures.table: {settings.captures.table}: no answer to replay"])
     say(console, f"{len(recordings):,} answers; open / in a browser to watch one")
-    spark.stop()
     serve(Replay(recordings, speed=speed).application(), host, port, "replay")
     return OK
 

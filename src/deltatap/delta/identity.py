@@ -1,7 +1,7 @@
-"""Which table a name means, and which rows of ``runs`` belong to it, however it was spelled.
+"""Which table a name means, and which rows of ``runs`` belong to it, however it was spelled. Pure.
 
 Two names mean one table if their resolved locations or their Delta ids are equal. Two local folders with one id are
-two tables: one is a copy of the other.
+two tables: one is a copy of the other. ``reader.py`` looks tables up.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from deltatap.delta import tables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from pyspark.sql import SparkSession
 
 _LOCAL = "file:"
 
@@ -65,30 +63,6 @@ class Identity:
         return _path(self.location) if self.location else None
 
 
-def identify(spark: SparkSession, table: str) -> Identity:
-    """The table of this name; without id and location if it does not exist."""
-    if not tables.exists(spark, table):
-        return Identity(table)
-    detail = spark.sql(f"DESCRIBE DETAIL {tables.quoted(table)}").collect()[0]
-    return Identity(table, detail["id"], resolved(detail["location"]), detail["properties"])
-
-
-def identify_captures(spark: SparkSession, captures: str, runs: str) -> Identity:
-    """The captures table of this name, with the spellings that older rows of ``runs`` have for it."""
-    found = identify(spark, captures)
-    if not tables.exists(spark, runs):
-        return found
-    rows = spark.table(tables.quoted(runs))
-    if "captures_location" in rows.columns:
-        rows = rows.where("captures_location IS NULL")
-    names = [row["captures"] for row in rows.select("captures").distinct().collect()]
-    here = _qualified(spark, captures)
-    same = tuple(name for name in names if name != captures and (_qualified(spark, name) in (here, found.location)))
-    if "captures_location" not in rows.columns:  # a runs table of an older version that is only read
-        return Identity(captures, spellings=same)
-    return Identity(captures, found.id, found.location, found.properties, same)
-
-
 def resolved(location: str) -> str:
     """A location for comparison: local links are followed, and the names of one store's scheme are one."""
     parts = urlsplit(location)
@@ -105,15 +79,3 @@ def local_folder(table: str) -> str | None:
 
 def _path(location: str) -> str | None:
     return location.removeprefix(_LOCAL) if location.startswith(_LOCAL) else None
-
-
-def _qualified(spark: SparkSession, table: str) -> str:
-    """A path as its location, and a catalog name with its catalog and schema, in lower case."""
-    if tables.is_path(table):
-        return resolved(table)
-    names = tables.names(table)
-    if len(names) < 2:  # noqa: PLR2004 - schema and table
-        names = [spark.catalog.currentDatabase(), *names]
-    if len(names) < 3:  # noqa: PLR2004 - catalog, schema and table
-        names = [spark.catalog.currentCatalog(), *names]
-    return ".".join(names).lower()

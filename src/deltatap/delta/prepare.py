@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from deltatap.delta import columns, tables
 from deltatap.delta.final import final_sql
-from deltatap.delta.identity import identify, identify_captures, local_folder
+from deltatap.delta.identity import local_folder
 from deltatap.delta.lock import one_at_a_time
+from deltatap.delta.reader import SparkReader, identify_captures
 from deltatap.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
@@ -79,8 +80,9 @@ def guard(spark: SparkSession, settings: Settings) -> Identity:
     Raises:
         ConfigError: if the table belongs to another runs table.
     """
-    captures = identify_captures(spark, settings.captures.table, settings.runs.table)
-    runs = identify(spark, settings.runs.table)
+    reader = SparkReader(spark)
+    captures = identify_captures(reader, settings.captures.table, settings.runs.table)
+    runs = reader.identify(settings.runs.table)
     found = _guard_of(captures)
     if found is not None and found["runs_id"] != runs.id and found["runs_location"] != runs.location:
         theirs, name = found["runs_location"], tables.quoted(settings.captures.table)

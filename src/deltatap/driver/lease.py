@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from deltatap.config import Settings
 from deltatap.delta import tables
-from deltatap.delta.identity import identify_captures
 from deltatap.delta.lock import NAME
+from deltatap.delta.reader import SparkReader, identify_captures
 from deltatap.driver import runs
 from deltatap.errors import LeaseLostError, RunningError
 from deltatap.model import RunStatus
@@ -152,7 +152,7 @@ def acquire(
     Raises:
         RunningError: if another run is active on the captures table.
     """
-    captures = captures or identify_captures(spark, settings.captures.table, settings.runs.table)
+    captures = captures or identify_captures(SparkReader(spark), settings.captures.table, settings.runs.table)
     deadline = clock() + LEASE_S
     watch = Watch()
     while True:

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     import pyarrow as pa
-    from pyspark.sql import Row
 
     from deltatap.report.data import Gathered, Stream
 
@@ -79,7 +78,7 @@ def labels(gathered: Gathered) -> Mapping[tuple[Any, ...], str]:
     return {key: ", ".join(str(key[at]) for at in differ) or str(key[3]) for key in keys}
 
 
-def series_key(row: Row) -> tuple[Any, ...]:
+def series_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """The run, endpoint, model and mode of a row of ``metrics_by_run``."""
     return tuple(row[key] for key in _KEYS)
 

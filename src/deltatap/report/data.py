@@ -6,20 +6,23 @@ Limits how much goes into a page. ``analysis`` defines the metrics, ``charts.py`
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from deltatap.analysis.compute import analyze, table_of
+from deltatap.analysis.compute import by_run_rows, paired_rows
 from deltatap.analysis.metrics import kinds_sql
 from deltatap.analysis.sql import in_runs, measured_sql
 from deltatap.delta import tables
+from deltatap.delta.reader import rows as rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pyarrow as pa
-    from pyspark.sql import Row, SparkSession
 
     from deltatap.config import Settings
+    from deltatap.delta.reader import Reader
+
+    Row = dict[str, Any]
 
 # Limits of one page: rows per run and mode, streams to replay, chunks per stream, characters per text, rows per table,
 # bins per chart over time.
@@ -89,29 +92,28 @@ class Gathered:
     broken: Sequence[Row]
 
 
-def gather(spark: SparkSession, settings: Settings, run_ids: Sequence[str]) -> Gathered:
-    """Read the data of a page about some runs; first compute the metrics of new and changed runs."""
-    analyze(spark, settings)
+def gather(reader: Reader, settings: Settings, run_ids: Sequence[str]) -> Gathered:
+    """Read the data of a page about some runs, and compute their metrics."""
     captures = tables.quoted(settings.captures.table)
     of_runs = in_runs(run_ids)
     measured = measured_sql(settings, f"SELECT * FROM {captures} WHERE {of_runs}")
     keys = "run_id, endpoint, request_model, mode"
-    rows = spark.sql(
+    rows = reader.query(
         f"""
         SELECT * EXCEPT (place) FROM (
           SELECT {keys}, request_id, status, counts, output_tokens, ttft_ms, tpot_ms, stall_ms, e2e_ms, loop_lag_ms,
             usage_reported.output_tokens AS reported, usage_tiktoken.output_tokens AS tiktoken,
-            row_number() OVER (PARTITION BY run_id, mode ORDER BY xxhash64(request_id)) AS place
+            row_number() OVER (PARTITION BY run_id, mode ORDER BY md5(request_id)) AS place
           FROM ({measured})
         ) WHERE place <= {ROWS}
         """
-    ).toArrow()
-    gaps = spark.sql(
+    )
+    gaps = reader.query(
         f"""
         SELECT {keys}, CAST(floor(log10(gap) * 10) AS INT) AS bin, count(*) AS count
         FROM (SELECT {keys}, explode(gaps) AS gap FROM ({measured}) WHERE counts) GROUP BY ALL ORDER BY bin
         """
-    ).toArrow()
+    )
     starts = f"""
         SELECT run_id, min(started_at) AS begin, max(finished_at) AS end
         FROM {captures} WHERE {of_runs} GROUP BY run_id
@@ -122,15 +124,15 @@ def gather(spark: SparkSession, settings: Settings, run_ids: Sequence[str]) -> G
           timestampdiff(MICROSECOND, begin, finished_at) / 1e6 AS end_s, error, retries, begin
         FROM {captures} AS c JOIN ({starts}) USING (run_id) WHERE c.{of_runs} AND started_at IS NOT NULL
     """
-    timeline = spark.sql(
+    timeline = reader.query(
         f"""
         SELECT run_id, floor(at / bin_s) * bin_s AS at, bin_s, sum(started) AS started, sum(ended) AS ended FROM (
           SELECT run_id, bin_s, start_s AS at, 1 AS started, 0 AS ended FROM ({sent}) UNION ALL
           SELECT run_id, bin_s, end_s AS at, 0 AS started, 1 AS ended FROM ({sent})
         ) GROUP BY ALL ORDER BY run_id, at
         """
-    ).toArrow()
-    errors = spark.sql(
+    )
+    errors = reader.query(
         f"""
         SELECT run_id, floor(at / bin_s) * bin_s AS at, bin_s, type, count(*) AS count FROM (
           SELECT run_id, bin_s, start_s AS at, error.type AS type FROM ({sent}) UNION ALL
@@ -138,65 +140,81 @@ def gather(spark: SparkSession, settings: Settings, run_ids: Sequence[str]) -> G
           FROM (SELECT *, explode(retries) AS call FROM ({sent}))
         ) WHERE type IS NOT NULL GROUP BY ALL ORDER BY run_id, at
         """
-    ).toArrow()
-    by_run = tables.quoted(table_of(settings, "metrics_by_run"))
-    # "all" comes first, then the ranges of lengths from short to long.
-    shortest = "try_cast(split(output_tokens, '[- ]')[0] AS INT) NULLS FIRST"
-    paired = tables.quoted(table_of(settings, "stream_vs_complete"))
+    )
     runs = tables.quoted(settings.runs.table)
     texts = f"""
         SELECT {keys}, request_id, status, error, ttft_ms, e2e_ms, left(text, {TEXT}) AS text, size(retries) AS retries
         FROM {captures} WHERE {of_runs}
     """
     return Gathered(
-        runs=spark.sql(f"SELECT * FROM {runs} WHERE {of_runs} ORDER BY started_at").collect(),
-        metrics=spark.sql(f"SELECT * FROM {by_run} WHERE {of_runs} ORDER BY started_at, {keys} DESC").collect(),
+        runs=rows_of(reader.query(f"SELECT * FROM {runs} WHERE {of_runs} ORDER BY started_at, run_id")),
+        metrics=sorted(by_run_rows(reader, settings, f"({measured})"), key=_place),
         rows=rows,
-        total=spark.sql(f"SELECT count(*) FROM {captures} WHERE {of_runs}").collect()[0][0],
+        total=rows_of(reader.query(f"SELECT count(*) AS rows FROM {captures} WHERE {of_runs}"))[0]["rows"],
         gaps=gaps,
         timeline=timeline,
         errors=errors,
-        paired=spark.sql(f"SELECT * FROM {paired} WHERE {of_runs} ORDER BY run_id, {shortest}").collect(),
-        streams=_streams(spark, captures, measured),
-        slowest=spark.sql(f"{texts} AND status = 'completed' ORDER BY e2e_ms DESC NULLS LAST LIMIT {TABLE}").collect(),
-        broken=spark.sql(f"{texts} AND status != 'completed' ORDER BY status, request_id LIMIT {TABLE}").collect(),
+        paired=sorted(paired_rows(reader, f"({measured})"), key=_shortest),
+        streams=_streams(reader, captures, measured),
+        slowest=rows_of(
+            reader.query(
+                f"{texts} AND status = 'completed' ORDER BY e2e_ms DESC NULLS LAST, request_id, run_id LIMIT {TABLE}"
+            )
+        ),
+        broken=rows_of(
+            reader.query(f"{texts} AND status != 'completed' ORDER BY status, request_id, run_id LIMIT {TABLE}")
+        ),
     )
 
 
-def _streams(spark: SparkSession, captures: str, measured: str) -> list[Stream]:
+def _place(row: Row) -> tuple[Any, ...]:
+    """Sorts rows of ``metrics_by_run``: by start, those of a run by endpoint and model, streamed before complete."""
+    start = row["started_at"]
+    keys = (row["run_id"], row["endpoint"] or "", row["request_model"] or "", row["mode"] != "stream")
+    return start.timestamp() if start else 0.0, *keys
+
+
+def _shortest(row: Row) -> tuple[str, int]:
+    """Sorts rows of ``stream_vs_complete``: all lengths first, then from short to long."""
+    first = row["output_tokens"].replace("-", " ").split()[0]
+    return row["run_id"], int(first) if first.isdecimal() else 0
+
+
+def _streams(reader: Reader, captures: str, measured: str) -> list[Stream]:
     """Streams of median duration, those with the slowest start or the longest stall, the longest, and broken ones."""
     fields = f"SELECT run_id, request_id, status, ttft_ms, e2e_ms, stall_ms FROM ({measured})"
     streamed = f"{fields} WHERE mode = 'stream' AND first_chunk_ms IS NOT NULL"
     done = f"({streamed} AND status = 'completed')"
     choices = {
         "median": f"SELECT * FROM (SELECT *, percent_rank() OVER (ORDER BY e2e_ms) AS p FROM {done}) "
-        "ORDER BY abs(p - 0.5), request_id LIMIT 3",
-        "slow start": f"SELECT * FROM {done} ORDER BY ttft_ms DESC NULLS LAST, request_id LIMIT 2",
-        "long stall": f"SELECT * FROM {done} ORDER BY stall_ms DESC NULLS LAST, request_id LIMIT 2",
-        "long": f"SELECT * FROM {done} ORDER BY e2e_ms DESC NULLS LAST, request_id LIMIT 2",
-        "broken": f"{streamed} AND status != 'completed' ORDER BY request_id LIMIT 3",
+        "ORDER BY abs(p - 0.5), request_id, run_id LIMIT 3",
+        "slow start": f"SELECT * FROM {done} ORDER BY ttft_ms DESC NULLS LAST, request_id, run_id LIMIT 2",
+        "long stall": f"SELECT * FROM {done} ORDER BY stall_ms DESC NULLS LAST, request_id, run_id LIMIT 2",
+        "long": f"SELECT * FROM {done} ORDER BY e2e_ms DESC NULLS LAST, request_id, run_id LIMIT 2",
+        "broken": f"{streamed} AND status != 'completed' ORDER BY request_id, run_id LIMIT 3",
     }
     chosen: dict[tuple[str, str], str] = {}
     for why, sql in choices.items():
-        for row in spark.sql(sql).collect():
+        for row in rows_of(reader.query(sql)):
             chosen.setdefault((row["run_id"], row["request_id"]), why)
     if not chosen:
         return []
     pairs = ", ".join(f"({tables.literal(run_id)}, {tables.literal(request_id)})" for run_id, request_id in chosen)
-    rows = spark.sql(
+    found = reader.query(
         f"""
         SELECT run_id, request_id, mode, status, error.type AS error, e2e_ms, last_chunk_ms, text,
           slice(filter(chunks, c -> c.choice <= 0 AND {kinds_sql()}),
             1, {CHUNKS}) AS chunks
         FROM {captures} WHERE (run_id, request_id) IN ({pairs})
         """
-    ).collect()
+    )
+    rows = rows_of(found)
     whole = {(r["run_id"], r["request_id"]): r for r in rows if r["mode"] == "complete" and r["status"] == "completed"}
     streams = [
         _stream(row, whole.get((row["run_id"], row["request_id"])), chosen) for row in rows if row["mode"] == "stream"
     ]
     order = list(choices)
-    return sorted(streams, key=lambda stream: (order.index(stream.why), stream.request_id))[:STREAMS]
+    return sorted(streams, key=lambda stream: (order.index(stream.why), stream.request_id, stream.run_id))[:STREAMS]
 
 
 def _stream(row: Row, whole: Row | None, chosen: dict[tuple[str, str], str]) -> Stream:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader
 from plotly.offline import get_plotlyjs
@@ -18,12 +18,11 @@ from deltatap.report.data import ROWS, Gathered, gather
 from deltatap.setting_types import URI
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from pyspark.sql import Row, SparkSession
-
     from deltatap.config import Settings
+    from deltatap.delta.reader import Reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +34,11 @@ class Card:
     detail: str = ""
 
 
-def write_report(spark: SparkSession, settings: Settings, run_ids: Sequence[str], path: Path) -> list[str]:
+def write_report(reader: Reader, settings: Settings, run_ids: Sequence[str], path: Path) -> list[str]:
     """Write the report.
 
     Args:
-        spark: the session.
+        reader: reads the tables.
         settings: the names of the tables, and the analysis settings.
         run_ids: the runs to report on. If empty, the newest run that has rows.
         path: the file to write; its folder is created.
@@ -52,14 +51,14 @@ def write_report(spark: SparkSession, settings: Settings, run_ids: Sequence[str]
     """
     _make_folder(path)
     for run_id in run_ids:
-        require_run(spark, settings, run_id)
+        require_run(reader, settings, run_id)
     if not run_ids:
-        newest = [row["run_id"] for row in newest_runs(spark, settings, 20) if _rows(row)]
+        newest = [row["run_id"] for row in newest_runs(reader, settings, 20) if _rows(row)]
         if not newest:
             raise ConfigError([f"runs.table: {settings.runs.table}: no run has rows yet; capture something first"])
         run_ids = newest[:1]
-    gathered = gather(spark, settings, run_ids)
-    differences = compare(spark, settings, run_ids[0], run_ids[1]) if len(run_ids) > 1 else {}
+    gathered = gather(reader, settings, run_ids)
+    differences = compare(reader, settings, run_ids[0], run_ids[1]) if len(run_ids) > 1 else {}
     path.write_text(render(gathered, run_ids, differences), encoding="utf-8")
     return list(run_ids)
 
@@ -80,7 +79,7 @@ def _make_folder(path: Path) -> None:
         raise ConfigError([f"{path}: {problem}"])
 
 
-def _rows(run: Row) -> int:
+def _rows(run: Mapping[str, Any]) -> int:
     return sum(run[name] or 0 for name in ("completed", "interrupted", "failed"))
 
 

@@ -1,0 +1,146 @@
+"""Reads local Delta tables without a JVM: delta-rs reads the files, DuckDB runs the queries.
+
+Queries are written once, in Spark's SQL, and sqlglot translates them. What is not on this machine, and what delta-rs
+cannot read, is read through Spark.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import pyarrow as pa
+import sqlglot
+from deltalake import DeltaTable, QueryBuilder
+from deltalake.exceptions import DeltaError, DeltaProtocolError
+from sqlglot import exp
+
+from deltatap.delta import tables
+from deltatap.delta.identity import Identity, local_folder, resolved
+from deltatap.delta.reader import SparkReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyspark.sql import SparkSession
+
+# Functions of Spark that sqlglot does not translate.
+_MACROS = (
+    "timestamp_seconds(seconds) AS to_timestamp(seconds)",
+    "get(items, place) AS CASE WHEN place >= 0 THEN items[place + 1] END",
+)
+
+
+class UnreadableError(Exception):
+    """Delta-rs cannot read a table."""
+
+
+class LocalReader:
+    """Reads tables, those on this machine without a JVM; a :class:`Reader`."""
+
+    def __init__(self, start_spark: Callable[[], SparkSession]) -> None:
+        """Read nothing yet.
+
+        Args:
+            start_spark: called when a table has to be read through Spark.
+        """
+        self._start_spark = start_spark
+        self._opened: dict[str, str] = {}
+
+    def exists(self, table: str) -> bool:
+        """Whether a Delta table exists."""
+        folder = local_folder(table)
+        return self._spark.exists(table) if folder is None else DeltaTable.is_deltatable(folder)
+
+    def identify(self, table: str) -> Identity:
+        """The table of this name; without id and location if it does not exist."""
+        folder = local_folder(table)
+        if folder is None:
+            return self._spark.identify(table)
+        if not self.exists(table):
+            return Identity(table)
+        try:
+            metadata = DeltaTable(folder).metadata()
+        except DeltaError:
+            return self._spark.identify(table)
+        return Identity(table, str(metadata.id), resolved(folder), metadata.configuration)
+
+    def qualified(self, table: str) -> str:
+        """The location of a path, or a name with its catalog and schema."""
+        return resolved(table) if tables.is_path(table) else table.lower()
+
+    def query(self, sql: str) -> pa.Table:
+        """The result of a query."""
+        try:
+            found = self._duckdb.sql(translated(sql, self._open)).to_arrow_table()
+        except UnreadableError:
+            return self._spark.query(sql)
+        # A sum of integers is a BIGINT in Spark, and DECIMAL(38, 0) here.
+        types = [
+            pa.int64() if pa.types.is_decimal(each.type) and not each.type.scale else each.type for each in found.schema
+        ]
+        return found.cast(pa.schema(list(zip(found.column_names, types, strict=True))))
+
+    @cached_property
+    def _spark(self) -> SparkReader:
+        return SparkReader(self._start_spark())
+
+    @cached_property
+    def _duckdb(self) -> duckdb.DuckDBPyConnection:
+        connection = duckdb.connect(config={"autoinstall_known_extensions": "false"})  # it would download them
+        connection.execute("SET TimeZone = 'UTC'")
+        for macro in _MACROS:
+            connection.execute(f"CREATE MACRO {macro}")
+        return connection
+
+    def _open(self, path: str) -> str:
+        """The name of a table for DuckDB, which reads the columns and the rows that a query needs."""
+        folder = local_folder(path)
+        if folder is None:
+            raise UnreadableError
+        if folder not in self._opened:
+            self._opened[folder] = f"table_{len(self._opened)}"
+            self._duckdb.register(self._opened[folder], _opened(folder))
+        return self._opened[folder]
+
+
+def translated(sql: str, open_table: Callable[[str], str]) -> str:
+    """A query in Spark's SQL for DuckDB.
+
+    Args:
+        sql: the query.
+        open_table: gives the name of a table for DuckDB.
+
+    Raises:
+        UnreadableError: if the query reads a table that is not given by its path.
+    """
+    query = sqlglot.parse_one(sql, read="spark")
+    own = {each.alias for each in query.find_all(exp.CTE)}
+
+    def translate(node: exp.Expr) -> exp.Expr:
+        if isinstance(node, exp.Table) and node.db == "delta":
+            return exp.to_table(open_table(node.name), alias=node.args.get("alias"))
+        if isinstance(node, exp.Table) and node.name not in own:
+            raise UnreadableError
+        if isinstance(node, exp.Cast) and isinstance(node.this, exp.HexString):  # see tables.literal
+            return exp.Literal.string(bytes.fromhex(node.this.name).decode())
+        if isinstance(node, exp.Quantile):  # Spark's percentile interpolates between values, percentile_approx does not
+            name = "quantile_disc" if isinstance(node, exp.ApproxQuantile) else "quantile_cont"
+            return exp.Anonymous(this=name, expressions=[node.this, node.args["quantile"]])
+        if isinstance(node, exp.ArrayAgg):  # Spark's collect_list has no items where DuckDB has a null
+            return exp.func("coalesce", node, exp.Array())
+        return node
+
+    return query.transform(translate).sql(dialect="duckdb")
+
+
+def _opened(folder: str) -> Any:  # noqa: ANN401 - what DuckDB can read: a dataset or a table
+    try:
+        table = DeltaTable(folder)
+        try:
+            return table.to_pyarrow_dataset()
+        except DeltaProtocolError:  # deletion vectors, v2 checkpoints
+            return pa.table(QueryBuilder().register("t", table).execute("SELECT * FROM t"))
+    except DeltaError as error:
+        raise UnreadableError from error

@@ -1,0 +1,107 @@
+"""Looks without a JVM: whatever is read through Spark is read the same by delta-rs and DuckDB."""
+
+from __future__ import annotations
+
+import random
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pytest
+
+from deltatap.analysis.compare import compare
+from deltatap.analysis.queries import newest_answers, newest_capture, newest_runs, summarize
+from deltatap.config import Settings, load_settings
+from deltatap.delta.local import LocalReader
+from deltatap.delta.reader import Reader, SparkReader, rows
+from deltatap.report.data import gather
+from tests import captured
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyspark.sql import SparkSession
+
+RUNS = ("20261121T063000-abc123", "it's ${odd}\\ größe", "c")
+KINDS = ("role", "content", "reasoning", "refusal", "tool_calls", "usage", "error", "finish")
+
+
+def no_spark() -> SparkSession:
+    raise AssertionError("Spark was started")
+
+
+def chunks(random_: random.Random) -> list[tuple[Any, ...]]:
+    made, ms = [], 0.0
+    for event in range(random_.choice([0, 1, 2, 7, 40])):
+        gap = random_.choice([None, 0.0, random_.uniform(0.01, 90)])
+        ms += gap or 0.0
+        made.append(
+            (ms, gap, random_.choice(["", "a", "ü🙂"]), random_.choice(KINDS), random_.choice([-1, 0, 1]), event, event)
+        )
+    return made
+
+
+def capture_rows(random_: random.Random) -> list[dict[str, Any]]:
+    made = []
+    for at in range(300):
+        run_id, mode = RUNS[at % 3], ("stream", "complete")[at // 3 % 2]
+        started = random_.choice([None, captured.AT + timedelta(microseconds=random_.randrange(10**9))])
+        status = random_.choice(["completed", "completed", "completed", "interrupted", "failed"])
+        ms = {name: random_.choice([None, 0.0, random_.lognormvariate(4, 1)]) for name in captured.TIMES}
+        failed = None if status == "completed" else {"type": "server", "message": "it's broken"}
+        call = {"started_at": started, "error_type": "rate_limit", "text": "x"}
+        made.append(
+            captured.capture_row(run_id, f"r{at // 6}")
+            | ms
+            | {
+                "mode": mode, "status": status, "started_at": started, "chunks": chunks(random_) if mode == "stream" else [],
+                "finished_at": started and started + timedelta(seconds=random_.uniform(0, 9)), "error": failed,
+                "finish_reason": random_.choice(["stop", "length", None]), "retries": [call] * random_.choice([0, 0, 2]),
+                "loop_lag_ms": random_.choice([None, 0.1, 80.0]), "request_model": random_.choice(["m", "n", None]),
+                "usage_reported": random_.choice([None, (10, random_.randrange(900), 16, None, 2, None, None)]),
+                "cost_usd": random_.choice([None, 1e-7, 0.25]), "cost_basis": random_.choice([None, "reported"]),
+                "keep": random_.choice([None, {"topic": "x", "none": None}]), "text": random_.choice([None, "", "Grüße"]),
+            }
+        )  # fmt: skip
+    return made
+
+
+@pytest.fixture(scope="module")
+def settings(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    folder = tmp_path_factory.mktemp("a b'c")
+    made = captured.empty_tables(spark, folder)
+    captured.write_captures(spark, made, *capture_rows(random.Random(7)))  # noqa: S311
+    captured.write_runs(spark, made, *RUNS)
+    tree = made.model_dump(mode="json")
+    tree["analysis"]["slo"] = {"ttft_ms": 60, "e2e_ms": 400}
+    return load_settings(tree)
+
+
+def plain(value: Any) -> Any:
+    """A value for comparison: records as dicts, tables as sorted rows, floats of nine digits."""
+    if isinstance(value, float):
+        return float(f"{value:.9g}")
+    if isinstance(value, dict):
+        return {key: plain(value[key]) for key in sorted(value, key=str)}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, pa.Table):
+        return sorted(plain(rows(value)), key=str)
+    return plain({name: getattr(value, name) for name in value.__slots__}) if hasattr(value, "__slots__") else value
+
+
+LOOKS: dict[str, Callable[[Reader, Settings], Any]] = {
+    "runs": lambda reader, settings: newest_runs(reader, settings, 5),
+    "show": lambda reader, settings: newest_capture(reader, settings, "r7", None),
+    "show of a run": lambda reader, settings: newest_capture(reader, settings, "r7", RUNS[1]),
+    "summary": lambda reader, settings: summarize(reader, settings, RUNS[1]),
+    "replay": lambda reader, settings: newest_answers(reader, settings, RUNS[:2], 1_000),
+    "compare": lambda reader, settings: compare(reader, settings, *RUNS[:2]),
+    "report": lambda reader, settings: gather(reader, settings, RUNS),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_look_without_a_jvm_shows_what_spark_shows(spark: SparkSession, settings: Settings, look: str) -> None:
+    through_spark, local = (LOOKS[look](reader, settings) for reader in (SparkReader(spark), LocalReader(no_spark)))
+    assert plain(local) == plain(through_spark)
