@@ -82,8 +82,8 @@ _NOISE = re.compile(
 _CAUSE = re.compile(r"^\s*Caused by: (?:[a-z]\w*\.)+[A-Z][\w$]*: (.+)$", re.MULTILINE)
 _AT = re.compile(r"\s*at \S+\(")
 _CLASS = re.compile(r"\b[A-Z]\w*(?:Exception|Error)\b")
-# Exceptions of Java that say only the name of a file.
-_SAY_WHAT = {"AccessDeniedException": "permission denied", "NoSuchFileException": "no such file"}
+# Java exceptions whose message is only a file name.
+_FILE_ERRORS = {"AccessDeniedException": "permission denied", "NoSuchFileException": "no such file"}
 _WRAPPED = re.compile(
     r"^(?:Job aborted due to stage failure|Exception thrown in awaitResult|Query .* terminated with exception"
     r"|\[STREAM_FAILED\])"
@@ -96,7 +96,7 @@ def is_of_spark(error: BaseException) -> bool:
 
 
 def described(error: BaseException) -> str:
-    """An error for people: its own sentence, after the name of its class if that says more than `Py4JJavaError`."""
+    """An error as one line for the user: its message, after its class unless the error comes from deltatap or Spark."""
     known = isinstance(error, DeltatapError) or is_of_spark(error)
     return one_line(error) if known else f"{type(error).__name__}: {one_line(error)}"
 
@@ -104,8 +104,8 @@ def described(error: BaseException) -> str:
 def one_line(error: BaseException) -> str:
     """An error's message on one line of at most 300 characters.
 
-    The line is the first of the message that says something. If Spark reports an exception of a Python worker, the line
-    is that exception. An exception of the JVM is given by its own sentence, without the names of classes and calls.
+    This is the first informative line of the message. If Spark reports an exception of a Python worker, the line is
+    that exception. An exception of the JVM is shown by its message only, without the names of classes and calls.
     """
     text = str(error).strip()
     _, found, trace = text.rpartition("Traceback (most recent call last):")
@@ -121,7 +121,7 @@ def one_line(error: BaseException) -> str:
         if lines and causes and _WRAPPED.match(lines[0].strip()):
             lines = causes[-1:]
     line = lines[0] if lines else (_CLASS.findall(text) or [type(error).__name__])[-1]
-    for name, what in _SAY_WHAT.items():
+    for name, what in _FILE_ERRORS.items():
         if f"{name}: {line}" in text:
             line = f"{what}: {line}"
     return _without_password(" ".join(line.split()))[:_MAX_LENGTH]

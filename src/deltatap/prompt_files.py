@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,12 +61,14 @@ def read_prompts(path: Path, api: str, named: Mapping[str, str] | None = None) -
     Raises:
         ConfigError: with the lines or columns that are wrong.
     """
-    readers: dict[str, Callable[[Path, str], PromptFile]] = {".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet}
+    readers: dict[str, Callable[[Path, str, frozenset[str]], PromptFile]] = {
+        ".jsonl": _json_lines, ".csv": _csv, ".parquet": _parquet,
+    }  # fmt: skip
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise ConfigError([f"{path}: expected a file name that ends in {', '.join(readers)}"])
     try:
-        found = reader(path, api)
+        found = reader(path, api, frozenset((named or {}).values()))
         _raise_any([] if found.rows.num_rows else ["has no rows"])
         _raise_any(_wrong_names(found.rows.schema.names))
         rows = _typed(_in_lower_case(_renamed(found.rows, named or {})))
@@ -74,7 +77,8 @@ def read_prompts(path: Path, api: str, named: Mapping[str, str] | None = None) -
     except OSError as error:
         raise ConfigError([f"{path}: {error.strerror or one_line(error)}"]) from error
     except UnicodeDecodeError as error:
-        raise ConfigError([f"{path}: line {_bad_line(path)}: expected UTF-8"]) from error
+        place = "column request_id" if reader is _parquet else f"line {_bad_line(path)}"
+        raise ConfigError([f"{path}: {place}: expected UTF-8"]) from error
     except pa.ArrowException as error:
         raise ConfigError([f"{path}: {one_line(error)}"]) from error
     except _WrongFileError as error:
@@ -86,7 +90,7 @@ def read_prompts(path: Path, api: str, named: Mapping[str, str] | None = None) -
 
 
 class _WrongFileError(Exception):
-    """Lines or columns that are wrong."""
+    """Problems with lines or columns of the file."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__(*problems)
@@ -127,7 +131,7 @@ def _renamed(found: pa.Table, named: Mapping[str, str]) -> pa.Table:
             hint = f"; did you mean {near}?" if near else ""
             raise _WrongFileError([f"{option}: expected one of the columns {', '.join(names)}{hint}"])
         if column.lower() != target and find(target, names) is not None:
-            raise _WrongFileError([f"{option}: the file has a column {target}, too"])
+            raise _WrongFileError([f"{option}: the file also has a column {target}"])
         names[names.index(column)] = target
     return found.rename_columns(names)
 
@@ -161,7 +165,7 @@ def _typed(found: pa.Table) -> pa.Table:
 
 
 def _repeated(found: PromptFile) -> Iterator[str]:
-    """Rows that have the request_id of another row, and another content."""
+    """Rows that have the request_id of another row, but different content."""
     if "request_id" not in found.rows.schema.names:
         return
     ids = found.rows["request_id"].to_pylist()
@@ -174,14 +178,14 @@ def _repeated(found: PromptFile) -> Iterator[str]:
             one, other = (ours.slice(each, 1).to_pylist() for each in (first[request_id], at))
             if one != other:
                 place = found.place(first[request_id])
-                yield f"{found.place(at)}: request_id {request_id} has another prompt in {place}"
+                yield f"{found.place(at)}: request_id {request_id} is already used for a different prompt in {place}"
 
 
-def _parquet(path: Path, _: str) -> PromptFile:
+def _parquet(path: Path, *_: object) -> PromptFile:
     return PromptFile(pq.ParquetFile(path).read())
 
 
-def _csv(path: Path, _: str) -> PromptFile:
+def _csv(path: Path, *_: object) -> PromptFile:
     """Read all columns as text, so that a number or a date in a prompt stays as it was written."""
     names = _checked_header(path)
     stripped = [name.strip() for name in names]
@@ -197,7 +201,7 @@ def _csv(path: Path, _: str) -> PromptFile:
 
 
 def _checked_header(path: Path) -> list[str]:
-    """The columns of a CSV file whose lines are right. pyarrow does not name lines, and takes a file that was cut."""
+    """The columns of a CSV file whose lines are right. pyarrow names no lines, and accepts a truncated file."""
     csv.field_size_limit(_MOST_BYTES)
     with path.open(encoding="utf-8-sig", newline="") as lines:
         rows = csv.reader(lines, strict=True)
@@ -224,14 +228,16 @@ def _bad_line(path: Path) -> int:
     return len(_LINE_END.findall(content)) + 1
 
 
-def _json_lines(path: Path, api: str) -> PromptFile:
+def _json_lines(path: Path, api: str, named: frozenset[str]) -> PromptFile:
     rows: dict[int, dict[str, str | None]] = {}
     problems: list[str] = []
     with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
-                    rows[number] = _row(json.loads(line, object_pairs_hook=_object, parse_constant=_constant), api)
+                    rows[number] = _row(
+                        json.loads(line, object_pairs_hook=_object, parse_constant=_constant), api, named
+                    )
                 except RecursionError:
                     problems.append(f"line {number}: nests too deeply")
                 except json.JSONDecodeError as error:
@@ -252,16 +258,17 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object, if no key of it is repeated."""
     made = dict(pairs)
     if len(made) < len(pairs):
-        repeated = next(key for at, (key, _) in enumerate(pairs) if key in dict(pairs[:at]))
+        repeated = Counter(key for key, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"key {repeated} is set twice")
     return made
 
 
-def _row(given: object, api: str) -> dict[str, str | None]:
+def _row(given: object, api: str, named: frozenset[str]) -> dict[str, str | None]:
     if not isinstance(given, dict):
         raise ValueError(f"expected a JSON object, found {type(given).__name__}")  # noqa: TRY004 - user input
-    of_batch = isinstance(given.get("body"), dict)  # a column can have this name, too
-    of_batch = of_batch or ("custom_id" in given and not {"prompt", "messages"} & given.keys())
+    # A column of a prompts table can have one of these names, too.
+    is_prompt = bool({"prompt", "messages"} & given.keys() or named.intersection(given))
+    of_batch = not is_prompt and ("custom_id" in given or isinstance(given.get("body"), dict))
     row = _of_batch(given, api) if of_batch else given
     return {_valid("a column's name", name): _text(name, value) for name, value in row.items()}
 

@@ -1,8 +1,8 @@
 """Turns a row of the prompts table into a request with a hash. Pure.
 
 This module knows the columns of a prompts row and the fields that deltatap itself adds to a body. Each API's module
-builds the part of the body with the prompt, `driver/plan.py` reads the rows, and `http/client.py` sends the requests. A
-bad row never raises an exception: it becomes a request without a body, with a description of the problem.
+builds the part of the body with the prompt, `driver/reading.py` reads the rows, and `http/client.py` sends the
+requests. A bad row never raises an exception: it becomes a request without a body, with a description of the problem.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ OURS = ("stream",)
 # Python's JSON decoder fails at a depth that depends on its caller.
 _MOST_LEVELS = 250
 _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
-# From here on, not every integer is a float.
+# Above this, a float cannot represent every integer.
 _MOST_EXACT = 2**53
 
 
@@ -85,7 +85,7 @@ def _asked(row: Mapping[str, Any], model: str | None) -> str | None:
 
 
 def _id(given: object) -> str | None:
-    """A request id as text. In pandas, a column of integers with nulls has floats."""
+    """A request id as text. pandas turns a column of integers with nulls into floats."""
     if isinstance(given, float):
         return str(int(given)) if given.is_integer() and abs(given) < _MOST_EXACT else None
     return None if given is None else as_text(given)
@@ -168,11 +168,11 @@ def _body(row: Mapping[str, Any], api: str, model: str | None, defaults: Mapping
         if not isinstance(row.get(name), str | None):
             raise BadPromptError(f"{name}: expected text, found a value of type {type(row[name]).__name__}")
     params = _params(row.get("params"))
+    if "model" in params and not isinstance(params["model"], str):
+        raise BadPromptError("params.model: expected text")
     model = params.get("model", model)
     if not model:
         raise BadPromptError("no model: the row has none and endpoint.model is null")
-    if not isinstance(model, str):
-        raise BadPromptError("params.model: expected text")
     specified = specification(api)
     given = specified.prompt(row)
     ours = [key for key in (specified.prompt_field, *OURS) if key in params]

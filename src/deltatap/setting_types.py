@@ -64,7 +64,7 @@ def _json(value: object, path: str = "") -> object:
     """A value of a request body as JSON: keys become text, dates become ISO 8601.
 
     Raises:
-        PydanticCustomError: if JSON has nothing for it; the message names the place.
+        PydanticCustomError: if JSON cannot express it; the message names the place.
     """
     if isinstance(value, Mapping):
         return {str(key): _json(item, f"{path}.{key}") for key, item in value.items()}
@@ -80,7 +80,7 @@ def _json(value: object, path: str = "") -> object:
     if found:
         raise PydanticCustomError(
             "json",
-            "a value that JSON can hold{path}, found {found}",
+            "a JSON value{path}, found {found}",
             {"path": path and f" in {path[1:]}", "found": found},
         )
     return value

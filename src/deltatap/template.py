@@ -33,10 +33,10 @@ class Template:
 
     @classmethod
     def parse(cls, key: str, template: str) -> Template:
-        """Parse a template. ``{{`` and ``}}`` stand for single braces.
+        """Parse a template. Write ``{{`` and ``}}`` for literal braces.
 
         Raises:
-            ValueError: if a brace has no partner, or no column stands between two braces. The message names the key.
+            ValueError: if a brace is unmatched, or a pair of braces is empty. The message names the key.
         """
         texts, columns, start = [""], [], 0
         for found in _PARTS.finditer(template):
@@ -46,11 +46,9 @@ class Template:
                 texts[-1] += found[0][0]
             elif found[1] is None:
                 where, brace = found.start() + 1, found[0]
-                raise ValueError(
-                    f"{key}: the brace at character {where} has no partner; for a brace, write {brace * 2}"
-                )
+                raise ValueError(f"{key}: unmatched brace at character {where}; for a literal brace, write {brace * 2}")
             elif not found[1].strip():
-                raise ValueError(f"{key}: expected the name of a column in the braces at character {found.start() + 1}")
+                raise ValueError(f"{key}: expected a column name in the braces at character {found.start() + 1}")
             else:
                 columns.append(found[1].strip())
                 texts.append("")

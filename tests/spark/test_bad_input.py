@@ -80,7 +80,7 @@ def test_columns_and_templates_that_do_not_fit_are_named(spark: SparkSession, jo
     prompts.write(spark, job.folder / "prompts", [("a", "x", "t")], "request_id STRING, prompt STRING, `my.col` STRING")
     for overrides, expected in (
         (["prompts.template=Say {titel}"], "prompts.template: column titel does not exist"),
-        (["prompts.template=Say {"], "prompts.template: the brace at character 5 has no partner; for a brace, write {{"),
+        (["prompts.template=Say {"], "prompts.template: unmatched brace at character 5; for a literal brace, write {{"),
         (["prompts.keep=[my_col]"], "prompts.keep: column my_col does not exist; did you mean my.col?"),
         (["prompts.table=", "prompts.sql=SELECT 'a' prompt, 'b' PROMPT"], "column prompt: expected one, found prompt, PROMPT"),
         (["prompts.table=", "prompts.sql=SELECT 'a' promt"], "expected a column prompt or messages, found promt; did you mean promt?"),

@@ -56,7 +56,7 @@ def test_columns_that_do_not_fit_are_refused_without_a_change(spark: SparkSessio
         load(spark, settings, write_file(tables, "y.csv", "question\nWhy?\n"))
     load(spark, settings, write_file(tables, "x.csv", "request_id,prompt,tenant\na,Say,x\n"))
     pq.write_table(pa.table({"request_id": ["b"], "prompt": ["Say"], "tenant": [[1, 2]]}), tables / "z.parquet")
-    with pytest.raises(ConfigError, match=r"z\.parquet does not fit the table: "):
+    with pytest.raises(ConfigError, match=r"cannot load .*z\.parquet: "):
         load(spark, settings, tables / "z.parquet")
     assert spark.table(quoted(str(tables / "prompts"))).count() == 1
     with pytest.raises(ConfigError, match=r"expected the table to load into"):
@@ -90,7 +90,7 @@ def test_a_table_with_integer_ids_takes_files(spark: SparkSession, tables: Path)
         assert loaded.known == (1 if replace else 2)
         rows = spark.table(quoted(str(tables / "prompts"))).collect()
         assert sorted(row["Request_ID"] for row in rows) == expected
-    with pytest.raises(ConfigError, match=r"y\.csv does not fit the table: .*'a'.*BIGINT"):
+    with pytest.raises(ConfigError, match=r"cannot load .*y\.csv: .*'a'.*BIGINT"):
         load(spark, settings, write_file(tables, "y.csv", "request_id,prompt\na,Tell\n"))
 
 

@@ -92,7 +92,7 @@ def problems(path: Path, api: str = "chat", **named: str) -> list[str]:
         ('{"prompt": "a", "\\ud83d": 1}', ["line 1: a column's name: expected valid Unicode, found half of a surrogate pair"]),
         ('{"prompt": ' + "[" * 100_000, ["line 1: nests too deeply"]),
         ('{"prompt": "a", "seed": ' + "1" * 5000 + "}", ["line 1: Exceeds the limit (4300 digits) for integer string conversion: value has 5000 digits"]),
-        ('{"request_id": "a", "prompt": "x"}\n\n{"request_id": "a", "prompt": "y"}', ["line 3: request_id a has another prompt in line 1"]),
+        ('{"request_id": "a", "prompt": "x"}\n\n{"request_id": "a", "prompt": "y"}', ["line 3: request_id a is already used for a different prompt in line 1"]),
         ('{"Prompt": "a"}\n{"prompt": "b"}', ["column prompt: expected one, found Prompt, prompt"]),
         ('{"prompt": "a", "": 1}', ["column 2 has no name"]),
         ("\n \n", ["has no rows"]),
@@ -115,7 +115,7 @@ def test_json_lines_that_are_wrong_are_named(tmp_path: Path, text: str, expected
         ('request_id,prompt\na,"b\nb"\nc,d,e\n', ["line 4: expected 2 fields as in the first line, found 3"]),
         ("request_id,prompt,Prompt\na,b,c\n", ["column Prompt: expected one, found prompt, Prompt"]),
         ("request_id,,prompt\na,b,c\n", ["column 2 has no name"]),
-        ("request_id,prompt\na,x\na,y\n", ["row 2: request_id a has another prompt in row 1"]),
+        ("request_id,prompt\na,x\na,y\n", ["row 2: request_id a is already used for a different prompt in row 1"]),
         ("request_id,prompt\n", ["has no rows"]),
         ('prompt\n"a\nb"\n"cut o', ["line 4: unexpected end of data"]),
         ('prompt\n"a"b\n', ["line 2: ',' expected after '\"'"]),
@@ -136,7 +136,7 @@ def test_lines_and_columns_of_csv_that_are_wrong_are_named(tmp_path: Path, text:
         ({"request_id": [["a"]], "prompt": ["x"]}, ["column request_id: expected text or integers, found list<element: string>"]),
         ({"prompt": ["x"], "a\nb": ["y"], "A\nB": ["z"]}, ["column A B: expected one, found a b, A B"]),
         ({"prompt": ["x"], "size": pa.array([2**64 - 1], pa.uint64())}, ["column size: expected BIGINT, found uint64"]),
-        ({"request_id": ["a", "a"], "prompt": ["x", "y"]}, ["row 2: request_id a has another prompt in row 1"]),
+        ({"request_id": ["a", "a"], "prompt": ["x", "y"]}, ["row 2: request_id a is already used for a different prompt in row 1"]),
         ({"prompt": ["x"], "PROMPT": ["y"]}, ["column PROMPT: expected one, found prompt, PROMPT"]),
     ],
 )  # fmt: skip
@@ -203,7 +203,7 @@ def test_columns_are_mapped(tmp_path: Path) -> None:
         "--prompt-column texts: expected one of the columns ID, text, tenant; did you mean text?"
     ]
     path = write_file(tmp_path, "y.csv", "id,request_id,prompt\n7,8,Say\n")
-    assert problems(path, request_id="id") == ["--id-column id: the file has a column request_id, too"]
+    assert problems(path, request_id="id") == ["--id-column id: the file also has a column request_id"]
 
 
 def test_long_prompts_and_spaces_in_the_header_of_csv(tmp_path: Path) -> None:
@@ -217,6 +217,17 @@ def test_long_prompts_and_spaces_in_the_header_of_csv(tmp_path: Path) -> None:
 def test_a_column_can_be_named_body(tmp_path: Path) -> None:
     path = write_file(tmp_path, "x.jsonl", '{"title": "a", "url": "/b", "body": "c", "prompt": "x"}')
     assert read_prompts(path, "chat").rows.to_pylist() == [{"title": "a", "url": "/b", "body": "c", "prompt": "x"}]
+    path = write_file(tmp_path, "y.jsonl", '{"request_id": "1", "prompt": "x", "body": {"title": "c"}}')
+    assert read_prompts(path, "chat").rows.to_pylist() == [{"request_id": "1", "prompt": "x", "body": '{"title":"c"}'}]
+    path = write_file(tmp_path, "z.jsonl", '{"custom_id": "1", "text": "x"}')
+    found = read_prompts(path, "chat", {"request_id": "custom_id", "prompt": "text"}).rows
+    assert found.to_pylist() == [{"request_id": "1", "prompt": "x"}]
+
+
+def test_a_request_id_of_parquet_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    ids = pa.array([b"ok", b"\xff"]).view(pa.string())
+    pq.write_table(pa.table({"request_id": ids, "prompt": ["a", "b"]}), tmp_path / "x.parquet")
+    assert problems(tmp_path / "x.parquet") == ["column request_id: expected UTF-8"]
 
 
 def test_lines_of_old_macs_are_counted(tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_content_is_parts_only_when_it_is_objects_with_a_type(content: str, expe
         ({"messages": '{"role": "user"}'}, "messages: expected a JSON array of objects with role and content"),
         ({"messages": "[1]"}, "messages[0]: expected an object with role and content"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role: expected one of system, "),
-        ({"messages": [{"role": "user"}]}, "messages[0].content: is missing"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content is missing"),
         ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content: expected text or a list of parts"),
         (
             {"messages": [*HI, {"role": "assistant", "content": "x", "tool_calls": "{"}]},
@@ -165,7 +165,7 @@ def test_content_is_parts_only_when_it_is_objects_with_a_type(content: str, expe
         ({"prompt": "x", "params": '{"a":' + "[" * 100_000 + "]" * 100_000 + "}"}, "params nests too deeply"),
         ({"prompt": "x", "params": '{"a":' + "[" * 300 + "]" * 300 + "}"}, "the request nests deeper than 250"),
         ({"messages": "[" * 100_000}, "messages nests too deeply"),
-        ({"prompt": "x", "params": {"a": timedelta(1)}}, "expected a value that JSON can hold, found one of type time"),
+        ({"prompt": "x", "params": {"a": timedelta(1)}}, "expected a JSON value, found one of type time"),
         ({"prompt": "x\ud800"}, "text that is not valid Unicode"),
         ({"prompt": "x", "params": '{"user": "cut \\ud83d"}'}, "text that is not valid Unicode"),
     ],

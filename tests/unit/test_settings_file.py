@@ -139,10 +139,10 @@ def test_yes_and_no_are_booleans_where_a_key_is_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tree", "problem"),
     [
-        ({"request": {"a": [{"b": float("nan")}]}}, "request: expected a value that JSON can hold in a[0].b, found nan"),
-        ({"request": {"a": {1, 2}}}, "request: expected a value that JSON can hold in a, found set"),
-        ({"request": {"a": b"x"}}, "request: expected a value that JSON can hold in a, found bytes"),
-        ({"request": {"a": "cut \ud83d"}}, "request: expected a value that JSON can hold in a, found text with half of a"),
+        ({"request": {"a": [{"b": float("nan")}]}}, "request: expected a JSON value in a[0].b, found nan"),
+        ({"request": {"a": {1, 2}}}, "request: expected a JSON value in a, found set"),
+        ({"request": {"a": b"x"}}, "request: expected a JSON value in a, found bytes"),
+        ({"request": {"a": "cut \ud83d"}}, "request: expected a JSON value in a, found text with half of a"),
         ({"state": {"dir": "s3a://b/state"}}, "state.dir: expected a path on this machine or under /Volumes"),
         ({"state": {"dir": "dbfs:/Volumes/a/b"}}, "state.dir: expected a path on this machine or under /Volumes, such as /Volumes/a/b"),
         ({"state": {"dir": "file:///tmp/x"}}, "state.dir: expected a path on this machine or under /Volumes, such as /tmp/x"),

@@ -40,12 +40,12 @@ def test_the_names_are_those_in_the_braces() -> None:
 @pytest.mark.parametrize(
     ("template", "problem"),
     [
-        ("{a", "t: the brace at character 1 has no partner; for a brace, write {{"),
-        ("x}", "t: the brace at character 2 has no partner; for a brace, write }}"),
-        ("{a{b}", "t: the brace at character 1 has no partner"),
-        ("{{a}", "t: the brace at character 4 has no partner"),
-        ("x {}", "t: expected the name of a column in the braces at character 3"),
-        ("{ }", "t: expected the name of a column in the braces at character 1"),
+        ("{a", "t: unmatched brace at character 1; for a literal brace, write {{"),
+        ("x}", "t: unmatched brace at character 2; for a literal brace, write }}"),
+        ("{a{b}", "t: unmatched brace at character 1"),
+        ("{{a}", "t: unmatched brace at character 4"),
+        ("x {}", "t: expected a column name in the braces at character 3"),
+        ("{ }", "t: expected a column name in the braces at character 1"),
     ],
 )
 def test_a_wrong_template_says_where(template: str, problem: str) -> None:

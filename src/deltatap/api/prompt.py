@@ -104,7 +104,7 @@ def plain(value: object, *, strict: bool = True) -> Any:  # noqa: ANN401, PLR091
         strict: refuse a value of any other type; otherwise it becomes its text.
 
     Raises:
-        BadPromptError: if JSON has nothing for the value.
+        BadPromptError: if JSON cannot express the value.
     """
     if value is None or isinstance(value, str | bool | int | float):
         return value
@@ -123,7 +123,7 @@ def plain(value: object, *, strict: bool = True) -> Any:  # noqa: ANN401, PLR091
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if strict:
-        raise BadPromptError(f"expected a value that JSON can hold, found one of type {type(value).__name__}")
+        raise BadPromptError(f"expected a JSON value, found one of type {type(value).__name__}")
     return str(value)
 
 
@@ -165,5 +165,5 @@ def _message(at: int, given: object, *, allow_items: bool) -> dict[str, Any]:
     if isinstance(calls, str):
         message["tool_calls"] = decode(calls, f"messages[{at}].tool_calls")
     if content is None and role != "assistant":
-        raise BadPromptError(f"messages[{at}].content: is missing")
+        raise BadPromptError(f"messages[{at}].content is missing")
     return message

@@ -107,13 +107,13 @@ def load(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A .jsonl, .csv or .parquet file.")],
     *,
     id_column: Annotated[
-        str | None, typer.Option("--id-column", metavar="NAME", help="The file's column with the request_id.")
+        str | None, typer.Option("--id-column", metavar="NAME", help="Column of the file that contains the request_id.")
     ] = None,
     prompt_column: Annotated[
-        str | None, typer.Option("--prompt-column", metavar="NAME", help="The file's column with the prompt.")
+        str | None, typer.Option("--prompt-column", metavar="NAME", help="Column of the file that contains the prompt.")
     ] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Replace the rows of the table that have a request_id of the file.")
+        bool, typer.Option("--replace", help="Replace rows of the table whose request_id is in the file.")
     ] = False,
 ) -> int:
     """Append the prompts in a file to the prompts table: all of them, or none.
@@ -138,15 +138,15 @@ def load(
 
 
 def _notes_on(loaded: Loaded, *, replace: bool) -> Iterator[str]:
-    """What a user may not expect of a load."""
+    """Notes on the result of a load that may surprise the user."""
     if loaded.known and replace:
         yield f"request ids whose rows were replaced: {loaded.known:,}"
     elif loaded.known:
         yield (
-            f"request ids that the table had already: {loaded.known:,}; a request_id with two different prompts fails, "
-            "so use --replace to replace the earlier rows"
+            f"request ids that were already in the table: {loaded.known:,}; if their prompts differ, these requests "
+            "fail; to replace the earlier rows, load again with --replace"
         )
-    if "id" in loaded.unused:
+    if "id" in loaded.unused and not loaded.has_ids:
         yield "column id is not the request_id; load with --id-column id to use it"
     if loaded.unused:
         yield f"not used for requests, but kept in the table: {', '.join(loaded.unused)}"

@@ -147,7 +147,7 @@ CAPTURES: tuple[Column, ...] = (
     Column(
         "reused_from",
         _ROW,
-        "the row of an identical request whose answer this row has, so that no call was made (capture.reuse); its "
+        "the row that this answer was copied from (capture.reuse); null if a call was made. In a row with reused_from, "
         "times and tokens are null",
         added=True,
     ),

@@ -29,7 +29,7 @@ class Identity:
         id: Delta's id; None if there is no such table.
         location: its URI, with links resolved if it is local; None as above.
         properties: of the table.
-        spellings: the names in rows of ``runs`` by older versions, which have no location, that mean this table.
+        spellings: other names of this table in ``runs`` rows of older versions, which have no location.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Identity:
         return self.id is not None and self.id == id_ and not all(local)
 
     def runs_sql(self, row: str) -> str:
-        """The SQL condition that a row of ``runs`` is about this table, as :meth:`is_same` has it; never null."""
+        """The SQL condition that a row of ``runs`` is about this table, as in :meth:`is_same`; never null."""
         named = ", ".join(tables.literal(name) for name in (self.name, *self.spellings))
         by_name = f"{row}.captures IN ({named})"
         if self.location is None:
@@ -64,7 +64,7 @@ class Identity:
 
 
 def resolved(location: str) -> str:
-    """A location for comparison: local links are followed, and the names of one store's scheme are one."""
+    """A location for comparison: local links are followed, and s3a: and s3n: become s3:."""
     parts = urlsplit(location)
     if parts.scheme in ("", "file"):
         path = unquote(parts.path) if parts.scheme else location

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 # Delta and Spark ignore names that begin with an underscore.
-NAME = "_deltatap.lock"
+LOCK_FILE = "_deltatap.lock"
 
 
 @contextmanager
@@ -30,28 +30,26 @@ def locked(folder: str | None) -> Iterator[bool]:
     Yields:
         Whether no other driver holds it. True if there is nothing to lock, or the file system has no locks.
     """
-    if folder is None:
-        yield True
-        return
+    with ExitStack() as held:
+        yield folder is None or _try_lock(Path(folder) / LOCK_FILE, held)
+
+
+def _try_lock(file: Path, held: ExitStack) -> bool:
+    """Lock a file, which is created, until the stack is closed; False if another process has locked it."""
     try:
-        file = (Path(folder) / NAME).open("ab")
+        with suppress(PermissionError):  # another user's file can be locked, too
+            file.touch()
+        fcntl.flock(held.enter_context(file.open("rb")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     except OSError:
-        yield True
-        return
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        except OSError:
-            yield True
-        else:
-            yield True
+        return True
+    return True
 
 
 @contextmanager
 def one_at_a_time(folders: Iterable[str]) -> Iterator[None]:
-    """Create these folders, and wait until no other process works in them. Where there are no locks, do not wait."""
+    """Lock these folders, creating them if needed, and wait for other processes. Without file locks, do not wait."""
     with ExitStack() as held:
         # In the same order everywhere, so that no two processes wait for each other.
         for folder in sorted(set(folders)):

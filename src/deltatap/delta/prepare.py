@@ -66,16 +66,22 @@ def prepare_tables(spark: SparkSession, settings: Settings) -> None:
         if problems := [problem for found in pool.map(problems_of, needed) for problem in found]:
             raise ConfigError(problems)
     if not tables.is_path(settings.captures.table):
-        newest = current_sql(settings.captures.table)
-        view = tables.beside(settings.captures.table, f"{tables.names(settings.captures.table)[-1]}_current")
-        spark.sql(f"CREATE VIEW IF NOT EXISTS {tables.quoted(view)} AS {newest}")
+        _prepare_view(spark, settings.captures.table)
+
+
+def _prepare_view(spark: SparkSession, captures: str) -> None:
+    """Create the view of the newest rows. A view keeps the columns that its table had, so an older one is replaced."""
+    view = tables.beside(captures, f"{tables.names(captures)[-1]}_current")
+    columns = spark.table(tables.quoted(captures)).columns
+    if not tables.exists(spark, view) or spark.table(tables.quoted(view)).columns != columns:
+        spark.sql(f"CREATE OR REPLACE VIEW {tables.quoted(view)} AS {current_sql(captures)}")
 
 
 def guard(spark: SparkSession, settings: Settings) -> Identity:
-    """The captures table, after it was made sure that its runs are in the configured runs table.
+    """Check that the captures table belongs to the configured runs table, and return the captures table.
 
-    A table remembers its runs table in a property, because a lease in another one would not exclude anything. A copy of
-    a table has the property of the original, which does not count.
+    Leases in two runs tables would not exclude each other, so a captures table remembers its runs table in a property.
+    A copied table inherits the property; there it is ignored.
 
     Raises:
         ConfigError: if the table belongs to another runs table.
@@ -84,7 +90,7 @@ def guard(spark: SparkSession, settings: Settings) -> Identity:
     captures = identify_captures(reader, settings.captures.table, settings.runs.table)
     runs = reader.identify(settings.runs.table)
     found = _guard_of(captures)
-    if found is not None and found["runs_id"] != runs.id and found["runs_location"] != runs.location:
+    if found is not None and not runs.is_same(found["runs_id"], found["runs_location"]):
         theirs, name = found["runs_location"], tables.quoted(settings.captures.table)
         why = f"the runs on captures table {settings.captures.table} are in {theirs}; use that table"
         how = f"or, if it no longer exists, run ALTER TABLE {name} UNSET TBLPROPERTIES ('{GUARD}')"
@@ -98,7 +104,7 @@ def guard(spark: SparkSession, settings: Settings) -> Identity:
 
 
 def _guard_of(captures: Identity) -> dict[str, Any] | None:
-    """The runs table that a captures table remembers; None for none, and for that of the table it was copied from."""
+    """The runs table that a captures table remembers; None if there is none, or if the property was copied."""
     try:
         found = json.loads(captures.properties[GUARD])
     except (KeyError, ValueError):
@@ -113,7 +119,7 @@ def set_property(spark: SparkSession, table: str, name: str, value: str) -> None
 
 
 def _quoted(value: str) -> str:
-    """A value of a property, which takes no expression."""
+    """A string literal for TBLPROPERTIES, where the CAST of :func:`tables.literal` is not allowed."""
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 _TRIES = 10
+# Delta's error classes and exceptions. A table's name can contain "concurrent", too.
+_CONFLICT = re.compile(r"\bDELTA_(?:(?:\w+_)?CONCURRENT_|(?:METADATA|PROTOCOL)_CHANGED)|\bConcurrent\w*Exception\b")
 _MISSING = ("DELTA_TABLE_NOT_FOUND", "DELTA_MISSING_DELTA_TABLE", "DELTA_PATH_DOES_NOT_EXIST", "[PATH_NOT_FOUND]")
 
 
@@ -65,7 +67,7 @@ def beside(table: str, name: str) -> str:
 
 
 def exists(spark: SparkSession, table: str) -> bool:
-    """Whether a Delta table exists."""
+    """Whether a table exists: any table or view if it is a catalog name, a Delta table if it is a path."""
     if not is_path(table):
         return bool(spark.catalog.tableExists(quoted(table)))
     try:
@@ -106,19 +108,18 @@ def ensure(
 
 def commit(spark: SparkSession, sql: str) -> DataFrame:
     """Run a statement that commits, and repeat it after a conflict with another writer. Returns its result."""
-    retries_left = _TRIES
-    while True:
-        retries_left -= 1
+    for _ in range(_TRIES - 1):
         try:
             return spark.sql(sql)
         except Exception as error:
-            if not (retries_left and is_conflict(error)):
+            if not is_conflict(error):
                 raise
+    return spark.sql(sql)
 
 
 def is_conflict(error: Exception) -> bool:
     """Whether a commit failed because another writer first committed a change to data that this commit had read."""
-    return "CONCURRENT" in f"{type(error).__name__}: {error}".upper()
+    return _CONFLICT.search(f"{type(error).__name__}: {error}") is not None
 
 
 def upgrade(spark: SparkSession, table: str, columns: Sequence[Column]) -> list[str]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltatap.config import Settings
 from deltatap.delta import tables
-from deltatap.delta.lock import NAME
+from deltatap.delta.lock import LOCK_FILE
 from deltatap.delta.reader import SparkReader, identify_captures
 from deltatap.driver import runs
 from deltatap.errors import LeaseLostError, RunningError
@@ -104,7 +104,7 @@ def is_alive(driver: str | None, heartbeat_age_s: float) -> bool | None:
 
 
 def _holder(driver: str | None) -> dict[str, Any] | None:
-    """A driver as :func:`this_driver` wrote it; None if another version wrote it otherwise."""
+    """A driver as :func:`this_driver` wrote it; None if it has the format of another version."""
     try:
         holder = json.loads(driver or "")
         return holder if {"host", "boot", "start"} <= holder.keys() and isinstance(holder["pid"], int) else None
@@ -115,15 +115,26 @@ def _holder(driver: str | None) -> dict[str, Any] | None:
 class Watch:
     """Watches the holders of a lease for heartbeats. A new heartbeat proves that a holder on another host is alive."""
 
-    def __init__(self) -> None:
-        self._first_seen: dict[str, datetime] = {}
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """Watch from now on.
+
+        Args:
+            clock: as ``time.monotonic``.
+        """
+        self._clock = clock
+        self._seen: dict[tuple[str, str | None], tuple[datetime, float]] = {}
 
     def is_alive(self, row: Row | Mapping[str, Any], now: datetime) -> bool | None:
-        """Whether the driver of a running run is alive; None while unknown."""
+        """Whether the driver of a running run is alive; None while unknown.
+
+        A driver on another host is dead if its heartbeat is old, or if no new one comes for as long as the lease lasts.
+        """
         heartbeat = row["heartbeat_at"]
-        if self._first_seen.setdefault(row["run_id"], heartbeat) != heartbeat:
+        first, since = self._seen.setdefault((row["run_id"], row["driver"]), (heartbeat, self._clock()))
+        if first != heartbeat:
             return True
-        return is_alive(row["driver"], (now - heartbeat).total_seconds())
+        alive = is_alive(row["driver"], (now - heartbeat).total_seconds())
+        return False if alive is None and self._clock() - since >= LEASE_S else alive
 
 
 def acquire(
@@ -153,8 +164,7 @@ def acquire(
         RunningError: if another run is active on the captures table.
     """
     captures = captures or identify_captures(SparkReader(spark), settings.captures.table, settings.runs.table)
-    deadline = clock() + LEASE_S
-    watch = Watch()
+    watch = Watch(clock)
     while True:
         rows = runs.read(spark, settings, captures)
         unknown = False
@@ -170,9 +180,9 @@ def acquire(
         if not alone:
             raise RunningError(
                 f"another run is active on captures table {settings.captures.table}: another process on this machine "
-                f"has locked {captures.folder}/{NAME}; wait until it ends"
+                f"has locked {captures.folder}/{LOCK_FILE}; wait until it ends"
             )
-        if unknown and clock() < deadline:
+        if unknown:
             wait(_WATCH_EVERY_S)
         elif (lease := _take(spark, settings, captures, rows, new_id)) is not None:
             return lease

@@ -16,9 +16,10 @@ from pyspark.sql import types as T  # noqa: N812
 from pyspark.sql.pandas.types import from_arrow_type
 
 from deltatap.delta import tables
+from deltatap.driver.reading import prompt_rows
 from deltatap.driver.source import column_of, wrong_columns
 from deltatap.errors import ConfigError, one_line
-from deltatap.prompt_columns import find
+from deltatap.prompt_columns import COLUMNS, find
 from deltatap.prompt_files import read_prompts, unused
 from deltatap.prompts import build_request
 
@@ -40,12 +41,14 @@ class Loaded:
         rows: how many rows were loaded.
         bad: the rows that are not valid requests, each as ``row N: reason`` or ``line N: reason``.
         known: how many of the file's request ids were in the table before.
+        has_ids: whether the file has a column request_id.
         unused: the columns that no request is built from and that ``prompts.keep`` does not name.
     """
 
     rows: int
     bad: list[str]
     known: int = 0
+    has_ids: bool = False
     unused: tuple[str, ...] = ()
 
 
@@ -76,19 +79,20 @@ def load(
     names, templates = read.rows.schema.names, settings.prompts.templates
     if replace and "request_id" not in names:
         raise ConfigError([f"{path}: --replace: expected a column request_id, found {', '.join(names)}"])
-    frame = spark.createDataFrame(_one_per_id(read.rows) if replace else read.rows, _spark_schema(path, read.rows))
+    rows = _one_per_id(read.rows) if replace else read.rows
+    frame = spark.createDataFrame(rows, _spark_schema(path, rows))
     fields = {field.name: field.dataType for field in frame.schema.fields}
     if problems := list(wrong_columns(fields, templates, names)):
         how = [] if {"prompt", "messages"} & {*fields, *templates} else ["name it with --prompt-column"]
         raise ConfigError([f"{path}: {'; '.join([problem, *how])}" for problem in problems])
-    known = _known(spark, table, frame)
+    known, bad = _known(spark, table, frame), list(_bad(read, settings))
     try:
         _write(frame, table, replace=replace and known > 0)
     except Exception as error:
-        raise ConfigError([f"prompts.table: {table}: {path} does not fit the table: {one_line(error)}"]) from error
+        raise ConfigError([f"prompts.table: {table}: cannot load {path}: {one_line(error)}"]) from error
     templated = [column for template in templates.values() for column in template.columns]
     rest = unused(names, [*settings.prompts.keep, *templated])
-    return Loaded(read.rows.num_rows, list(_bad(read, settings)), known, tuple(rest))
+    return Loaded(rows.num_rows, bad, known, "request_id" in names, tuple(rest))
 
 
 def _known(spark: SparkSession, table: str, frame: DataFrame) -> int:
@@ -165,14 +169,16 @@ def _spark_schema(path: Path, rows: pa.Table) -> T.StructType:
 
 
 def _bad(read: PromptFile, settings: Settings) -> Iterator[str]:
-    """The rows that are no valid requests. Templates are filled when a run reads the table."""
+    """The rows that are not valid requests. Templates are filled when a run reads the table."""
     endpoint, number = settings.endpoint, 0
     filled = dict.fromkeys(settings.prompts.templates, "filled later")
-    for batch in read.rows.to_batches(max_chunksize=10_000):
-        for row in batch.to_pylist():
+    ours = read.rows.select([name for name in read.rows.schema.names if name in COLUMNS])
+    for batch in ours.to_batches(max_chunksize=10_000):
+        for row in prompt_rows(batch, (), {}):
             made = build_request(
-                row, api=endpoint.api, model=endpoint.model, defaults=settings.request, keep=(), filled=filled
-            )
+                row.columns, api=endpoint.api, model=endpoint.model, defaults=settings.request, keep=(), filled=filled,
+                problem=row.problem,
+            )  # fmt: skip
             if made.error is not None:
                 yield f"{read.place(number)}: {made.error}"
             number += 1

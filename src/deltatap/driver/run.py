@@ -105,8 +105,8 @@ def _run_alone(settings: Settings, spark: SparkSession, prices: Prices, console:
 
 
 def _run_with_lease(run: ActiveRun, building: Building) -> Ended:
-    _land_leftovers(run.spark, run.settings, run.lease)
     try:
+        _land_leftovers(run.spark, run.settings, run.lease)
         run.state.adopt()
         run.state.prepare()
         with _signals() as signalled:

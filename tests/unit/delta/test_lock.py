@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deltatap.delta.lock import NAME, locked, one_at_a_time
+from deltatap.delta.lock import LOCK_FILE, locked, one_at_a_time
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +32,7 @@ def test_one_driver_holds_a_lock_until_it_is_killed(tmp_path: Path) -> None:
         other.kill()
     with locked(str(tmp_path)) as alone, locked(str(tmp_path)) as again:
         assert (alone, again) == (True, False)
-    assert (tmp_path / NAME).exists()
+    assert (tmp_path / LOCK_FILE).exists()
 
 
 def test_without_a_local_folder_there_is_nothing_to_lock(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def spark(*errors: str) -> Any:
 
 
 def test_a_commit_is_repeated_after_a_conflict() -> None:
-    session = spark(CONFLICT, CONFLICT)
+    session = spark(CONFLICT, "[DELTA_METADATA_CHANGED] MetadataChangedException: The metadata changed")
     tables.commit(session, "MERGE")
     assert session.statements == ["MERGE"] * 3
 
@@ -56,9 +56,10 @@ def test_a_commit_is_repeated_nine_times_at_most() -> None:
     assert len(session.statements) == 10
 
 
-def test_a_commit_is_not_repeated_after_any_other_error() -> None:
-    session = spark("no space left on device")
-    with pytest.raises(RuntimeError, match="no space"):
+@pytest.mark.parametrize("error", ["no space left on device", "/data/concurrent_test/runs: permission denied"])
+def test_a_commit_is_not_repeated_after_any_other_error(error: str) -> None:
+    session = spark(error)
+    with pytest.raises(RuntimeError, match=error):
         tables.commit(session, "MERGE")
     assert len(session.statements) == 1
 

@@ -121,12 +121,25 @@ def test_a_driver_on_another_host_is_dead_once_its_lease_expires(age_s: float, a
 
 
 def test_a_new_heartbeat_proves_that_a_driver_on_another_host_is_alive() -> None:
-    watch = Watch()
+    watch = Watch(lambda: 0.0)
     row = {"run_id": "a", "driver": other_host(), "heartbeat_at": NOW - timedelta(seconds=5)}
     assert watch.is_alive(row, NOW) is None
     assert watch.is_alive(row, NOW) is None
     assert watch.is_alive(row | {"heartbeat_at": NOW}, NOW) is True
     assert watch.is_alive(row | {"run_id": "b", "heartbeat_at": NOW}, NOW) is None, "another run"
+
+
+def test_each_driver_is_watched_for_as_long_as_a_lease_lasts() -> None:
+    """A driver that took the lease while this one waited for another driver was once declared dead after seconds."""
+    now = [0.0]
+    watch = Watch(lambda: now[0])
+    ahead = {"run_id": "a", "driver": other_host(), "heartbeat_at": NOW + timedelta(hours=1)}
+    assert watch.is_alive(ahead, NOW) is None
+    now[0] = LEASE_S - 1
+    taken = {"run_id": "b", "driver": other_host(), "heartbeat_at": NOW}
+    assert (watch.is_alive(ahead, NOW), watch.is_alive(taken, NOW)) == (None, None)
+    now[0] = LEASE_S
+    assert (watch.is_alive(ahead, NOW), watch.is_alive(taken, NOW)) == (False, None)
 
 
 def settings(**sections: Any) -> Settings:

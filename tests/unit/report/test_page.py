@@ -141,11 +141,11 @@ def test_the_longest_stall_is_the_metric() -> None:
     """The sample of streams reads stall_ms of the measured rows, which leaves out chunks without output."""
     asked: list[str] = []
 
-    def sql(text: str) -> Row:
+    def query(text: str) -> pa.Table:
         asked.append(text)
-        return Row(collect=list)
+        return pa.table({})
 
-    _streams(cast("Any", Row(sql=sql)), "captures", "measured rows")
+    _streams(cast("Any", Row(query=query)), "captures", "measured rows")
     assert any("FROM (measured rows)" in text and "ORDER BY stall_ms" in text for text in asked)
     assert not any("gap_ms" in text for text in asked)
 
