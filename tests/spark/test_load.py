@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -10,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from deltatap.config import load_settings
+from deltatap.delta.append import append
 from deltatap.delta.tables import quoted
 from deltatap.driver import source
-from deltatap.driver.load import load
+from deltatap.driver.load import Loaded, load, load_locally
 from deltatap.driver.owed import hashed, requests
 from deltatap.errors import ConfigError
 from tests import prompts
@@ -69,7 +73,7 @@ def test_rows_with_the_same_request_id_are_replaced(spark: SparkSession, tables:
     again = write_file(tables, "y.csv", "id,text,tenant\nb,Tell,x\nb,Tell,x\nc,Tell,x\n,Tell,x\n")
     named = {"request_id": "id", "prompt": "text"}
     loaded = load(spark, settings, again, named=named, replace=True)
-    assert (loaded.rows, loaded.known, loaded.unused) == (4, 1, ("tenant",))
+    assert (loaded.rows, loaded.known, loaded.unused) == (3, 1, ("tenant",))
     rows = spark.table(quoted(str(tables / "prompts"))).select("request_id", "prompt", "params", "tenant").collect()
     assert sorted(map(tuple, rows), key=str) == sorted(
         [("a", "Say", "{}", None), ("b", "Tell", None, "x"), ("c", "Tell", None, "x"), (None, "Say", "{}", None), (None, "Tell", None, "x")],
@@ -92,6 +96,52 @@ def test_a_table_with_integer_ids_takes_files(spark: SparkSession, tables: Path)
         assert sorted(row["Request_ID"] for row in rows) == expected
     with pytest.raises(ConfigError, match=r"cannot load .*y\.csv: .*'a'.*BIGINT"):
         load(spark, settings, write_file(tables, "y.csv", "request_id,prompt\na,Tell\n"))
+
+
+def test_rows_that_are_loaded_without_a_jvm_are_those_of_spark(spark: SparkSession, tables: Path) -> None:
+    settings = load_settings(prompts.config(tables, "http://127.0.0.1:1/v1"))
+    first = write_file(tables, "x.csv", 'request_id,prompt,tenant\na,"Grüße 🙂",x\nb,,y\n')
+    second = write_file(tables, "y.jsonl", '{"request_id": "b", "prompt": "Say", "params": {"n": 1}}')
+    bad = ["row 2: no prompt: expected text in prompt, or messages"]
+    assert load_locally(settings, first) == Loaded(2, bad, 0, has_ids=True, unused=("tenant",))
+    assert load_locally(settings, second) == Loaded(1, [], 1, has_ids=True)
+    assert load(spark, settings, first).known == 2
+    assert load_locally(settings, second) == Loaded(1, [], 1, has_ids=True), "after a commit of Spark"
+    found = spark.table(quoted(str(tables / "prompts"))).select("request_id", "prompt", "params", "tenant").collect()
+    assert sorted(map(tuple, found), key=str) == sorted(
+        [("a", "Grüße 🙂", None, "x"), ("b", None, None, "y"), ("b", "Say", '{"n":1}', None)] * 2, key=str
+    )
+    spark.sql(f"ALTER TABLE {quoted(str(tables / 'prompts'))} CLUSTER BY (tenant)")
+    assert load_locally(settings, second) is None
+    assert load_locally(load_settings({"prompts": {"table": "main.s.prompts"}}), second) is None
+
+
+@pytest.mark.slow
+def test_no_row_is_lost_beside_a_spark_writer(spark: SparkSession, tables: Path) -> None:
+    """Spark replaces a commit of delta-rs now and then."""
+    table, theirs = str(tables / "t"), 0
+    append(table, pa.table({"request_id": ["first"]}), lambda _: None)
+    numbers = iter(range(400))
+    lock = threading.Lock()
+
+    def work() -> None:
+        while True:
+            with lock:
+                number = next(numbers, None)
+            if number is None:
+                return
+            append(table, pa.table({"request_id": [str(number)]}), lambda _: time.sleep(0.1))
+
+    with ThreadPoolExecutor(4) as pool:
+        workers = [pool.submit(work) for _ in range(4)]
+        while not all(worker.done() for worker in workers):
+            spark.sql(f"INSERT INTO {quoted(table)} VALUES ('spark {theirs}')")
+            theirs += 1
+        for worker in workers:
+            worker.result()
+    found = [row["request_id"] for row in spark.table(quoted(table)).collect()]
+    assert theirs
+    assert sorted(found) == sorted(["first", *map(str, range(400)), *(f"spark {number}" for number in range(theirs))])
 
 
 def test_parquet_types_that_spark_does_not_have_are_named(spark: SparkSession, tables: Path) -> None:

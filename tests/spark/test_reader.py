@@ -10,15 +10,18 @@ import pyarrow as pa
 import pytest
 
 from deltatap.analysis.compare import compare
-from deltatap.analysis.queries import newest_answers, newest_capture, newest_runs, summarize
+from deltatap.analysis.queries import newest_answers, newest_capture, newest_runs, require_run, summarize
 from deltatap.config import Settings, load_settings
+from deltatap.delta import tables as delta_tables
 from deltatap.delta.local import LocalReader
 from deltatap.delta.reader import Reader, SparkReader, rows
+from deltatap.errors import ConfigError
 from deltatap.report.data import gather
 from tests import captured
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from pyspark.sql import SparkSession
 
@@ -105,3 +108,33 @@ LOOKS: dict[str, Callable[[Reader, Settings], Any]] = {
 def test_a_look_without_a_jvm_shows_what_spark_shows(spark: SparkSession, settings: Settings, look: str) -> None:
     through_spark, local = (LOOKS[look](reader, settings) for reader in (SparkReader(spark), LocalReader(no_spark)))
     assert plain(local) == plain(through_spark)
+
+
+def test_tables_with_deletion_vectors_are_read(spark: SparkSession, tmp_path: Path) -> None:
+    table = delta_tables.quoted(str(tmp_path / "t"))
+    spark.range(20).selectExpr("id", "map('k', id) AS m").coalesce(1).write.format("delta").save(str(tmp_path / "t"))
+    spark.sql(f"ALTER TABLE {table} SET TBLPROPERTIES ('delta.enableDeletionVectors' = 'true')")
+    spark.sql(f"DELETE FROM {table} WHERE id % 3 = 0")
+    assert spark.sql(f"DESCRIBE DETAIL {table}").collect()[0]["numFiles"] == 1
+    query = f"SELECT * FROM {table} ORDER BY id DESC LIMIT 7"
+    assert rows(LocalReader(no_spark).query(query)) == rows(SparkReader(spark).query(query))
+
+
+def test_what_delta_rs_cannot_read_is_read_through_spark(spark: SparkSession, tmp_path: Path) -> None:
+    reader = LocalReader(lambda: spark)
+    assert rows(reader.query("SELECT 1 + count(*) AS n FROM (VALUES (1)) AS t(a)")) == [{"n": 2}]
+    spark.range(2).write.format("delta").save(str(tmp_path / "t"))
+    table = delta_tables.quoted(str(tmp_path / "t"))
+    spark.sql(f"ALTER TABLE {table} SET TBLPROPERTIES ('delta.enableTypeWidening' = 'true')")
+    spark.sql(f"ALTER TABLE {table} ALTER COLUMN id TYPE DECIMAL(20, 0)")
+    assert rows(reader.query(f"SELECT sum(id) AS n FROM {table}")) == [{"n": 1}]
+
+
+def test_names_of_tables_and_runs_without_a_jvm(spark: SparkSession, settings: Settings) -> None:
+    reader = LocalReader(lambda: spark)
+    captures = settings.captures.table
+    assert reader.identify(captures) == SparkReader(spark).identify(captures)
+    assert not reader.exists(f"{captures}/nothing")
+    assert reader.identify("nowhere").id is None
+    with pytest.raises(ConfigError, match="run nobody does not exist on this captures table; newest: "):
+        require_run(reader, settings, "nobody")

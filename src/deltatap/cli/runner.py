@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -213,15 +214,18 @@ def session(settings: Settings, console: Console) -> SparkSession:
 
 def reader(settings: Settings, console: Console) -> Reader:
     """What reads tables: without a JVM if it can, through Spark on Databricks and for tables elsewhere."""
-    from deltatap.delta.reader import SparkReader  # noqa: PLC0415
+    if not without_jvm():
+        from deltatap.delta.reader import SparkReader  # noqa: PLC0415
 
-    if "DATABRICKS_RUNTIME_VERSION" in os.environ:
         return SparkReader(session(settings, console))
-    try:
-        from deltatap.delta.local import LocalReader  # noqa: PLC0415
-    except ModuleNotFoundError:  # without the extra `local`
-        return SparkReader(session(settings, console))
+    from deltatap.delta.local import LocalReader  # noqa: PLC0415
+
     return LocalReader(lambda: session(settings, console))
+
+
+def without_jvm() -> bool:
+    """Whether local tables can be used without a JVM: not on Databricks, and with the extra ``local``."""
+    return "DATABRICKS_RUNTIME_VERSION" not in os.environ and all(map(find_spec, ("deltalake", "duckdb", "sqlglot")))
 
 
 def _print_version(value: bool) -> None:  # noqa: FBT001 - Typer passes the flag

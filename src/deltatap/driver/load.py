@@ -16,6 +16,7 @@ from pyspark.sql import types as T  # noqa: N812
 from pyspark.sql.pandas.types import from_arrow_type
 
 from deltatap.delta import tables
+from deltatap.delta.identity import local_folder
 from deltatap.driver.reading import prompt_rows
 from deltatap.driver.source import column_of, wrong_columns
 from deltatap.errors import ConfigError, one_line
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
     from deltatap.config import Settings
+    from deltatap.delta.local import LocalReader
     from deltatap.prompt_files import PromptFile
 
 
@@ -72,6 +74,69 @@ def load(
     Raises:
         ConfigError: if the file cannot be read, or its columns do not fit the table.
     """
+    found = _checked(settings, path, named, replace=replace)
+    frame = spark.createDataFrame(found.rows, _spark_schema(path, found.rows))
+    known = _known(spark, found.table, frame)
+    try:
+        _write(frame, found.table, replace=replace and known > 0)
+    except Exception as error:
+        raise found.refused(one_line(error)) from error
+    return found.loaded(known)
+
+
+def load_locally(settings: Settings, path: Path, *, named: Mapping[str, str] | None = None) -> Loaded | None:
+    """The same without a JVM, for prompts tables on this machine. None if Spark has to load the file.
+
+    Raises:
+        ConfigError: as above.
+    """
+    from deltatap.delta.append import NotAppendableError, append  # noqa: PLC0415 - an extra, as deltatap.delta.local
+    from deltatap.delta.local import LocalReader, UnreadableError  # noqa: PLC0415
+
+    folder = local_folder(settings.prompts.table or "")
+    if folder is None:
+        return None
+
+    def no_spark() -> SparkSession:
+        raise UnreadableError
+
+    found = _checked(settings, path, named)
+    try:
+        known = _known_locally(LocalReader(no_spark), found)
+        append(folder, found.rows)
+    except (UnreadableError, NotAppendableError):
+        return None
+    except ValueError as error:
+        raise found.refused(one_line(error)) from error
+    return found.loaded(known)
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """A file whose columns are right.
+
+    Attributes:
+        path: the file.
+        table: the prompts table.
+        rows: to load.
+        bad: as in :class:`Loaded`.
+        unused: as in :class:`Loaded`.
+    """
+
+    path: Path
+    table: str
+    rows: pa.Table
+    bad: list[str]
+    unused: tuple[str, ...]
+
+    def loaded(self, known: int) -> Loaded:
+        return Loaded(self.rows.num_rows, self.bad, known, "request_id" in self.rows.schema.names, self.unused)
+
+    def refused(self, why: str) -> ConfigError:
+        return ConfigError([f"prompts.table: {self.table}: cannot load {self.path}: {why}"])
+
+
+def _checked(settings: Settings, path: Path, named: Mapping[str, str] | None, *, replace: bool = False) -> _Checked:
     table = settings.prompts.table
     if table is None:
         raise ConfigError(["prompts.table: expected the table to load into, found prompts.sql"])
@@ -80,19 +145,25 @@ def load(
     if replace and "request_id" not in names:
         raise ConfigError([f"{path}: --replace: expected a column request_id, found {', '.join(names)}"])
     rows = _one_per_id(read.rows) if replace else read.rows
-    frame = spark.createDataFrame(rows, _spark_schema(path, rows))
-    fields = {field.name: field.dataType for field in frame.schema.fields}
+    fields = {field.name: field.dataType for field in _spark_schema(path, rows).fields}
     if problems := list(wrong_columns(fields, templates, names)):
         how = [] if {"prompt", "messages"} & {*fields, *templates} else ["name it with --prompt-column"]
         raise ConfigError([f"{path}: {'; '.join([problem, *how])}" for problem in problems])
-    known, bad = _known(spark, table, frame), list(_bad(read, settings))
-    try:
-        _write(frame, table, replace=replace and known > 0)
-    except Exception as error:
-        raise ConfigError([f"prompts.table: {table}: cannot load {path}: {one_line(error)}"]) from error
     templated = [column for template in templates.values() for column in template.columns]
     rest = unused(names, [*settings.prompts.keep, *templated])
-    return Loaded(rows.num_rows, bad, known, "request_id" in names, tuple(rest))
+    return _Checked(path, table, rows, list(_bad(read, settings)), tuple(rest))
+
+
+def _known_locally(reader: LocalReader, found: _Checked) -> int:
+    """How many request ids of the file are in the table."""
+    if "request_id" not in found.rows.schema.names or not reader.exists(found.table):
+        return 0
+    columns = reader.query(f"SELECT * FROM {tables.quoted(found.table)} LIMIT 0").column_names
+    column = find("request_id", columns)
+    if column is None:
+        return 0
+    ids = f"SELECT DISTINCT CAST({tables.backticked(column)} AS STRING) AS id FROM {tables.quoted(found.table)}"
+    return len(set(found.rows["request_id"].to_pylist()) & set(reader.query(ids)["id"].to_pylist()) - {None})
 
 
 def _known(spark: SparkSession, table: str, frame: DataFrame) -> int:

@@ -1,0 +1,99 @@
+"""Appends rows to a local Delta table without a JVM, and makes sure that the commit stays.
+
+On a local disk, Spark checks whether its next commit exists, and then renames its file to that name. If delta-rs
+commits in between, Spark replaces the commit of delta-rs; the reverse cannot happen. So this module waits until Spark
+can no longer replace its commit, and appends again if the commit is gone.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from deltalake import CommitProperties, DeltaTable, write_deltalake
+from deltalake.exceptions import DeltaError
+
+from deltatap.prompt_columns import find
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Between Spark's check and its rename are milliseconds.
+SETTLED_S = 0.5
+_TRIES = 20
+_MARK = "deltatap.append"
+# Spark refuses other names.
+_NAME = re.compile(r"[^ ,;{}()\n\t=]+")
+
+
+class NotAppendableError(Exception):
+    """Delta-rs cannot append these rows, and has written nothing."""
+
+
+def append(folder: str, rows: pa.Table, wait: Callable[[float], None] = time.sleep) -> None:
+    """Append rows in one commit. The table is created if it does not exist, and gains columns that it lacks.
+
+    Args:
+        folder: of the table.
+        rows: columns of simple types.
+        wait: as ``time.sleep``.
+
+    Raises:
+        NotAppendableError: if the table or a type needs Spark. Nothing was written.
+        ValueError: if a value does not fit the type of the table's column. Nothing was written.
+    """
+    if not all(_NAME.fullmatch(each.name) and _is_simple(each.type) for each in rows.schema):
+        raise NotAppendableError
+    for _ in range(_TRIES):
+        mark = uuid.uuid4().hex
+        try:
+            version, fitting = _fitting(folder, rows)
+        except DeltaError as error:
+            raise NotAppendableError from error
+        properties = CommitProperties(custom_metadata={_MARK: mark})
+        try:
+            write_deltalake(folder, fitting, mode="append", schema_mode="merge", commit_properties=properties)
+        except DeltaError as error:
+            # It can also fail after the commit, when it writes a checkpoint.
+            if not _is_committed(folder, version, mark):
+                raise NotAppendableError from error
+        wait(SETTLED_S)
+        if _is_committed(folder, version, mark):
+            return
+    raise NotAppendableError
+
+
+def _fitting(folder: str, rows: pa.Table) -> tuple[int, pa.Table]:
+    """The table's version, and the rows with its spelling and types of columns."""
+    if not DeltaTable.is_deltatable(folder):
+        return -1, rows
+    table = DeltaTable(folder)
+    fields = {each.name: each for each in pa.schema(table.schema())}
+    for at, column in enumerate(rows.schema.names):
+        name = find(column, list(fields))
+        if name is not None:
+            if not _is_simple(fields[name].type):
+                raise NotAppendableError
+            try:
+                values = pc.cast(rows[column], fields[name].type)
+            except pa.ArrowInvalid as error:
+                raise ValueError(f"column {name}: {error}") from error
+            rows = rows.set_column(at, name, values)
+    return table.version(), rows
+
+
+def _is_simple(type_: pa.DataType) -> bool:
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_signed_integer)
+    return any(is_kind(type_) for is_kind in (*kinds, pa.types.is_boolean, pa.types.is_float64))
+
+
+def _is_committed(folder: str, version: int, mark: str) -> bool:
+    """Whether a commit after this version has the mark."""
+    log = Path(folder) / "_delta_log"
+    newer = (path for path in log.glob("*.json") if path.stem.isdecimal() and int(path.stem) > version)
+    return any(mark in path.read_text(encoding="utf-8") for path in newer)
