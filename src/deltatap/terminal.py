@@ -6,6 +6,7 @@ Lays out rows. ``analysis`` reads and computes them.
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -22,12 +23,21 @@ if TYPE_CHECKING:
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _WIDTH = 50
-_LABELS = {metric.name: metric.label for metric in METRICS}
+# A generated run id fits into two lines of this width.
+_HALF_ID = 11
+_METRICS = {metric.name: metric for metric in METRICS}
 
 
 def plain_console() -> Console:
     """A console that prints text as it is: names and messages can look like rich's markup."""
     return Console(markup=False, emoji=False, highlight=False)
+
+
+def money(usd: float) -> str:
+    """An amount with four decimals; a small amount with three digits, without zeros at the end."""
+    decimals = 4 if usd == 0 else max(4, 2 - math.floor(math.log10(abs(usd))))
+    whole, _, fraction = f"{usd:,.{decimals}f}".partition(".")
+    return f"{whole}.{fraction.rstrip('0'):0<4}"
 
 
 def show_runs(console: Console, runs: Sequence[Mapping[str, Any]]) -> None:
@@ -45,7 +55,7 @@ def show_runs(console: Console, runs: Sequence[Mapping[str, Any]]) -> None:
             f"{row['started_at']:%Y-%m-%d %H:%M}",
             "" if row["completed"] is None else f"{row['completed']:,}/{row['owed'] or 0:,}",
             *("" if row[name] is None else f"{row[name]:,}" for name in ("interrupted", "failed")),
-            "" if row["cost_usd"] is None else f"{row['cost_usd']:,.4f}",
+            "" if row["cost_usd"] is None else money(row["cost_usd"]),
         )
     console.print(table)
     for row in runs:
@@ -83,7 +93,7 @@ def show_summary(
     if quantiles.row_count:
         console.print(quantiles)
     _show_late(console, times)
-    cost = "no price" if run["cost_usd"] is None else f"${run['cost_usd']:,.4f}"
+    cost = "no price" if run["cost_usd"] is None else f"${money(run['cost_usd'])}"
     tokens = f"{run['input_tokens']:,} input tokens, {run['output_tokens']:,} output tokens"
     _line(console, f"{run['requests']:,} calls, {tokens}, {cost}")
 
@@ -116,7 +126,7 @@ def show_capture(console: Console, row: Mapping[str, Any]) -> None:
         source = "reported" if row["usage_reported"] else "counted by tiktoken"
         facts.append(f"{usage['input_tokens']:,} input + {usage['output_tokens']:,} output tokens ({source})")
     if row["cost_usd"] is not None:
-        facts.append(f"${row['cost_usd']:,.6f}")
+        facts.append(f"${money(row['cost_usd'])}")
     _line(console, ", ".join(facts))
     for choice in row["choices"] or ():
         for name in ("reasoning", "refusal", "tool_calls", "text"):
@@ -187,28 +197,28 @@ def _why_none(row: Mapping[str, Any]) -> str:
 def show_comparison(
     console: Console, first: str, second: str, differences: Mapping[tuple[str, str, str], Difference]
 ) -> None:
-    """Print the differences between two runs. A difference whose interval excludes zero is bold."""
+    """Print the differences between two runs. A difference whose interval excludes zero has a mark."""
     if not differences:
         console.print("nothing to compare: there is no mode in which both runs completed a request")
         return
-    console.print(f"first: {first}\nsecond: {second}", markup=False, highlight=False)
     for mode in dict.fromkeys(mode for mode, _, _ in differences):
-        table = Table(title=f"{mode}: second minus first", title_justify="left", title_style="bold")
-        table.add_column("metric")
-        for name in ("first", "second", "difference", "95 % interval"):
+        table = Table(title=mode, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
+        table.add_column("metric", no_wrap=True)
+        for name in (first, second):
+            table.add_column(name, justify="right", overflow="fold", min_width=_HALF_ID)
+        for name in ("difference", "95 % interval"):
             table.add_column(name, justify="right", no_wrap=True)
         for (of_mode, name, quantile), found in differences.items():
             if of_mode == mode:
                 table.add_row(
-                    f"{_LABELS[name]} {quantile}",
+                    f"{_METRICS[name].label} {quantile}, {_METRICS[name].unit}",
                     f"{found.first:,.1f}",
                     f"{found.second:,.1f}",
-                    f"{found.value:+,.1f}",
+                    f"{'* ' if found.clear else ''}{found.value:+,.1f}",
                     _interval(found.low, found.high, signed=True),
-                    style="bold" if found.clear else None,
                 )
         console.print(table)
-    console.print("times in ms; bold: the interval excludes zero", style="dim")
+    _line(console, f"difference: {second} minus {first}; *: its interval excludes zero", style="dim")
 
 
 def _interval(low: float | None, high: float | None, *, signed: bool = False) -> str:

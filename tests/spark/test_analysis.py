@@ -292,5 +292,5 @@ def test_two_real_runs_are_analyzed_compared_and_printed(
     printed = out.getvalue()
     for expected in (*runs, "time to first token", streamed["text"].split()[0], "│", "TTFT p50", "excludes zero"):
         assert expected in printed
-    with pytest.raises(ConfigError, match="no row with request_id nobody"):
+    with pytest.raises(ConfigError, match=r"no row with request_id nobody$"):
         newest_capture(SparkReader(spark), settings, "nobody", None)

@@ -91,7 +91,7 @@ def test_a_capture_shows_outcome_chunks_times_and_text_literally() -> None:
     ):
         assert line in text.splitlines()
     times, usage = "TTFT 500.0 ms, end to end 1,200.0 ms, loop lag 0.5 ms", "3 input + 2 output tokens"
-    assert f"{times}, {usage} (counted by tiktoken), $0.250000" in text.splitlines()
+    assert f"{times}, {usage} (counted by tiktoken), $0.2500" in text.splitlines()
     assert "2 chunks in 1.00 s" in text, "the role is not output"
 
 
@@ -134,11 +134,20 @@ def test_metrics_without_values_say_why(late: int, why: str) -> None:
 def test_comparison_shows_signed_differences_by_mode() -> None:
     found = {("stream", "ttft_ms", "p50"): Difference(100.0, 130.0, 20.0, 40.0),
              ("complete", "e2e_ms", "p95"): Difference(1.0, 1.0, None, None)}  # fmt: skip
-    text = printed(terminal.show_comparison, "a", "b", found)
-    assert "stream: second minus first" in text
-    assert "+20.0 to +40.0" in text
-    assert "E2E p95" in text
+    lines = [line.split() for line in printed(terminal.show_comparison, "a", "b", found, width=80).splitlines()]
+    assert ["metric", "a", "b", "difference", "95", "%", "interval"] in lines
+    assert ["TTFT", "p50,", "ms", "100.0", "130.0", "*", "+30.0", "+20.0", "to", "+40.0"] in lines
+    assert ["E2E", "p95,", "ms", "1.0", "1.0", "+0.0"] in lines
+    assert lines[-1] == ["difference:", "b", "minus", "a;", "*:", "its", "interval", "excludes", "zero"]
     assert "nothing to compare" in printed(terminal.show_comparison, "a", "b", {})
+
+
+@pytest.mark.parametrize(
+    ("usd", "shown"),
+    [(0, "0.0000"), (1234.5, "1,234.5000"), (0.01774, "0.0177"), (0.0003, "0.0003"), (0.000012345, "0.0000123")],
+)
+def test_small_amounts_of_money_have_three_digits(usd: float, shown: str) -> None:
+    assert terminal.money(usd) == shown
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1), st.integers(1, 80))

@@ -5,6 +5,7 @@ Returns rows. ``terminal.py`` and the report lay them out.
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING, Any
 
 from deltatap.analysis.metrics import kinds_sql
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from deltatap.delta.reader import Reader
 
     Row = dict[str, Any]
+
+
+# How many request ids are compared with one that does not exist.
+_IDS = 100_000
 
 
 def require_table(reader: Reader, name: str, table: str) -> None:
@@ -69,8 +74,11 @@ def newest_capture(reader: Reader, settings: Settings, request_id: str, run_id: 
     found = rows(reader.query(f"SELECT * FROM {tables.quoted(settings.captures.table)} WHERE {where}"))
     newest = {row["mode"]: row for row in sorted(found, key=age)}
     if not newest:
-        where = f" in run {run_id}" if run_id else ""
-        raise ConfigError([f"captures.table: {settings.captures.table}: no row with request_id {request_id}{where}"])
+        table, place = settings.captures.table, f" in run {run_id}" if run_id else ""
+        ids = rows(reader.query(f"SELECT DISTINCT request_id FROM {tables.quoted(table)} LIMIT {_IDS}"))
+        near = difflib.get_close_matches(request_id, [row["request_id"] for row in ids])
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        raise ConfigError([f"captures.table: {table}: no row with request_id {request_id}{place}{hint}"])
     return [newest[mode] for mode in sorted(newest, reverse=True)]
 
 

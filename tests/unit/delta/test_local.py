@@ -1,0 +1,100 @@
+"""Queries in Spark's SQL that DuckDB runs, and the commands that use them, without a JVM and without pyspark."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pytest
+from deltalake import write_deltalake
+
+from deltatap.delta import columns
+from deltatap.delta.local import LocalReader, UnreadableError, translated
+from deltatap.delta.reader import rows
+from deltatap.delta.tables import literal, quoted
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deltatap.delta.columns import Column
+
+AT = datetime(2026, 11, 21, 6, 30, tzinfo=UTC)
+# Runs the command line in a process where nothing can import pyspark.
+WITHOUT = "import sys; sys.modules['pyspark'] = None; from deltatap.cli import app; app()"
+
+
+def no_spark() -> Any:
+    raise AssertionError("Spark was started")
+
+
+def query(table: Path, sql: str) -> list[dict[str, Any]]:
+    return rows(LocalReader(no_spark).query(sql.format(t=quoted(str(table)))))
+
+
+def write(table: Path, declared: tuple[Column, ...], *given: dict[str, Any]) -> None:
+    schema = pa.schema([(column.name, column.type) for column in declared])
+    write_deltalake(table, pa.Table.from_pylist(list(given), schema))
+
+
+def test_functions_mean_what_they_mean_in_spark(tmp_path: Path) -> None:
+    write_deltalake(tmp_path / "t", pa.table({"x": [1.0, 2.0, 4.0, None], "a": [[1], [2, 3], [], None]}))
+    found = query(
+        tmp_path / "t",
+        """SELECT percentile(x, 0.5) AS p, percentile(x, array(0.25, 0.75)) AS q, percentile_approx(x, 0.6) AS d,
+          collect_list(CASE WHEN x > 9 THEN x END) AS none, count_if(x > 1) AS counted, sum(size(a)) AS total,
+          timestamp_seconds(any_value(7)) AS moment FROM {t}""",
+    )
+    assert found == [
+        {"p": 2.0, "q": [1.5, 3.0], "d": 2.0, "none": [], "counted": 2, "total": 3,
+         "moment": datetime(1970, 1, 1, 0, 0, 7, tzinfo=UTC)},
+    ]  # fmt: skip
+    assert query(tmp_path / "t", "SELECT get(a, 0) AS first, get(a, -1) AS none, get(a, 5) AS beyond FROM {t} WHERE x = 2") == [
+        {"first": 2, "none": None, "beyond": None}
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", ["plain", "it's", "${spark.x} \\ größe 🙂"])
+def test_text_stays_as_it_is(tmp_path: Path, text: str) -> None:
+    write_deltalake(tmp_path / "it's", pa.table({"x": [text, "other"]}))
+    table = quoted(str(tmp_path / "it's"))
+    sql = f"SELECT x FROM {table} WHERE x = {literal(text)}"
+    assert rows(LocalReader(no_spark).query(sql)) == [{"x": text}]
+
+
+def test_tables_of_a_catalog_and_of_a_cloud_are_not_read() -> None:
+    for table in ("main.llm.captures", "delta.`s3://bucket/captures`"):
+        with pytest.raises(UnreadableError):
+            translated(f"SELECT * FROM {table}", LocalReader(no_spark)._open)
+    assert translated("WITH a AS (SELECT 1 AS x) SELECT x FROM a", str) == "WITH a AS (SELECT 1 AS x) SELECT x FROM a"
+
+
+def test_the_command_line_shows_runs_and_requests_without_pyspark(tmp_path: Path) -> None:
+    write(
+        tmp_path / "runs", columns.RUNS,
+        {"run_id": "20261121T063000-abc123", "status": "completed", "started_at": AT, "heartbeat_at": AT, "completed": 1,
+         "owed": 1, "cost_usd": 0.0003, "captures": str(tmp_path / "captures")},
+    )  # fmt: skip
+    write(
+        tmp_path / "captures", columns.CAPTURES,
+        {"run_id": "20261121T063000-abc123", "request_id": "r-1", "mode": "stream", "status": "completed",
+         "finish_reason": "stop", "request_model": "m", "finished_at": AT, "text": "Hi", "chunks": [], "retries": []},
+    )  # fmt: skip
+
+    def run(*words: str) -> tuple[int, str]:
+        tables = [word for name in ("captures", "runs") for word in ("--set", f"{name}.table={tmp_path / name}")]
+        (tmp_path / "c.yml").touch()
+        command = [sys.executable, "-c", WITHOUT, *words, "--config", str(tmp_path / "c.yml"), *tables]
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert ended.stderr == ""
+        return ended.returncode, ended.stdout
+
+    code, output = run("runs")
+    assert (code, output.splitlines()[1].split()[:2]) == (0, ["20261121T063000-abc123", "completed"])
+    assert output.rstrip().endswith("0.0003")
+    code, output = run("show", "r-1")
+    assert (code, output.splitlines()[0]) == (0, "r-1  stream  completed (stop)  m  run 20261121T063000-abc123")
+    code, output = run("show", "r-2")
+    assert (code, output.partition(": no row ")[2]) == (2, "with request_id r-2; did you mean r-1?\n")
