@@ -27,6 +27,17 @@ QUICK_QUERIES = {
 }
 
 
+@pytest.fixture(scope="session", autouse=True)
+def quick_jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The same options for the Spark of jobs in processes of their own, as defaults."""
+    folder = tmp_path_factory.mktemp("spark-conf")
+    lines = "".join(f"{key} {value}\n" for key, value in QUICK_QUERIES.items() if "shuffle" not in key)
+    (folder / "spark-defaults.conf").write_text(lines, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SPARK_CONF_DIR", str(folder))
+        yield
+
+
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     warehouse = tmp_path_factory.mktemp("warehouse")
