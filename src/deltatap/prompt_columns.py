@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 TEXTS = ("request_id", "prompt", "system", "model")
 COLUMNS = (*TEXTS, "messages", "params")
 # Names that other tools use for these columns.
-_OTHERS = {
+_ALIASES = {
     "request_id": ("id", "custom_id", "uuid", "key"),
     "prompt": ("text", "question", "input", "content", "query", "instruction"),
     "messages": ("conversation", "chat"),
     "system": ("instructions", "system_message"),
     "params": ("parameters", "options", "body"),
 }
-_ALIKE = 0.8
+_SIMILARITY = 0.8
 
 
 def find(name: str, columns: Sequence[str]) -> str | None:
@@ -40,20 +40,26 @@ def find(name: str, columns: Sequence[str]) -> str | None:
 def similar(name: str, columns: Iterable[str]) -> str | None:
     """The column whose name is most like this one; None if none is alike."""
     plain = {_plain(column): column for column in columns}
-    near = difflib.get_close_matches(_plain(name), plain, 1, _ALIKE)
+    near = difflib.get_close_matches(_plain(name), plain, 1, _SIMILARITY)
     return plain[near[0]] if near else None
 
 
+def did_you_mean(*near: str | None) -> str:
+    """The end of a message that names what may be meant, if anything."""
+    names = ", ".join(name for name in near if name)
+    return f"; did you mean {names}?" if names else ""
+
+
 def near_misses(columns: Sequence[str]) -> list[tuple[str, str]]:
-    """Columns that deltatap does not use, each with the missing column that it may be meant for."""
+    """Unused columns that may be misspelled, each with the column that it may stand for."""
     present = {column.lower() for column in columns}
     unused = [column for column in columns if column.lower() not in COLUMNS]
     found = []
     for name in COLUMNS:
         if name in present or (name in ("prompt", "messages") and present & {"prompt", "messages"}):
             continue
-        others = _OTHERS.get(name, ())
-        near = similar(name, unused) or next((column for column in unused if column.lower() in others), None)
+        aliases = _ALIASES.get(name, ())
+        near = similar(name, unused) or next((column for column in unused if column.lower() in aliases), None)
         if near is not None:
             found.append((near, name))
     return found

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from deltatap.api.registry import specification, specifications
 from deltatap.errors import ConfigError, one_line
-from deltatap.prompt_columns import COLUMNS, TEXTS, find, similar
+from deltatap.prompt_columns import COLUMNS, TEXTS, did_you_mean, find, similar
 from deltatap.prompts import OURS
 
 if TYPE_CHECKING:
@@ -127,8 +127,7 @@ def _renamed(found: pa.Table, named: Mapping[str, str]) -> pa.Table:
         option = f"--{'id' if target == 'request_id' else target}-column {given}"
         column = find(given, names)
         if column is None:
-            near = similar(given, names)
-            hint = f"; did you mean {near}?" if near else ""
+            hint = did_you_mean(similar(given, names))
             raise _WrongFileError([f"{option}: expected one of the columns {', '.join(names)}{hint}"])
         if column.lower() != target and find(target, names) is not None:
             raise _WrongFileError([f"{option}: the file also has a column {target}"])

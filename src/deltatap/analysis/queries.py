@@ -13,6 +13,7 @@ from deltatap.analysis.sql import in_runs
 from deltatap.delta import tables
 from deltatap.delta.reader import identify_captures, rows
 from deltatap.errors import ConfigError
+from deltatap.prompt_columns import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -76,8 +77,7 @@ def newest_capture(reader: Reader, settings: Settings, request_id: str, run_id: 
     if not newest:
         table, place = settings.captures.table, f" in run {run_id}" if run_id else ""
         ids = rows(reader.query(f"SELECT DISTINCT request_id FROM {tables.quoted(table)} LIMIT {_IDS}"))
-        near = difflib.get_close_matches(request_id, [row["request_id"] for row in ids])
-        hint = f"; did you mean {', '.join(near)}?" if near else ""
+        hint = did_you_mean(*difflib.get_close_matches(request_id, [row["request_id"] for row in ids]))
         raise ConfigError([f"captures.table: {table}: no row with request_id {request_id}{place}{hint}"])
     return [newest[mode] for mode in sorted(newest, reverse=True)]
 

@@ -64,14 +64,16 @@ def take_over(spark: SparkSession, settings: Settings, run_id: str, found: DataF
     Returns:
         The number of rows.
     """
-    owed = found.where("body IS NOT NULL").join(earlier, list(_KEY))
     retries = columns.spark_schema(columns.OWED)["retries"].dataType
+    owed = found.where("body IS NOT NULL").join(earlier, list(_KEY))
+    owed = owed.withColumn("retries", F.coalesce("retries", F.array().cast(retries)))
     values = {
         **{name: F.col(f"answer.{name}") for name in columns.ANSWER},
         **{name: F.col(name) for name in ("request_id", "request_hash", "source_hash", "mode", "keep")},
         "run_id": F.lit(run_id),
         "status": F.lit("completed"),
-        "retries": F.coalesce("retries", F.array().cast(retries)),
+        "retries": F.col("retries"),
+        "chunks": F.array(),
         # An answer has no cost if its model has no price.
         "cost_usd": F.expr(f"IF(answer.cost_usd IS NULL, NULL, CAST({EARLIER_USD} AS DOUBLE))"),
         "endpoint": F.lit(settings.endpoint.label),
@@ -79,16 +81,8 @@ def take_over(spark: SparkSession, settings: Settings, run_id: str, found: DataF
         "request_model": F.col("model"),
         "reused_from": F.col("answer.origin"),
     }
-    nothing = {"chunks": F.array()}
     fields = columns.spark_schema(columns.CAPTURES).fields
-    rows = owed.withColumn("retries", values.pop("retries")).select(
-        *(
-            (F.col("retries") if each.name == "retries" else values.get(each.name, nothing.get(each.name, F.lit(None))))
-            .cast(each.dataType)
-            .alias(each.name)
-            for each in fields
-        )
-    )
+    rows = owed.select(*(values.get(each.name, F.lit(None)).cast(each.dataType).alias(each.name) for each in fields))
     view = f"deltatap_{uuid.uuid4().hex}"
     rows.createOrReplaceTempView(view)
     try:

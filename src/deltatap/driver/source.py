@@ -13,7 +13,7 @@ from pyspark.sql import types as T  # noqa: N812
 
 from deltatap.delta import tables
 from deltatap.errors import ConfigError, one_line
-from deltatap.prompt_columns import COLUMNS, TEXTS, find, near_misses, similar
+from deltatap.prompt_columns import COLUMNS, TEXTS, did_you_mean, find, near_misses, similar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -50,8 +50,7 @@ def source(spark: SparkSession, settings: Settings) -> DataFrame:
             problems.append(f"{where}{error}")
             return None
         if column is None and where:
-            near = similar(name, frame.columns)
-            problems.append(f"{where}column {name} does not exist{f'; did you mean {near}?' if near else ''}")
+            problems.append(f"{where}column {name} does not exist{did_you_mean(similar(name, frame.columns))}")
         return column
 
     ours = {name: column for name in COLUMNS if name not in templates and (column := found(name)) is not None}
@@ -126,8 +125,7 @@ def wrong_columns(
             expected = "STRING or an integer" if name == "request_id" else "STRING"
             yield f"column {name}: expected {expected}, found {_sql_name(fields[name])}; cast it with prompts.sql"
     if not {"prompt", "messages"} & {*fields, *templates}:
-        near = similar("prompt", columns) or similar("messages", columns)
-        hint = f"; did you mean {near}?" if near else ""
+        hint = did_you_mean(similar("prompt", columns) or similar("messages", columns))
         yield f"expected a column prompt or messages, found {', '.join(columns or fields) or 'no columns'}{hint}"
     if "messages" in fields and not _is_messages(fields["messages"]):
         yield (
@@ -158,7 +156,8 @@ def _readable(column: str, type_: T.DataType, name: str | None = None) -> Column
         return selected.cast(T.StringType())
     if _has(type_, (T.VariantType, *_INTERVALS)):
         return _converted(selected, type_)
-    return selected.cast(_plain(type_)) if _is_collated(type_) else selected
+    plain = _without_collations(type_)
+    return selected if plain == type_ else selected.cast(plain)
 
 
 def _converted(value: Column, type_: T.DataType) -> Column:
@@ -168,7 +167,7 @@ def _converted(value: Column, type_: T.DataType) -> Column:
     and write NaN as text.
     """
     if not _has(type_, (T.VariantType, *_INTERVALS)):
-        return value.cast(_plain(type_))
+        return value.cast(_without_collations(type_))
     if isinstance(type_, T.ArrayType):
         item = type_.elementType
         return F.transform(value, lambda each: _converted(each, item))
@@ -185,20 +184,19 @@ def _converted(value: Column, type_: T.DataType) -> Column:
     return F.when(value.isNotNull(), F.struct(F.to_json(value).alias(JSON)))
 
 
-def _is_collated(type_: T.DataType) -> bool:
-    return type_ != _plain(type_)
-
-
-def _plain(type_: T.DataType) -> T.DataType:
-    """The type without collations."""
+def _without_collations(type_: T.DataType) -> T.DataType:
     if isinstance(type_, T.StringType):
         return T.StringType()
     if isinstance(type_, T.ArrayType):
-        return T.ArrayType(_plain(type_.elementType), type_.containsNull)
+        return T.ArrayType(_without_collations(type_.elementType), type_.containsNull)
     if isinstance(type_, T.MapType):
-        return T.MapType(_plain(type_.keyType), _plain(type_.valueType), type_.valueContainsNull)
+        return T.MapType(
+            _without_collations(type_.keyType), _without_collations(type_.valueType), type_.valueContainsNull
+        )
     if isinstance(type_, T.StructType):
-        return T.StructType([T.StructField(each.name, _plain(each.dataType), each.nullable) for each in type_.fields])
+        return T.StructType(
+            [T.StructField(each.name, _without_collations(each.dataType), each.nullable) for each in type_.fields]
+        )
     return type_
 
 
