@@ -72,6 +72,22 @@ def test_commands_share_config_and_set(name: str) -> None:
     assert {"--config", "-c", "--set"} <= options
 
 
+def test_without_a_configuration_file_the_defaults_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Settings] = []
+    monkeypatch.chdir(tmp_path)
+    default = Path("conf/local.yml")
+
+    def work(settings: Settings, _: Console) -> int:
+        seen.append(settings)
+        return 0
+
+    assert cli.run(work, default, ("capture.limit=3",)) == 0
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/prices.yml").write_text("{}", encoding="utf-8")
+    assert cli.run(work, default) == 0
+    assert [(each.capture.limit, each.prices) for each in seen] == [(3, None), (None, "conf/prices.yml")]
+
+
 def test_help_and_version_import_no_heavy_package() -> None:
     heavy = "{'numpy', 'pandas', 'pyarrow', 'pydantic', 'pyspark', 'tiktoken', 'openai', 'yaml'}"
     code = f"import sys, deltatap.cli; print(sorted({heavy} & sys.modules.keys()))"

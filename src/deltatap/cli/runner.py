@@ -84,8 +84,9 @@ _SET = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: a.b=c. An empty value unsets it: a.b="),
 ]
+_DEFAULT, _PRICES = Path("conf/local.yml"), Path("conf/prices.yml")
 _COMMON = (
-    inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=Path("conf/local.yml"), annotation=_CONFIG),
+    inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=_DEFAULT, annotation=_CONFIG),
     inspect.Parameter("overrides", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_SET),
 )
 _HINTS: dict[Callable[..., int], str] = {}
@@ -161,7 +162,10 @@ def run(work: Callable[..., int], config: Path, overrides: list[str] | tuple[str
     def with_settings() -> int:
         from deltatap.config import load_settings  # noqa: PLC0415
 
-        return work(load_settings(config, overrides), console, **options)
+        # Outside a checkout, the defaults apply, which are those of conf/local.yml.
+        defaults = {} if _PRICES.exists() else {"prices": None}
+        source = defaults if config == _DEFAULT and not config.exists() else config
+        return work(load_settings(source, overrides), console, **options)
 
     return guarded(console, with_settings, _HINTS.get(work, ""))
 
