@@ -6,6 +6,7 @@ cannot read, is read through Spark.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,10 @@ class LocalReader:
     def exists(self, table: str) -> bool:
         """Whether a Delta table exists."""
         folder = local_folder(table)
-        return self._spark.exists(table) if folder is None else DeltaTable.is_deltatable(folder)
+        if folder is not None:
+            with suppress(DeltaError, OSError):
+                return DeltaTable.is_deltatable(folder)
+        return self._spark.exists(table)
 
     def identify(self, table: str) -> Identity:
         """The table of this name; without id and location if it does not exist."""
@@ -74,7 +78,7 @@ class LocalReader:
         """The result of a query."""
         try:
             found = self._duckdb.sql(translated(sql, self._open)).to_arrow_table()
-        except UnreadableError:
+        except (UnreadableError, duckdb.Error):  # Spark says best what is wrong with a file
             return self._spark.query(sql)
         # A sum of integers is a BIGINT in Spark, and DECIMAL(38, 0) here.
         types = [

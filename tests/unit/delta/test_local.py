@@ -64,6 +64,17 @@ def test_text_stays_as_it_is(tmp_path: Path, text: str) -> None:
     assert rows(LocalReader(no_spark).query(sql)) == [{"x": text}]
 
 
+def test_spark_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
+    write_deltalake(tmp_path / "t", pa.table({"x": [1]}))
+    (data,) = (tmp_path / "t").glob("*.parquet")
+    data.write_bytes(b"PAR1")
+    (tmp_path / "file").touch()
+    with pytest.raises(AssertionError, match="Spark was started"):
+        query(tmp_path / "t", "SELECT * FROM {t}")
+    with pytest.raises(AssertionError, match="Spark was started"):
+        LocalReader(no_spark).exists(str(tmp_path / "file"))
+
+
 def test_tables_of_a_catalog_and_of_a_cloud_are_not_read() -> None:
     for table in ("main.llm.captures", "delta.`s3://bucket/captures`"):
         with pytest.raises(UnreadableError):
