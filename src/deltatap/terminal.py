@@ -95,7 +95,7 @@ def show_summary(
     _show_late(console, times)
     cost = "no price" if run["cost_usd"] is None else f"${money(run['cost_usd'])}"
     tokens = f"{run['input_tokens']:,} input tokens, {run['output_tokens']:,} output tokens"
-    _line(console, f"{run['requests']:,} calls, {tokens}, {cost}")
+    _line(console, f"{run['requests']:,} call{'s' * (run['requests'] != 1)}, {tokens}, {cost}")
 
 
 def _show_late(console: Console, times: Sequence[Mapping[str, Any]]) -> None:
@@ -113,7 +113,8 @@ def show_capture(console: Console, row: Mapping[str, Any]) -> None:
     outcome = f"  {row['mode']}  {row['status']} ({why})  {model}  run {row['run_id']}"
     console.print(Text.assemble((row["request_id"], "bold"), outcome), soft_wrap=True)
     if error:
-        _line(console, f"{error['type']} {error['code'] or ''}: {error['message'] or ''}", style="red")
+        kind = " ".join(filter(None, (error["type"], error["code"])))
+        _line(console, f"{kind}: {error['message'] or ''}", style="red")
     if "reused_from" in row and (reused := row["reused_from"]):  # tables of older versions lack the column
         _line(console, f"the answer of request {reused['request_id']} in run {reused['run_id']}, reused without a call")
     for at, call in enumerate(row["retries"] or (), 1):

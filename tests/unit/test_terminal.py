@@ -85,7 +85,7 @@ def test_a_capture_shows_outcome_chunks_times_and_text_literally() -> None:
     text = printed(terminal.show_capture, CAPTURE)
     for line in (
         "q[1]  stream  interrupted (connection)  m  run r1",
-        "connection : reset [by peer]",
+        "connection: reset [by peer]",
         "call 1: rate_limit, 0 characters received",
         "[bold]Hi",
     ):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from deltatap.analysis.metrics import kinds_sql
 from deltatap.analysis.sql import in_runs
 from deltatap.delta import tables
+from deltatap.delta.prepare import remembered_runs
 from deltatap.delta.reader import identify_captures, rows
 from deltatap.errors import ConfigError
 from deltatap.prompt_columns import did_you_mean
@@ -50,6 +51,13 @@ def newest_runs(reader: Reader, settings: Settings, limit: int) -> list[Row]:
     return rows(reader.query(f"SELECT * FROM {runs} ORDER BY started_at DESC, run_id LIMIT {limit}"))
 
 
+def why_no_runs(reader: Reader, settings: Settings) -> str:
+    """Why there are no runs to list: a captures table remembers the runs table that its runs are in."""
+    why = f"there are no runs on captures table {settings.captures.table} in runs table {settings.runs.table}"
+    where = remembered_runs(reader.identify(settings.captures.table))
+    return f"{why}; they are in {where}: use it as runs.table" if where else why
+
+
 def require_run(reader: Reader, settings: Settings, run_id: str) -> None:
     """Check that a run on this captures table exists.
 
@@ -73,13 +81,23 @@ def newest_capture(reader: Reader, settings: Settings, request_id: str, run_id: 
     require_table(reader, "captures", settings.captures.table)
     where = f"request_id = {tables.literal(request_id)}" + (f" AND {in_runs([run_id])}" if run_id is not None else "")
     found = rows(reader.query(f"SELECT * FROM {tables.quoted(settings.captures.table)} WHERE {where}"))
-    newest = {row["mode"]: row for row in sorted(found, key=age)}
+    # A reused answer has no time, but its run has one.
+    starts = _starts(reader, settings) if len(found) > 1 else {}
+    newest = {row["mode"]: row for row in sorted(found, key=lambda row: (starts.get(row["run_id"], 0.0), age(row)))}
     if not newest:
         table, place = settings.captures.table, f" in run {run_id}" if run_id else ""
         ids = rows(reader.query(f"SELECT DISTINCT request_id FROM {tables.quoted(table)} LIMIT {_IDS}"))
         hint = did_you_mean(*difflib.get_close_matches(request_id, [row["request_id"] for row in ids]))
         raise ConfigError([f"captures.table: {table}: no row with request_id {request_id}{place}{hint}"])
     return [newest[mode] for mode in sorted(newest, reverse=True)]
+
+
+def _starts(reader: Reader, settings: Settings) -> dict[str, float]:
+    """When each run started, as a timestamp."""
+    if not reader.exists(settings.runs.table):
+        return {}
+    runs = rows(reader.query(f"SELECT run_id, started_at FROM {tables.quoted(settings.runs.table)}"))
+    return {row["run_id"]: row["started_at"].timestamp() for row in runs}
 
 
 def age(row: Mapping[str, Any]) -> tuple[bool, float]:

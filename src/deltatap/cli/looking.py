@@ -50,10 +50,14 @@ def runs(
     most: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of runs to list.")] = 20,
 ) -> int:
     """List the runs on the captures table, newest first."""
-    from deltatap.analysis.queries import newest_runs  # noqa: PLC0415
+    from deltatap.analysis.queries import newest_runs, why_no_runs  # noqa: PLC0415
     from deltatap.terminal import show_runs  # noqa: PLC0415
 
-    show_runs(console, newest_runs(reader(settings, console), settings, most))
+    tables = reader(settings, console)
+    found = newest_runs(tables, settings, most)
+    show_runs(console, found)
+    if not found:
+        say(console, why_no_runs(tables, settings), "warning")
     return OK
 
 

@@ -103,6 +103,12 @@ def guard(spark: SparkSession, settings: Settings) -> Identity:
     return captures
 
 
+def remembered_runs(captures: Identity) -> str | None:
+    """The location of the runs table that a captures table remembers."""
+    found = _guard_of(captures)
+    return None if found is None else str(found["runs_location"])
+
+
 def _guard_of(captures: Identity) -> dict[str, Any] | None:
     """The runs table that a captures table remembers; None if there is none, or if the property was copied."""
     try:

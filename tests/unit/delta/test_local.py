@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pytest
-from deltalake import write_deltalake
+from deltalake import DeltaTable, write_deltalake
 
+from deltatap.analysis.queries import newest_capture, why_no_runs
+from deltatap.config import load_settings
 from deltatap.delta import columns
 from deltatap.delta.local import LocalReader, UnreadableError, translated
+from deltatap.delta.prepare import GUARD
 from deltatap.delta.reader import rows
 from deltatap.delta.tables import literal, quoted
 
@@ -80,6 +85,33 @@ def test_tables_of_a_catalog_and_of_a_cloud_are_not_read() -> None:
         with pytest.raises(UnreadableError):
             translated(f"SELECT * FROM {table}", LocalReader(no_spark)._open)
     assert translated("WITH a AS (SELECT 1 AS x) SELECT x FROM a", str) == "WITH a AS (SELECT 1 AS x) SELECT x FROM a"
+
+
+def test_the_newest_row_is_that_of_the_newest_run(tmp_path: Path) -> None:
+    """A reused answer has no time. Once, it counted as newer than any call."""
+    write(
+        tmp_path / "captures", columns.CAPTURES,
+        {"run_id": "b", "request_id": "r", "mode": "stream", "status": "completed", "finished_at": AT},
+        {"run_id": "a", "request_id": "r", "mode": "stream", "status": "completed"},
+    )  # fmt: skip
+    settings = load_settings({name: {"table": str(tmp_path / name)} for name in ("captures", "runs")})
+    for newest, hours in (("b", 1), ("a", -1)):
+        other = AT + timedelta(hours=hours)
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+        write(tmp_path / "runs", columns.RUNS, {"run_id": "a", "started_at": AT}, {"run_id": "b", "started_at": other})
+        (found,) = newest_capture(LocalReader(no_spark), settings, "r", None)
+        assert found["run_id"] == newest
+
+
+def test_without_runs_the_runs_table_is_named(tmp_path: Path) -> None:
+    table, tree = tmp_path / "captures", {name: {"table": str(tmp_path / name)} for name in ("captures", "runs")}
+    write(table, columns.CAPTURES)
+    reader, settings = LocalReader(no_spark), load_settings(tree)
+    why = f"there are no runs on captures table {table} in runs table {tmp_path / 'runs'}"
+    assert why_no_runs(reader, settings) == why
+    known = {"captures": f"file:{table}", "runs_id": "1", "runs_location": "file:/data/their_runs"}
+    DeltaTable(table).alter.set_table_properties({GUARD: json.dumps(known)}, raise_if_not_exists=False)
+    assert why_no_runs(reader, settings) == f"{why}; they are in file:/data/their_runs: use it as runs.table"
 
 
 def test_the_command_line_shows_runs_and_requests_without_pyspark(tmp_path: Path) -> None:
