@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pytest
 
 from deltatap.config import load_settings
 from deltatap.delta.append import append
+from deltatap.delta.prepare import prepare_tables
 from deltatap.delta.tables import quoted
 from deltatap.driver import source
 from deltatap.driver.load import Loaded, load, load_locally
@@ -22,8 +24,6 @@ from deltatap.errors import ConfigError
 from tests import prompts
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pyspark.sql import SparkSession
 
 
@@ -65,6 +65,20 @@ def test_columns_that_do_not_fit_are_refused_without_a_change(spark: SparkSessio
     assert spark.table(quoted(str(tables / "prompts"))).count() == 1
     with pytest.raises(ConfigError, match=r"expected the table to load into"):
         load(spark, load_settings({"prompts": {"table": None, "sql": "SELECT 1"}}), tables / "x.csv")
+
+
+def test_a_name_that_the_catalog_refuses_leaves_nothing_behind(spark: SparkSession, tables: Path) -> None:
+    prompts_file = write_file(tables, "x.csv", "request_id,prompt\na,Say\n")
+    tree = prompts.config(tables, "http://127.0.0.1:1/v1")
+    for name in ("odd-{}", "default.odd_größe_{}", "spark_catalog.default.`odd {}`"):
+        named = {each: {"table": name.format(each)} for each in ("prompts", "captures")}
+        settings = load_settings({**tree, **named})
+        with pytest.raises(ConfigError, match=r"cannot load .*x\.csv: a name in Spark's catalog has ASCII letters"):
+            load(spark, settings, prompts_file)
+        with pytest.raises(ConfigError, match=r"captures\.table: .*: a name in Spark's catalog has ASCII letters"):
+            prepare_tables(spark, settings)
+    warehouse = Path(str(spark.conf.get("spark.sql.warehouse.dir")).removeprefix("file:"))
+    assert not list(warehouse.rglob("odd*"))
 
 
 def test_rows_with_the_same_request_id_are_replaced(spark: SparkSession, tables: Path) -> None:

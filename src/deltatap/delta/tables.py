@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 _TRIES = 10
+_SESSION_CATALOG = "spark_catalog"
 # Delta's error classes and exceptions. A table's name can contain "concurrent", too.
 _CONFLICT = re.compile(r"\bDELTA_(?:(?:\w+_)?CONCURRENT_|(?:METADATA|PROTOCOL)_CHANGED)|\bConcurrent\w*Exception\b")
 _MISSING = ("DELTA_TABLE_NOT_FOUND", "DELTA_MISSING_DELTA_TABLE", "DELTA_PATH_DOES_NOT_EXIST", "[PATH_NOT_FOUND]")
@@ -78,6 +79,20 @@ def exists(spark: SparkSession, table: str) -> bool:
             return False
         raise
     return True
+
+
+def why_not_creatable(spark: SparkSession, table: str) -> str | None:
+    """Why Spark's own catalog refuses the name of a new table; None if it does not. It refuses it after writing files.
+
+    Source: ``SessionCatalog.validateName`` in Spark.
+    """
+    parts = names(table)
+    if is_path(table) or (len(parts) > 2 and parts[0].lower() != _SESSION_CATALOG):  # noqa: PLR2004 - with a catalog
+        return None
+    own = len(parts) > 2 or spark.catalog.currentCatalog() == _SESSION_CATALOG  # noqa: PLR2004
+    if not own or all(re.fullmatch(r"\w+", part, re.ASCII) for part in parts):
+        return None
+    return f"a name in Spark's catalog has ASCII letters, digits and _ only; for a folder, write ./{parts[-1]}"
 
 
 def is_view(spark: SparkSession, table: str) -> bool:

@@ -77,6 +77,8 @@ def load(
     found = _checked(settings, path, named, replace=replace)
     frame = spark.createDataFrame(found.rows, _spark_schema(path, found.rows))
     known = _known(spark, found.table, frame)
+    if not tables.exists(spark, found.table) and (why := tables.why_not_creatable(spark, found.table)):
+        raise found.refused(why)
     try:
         _write(frame, found.table, replace=replace and known > 0)
     except Exception as error:
