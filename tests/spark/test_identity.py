@@ -140,6 +140,16 @@ def test_a_view_is_no_captures_table(spark: SparkSession, tables: Path, schema: 
         spark.catalog.dropTempView("seen")
 
 
+def test_a_view_of_an_older_version_gains_the_columns_of_its_table(
+    spark: SparkSession, tables: Path, schema: str
+) -> None:
+    settings = of(tables, f"{schema}.captures")
+    prepare_tables(spark, settings)
+    spark.sql(f"CREATE OR REPLACE VIEW {schema}.captures_current AS SELECT run_id FROM {schema}.captures")
+    prepare_tables(spark, settings)
+    assert spark.table(f"{schema}.captures_current").columns == spark.table(f"{schema}.captures").columns
+
+
 def test_the_runs_table_has_no_deletion_vectors(spark: SparkSession, settings: Settings) -> None:
     name = "delta.enableDeletionVectors"
     assert SparkReader(spark).identify(settings.runs.table).properties[name] == "false"

@@ -67,6 +67,15 @@ def test_columns_that_do_not_fit_are_refused_without_a_change(spark: SparkSessio
         load(spark, load_settings({"prompts": {"table": None, "sql": "SELECT 1"}}), tables / "x.csv")
 
 
+def test_a_value_that_python_cannot_read_is_loaded(spark: SparkSession, tables: Path) -> None:
+    """Once, the rows were committed before they were checked, and the check raised."""
+    settings = load_settings(prompts.config(tables, "http://127.0.0.1:1/v1"))
+    late = pa.array([600_000_000_000_000_000], pa.timestamp("us", "UTC"))
+    pq.write_table(pa.table({"prompt": ["Say"], "at": late}), tables / "x.parquet")
+    loaded = load(spark, settings, tables / "x.parquet")
+    assert (loaded.rows, loaded.bad, loaded.unused) == (1, [], ("at",))
+
+
 def test_a_name_that_the_catalog_refuses_leaves_nothing_behind(spark: SparkSession, tables: Path) -> None:
     prompts_file = write_file(tables, "x.csv", "request_id,prompt\na,Say\n")
     tree = prompts.config(tables, "http://127.0.0.1:1/v1")

@@ -43,7 +43,9 @@ def replay(
     from deltatap.replay.recordings import recording  # noqa: PLC0415
     from deltatap.simulator.server import serve  # noqa: PLC0415
 
-    rows = newest_answers(reader(settings, console), settings, run_ids or [], most)
+    tables = reader(settings, console)
+    rows = newest_answers(tables, settings, run_ids or [], most)
+    tables.close()
     recordings, reason = [], ""
     for row in rows:
         try:

@@ -53,12 +53,12 @@ def append(folder: str, rows: pa.Table, wait: Callable[[float], None] = time.sle
         mark = uuid.uuid4().hex
         try:
             version, fitting = _fitting(folder, rows)
-        except DeltaError as error:
+        except (DeltaError, OSError) as error:
             raise NotAppendableError from error
         properties = CommitProperties(custom_metadata={_MARK: mark})
         try:
             write_deltalake(folder, fitting, mode="append", schema_mode="merge", commit_properties=properties)
-        except DeltaError as error:
+        except (DeltaError, OSError) as error:
             # It can also fail after the commit, when it writes a checkpoint.
             if not _is_committed(folder, version, mark):
                 raise NotAppendableError from error

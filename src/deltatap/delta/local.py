@@ -74,6 +74,10 @@ class LocalReader:
         """The location of a path, or a name with its catalog and schema."""
         return resolved(table) if tables.is_path(table) else table.lower()
 
+    def columns(self, table: str) -> list[str]:
+        """The columns of a table."""
+        return list(self.query(f"SELECT * FROM {tables.quoted(table)} LIMIT 0").column_names)
+
     def query(self, sql: str) -> pa.Table:
         """The result of a query."""
         try:
@@ -85,6 +89,11 @@ class LocalReader:
             pa.int64() if pa.types.is_decimal(each.type) and not each.type.scale else each.type for each in found.schema
         ]
         return found.cast(pa.schema(list(zip(found.column_names, types, strict=True))))
+
+    def close(self) -> None:
+        """End the JVM, if one was started."""
+        if "_spark" in vars(self):
+            self._spark.close()
 
     @cached_property
     def _spark(self) -> SparkReader:
@@ -104,8 +113,9 @@ class LocalReader:
         if folder is None:
             raise UnreadableError
         if folder not in self._opened:
-            self._opened[folder] = f"table_{len(self._opened)}"
-            self._duckdb.register(self._opened[folder], _opened(folder))
+            name = f"table_{len(self._opened)}"
+            self._duckdb.register(name, _opened(folder))
+            self._opened[folder] = name
         return self._opened[folder]
 
 

@@ -11,7 +11,7 @@ import fcntl
 import os
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -37,14 +37,20 @@ def locked(folder: str | None) -> Iterator[bool]:
 def _try_lock(file: Path, held: ExitStack) -> bool:
     """Lock a file, which is created, until the stack is closed; False if another process has locked it."""
     try:
-        with suppress(PermissionError):  # another user's file can be locked, too
-            file.touch()
-        fcntl.flock(held.enter_context(file.open("rb")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(held.enter_context(_opened(file)), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
         return True
     return True
+
+
+def _opened(file: Path) -> IO[bytes]:
+    """Open a file for its lock. NFS locks only files that are open for writing, but another user's may be read-only."""
+    try:
+        return file.open("ab")
+    except PermissionError:
+        return file.open("rb")
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def prepare_tables(spark: SparkSession, settings: Settings) -> None:
         try:
             if tables.is_view(spark, table):
                 return [f"{name}.table: {table}: expected a Delta table, found a view"]
-            if not tables.exists(spark, table) and (why := tables.why_not_creatable(spark, table)):
+            if (why := tables.why_not_creatable(spark, table)) and not tables.exists(spark, table):
                 return [f"{name}.table: {table}: {why}"]
             tables.ensure(spark, table, its_columns, *options)
             problems = tables.upgrade(spark, table, its_columns)

@@ -30,8 +30,16 @@ class Reader(Protocol):
         """A path as its location, and a catalog name with its catalog and schema, in lower case."""
         ...
 
+    def columns(self, table: str) -> list[str]:
+        """The columns of a table."""
+        ...
+
     def query(self, sql: str) -> pa.Table:
         """The result of a query in Spark's SQL, whose tables are named as :func:`deltatap.delta.tables.quoted` does."""
+        ...
+
+    def close(self) -> None:
+        """End the JVM, if there is one."""
         ...
 
 
@@ -64,9 +72,17 @@ class SparkReader:
             names = [self._spark.catalog.currentCatalog(), *names]
         return ".".join(names).lower()
 
+    def columns(self, table: str) -> list[str]:
+        """The columns of a table."""
+        return list(self._spark.table(tables.quoted(table)).columns)
+
     def query(self, sql: str) -> pa.Table:
         """The result of a query."""
         return self._spark.sql(sql).toArrow()
+
+    def close(self) -> None:
+        """End the session."""
+        self._spark.stop()
 
 
 def rows(found: pa.Table) -> list[dict[str, Any]]:
@@ -81,8 +97,7 @@ def identify_captures(reader: Reader, captures: str, runs: str) -> Identity:
     if not reader.exists(runs):
         return found
     # Older versions have no locations in runs. A newer version adds the column when it captures.
-    older = reader.query(f"SELECT * FROM {tables.quoted(runs)} LIMIT 0")
-    has_locations = "captures_location" in older.column_names
+    has_locations = "captures_location" in reader.columns(runs)
     where = "WHERE captures_location IS NULL" if has_locations else ""
     names = rows(reader.query(f"SELECT DISTINCT captures FROM {tables.quoted(runs)} {where}"))
     here = reader.qualified(captures)

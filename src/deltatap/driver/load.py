@@ -77,7 +77,7 @@ def load(
     found = _checked(settings, path, named, replace=replace)
     frame = spark.createDataFrame(found.rows, _spark_schema(path, found.rows))
     known = _known(spark, found.table, frame)
-    if not tables.exists(spark, found.table) and (why := tables.why_not_creatable(spark, found.table)):
+    if (why := tables.why_not_creatable(spark, found.table)) and not tables.exists(spark, found.table):
         raise found.refused(why)
     try:
         _write(frame, found.table, replace=replace and known > 0)
@@ -160,8 +160,7 @@ def _known_locally(reader: LocalReader, found: _Checked) -> int:
     """How many request ids of the file are in the table."""
     if "request_id" not in found.rows.schema.names or not reader.exists(found.table):
         return 0
-    columns = reader.query(f"SELECT * FROM {tables.quoted(found.table)} LIMIT 0").column_names
-    column = find("request_id", columns)
+    column = find("request_id", reader.columns(found.table))
     if column is None:
         return 0
     ids = f"SELECT DISTINCT CAST({tables.backticked(column)} AS STRING) AS id FROM {tables.quoted(found.table)}"

@@ -73,6 +73,13 @@ def test_what_needs_spark_is_not_written(tmp_path: Path, columns: dict[str, Any]
     assert not (tmp_path / "t").exists()
 
 
+@pytest.mark.parametrize("table", ["file", "file/t"])
+def test_a_folder_that_cannot_be_written_is_left_to_spark(tmp_path: Path, table: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotAppendableError):
+        append(str(tmp_path / table), pa.table({"prompt": ["x"]}), at_once)
+
+
 def test_a_column_of_another_type_needs_spark(tmp_path: Path) -> None:
     write_deltalake(tmp_path / "t", pa.table({"prompt": ["Say"], "tags": [["x"]]}))
     with pytest.raises(NotAppendableError):

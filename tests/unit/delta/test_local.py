@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -56,7 +57,8 @@ def test_functions_mean_what_they_mean_in_spark(tmp_path: Path) -> None:
         {"p": 2.0, "q": [1.5, 3.0], "d": 2.0, "none": [], "counted": 2, "total": 3,
          "moment": datetime(1970, 1, 1, 0, 0, 7, tzinfo=UTC)},
     ]  # fmt: skip
-    assert query(tmp_path / "t", "SELECT get(a, 0) AS first, get(a, -1) AS none, get(a, 5) AS beyond FROM {t} WHERE x = 2") == [
+    assert {type(found[0][name]) for name in ("counted", "total")} == {int}, "BIGINT"
+    assert query(tmp_path / "t", "SELECT get(a, 0) AS first, get(a, -2) AS none, get(a, 5) AS beyond FROM {t} WHERE x = 2") == [
         {"first": 2, "none": None, "beyond": None}
     ]  # fmt: skip
 
@@ -78,6 +80,20 @@ def test_spark_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
         query(tmp_path / "t", "SELECT * FROM {t}")
     with pytest.raises(AssertionError, match="Spark was started"):
         LocalReader(no_spark).exists(str(tmp_path / "file"))
+
+
+def test_the_jvm_ends_with_the_reader_if_it_was_started(tmp_path: Path) -> None:
+    ended: list[str] = []
+    spark: Any = SimpleNamespace(
+        stop=lambda: ended.append("spark"), catalog=SimpleNamespace(tableExists=lambda _: True)
+    )
+    reader = LocalReader(lambda: spark)
+    assert not reader.exists(str(tmp_path))
+    reader.close()
+    assert ended == []
+    assert reader.exists("main.llm.captures")
+    reader.close()
+    assert ended == ["spark"]
 
 
 def test_tables_of_a_catalog_and_of_a_cloud_are_not_read() -> None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from deltatap.delta.lock import LOCK_FILE, locked, one_at_a_time
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 HOLD = """
 import sys
@@ -33,6 +30,20 @@ def test_one_driver_holds_a_lock_until_it_is_killed(tmp_path: Path) -> None:
     with locked(str(tmp_path)) as alone, locked(str(tmp_path)) as again:
         assert (alone, again) == (True, False)
     assert (tmp_path / LOCK_FILE).exists()
+
+
+def test_the_file_of_another_user_is_locked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / LOCK_FILE).touch()
+    real = Path.open
+
+    def read_only(path: Path, mode: str) -> object:
+        if mode != "rb":
+            raise PermissionError
+        return real(path, mode)
+
+    monkeypatch.setattr(Path, "open", read_only)
+    with locked(str(tmp_path)) as alone, locked(str(tmp_path)) as again:
+        assert (alone, again) == (True, False)
 
 
 def test_without_a_local_folder_there_is_nothing_to_lock(tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from rich.console import Console
 
 from deltatap import cli, load_settings
 from deltatap.cli import runner
+from deltatap.driver import run as driver_run
 from deltatap.driver.run import Ended, _capture
+from deltatap.errors import ConfigError, LandingError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +54,35 @@ def test_capture_fails_above_the_configured_error_rate(
     path = tmp_path / "config.yml"
     path.write_text(f"capture:\n  fail_above_error_rate: {rate}\n")
     assert cli.run(cli.capture, path) == code
+
+
+def test_a_start_that_is_refused_waits_for_the_python_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the process ends while Spark starts them, Spark prints a stack trace."""
+    waits: list[float] = []
+
+    def refuse(_: object) -> None:
+        raise ConfigError(["captures.table: x"])
+
+    monkeypatch.setattr("deltatap.driver.run._start_python", lambda _: SimpleNamespace(join=waits.append))
+    monkeypatch.setattr("deltatap.driver.run.table_needs", lambda *_: [])
+    monkeypatch.setattr("deltatap.driver.run.require", refuse)
+    with pytest.raises(ConfigError):
+        driver_run.run(load_settings({}), cast("Any", None), cast("Any", None), Console(quiet=True))
+    assert len(waits) == 1
+
+
+def test_a_run_whose_leftovers_do_not_land_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[BaseException] = []
+
+    def fail(*_: object) -> None:
+        raise LandingError("no space left")
+
+    monkeypatch.setattr("deltatap.driver.run._land_leftovers", fail)
+    monkeypatch.setattr("deltatap.driver.run._close_failed", lambda _, error: closed.append(error))
+    run = SimpleNamespace(spark=None, settings=None, lease=None)
+    with pytest.raises(LandingError):
+        driver_run._run_with_lease(cast("Any", run), cast("Any", None))
+    assert [str(error) for error in closed] == ["no space left"]
 
 
 def test_a_local_session_has_the_configured_master(monkeypatch: pytest.MonkeyPatch) -> None:
