@@ -161,7 +161,9 @@ def _in_modes(found: DataFrame, settings: Settings) -> DataFrame:
 
 
 class Building:
-    """Builds the requests of the prompts that are not known to be settled. If captures has rows, they are kept on disk.
+    """Builds the requests of the prompts that are not known to be settled.
+
+    They are kept on disk, unless captures has no rows yet.
 
     On a cold Spark, planning this query takes as long as committing a lease, so a thread plans it while the lease is
     acquired. The query itself runs when the requests are used, because its tasks would delay the lease. A settled
