@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deltatap.config import Settings, load_settings
-    from deltatap.driver.load import load as load_prompts
+    from deltatap.driver.load_spark import load_prompts
     from deltatap.errors import ConfigError, DeltatapError
     from deltatap.spark.session import local_session
     from deltatap.udf import capture_udf
@@ -34,7 +34,7 @@ _DEFINED = {
     "DeltatapError": ("deltatap.errors", "DeltatapError"),
     "Settings": ("deltatap.config", "Settings"),
     "capture_udf": ("deltatap.udf", "capture_udf"),
-    "load_prompts": ("deltatap.driver.load", "load"),
+    "load_prompts": ("deltatap.driver.load_spark", "load_prompts"),
     "load_settings": ("deltatap.config", "load_settings"),
     "local_session": ("deltatap.spark.session", "local_session"),
 }

@@ -1,16 +1,18 @@
-"""The columns of a prompts table: which of them deltatap uses, and which look like a misspelled name. Pure.
+"""The columns of a prompts table: which deltatap uses, which types they need, and which look misspelled. Pure.
 
-Names match case-insensitively, as in Spark. The types of the columns are checked in ``driver/source.py``.
+Names match case-insensitively, as in Spark. What Spark or Arrow call a type is known to ``driver/source.py`` and
+``delta/append.py``.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 TEXTS = ("request_id", "prompt", "system", "model")
 COLUMNS = (*TEXTS, "messages", "params")
@@ -23,6 +25,30 @@ _ALIASES = {
     "params": ("parameters", "options", "body"),
 }
 _SIMILARITY = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnType:
+    """A type of a column, as far as it matters here.
+
+    Attributes:
+        name: in SQL, such as ``BIGINT``.
+        is_text: whether it is STRING, or VOID: the type of ``NULL AS system``.
+        is_id: whether it can be a request_id.
+        is_messages: whether it can be a chat.
+        is_params: whether it can be a request's params.
+    """
+
+    name: str
+    is_text: bool = False
+    is_id: bool = False
+    is_messages: bool = False
+    is_params: bool = False
+
+    @classmethod
+    def text(cls, name: str = "STRING") -> ColumnType:
+        """A type that every column can have: chats and params can be JSON."""
+        return cls(name, is_text=True, is_id=True, is_messages=True, is_params=True)
 
 
 def find(name: str, columns: Sequence[str]) -> str | None:
@@ -48,6 +74,32 @@ def did_you_mean(*near: str | None) -> str:
     """The end of a message that names what may be meant, if anything."""
     names = ", ".join(name for name in near if name)
     return f"; did you mean {names}?" if names else ""
+
+
+def wrong_columns(
+    types: Mapping[str, ColumnType], templates: Iterable[str] = (), columns: Sequence[str] = ()
+) -> Iterator[str]:
+    """Check a prompts table's columns; one line for each problem.
+
+    Args:
+        types: those of the columns that deltatap uses, by their names in lower case.
+        templates: the columns that a template replaces.
+        columns: all columns of the table, for messages.
+    """
+    for name in TEXTS:
+        if name in types and not (types[name].is_id if name == "request_id" else types[name].is_text):
+            expected = "STRING or an integer" if name == "request_id" else "STRING"
+            yield f"column {name}: expected {expected}, found {types[name].name}; cast it with prompts.sql"
+    if not {"prompt", "messages"} & {*types, *templates}:
+        hint = did_you_mean(similar("prompt", columns) or similar("messages", columns))
+        yield f"expected a column prompt or messages, found {', '.join(columns or types) or 'no columns'}{hint}"
+    if "messages" in types and not types["messages"].is_messages:
+        yield (
+            "column messages: expected ARRAY<STRUCT<role: STRING, content: STRING, …>> or a JSON STRING, "
+            f"found {types['messages'].name}"
+        )
+    if "params" in types and not types["params"].is_params:
+        yield f"column params: expected a JSON STRING or MAP<STRING, …>, found {types['params'].name}"
 
 
 def near_misses(columns: Sequence[str]) -> list[tuple[str, str]]:

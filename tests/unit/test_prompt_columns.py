@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from deltatap.prompt_columns import find, near_misses, similar
+from deltatap.prompt_columns import ColumnType, find, near_misses, similar, wrong_columns
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,31 @@ def test_a_column_is_found_in_any_case() -> None:
 def test_the_most_similar_name() -> None:
     assert similar("topics", ["x", "Topic_", "price"]) == "Topic_"
     assert similar("topics", ["x", "price"]) is None
+
+
+TEXT, BIGINT, CHAT = ColumnType.text(), ColumnType("BIGINT", is_id=True), ColumnType("CHAT", is_messages=True)
+
+
+@pytest.mark.parametrize(
+    ("types", "templates", "problems"),
+    [
+        ({"request_id": BIGINT, "prompt": TEXT, "params": TEXT}, (), []),
+        ({"messages": CHAT}, (), []),
+        ({"messages": TEXT}, (), []),
+        ({"system": TEXT}, ("prompt",), []),
+        ({"prompt": BIGINT}, (), ["column prompt: expected STRING, found BIGINT; cast it with prompts.sql"]),
+        ({"request_id": CHAT, "prompt": TEXT}, (), ["column request_id: expected STRING or an integer, found CHAT; cast it with prompts.sql"]),
+        ({"system": TEXT}, (), ["expected a column prompt or messages, found system"]),
+        ({"messages": BIGINT}, (), ["column messages: expected ARRAY<STRUCT<role: STRING, content: STRING, …>> or a JSON STRING, found BIGINT"]),
+        ({"prompt": TEXT, "params": CHAT}, (), ["column params: expected a JSON STRING or MAP<STRING, …>, found CHAT"]),
+    ],
+)  # fmt: skip
+def test_wrong_types(types: dict[str, ColumnType], templates: tuple[str, ...], problems: list[str]) -> None:
+    assert list(wrong_columns(types, templates)) == problems
+
+
+def test_a_missing_prompt_column_is_suggested() -> None:
+    assert list(wrong_columns({}, (), ["id", "promt"])) == [
+        "expected a column prompt or messages, found id, promt; did you mean promt?",
+    ]
+    assert list(wrong_columns({})) == ["expected a column prompt or messages, found no columns"]

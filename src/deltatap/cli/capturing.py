@@ -124,12 +124,15 @@ def load(
     """
     if not file.is_file():  # Spark takes seconds to start.
         raise ConfigError([f"{file}: {'is not a file' if file.exists() else 'does not exist'}"])
-    from deltatap.driver.load import load as load_prompts  # noqa: PLC0415
     from deltatap.driver.load import load_locally  # noqa: PLC0415
 
     named = {name: column for name, column in (("request_id", id_column), ("prompt", prompt_column)) if column}
     loaded = load_locally(settings, file, named=named) if without_jvm() and not replace else None
-    loaded = loaded or load_prompts(session(settings, console), settings, file, named=named, replace=replace)
+    if loaded is None:
+        spark = session(settings, console)
+        from deltatap.driver.load_spark import load_prompts  # noqa: PLC0415
+
+        loaded = load_prompts(spark, settings, file, named=named, replace=replace)
     for problem in loaded.bad[:5]:
         say(console, f"{file}: {problem}", "warning")
     for note in _notes_on(loaded, replace=replace):

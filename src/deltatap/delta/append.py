@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError
 
-from deltatap.prompt_columns import find
+from deltatap.prompt_columns import ColumnType, find
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,10 +29,38 @@ _TRIES = 20
 _MARK = "deltatap.append"
 # Spark refuses other names.
 _NAME = re.compile(r"[^ ,;{}()\n\t=]+")
+# The types that this module appends.
+_SQL_NAMES = {
+    pa.string(): "STRING",
+    pa.large_string(): "STRING",
+    pa.string_view(): "STRING",
+    pa.int8(): "TINYINT",
+    pa.int16(): "SMALLINT",
+    pa.int32(): "INT",
+    pa.int64(): "BIGINT",
+    pa.float64(): "DOUBLE",
+    pa.bool_(): "BOOLEAN",
+}
 
 
 class NotAppendableError(Exception):
     """Delta-rs cannot append these rows, and has written nothing."""
+
+
+def column_types(schema: pa.Schema) -> dict[str, ColumnType]:
+    """What the types of the columns mean for a prompts table, by name.
+
+    Raises:
+        NotAppendableError: if :func:`append` does not take these columns.
+    """
+    if not all(_NAME.fullmatch(field.name) and field.type in _SQL_NAMES for field in schema):
+        raise NotAppendableError
+    return {field.name: _column_type(field.type) for field in schema}
+
+
+def _column_type(type_: pa.DataType) -> ColumnType:
+    name = _SQL_NAMES[type_]
+    return ColumnType.text() if name == "STRING" else ColumnType(name, is_id=pa.types.is_integer(type_))
 
 
 def append(folder: str, rows: pa.Table, wait: Callable[[float], None] = time.sleep) -> None:
@@ -40,15 +68,14 @@ def append(folder: str, rows: pa.Table, wait: Callable[[float], None] = time.sle
 
     Args:
         folder: of the table.
-        rows: columns of simple types.
+        rows: with columns that :func:`column_types` takes.
         wait: as ``time.sleep``.
 
     Raises:
         NotAppendableError: if the table or a type needs Spark. Nothing was written.
         ValueError: if a value does not fit the type of the table's column. Nothing was written.
     """
-    if not all(_NAME.fullmatch(each.name) and _is_simple(each.type) for each in rows.schema):
-        raise NotAppendableError
+    column_types(rows.schema)
     for _ in range(_TRIES):
         mark = uuid.uuid4().hex
         try:
@@ -77,7 +104,7 @@ def _fitting(folder: str, rows: pa.Table) -> tuple[int, pa.Table]:
     for at, column in enumerate(rows.schema.names):
         name = find(column, list(fields))
         if name is not None:
-            if not _is_simple(fields[name].type):
+            if fields[name].type not in _SQL_NAMES:
                 raise NotAppendableError
             try:
                 values = pc.cast(rows[column], fields[name].type)
@@ -85,11 +112,6 @@ def _fitting(folder: str, rows: pa.Table) -> tuple[int, pa.Table]:
                 raise ValueError(f"column {name}: {error}") from error
             rows = rows.set_column(at, name, values)
     return table.version(), rows
-
-
-def _is_simple(type_: pa.DataType) -> bool:
-    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_signed_integer)
-    return any(is_kind(type_) for is_kind in (*kinds, pa.types.is_boolean, pa.types.is_float64))
 
 
 def _is_committed(folder: str, version: int, mark: str) -> bool:

@@ -18,9 +18,9 @@ from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's docum
 from deltatap.delta import columns, tables
 from deltatap.delta.final import final_sql
 from deltatap.driver.background import Background
-from deltatap.driver.reading import prompt_rows
+from deltatap.driver.reading import TEMPLATE, prompt_rows
 from deltatap.driver.runs import used_sql
-from deltatap.driver.source import TEMPLATE, source
+from deltatap.driver.source import source
 from deltatap.errors import ConfigError, is_of_spark, one_line
 from deltatap.prices import exact_usd
 from deltatap.prompt_columns import COLUMNS

@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from deltatap.api.prompt import BadPromptError, Json
-from deltatap.driver.source import JSON, KEPT, TEMPLATE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from deltatap.template import Template
+
+# The columns of the prompts frame besides those of a prompts table: structs, whose fields are numbered, because their
+# columns can have any name.
+KEPT, TEMPLATE = "kept", "template"
+# The only field of a struct that stands for a VARIANT, with its JSON.
+JSON = "JSON of a VARIANT"
 
 
 @dataclass(frozen=True, slots=True)

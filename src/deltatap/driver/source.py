@@ -12,21 +12,15 @@ from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's docum
 from pyspark.sql import types as T  # noqa: N812
 
 from deltatap.delta import tables
+from deltatap.driver.reading import JSON, KEPT, TEMPLATE
 from deltatap.errors import ConfigError, one_line
-from deltatap.prompt_columns import COLUMNS, TEXTS, did_you_mean, find, near_misses, similar
+from deltatap.prompt_columns import COLUMNS, ColumnType, did_you_mean, find, near_misses, similar, wrong_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
     from pyspark.sql import Column, DataFrame, SparkSession
 
     from deltatap.config import Prompts, Settings
 
-# The columns of the prompts frame besides those of a prompts table: structs, whose fields are numbered, because their
-# columns can have any name.
-KEPT, TEMPLATE = "kept", "template"
-# The only field of a struct that stands for a VARIANT, with its JSON.
-JSON = "JSON of a VARIANT"
 _INTERVALS = (T.YearMonthIntervalType, T.CalendarIntervalType, T.DayTimeIntervalType)
 
 
@@ -58,7 +52,9 @@ def source(spark: SparkSession, settings: Settings) -> DataFrame:
         problems.append(f"{next(iter(templates.values())).key}: cannot be combined with a column messages")
     kept = [found(name, "prompts.keep: ") for name in prompts.keep]
     named = [found(name, f"{each.key}: ") for each in templates.values() for name in each.columns]
-    problems += wrong_columns({name: types[column] for name, column in ours.items()}, templates, frame.columns)
+    problems += wrong_columns(
+        {name: column_type(types[column]) for name, column in ours.items()}, templates, frame.columns
+    )
     if problems:
         raise ConfigError([f"prompts: {prompts.source}: {problem}" for problem in problems])
     columns = [_readable(column, types[column], name).alias(name) for name, column in ours.items()]
@@ -108,32 +104,6 @@ def _opened(spark: SparkSession, prompts: Prompts) -> DataFrame | None:
         return spark.sql(prompts.sql)
     table = str(prompts.table)
     return spark.table(tables.quoted(table)) if tables.exists(spark, table) else None
-
-
-def wrong_columns(
-    fields: Mapping[str, T.DataType], templates: Iterable[str] = (), columns: Sequence[str] = ()
-) -> Iterator[str]:
-    """Check a prompts table's columns; one line for each problem.
-
-    Args:
-        fields: the types of the columns that deltatap uses, by their names in lower case.
-        templates: the columns that a template replaces.
-        columns: all columns of the table, for messages.
-    """
-    for name in TEXTS:
-        if name in fields and not (_is_text(fields[name]) or (name == "request_id" and _is_id(fields[name]))):
-            expected = "STRING or an integer" if name == "request_id" else "STRING"
-            yield f"column {name}: expected {expected}, found {_sql_name(fields[name])}; cast it with prompts.sql"
-    if not {"prompt", "messages"} & {*fields, *templates}:
-        hint = did_you_mean(similar("prompt", columns) or similar("messages", columns))
-        yield f"expected a column prompt or messages, found {', '.join(columns or fields) or 'no columns'}{hint}"
-    if "messages" in fields and not _is_messages(fields["messages"]):
-        yield (
-            "column messages: expected ARRAY<STRUCT<role: STRING, content: STRING, …>> or a JSON STRING, "
-            f"found {_sql_name(fields['messages'])}"
-        )
-    if "params" in fields and not _is_params(fields["params"]):
-        yield f"column params: expected a JSON STRING or MAP<STRING, …>, found {_sql_name(fields['params'])}"
 
 
 def column_of(name: str) -> Column:
@@ -211,28 +181,24 @@ def _has(type_: T.DataType, kinds: tuple[type[T.DataType], ...]) -> bool:
     return isinstance(type_, T.StructType) and any(_has(each.dataType, kinds) for each in type_.fields)
 
 
-def _sql_name(type_: T.DataType) -> str:
-    return type_.simpleString().upper()
+def column_type(type_: T.DataType) -> ColumnType:
+    """What a type of Spark means for a column."""
+    name = type_.simpleString().upper()
+    if _is_text(type_):
+        return ColumnType.text(name)
+    is_variant = isinstance(type_, T.VariantType)
+    message = type_.elementType if isinstance(type_, T.ArrayType) else None
+    is_message = isinstance(message, T.StructType) and {"role", "content"} <= set(message.names)
+    return ColumnType(
+        name,
+        is_id=isinstance(type_, T.IntegralType) or (isinstance(type_, T.DecimalType) and type_.scale == 0),
+        is_messages=is_variant or is_message or _is_object(message),
+        is_params=is_variant or _is_object(type_),
+    )
 
 
 def _is_text(type_: T.DataType) -> bool:
-    """Whether a type is STRING, or VOID: the type of ``NULL AS system``."""
     return isinstance(type_, T.StringType | T.NullType)
-
-
-def _is_id(type_: T.DataType) -> bool:
-    return isinstance(type_, T.IntegralType) or (isinstance(type_, T.DecimalType) and type_.scale == 0)
-
-
-def _is_messages(type_: T.DataType) -> bool:
-    if _is_text(type_) or isinstance(type_, T.VariantType):
-        return True
-    message = type_.elementType if isinstance(type_, T.ArrayType) else None
-    return _is_object(message) or (isinstance(message, T.StructType) and {"role", "content"} <= set(message.names))
-
-
-def _is_params(type_: T.DataType) -> bool:
-    return _is_text(type_) or isinstance(type_, T.VariantType) or _is_object(type_)
 
 
 def _is_object(type_: T.DataType | None) -> bool:

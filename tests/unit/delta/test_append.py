@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from deltatap.delta.append import SETTLED_S, NotAppendableError, append
+from deltatap.delta.append import SETTLED_S, NotAppendableError, append, column_types
+from deltatap.prompt_columns import ColumnType
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,3 +86,14 @@ def test_a_column_of_another_type_needs_spark(tmp_path: Path) -> None:
     with pytest.raises(NotAppendableError):
         append(str(tmp_path / "t"), pa.table({"prompt": ["Tell"], "tags": ["x"]}), at_once)
     assert DeltaTable(tmp_path / "t").version() == 0
+
+
+def test_types_of_columns_are_named_as_in_sql() -> None:
+    table = pa.table({"a": ["x"], "b": [1], "c": pa.array([1], pa.int8()), "d": [1.5], "e": [True]})
+    assert column_types(table.schema) == {
+        "a": ColumnType.text(), "b": ColumnType("BIGINT", is_id=True), "c": ColumnType("TINYINT", is_id=True),
+        "d": ColumnType("DOUBLE"), "e": ColumnType("BOOLEAN"),
+    }  # fmt: skip
+    for nested in (pa.table({"a": [[1]]}), pa.table({"a": [{"b": 1}]}), pa.table({"a b": [1]})):
+        with pytest.raises(NotAppendableError):
+            column_types(nested.schema)

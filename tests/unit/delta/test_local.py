@@ -130,7 +130,7 @@ def test_without_runs_the_runs_table_is_named(tmp_path: Path) -> None:
     assert why_no_runs(reader, settings) == f"{why}; they are in file:/data/their_runs: use it as runs.table"
 
 
-def test_the_command_line_shows_runs_and_requests_without_pyspark(tmp_path: Path) -> None:
+def test_the_command_line_loads_and_shows_without_pyspark(tmp_path: Path) -> None:
     write(
         tmp_path / "runs", columns.RUNS,
         {"run_id": "20261121T063000-abc123", "status": "completed", "started_at": AT, "heartbeat_at": AT, "completed": 1,
@@ -157,3 +157,6 @@ def test_the_command_line_shows_runs_and_requests_without_pyspark(tmp_path: Path
     assert (code, output.splitlines()[0]) == (0, "r-1  stream  completed (stop)  m  run 20261121T063000-abc123")
     code, output = run("show", "r-2")
     assert (code, output.partition(": no row ")[2]) == (2, "with request_id r-2; did you mean r-1?\n")
+    (tmp_path / "x.csv").write_text("request_id,prompt\nr-1,Say\n", encoding="utf-8")
+    code, output = run("load", str(tmp_path / "x.csv"), "--set", f"prompts.table={tmp_path / 'prompts'}")
+    assert (code, output) == (0, f"prompts loaded into {tmp_path / 'prompts'}: 1\n")
