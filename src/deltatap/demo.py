@@ -1,24 +1,39 @@
-"""The demo behind ``make demo``: writes 200 prompts, starts the simulator, runs the capture job and writes a report."""
+"""The demo behind ``make demo``: captures 200 prompts from the simulator, writes a report and opens it.
+
+Knows the prompts, the simulator's faults and what to try next. Leaves the work to the commands ``capture`` and
+``report``. Both run in this process, so that modules are imported once.
+"""
 
 from __future__ import annotations
 
-import signal
+import os
 import subprocess
 import sys
+import webbrowser
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltatap.spark.session import CHECKOUT, local_session
+import pyarrow as pa
+from deltalake import write_deltalake
+
+from deltatap.cli import OK, capture, report, run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-DATA = Path("data")
 CONFIG = Path("conf/local.yml")
-_COLUMNS = (
-    "request_id STRING, prompt STRING, messages ARRAY<STRUCT<role: STRING, content: STRING>>, "
-    "system STRING, params STRING"
+DATA = Path("data")
+REPORT = DATA / "report.html"
+_FAULTS = ("429=0.5=0.01", "cut=0.02", "500=0.02", "content_filter=0.02")
+_COLUMNS = pa.schema(
+    {
+        "request_id": pa.string(),
+        "prompt": pa.string(),
+        "messages": pa.list_(pa.struct({"role": pa.string(), "content": pa.string()})),
+        "system": pa.string(),
+        "params": pa.string(),
+    }
 )
 _TOPICS = (
     "a stream of events",
@@ -51,45 +66,54 @@ _ASKS = (
 )
 
 
-def rows() -> list[tuple[Any, ...]]:
+def rows() -> list[dict[str, Any]]:
     """200 varied prompts: texts, chats, a system message, params of their own, and two invalid prompts."""
-    made: list[tuple[Any, ...]] = []
+    made: list[dict[str, Any]] = []
     for number in range(198):
         text = _ASKS[number % len(_ASKS)].format(_TOPICS[number // len(_ASKS) % len(_TOPICS)])
         text += "" if number < len(_ASKS) * len(_TOPICS) else " Keep it under a hundred words — naïveté is welcome 🙂."
-        request_id, params = f"demo-{number:03d}", None
-        if number % 10 == 7:  # noqa: PLR2004 - one in ten
-            params = '{"temperature": 0.8, "max_tokens": 40}'
+        row: dict[str, Any] = {"request_id": f"demo-{number:03d}"}
         if number % 4 == 3:  # noqa: PLR2004 - one in four
-            chat = [("user", "I keep hearing about this."), ("assistant", "About what?"), ("user", text)]
-            made.append((request_id, None, chat, None, params))
+            turns = (("user", "I keep hearing about this."), ("assistant", "About what?"), ("user", text))
+            row["messages"] = [{"role": role, "content": content} for role, content in turns]
         else:
-            made.append((request_id, text, None, "You answer like a pirate." if number == 0 else None, params))
-    made.append(("demo-bad-empty", "  ", None, None, None))
-    made.append(("demo-bad-params", "What is wrong with my params?", None, None, '{"temperature": 0.5'))
+            row["prompt"] = text
+        if number == 0:
+            row["system"] = "You answer like a pirate."
+        if number % 10 == 7:  # noqa: PLR2004 - one in ten
+            row["params"] = '{"temperature": 0.8, "max_tokens": 40}'
+        made.append(row)
+    made.append({"request_id": "demo-bad-empty", "prompt": "  "})
+    bad_params = {"prompt": "What is wrong with my params?", "params": '{"temperature": 0.5'}
+    made.append({"request_id": "demo-bad-params", **bad_params})
     return made
 
 
-def write_prompts(path: Path) -> None:
+def write_prompts(folder: Path) -> None:
     """Write the prompts to a Delta table, unless it exists."""
-    if (path / "_delta_log").exists():
-        return
-    spark = local_session()
-    spark.createDataFrame(rows(), _COLUMNS).write.format("delta").save(str(path.absolute()))
-    spark.stop()
+    if not (folder / "_delta_log").exists():
+        write_deltalake(folder, pa.Table.from_pylist(rows(), _COLUMNS))
 
 
 @contextmanager
-def simulator(*options: str) -> Iterator[str]:
-    """Run the simulator as a process on a free port. Yields its base URL."""
+def simulator(*options: str) -> Iterator[Callable[[], str]]:
+    """Run the simulator as a process on a free port.
+
+    Yields:
+        A function that waits until the simulator serves, and returns its base URL.
+    """
     command = [sys.executable, "-m", "deltatap", "simulate", "--port", "0", *options]
-    # In its own session, so that Ctrl-C does not stop the server while the job drains.
+    # In its own session, so that Ctrl-C does not stop the server while the capture drains.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)  # noqa: S603 - ours
-    try:
+
+    def base_url() -> str:
         line = process.stdout.readline() if process.stdout else ""
         if not line.startswith("simulator: "):
             raise RuntimeError("the simulator did not start; see its output above")
-        yield line.removeprefix("simulator: ").strip()
+        return line.removeprefix("simulator: ").strip()
+
+    try:
+        yield base_url
     finally:
         process.terminate()
         process.wait()
@@ -97,42 +121,49 @@ def simulator(*options: str) -> Iterator[str]:
             process.stdout.close()
 
 
+def next_steps(program: str) -> str:
+    """What to try after the demo: commands that work when pasted.
+
+    Args:
+        program: how to call deltatap from here.
+    """
+    return f"""
+Try next:
+  {program} runs              # the runs so far
+  {program} show demo-003     # one answer, streamed and whole, with the arrival of its chunks
+  {program} replay            # serve the answers with their timing; open the URL that it prints"""
+
+
 def main() -> int:
-    """Run the demo. Returns the job's exit code."""
-    prompts = DATA / "prompts"
-    print("deltatap demo: 200 prompts, each answered as a stream and as a whole,", flush=True)
-    print("by a simulated endpoint on loopback: no key, no cost", flush=True)
-    write_prompts(prompts)
-    faults = ("429=0.5=0.01", "cut=0.02", "500=0.02", "content_filter=0.02")
-    with simulator("--tokens", "60", *(word for fault in faults for word in ("--fault", fault))) as url:
-        print(f"prompts: {prompts}  endpoint: {url}", flush=True)
-        command = [sys.executable, str(CHECKOUT / "jobs/capture.py"), "--config", str(CONFIG)]
+    """Run the demo. Returns the exit code."""
+    say("deltatap demo: 200 prompts, each answered as a stream and as a whole by a simulated endpoint: no key, no cost")
+    options = ["--tokens", "60", *(word for fault in _FAULTS for word in ("--fault", fault))]
+    with simulator(*options) as base_url:
+        prompts = DATA / "prompts"
+        write_prompts(prompts)
+        url = base_url()
+        say(f"prompts: {prompts}  endpoint: {url}")
         # The endpoint's name identifies its requests. Without a name the URL would, and the port changes.
-        for override in (f"endpoint.base_url={url}", "endpoint.name=simulator", "endpoint.api_key="):
-            command += ["--set", override]
-        command += ["--set", "capture.mode=paired"]
-        with subprocess.Popen(command) as job:  # noqa: S603 - ours
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # the job also receives it, and drains
-            code = job.wait()
-    if code == 0:
-        report = DATA / "report.html"
-        command = [sys.executable, "-m", "deltatap", "report", "--config", str(CONFIG), "--out", str(report)]
-        subprocess.run(command, check=True)  # noqa: S603 - ours
-        print(
-            f"""
-Open {report.absolute()} in a browser to see the latencies and to replay streamed answers.
-The answers are in the Delta table {DATA / "captures"}, the run is in {DATA / "runs"}. To query them, start
-{sys.executable} and enter:
-
-    from deltatap import local_session
-    spark = local_session()
-    captures = spark.table("delta.`{(DATA / "captures").absolute()}`")
-    captures.select("request_id", "mode", "status", "finish_reason", "ttft_ms", "e2e_ms", "cost_usd", "text").show()
-    captures.selectExpr("request_id", "inline(chunks)").show()        # every chunk with its arrival time
-
-Run `make demo` again: prompts with a final row are not captured twice."""
-        )
+        here = (f"endpoint.base_url={url}", "endpoint.name=simulator", "endpoint.api_key=", "capture.mode=paired")
+        code = run(capture, CONFIG, here, dry_run=False)
+    if code == OK:
+        say("writing the report")
+        code = run(report, CONFIG, run_ids=None, out=REPORT)
+    if code == OK:
+        opened = _has_display() and webbrowser.open(REPORT.absolute().as_uri())
+        say(f"{'opened' if opened else 'open'} {REPORT.absolute()}{'' if opened else ' in a browser'}")
+        say(next_steps(os.path.relpath(Path(sys.executable).with_name("deltatap"))))
     return code
+
+
+def say(text: str) -> None:
+    """Print a line at once, also into a pipe."""
+    print(text, flush=True)
+
+
+def _has_display() -> bool:
+    """Whether a browser would have a window. Without one, Python may start a browser in the terminal."""
+    return sys.platform in ("darwin", "win32") or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,51 @@
+"""The demo's prompts, and what it offers to try next."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+import typer
+from deltalake import DeltaTable
+
+from deltatap import demo
+from deltatap.cli import app
+from deltatap.prompts import build_request
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_two_of_the_prompts_are_invalid() -> None:
+    made = [build_request(row, api="chat", model="m", defaults={}, keep=()) for row in demo.rows()]
+    assert len({request.request_id for request in made}) == 200
+    assert [request.request_id for request in made if request.error] == ["demo-bad-empty", "demo-bad-params"]
+
+
+def test_the_prompts_are_written_once(tmp_path: Path) -> None:
+    for _ in range(2):
+        demo.write_prompts(tmp_path / "data/prompts")
+    table = DeltaTable(tmp_path / "data/prompts")
+    assert table.version() == 0
+    rows = {row["request_id"]: row for row in table.to_pyarrow_table().to_pylist()}
+    assert rows["demo-003"]["messages"][0] == {"role": "user", "content": "I keep hearing about this."}
+    assert (rows["demo-000"]["system"], rows["demo-003"]["prompt"]) == ("You answer like a pirate.", None)
+    assert set(rows) == {row["request_id"] for row in demo.rows()}
+
+
+def test_what_to_try_next_are_commands_and_a_prompt_of_the_demo() -> None:
+    words = [line.split() for line in demo.next_steps("bin/deltatap").splitlines() if "bin/deltatap" in line]
+    commands = typer.main.get_group(app).commands
+    assert [program for program, *_ in words] == ["bin/deltatap"] * 3
+    assert {command for _, command, *_ in words} <= set(commands)
+    shown = next(arguments[0] for _, command, *arguments in words if command == "show")
+    assert shown in {row["request_id"] for row in demo.rows()}
+
+
+def test_a_simulator_that_does_not_start_is_an_error() -> None:
+    with (
+        demo.simulator("--fault", "nope=1") as base_url,
+        pytest.raises(RuntimeError, match=re.escape("the simulator did not start; see its output above")),
+    ):
+        base_url()
