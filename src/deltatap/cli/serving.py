@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltatap.cli.runner import OK, Command, app, command, guarded, reader, say, unwrapped
+from deltatap.cli.runner import ENDPOINTS, OK, Command, app, command, guarded, reader, say, unwrapped
 from deltatap.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _PORT = typer.Option(min=0, max=65535, help="Port to listen on. 0 picks a free p
 _SPEED = typer.Option(min=0, help="Speed factor: 2 is twice as fast, 0 does not wait at all.")
 
 
-@command
+@command(ENDPOINTS)
 def replay(
     settings: Settings,
     console: Console,
@@ -61,7 +61,7 @@ def replay(
     return OK
 
 
-@app.command(cls=Command)
+@app.command(cls=Command, rich_help_panel=ENDPOINTS)
 @unwrapped
 def simulate(
     host: Annotated[str, _HOST] = "127.0.0.1",
