@@ -239,6 +239,26 @@ def test_simulate_on_a_used_port_names_the_port_and_exits_with_2() -> None:
     assert (code, output) == (cli.CONFIGURATION, f"✗ 127.0.0.1 port {port} is already in use; {hint}\n")
 
 
+def test_replay_on_a_used_port_exits_with_2_before_it_reads_a_table(config: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        port = used.getsockname()[1]
+        code, output = invoke("replay", "--port", port, "--config", config)
+    hint = "choose another port with --port, or --port 0 for a free one"
+    assert (code, output) == (cli.CONFIGURATION, f"✗ 127.0.0.1 port {port} is already in use; {hint}\n")
+
+
+def test_capture_without_a_server_exits_with_2_before_spark_starts(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltatap.cli.capturing.session", None)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    options = (f"endpoint.base_url=http://127.0.0.1:{port}/v1", "endpoint.api_key=", "prices=")
+    code, output = invoke("capture", "--config", config, *(word for each in options for word in ("--set", each)))
+    problem = f"✗ endpoint.base_url: cannot reach 127.0.0.1 port {port}: Connection refused; is the server running? "
+    assert (code, output) == (cli.CONFIGURATION, f"{problem}`deltatap simulate` starts the simulator\n")
+
+
 @pytest.mark.parametrize("fault", ["nope=0.1", "cut=x", "cut"])
 def test_simulate_refuses_a_fault_that_it_cannot_read(fault: str) -> None:
     code, output = invoke("simulate", "--fault", fault)

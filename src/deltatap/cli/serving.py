@@ -41,23 +41,25 @@ def replay(
     from deltatap.analysis.queries import newest_answers  # noqa: PLC0415
     from deltatap.replay.app import Replay  # noqa: PLC0415
     from deltatap.replay.recordings import recording  # noqa: PLC0415
-    from deltatap.simulator.server import serve  # noqa: PLC0415
+    from deltatap.simulator.server import listen, serve  # noqa: PLC0415
 
-    tables = reader(settings, console)
-    rows = newest_answers(tables, settings, run_ids or [], most)
-    tables.close()
-    recordings, reason = [], ""
-    for row in rows:
-        try:
-            recordings.append(recording(row))
-        except ValueError as error:
-            reason = str(error)
-    if reason:
-        say(console, f"{len(rows) - len(recordings):,} answers left out: {reason}")
-    if not recordings:
-        raise ConfigError([f"captures.table: {settings.captures.table}: no answer to replay"])
-    say(console, f"{len(recordings):,} answers; open / in a browser to watch one")
-    serve(Replay(recordings, speed=speed).application(), host, port, "replay")
+    # Reading the answers takes long, so a used port is reported first.
+    with listen(host, port) as listening:
+        tables = reader(settings, console)
+        rows = newest_answers(tables, settings, run_ids or [], most)
+        tables.close()
+        recordings, reason = [], ""
+        for row in rows:
+            try:
+                recordings.append(recording(row))
+            except ValueError as error:
+                reason = str(error)
+        if reason:
+            say(console, f"{len(rows) - len(recordings):,} answers left out: {reason}")
+        if not recordings:
+            raise ConfigError([f"captures.table: {settings.captures.table}: no answer to replay"])
+        say(console, f"{len(recordings):,} answers; open / in a browser to watch one")
+        serve(Replay(recordings, speed=speed).application(), listening, "replay")
     return OK
 
 
@@ -113,7 +115,7 @@ def simulate(
     def work() -> int:
         from deltatap.simulator.answers import ENCODING, Pace  # noqa: PLC0415
         from deltatap.simulator.app import Simulator, SimulatorSettings  # noqa: PLC0415
-        from deltatap.simulator.server import serve  # noqa: PLC0415
+        from deltatap.simulator.server import listen, serve  # noqa: PLC0415
         from deltatap.tokens import encoding  # noqa: PLC0415
 
         usual = Pace()
@@ -128,7 +130,8 @@ def simulate(
             tokens_per_minute=tokens_per_minute,
         )
         encoding(ENCODING)  # Loaded before the first call, so that no call waits for it.
-        serve(Simulator(settings).application(), host, port)
+        with listen(host, port) as listening:
+            serve(Simulator(settings).application(), listening)
         return OK
 
     sys.exit(guarded(plain_console(), work))
