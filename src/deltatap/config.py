@@ -182,6 +182,11 @@ class Slo(Section):
     tpot_ms: Annotated[float, Field(gt=0)] | None = None
     e2e_ms: Annotated[float, Field(gt=0)] | None = None
 
+    @property
+    def bounds(self) -> dict[str, float]:
+        """The limits that are set, by metric."""
+        return {name: bound for name, bound in self.model_dump().items() if bound is not None}
+
 
 class Analysis(Section):
     """Where the metrics tables are, and which rows count.

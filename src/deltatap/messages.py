@@ -110,6 +110,7 @@ class Heartbeat:
         open: streams that are open.
         requests: calls made.
         rows: finished captures, by status.
+        uncalled: those of them that took no call: invalid prompts, reused answers.
         errors: failed calls, by error type, retried ones included.
         input_tokens, output_tokens, cost_usd: of all calls.
         ttft_ms: the median of the latest captures.
@@ -140,6 +141,7 @@ class Heartbeat:
     open: int = 0
     requests: int = 0
     rows: Mapping[str, int] = field(default_factory=dict)
+    uncalled: int = 0
     errors: Mapping[str, int] = field(default_factory=dict)
     input_tokens: int = 0
     output_tokens: int = 0

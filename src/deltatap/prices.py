@@ -1,10 +1,11 @@
-"""Prices of tokens: price files with a pattern for each model, and the exact cost of a call.
+"""Prices of tokens: price files with a pattern for each model, the exact cost of a call, and how amounts are shown.
 
 Costs are ``Decimal``, so that they add up exactly.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -105,3 +106,10 @@ def exact_usd(expression: str) -> str:
     Null for a value that is not an amount of money, such as infinity.
     """
     return f"try_cast({expression} AS DECIMAL(30, 12))"
+
+
+def money(usd: float) -> str:
+    """An amount with four decimals; a small amount with three digits, without zeros at the end."""
+    decimals = 4 if usd == 0 else max(4, 2 - math.floor(math.log10(abs(usd))))
+    whole, _, fraction = f"{usd:,.{decimals}f}".partition(".")
+    return f"{whole}.{fraction.rstrip('0'):0<4}"

@@ -6,7 +6,6 @@ Lays out rows. ``analysis`` reads and computes them.
 from __future__ import annotations
 
 import json
-import math
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -15,11 +14,13 @@ from rich.text import Text
 
 from deltatap.analysis.metrics import METRICS
 from deltatap.model import OUTPUT_KINDS
+from deltatap.prices import money
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from deltatap.analysis.compare import Difference
+    from deltatap.analysis.conditions import Outcome
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _WIDTH = 50
@@ -28,20 +29,18 @@ _HALF_ID = 11
 _METRICS = {metric.name: metric for metric in METRICS}
 
 
-def plain_console() -> Console:
+def plain_console(*, stderr: bool = False) -> Console:
     """A console that prints text as it is: names and messages can look like rich's markup."""
-    return Console(markup=False, emoji=False, highlight=False)
+    return Console(markup=False, emoji=False, highlight=False, stderr=stderr)
 
 
-def money(usd: float) -> str:
-    """An amount with four decimals; a small amount with three digits, without zeros at the end."""
-    decimals = 4 if usd == 0 else max(4, 2 - math.floor(math.log10(abs(usd))))
-    whole, _, fraction = f"{usd:,.{decimals}f}".partition(".")
-    return f"{whole}.{fraction.rstrip('0'):0<4}"
-
-
-def show_runs(console: Console, runs: Sequence[Mapping[str, Any]]) -> None:
-    """Print rows of ``runs``."""
+def show_runs(
+    console: Console,
+    runs: Sequence[Mapping[str, Any]],
+    good: Mapping[str, tuple[int, int]],
+    slo: Mapping[str, float],
+) -> None:
+    """Print rows of ``runs``, and what ``queries.good_requests`` returns for the bounds of ``analysis.slo``."""
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("run", no_wrap=True, min_width=22)
     table.add_column("status", min_width=9)
@@ -61,6 +60,12 @@ def show_runs(console: Console, runs: Sequence[Mapping[str, Any]]) -> None:
     for row in runs:
         if row["reason"]:
             _line(console, f"{row['run_id']}: {row['reason']}")
+    for row in runs:
+        if row["run_id"] in good:
+            _line(console, "{}: {:,}/{:,} requests good".format(row["run_id"], *good[row["run_id"]]))
+    if good:
+        bounds = ", ".join(f"{name} at most {bound:,g}" for name, bound in slo.items())
+        _line(console, f"good: completed with {bounds} (analysis.slo)", style="dim")
 
 
 def show_summary(
@@ -220,6 +225,41 @@ def show_comparison(
                 )
         console.print(table)
     _line(console, f"difference: {second} minus {first}; *: its interval excludes zero", style="dim")
+
+
+def comparison_json(
+    first: str,
+    second: str,
+    differences: Mapping[tuple[str, str, str], Difference],
+    outcomes: Sequence[Outcome],
+) -> str:
+    """The comparison of two runs as JSON: the differences, and the outcomes of conditions."""
+    return json.dumps(
+        {
+            "first": first,
+            "second": second,
+            "differences": [
+                {
+                    "mode": mode,
+                    "metric": name,
+                    "quantile": quantile,
+                    "unit": _METRICS[name].unit,
+                    "first": found.first,
+                    "second": found.second,
+                    "difference": found.value,
+                    "low": found.low,
+                    "high": found.high,
+                    "excludes_zero": found.clear,
+                }
+                for (mode, name, quantile), found in differences.items()
+            ],
+            "conditions": [
+                {"condition": each.condition.text, "mode": each.mode, "holds": each.holds} for each in outcomes
+            ],
+        },
+        indent=2,
+        ensure_ascii=False,
+    )
 
 
 def _interval(low: float | None, high: float | None, *, signed: bool = False) -> str:

@@ -280,7 +280,7 @@ def test_two_real_runs_are_analyzed_compared_and_printed(
     out = io.StringIO()
     console = Console(file=out, width=80)
     show_metrics(console, rows)
-    show_runs(console, newest_runs(SparkReader(spark), settings, 5))
+    show_runs(console, newest_runs(SparkReader(spark), settings, 5), {}, {})
     for run_id in runs:
         late = {row["mode"]: row["late"] for row in rows if row["run_id"] == run_id}
         assert {row["mode"]: row["late"] for row in summarize(SparkReader(spark), settings, run_id)[1]} == late

@@ -218,8 +218,11 @@ def test_the_last_line_and_exit_code_of_a_job(
     last = json.loads(output.strip().splitlines()[-1])
     (row,) = run_rows(spark, tables)
     assert (last["status"], last["completed"], last["failed"]) == ("completed", 1, 2)
-    assert set(last) == set(row.asDict())
-    assert last["labels"] == {"why": "test"}
+    assert " ".join(last) == (
+        "run_id status reason owed completed interrupted failed requests input_tokens output_tokens cost_usd"
+    )
+    assert last == {name: row[name] for name in last}
+    assert row["labels"] == {"why": "test"}
     assert "Exception" not in output
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from deltatap.analysis.compare import compare
-from deltatap.analysis.queries import newest_answers, newest_capture, newest_runs, require_run, summarize
+from deltatap.analysis.queries import good_requests, newest_answers, newest_capture, newest_runs, require_run, summarize
 from deltatap.config import Settings, load_settings
 from deltatap.delta import tables as delta_tables
 from deltatap.delta.local import LocalReader
@@ -95,6 +95,7 @@ def plain(value: Any) -> Any:
 
 LOOKS: dict[str, Callable[[Reader, Settings], Any]] = {
     "runs": lambda reader, settings: newest_runs(reader, settings, 5),
+    "good requests": lambda reader, settings: good_requests(reader, settings, RUNS),
     "show": lambda reader, settings: newest_capture(reader, settings, "r7", None),
     "show of a run": lambda reader, settings: newest_capture(reader, settings, "r7", RUNS[1]),
     "summary": lambda reader, settings: summarize(reader, settings, RUNS[1]),

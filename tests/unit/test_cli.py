@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import json
 import re
 import socket
 import subprocess
@@ -13,20 +15,28 @@ from typing import TYPE_CHECKING
 
 import pytest
 import typer.main
+from rich.console import Console
 from typer.testing import CliRunner
 
 from deltatap import cli
+from deltatap.analysis.compare import Difference
+from deltatap.cli.runner import session
+from deltatap.config import load_settings
 from deltatap.errors import ConfigError, LandingError, MissingExtraError, RunningError, VocabularyError
 from deltatap.messages import Control
 from deltatap.state import RunState
+from deltatap.terminal import plain_console
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from deltatap.config import Settings
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["capture", "stop", "load", "check", "analyze", "runs", "show", "compare", "report", "replay", "simulate"]
+PANELS = {
+    "Capture": ["capture", "load", "check", "stop"],
+    "Results": ["runs", "show", "analyze", "compare", "report"],
+    "Endpoints for tests": ["replay", "simulate"],
+}
+COMMANDS = [name for names in PANELS.values() for name in names]
 
 
 @pytest.fixture
@@ -49,8 +59,31 @@ def test_version() -> None:
 def test_help_lists_every_command_and_shell_completion() -> None:
     code, output = invoke("--help")
     assert code == 0
-    assert re.findall(r"^│ (\w+) ", output, re.MULTILINE) == COMMANDS
+    panels = re.split(r"^╭─ (.+?) ─+╮$", output, flags=re.MULTILINE)
+    found = {
+        title: re.findall(r"^│ (\w+) ", text, re.MULTILINE)
+        for title, text in zip(panels[1::2], panels[2::2], strict=True)
+    }
+    assert [(title, names) for title, names in found.items() if names] == list(PANELS.items())
     assert "--install-completion" in output
+
+
+@pytest.mark.parametrize("words", [(), *((name,) for name in COMMANDS)])
+def test_help_fits_into_80_columns(words: tuple[str, ...]) -> None:
+    _, output = invoke(*words, "--help")
+    assert max(map(len, output.splitlines())) <= 80
+    assert "…" not in output, "nothing is cut"
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("c", ["capture", "check", "compare"]), ("compare --f", ["--fail-if"]), ("simulate --po", ["--port"])],
+)
+def test_the_shell_completes_commands_and_options(typed: str, offered: list[str]) -> None:
+    words = f"deltatap {typed}"
+    environment = {"_DELTATAP_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    result = CliRunner().invoke(cli.app, [], prog_name="deltatap", env=environment)
+    assert sorted(result.output.split()) == offered
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -206,6 +239,26 @@ def test_simulate_on_a_used_port_names_the_port_and_exits_with_2() -> None:
     assert (code, output) == (cli.CONFIGURATION, f"✗ 127.0.0.1 port {port} is already in use; {hint}\n")
 
 
+def test_replay_on_a_used_port_exits_with_2_before_it_reads_a_table(config: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        port = used.getsockname()[1]
+        code, output = invoke("replay", "--port", port, "--config", config)
+    hint = "choose another port with --port, or --port 0 for a free one"
+    assert (code, output) == (cli.CONFIGURATION, f"✗ 127.0.0.1 port {port} is already in use; {hint}\n")
+
+
+def test_capture_without_a_server_exits_with_2_before_spark_starts(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deltatap.cli.capturing.session", None)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    options = (f"endpoint.base_url=http://127.0.0.1:{port}/v1", "endpoint.api_key=", "prices=")
+    code, output = invoke("capture", "--config", config, *(word for each in options for word in ("--set", each)))
+    problem = f"✗ endpoint.base_url: cannot reach 127.0.0.1 port {port}: Connection refused; is the server running? "
+    assert (code, output) == (cli.CONFIGURATION, f"{problem}`deltatap simulate` starts the simulator\n")
+
+
 @pytest.mark.parametrize("fault", ["nope=0.1", "cut=x", "cut"])
 def test_simulate_refuses_a_fault_that_it_cannot_read(fault: str) -> None:
     code, output = invoke("simulate", "--fault", fault)
@@ -244,6 +297,84 @@ def test_help_shows_no_type_for_flags(words: tuple[str, ...]) -> None:
     _, output = invoke(*words, "--help")
     assert "--help" in output
     assert "bool" not in output.lower()
+
+
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs: TTFT grew for certain, the end-to-end time did not."""
+    found = {("stream", "ttft_ms", "p95"): Difference(200.0, 250.0, 20.0, 80.0),
+             ("stream", "e2e_ms", "p95"): Difference(900.0, 1000.0, -50.0, 250.0)}  # fmt: skip
+    monkeypatch.setattr("deltatap.cli.looking.reader", lambda *_: None)
+    monkeypatch.setattr("deltatap.analysis.queries.require_run", lambda *_: None)
+    monkeypatch.setattr("deltatap.analysis.compare.compare", lambda *_: found)
+
+
+@pytest.mark.usefixtures("compared")
+@pytest.mark.parametrize("as_json", [False, True])
+def test_compare_names_the_condition_that_holds_and_exits_with_3(config: Path, *, as_json: bool) -> None:
+    conditions = ("--fail-if", "e2e_ms.p95>+5%", "--fail-if", "ttft_ms.p95>+10%", "--fail-if", "ttft_ms.p95<-10%")
+    words = ["compare", "a", "b", "--config", str(config), *conditions, *["--json"] * as_json]
+    result = CliRunner().invoke(cli.app, words, env={"COLUMNS": "80", "TERM": "dumb"})
+    assert result.exit_code == cli.CONDITION_HOLDS
+    messages = result.stderr if as_json else result.stdout
+    (line,) = [line for line in messages.splitlines() if "--fail-if" in line]
+    assert line == (
+        "✗ --fail-if ttft_ms.p95>+10%: stream ttft_ms p95 went from 200.0 to 250.0 ms: +50.0 ms (+25.0%), "
+        "95 % interval +20.0 to +80.0"
+    )
+    if as_json:
+        assert [each["holds"] for each in json.loads(result.stdout)["conditions"]] == [False, True, False]
+
+
+@pytest.mark.usefixtures("compared")
+def test_compare_exits_with_0_if_no_condition_holds(config: Path) -> None:
+    assert invoke("compare", "a", "b", "--config", config, "--fail-if", "e2e_ms.p95>+5%")[0] == cli.OK
+
+
+@pytest.mark.usefixtures("compared")
+@pytest.mark.parametrize(
+    ("condition", "why"),
+    [
+        ("e2e_ms>1", "expected [MODE.]METRIC.p50 or .p95, "),
+        ("tpot_ms.p95>+1", "expected values of tpot_ms in both runs"),
+    ],
+)
+def test_compare_names_a_condition_that_is_wrong_and_exits_with_2(config: Path, condition: str, why: str) -> None:
+    words = ["compare", "a", "b", "--config", str(config), "--json", "--fail-if", condition]
+    result = CliRunner().invoke(cli.app, words)
+    assert (result.exit_code, result.stdout) == (cli.CONFIGURATION, ""), "only JSON is on standard output"
+    assert result.stderr.startswith(f"✗ --fail-if {condition}: {why}")
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "extra"),
+    [
+        ("plotly", ["report"], "report"),
+        ("uvicorn", ["simulate"], "serve"),
+        ("uvicorn", ["replay"], "serve"),
+        ("pyspark", ["analyze"], "spark"),
+    ],
+)
+def test_a_command_without_its_extra_names_the_extra(config: Path, module: str, words: list[str], extra: str) -> None:
+    code = f"import sys; sys.modules[{module!r}] = None; from deltatap.cli import app; app()"
+    options = [] if words == ["simulate"] else ["--config", str(config)]
+    done = subprocess.run([sys.executable, "-c", code, *words, *options], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (cli.CONFIGURATION, "")
+    assert re.fullmatch(rf"✗ {module}\S* is not installed: run `pip install 'deltatap\[{extra}\]'`, .*\n", done.stdout)
+
+
+def test_a_log_says_at_once_that_spark_starts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("deltatap.spark.session.local_session", lambda _: said.append(capsys.readouterr().err))
+    monkeypatch.setattr("pyspark.sql.SparkSession.getActiveSession", lambda: None)
+    settings = load_settings({"prices": None})
+    session(settings, plain_console())
+    session(settings, Console(file=io.StringIO(), force_terminal=True))
+    assert said == ["deltatap: starting Spark\n", ""], "a terminal shows a spinner instead"
+    assert capsys.readouterr().out == ""
 
 
 def test_the_report_command_says_what_it_wrote(

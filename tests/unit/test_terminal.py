@@ -12,7 +12,9 @@ from rich.console import Console
 
 from deltatap import terminal
 from deltatap.analysis.compare import Difference
+from deltatap.analysis.conditions import evaluate, parse
 from deltatap.analysis.metrics import METRICS
+from deltatap.prices import money
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,16 +42,26 @@ def printed(show: Callable[..., None], *arguments: Any, width: int = 200) -> str
 
 
 def test_runs_have_a_line_each_and_their_reasons_below() -> None:
-    lines = printed(terminal.show_runs, [RUN, RUN | {"run_id": "r2", "reason": None}], width=90).splitlines()
+    lines = printed(terminal.show_runs, [RUN, RUN | {"run_id": "r2", "reason": None}], {}, {}, width=90).splitlines()
     assert lines[1].split() == ["r1", "stopped", "2026-11-21", "06:30", "1,234/2,000", "5", "1.5000"]
     assert lines[3:] == ["r1: stopped by [you]"]
 
 
 def test_runs_fit_into_80_columns() -> None:
     run = RUN | {"run_id": "20261121T063000-abc123", "status": "completed", "completed": 398, "owed": 400}
-    first, *rest = printed(terminal.show_runs, [run | {"failed": 2, "cost_usd": 0.0003}], width=80).splitlines()
+    first, *rest = printed(terminal.show_runs, [run | {"failed": 2, "cost_usd": 0.0003}], {}, {}, width=80).splitlines()
     assert first.split() == ["run", "status", "started", "done", "broken", "failed", "USD"]
     assert rest[0].split() == [run["run_id"], "completed", "2026-11-21", "06:30", "398/400", "5", "2", "0.0003"]
+
+
+def test_good_requests_have_a_line_for_each_run_and_the_limits() -> None:
+    runs = [RUN | {"run_id": name, "reason": None} for name in ("r1", "r2", "r3")]
+    good, slo = {"r3": (1299, 1396), "r1": (0, 3)}, {"ttft_ms": 1500.0, "e2e_ms": 0.5}
+    assert printed(terminal.show_runs, runs, good, slo).splitlines()[4:] == [
+        "r1: 0/3 requests good",
+        "r3: 1,299/1,396 requests good",
+        "good: completed with ttft_ms at most 1,500, e2e_ms at most 0.5 (analysis.slo)",
+    ]
 
 
 def test_summary_of_one_mode_leaves_the_mode_out() -> None:
@@ -142,12 +154,29 @@ def test_comparison_shows_signed_differences_by_mode() -> None:
     assert "nothing to compare" in printed(terminal.show_comparison, "a", "b", {})
 
 
+def test_a_comparison_as_json_has_units_and_the_outcomes_of_conditions() -> None:
+    found = {("stream", "tokens_per_s", "p50"): Difference(100.0, 130.0, 20.0, 40.0),
+             ("complete", "e2e_ms", "p95"): Difference(1.0, 1.0, None, None)}  # fmt: skip
+    outcomes = evaluate(parse(["tokens_per_s.p50>+50%"]), found)
+    assert json.loads(terminal.comparison_json("a", "b", found, outcomes)) == {
+        "first": "a",
+        "second": "b",
+        "differences": [
+            {"mode": "stream", "metric": "tokens_per_s", "quantile": "p50", "unit": "tokens/s", "first": 100.0,
+             "second": 130.0, "difference": 30.0, "low": 20.0, "high": 40.0, "excludes_zero": True},
+            {"mode": "complete", "metric": "e2e_ms", "quantile": "p95", "unit": "ms", "first": 1.0,
+             "second": 1.0, "difference": 0.0, "low": None, "high": None, "excludes_zero": False},
+        ],
+        "conditions": [{"condition": "tokens_per_s.p50>+50%", "mode": "stream", "holds": False}],
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("usd", "shown"),
     [(0, "0.0000"), (1234.5, "1,234.5000"), (0.01774, "0.0177"), (0.0003, "0.0003"), (0.000012345, "0.0000123")],
 )
 def test_small_amounts_of_money_have_three_digits(usd: float, shown: str) -> None:
-    assert terminal.money(usd) == shown
+    assert money(usd) == shown
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1), st.integers(1, 80))

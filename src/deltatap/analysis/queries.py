@@ -9,7 +9,7 @@ import difflib
 from typing import TYPE_CHECKING, Any
 
 from deltatap.analysis.metrics import kinds_sql
-from deltatap.analysis.sql import in_runs
+from deltatap.analysis.sql import in_runs, measured_sql
 from deltatap.delta import tables
 from deltatap.delta.prepare import remembered_runs
 from deltatap.delta.reader import identify_captures, rows
@@ -49,6 +49,23 @@ def newest_runs(reader: Reader, settings: Settings, limit: int) -> list[Row]:
     captures = identify_captures(reader, settings.captures.table, settings.runs.table)
     runs = f"{tables.quoted(settings.runs.table)} AS r WHERE {captures.runs_sql('r')}"
     return rows(reader.query(f"SELECT * FROM {runs} ORDER BY started_at DESC, run_id LIMIT {limit}"))
+
+
+def good_requests(reader: Reader, settings: Settings, run_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """How many requests of each run were good under ``analysis.slo``, and how many were sent, by run.
+
+    Rows without a call (invalid prompts, reused answers) do not count. Empty if no SLO is set.
+    """
+    if not run_ids or not settings.analysis.slo.bounds or not reader.exists(settings.captures.table):
+        return {}
+    captures = f"SELECT * FROM {tables.quoted(settings.captures.table)} WHERE {in_runs(run_ids)}"
+    counted = reader.query(
+        f"""
+        SELECT run_id, count_if(good) AS good, count(*) AS sent FROM ({measured_sql(settings, captures)})
+        WHERE started_at IS NOT NULL GROUP BY run_id
+        """
+    )
+    return {row["run_id"]: (row["good"], row["sent"]) for row in rows(counted)}
 
 
 def why_no_runs(reader: Reader, settings: Settings) -> str:

@@ -38,11 +38,11 @@ def settings_json(settings: Settings) -> str:
 
 def measured_sql(settings: Settings, captures: str) -> str:
     """Rows of captures (a query) with their metrics, and whether their times count."""
-    lag, slo = settings.analysis.max_loop_lag_ms, settings.analysis.slo
+    lag, slo = settings.analysis.max_loop_lag_ms, settings.analysis.slo.bounds
     late = "false" if lag is None else f"coalesce(loop_lag_ms > {lag}, false)"
     # A null metric is within its bound: a whole answer has neither TTFT nor TPOT. A row that reuses an answer
     # (capture.reuse) has no start and no times at all.
-    within = [f"coalesce({name} <= {bound}, true)" for name, bound in slo.model_dump().items() if bound is not None]
+    within = [f"coalesce({name} <= {bound}, true)" for name, bound in slo.items()]
     good = " AND ".join(within) or "CAST(NULL AS BOOLEAN)"
     columns = [f"{metric.sql} AS {metric.name}" for metric in METRICS]
     return f"""
@@ -63,7 +63,7 @@ def metrics_sql(rows: str, by: tuple[str, ...], settings: Settings) -> str:
     columns = (*by, "endpoint", "request_model", "mode")
     keys = ", ".join(columns)
     sent = "cost_basis IS NOT NULL"
-    good = "count_if(good)" if any(settings.analysis.slo.model_dump().values()) else "CAST(NULL AS BIGINT)"
+    good = "count_if(good)" if settings.analysis.slo.bounds else "CAST(NULL AS BIGINT)"
     # A row has an error but no call if its prompt was refused before sending.
     last = "IF(started_at IS NULL, NULL, error.type)"
     failed = f"collect_list(concat(transform(retries, r -> r.error_type), array({last})))"

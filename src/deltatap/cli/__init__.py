@@ -5,10 +5,11 @@ Spark, pandas and the settings are imported when a command runs, so that ``--hel
 
 from deltatap.cli.capturing import capture, check, load, stop
 from deltatap.cli.looking import analyze, compare, report, runs, show
-from deltatap.cli.runner import CONFIGURATION, EXTRAS, FAILED, OK, TOO_MANY_ERRORS, app, run, run_job
+from deltatap.cli.runner import CONDITION_HOLDS, CONFIGURATION, EXTRAS, FAILED, OK, TOO_MANY_ERRORS, app, run, run_job
 from deltatap.cli.serving import replay, simulate
 
 __all__ = [
+    "CONDITION_HOLDS",
     "CONFIGURATION",
     "EXTRAS",
     "FAILED",

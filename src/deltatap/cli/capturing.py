@@ -1,14 +1,25 @@
-"""The commands before and during a run: ``capture``, ``stop``, ``load`` and ``check``."""
+"""The commands before and during a run: ``capture``, ``load``, ``check`` and ``stop``."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltatap.cli.runner import CONFIGURATION, FAILED, OK, TOO_MANY_ERRORS, command, hint, say, session, without_jvm
+from deltatap.cli.runner import (
+    CAPTURE,
+    CONFIGURATION,
+    FAILED,
+    OK,
+    TOO_MANY_ERRORS,
+    command,
+    hint,
+    say,
+    session,
+    without_jvm,
+)
 from deltatap.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,8 +30,14 @@ if TYPE_CHECKING:
     from deltatap.config import Settings
     from deltatap.driver.load import Loaded
 
+# The columns of the run's row that the last line of a capture has; the others are in the table.
+_LAST_LINE = (
+    "run_id", "status", "reason", "owed", "completed", "interrupted", "failed", "requests", "input_tokens",
+    "output_tokens", "cost_usd",
+)  # fmt: skip
 
-@command
+
+@command(CAPTURE)
 @hint("run it again: finished captures in the journal are kept and are not paid for twice")
 def capture(
     settings: Settings,
@@ -32,7 +49,7 @@ def capture(
 ) -> int:
     """Capture every prompt that has no final row yet.
 
-    The last line of the output is the run's row as JSON.
+    The last line of the output is JSON: the run's id, status, counts and cost.
 
     Exit codes: 0, the run completed, was stopped on request, or used up a budget; 1, it failed; 2, the configuration is
     wrong, an optional package is missing, or another run is active, and no API call was made; 3, more rows failed than
@@ -67,40 +84,13 @@ def capture(
         say(console, f"the run failed: {row['reason']}", "problem")
     elif row["reason"]:
         say(console, f"{row['reason']}; the next run continues from here")
-    print(json.dumps(row, default=_as_json))  # noqa: T201 - a line for programs: no wrapping, no colors
+    print(json.dumps({name: row[name] for name in _LAST_LINE}))  # noqa: T201 - a line for programs: no wrapping, no colors
     if ended.failed:
         return FAILED
     return TOO_MANY_ERRORS if ended.failed_share > settings.capture.fail_above_error_rate else OK
 
 
-def _as_json(value: Any) -> str:  # noqa: ANN401 - any value that the json module cannot encode
-    return value.isoformat() if hasattr(value, "isoformat") else str(value)
-
-
-@command
-def stop(
-    settings: Settings,
-    console: Console,
-    run_id: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, from the first line of its output.")],
-) -> int:
-    """Stop an active run, on this machine or on another one that uses the same state folder.
-
-    No new request starts. Open requests finish, or are cut after timeouts.grace_s and kept as interrupted. The next run
-    continues from there.
-    """
-    from deltatap.state import RunState  # noqa: PLC0415
-
-    folder = Path(settings.state.dir)
-    state = RunState.of(folder, run_id)
-    if state.control() is None:
-        active = ", ".join(sorted(RunState(path.parent).name for path in folder.glob("*/control.json"))) or "none"
-        raise ConfigError([f"state.dir: {folder}: run {run_id} is not active here; active runs: {active}"])
-    state.ask_to_stop()
-    say(console, f"asked run {run_id} to stop")
-    return OK
-
-
-@command
+@command(CAPTURE)
 def load(
     settings: Settings,
     console: Console,
@@ -157,7 +147,7 @@ def _notes_on(loaded: Loaded, *, replace: bool) -> Iterator[str]:
         yield f"not used for requests, but kept in the table: {', '.join(loaded.unused)}"
 
 
-@command
+@command(CAPTURE)
 def check(settings: Settings, console: Console) -> int:
     """Check everything a capture needs, without a paid call.
 
@@ -176,3 +166,26 @@ def check(settings: Settings, console: Console) -> int:
     counted = f"{problems} problem{'s' * (problems > 1)} to fix before capturing" if problems else "ready to capture"
     say(console, f"{counted}; no paid call was made")
     return CONFIGURATION if problems else OK
+
+
+@command(CAPTURE)
+def stop(
+    settings: Settings,
+    console: Console,
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, from the first line of its output.")],
+) -> int:
+    """Stop an active run, on this machine or on another one that uses the same state folder.
+
+    No new request starts. Open requests finish, or are cut after timeouts.grace_s and kept as interrupted. The next run
+    continues from there.
+    """
+    from deltatap.state import RunState  # noqa: PLC0415
+
+    folder = Path(settings.state.dir)
+    state = RunState.of(folder, run_id)
+    if state.control() is None:
+        active = ", ".join(sorted(RunState(path.parent).name for path in folder.glob("*/control.json"))) or "none"
+        raise ConfigError([f"state.dir: {folder}: run {run_id} is not active here; active runs: {active}"])
+    state.ask_to_stop()
+    say(console, f"asked run {run_id} to stop")
+    return OK

@@ -1,4 +1,4 @@
-"""The commands that show and compare what was captured: ``analyze``, ``runs``, ``show``, ``compare`` and ``report``."""
+"""The commands that show and compare what was captured: ``runs``, ``show``, ``analyze``, ``compare`` and ``report``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltatap.cli.runner import OK, command, reader, say, session
+from deltatap.cli.runner import CONDITION_HOLDS, OK, RESULTS, command, reader, say, session
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,7 +15,48 @@ if TYPE_CHECKING:
     from deltatap.config import Settings
 
 
-@command
+@command(RESULTS)
+def runs(
+    settings: Settings,
+    console: Console,
+    most: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of runs to list.")] = 20,
+) -> int:
+    """List the runs on the captures table, newest first.
+
+    If analysis.slo has limits, the command also counts the good requests of each run: those that completed within
+    every limit, out of those that were sent.
+    """
+    from deltatap.analysis.queries import good_requests, newest_runs, why_no_runs  # noqa: PLC0415
+    from deltatap.terminal import show_runs  # noqa: PLC0415
+
+    tables = reader(settings, console)
+    found = newest_runs(tables, settings, most)
+    good = good_requests(tables, settings, [row["run_id"] for row in found])
+    show_runs(console, found, good, settings.analysis.slo.bounds)
+    if not found:
+        say(console, why_no_runs(tables, settings), "warning")
+    return OK
+
+
+@command(RESULTS)
+def show(
+    settings: Settings,
+    console: Console,
+    request_id: Annotated[str, typer.Argument(metavar="REQUEST_ID", help="The request to show.")],
+    run_id: Annotated[
+        str | None, typer.Option("--run", metavar="RUN", help="Show this run's row. Default: the newest row.")
+    ] = None,
+) -> int:
+    """Show one request: when its chunks arrived, its latencies, cost, text and error."""
+    from deltatap.analysis.queries import newest_capture  # noqa: PLC0415
+    from deltatap.terminal import show_capture  # noqa: PLC0415
+
+    for row in newest_capture(reader(settings, console), settings, request_id, run_id):
+        show_capture(console, row)
+    return OK
+
+
+@command(RESULTS)
 def analyze(
     settings: Settings,
     console: Console,
@@ -43,66 +84,55 @@ def analyze(
     return OK
 
 
-@command
-def runs(
-    settings: Settings,
-    console: Console,
-    most: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of runs to list.")] = 20,
-) -> int:
-    """List the runs on the captures table, newest first."""
-    from deltatap.analysis.queries import newest_runs, why_no_runs  # noqa: PLC0415
-    from deltatap.terminal import show_runs  # noqa: PLC0415
-
-    tables = reader(settings, console)
-    found = newest_runs(tables, settings, most)
-    show_runs(console, found)
-    if not found:
-        say(console, why_no_runs(tables, settings), "warning")
-    return OK
-
-
-@command
-def show(
-    settings: Settings,
-    console: Console,
-    request_id: Annotated[str, typer.Argument(metavar="REQUEST_ID", help="The request to show.")],
-    run_id: Annotated[
-        str | None, typer.Option("--run", metavar="RUN", help="Show this run's row. Default: the newest row.")
-    ] = None,
-) -> int:
-    """Show one request: when its chunks arrived, its latencies, cost, text and error."""
-    from deltatap.analysis.queries import newest_capture  # noqa: PLC0415
-    from deltatap.terminal import show_capture  # noqa: PLC0415
-
-    for row in newest_capture(reader(settings, console), settings, request_id, run_id):
-        show_capture(console, row)
-    return OK
-
-
-@command
+@command(RESULTS)
 def compare(
     settings: Settings,
     console: Console,
     first: Annotated[str, typer.Argument(metavar="RUN_A", help="The first run.")],
     second: Annotated[str, typer.Argument(metavar="RUN_B", help="The second run.")],
+    *,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON on standard output, and messages on standard error.")
+    ] = False,
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CONDITION", help="Exit with 3 if this holds: 'ttft_ms.p95>+10%'. Repeatable."),
+    ] = None,
 ) -> int:
     """Compare two runs: how much the median and p95 of each metric differ.
 
     Each difference has a bootstrap 95 % interval. If a mode has more than 5,000 rows, the command compares a sample
     of 5,000. The sample is the same every time.
+
+    A condition of --fail-if is [MODE.]METRIC.p50 or .p95, > or <, and a signed difference, with % or in the metric's
+    unit. It holds if the difference is beyond this limit and its interval excludes zero. Without MODE, it is checked
+    for both modes.
+
+    Exit codes: 0, no condition holds; 2, a condition cannot be read or computed, or a run does not exist; 3, a
+    condition holds.
     """
     from deltatap.analysis.compare import compare as differences  # noqa: PLC0415
+    from deltatap.analysis.conditions import evaluate, parse  # noqa: PLC0415
     from deltatap.analysis.queries import require_run  # noqa: PLC0415
-    from deltatap.terminal import show_comparison  # noqa: PLC0415
+    from deltatap.terminal import comparison_json, show_comparison  # noqa: PLC0415
 
+    conditions = parse(fail_if or ())
     tables = reader(settings, console)
     for run_id in (first, second):
         require_run(tables, settings, run_id)
-    show_comparison(console, first, second, differences(tables, settings, first, second))
-    return OK
+    found = differences(tables, settings, first, second)
+    outcomes = evaluate(conditions, found)
+    if as_json:
+        print(comparison_json(first, second, found, outcomes))  # noqa: T201 - for programs: no wrapping, no colors
+    else:
+        show_comparison(console, first, second, found)
+    for outcome in outcomes:
+        if outcome.holds:
+            say(console, f"--fail-if {outcome}", "problem")
+    return CONDITION_HOLDS if any(outcome.holds for outcome in outcomes) else OK
 
 
-@command
+@command(RESULTS)
 def report(
     settings: Settings,
     console: Console,

@@ -65,6 +65,9 @@ def _without_flag_types(parameters: list[Any]) -> list[Any]:
 app = typer.Typer(cls=_Group, help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False)
 
 OK, FAILED, CONFIGURATION, TOO_MANY_ERRORS = 0, 1, 2, 3
+CONDITION_HOLDS = 3
+# The panels of the help, in the order of use.
+CAPTURE, RESULTS, ENDPOINTS = "Capture", "Results", "Endpoints for tests"
 # Errors that are raised before the first API call. Any other error means that the command failed while it ran.
 _NOT_STARTED = (ConfigError, VocabularyError, RunningError, MissingExtraError)
 # The extra that installs a module, by the module's top-level package.
@@ -92,10 +95,14 @@ _COMMON = (
 _HINTS: dict[Callable[..., int], str] = {}
 
 
-def command(work: Work) -> Work:
-    """Add a command to the command line, with its own options and ``--config`` and ``--set``."""
-    app.command(cls=Command)(_callback(work))
-    return work
+def command(panel: str) -> Callable[[Work], Work]:
+    """Add a command to a panel of the help, with its own options and ``--config`` and ``--set``."""
+
+    def add(work: Work) -> Work:
+        app.command(cls=Command, rich_help_panel=panel)(_callback(work))
+        return work
+
+    return add
 
 
 def hint(text: str) -> Callable[[Work], Work]:
@@ -150,14 +157,15 @@ def run(work: Callable[..., int], config: Path, overrides: list[str] | tuple[str
         work: the command.
         config: the YAML file.
         overrides: the values of ``--set``.
-        options: the command's own options.
+        options: the command's own options. With ``as_json``, standard output is for JSON only, and everything else goes
+            to standard error.
 
     Returns:
         The exit code.
     """
     from deltatap.terminal import plain_console  # noqa: PLC0415
 
-    console = plain_console()
+    console = plain_console(stderr=bool(options.get("as_json")))
 
     def with_settings() -> int:
         from deltatap.config import load_settings  # noqa: PLC0415
@@ -204,6 +212,10 @@ def say(console: Console, text: str, level: str | None = None) -> None:
 
 def session(settings: Settings, console: Console) -> SparkSession:
     """Return the existing session on Databricks. Elsewhere, start a local session if there is none."""
+    on_databricks = "DATABRICKS_RUNTIME_VERSION" in os.environ
+    if not console.is_terminal and not on_databricks and find_spec("pyspark"):
+        # Spark takes seconds to start, and nothing else is printed until then. Standard output is for results.
+        print("deltatap: starting Spark", file=sys.stderr, flush=True)  # noqa: T201 - a line for logs
     with console.status("starting Spark"):
         from pyspark.sql import SparkSession  # noqa: PLC0415
 
@@ -211,7 +223,7 @@ def session(settings: Settings, console: Console) -> SparkSession:
 
         # This logger repeats messages of the errors that Spark raises.
         logging.getLogger("SQLQueryContextLogger").disabled = True
-        if "DATABRICKS_RUNTIME_VERSION" in os.environ:
+        if on_databricks:
             return SparkSession.builder.getOrCreate()
         return SparkSession.getActiveSession() or local_session(settings.spark.master)
 

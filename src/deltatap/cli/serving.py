@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltatap.cli.runner import OK, Command, app, command, guarded, reader, say, unwrapped
+from deltatap.cli.runner import ENDPOINTS, OK, Command, app, command, guarded, reader, say, unwrapped
 from deltatap.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _PORT = typer.Option(min=0, max=65535, help="Port to listen on. 0 picks a free p
 _SPEED = typer.Option(min=0, help="Speed factor: 2 is twice as fast, 0 does not wait at all.")
 
 
-@command
+@command(ENDPOINTS)
 def replay(
     settings: Settings,
     console: Console,
@@ -41,27 +41,29 @@ def replay(
     from deltatap.analysis.queries import newest_answers  # noqa: PLC0415
     from deltatap.replay.app import Replay  # noqa: PLC0415
     from deltatap.replay.recordings import recording  # noqa: PLC0415
-    from deltatap.simulator.server import serve  # noqa: PLC0415
+    from deltatap.simulator.server import listen, serve  # noqa: PLC0415
 
-    tables = reader(settings, console)
-    rows = newest_answers(tables, settings, run_ids or [], most)
-    tables.close()
-    recordings, reason = [], ""
-    for row in rows:
-        try:
-            recordings.append(recording(row))
-        except ValueError as error:
-            reason = str(error)
-    if reason:
-        say(console, f"{len(rows) - len(recordings):,} answers left out: {reason}")
-    if not recordings:
-        raise ConfigError([f"captures.table: {settings.captures.table}: no answer to replay"])
-    say(console, f"{len(recordings):,} answers; open / in a browser to watch one")
-    serve(Replay(recordings, speed=speed).application(), host, port, "replay")
+    # Reading the answers takes long, so a used port is reported first.
+    with listen(host, port) as listening:
+        tables = reader(settings, console)
+        rows = newest_answers(tables, settings, run_ids or [], most)
+        tables.close()
+        recordings, reason = [], ""
+        for row in rows:
+            try:
+                recordings.append(recording(row))
+            except ValueError as error:
+                reason = str(error)
+        if reason:
+            say(console, f"{len(rows) - len(recordings):,} answers left out: {reason}")
+        if not recordings:
+            raise ConfigError([f"captures.table: {settings.captures.table}: no answer to replay"])
+        say(console, f"{len(recordings):,} answers; open / in a browser to watch one")
+        serve(Replay(recordings, speed=speed).application(), listening, "replay")
     return OK
 
 
-@app.command(cls=Command)
+@app.command(cls=Command, rich_help_panel=ENDPOINTS)
 @unwrapped
 def simulate(
     host: Annotated[str, _HOST] = "127.0.0.1",
@@ -113,7 +115,7 @@ def simulate(
     def work() -> int:
         from deltatap.simulator.answers import ENCODING, Pace  # noqa: PLC0415
         from deltatap.simulator.app import Simulator, SimulatorSettings  # noqa: PLC0415
-        from deltatap.simulator.server import serve  # noqa: PLC0415
+        from deltatap.simulator.server import listen, serve  # noqa: PLC0415
         from deltatap.tokens import encoding  # noqa: PLC0415
 
         usual = Pace()
@@ -128,7 +130,8 @@ def simulate(
             tokens_per_minute=tokens_per_minute,
         )
         encoding(ENCODING)  # Loaded before the first call, so that no call waits for it.
-        serve(Simulator(settings).application(), host, port)
+        with listen(host, port) as listening:
+            serve(Simulator(settings).application(), listening)
         return OK
 
     sys.exit(guarded(plain_console(), work))

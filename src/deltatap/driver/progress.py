@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deltatap.driver.control import working
+from deltatap.prices import money
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -34,6 +35,7 @@ class Snapshot:
     Attributes:
         owed: requests in the plan.
         rows: captured rows, by status.
+        uncalled: those of them that took no call: invalid prompts, reused answers.
         open: open streams.
         requests: calls made.
         input_tokens, output_tokens, cost_usd: of all calls; cost_usd is None if no call has a price.
@@ -54,11 +56,23 @@ class Snapshot:
     errors: Mapping[str, int] = field(default_factory=dict)
     waits_s: float = 0.0
     waits_for: str = ""
+    uncalled: int = 0
 
     @property
     def done(self) -> int:
         """Requests captured."""
         return sum(self.rows.values())
+
+    @property
+    def called(self) -> int:
+        """Requests captured by calls."""
+        return self.done - self.uncalled
+
+    def left_s(self, elapsed_s: float) -> float | None:
+        """Expected seconds until the end, if every other request needs a call; None if unknown, or at the end."""
+        if self.called <= 0 or self.done >= self.owed or elapsed_s <= 0:
+            return None
+        return (self.owed - self.done) * elapsed_s / self.called
 
     def counts(self) -> dict[str, Any]:
         """The counts as columns of the run's row."""
@@ -92,6 +106,7 @@ def snapshot(owed: int, heartbeats: Iterable[Heartbeat], cool_s: float) -> Snaps
     return Snapshot(
         owed=owed,
         rows=rows,
+        uncalled=sum(beat.uncalled for beat in beats),
         open=sum(beat.open for beat in alive),
         requests=sum(beat.requests for beat in beats),
         input_tokens=sum(beat.input_tokens for beat in beats),
@@ -185,15 +200,15 @@ def _facts(now: Snapshot, elapsed_s: float) -> list[str]:
     facts = [
         f"{now.open:,} streams open",
         f"{now.requests:,} calls",
-        f"{_rate(now.done, elapsed_s)} requests/s",
+        f"{_rate(now.called, elapsed_s)} requests/s",
         f"{_rate(now.output_tokens, elapsed_s)} tokens/s",
     ]
     if now.ttft_ms is not None:
         facts.append(f"TTFT p50 {now.ttft_ms:,.0f} ms")
     if now.cost_usd is not None:
-        facts.append(f"${now.cost_usd:,.4f}")
-    if 0 < now.done < now.owed and elapsed_s > 0:
-        facts.append(f"{_duration((now.owed - now.done) * elapsed_s / now.done)} left")
+        facts.append(f"${money(now.cost_usd)}")
+    if (left_s := now.left_s(elapsed_s)) is not None:
+        facts.append(f"{_duration(left_s)} left")
     return facts
 
 

@@ -13,6 +13,7 @@ from deltatap.analysis.compare import Difference, compare
 from deltatap.analysis.metrics import METRICS
 from deltatap.analysis.queries import newest_runs, require_run
 from deltatap.errors import ConfigError
+from deltatap.prices import money
 from deltatap.report.charts import charts, in_script, labels, series_key
 from deltatap.report.data import ROWS, Gathered, gather
 from deltatap.setting_types import URI
@@ -146,7 +147,7 @@ def cards(gathered: Gathered) -> list[Card]:
     input_tokens = sum(row["input_tokens"] or 0 for row in metrics)
     made.append(Card("output tokens", f"{output_tokens:,}", f"{input_tokens:,} input tokens; last call per row only"))
     costs = [row["cost_usd"] for row in metrics if row["cost_usd"] is not None]
-    made.append(Card("cost", f"${sum(costs):,.4f}" if costs else "no price", "retries included" if costs else ""))
+    made.append(Card("cost", f"${money(sum(costs))}" if costs else "no price", "retries included" if costs else ""))
     late = sum(row["late"] for row in metrics)
     if late:
         made.append(Card("left out of the latencies", f"{late:,} rows", "the worker's event loop ran late"))

@@ -67,19 +67,14 @@ class _Server(uvicorn.Server):
             print(f"{self.name}: http://{host}:{port}/v1", flush=True)  # noqa: T201 - the process that started it waits for this line
 
 
-def serve(application: Starlette, host: str, port: int, name: str = "simulator") -> None:
+def serve(application: Starlette, listening: socket.socket, name: str = "simulator") -> None:
     """Serve until SIGTERM or Ctrl-C.
 
     Args:
         application: the simulator or a replay.
-        host: address to listen on. Keep it on loopback: there is no authentication.
-        port: port to listen on. 0 picks a free port.
+        listening: what :func:`listen` returns.
         name: the start of the line that prints the URL.
-
-    Raises:
-        ConfigError: if the process cannot listen on this address and port.
     """
-    listening = _listen(host, port)
     server = _Server(
         uvicorn.Config(
             application,
@@ -101,8 +96,16 @@ def serve(application: Starlette, host: str, port: int, name: str = "simulator")
     server.run(sockets=[listening])
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Listen on a port. uvicorn would end the process without a message if that fails."""
+def listen(host: str, port: int) -> socket.socket:
+    """Listen on a port. uvicorn would end the process without a message if that fails.
+
+    Args:
+        host: address to listen on. Keep it on loopback: there is no authentication.
+        port: port to listen on. 0 picks a free port.
+
+    Raises:
+        ConfigError: the process cannot listen on this address and port.
+    """
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)

@@ -51,6 +51,7 @@ class Totals:
 
     def __init__(self) -> None:
         self.rows: Counter[str] = Counter()
+        self.uncalled = 0
         self.errors: Counter[str] = Counter()
         self.input_tokens = 0
         self.output_tokens = 0
@@ -66,6 +67,7 @@ class Totals:
 
     def _add(self, row: Row) -> None:
         self.rows[row.status] += 1
+        self.uncalled += not row.capture.job.calls
         for call in row.capture.job.calls:
             if call.error is not None:
                 self.errors[call.error.type] += 1

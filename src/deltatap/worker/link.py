@@ -170,6 +170,7 @@ def heartbeat(
         claim=claim,
         beat=beat,
         rows=dict(totals.rows),
+        uncalled=totals.uncalled,
         errors=dict(totals.errors),
         input_tokens=totals.input_tokens,
         output_tokens=totals.output_tokens,

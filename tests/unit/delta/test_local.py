@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from deltatap.analysis.queries import newest_capture, why_no_runs
+from deltatap.analysis.queries import good_requests, newest_capture, why_no_runs
 from deltatap.config import load_settings
 from deltatap.delta import columns
 from deltatap.delta.local import LocalReader, UnreadableError, translated
@@ -128,6 +128,37 @@ def test_without_runs_the_runs_table_is_named(tmp_path: Path) -> None:
     known = {"captures": f"file:{table}", "runs_id": "1", "runs_location": "file:/data/their_runs"}
     DeltaTable(table).alter.set_table_properties({GUARD: json.dumps(known)}, raise_if_not_exists=False)
     assert why_no_runs(reader, settings) == f"{why}; they are in file:/data/their_runs: use it as runs.table"
+
+
+def test_requests_are_good_if_they_completed_within_every_limit(tmp_path: Path) -> None:
+    usual: dict[str, Any] = {
+        "run_id": "a",
+        "mode": "stream",
+        "status": "completed",
+        "started_at": AT,
+        "chunks": [],
+        "retries": [],
+    }
+    rows_by_name: dict[str, dict[str, Any]] = {
+        "good": {"ttft_ms": 100.0, "e2e_ms": 900.0},
+        "whole answer without TTFT": {"e2e_ms": 1000.0, "mode": "complete"},
+        "late first token": {"ttft_ms": 100.1, "e2e_ms": 900.0},
+        "late end": {"ttft_ms": 50.0, "e2e_ms": 1000.1},
+        "interrupted": {"ttft_ms": 50.0, "e2e_ms": 100.0, "status": "interrupted"},
+        "failed": {"status": "failed"},
+        "invalid prompt, not sent": {"status": "failed", "started_at": None},
+        "reused answer, not sent": {"started_at": None},
+        "good in another run": {"ttft_ms": 1.0, "e2e_ms": 1.0, "run_id": "b"},
+        "not asked for": {"ttft_ms": 1.0, "e2e_ms": 1.0, "run_id": "c"},
+    }
+    given = [{**usual, "request_id": name, **values} for name, values in rows_by_name.items()]
+    write(tmp_path / "captures", columns.CAPTURES, *given)
+    tree = {name: {"table": str(tmp_path / name)} for name in ("captures", "runs")}
+    settings = load_settings(tree | {"analysis": {"slo": {"ttft_ms": 100, "e2e_ms": 1000}}})
+    reader = LocalReader(no_spark)
+    assert good_requests(reader, settings, ["a", "b", "none"]) == {"a": (2, 6), "b": (1, 1)}
+    assert good_requests(reader, settings, []) == {}
+    assert good_requests(reader, load_settings(tree), ["a"]) == {}, "no limit is set"
 
 
 def test_the_command_line_loads_and_shows_without_pyspark(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from deltatap.messages import Heartbeat
 
 def test_heartbeats_add_up_and_those_of_dead_workers_count() -> None:
     beats = [
-        Heartbeat(1, "00000-000001-a", 9, open=5, requests=10, rows={"completed": 4}, errors={"server": 2}, output_tokens=7),
-        Heartbeat(1, "00000-000002-b", 3, open=2, requests=3, rows={"completed": 1, "failed": 1}, errors={"server": 1}, cost_usd=0.5,
-                  ttft_ms=200.0),
+        Heartbeat(1, "00000-000001-a", 9, open=5, requests=10, rows={"completed": 4}, uncalled=1, errors={"server": 2}, output_tokens=7),
+        Heartbeat(1, "00000-000002-b", 3, open=2, requests=3, rows={"completed": 1, "failed": 1}, uncalled=2, errors={"server": 1},
+                  cost_usd=0.5, ttft_ms=200.0),
         Heartbeat(1, "00001-000001-c", 3, open=3, rows={}, cost_usd=0.25, ttft_ms=100.0, input_tokens=4),
     ]  # fmt: skip
     now = snapshot(20, beats, 8.0)
@@ -22,6 +22,7 @@ def test_heartbeats_add_up_and_those_of_dead_workers_count() -> None:
     assert (now.errors, now.cost_usd, now.input_tokens, now.output_tokens) == ({"server": 3}, 0.75, 4, 7)
     assert (now.ttft_ms, now.waits_s) == (200.0, 8.0)
     assert now.counts()["completed"] == 5
+    assert (now.uncalled, now.called) == (3, 3)
 
 
 def test_without_heartbeats_there_is_no_progress() -> None:
@@ -47,6 +48,32 @@ def test_the_line_in_a_log() -> None:
         "TTFT p50 210 ms, $0.1234, 14 s left, errors: rate_limit 3, "
         "waiting 7 s: rate limited by the server (as the server asks)"
     )
+
+
+@pytest.mark.parametrize(
+    ("now", "elapsed_s", "left_s"),
+    [
+        (Snapshot(100, {"completed": 20}), 10.0, 40.0),
+        (Snapshot(100, {"completed": 30, "failed": 20}, uncalled=40), 10.0, 50.0),
+        (Snapshot(100, {"failed": 50}, uncalled=50), 10.0, None),
+        (Snapshot(100), 10.0, None),
+        (Snapshot(100, {"completed": 100}), 10.0, None),
+        (Snapshot(100, {"completed": 20}), 0.0, None),
+    ],
+    ids=["calls only", "rows without a call", "no call yet", "nothing yet", "the end", "the start"],
+)
+def test_rows_that_take_no_call_do_not_shorten_the_time_left(
+    now: Snapshot, elapsed_s: float, left_s: float | None
+) -> None:
+    assert now.left_s(elapsed_s) == left_s
+
+
+def test_the_rates_in_the_line_count_calls_only_and_small_costs_have_digits() -> None:
+    now = Snapshot(100, {"completed": 30, "failed": 20}, cost_usd=0.000012, uncalled=40)
+    assert line(now, 10.0).startswith(
+        "captured 50/100, 30 completed, 20 failed, 0 streams open, 0 calls, 1.0 requests/s"
+    )
+    assert "$0.000012, 50 s left" in line(now, 10.0)
 
 
 def test_the_live_display_in_a_terminal() -> None:

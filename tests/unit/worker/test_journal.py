@@ -132,7 +132,7 @@ def test_totals_sum_all_calls() -> None:
     totals.add(counted(capture(3, call(DOWN)), CONTEXT))
     bad = Capture(Job(Request("b", "", None, None, None, "bad"), None, "stream", 4, [], 0.0), CaptureError("invalid_request", None, "bad"))  # fmt: skip
     totals.add(counted(bad, CONTEXT))
-    assert totals.rows == {"completed": 2, "failed": 2}
+    assert (totals.rows, totals.uncalled) == ({"completed": 2, "failed": 2}, 1), "the invalid prompt took no call"
     assert totals.errors == {"server": 2, "invalid_request": 1}
     assert (totals.input_tokens, totals.output_tokens, totals.cost_usd) == (20, 10, None)
     assert totals.ttft_ms == 200.0

@@ -133,10 +133,12 @@ def test_the_journal_and_the_claim_are_watched(exchange: SimpleNamespace) -> Non
 
 
 def test_each_exchange_sends_a_new_heartbeat(exchange: SimpleNamespace) -> None:
+    exchange.journal.totals.uncalled = 3
     for beat in (1, 2):
         exchange.link.exchange()
         (heartbeat,) = exchange.state.heartbeats()
         assert (heartbeat.beat, heartbeat.claim, heartbeat.epoch, heartbeat.open) == (beat, exchange.claim, EPOCH, 2)
+        assert heartbeat.uncalled == 3
 
 
 def test_nothing_starts_while_the_driver_s_messages_cannot_be_read(

@@ -1,0 +1,159 @@
+"""Conditions on the comparison of two runs, such as ``ttft_ms.p95>+10%``, for CI.
+
+Parses and evaluates conditions. A condition holds only if a difference is beyond the limit and its bootstrap interval
+excludes zero, so that noise does not fail a build. Reads no table; ``compare.py`` computes the differences.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, get_args
+
+from deltatap.analysis.metrics import METRICS
+from deltatap.errors import ConfigError
+from deltatap.model import Mode
+from deltatap.prompt_columns import did_you_mean
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+
+    from deltatap.analysis.compare import Difference
+
+GRAMMAR = "[MODE.]METRIC.p50 or .p95, then > or <, then a signed difference, for example ttft_ms.p95>+10%"
+_CONDITION = re.compile(
+    r"""\s* ((?P<mode>\w+)\.)? (?P<metric>\w+) \. (?P<quantile>p50|p95)
+    \s* (?P<side>[<>]) \s* (?P<limit>[+-] (?:\d+(?:\.\d*)?|\.\d+)) \s* (?P<percent>%?) \s*""",
+    re.VERBOSE | re.ASCII,
+)
+_MODES = get_args(Mode)
+_UNITS = {metric.name: metric.unit for metric in METRICS}
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A limit of the difference between two runs, second minus first.
+
+    Attributes:
+        text: the condition as the user wrote it.
+        mode: None for every mode that both runs have.
+        metric: the metric's name.
+        quantile: p50 or p95.
+        above: whether the condition holds above the limit; otherwise below.
+        limit: in the metric's unit, or in percent of the first run's value.
+        percent: whether the limit is in percent.
+    """
+
+    text: str
+    mode: str | None
+    metric: str
+    quantile: str
+    above: bool
+    limit: float
+    percent: bool
+
+    def holds(self, found: Difference) -> bool:
+        """Whether a difference is beyond the limit and its interval excludes zero."""
+        limit = abs(found.first) * self.limit / 100 if self.percent else self.limit
+        return found.clear and (found.value > limit if self.above else found.value < limit)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Whether a condition holds for one mode."""
+
+    condition: Condition
+    mode: str
+    difference: Difference
+
+    @property
+    def holds(self) -> bool:
+        """Whether the condition holds."""
+        return self.condition.holds(self.difference)
+
+    def __str__(self) -> str:
+        found, unit = self.difference, _UNITS[self.condition.metric]
+        share = f" ({found.value / abs(found.first):+.1%})" if found.first else ""
+        return (
+            f"{self.condition.text}: {self.mode} {self.condition.metric} {self.condition.quantile} went from "
+            f"{found.first:,.1f} to {found.second:,.1f} {unit}: {found.value:+,.1f} {unit}{share}, "
+            f"95 % interval {found.low:+,.1f} to {found.high:+,.1f}"
+        )
+
+
+def parse(texts: Iterable[str]) -> list[Condition]:
+    """Parse conditions.
+
+    Raises:
+        ConfigError: with every condition that cannot be parsed.
+    """
+    made, problems = [], []
+    for text in texts:
+        try:
+            made.append(_parsed(text))
+        except ValueError as error:
+            problems.append(f"--fail-if {text}: {error}")
+    if problems:
+        raise ConfigError(problems)
+    return made
+
+
+def _parsed(text: str) -> Condition:
+    found = _CONDITION.fullmatch(text)
+    if found is None:
+        raise ValueError(f"expected {GRAMMAR}")
+    mode, metric = found["mode"], found["metric"]
+    if mode not in (None, *_MODES):
+        raise ValueError(f"expected mode {' or '.join(_MODES)}, found {mode}")
+    if metric not in _UNITS:
+        hint = did_you_mean(*difflib.get_close_matches(metric, _UNITS, 1)) or f"; metrics: {', '.join(_UNITS)}"
+        raise ValueError(f"metric {metric} does not exist{hint}")
+    return Condition(
+        text.strip(),
+        mode,
+        metric,
+        found["quantile"],
+        found["side"] == ">",
+        float(found["limit"]),
+        bool(found["percent"]),
+    )
+
+
+def evaluate(conditions: Iterable[Condition], differences: Mapping[tuple[str, str, str], Difference]) -> list[Outcome]:
+    """Evaluate conditions: an outcome for each condition and mode.
+
+    Args:
+        conditions: to evaluate.
+        differences: by (mode, metric, quantile).
+
+    Raises:
+        ConfigError: with every condition that cannot be computed.
+    """
+    outcomes: list[Outcome] = []
+    problems: list[str] = []
+    for condition in conditions:
+        modes = [condition.mode] if condition.mode else _MODES
+        found = [
+            Outcome(condition, mode, differences[key])
+            for mode in modes
+            if (key := (mode, condition.metric, condition.quantile)) in differences
+        ]
+        outcomes += found
+        problems += [f"--fail-if {condition.text}: {why}" for why in _why_not(condition, found)]
+    if problems:
+        raise ConfigError(problems)
+    return outcomes
+
+
+def _why_not(condition: Condition, found: Iterable[Outcome]) -> Iterator[str]:
+    """Why a condition cannot be computed."""
+    found = list(found)
+    if not found:
+        mode = f" in mode {condition.mode}" if condition.mode else ""
+        yield f"expected values of {condition.metric} in both runs{mode}, found none in at least one of them"
+    for outcome in found:
+        if outcome.difference.low is None:
+            yield f"expected at least two values of {condition.metric} in each run ({outcome.mode}), found fewer"
+        elif condition.percent and not outcome.difference.first:
+            yield f"the first run's value is 0 ({outcome.mode}); expected a limit in {_UNITS[condition.metric]}, not %"
