@@ -136,12 +136,10 @@ def _goodput(row: Row, analysis: Analysis, series: str, of: int) -> list[Card]:
     applied = [f"{_LABELS[name]} ≤ {bound:,g} ms" for name, bound in bounds.items() if row[name]["count"]]
     if row["good"] is None or not applied or not of:
         return []
-    rate = "" if row["good_per_s"] is None else f", {row['good_per_s']:,.2f} good/s"
+    rate = "" if row["good_per_s"] is None else f"; {row['good_per_s']:,.2f}/s"
     # Rounding must not claim that all answers are good.
     share = "100 %" if row["good"] == of else f"{min(100 * row['good'] / of, 99.9):.1f} %"
-    return [
-        Card("goodput", share, f"{row['good']:,} of {of:,} within {', '.join(applied)}{rate}; {series}"),
-    ]
+    return [Card("goodput", share, f"{row['good']:,} of {of:,} rows within {' and '.join(applied)}{rate}; {series}")]
 
 
 def kinds(failures: Sequence[Row], examples: int) -> list[Kind]:

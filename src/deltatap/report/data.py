@@ -158,10 +158,12 @@ def gather(reader: Reader, settings: Settings, run_ids: Sequence[str]) -> Gather
         SELECT {keys}, request_id, status, error, ttft_ms, e2e_ms, left(text, {TEXT}) AS text, size(retries) AS retries
         FROM {captures} WHERE {of_runs}
     """
+    found = rows_of(reader.query(f"SELECT * FROM {runs} WHERE {of_runs} ORDER BY started_at, run_id"))
+    order = [run["run_id"] for run in found]
     return Gathered(
         analysis=settings.analysis,
-        runs=rows_of(reader.query(f"SELECT * FROM {runs} WHERE {of_runs} ORDER BY started_at, run_id")),
-        metrics=sorted(by_run_rows(reader, settings, f"({measured})"), key=_place),
+        runs=found,
+        metrics=sorted(by_run_rows(reader, settings, f"({measured})"), key=lambda row: _place(row, order)),
         rows=rows,
         total=rows_of(reader.query(f"SELECT count(*) AS rows FROM {captures} WHERE {of_runs}"))[0]["rows"],
         gaps=gaps,
@@ -232,11 +234,9 @@ def uncounted_sql(measured: str) -> str:
     """
 
 
-def _place(row: Row) -> tuple[Any, ...]:
-    """Sorts rows of ``metrics_by_run``: by start, those of a run by endpoint and model, streamed before complete."""
-    start = row["started_at"]
-    keys = (row["run_id"], row["endpoint"] or "", row["request_model"] or "", row["mode"] != "stream")
-    return start.timestamp() if start else 0.0, *keys
+def _place(row: Row, runs: Sequence[str]) -> tuple[Any, ...]:
+    """Sorts rows of ``metrics_by_run``: by run, those of a run by endpoint and model, streamed before complete."""
+    return runs.index(row["run_id"]), row["endpoint"] or "", row["request_model"] or "", row["mode"] != "stream"
 
 
 def _shortest(row: Row) -> tuple[str, int]:

@@ -11,7 +11,7 @@ function themed() {
 }
 
 function drawOne(name, figure, theme, size) {
-  const layout = { ...figure.layout, ...size, paper_bgcolor: theme.paper, plot_bgcolor: theme.paper,
+  const layout = { ...figure.layout, ...size, autosize: !size.width, paper_bgcolor: theme.paper, plot_bgcolor: theme.paper,
     font: { color: theme.ink, family: "system-ui, sans-serif", size: narrow.matches || size.width ? 11 : 13 } };
   delete layout.template;
   for (const axis of ["xaxis", "yaxis", "yaxis2"])

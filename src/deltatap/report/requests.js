@@ -36,7 +36,11 @@
 
   function details(row) {
     const box = element("div", "", { className: "request" });
-    const fact = (name, value) => value === null || value === "" ? [] : [element("dt", name), element("dd", value)];
+    const fact = (name, value) => {
+      const pair = element("div", "");
+      pair.append(element("dt", name), element("dd", value));
+      return value === null || value === "" ? [] : [pair];
+    };
     const ms = (value) => value === null ? null : number(value, 1) + " ms";
     const facts = element("dl", "");
     const run = REQUESTS.runs[row.run];
@@ -68,7 +72,10 @@
     keys.forEach((key, at) => {
       const cell = element(at ? "td" : "th", at ? shown(row, key) : "");
       if (key === "status") cell.className = row.status === "completed" ? "" : "error";
-      if (["run", "request_model", "mode", "status"].includes(key)) cell.classList.add("name");
+      if (heads[at].className === "name") {
+        cell.classList.add("name");
+        cell.title = cell.textContent;
+      }
       if (!at) {
         cell.scope = "row";
         const link = element("a", row.request_id, { href: address(row), title: row.request_id });
@@ -88,7 +95,10 @@
   }
 
   function show() {
-    body.replaceChildren(...found.slice(0, most).flatMap((row) => row === opened ? [line(row), details(row)] : [line(row)]));
+    // An opened request further down comes first, so that a link does not draw all rows above it.
+    const first = found.slice(0, most);
+    if (opened && !first.includes(opened)) first.unshift(opened);
+    body.replaceChildren(...first.flatMap((row) => row === opened ? [line(row), details(row)] : [line(row)]));
     by("more").hidden = found.length <= most;
     const part = found.length > most ? `, ${number(most, 0)} shown` : "";
     by("count").textContent = `${number(found.length, 0)} of ${number(rows.length, 0)} rows${part}`;
@@ -108,6 +118,7 @@
       (!run || row.run === Number(run)) && (slower === null || (row[time] !== null && row[time] > slower)));
     if (sorted) found.sort(compare);
     most = BATCH;
+    opened = null;
     heads.forEach((head) => head.setAttribute("aria-sort",
       head.dataset.key !== sorted ? "none" : upward ? "ascending" : "descending"));
     show();
@@ -124,11 +135,6 @@
       by("count").textContent = `Request ${link.get("request")} is not in this table.`;
       return;
     }
-    if (!found.includes(opened)) {
-      by("filter").reset();
-      filter();
-    }
-    most = Math.max(most, found.indexOf(opened) + 1);
     show();
     body.querySelector(".opened").previousSibling.scrollIntoView({ block: "start" });
   }

@@ -44,15 +44,15 @@ def test_goodput_names_the_bounds_that_apply() -> None:
     assert goodput(Slo()) == []
     both = Slo(ttft_ms=200, e2e_ms=1500)
     values: dict[str, Any] = {"good": 6, "good_per_s": 2.5}
-    assert goodput(both, **values) == [("60.0 %", "6 of 10 within TTFT ≤ 200 ms, E2E ≤ 1,500 ms, 2.50 good/s; m")]
+    assert goodput(both, **values) == [("60.0 %", "6 of 10 rows within TTFT ≤ 200 ms and E2E ≤ 1,500 ms; 2.50/s; m")]
     no_ttft: dict[str, Any] = {"mode": "complete", "ttft_ms": distribution(0.0, 0)}
-    assert goodput(both, **values, **no_ttft) == [("60.0 %", "6 of 10 within E2E ≤ 1,500 ms, 2.50 good/s; m")]
+    assert goodput(both, **values, **no_ttft) == [("60.0 %", "6 of 10 rows within E2E ≤ 1,500 ms; 2.50/s; m")]
     assert goodput(Slo(ttft_ms=200), **values, **no_ttft) == []
-    assert goodput(Slo(e2e_ms=1), good=6, good_per_s=None) == [("60.0 %", "6 of 10 within E2E ≤ 1 ms; m")]
+    assert goodput(Slo(e2e_ms=1), good=6, good_per_s=None) == [("60.0 %", "6 of 10 rows within E2E ≤ 1 ms; m")]
 
 
 def test_goodput_is_a_share_of_the_rows_that_were_called() -> None:
-    assert goodput(Slo(e2e_ms=1), 4, good=6, good_per_s=None)[0] == ("100 %", "6 of 6 within E2E ≤ 1 ms; m")
+    assert goodput(Slo(e2e_ms=1), 4, good=6, good_per_s=None)[0] == ("100 %", "6 of 6 rows within E2E ≤ 1 ms; m")
     assert goodput(Slo(e2e_ms=1), rows=9999, good=9998, good_per_s=None)[0][0] == "99.9 %"
 
 
