@@ -20,6 +20,7 @@ Found = TypeVar("Found")
 # No host name resolves, so a request beyond loopback fails with an error on the console.
 _OPTIONS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-port=0",
             "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--window-size=1200,2000")  # fmt: skip
+_WAIT_S = 60
 _CONSOLE_EVENTS = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
 
 
@@ -51,9 +52,14 @@ class Tab:
         return (await self.call("Runtime.evaluate", expression=expression, returnByValue=True))["result"].get("value")
 
     async def wait(self, until: str) -> None:
-        """Wait until a JavaScript expression is true."""
-        while not await self.value(f"Boolean({until})"):  # noqa: ASYNC110 - the condition changes in the browser
-            await asyncio.sleep(0.05)
+        """Wait until a JavaScript expression is true.
+
+        Raises:
+            TimeoutError: it does not become true.
+        """
+        async with asyncio.timeout(_WAIT_S):
+            while not await self.value(f"Boolean({until})"):  # noqa: ASYNC110 - the condition changes in the browser
+                await asyncio.sleep(0.05)
 
     async def open(self, url: str, until: str) -> None:
         """Open a page and wait until it is complete and an expression is true."""

@@ -130,12 +130,12 @@
     const matches = (row) => row.request_id === link.get("request") &&
       [null, REQUESTS.runs[row.run].id].includes(link.get("run")) && [null, row.mode].includes(link.get("mode"));
     opened = rows.find(matches) || null;
+    show();
     if (!opened) {
       document.getElementById("requests").scrollIntoView();
       by("count").textContent = `Request ${link.get("request")} is not in this table.`;
       return;
     }
-    show();
     body.querySelector(".opened").previousSibling.scrollIntoView({ block: "start" });
   }
 
