@@ -45,7 +45,13 @@ def two_runs(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> t
         for temperature in (0, 1):
             capture = {"mode": "paired", "owed": "all", "max_broken": 1, "max_attempts": 1}
             request = {"temperature": temperature}
-            settings = load_settings(prompts.config(folder, simulator.base_url, capture=capture, request=request))
+            labels = {"labels": {"temperature": str(temperature)}}
+            analysis = {"slo": {"ttft_ms": 10_000}}
+            settings = load_settings(
+                prompts.config(
+                    folder, simulator.base_url, capture=capture, request=request, run=labels, analysis=analysis
+                )
+            )
             runs.append(run(settings, spark, Prices(), Console(file=io.StringIO())).row["run_id"])
     return settings, runs
 
@@ -108,8 +114,17 @@ def test_the_report_of_two_runs_shows_their_differences(
     shown, console = opened(page.as_uri(), tmp_path / "browser", DRAWN)
     assert console == []
     assert "Differences" in shown
-    assert shown.partition("<script>")[0].count("<caption>") == 13, "two runs, three models, two modes; and paired"
-    assert f"{runs[0]}, gpt-4o-mini, stream" in shown
+    numbers = shown.partition('id="numbers"')[2].partition("</section>")[0]
+    assert numbers.count("<caption>") == 13, "two runs, three models, two modes; and paired"
+    assert "temperature 0, gpt-4o-mini, stream" in shown
+    tiles = re.findall(r'<h2>([^<]*)</h2>\s*<div class="cards">', shown)
+    assert tiles == ["temperature 0", "temperature 1"]
+    assert shown.count('<div class="label">goodput</div>') > 1
+    assert element_text(shown, "requests-count").startswith("96 of 96 rows")
+    errors = html.unescape(shown.partition('id="failures"')[2].partition("</section>")[0])
+    assert "invalid_request: " in errors
+    assert "#request=bad&run=" in errors
+    assert "The request was not sent" in shown.partition('id="left-out"')[2]
 
 
 @pytest.mark.slow

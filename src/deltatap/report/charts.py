@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import plotly.graph_objects as go
 import pyarrow.compute as pc
 
 from deltatap.model import OUTPUT_KINDS
+from deltatap.report.names import run_names, series_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -28,6 +30,7 @@ _POINTS = 2_000
 _TICK = 0.38
 _BINS = 60
 _FEW = 10
+_NAME = 20
 # Ticks at 1, 2 and 5 of each decade, with all digits. Between decades, plotly would write only 2 and 5.
 _TICKS = [digit * 10.0**decade for decade in range(-2, 8) for digit in (1, 2, 5)]
 _LOG = {"type": "log", "tickvals": _TICKS, "ticktext": [f"{tick:,.10g}" for tick in _TICKS]}
@@ -56,31 +59,26 @@ def in_script(json_text: str) -> str:
 
 def charts(gathered: Gathered) -> list[Chart]:
     """The charts that have data, in the order of the page."""
-    label = labels(gathered)
+    names = run_names(gathered.runs)
+    runs = {run_id: _plain(name) for run_id, name in names.items()}
+    label = {key: _plain(name) for key, name in series_names(gathered.metrics, names).items()}
     rows = list(_series(gathered.rows, label))
     found = [
         _wait(rows),
         _ttft(rows),
         _gaps(gathered.gaps, label),
-        _waterfall(gathered.streams),
+        _waterfall(gathered.streams, names),
         _stalls(rows),
-        _load(gathered.timeline),
+        _load(gathered.timeline, runs),
         _errors(gathered.errors),
         _tokens(rows),
     ]
     return [chart for chart in found if chart is not None]
 
 
-def labels(gathered: Gathered) -> Mapping[tuple[Any, ...], str]:
-    """The name of each series: those of its run, endpoint, model and mode that differ between the series."""
-    keys = [series_key(row) for row in gathered.metrics]
-    differ = [at for at in range(len(_KEYS)) if len({key[at] for key in keys}) > 1]
-    return {key: ", ".join(str(key[at]) for at in differ) or str(key[3]) for key in keys}
-
-
-def series_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The run, endpoint, model and mode of a row of ``metrics_by_run``."""
-    return tuple(row[key] for key in _KEYS)
+def _plain(text: str) -> str:
+    """Text that plotly shows as it is: in names and ticks, it would take some HTML for links and formats."""
+    return html.escape(text, quote=False)
 
 
 def _series(table: pa.Table, label: Mapping[tuple[Any, ...], str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -96,7 +94,7 @@ def _series(table: pa.Table, label: Mapping[tuple[Any, ...], str]) -> Iterator[t
 
 
 def _figure(x: str, y: str, **layout: Any) -> go.Figure:  # noqa: ANN401 - plotly's keywords
-    margin, legend = {"l": 60, "r": 16, "t": 16, "b": 52}, {"orientation": "h", "y": 1.12}
+    margin, legend = {"l": 60, "r": 16, "t": 16, "b": 52}, {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
     figure = go.Figure()
     figure.update_layout(margin=margin, legend=legend, hovermode="closest", **layout)
     figure.update_layout(xaxis_title=x, yaxis_title=y)
@@ -175,12 +173,13 @@ def _gaps(gaps: pa.Table, label: Mapping[tuple[Any, ...], str]) -> Chart | None:
     return Chart("gaps", "Inter-chunk latency", caption, figure)
 
 
-def _waterfall(streams: Iterable[Stream]) -> Chart | None:
+def _waterfall(streams: Iterable[Stream], runs: Mapping[str, str]) -> Chart | None:
     figure = _figure("time since the request was written, ms", "")
     names: list[str] = []
     drawn: dict[str, tuple[list[float | None], list[float | None]]] = {kind: ([], []) for kind in KINDS}
     for at, stream in enumerate(streams):
-        names.append(f"{stream.request_id[:16]}, {stream.why}")
+        several = f", {_plain(runs[stream.run_id][:_NAME])}" if len(runs) > 1 else ""
+        names.append(f"{_plain(stream.request_id[:_NAME])}, {stream.why}{several}")
         for ms, _, kind in stream.chunks:
             x, y = drawn[kind]
             x += [ms, ms, None]
@@ -213,7 +212,7 @@ def _stalls(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
     )
 
 
-def _load(timeline: pa.Table) -> Chart | None:
+def _load(timeline: pa.Table, runs: Mapping[str, str]) -> Chart | None:
     if not timeline.num_rows:
         return None
     figure = _figure("seconds since the run's first request", "requests/s")
@@ -227,7 +226,7 @@ def _load(timeline: pa.Table) -> Chart | None:
         started, ended = np.zeros(len(every) + 1), np.zeros(len(every) + 1)
         np.add.at(started, place, run["started"].to_numpy().astype(float))
         np.add.at(ended, place, run["ended"].to_numpy().astype(float))
-        several = f" {run_id}" if len(pc.unique(timeline["run_id"])) > 1 else ""
+        several = f" {runs[run_id]}" if len(pc.unique(timeline["run_id"])) > 1 else ""
         figure.add_bar(
             x=np.round(every, 3), y=np.round(started[:-1] / bin_s, 3), name=f"started/s{several}", width=bin_s,
             marker={"color": _color(2 * at), "opacity": 0.55, "line": {"width": 0}},
@@ -251,8 +250,8 @@ def _errors(errors: pa.Table) -> Chart | None:
     for at, kind in enumerate(sorted(pc.unique(errors["type"]).to_pylist())):
         its = errors.filter(pc.equal(errors["type"], kind))
         figure.add_bar(
-            x=np.round(its["at"].to_numpy(), 2), y=its["count"].to_numpy(), name=kind, marker={"color": _color(at)},
-            width=its["bin_s"].to_numpy(),
+            x=np.round(its["at"].to_numpy(), 2), y=its["count"].to_numpy(), name=_plain(kind),
+            marker={"color": _color(at)}, width=its["bin_s"].to_numpy(),
         )  # fmt: skip
     caption = "Failed calls by error type, including calls that were retried."
     return Chart("errors", "Errors and retries", caption, figure)

@@ -1,4 +1,4 @@
-"""The data of the report, read from Delta: a sample of the rows, counts over time, and a few whole streams.
+"""The data of the report, read from Delta: samples of the rows, counts over time, errors, and a few whole streams.
 
 Limits how much goes into a page. ``analysis`` defines the metrics, ``charts.py`` draws.
 """
@@ -13,25 +13,29 @@ from deltatap.analysis.metrics import kinds_sql
 from deltatap.analysis.sql import in_runs, measured_sql
 from deltatap.delta import tables
 from deltatap.delta.reader import rows as rows_of
+from deltatap.report.requests import requests_sql
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pyarrow as pa
 
-    from deltatap.config import Settings
+    from deltatap.config import Analysis, Settings
     from deltatap.delta.reader import Reader
 
     Row = dict[str, Any]
 
-# Limits of one page: rows per run and mode, streams to replay, chunks per stream, characters per text, rows per table,
-# bins per chart over time.
+# Limits of one page: rows per run and mode, streams to replay, chunks per stream, characters per text, rows per list,
+# bins per chart over time, words per error type, examples of the same words, characters of words.
 ROWS = 10_000
 STREAMS = 12
 CHUNKS = 1_500
 TEXT = 4_000
 TABLE = 10
 BINS = 120
+WORDS = 3
+EXAMPLES = 3
+MESSAGE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,7 @@ class Gathered:
     """The data of one page.
 
     Attributes:
+        analysis: the settings that decide which rows count, and which are good.
         runs: rows of ``runs``.
         metrics: rows of ``metrics_by_run``.
         rows: a sample of the rows with their metrics, at most :data:`ROWS` per run and mode.
@@ -77,8 +82,12 @@ class Gathered:
         streams: streams to replay.
         slowest: the slowest completed rows.
         broken: interrupted and failed rows.
+        requests: rows for the table of requests.
+        failures: rows of :func:`failures_sql`.
+        uncounted: rows of :func:`uncounted_sql`.
     """
 
+    analysis: Analysis
     runs: Sequence[Row]
     metrics: Sequence[Row]
     rows: pa.Table
@@ -90,6 +99,9 @@ class Gathered:
     streams: Sequence[Stream]
     slowest: Sequence[Row]
     broken: Sequence[Row]
+    requests: pa.Table
+    failures: Sequence[Row]
+    uncounted: Sequence[Row]
 
 
 def gather(reader: Reader, settings: Settings, run_ids: Sequence[str]) -> Gathered:
@@ -146,9 +158,12 @@ def gather(reader: Reader, settings: Settings, run_ids: Sequence[str]) -> Gather
         SELECT {keys}, request_id, status, error, ttft_ms, e2e_ms, left(text, {TEXT}) AS text, size(retries) AS retries
         FROM {captures} WHERE {of_runs}
     """
+    found = rows_of(reader.query(f"SELECT * FROM {runs} WHERE {of_runs} ORDER BY started_at, run_id"))
+    order = [run["run_id"] for run in found]
     return Gathered(
-        runs=rows_of(reader.query(f"SELECT * FROM {runs} WHERE {of_runs} ORDER BY started_at, run_id")),
-        metrics=sorted(by_run_rows(reader, settings, f"({measured})"), key=_place),
+        analysis=settings.analysis,
+        runs=found,
+        metrics=sorted(by_run_rows(reader, settings, f"({measured})"), key=lambda row: _place(row, order)),
         rows=rows,
         total=rows_of(reader.query(f"SELECT count(*) AS rows FROM {captures} WHERE {of_runs}"))[0]["rows"],
         gaps=gaps,
@@ -164,14 +179,64 @@ def gather(reader: Reader, settings: Settings, run_ids: Sequence[str]) -> Gather
         broken=rows_of(
             reader.query(f"{texts} AND status != 'completed' ORDER BY status, request_id, run_id LIMIT {TABLE}")
         ),
+        requests=reader.query(requests_sql(captures, run_ids)),
+        failures=rows_of(reader.query(failures_sql(f"SELECT * FROM {captures} WHERE {of_runs}"))),
+        uncounted=rows_of(reader.query(uncounted_sql(measured))),
     )
 
 
-def _place(row: Row) -> tuple[Any, ...]:
-    """Sorts rows of ``metrics_by_run``: by start, those of a run by endpoint and model, streamed before complete."""
-    start = row["started_at"]
-    keys = (row["run_id"], row["endpoint"] or "", row["request_model"] or "", row["mode"] != "stream")
-    return start.timestamp() if start else 0.0, *keys
+def failures_sql(captures: str) -> str:
+    """SQL: examples of the most frequent words of each error type, from rows of captures (a query).
+
+    A row has the type with its number of failed calls, rows and different words (``kinds``); the words with their
+    ``place`` among those of the type and their number (``same``); and one request with its place among the examples.
+    Words are known for the last call of a row only.
+    """
+    words = "type, code, http_status, message"
+    return f"""
+        WITH failed AS (
+          SELECT run_id, request_id, mode, error.type AS type, error.code AS code, error.http_status AS http_status,
+            left(error.message, {MESSAGE}) AS message, IF(started_at IS NULL, 0, 1) AS call, 1 AS last
+          FROM ({captures}) WHERE error IS NOT NULL
+          UNION ALL
+          SELECT run_id, request_id, mode, retry.error_type, NULL, retry.http_status, NULL, 1, 0
+          FROM (SELECT *, explode(retries) AS retry FROM ({captures})) WHERE retry.error_type IS NOT NULL
+        ), requests AS (
+          SELECT {words}, run_id, request_id, mode, count(*) AS times, sum(call) AS calls, sum(last) AS rows
+          FROM failed GROUP BY {words}, run_id, request_id, mode
+        ), counted AS (
+          SELECT *, sum(calls) OVER (PARTITION BY type) AS type_calls, sum(rows) OVER (PARTITION BY type) AS type_rows,
+            sum(times) OVER (PARTITION BY {words}) AS same, sum(rows) OVER (PARTITION BY {words}) AS same_rows,
+            row_number() OVER (PARTITION BY {words} ORDER BY rows DESC, run_id, request_id, mode) AS example
+          FROM requests
+        ), placed AS (
+          SELECT *, dense_rank() OVER (
+              PARTITION BY type ORDER BY IF(same_rows > 0, 0, 1), same DESC, coalesce(message, ''), coalesce(code, ''),
+              coalesce(http_status, 0), IF(message IS NULL, 0, 1), IF(code IS NULL, 0, 1),
+              IF(http_status IS NULL, 0, 1)) AS place
+          FROM counted
+        ), ranked AS (
+          SELECT *, max(place) OVER (PARTITION BY type) AS kinds FROM placed
+        )
+        SELECT type, type_calls AS calls, type_rows AS rows, kinds, place, same, code, http_status, message, example,
+          run_id, request_id, mode
+        FROM ranked WHERE place <= {WORDS} AND example <= {EXAMPLES} ORDER BY type, place, example
+    """
+
+
+def uncounted_sql(measured: str) -> str:
+    """SQL: measured rows (a query) that the time metrics leave out, counted by series and reason."""
+    keys = "run_id, endpoint, request_model, mode, status, late, started"
+    return f"""
+        SELECT {keys}, count(*) AS rows, max(loop_lag_ms) AS lag_ms
+        FROM (SELECT *, started_at IS NOT NULL AS started FROM ({measured}) WHERE NOT counts)
+        GROUP BY {keys} ORDER BY {keys}
+    """
+
+
+def _place(row: Row, runs: Sequence[str]) -> tuple[Any, ...]:
+    """Sorts rows of ``metrics_by_run``: by run, those of a run by endpoint and model, streamed before complete."""
+    return runs.index(row["run_id"]), row["endpoint"] or "", row["request_model"] or "", row["mode"] != "stream"
 
 
 def _shortest(row: Row) -> tuple[str, int]:

@@ -1,9 +1,8 @@
-"""Puts cards, charts and tables into the template of the page, and writes one file that needs no other file."""
+"""Puts tiles, charts and tables into the template of the page, and writes one file that needs no other file."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader
@@ -13,9 +12,11 @@ from deltatap.analysis.compare import Difference, compare
 from deltatap.analysis.metrics import METRICS
 from deltatap.analysis.queries import newest_runs, require_run
 from deltatap.errors import ConfigError
-from deltatap.prices import money
-from deltatap.report.charts import charts, in_script, labels, series_key
-from deltatap.report.data import ROWS, Gathered, gather
+from deltatap.report import requests
+from deltatap.report.cards import cards, kinds, left_out
+from deltatap.report.charts import charts, in_script
+from deltatap.report.data import EXAMPLES, ROWS, Gathered, gather
+from deltatap.report.names import run_names
 from deltatap.setting_types import URI
 
 if TYPE_CHECKING:
@@ -24,15 +25,6 @@ if TYPE_CHECKING:
 
     from deltatap.config import Settings
     from deltatap.delta.reader import Reader
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """A key figure at the top of the page."""
-
-    label: str
-    value: str
-    detail: str = ""
 
 
 def write_report(reader: Reader, settings: Settings, run_ids: Sequence[str], path: Path) -> list[str]:
@@ -88,27 +80,28 @@ def render(gathered: Gathered, run_ids: Sequence[str], differences: dict[tuple[s
     """The HTML of the page."""
     environment = Environment(loader=PackageLoader("deltatap", "report"), autoescape=True, trim_blocks=True)
     environment.filters["ms"] = lambda value: "…" if value is None else f"{value:,.1f}"
-    streams = [
-        {
-            "id": stream.request_id, "why": stream.why, "status": stream.status, "error": stream.error,
-            "chunks": [[ms, text, kind] for ms, text, kind in stream.chunks],
-            "end": stream.e2e_ms or (stream.chunks[-1][0] if stream.chunks else 0), "wholeMs": stream.whole_ms,
-            "whole": stream.whole, "paired": stream.paired,
-        }
-        for stream in gathered.streams
-    ]  # fmt: skip
+    environment.filters["count"] = lambda value: f"{value:,}"
+    names = run_names(gathered.runs)
     return environment.get_template("page.html.j2").render(
         run_ids=run_ids,
         runs=gathered.runs,
+        names=names,
+        several=len(names) > 1,
         metrics=gathered.metrics,
         defined=METRICS,
         labels={metric.name: metric.label for metric in METRICS},
         cards=cards(gathered),
+        kinds=kinds(gathered.failures, EXAMPLES),
+        left_out=left_out(gathered.uncounted, gathered.analysis),
+        counted=gathered.total - sum(row["rows"] for row in gathered.uncounted),
         charts=charts(gathered),
         paired=gathered.paired,
         differences=differences,
         streams=gathered.streams,
-        streams_json=in_script(json.dumps(streams)),
+        streams_json=in_script(json.dumps(_streams(gathered, names))),
+        listed=requests.keys(gathered.requests),
+        models=len({row["request_model"] for row in gathered.metrics}) > 1,
+        requests_json=in_script(requests.packed(gathered.requests, names)),
         slowest=gathered.slowest,
         broken=gathered.broken,
         sampled=gathered.rows.num_rows < gathered.total,
@@ -119,36 +112,15 @@ def render(gathered: Gathered, run_ids: Sequence[str], differences: dict[tuple[s
     )
 
 
-def cards(gathered: Gathered) -> list[Card]:
-    """The key figures: outcomes, calls, median times, tokens and cost."""
-    metrics = gathered.metrics
-    rows, completed = sum(row["rows"] for row in metrics), sum(row["completed"] for row in metrics)
-    interrupted, failed = sum(row["interrupted"] for row in metrics), sum(row["failed"] for row in metrics)
-    failed_calls = sum(count for row in metrics for count in (row["errors"] or {}).values())
-    made = [
-        Card("completed", f"{completed:,} of {rows:,}", f"{interrupted:,} interrupted, {failed:,} failed"),
-        Card(
-            "calls", f"{sum(row['requests'] for row in metrics):,}", f"{failed_calls:,} failed, including retried calls"
-        ),
-    ]
-    names = labels(gathered)
-    for row in metrics[:4]:
-        series = names[series_key(row)] if len(metrics) > 1 else row["request_model"]
-        name, label = ("ttft_ms", "TTFT") if row["mode"] == "stream" else ("e2e_ms", "E2E")
-        times = row[name]
-        if times["count"]:
-            median = f"{times['p50']['value']:,.0f} ms"
-            made.append(Card(f"median {label}", median, f"p95 {times['p95']['value']:,.0f} ms; {series}"))
-        if row["mode"] == "stream" and row["tpot_ms"]["count"]:
-            tpot = row["tpot_ms"]["p50"]["value"]
-            rate = f"{1000 / tpot:,.0f} tokens/s per stream; " if tpot else ""
-            made.append(Card("median TPOT", f"{tpot:,.1f} ms", f"{rate}{series}"))
-    output_tokens = sum(row["output_tokens"] or 0 for row in metrics)
-    input_tokens = sum(row["input_tokens"] or 0 for row in metrics)
-    made.append(Card("output tokens", f"{output_tokens:,}", f"{input_tokens:,} input tokens; last call per row only"))
-    costs = [row["cost_usd"] for row in metrics if row["cost_usd"] is not None]
-    made.append(Card("cost", f"${money(sum(costs))}" if costs else "no price", "retries included" if costs else ""))
-    late = sum(row["late"] for row in metrics)
-    if late:
-        made.append(Card("left out of the latencies", f"{late:,} rows", "the worker's event loop ran late"))
-    return made
+def _streams(gathered: Gathered, names: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The streams to replay, for ``replay.js``."""
+    return [
+        {
+            "id": stream.request_id, "run": stream.run_id, "name": names.get(stream.run_id, stream.run_id),
+            "status": stream.status, "error": stream.error,
+            "chunks": [[ms, text, kind] for ms, text, kind in stream.chunks],
+            "end": stream.e2e_ms or (stream.chunks[-1][0] if stream.chunks else 0), "wholeMs": stream.whole_ms,
+            "whole": stream.whole, "paired": stream.paired,
+        }
+        for stream in gathered.streams
+    ]  # fmt: skip

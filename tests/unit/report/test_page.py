@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pytest
 
 from deltatap.analysis.compare import Difference
 from deltatap.analysis.metrics import METRICS
+from deltatap.config import Analysis
 from deltatap.model import OUTPUT_KINDS
 from deltatap.report.charts import KINDS, charts, in_script
 from deltatap.report.data import Gathered, Stream, _streams
-from deltatap.report.page import cards, render
+from deltatap.report.page import render
 
 AT = datetime(2026, 11, 21, 6, 30, tzinfo=UTC)
 ATTACK = "</script><script>alert(1)</script>"
@@ -55,9 +58,28 @@ def metrics_row(**values: Any) -> Row:
         "run_id": "r", "endpoint": "e", "request_model": "m", "mode": "stream", "rows": 10, "completed": 7,
         "interrupted": 2, "failed": 1, "requests": 12, "errors": {"rate_limit": 2, "connection": 3}, "late": 0,
         "input_tokens": 100, "output_tokens": 2000, "cost_usd": 0.5,
+        "good": None, "good_per_s": None,
         "inter_chunk_ms": Row(count=0, mean=None, p50=None, p90=None, p95=None, p99=None),
     }  # fmt: skip
     return Row(**(fields | {metric.name: distribution(20.0) for metric in METRICS} | values))
+
+
+def run_row(run_id: str, **labels: str) -> Row:
+    return Row(run_id=run_id, status="completed", reason=None, started_at=AT, finished_at=AT, labels=labels or None)
+
+
+def request_row(run_id: str = "r", request_id: str = "q", **values: Any) -> dict[str, Any]:
+    fields = {
+        "run_id": run_id, "request_id": request_id, "mode": "stream", "status": "completed", "endpoint": "e",
+        "request_model": "m", "finish_reason": "stop", "error": None, "code": None, "http_status": None, "message": None,
+        "ttft_ms": 1.26, "e2e_ms": 2.0, "loop_lag_ms": None, "output_tokens": 3, "retries": 0, "at_s": 0.0,
+        "text": "text", "length": 4,
+    }  # fmt: skip
+    return fields | values
+
+
+def requests_table(*rows: dict[str, Any]) -> pa.Table:
+    return pa.Table.from_pylist(list(rows))
 
 
 def gathered(**values: Any) -> Gathered:
@@ -66,7 +88,8 @@ def gathered(**values: Any) -> Gathered:
     rows = keys | {"request_id": ["q"], "status": ["completed"], "counts": [True]} | {name: [5.0] for name in numbers}
     stream = Stream("q", "r", "median", "completed", None, ((1.0, ATTACK, "content"),), 2.0, 2.0, "text", paired=False)
     data: dict[str, Any] = {
-        "runs": [Row(run_id="r", status="completed", reason=None, started_at=AT, finished_at=AT, labels=None)],
+        "analysis": Analysis(),
+        "runs": [run_row("r")],
         "metrics": [metrics_row()],
         "rows": pa.table(rows),
         "total": 1,
@@ -77,23 +100,11 @@ def gathered(**values: Any) -> Gathered:
         "streams": [stream],
         "slowest": [],
         "broken": [],
+        "requests": requests_table(request_row()),
+        "failures": [],
+        "uncounted": [],
     }
     return Gathered(**(data | values))
-
-
-def test_cards_sum_over_all_series() -> None:
-    metrics = [metrics_row(), metrics_row(mode="complete", e2e_ms=distribution(900.0), cost_usd=None, late=2)]
-    found = {(card.label, card.value): card.detail for card in cards(gathered(metrics=metrics))}
-    assert found == {
-        ("completed", "14 of 20"): "4 interrupted, 2 failed",
-        ("calls", "24"): "10 failed, including retried calls",
-        ("median TTFT", "20 ms"): "p95 20 ms; stream",
-        ("median TPOT", "20.0 ms"): "50 tokens/s per stream; stream",
-        ("median E2E", "900 ms"): "p95 900 ms; complete",
-        ("output tokens", "4,000"): "200 input tokens; last call per row only",
-        ("cost", "$0.5000"): "retries included",
-        ("left out of the latencies", "2 rows"): "the worker's event loop ran late",
-    }
 
 
 def test_the_page_shows_every_metric_and_no_text_becomes_a_script() -> None:
@@ -106,10 +117,67 @@ def test_the_page_shows_every_metric_and_no_text_becomes_a_script() -> None:
 
 def test_a_run_id_is_shown_once_above_the_figures() -> None:
     assert render(gathered(), ["run-1"], {}).partition("<nav")[0].count("run-1") == 2, "in the title and the heading"
-    runs = [
-        Row(run_id=name, status="completed", reason=None, started_at=AT, finished_at=AT, labels=None) for name in "ab"
-    ]
-    assert "<strong>b</strong>" in render(gathered(runs=runs), ["a", "b"], {})
+    assert "<strong>s</strong>" in render(gathered(runs=[run_row("r"), run_row("s")]), ["r", "s"], {})
+
+
+def two_runs(**values: Any) -> Gathered:
+    runs = [run_row("r"), run_row("s", variant="hot")]
+    table = requests_table(request_row(), request_row("s", "q2"))
+    stream = Stream("q2", "s", "slow start", "completed", None, ((1.0, "x", "content"),), 2.0, 2.0, "x", paired=False)
+    return gathered(
+        runs=runs, metrics=[metrics_row(), metrics_row(run_id="s")], requests=table, streams=[stream], **values
+    )
+
+
+def test_of_several_runs_each_part_of_the_page_names_its_run() -> None:
+    page = render(two_runs(), ["r", "s"], {})
+    assert "<strong>variant hot</strong> s:" in page
+    assert re.findall(r"<h2>(.*)</h2>\s*<div class=.cards", page) == ["r", "variant hot"]
+    assert "q2 (slow start), variant hot</option>" in page
+    assert '{"id":"s","name":"variant hot"}' in page
+    assert "<caption>variant hot, m at e, stream" in page
+    assert 'data-key="run"' in page
+    assert 'data-key="run"' not in render(gathered(), ["r"], {})
+
+
+def failure(**values: Any) -> dict[str, Any]:
+    fields = {
+        "type": "server", "calls": 1, "rows": 1, "kinds": 1, "place": 1, "same": 1, "code": None, "http_status": 500,
+        "message": ATTACK, "example": 1, "run_id": "r", "request_id": ATTACK, "mode": "stream",
+    }  # fmt: skip
+    return fields | values
+
+
+def test_errors_link_to_the_requests_of_the_table_and_their_text_stays_text() -> None:
+    table = requests_table(request_row(request_id=ATTACK, message=ATTACK, text=ATTACK))
+    page = render(gathered(requests=table, failures=[failure()]), ["r"], {})
+    assert ATTACK not in page
+    link = re.search(r'href="#request=([^&"]*)&amp;run=r&amp;mode=stream"', page)
+    assert link
+    assert unquote(link[1]) == ATTACK
+    absent = render(gathered(failures=[failure()]), ["r"], {})
+    assert 'href="#request=' not in absent, "a link to a request that the table does not have"
+
+
+def test_rows_left_out_are_counted_and_explained() -> None:
+    uncounted = [left(rows=2, lag_ms=80.0, late=True)]
+    page = render(gathered(uncounted=uncounted, total=10), ["r"], {})
+    assert "8 of 10 rows are in the time metrics" in page
+    assert "ran up to 80 ms late (more than 50 ms)" in page
+    assert 'id="left-out"' not in render(gathered(), ["r"], {})
+
+
+def left(**values: Any) -> dict[str, Any]:
+    fields = {
+        "run_id": "r", "endpoint": "e", "request_model": "m", "mode": "stream", "status": "completed", "late": False,
+        "started": True, "rows": 1, "lag_ms": None,
+    }  # fmt: skip
+    return fields | values
+
+
+def test_the_table_of_requests_says_when_it_does_not_have_all_rows() -> None:
+    assert "The first 1 of 5 rows; interrupted and failed rows come first." in render(gathered(total=5), ["r"], {})
+    assert "The only row." in render(gathered(), ["r"], {})
 
 
 def test_every_part_of_the_page_names_a_mode_as_the_tables_do() -> None:

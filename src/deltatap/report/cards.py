@@ -1,0 +1,230 @@
+"""What the report says in figures and words: the tiles of each run, the errors by kind, and the rows left out.
+
+``data.py`` reads the rows, and ``page.html.j2`` lays out what this module decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from deltatap.analysis.metrics import METRICS
+from deltatap.prices import money
+from deltatap.report.names import run_names, series_key, series_names
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from deltatap.config import Analysis
+    from deltatap.report.data import Gathered
+
+    Row = Mapping[str, Any]
+
+# Limits: runs that get tiles, and series of a run that get tiles of their own.
+RUNS = 6
+SERIES = 4
+_LABELS = {metric.name: metric.label for metric in METRICS}
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A key figure at the top of the page."""
+
+    label: str
+    value: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What a server said, and how often.
+
+    Attributes:
+        count: failed calls and refused prompts with these words.
+        examples: some of the rows, as run_id, request_id and mode.
+    """
+
+    http_status: int | None
+    code: str | None
+    message: str | None
+    count: int
+    examples: tuple[tuple[str, str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """An error type.
+
+    Attributes:
+        calls: failed calls, including retried calls.
+        rows: rows that ended with this error.
+        words: the most frequent words, most frequent first.
+        more: number of other words.
+    """
+
+    type: str
+    calls: int
+    rows: int
+    words: tuple[Words, ...]
+    more: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Rows of a run that the time metrics leave out for one reason, and what to do about it."""
+
+    run_id: str
+    rows: int
+    why: str
+    advice: str
+
+
+def cards(gathered: Gathered) -> list[tuple[str, list[Card]]]:
+    """The tiles of each run by the run's id, in the order of the page; at most :data:`RUNS` runs."""
+    names = run_names(gathered.runs)
+    by_run: dict[str, list[Row]] = {}
+    for row in gathered.metrics:
+        by_run.setdefault(row["run_id"], []).append(row)
+    reused = _reused(gathered.uncounted)
+    return [
+        (run_id, _of_run(metrics, gathered.analysis, series_names(metrics, names), reused))
+        for run_id, metrics in list(by_run.items())[:RUNS]
+    ]
+
+
+def _of_run(
+    metrics: Sequence[Row], analysis: Analysis, names: Mapping[tuple[Any, ...], str], reused: Mapping[Any, int]
+) -> list[Card]:
+    """Outcomes, calls, goodput, median times, tokens and cost."""
+    rows, completed = _sum(metrics, "rows"), _sum(metrics, "completed")
+    failed_calls = sum(count for row in metrics for count in (row["errors"] or {}).values())
+    outcome = f"{_sum(metrics, 'interrupted'):,} interrupted, {_sum(metrics, 'failed'):,} failed"
+    made = [
+        Card("completed", f"{completed:,} of {rows:,}", outcome),
+        Card("calls", f"{_sum(metrics, 'requests'):,}", f"{failed_calls:,} failed, including retried calls"),
+    ]
+    for row in metrics[:SERIES]:
+        series = names[series_key(row)] if len(metrics) > 1 else row["request_model"]
+        name, label = ("ttft_ms", "TTFT") if row["mode"] == "stream" else ("e2e_ms", "E2E")
+        times = row[name]
+        if times["count"]:
+            median = f"{times['p50']['value']:,.0f} ms"
+            made.append(Card(f"median {label}", median, f"p95 {times['p95']['value']:,.0f} ms; {series}"))
+        if row["mode"] == "stream" and row["tpot_ms"]["count"]:
+            tpot = row["tpot_ms"]["p50"]["value"]
+            rate = f"{1000 / tpot:,.0f} tokens/s per stream; " if tpot else ""
+            made.append(Card("median TPOT", f"{tpot:,.1f} ms", f"{rate}{series}"))
+        made += _goodput(row, analysis, series, row["rows"] - reused.get(series_key(row), 0))
+    tokens = f"{_sum(metrics, 'input_tokens'):,} input tokens; last call per row only"
+    made.append(Card("output tokens", f"{_sum(metrics, 'output_tokens'):,}", tokens))
+    costs = [row["cost_usd"] for row in metrics if row["cost_usd"] is not None]
+    made.append(Card("cost", f"${money(sum(costs))}" if costs else "no price", "retries included" if costs else ""))
+    return made
+
+
+def _sum(metrics: Sequence[Row], name: str) -> int:
+    return sum(row[name] or 0 for row in metrics)
+
+
+def _reused(uncounted: Sequence[Row]) -> dict[tuple[Any, ...], int]:
+    """Rows that reuse an answer, by series: they have no times, so no bound applies to them."""
+    return {series_key(row): row["rows"] for row in uncounted if row["status"] == "completed" and not row["started"]}
+
+
+def _goodput(row: Row, analysis: Analysis, series: str, of: int) -> list[Card]:
+    """The tile of a series with the bounds of analysis.slo that apply to it; none if no bound applies."""
+    bounds = {name: bound for name, bound in analysis.slo.model_dump().items() if bound is not None}
+    applied = [f"{_LABELS[name]} ≤ {bound:,g} ms" for name, bound in bounds.items() if row[name]["count"]]
+    if row["good"] is None or not applied or not of:
+        return []
+    rate = "" if row["good_per_s"] is None else f"; {row['good_per_s']:,.2f}/s"
+    # Rounding must not claim that all answers are good.
+    share = "100 %" if row["good"] == of else f"{min(100 * row['good'] / of, 99.9):.1f} %"
+    return [Card("goodput", share, f"{row['good']:,} of {of:,} rows within {' and '.join(applied)}{rate}; {series}")]
+
+
+def kinds(failures: Sequence[Row], examples: int) -> list[Kind]:
+    """Errors by type, those of most rows first.
+
+    Args:
+        failures: rows of ``data.failures_sql``.
+        examples: how many examples one kind of words can have.
+    """
+    by_type: dict[str, list[Row]] = {}
+    for row in failures:
+        by_type.setdefault(row["type"], []).append(row)
+    made = []
+    for type_, rows in by_type.items():
+        words: dict[int, list[Row]] = {}
+        for row in sorted(rows, key=lambda row: (row["place"], row["example"])):
+            words.setdefault(row["place"], []).append(row)
+        said = tuple(
+            Words(
+                same[0]["http_status"],
+                same[0]["code"],
+                same[0]["message"],
+                same[0]["same"],
+                tuple((row["run_id"], row["request_id"], row["mode"]) for row in same[:examples]),
+            )
+            for same in words.values()
+        )
+        made.append(Kind(type_, rows[0]["calls"], rows[0]["rows"], said, rows[0]["kinds"] - len(said)))
+    return sorted(made, key=lambda kind: (-kind.rows, -kind.calls, kind.type))
+
+
+def left_out(uncounted: Sequence[Row], analysis: Analysis) -> list[LeftOut]:
+    """Why rows are left out of the time metrics, by run; the most rows of a run first.
+
+    Args:
+        uncounted: rows of ``data.uncounted_sql``.
+        analysis: the settings that decide which rows count.
+    """
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in uncounted:
+        found.setdefault((row["run_id"], _reason(row)), []).append(row)
+    made = [
+        LeftOut(run_id, sum(row["rows"] for row in rows), *_advice(reason, rows, analysis))
+        for (run_id, reason), rows in found.items()
+    ]
+    runs = list(dict.fromkeys(row["run_id"] for row in uncounted))
+    return sorted(made, key=lambda each: (runs.index(each.run_id), -each.rows, each.why))
+
+
+def _reason(row: Row) -> str:
+    if row["late"]:
+        return "late"
+    if row["started"]:
+        return str(row["status"])
+    return "reused" if row["status"] == "completed" else "unsent"
+
+
+def _advice(reason: str, rows: Sequence[Row], analysis: Analysis) -> tuple[str, str]:
+    """Why the rows are left out, and what to do about it."""
+    if reason == "late":
+        lag = max(row["lag_ms"] for row in rows)
+        bound = analysis.max_loop_lag_ms or 0
+        return (
+            f"A worker's event loop ran up to {lag:,.0f} ms late (more than {bound:g} ms), which distorts the times.",
+            (
+                "Lower capture.concurrency or give the workers more CPU, then capture again with capture.owed=all. "
+                "To count these rows anyway, set analysis.max_loop_lag_ms to null."
+            ),
+        )
+    return {
+        "interrupted": (
+            "The call ended early, after some output had arrived.",
+            "See Errors for the cause. Start the capture again to send these requests again.",
+        ),
+        "failed": (
+            "The call failed without output.",
+            "See Errors for the cause. Start the capture again to send the requests that may succeed.",
+        ),
+        "unsent": (
+            "The request was not sent, because something is wrong with the prompt or its parameters.",
+            "See Errors for the problem. Fix these prompts, load them again and start the capture again.",
+        ),
+        "reused": (
+            "The answer of an identical request was reused, so there are no times.",
+            "Nothing to fix. To call every request, set capture.reuse to false.",
+        ),
+    }[reason]
