@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 def ended(completed: int | None, interrupted: int | None, failed: int | None, **values: Any) -> Ended:
     counts = {"completed": completed, "interrupted": interrupted, "failed": failed}
-    return Ended({"run_id": "r", "status": "completed", "reason": None} | counts | values)
+    used = {"owed": 4, "requests": 5, "input_tokens": 6, "output_tokens": 7, "cost_usd": None}
+    return Ended({"run_id": "r", "status": "completed", "reason": None, "config": "{}"} | counts | used | values)
 
 
 @pytest.mark.parametrize(
@@ -44,8 +46,9 @@ def test_the_share_of_failed_rows(counts: tuple[int | None, int | None, int | No
     ],
 )
 def test_capture_fails_above_the_configured_error_rate(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, rate: float, outcome: Ended, code: int
-) -> None:
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    rate: float, outcome: Ended, code: int,
+) -> None:  # fmt: skip
     """Runs the capture command. The run itself is replaced by its outcome."""
     monkeypatch.setattr("deltatap.driver.needs.preflight", lambda _: None)
     monkeypatch.setattr("deltatap.driver.run.run", lambda *_: outcome)
@@ -54,6 +57,8 @@ def test_capture_fails_above_the_configured_error_rate(
     path = tmp_path / "config.yml"
     path.write_text(f"capture:\n  fail_above_error_rate: {rate}\n")
     assert cli.run(cli.capture, path) == code
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last == {name: value for name, value in outcome.row.items() if name != "config"}
 
 
 def test_a_start_that_is_refused_waits_for_the_python_workers(monkeypatch: pytest.MonkeyPatch) -> None:
