@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    import psutil
     from pyspark.sql import SparkSession
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -32,67 +33,79 @@ def windows(events: list[tuple[float, float]]) -> tuple[float, float, float]:
     return min(sums), statistics.median(sums), max(sums)
 
 
-@pytest.mark.parametrize(("workers", "master"), [(1, "local[2]"), (4, "local-cluster[5,1,1024]")], ids=["1", "4"])
-def test_requests_per_minute_are_used_and_never_exceeded(
-    spark: SparkSession,
-    tables: Path,
-    tmp_path: Path,
-    workers: int,
-    master: str,
-    record_property: Callable[[str, object], None],
-) -> None:
-    limit, count = 300, 400
-    prompts.write(spark, tables / "prompts", [(f"r{n:04d}", f"Prompt {n}?") for n in range(count)])
-    with start_simulator(*PACE, "--requests-per-minute", str(1.05 * limit)) as simulator:
-        config, log = tmp_path / "config.yml", tmp_path / "log"
-        tree = prompts.config(
-            tables, simulator.base_url, spark={"master": master}, limits={"requests_per_minute": limit},
-            capture={"concurrency": 16 * workers, "streams_per_worker": 16},
-        )  # fmt: skip
-        config.write_text(yaml.safe_dump(tree))
-        job = start(config, log)
-        if workers == 4:
-            # Kill one executor. Spark starts another, and a new worker joins.
-            wait_until(lambda: simulator.counts()["finished"] >= 0.4 * count, job, log)
-            kill(running(job, "CoarseGrainedExecutorBackend")[:1])
-        assert job.wait(timeout=600) == 0, log.read_text()
-        calls = simulator.calls()
-        refused = [call for call in calls if call["http_status"] == 429]
-        least, median, most = windows([(call["started"], 1) for call in calls])
-        record_property(
-            "windows", f"{least} to {most}, median {median}, of {limit} within any 60 s, {len(refused)} refused"
-        )
-        assert not refused
-        assert most <= 1.05 * limit
-        # Unit tests check in a simulation how far a limit is used. Here, a slow machine may use less of it, and a part
-        # waits until Spark has replaced the killed executor.
-        assert workers > 1 or median >= limit / 2
-    rows = spark.table(quoted(str(tables / "captures"))).where("status = 'completed'")
-    assert rows.select("request_id").distinct().count() == rows.count() == count
+def job_of(folder: Path, base_url: str, **sections: Any) -> tuple[psutil.Popen, Path]:
+    """Start a job on the prompts in a folder. Returns the job and its log."""
+    config, log = folder / "config.yml", folder / "log"
+    config.write_text(yaml.safe_dump(prompts.config(folder, base_url, **sections)))
+    return start(config, log), log
 
 
-def test_tokens_per_minute_are_used_and_never_exceeded(
-    spark: SparkSession, tables: Path, tmp_path: Path, record_property: Callable[[str, object], None]
+def write_prompts(spark: SparkSession, folder: Path, count: int) -> None:
+    folder.mkdir()
+    prompts.write(spark, folder / "prompts", [(f"r{n:04d}", f"Prompt {n}?") for n in range(count)])
+
+
+def completed_once(spark: SparkSession, folder: Path, count: int) -> bool:
+    rows = spark.table(quoted(str(folder / "captures"))).where("status = 'completed'")
+    return bool(rows.select("request_id").distinct().count() == rows.count() == count)
+
+
+def test_requests_and_tokens_per_minute_are_used_and_never_exceeded(
+    spark: SparkSession, tables: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    limit, count = 40_000, 640
-    prompts.write(spark, tables / "prompts", [(f"r{n:04d}", f"Prompt {n}?") for n in range(count)])
-    with start_simulator(*PACE, "--tokens-per-minute", str(1.05 * limit)) as simulator:
-        config, log = tmp_path / "config.yml", tmp_path / "log"
-        tree = prompts.config(
-            tables, simulator.base_url, spark={"master": "local[3]"}, limits={"tokens_per_minute": limit},
-            capture={"concurrency": 32, "streams_per_worker": 16},
-        )  # fmt: skip
-        config.write_text(yaml.safe_dump(tree))
-        job = start(config, log)
-        assert job.wait(timeout=600) == 0, log.read_text()
-        calls = simulator.calls()
-        used: list[tuple[float, Any]] = [
-            (call["started"], call["usage"]["total_tokens"]) for call in calls if call["usage"] is not None
-        ]
-        least, median, most = windows(used)
-        record_property("windows", f"{least} to {most}, median {median}, of {limit} within any 60 s")
-        assert not [call for call in calls if call["http_status"] == 429]
+    """Two jobs at the same time, each on its own endpoint, because both wait most of the time."""
+    requests, tokens = tables / "requests", tables / "tokens"
+    write_prompts(spark, requests, 400)
+    write_prompts(spark, tokens, 640)
+    with (
+        start_simulator(*PACE, "--requests-per-minute", str(1.05 * 300)) as first,
+        start_simulator(*PACE, "--tokens-per-minute", str(1.05 * 40_000)) as second,
+    ):
+        jobs = [
+            job_of(
+                requests, first.base_url, spark={"master": "local[2]"}, limits={"requests_per_minute": 300},
+                capture={"concurrency": 16, "streams_per_worker": 16},
+            ),
+            job_of(
+                tokens, second.base_url, spark={"master": "local[3]"}, limits={"tokens_per_minute": 40_000},
+                capture={"concurrency": 32, "streams_per_worker": 16},
+            ),
+        ]  # fmt: skip
+        for job, log in jobs:
+            assert job.wait(timeout=600) == 0, log.read_text()
+        used: list[tuple[str, int, list[tuple[float, Any]]]] = [
+            ("requests", 300, [(call["started"], 1) for call in first.calls()]),
+            ("tokens", 40_000, [(each["started"], each["usage"]["total_tokens"]) for each in second.calls() if each["usage"]]),
+        ]  # fmt: skip
+        refused = [call for each in (first, second) for call in each.calls() if call["http_status"] == 429]
+    assert not refused
+    for what, limit, events in used:
+        least, median, most = windows(events)
+        record_property(what, f"{least} to {most}, median {median}, of {limit} within any 60 s")
         assert most <= 1.05 * limit
         # Unit tests check in a simulation how far a limit is used. Here, a slow machine may use less of it.
         assert median >= limit / 2
-    assert spark.table(quoted(str(tables / "captures"))).where("status = 'completed'").count() == count
+    assert completed_once(spark, requests, 400)
+    assert completed_once(spark, tokens, 640)
+
+
+def test_a_limit_is_not_exceeded_when_an_executor_is_killed(
+    spark: SparkSession, tables: Path, record_property: Callable[[str, object], None]
+) -> None:
+    limit, count, folder = 300, 400, tables / "killed"
+    write_prompts(spark, folder, count)
+    with start_simulator(*PACE, "--requests-per-minute", str(1.05 * limit)) as simulator:
+        job, log = job_of(
+            folder, simulator.base_url, spark={"master": "local-cluster[4,1,1024]"},
+            limits={"requests_per_minute": limit}, capture={"concurrency": 48, "streams_per_worker": 16},
+        )  # fmt: skip
+        wait_until(lambda: simulator.counts()["finished"] >= 0.4 * count, job, log)
+        # Spark starts another executor, and a new worker joins. A part waits until then.
+        kill(running(job, "CoarseGrainedExecutorBackend")[:1])
+        assert job.wait(timeout=600) == 0, log.read_text()
+        calls = simulator.calls()
+    least, median, most = windows([(call["started"], 1) for call in calls])
+    record_property("windows", f"{least} to {most}, median {median}, of {limit} within any 60 s")
+    assert not [call for call in calls if call["http_status"] == 429]
+    assert most <= 1.05 * limit
+    assert completed_once(spark, folder, count)
