@@ -64,7 +64,7 @@ def show_runs(
         if row["run_id"] in good:
             _line(console, "{}: {:,}/{:,} requests good".format(row["run_id"], *good[row["run_id"]]))
     if good:
-        bounds = ", ".join(f"{name} at most {bound:,g}" for name, bound in slo.items())
+        bounds = ", ".join(f"{name} at most {bound:,.10g}" for name, bound in slo.items())
         _line(console, f"good: completed with {bounds} (analysis.slo)", style="dim")
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,6 +23,7 @@ from deltatap import cli
 from deltatap.analysis.compare import Difference
 from deltatap.cli.runner import session
 from deltatap.config import load_settings
+from deltatap.delta import columns
 from deltatap.errors import ConfigError, LandingError, MissingExtraError, RunningError, VocabularyError
 from deltatap.messages import Control
 from deltatap.state import RunState
@@ -182,6 +184,21 @@ def test_a_crashed_capture_says_that_it_can_be_run_again(
     monkeypatch.setattr("deltatap.driver.needs.preflight", crash)
     assert cli.run(cli.capture, config) == cli.FAILED
     assert "run it again" in capsys.readouterr().out
+
+
+def test_the_last_line_of_a_capture_is_short_json(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counts = {"owed": 4, "completed": 1, "interrupted": 2, "failed": 1, "requests": 5, "input_tokens": 6}
+    last = {"run_id": "r", "status": "stopped", "reason": "it's ü", **counts, "output_tokens": 7, "cost_usd": 1e-6}
+    row = {column.name: None for column in columns.RUNS} | {"labels": {"a": "b"}} | last
+    ended = SimpleNamespace(row=row, notes=["a note"], failed=False, failed_share=0.25)
+    monkeypatch.setattr("deltatap.driver.needs.preflight", lambda _: None)
+    monkeypatch.setattr("deltatap.cli.capturing.session", lambda *_: None)
+    monkeypatch.setattr("deltatap.driver.run.run", lambda *_: ended)
+    monkeypatch.setattr("deltatap.analysis.queries.summarize", lambda *_: ([], []))
+    assert cli.run(cli.capture, config) == cli.OK
+    assert list(json.loads(capsys.readouterr().out.splitlines()[-1]).items()) == list(last.items())
 
 
 def test_a_job_script_exits_only_with_an_error(monkeypatch: pytest.MonkeyPatch, config: Path) -> None:
