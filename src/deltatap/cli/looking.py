@@ -143,7 +143,7 @@ def report(
 ) -> int:
     """Write one HTML page about a run, or about several runs side by side.
 
-    The page has charts, numbers, text, and streams to replay. It opens offline.
+    The page has charts, numbers, errors, a table of requests, and streams to replay. It opens offline.
     """
     from deltatap.report import write_report  # noqa: PLC0415
 

@@ -117,7 +117,7 @@ def _streams(gathered: Gathered, names: Mapping[str, str]) -> list[dict[str, Any
     return [
         {
             "id": stream.request_id, "run": stream.run_id, "name": names.get(stream.run_id, stream.run_id),
-            "status": stream.status, "error": stream.error,
+            "why": stream.why, "status": stream.status, "error": stream.error,
             "chunks": [[ms, text, kind] for ms, text, kind in stream.chunks],
             "end": stream.e2e_ms or (stream.chunks[-1][0] if stream.chunks else 0), "wholeMs": stream.whole_ms,
             "whole": stream.whole, "paired": stream.paired,

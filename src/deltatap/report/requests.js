@@ -54,8 +54,8 @@
     }
     box.append(element("pre", row.text || "no text"));
     const links = element("p", "", { className: "dim" });
-    if ((row.length || 0) > row.text?.length)
-      links.append(`The first ${number([...row.text].length, 0)} of ${number(row.length, 0)} characters. `);
+    const characters = [...(row.text || "")].length;
+    if (row.length > characters) links.append(`The first ${number(characters, 0)} of ${number(row.length, 0)} characters. `);
     links.append("Everything: ", element("code", `deltatap show ${word(row.request_id)} --run ${run.id}`));
     const stream = row.mode === "stream" ? STREAMS.findIndex((one) => one.id === row.request_id && one.run === run.id) : -1;
     if (stream >= 0) links.append(" ", element("a", "Replay this stream", { href: "#play=" + stream }));
@@ -105,7 +105,7 @@
   }
 
   function compare(one, other) {
-    const [a, b] = [one, other].map((row) => sorted === "run" ? row.run : row[sorted]);
+    const [a, b] = [one[sorted], other[sorted]];
     if (a === null || b === null) return (a === null) - (b === null);  // rows without a value stay last
     const order = typeof a === "number" ? a - b : a < b ? -1 : a > b ? 1 : 0;
     return upward ? order : -order;

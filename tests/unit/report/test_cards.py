@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from deltatap.analysis.metrics import METRICS
 from deltatap.config import Analysis, Slo
-from deltatap.report.cards import Words, cards, kinds, left_out
-from tests.unit.report.test_page import distribution, failure, gathered, left, metrics_row, run_row
+from deltatap.report.cards import RUNS, Words, cards, kinds, left_out
+from deltatap.report.page import render
+from tests.unit.report.test_page import (
+    distribution,
+    failure,
+    gathered,
+    left,
+    metrics_row,
+    request_row,
+    requests_table,
+    run_row,
+)
 
 
 def test_the_tiles_of_a_run_sum_over_its_series() -> None:
@@ -31,6 +43,16 @@ def test_each_run_has_tiles_of_its_own() -> None:
     metrics = [metrics_row(), metrics_row(run_id="s", completed=3)]
     found = cards(gathered(metrics=metrics, runs=[run_row("r"), run_row("s")]))
     assert [(run_id, its[0].value) for run_id, its in found] == [("r", "7 of 10"), ("s", "3 of 10")]
+
+
+def test_a_page_with_many_runs_says_which_have_tiles() -> None:
+    runs = [f"r{at}" for at in range(RUNS + 1)]
+    data = gathered(metrics=[metrics_row(run_id=run_id) for run_id in runs], runs=[run_row(run_id) for run_id in runs])
+    assert len(cards(data)) == RUNS
+    page = render(
+        replace(data, requests=requests_table(request_row("r0")), streams=[], timeline=pa.table({})), runs, {}
+    )
+    assert "Tiles of the first 6 of 7 runs." in page
 
 
 def goodput(slo: Slo, uncounted: int = 0, **values: Any) -> list[tuple[str, str]]:

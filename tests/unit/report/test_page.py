@@ -18,7 +18,7 @@ from deltatap.analysis.metrics import METRICS
 from deltatap.config import Analysis
 from deltatap.model import OUTPUT_KINDS
 from deltatap.report.charts import KINDS, charts, in_script
-from deltatap.report.data import Gathered, Stream, _streams
+from deltatap.report.data import Gathered, Stream, _place, _streams
 from deltatap.report.page import render
 
 AT = datetime(2026, 11, 21, 6, 30, tzinfo=UTC)
@@ -186,6 +186,21 @@ def test_every_part_of_the_page_names_a_mode_as_the_tables_do() -> None:
     metrics = [metrics_row(), metrics_row(mode="complete")]
     found = {chart.name: chart for chart in charts(gathered(rows=rows, metrics=metrics))}
     assert [trace.name for trace in found["saved"].figure.data] == ["stream: TTFT", "complete: E2E"]
+
+
+def test_plotly_shows_names_from_tables_as_they_are() -> None:
+    name = '<a href="x">&'
+    metrics = [metrics_row(run_id=run_id) for run_id in "rs"]
+    data = gathered(runs=[run_row("r", v=name), run_row("s")], metrics=metrics)
+    found = {chart.name: chart.figure for chart in charts(data)}
+    assert found["gaps"].data[0].name == 'v &lt;a href="x"&gt;&amp;'
+    assert found["waterfall"].layout.yaxis.ticktext == ('q, median, v &lt;a href="x"&gt;&amp;',)
+
+
+def test_metrics_are_in_the_order_of_the_runs_and_streamed_before_complete() -> None:
+    rows = [metrics_row(run_id=run_id, mode=mode) for run_id in "sr" for mode in ("complete", "stream")]
+    found = sorted(rows, key=lambda row: _place(cast("Any", row), ["r", "s"]))
+    assert [(row.run_id, row.mode) for row in found] == [(run, mode) for run in "rs" for mode in ("stream", "complete")]
 
 
 @pytest.mark.parametrize(("counts", "dtick"), [([1, 2], 1), ([4, 5], 1), ([5, 5], None), ([40, 1], None)])
