@@ -16,7 +16,7 @@ import typer.main
 from typer.testing import CliRunner
 
 from deltatap import cli
-from deltatap.errors import ConfigError, LandingError, MissingExtraError, RunningError, VocabularyError
+from deltatap.errors import ConfigError, LandingError, MissingExtraError, RunningError, SparkSetupError, VocabularyError
 from deltatap.messages import Control
 from deltatap.state import RunState
 
@@ -26,7 +26,20 @@ if TYPE_CHECKING:
     from deltatap.config import Settings
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ["capture", "stop", "load", "check", "analyze", "runs", "show", "compare", "report", "replay", "simulate"]
+COMMANDS = [
+    "init",
+    "capture",
+    "stop",
+    "load",
+    "check",
+    "analyze",
+    "runs",
+    "show",
+    "compare",
+    "report",
+    "replay",
+    "simulate",
+]
 
 
 @pytest.fixture
@@ -65,7 +78,7 @@ def test_help_at_80_columns_is_wrapped_once(name: str) -> None:
             assert len(line.rstrip()) + 1 + len(word) > 79, f"{line!r} has room for {word!r}"
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "simulate"])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("init", "simulate")])
 def test_commands_share_config_and_set(name: str) -> None:
     group = typer.main.get_command(cli.app)
     options = {option for parameter in group.commands[name].params for option in parameter.opts}  # type: ignore[attr-defined]
@@ -82,10 +95,7 @@ def test_without_a_configuration_file_the_defaults_apply(tmp_path: Path, monkeyp
         return 0
 
     assert cli.run(work, default, ("capture.limit=3",)) == 0
-    (tmp_path / "conf").mkdir()
-    (tmp_path / "conf/prices.yml").write_text("{}", encoding="utf-8")
-    assert cli.run(work, default) == 0
-    assert [(each.capture.limit, each.prices) for each in seen] == [(3, None), (None, "conf/prices.yml")]
+    assert [(each.capture.limit, each.prices) for each in seen] == [(3, "conf/prices.yml")]
 
 
 def test_help_and_version_import_no_heavy_package() -> None:
@@ -121,6 +131,7 @@ def test_a_run_with_any_id_is_stopped_and_listed_by_its_id(config: Path, tmp_pat
         (ConfigError(["a: [b] wrong", "c: wrong"]), 2, ["✗ a: [b] wrong", "✗ c: wrong"]),
         (VocabularyError("damaged"), 2, ["✗ damaged"]),
         (RunningError("run r is active"), 2, ["✗ run r is active"]),
+        (SparkSetupError("no Java"), 2, ["✗ no Java"]),
         (MissingExtraError("install it"), 2, ["✗ install it"]),
         (LandingError("no space"), 1, ["✗ no space"]),
         (ValueError("one\ntwo"), 1, ["✗ ValueError: one"]),

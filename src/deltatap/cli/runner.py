@@ -24,6 +24,7 @@ from deltatap.errors import (
     DeltatapError,
     MissingExtraError,
     RunningError,
+    SparkSetupError,
     VocabularyError,
     described,
     is_of_spark,
@@ -66,7 +67,7 @@ app = typer.Typer(cls=_Group, help=_HELP, no_args_is_help=True, pretty_exception
 
 OK, FAILED, CONFIGURATION, TOO_MANY_ERRORS = 0, 1, 2, 3
 # Errors that are raised before the first API call. Any other error means that the command failed while it ran.
-_NOT_STARTED = (ConfigError, VocabularyError, RunningError, MissingExtraError)
+_NOT_STARTED = (ConfigError, VocabularyError, RunningError, MissingExtraError, SparkSetupError)
 # The extra that installs a module, by the module's top-level package.
 EXTRAS = {
     "delta": "spark",
@@ -84,7 +85,7 @@ _SET = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: a.b=c. An empty value unsets it: a.b="),
 ]
-_DEFAULT, _PRICES = Path("conf/local.yml"), Path("conf/prices.yml")
+_DEFAULT = Path("conf/local.yml")
 _COMMON = (
     inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=_DEFAULT, annotation=_CONFIG),
     inspect.Parameter("overrides", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_SET),
@@ -162,9 +163,8 @@ def run(work: Callable[..., int], config: Path, overrides: list[str] | tuple[str
     def with_settings() -> int:
         from deltatap.config import load_settings  # noqa: PLC0415
 
-        # Outside a checkout, the defaults apply, which are those of conf/local.yml.
-        defaults = {} if _PRICES.exists() else {"prices": None}
-        source = defaults if config == _DEFAULT and not config.exists() else config
+        # Without a file, the defaults apply, which are those of conf/local.yml.
+        source: Path | dict[str, Any] = {} if config == _DEFAULT and not config.exists() else config
         return work(load_settings(source, overrides), console, **options)
 
     return guarded(console, with_settings, _HINTS.get(work, ""))
@@ -213,7 +213,7 @@ def session(settings: Settings, console: Console) -> SparkSession:
         logging.getLogger("SQLQueryContextLogger").disabled = True
         if "DATABRICKS_RUNTIME_VERSION" in os.environ:
             return SparkSession.builder.getOrCreate()
-        return SparkSession.getActiveSession() or local_session(settings.spark.master)
+        return SparkSession.getActiveSession() or local_session(settings.spark.master, jars=settings.spark.jars)
 
 
 def reader(settings: Settings, console: Console) -> Reader:
