@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltatap import shipped
+from deltatap.shipped import path as shipped_path
 from deltatap.spark.session import local_session
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def main() -> int:
     faults = ("429=0.5=0.01", "cut=0.02", "500=0.02", "content_filter=0.02")
     with simulator("--tokens", "60", *(word for fault in faults for word in ("--fault", fault))) as url:
         print(f"prompts: {prompts}  endpoint: {url}", flush=True)
-        command = [sys.executable, str(shipped.path("jobs/capture.py")), "--config", str(CONFIG)]
+        command = [sys.executable, str(shipped_path("jobs/capture.py")), "--config", str(CONFIG)]
         # The endpoint's name identifies its requests. Without a name the URL would, and the port changes.
         for override in (f"endpoint.base_url={url}", "endpoint.name=simulator", "endpoint.api_key="):
             command += ["--set", override]
