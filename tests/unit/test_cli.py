@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tomllib
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,6 +109,16 @@ def test_a_configuration_error_lists_every_problem_and_exits_with_2(config: Path
     code, output = invoke("capture", "--config", config, "--set", "capture.x=1", "--set", "nonsense")
     assert code == cli.CONFIGURATION
     assert [line[:14] for line in output.splitlines()] == ["✗ --set nonsen", f"✗ {config}"[:14]]
+
+
+def test_what_spark_says_about_pandas_is_not_shown(config: Path) -> None:
+    def work(_settings: Settings, _console: Console) -> int:
+        warnings.warn("PySpark does not yet fully support pandas >= 3.0.0.", FutureWarning, stacklevel=1)
+        return 0
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cli.run(work, config) == 0
 
 
 def test_stopping_an_unknown_run_lists_the_active_runs(config: Path, tmp_path: Path) -> None:

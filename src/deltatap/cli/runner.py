@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -159,6 +160,8 @@ def run(work: Callable[..., int], config: Path, overrides: list[str] | tuple[str
     from deltatap.terminal import plain_console  # noqa: PLC0415
 
     console = plain_console()
+    # All tests pass with Spark 4.2 and pandas 3.
+    warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas", FutureWarning)
 
     def with_settings() -> int:
         from deltatap.config import load_settings  # noqa: PLC0415
