@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -57,9 +58,7 @@ IDENTITIES = {"azure": "azure.identity", "databricks": "databricks.sdk"}
 def extras() -> dict[str, list[str]]:
     """The top-level packages of each extra."""
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    names = {
-        extra: [requirement.split("=")[0].strip("<>") for requirement in given] for extra, given in declared.items()
-    }
+    names = {extra: [re.split("[<>=]", requirement)[0] for requirement in given] for extra, given in declared.items()}
     return {extra: [MODULES.get(name, name) for name in given] for extra, given in names.items()}
 
 
