@@ -19,6 +19,7 @@ import pytest
 from deltatap import shipped
 from deltatap.delta.tables import quoted
 from deltatap.spark.jars import jars_for
+from deltatap.spark.java import find_java
 from tests import prompts
 from tests.bundle import ROOT, Resolver, read
 from tests.simulation import start_simulator
@@ -129,14 +130,17 @@ def test_the_wheel_alone_captures_and_reports_in_an_empty_folder(wheel: Path, tm
     python = environment(tmp_path / "venv")
     # The jars of this version are in the checkout, so this test downloads them from a folder.
     install(python, f"deltatap[spark,local,report] @ {wheel.as_uri()}", f"pyspark=={SPARK}")
-    here, jars = {"PYTHONPATH", "VIRTUAL_ENV", "JAVA_HOME", "DEFAULT_ARTIFACT_REPOSITORY"}, jars_for(SPARK)
-    maven = tmp_path / "maven"
+    jars, maven = jars_for(SPARK), tmp_path / "maven"
     for jar in jars:
         target = Path(jar.url(str(maven)))
         target.parent.mkdir(parents=True)
         target.symlink_to(ROOT / ".jars" / jar.name)
+    here = {"PYTHONPATH", "VIRTUAL_ENV", "DEFAULT_ARTIFACT_REPOSITORY"}
     env = {name: value for name, value in os.environ.items() if name not in here}
-    env |= NO_NETWORK | {"NO_PROXY": "127.0.0.1", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    java = find_java()
+    assert java is not None
+    env |= {"JAVA_HOME": str(java.parents[1]), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    env |= {**NO_NETWORK, "NO_PROXY": "127.0.0.1"}
 
     def run(*words: str, folder: str, **more: str) -> tuple[int, str]:
         done = subprocess.run(
@@ -146,31 +150,30 @@ def test_the_wheel_alone_captures_and_reports_in_an_empty_folder(wheel: Path, tm
         assert not done.stderr
         return done.returncode, done.stdout
 
+    code, output = run("analyze", folder=".")
+    assert (code, output.count("\n")) == (2, 1), output
+    assert output.startswith(f"✗ cannot download {jars[0].name} from https://")
+    assert output.endswith("and pass --set spark.jars=FOLDER\n")
+
+    # The commands that `init` prints, with this test's simulator.
+    code, printed = run("init", "new folder", folder=".")
+    assert code == 0, printed
+    listed = [shlex.split(line) for line in printed.splitlines() if line.startswith("  ")]
+    commands = {words[1]: words[1:] for words in listed if words[0] == str(python.with_name("deltatap"))}
+    assert list(commands) == ["simulate", "load", "capture", "show", "report", "check"]
     with start_simulator("--speed", "0", "--tokens", "20") as simulator:
-
-        def run_all(folder: str, **more: str) -> None:
-            """Run the commands that ``init`` prints, with this test's simulator."""
-            code, printed = run("init", folder, folder=".", **more)
-            assert code == 0, printed
-            listed = [shlex.split(line) for line in printed.splitlines() if line.startswith("  ")]
-            commands = [words[1:] for words in listed if words[0] == str(python.with_name("deltatap"))]
-            assert [words[0] for words in commands] == ["simulate", "load", "capture", "show", "report", "check"]
-            for words in commands[1:-1]:
-                url = f"endpoint.base_url={simulator.base_url}"
-                code, output = run(*words, "--set", url, folder=folder, **more)
-                assert code == 0, (words, output)
-                if words[0] == "capture":
-                    row = json.loads(output.splitlines()[-1])
-                    assert (row["completed"], row["cost_usd"] > 0) == (3, True)
-            assert (tmp_path / folder / "report.html").stat().st_size > 1_000_000
-
-        code, output = run("analyze", folder=".")
-        assert (code, output.count("\n")) == (2, 1)
-        assert output.startswith(f"✗ cannot download {jars[0].name} from https://")
-        assert output.endswith("and pass --set spark.jars=FOLDER\n")
-        run_all("with a network", DEFAULT_ARTIFACT_REPOSITORY=maven.as_uri())
+        url = ["--set", f"endpoint.base_url={simulator.base_url}"]
+        for name in ("load", "capture", "show", "report"):
+            code, output = run(*commands[name], *url, folder="new folder", DEFAULT_ARTIFACT_REPOSITORY=maven.as_uri())
+            assert code == 0, (name, output)
+            if name == "capture":
+                row = json.loads(output.splitlines()[-1])
+                assert (row["completed"], row["cost_usd"] > 0) == (3, True)
+        assert (tmp_path / "new folder/report.html").stat().st_size > 1_000_000
         assert {path.name for path in (tmp_path / "cache/deltatap/jars").iterdir()} == {jar.name for jar in jars}
-        run_all("without a network")
+        # The jars are in the cache now.
+        code, output = run(*commands["capture"], *url, folder="new folder")
+        assert (code, "nothing is owed" in output) == (0, True), output
 
 
 # The test of the tasks has the environment of runtime 18 LTS.
