@@ -17,9 +17,12 @@ import typer.main
 from typer.testing import CliRunner
 
 from deltatap import cli
+from deltatap.cli.runner import session
+from deltatap.config import load_settings
 from deltatap.errors import ConfigError, LandingError, MissingExtraError, RunningError, SparkSetupError, VocabularyError
 from deltatap.messages import Control
 from deltatap.state import RunState
+from deltatap.terminal import plain_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -109,6 +112,17 @@ def test_a_configuration_error_lists_every_problem_and_exits_with_2(config: Path
     code, output = invoke("capture", "--config", config, "--set", "capture.x=1", "--set", "nonsense")
     assert code == cli.CONFIGURATION
     assert [line[:14] for line in output.splitlines()] == ["✗ --set nonsen", f"✗ {config}"[:14]]
+
+
+def test_a_local_session_has_the_master_and_the_jars_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyspark.sql import SparkSession  # noqa: PLC0415 - other tests need no pyspark
+
+    started: list[tuple[str, str | None]] = []
+    monkeypatch.setattr(SparkSession, "getActiveSession", lambda: None)
+    monkeypatch.setattr("deltatap.spark.session.local_session", lambda master, *, jars: started.append((master, jars)))
+    settings = load_settings({"spark": {"master": "local[1]", "jars": "/jars"}})
+    session(settings, plain_console())
+    assert started == [("local[1]", "/jars")]
 
 
 def test_what_spark_says_about_pandas_is_not_shown(config: Path) -> None:

@@ -52,6 +52,7 @@ def test_the_example_in_the_prices_is_valid_without_its_hash(tmp_path: Path) -> 
 def test_the_bundle_is_that_of_the_checkout_but_for_how_the_wheel_is_made(tmp_path: Path) -> None:
     code, output = init(tmp_path, "--databricks")
     assert code == 0, output
+    assert "conf/local.yml" not in shipped.bundle()
     made, ours = bundle.read(tmp_path), bundle.read()
     assert made["artifacts"]["wheel"].pop("build").startswith("pip wheel --quiet --no-deps --wheel-dir dist ")
     ours["artifacts"]["wheel"].pop("build")
@@ -74,6 +75,13 @@ def test_no_file_is_overwritten_and_none_is_written_beside_one_that_exists(tmp_p
     assert {path: (tmp_path / path).read_text() for path in written(tmp_path)} == {
         "prompts.csv": "mine", "conf/our-prices.yml": "mine",
     }  # fmt: skip
+
+
+def test_a_link_that_leads_nowhere_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/local.yml").symlink_to(tmp_path / "elsewhere")
+    assert init(tmp_path) == (2, f"✗ {tmp_path}/conf/local.yml: cannot be written: File exists\n")
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
