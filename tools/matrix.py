@@ -4,7 +4,7 @@
     python tools/matrix.py 4.0 -k landing  # one combination, with options for pytest
 
 Uses Python 3.12 if it is installed, as the runtimes do. All other versions come from the lock. If a combination has
-another Spark version than the lock, Spark downloads the Delta jars itself.
+another Spark version than the lock, its Delta jars are downloaded to the user's cache.
 """
 
 from __future__ import annotations

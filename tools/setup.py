@@ -2,7 +2,8 @@
 
 `make setup` runs this script with any Python 3.11 or newer, so the script uses only the standard library. Each step is
 skipped if its result already exists, and prints a line only if it does something. Every download is pinned by a hash in
-this file or in tools/pins. The user's configuration of pip, uv and Ivy determines where downloads come from.
+this file, in tools/pins or in src/deltatap/spark/jars.py. The user's configuration of pip and uv determines where
+packages come from, and DEFAULT_ARTIFACT_REPOSITORY where the jars come from.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,20 +21,18 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
-# This Python has no dependencies installed. The module that finds Java needs none.
+# This Python has no dependencies installed. The modules for Java and for the jars need none.
 sys.path.insert(0, str(ROOT / "src"))
 
-from deltatap.spark.session import find_java  # noqa: E402 - needs the path above
+from deltatap.errors import SparkSetupError  # noqa: E402 - needs the path above
+from deltatap.spark import jars  # noqa: E402
+from deltatap.spark.java import find_java  # noqa: E402
 
 TOOLS = ROOT / ".tools"
 VENV = ROOT / ".venv"
 PINS = ROOT / "tools/pins"
 PINNED = ["--quiet", "--no-deps", "--only-binary", ":all:", "--require-hashes", "-r"]
 
-JARS = {
-    "delta-spark_4.1_2.13-4.4.0.jar": "75a9400986853c061f5109f012547de2545a5759e5e752e5ef633dabe16a4f10",
-    "delta-storage-4.4.0.jar": "c46735481fa8e326b0957be02b4420cbcab4b325bb08009b7f2045a95133f1cc",
-}
 # tiktoken names a vocabulary by the sha1 of its URL: cl100k_base, o200k_base.
 VOCABULARIES = {
     "9b5ad71b2ce5302211f9c61530b329a4922fc6a4": "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
@@ -110,17 +110,16 @@ def set_up_java(uv: Path) -> None:
 
 
 def set_up_jars() -> None:
-    jars = ROOT / ".jars"
-    if intact(jars, JARS):
+    versions = dict(re.findall(r"^([\w-]+)==(\S+)", (PINS / "spark.txt").read_text(), re.MULTILINE))
+    folder, needed = ROOT / ".jars", jars.jars_for(versions["pyspark"], versions["delta-spark"])
+    if not any(jar.problem(folder) for jar in needed):
         return
     say("downloading the Delta jars")
-    with tempfile.TemporaryDirectory(dir=TOOLS) as fetched:
-        run(
-            [VENV / "bin/python", ROOT / "tools/fetch_jars.py", fetched],
-            "Spark could not resolve the Delta jars",
-            "check that a Maven repository is reachable; DEFAULT_ARTIFACT_REPOSITORY sets another one",
-        )
-        keep(Path(fetched), jars, JARS)
+    (pyspark,) = VENV.glob("lib/python*/site-packages/pyspark")
+    try:
+        jars.download(needed, folder, jars.repository(pyspark))
+    except SparkSetupError as error:
+        fail(str(error), "then run `make setup` again")
 
 
 def set_up_vocabularies() -> None:

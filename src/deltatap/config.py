@@ -203,9 +203,10 @@ class Analysis(Section):
 
 
 class Spark(Section):
-    """The master of a local session. Not used if a session already exists, as on Databricks."""
+    """The master of a local session, and a folder with the Delta jars. Not used if a session already exists."""
 
     master: str = "local[*]"
+    jars: File | None = None
 
 
 class Settings(Section):

@@ -37,6 +37,10 @@ class MissingExtraError(DeltatapError):
     """A command needs a package that an optional extra of deltatap installs."""
 
 
+class SparkSetupError(DeltatapError):
+    """Spark cannot start on this machine: there is no Java or no Delta that fits it. No API call was made."""
+
+
 class VocabularyError(DeltatapError):
     """A tiktoken vocabulary is missing or damaged."""
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from deltatap import shipped
 from deltatap.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -61,23 +62,37 @@ class Prices:
 def load_prices(paths: str | Sequence[str] | None) -> Prices:
     """Read price files. The first file with a price for a model applies.
 
-    Returns no prices if ``paths`` is None, and skips the default file if it does not exist.
+    Returns no prices if ``paths`` is None. If the default file does not exist, deltatap's own prices apply.
 
     Raises:
         ConfigError: lists every problem with its file, entry and key.
     """
-    files = [paths] if isinstance(paths, str) else paths or ()
-    found = [_load(path) for path in files if path != DEFAULT_FILE or Path(path).exists()]
-    return Prices(tuple(price for prices in found for price in prices))
+    return Prices(tuple(price for path in _listed(paths) for price in _load(path)))
+
+
+def named(paths: str | Sequence[str] | None) -> str:
+    """The price files, for messages."""
+    return ", ".join("deltatap's own prices" if _is_shipped(path) else path for path in _listed(paths))
+
+
+def _listed(paths: str | Sequence[str] | None) -> Sequence[str]:
+    return [paths] if isinstance(paths, str) else paths or ()
+
+
+def _is_shipped(path: str) -> bool:
+    return path == DEFAULT_FILE and not Path(path).exists()
 
 
 def _load(path: str) -> list[Price]:
+    file = shipped.path(path) if _is_shipped(path) else Path(path)
     try:
-        entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        entries = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError([f"prices: {path}: cannot be read: {error.strerror}"]) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError([f"prices: {path}: is not valid YAML: {' '.join(str(error).split())}"]) from error
+    if entries is None:  # only comments
+        return []
     if not isinstance(entries, list):
         raise ConfigError([f"prices: {path}: expected a list of entries with model, input and output"])
     prices, problems = [], []

@@ -18,6 +18,8 @@ from deltatap.analysis.compute import analyze
 from deltatap.config import load_settings
 from deltatap.delta.tables import quoted
 from deltatap.spark import session
+from deltatap.spark.jars import find_jars, jars_for
+from deltatap.spark.java import java_home
 from tests import prompts
 from tests.bundle import ROOT
 from tests.simulation import start_simulator
@@ -38,7 +40,8 @@ def server(tmp_path: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    options = session._options() | {
+    jars = find_jars(jars_for(pyspark.__version__), Path(pyspark.__file__).parent)
+    options = session._options(jars) | {
         "spark.master": "local[2]",
         "spark.connect.grpc.binding.port": str(port),
         "spark.sql.warehouse.dir": str(tmp_path / "warehouse"),
@@ -49,7 +52,7 @@ def server(tmp_path: Path) -> Iterator[str]:
         *("--class", "org.apache.spark.sql.connect.service.SparkConnectServer", "spark-internal"),
     ]
     env = {**os.environ, "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
-    with session.java_home(), (tmp_path / "server").open("w") as log:
+    with java_home(), (tmp_path / "server").open("w") as log:
         process = subprocess.Popen(command, env=env, cwd=tmp_path, stdout=log, stderr=log)
         try:
             while not listens(port):

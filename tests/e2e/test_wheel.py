@@ -5,31 +5,38 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from deltatap import shipped
 from deltatap.delta.tables import quoted
+from deltatap.spark.jars import jars_for
+from deltatap.spark.java import find_java
 from tests import prompts
 from tests.bundle import ROOT, Resolver, read
 from tests.simulation import start_simulator
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pyspark.sql import SparkSession
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 UV = ROOT / ".tools/uv/bin/uv"
-# Spark of runtime 17.3 LTS, 18 LTS and 19, with the packages of serverless environment 5.
+# The packages of serverless environment 5.
 PREINSTALLED = {"pandas": "2.2.3", "pyarrow": "21.0.0"}
-SPARKS = ("4.0.5", "4.1.4", "4.2.0")
+# Spark of runtime 18 LTS; and of 17.3 LTS, 18 LTS and 19.
+SPARK = "4.1.4"
+SPARKS = ("4.0.5", SPARK, "4.2.0")
+# No server listens on this port, so every download fails.
+NO_NETWORK = {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
 RUN_ID = "4711"
 
 
@@ -68,6 +75,8 @@ def runtime(wheel: Path, folder: Path, spark: str) -> Path:
     packages = [f"{name}=={version}" for name, version in (PREINSTALLED | {"pyspark": spark}).items()]
     install(python, *packages, "delta-spark==4.4.0")
     install(python, wheel)
+    found = versions(python)
+    assert {name: found[name] for name in [*PREINSTALLED, "pyspark"]} == PREINSTALLED | {"pyspark": spark}
     return python
 
 
@@ -85,6 +94,11 @@ def test_the_wheel_contains_the_type_marker_and_the_vocabularies(wheel: Path) ->
     assert len([name for name in names if name.startswith("deltatap/vocabularies/")]) == 2
 
 
+def test_the_wheel_contains_the_files_of_the_bundle(wheel: Path) -> None:
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("deltatap/shipped/")}
+    assert names == {f"deltatap/shipped/{name}" for name in ["conf/local.yml", *shipped.bundle()]}
+
+
 def test_without_extras_the_command_line_works_and_names_what_is_missing(wheel: Path, tmp_path: Path) -> None:
     python = environment(tmp_path / "venv")
     install(python, wheel)
@@ -96,14 +110,13 @@ def test_without_extras_the_command_line_works_and_names_what_is_missing(wheel: 
         assert not done.stderr
         return done.returncode, done.stdout
 
-    (tmp_path / "c.yml").touch()
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert run("--version") == (0, f"deltatap {version}\n")
     assert run("--help")[0] == 0
     for words, extra in {
-        ("report", "-c", "c.yml"): "report",
+        ("report",): "report",
         ("simulate",): "serve",
-        ("runs", "-c", "c.yml"): "spark",
+        ("runs",): "spark",
     }.items():
         code, output = run(*words)
         line = (
@@ -113,14 +126,61 @@ def test_without_extras_the_command_line_works_and_names_what_is_missing(wheel: 
         assert code == 2
 
 
-@pytest.mark.parametrize("spark_version", SPARKS)
+def test_the_wheel_alone_captures_and_reports_in_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
+    python = environment(tmp_path / "venv")
+    # The jars of this version are in the checkout, so this test downloads them from a folder.
+    install(python, f"deltatap[spark,local,report] @ {wheel.as_uri()}", f"pyspark=={SPARK}")
+    jars, maven = jars_for(SPARK), tmp_path / "maven"
+    for jar in jars:
+        target = Path(jar.url(str(maven)))
+        target.parent.mkdir(parents=True)
+        target.symlink_to(ROOT / ".jars" / jar.name)
+    here = {"PYTHONPATH", "VIRTUAL_ENV", "DEFAULT_ARTIFACT_REPOSITORY"}
+    env = {name: value for name, value in os.environ.items() if name not in here}
+    java = find_java()
+    assert java is not None
+    env |= {"JAVA_HOME": str(java.parents[1]), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    env |= {**NO_NETWORK, "NO_PROXY": "127.0.0.1"}
+
+    def run(*words: str, folder: str, **more: str) -> tuple[int, str]:
+        done = subprocess.run(
+            [python.with_name("deltatap"), *words],
+            cwd=tmp_path / folder, env=env | more, capture_output=True, text=True, timeout=600, check=False,
+        )  # fmt: skip
+        assert not done.stderr
+        return done.returncode, done.stdout
+
+    code, output = run("analyze", folder=".")
+    assert (code, output.count("\n")) == (2, 1), output
+    assert output.startswith(f"✗ cannot download {jars[0].name} from https://")
+    assert output.endswith("and pass --set spark.jars=FOLDER\n")
+
+    # The commands that `init` prints, with this test's simulator.
+    code, printed = run("init", "new folder", folder=".")
+    assert code == 0, printed
+    listed = [shlex.split(line) for line in printed.splitlines() if line.startswith("  ")]
+    commands = {words[1]: words[1:] for words in listed if words[0] == str(python.with_name("deltatap"))}
+    assert list(commands) == ["simulate", "load", "capture", "show", "report", "check"]
+    with start_simulator("--speed", "0", "--tokens", "20") as simulator:
+        url = ["--set", f"endpoint.base_url={simulator.base_url}"]
+        for name in ("load", "capture", "show", "report"):
+            code, output = run(*commands[name], *url, folder="new folder", DEFAULT_ARTIFACT_REPOSITORY=maven.as_uri())
+            assert code == 0, (name, output)
+            if name == "capture":
+                row = json.loads(output.splitlines()[-1])
+                assert (row["completed"], row["cost_usd"] > 0) == (3, True)
+        assert (tmp_path / "new folder/report.html").stat().st_size > 1_000_000
+        assert {path.name for path in (tmp_path / "cache/deltatap/jars").iterdir()} == {jar.name for jar in jars}
+        # The jars are in the cache now.
+        code, output = run(*commands["capture"], *url, folder="new folder")
+        assert (code, "nothing is owed" in output) == (0, True), output
+
+
+# The test of the tasks has the environment of runtime 18 LTS.
+@pytest.mark.parametrize("spark_version", [version for version in SPARKS if version != SPARK])
 def test_the_wheel_keeps_the_versions_of_a_runtime(wheel: Path, tmp_path: Path, spark_version: str) -> None:
     python = runtime(wheel, tmp_path / "venv", spark_version)
-    found = versions(python)
-    assert {name: found[name] for name in PREINSTALLED} == PREINSTALLED
-    assert found["pyspark"] == spark_version
-    # No server listens on this port, so every download would fail.
-    nowhere = {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": ""}
+    nowhere = {**NO_NETWORK, "NO_PROXY": ""}
     count = "from deltatap.tokens import encoding; print(len(encoding('o200k_base').encode('Count to 100')))"
     printed = subprocess.run(
         [python, "-c", count], check=True, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **nowhere}
@@ -162,7 +222,7 @@ def packages(job: str) -> dict[str, list[str]]:
 def test_every_task_runs_with_its_packages_and_arguments_in_the_bundle(
     spark: SparkSession, wheel: Path, tmp_path: Path
 ) -> None:
-    python = runtime(wheel, tmp_path / "venv", "4.1.4")
+    python = runtime(wheel, tmp_path / "venv", SPARK)
     files = tmp_path / "files"
     for folder in ("jobs", "conf"):
         shutil.copytree(ROOT / folder, files / folder)

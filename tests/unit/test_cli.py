@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tomllib
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from deltatap.analysis.compare import Difference
 from deltatap.cli.runner import session
 from deltatap.config import load_settings
 from deltatap.delta import columns
-from deltatap.errors import ConfigError, LandingError, MissingExtraError, RunningError, VocabularyError
+from deltatap.errors import ConfigError, LandingError, MissingExtraError, RunningError, SparkSetupError, VocabularyError
 from deltatap.messages import Control
 from deltatap.state import RunState
 from deltatap.terminal import plain_console
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 PANELS = {
-    "Capture": ["capture", "load", "check", "stop"],
+    "Capture": ["init", "capture", "load", "check", "stop"],
     "Results": ["runs", "show", "analyze", "compare", "report"],
     "Endpoints for tests": ["replay", "simulate"],
 }
@@ -100,7 +101,7 @@ def test_help_at_80_columns_is_wrapped_once(name: str) -> None:
             assert len(line.rstrip()) + 1 + len(word) > 79, f"{line!r} has room for {word!r}"
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "simulate"])
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("init", "simulate")])
 def test_commands_share_config_and_set(name: str) -> None:
     group = typer.main.get_command(cli.app)
     options = {option for parameter in group.commands[name].params for option in parameter.opts}  # type: ignore[attr-defined]
@@ -117,10 +118,7 @@ def test_without_a_configuration_file_the_defaults_apply(tmp_path: Path, monkeyp
         return 0
 
     assert cli.run(work, default, ("capture.limit=3",)) == 0
-    (tmp_path / "conf").mkdir()
-    (tmp_path / "conf/prices.yml").write_text("{}", encoding="utf-8")
-    assert cli.run(work, default) == 0
-    assert [(each.capture.limit, each.prices) for each in seen] == [(3, None), (None, "conf/prices.yml")]
+    assert [(each.capture.limit, each.prices) for each in seen] == [(3, "conf/prices.yml")]
 
 
 def test_help_and_version_import_no_heavy_package() -> None:
@@ -133,6 +131,27 @@ def test_a_configuration_error_lists_every_problem_and_exits_with_2(config: Path
     code, output = invoke("capture", "--config", config, "--set", "capture.x=1", "--set", "nonsense")
     assert code == cli.CONFIGURATION
     assert [line[:14] for line in output.splitlines()] == ["✗ --set nonsen", f"✗ {config}"[:14]]
+
+
+def test_a_local_session_has_the_master_and_the_jars_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyspark.sql import SparkSession  # noqa: PLC0415 - other tests need no pyspark
+
+    started: list[tuple[str, str | None]] = []
+    monkeypatch.setattr(SparkSession, "getActiveSession", lambda: None)
+    monkeypatch.setattr("deltatap.spark.session.local_session", lambda master, *, jars: started.append((master, jars)))
+    settings = load_settings({"spark": {"master": "local[1]", "jars": "/jars"}})
+    session(settings, plain_console())
+    assert started == [("local[1]", "/jars")]
+
+
+def test_what_spark_says_about_pandas_is_not_shown(config: Path) -> None:
+    def work(_settings: Settings, _console: Console) -> int:
+        warnings.warn("PySpark does not yet fully support pandas >= 3.0.0.", FutureWarning, stacklevel=1)
+        return 0
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cli.run(work, config) == 0
 
 
 def test_stopping_an_unknown_run_lists_the_active_runs(config: Path, tmp_path: Path) -> None:
@@ -156,6 +175,7 @@ def test_a_run_with_any_id_is_stopped_and_listed_by_its_id(config: Path, tmp_pat
         (ConfigError(["a: [b] wrong", "c: wrong"]), 2, ["✗ a: [b] wrong", "✗ c: wrong"]),
         (VocabularyError("damaged"), 2, ["✗ damaged"]),
         (RunningError("run r is active"), 2, ["✗ run r is active"]),
+        (SparkSetupError("no Java"), 2, ["✗ no Java"]),
         (MissingExtraError("install it"), 2, ["✗ install it"]),
         (LandingError("no space"), 1, ["✗ no space"]),
         (ValueError("one\ntwo"), 1, ["✗ ValueError: one"]),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from deltatap.errors import ConfigError
-from deltatap.prices import DEFAULT_FILE, cost_usd, load_prices
+from deltatap.prices import DEFAULT_FILE, cost_usd, load_prices, named
 
 OURS = Path(__file__).parents[2] / DEFAULT_FILE
 ENTRY = "- {model: 'a-*', input: 2, output: 8, date: 2026-01-01, source: here}\n"
@@ -58,10 +58,20 @@ def test_the_cost_of_a_call(tmp_path: Path) -> None:
     assert cost_usd(cached, 1000, 500, 400) == Decimal("0.0056")
 
 
-def test_without_a_file_there_are_no_prices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_default_file_the_prices_of_the_package_apply(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_prices(None).find("gpt-4o") is None
-    assert load_prices(DEFAULT_FILE).find("gpt-4o") is None, "the default file is optional"
+    assert load_prices(DEFAULT_FILE).entries == load_prices(str(OURS)).entries
+    own = tmp_path / "own.yml"
+    own.write_text("# only comments\n")
+    assert load_prices([str(own), DEFAULT_FILE]).entries == load_prices(str(OURS)).entries
+    assert named([str(own), DEFAULT_FILE]) == f"{own}, deltatap's own prices"
+    (tmp_path / "conf").mkdir()
+    (tmp_path / DEFAULT_FILE).write_text(ENTRY)
+    assert [price.model for price in load_prices(DEFAULT_FILE).entries] == ["a-*"]
+    assert named(DEFAULT_FILE) == DEFAULT_FILE
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import hashlib
-import struct
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tools import fetch_jars, setup
+from tools import setup
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,14 +56,3 @@ def test_a_failing_command_shows_its_output_and_advice(capsys: pytest.CaptureFix
     with pytest.raises(SystemExit, match="setup: it failed\nsetup: do this"):
         setup.run([sys.executable, "-c", "import sys; sys.exit('why')"], "it failed", "do this")
     assert capsys.readouterr() == ("", "why\n")
-
-
-def test_a_key_store_contains_each_certificate_and_ends_with_its_digest() -> None:
-    store = fetch_jars.key_store([b"first", b"second"])
-    content, digest = store[:-20], store[-20:]
-    assert struct.unpack(">III", content[:12]) == (0xFEEDFEED, 2, 2)
-    # Tag 2, alias, time, kind and certificate. Each text follows its length.
-    entry = struct.pack(">IH1sQH5sI", 2, 1, b"0", 0, 5, b"X.509", 5) + b"first"
-    assert content[12:].startswith(entry)
-    assert content.endswith(struct.pack(">I", 6) + b"second")
-    assert digest == hashlib.sha1("changeit".encode("utf-16-be") + b"Mighty Aphrodite" + content).digest()  # noqa: S324

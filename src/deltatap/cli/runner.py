@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,7 @@ from deltatap.errors import (
     DeltatapError,
     MissingExtraError,
     RunningError,
+    SparkSetupError,
     VocabularyError,
     described,
     is_of_spark,
@@ -69,7 +71,7 @@ CONDITION_HOLDS = 3
 # The panels of the help, in the order of use.
 CAPTURE, RESULTS, ENDPOINTS = "Capture", "Results", "Endpoints for tests"
 # Errors that are raised before the first API call. Any other error means that the command failed while it ran.
-_NOT_STARTED = (ConfigError, VocabularyError, RunningError, MissingExtraError)
+_NOT_STARTED = (ConfigError, VocabularyError, RunningError, MissingExtraError, SparkSetupError)
 # The extra that installs a module, by the module's top-level package.
 EXTRAS = {
     "delta": "spark",
@@ -87,7 +89,7 @@ _SET = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: a.b=c. An empty value unsets it: a.b="),
 ]
-_DEFAULT, _PRICES = Path("conf/local.yml"), Path("conf/prices.yml")
+_DEFAULT = Path("conf/local.yml")
 _COMMON = (
     inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=_DEFAULT, annotation=_CONFIG),
     inspect.Parameter("overrides", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_SET),
@@ -166,13 +168,14 @@ def run(work: Callable[..., int], config: Path, overrides: list[str] | tuple[str
     from deltatap.terminal import plain_console  # noqa: PLC0415
 
     console = plain_console(stderr=bool(options.get("as_json")))
+    # All tests pass with Spark 4.2 and pandas 3.
+    warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas", FutureWarning)
 
     def with_settings() -> int:
         from deltatap.config import load_settings  # noqa: PLC0415
 
-        # Outside a checkout, the defaults apply, which are those of conf/local.yml.
-        defaults = {} if _PRICES.exists() else {"prices": None}
-        source = defaults if config == _DEFAULT and not config.exists() else config
+        # Without a file, the defaults apply, which are those of conf/local.yml.
+        source: Path | dict[str, Any] = {} if config == _DEFAULT and not config.exists() else config
         return work(load_settings(source, overrides), console, **options)
 
     return guarded(console, with_settings, _HINTS.get(work, ""))
@@ -225,7 +228,7 @@ def session(settings: Settings, console: Console) -> SparkSession:
         logging.getLogger("SQLQueryContextLogger").disabled = True
         if on_databricks:
             return SparkSession.builder.getOrCreate()
-        return SparkSession.getActiveSession() or local_session(settings.spark.master)
+        return SparkSession.getActiveSession() or local_session(settings.spark.master, jars=settings.spark.jars)
 
 
 def reader(settings: Settings, console: Console) -> Reader:

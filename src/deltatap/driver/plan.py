@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's documentation
 
+from deltatap import prices
 from deltatap.delta import tables
 from deltatap.delta.final import final_sql
 from deltatap.delta.sums import MOST
@@ -149,9 +150,8 @@ def announce(run: ActiveRun, plan: Plan, slots: int) -> list[str]:
             [f"budget.cost_usd: no price for {_listed(unpriced)}, so costs cannot be bounded; add it to prices"]
         )
     if unpriced and settings.prices:
-        files = settings.prices if isinstance(settings.prices, str) else ", ".join(settings.prices)
         run.say(
-            f"no price for {_listed(unpriced)} in {files}: costs will be null, "
+            f"no price for {_listed(unpriced)} in {prices.named(settings.prices)}: costs will be null, "
             "unless the responses name a model that has a price",
             style="yellow",
         )

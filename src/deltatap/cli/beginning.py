@@ -1,0 +1,77 @@
+"""The command that begins a folder: ``init``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deltatap.cli.runner import CAPTURE, OK, Command, app, guarded, say, unwrapped
+from deltatap.errors import ConfigError
+
+# A package of each extra that the next commands need.
+_NEEDED = {"spark": "pyspark", "report": "plotly", "serve": "uvicorn"}
+
+
+@app.command(cls=Command, rich_help_panel=CAPTURE)
+@unwrapped
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="The folder to write to.")] = Path(),
+    *,
+    databricks: Annotated[
+        bool, typer.Option("--databricks", help="Also write a bundle with the jobs for Databricks.")
+    ] = False,
+) -> None:
+    """Write a configuration with comments, a file for your own prices and a few prompts, and show what to do next.
+
+    No file is overwritten. The configuration is conf/local.yml, which all commands read. It lists every key with its
+    default, so you can change it or delete it.
+
+    Exit codes: 0, all files are written; 2, a file exists or cannot be written.
+    """
+    from deltatap.terminal import plain_console  # noqa: PLC0415
+
+    console = plain_console()
+
+    def work() -> int:
+        from deltatap import shipped, starter  # noqa: PLC0415
+
+        names = [starter.CONFIG, *(shipped.bundle() if databricks else ())]
+        texts = {name: shipped.path(name).read_text(encoding="utf-8") for name in names}
+        package = importlib.metadata.distribution("deltatap")
+        wheel = starter.wheel_source(package.version, package.read_text("direct_url.json"))
+        written = _write(folder, starter.files(texts, wheel=wheel))
+        say(console, f"written to {folder.absolute()}: {', '.join(written)}", "ok")
+        missing = [extra for extra, module in _NEEDED.items() if find_spec(module) is None]
+        for line in starter.next_steps(str(folder), _program(), missing=missing, databricks=databricks):
+            say(console, line)
+        return OK
+
+    sys.exit(guarded(console, work))
+
+
+def _write(folder: Path, files: dict[str, str]) -> list[str]:
+    """Write all files, or none if one of them exists."""
+    if existing := [name for name in files if (folder / name).exists()]:
+        verb = "exists" if len(existing) == 1 else "exist"
+        raise ConfigError([f"{folder.absolute()}: {', '.join(existing)} already {verb}; nothing was written"])
+    for name, text in files.items():
+        try:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with (folder / name).open("x", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise ConfigError([f"{folder / name}: cannot be written: {error.strerror}"]) from error
+    return list(files)
+
+
+def _program() -> str:
+    """How to call this ``deltatap`` in a shell: by its name if it is on PATH, else by its path."""
+    own = Path(sys.executable).with_name("deltatap")
+    found = shutil.which("deltatap")
+    return "deltatap" if found is not None and Path(found) == own else str(own)
