@@ -405,7 +405,7 @@ def test_a_log_says_at_once_that_spark_starts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr("deltatap.spark.session.local_session", lambda _: said.append(capsys.readouterr().err))
+    monkeypatch.setattr("deltatap.spark.session.local_session", lambda *_, **__: said.append(capsys.readouterr().err))
     monkeypatch.setattr("pyspark.sql.SparkSession.getActiveSession", lambda: None)
     settings = load_settings({"prices": None})
     session(settings, plain_console())
