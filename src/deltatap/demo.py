@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import webbrowser
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ import pyarrow as pa
 from deltalake import write_deltalake
 
 from deltatap.cli import OK, capture, report, run
+from deltatap.spark.session import local_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -138,13 +140,16 @@ def main() -> int:
     """Run the demo. Returns the exit code."""
     say("deltatap demo: 200 prompts, each answered as a stream and as a whole by a simulated endpoint: no key, no cost")
     options = ["--tokens", "60", *(word for fault in _FAULTS for word in ("--fault", fault))]
-    with simulator(*options) as base_url:
+    with simulator(*options) as base_url, ThreadPoolExecutor(1) as pool:
+        # The JVM starts while the simulator does. If it cannot, the capture says why.
+        starting = pool.submit(local_session)
         prompts = DATA / "prompts"
         write_prompts(prompts)
         url = base_url()
         say(f"prompts: {prompts}  endpoint: {url}")
         # The endpoint's name identifies its requests. Without a name the URL would, and the port changes.
         here = (f"endpoint.base_url={url}", "endpoint.name=simulator", "endpoint.api_key=", "capture.mode=paired")
+        wait([starting])
         code = run(capture, CONFIG, here, dry_run=False)
     if code == OK:
         say("writing the report")

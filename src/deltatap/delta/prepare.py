@@ -89,8 +89,10 @@ def guard(spark: SparkSession, settings: Settings) -> Identity:
         ConfigError: if the table belongs to another runs table.
     """
     reader = SparkReader(spark)
-    captures = identify_captures(reader, settings.captures.table, settings.runs.table)
-    runs = reader.identify(settings.runs.table)
+    with ThreadPoolExecutor(1) as pool:
+        identifying = pool.submit(reader.identify, settings.runs.table)
+        captures = identify_captures(reader, settings.captures.table, settings.runs.table)
+        runs = identifying.result()
     found = _guard_of(captures)
     if found is not None and not runs.is_same(found["runs_id"], found["runs_location"]):
         theirs, name = found["runs_location"], tables.quoted(settings.captures.table)
