@@ -19,12 +19,15 @@ from deltatap.delta.reader import SparkReader
 from deltatap.driver import lease as leases
 from deltatap.errors import ConfigError, RunningError
 from tests import prompts
+from tests.runs import capture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from pyspark.sql import SparkSession
+
+    from tests.simulation import Simulation
 
 
 def of(tables: Path, captures: str, runs: str | None = None) -> Settings:
@@ -158,13 +161,9 @@ def test_the_runs_table_has_no_deletion_vectors(spark: SparkSession, settings: S
     assert SparkReader(spark).identify(settings.runs.table).properties[name] == "false"
 
 
-@pytest.mark.parametrize("pairs", [pytest.param(2), pytest.param(40, marks=pytest.mark.slow)])
-@pytest.mark.timeout(1200)
-def test_of_two_starts_at_once_on_two_spellings_one_runs(
-    spark: SparkSession, tables: Path, settings: Settings, pairs: int
-) -> None:
+def test_of_two_starts_at_once_on_two_spellings_one_runs(spark: SparkSession, tables: Path, settings: Settings) -> None:
     spellings = (str(tables / "captures"), f"{tables}/x/../captures")
-    for pair in range(pairs):
+    for pair in range(2):
         at_once = threading.Barrier(2)
         outcomes: list[str | None] = []
 
@@ -184,6 +183,34 @@ def test_of_two_starts_at_once_on_two_spellings_one_runs(
         driver = json.dumps({**json.loads(leases.this_driver()), "start": "0"})
         runs = delta_tables.quoted(settings.runs.table)
         spark.sql(f"UPDATE {runs} SET status = 'completed', driver = {delta_tables.literal(driver)}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_of_forty_pairs_of_runs_at_once_on_two_spellings_one_calls_the_prompts(
+    spark: SparkSession, tables: Path, simulator: Simulation
+) -> None:
+    prompts.write(spark, tables / "prompts", [("a", "Say a"), ("b", "Say b"), ("c", "Say c")])
+    # No run ends before the other one asks for the lease.
+    simulator.restore(speed=1, ttft_ms=1000, ttft_sigma=0)
+    for pair in range(1, 41):
+        at_once = threading.Barrier(2)
+        outcomes: list[str] = []
+
+        def start(spelling: str) -> None:
+            at_once.wait()  # noqa: B023 - both threads end in this round
+            try:
+                ended, _ = capture(spark, tables, simulator, captures={"table": spelling}, capture={"owed": "all"})
+                outcomes.append(ended.row["status"])  # noqa: B023
+            except RunningError:
+                outcomes.append("refused")  # noqa: B023
+
+        threads = [threading.Thread(target=start, args=(f"{tables}/{each}",)) for each in ("captures", "x/../captures")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert (sorted(outcomes), simulator.counts()["calls"]) == (["completed", "refused"], 3 * pair)
 
 
 @pytest.mark.parametrize(
