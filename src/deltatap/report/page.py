@@ -52,7 +52,11 @@ def write_report(reader: Reader, settings: Settings, run_ids: Sequence[str], pat
         run_ids = newest[:1]
     gathered = gather(reader, settings, run_ids)
     differences = compare(reader, settings, run_ids[0], run_ids[1]) if len(run_ids) > 1 else {}
-    path.write_text(render(gathered, run_ids, differences), encoding="utf-8")
+    page = render(gathered, run_ids, differences)
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be written: {error.strerror}"]) from error
     return list(run_ids)
 
 
