@@ -38,7 +38,7 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """What a server said, and how often.
+    """The words of an error, from the server or from deltatap, and how often they occurred.
 
     Attributes:
         count: failed calls and refused prompts with these words.

@@ -85,7 +85,7 @@ def jars_for(pyspark: str, delta: str = DELTA) -> tuple[Jar, ...]:
 
 
 def find_jars(jars: Sequence[Jar], pyspark: Path, folder: Path | None = None) -> list[Path]:
-    """Return the paths of the jars, and download them if they are nowhere.
+    """Return the paths of the jars. Download them if they are neither in the checkout nor in the cache.
 
     Args:
         jars: which jars.
@@ -111,7 +111,7 @@ def find_jars(jars: Sequence[Jar], pyspark: Path, folder: Path | None = None) ->
 
 
 def cache() -> Path:
-    """The folder in the user's cache. It may not exist."""
+    """The folder for jars in the user's cache. The folder may not exist."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "deltatap/jars"
 
 
