@@ -151,12 +151,11 @@ def _goodput(row: Row, analysis: Analysis, series: str, of: int) -> list[Card]:
     ]
 
 
-def kinds(failures: Sequence[Row], examples: int) -> list[Kind]:
+def kinds(failures: Sequence[Row]) -> list[Kind]:
     """Errors by type, those of most rows first.
 
     Args:
-        failures: rows of ``data.failures_sql``.
-        examples: how many examples one kind of words can have.
+        failures: rows of ``data.failures_sql``, which limits the words and the examples.
     """
     by_type: dict[str, list[Row]] = {}
     for row in failures:
@@ -172,7 +171,7 @@ def kinds(failures: Sequence[Row], examples: int) -> list[Kind]:
                 same[0]["code"],
                 same[0]["message"],
                 same[0]["same"],
-                tuple((row["run_id"], row["request_id"], row["mode"]) for row in same[:examples]),
+                tuple((row["run_id"], row["request_id"], row["mode"]) for row in same),
             )
             for same in words.values()
         )

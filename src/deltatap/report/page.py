@@ -15,7 +15,7 @@ from deltatap.errors import ConfigError
 from deltatap.report import requests
 from deltatap.report.cards import cards, kinds, left_out
 from deltatap.report.charts import charts, in_script
-from deltatap.report.data import EXAMPLES, ROWS, Gathered, gather
+from deltatap.report.data import ROWS, Gathered, gather
 from deltatap.report.names import run_names
 from deltatap.setting_types import URI
 
@@ -95,7 +95,7 @@ def render(gathered: Gathered, run_ids: Sequence[str], differences: dict[tuple[s
         defined=METRICS,
         labels={metric.name: metric.label for metric in METRICS},
         cards=cards(gathered),
-        kinds=kinds(gathered.failures, EXAMPLES),
+        kinds=kinds(gathered.failures),
         left_out=left_out(gathered.uncounted, gathered.analysis),
         counted=gathered.total - sum(row["rows"] for row in gathered.uncounted),
         charts=charts(gathered),

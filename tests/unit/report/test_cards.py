@@ -94,7 +94,7 @@ def test_errors_are_grouped_by_type_and_words() -> None:
         failure(type="rate_limit", calls=2, rows=0, message=None, http_status=429),
         failure(type="invalid_request", calls=0, rows=7),
     ]
-    found = kinds(rows, 3)
+    found = kinds(rows)
     assert [(kind.type, kind.rows, kind.calls, kind.more) for kind in found] == [
         ("invalid_request", 7, 0, 0),
         ("server", 3, 9, 3),
