@@ -157,13 +157,14 @@ def load_locally(settings: Settings, path: Path, *, named: Mapping[str, str] | N
     load = Load.of(settings, path, named)
     try:
         load.check(column_types(load.rows.schema))
-        known = _known(LocalReader(no_spark), load)
+        # Before the append: an error must not follow it.
+        loaded = load.loaded(_known(LocalReader(no_spark), load))
         append(folder, load.rows)
     except (UnreadableError, NotAppendableError):
         return None
     except ValueError as error:
         raise load.refused(one_line(error)) from error
-    return load.loaded(known)
+    return loaded
 
 
 def _known(reader: LocalReader, load: Load) -> int:
