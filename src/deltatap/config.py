@@ -176,7 +176,7 @@ class State(Section):
 
 
 class Slo(Section):
-    """Limits in ms that a completed answer must meet to count as good. None: no limit."""
+    """Bounds in ms that a completed answer must be within to count as good. None: no bound."""
 
     ttft_ms: Annotated[float, Field(gt=0)] | None = None
     tpot_ms: Annotated[float, Field(gt=0)] | None = None
@@ -184,7 +184,7 @@ class Slo(Section):
 
     @property
     def bounds(self) -> dict[str, float]:
-        """The limits that are set, by metric."""
+        """The bounds that are set, by metric."""
         return {name: bound for name, bound in self.model_dump().items() if bound is not None}
 
 
@@ -194,7 +194,7 @@ class Analysis(Section):
     Attributes:
         tables: a schema (``catalog.schema``) or a folder. None: next to captures.
         max_loop_lag_ms: leave rows out of the latencies if deltatap's event loop ran later than this. None: keep all.
-        slo: the limits that a good answer meets.
+        slo: the bounds of a good answer.
     """
 
     tables: Location | None = None

@@ -110,7 +110,7 @@ class Heartbeat:
         open: streams that are open.
         requests: calls made.
         rows: finished captures, by status.
-        uncalled: those of them that took no call: invalid prompts, reused answers.
+        uncalled: rows without a call: invalid prompts, reused answers.
         errors: failed calls, by error type, retried ones included.
         input_tokens, output_tokens, cost_usd: of all calls.
         ttft_ms: the median of the latest captures.

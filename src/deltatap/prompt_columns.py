@@ -1,7 +1,7 @@
 """The columns of a prompts table: which deltatap uses, which types they need, and which look misspelled. Pure.
 
-Names match case-insensitively, as in Spark. What Spark or Arrow call a type is known to ``driver/source.py`` and
-``delta/append.py``.
+Names match case-insensitively, as in Spark. ``driver/source.py`` knows the types of Spark, and ``delta/append.py``
+those of Arrow.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SIMILARITY = 0.8
 
 @dataclass(frozen=True, slots=True)
 class ColumnType:
-    """A type of a column, as far as it matters here.
+    """What the type of a column allows.
 
     Attributes:
         name: in SQL, such as ``BIGINT``.

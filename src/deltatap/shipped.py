@@ -1,7 +1,6 @@
-"""Where the files are that ship with the package: ``conf/``, ``jobs/`` and ``databricks.yml``.
+"""The paths of the files that ship with the package: ``conf/``, ``jobs/`` and ``databricks.yml``.
 
-Knows that the wheel has copies of them, and that a checkout has the originals. Leaves their content to those who read
-them.
+Knows that the wheel has copies of them, and that a checkout has the originals. Leaves their content to other modules.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """What ``deltatap init`` writes: the files of a new folder with their texts, and the commands to try next.
 
-The texts are those of the files that ship with the package, with the few lines changed that are for a checkout only.
+The texts are those of the files that ship with the package. A few lines that fit only a checkout are changed.
 Leaves reading and writing files to ``cli/beginning.py``.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from typing import TYPE_CHECKING
@@ -94,5 +95,5 @@ def wheel_source(version: str, direct_url: str | None) -> str:
         version: of the installed package.
         direct_url: the content of ``direct_url.json`` (PEP 610) of the installed package, if it has one.
     """
-    found = re.search(r'"url"\s*:\s*"(file://[^"]+)"', direct_url or "")
-    return found[1] if found else f"deltatap=={version}"
+    url: str = json.loads(direct_url or "{}").get("url", "")
+    return url if url.startswith("file://") else f"deltatap=={version}"

@@ -42,6 +42,12 @@ def test_the_files_are_valid_and_the_configuration_has_the_defaults(
     assert read_prompts(tmp_path / "prompts.csv", "chat").rows.num_rows == 3
 
 
+def test_the_help_shows_the_folder_as_optional() -> None:
+    code, output = init("--help")
+    assert code == 0
+    assert "[OPTIONS] [FOLDER]" in output
+
+
 def test_the_example_in_the_prices_is_valid_without_its_hash(tmp_path: Path) -> None:
     init(tmp_path)
     own = tmp_path / "conf/our-prices.yml"

@@ -54,7 +54,7 @@ def newest_runs(reader: Reader, settings: Settings, limit: int) -> list[Row]:
 def good_requests(reader: Reader, settings: Settings, run_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
     """How many requests of each run were good under ``analysis.slo``, and how many were sent, by run.
 
-    Rows without a call (invalid prompts, reused answers) do not count. Empty if no SLO is set.
+    Rows without a call (invalid prompts, reused answers) do not count. Empty if no bound is set.
     """
     if not run_ids or not settings.analysis.slo.bounds or not reader.exists(settings.captures.table):
         return {}

@@ -1,4 +1,4 @@
-"""The command that begins a folder: ``init``."""
+"""The command that starts a new folder: ``init``. Reads and writes the files; ``starter.py`` has their texts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _NEEDED = {"spark": "pyspark", "report": "plotly", "serve": "uvicorn"}
 @app.command(cls=Command, rich_help_panel=CAPTURE)
 @unwrapped
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="The folder to write to.")] = Path(),
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to write to.")] = Path(),
     *,
     databricks: Annotated[
         bool, typer.Option("--databricks", help="Also write a bundle with the jobs for Databricks.")
@@ -29,7 +29,7 @@ def init(
 ) -> None:
     """Write a configuration with comments, a file for your own prices and a few prompts, and show what to do next.
 
-    No file is overwritten. The configuration is conf/local.yml, which all commands read. It lists every key with its
+    No file is overwritten. The other commands read the configuration, conf/local.yml. It lists every key with its
     default, so you can change it or delete it.
 
     Exit codes: 0, all files are written; 2, a file exists or cannot be written.

@@ -52,8 +52,8 @@ def capture(
     The last line of the output is JSON: the run's id, status, counts and cost.
 
     Exit codes: 0, the run completed, was stopped on request, or used up a budget; 1, it failed; 2, the configuration is
-    wrong, an optional package is missing, or another run is active, and no API call was made; 3, more rows failed than
-    capture.fail_above_error_rate allows.
+    wrong, an optional package is missing, Spark cannot start, or another run is active, and no API call was made; 3,
+    more rows failed than capture.fail_above_error_rate allows.
     """
     # Spark takes seconds to import and to start, so everything that can fail without Spark is checked first.
     from deltatap.driver.needs import preflight  # noqa: PLC0415

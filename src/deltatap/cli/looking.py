@@ -23,8 +23,8 @@ def runs(
 ) -> int:
     """List the runs on the captures table, newest first.
 
-    If analysis.slo has limits, the command also counts the good requests of each run: those that completed within
-    every limit, out of those that were sent.
+    If analysis.slo has bounds, the command also counts the good requests of each run: those that completed within
+    every bound, out of those that were sent.
     """
     from deltatap.analysis.queries import good_requests, newest_runs, why_no_runs  # noqa: PLC0415
     from deltatap.terminal import show_runs  # noqa: PLC0415

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import socket
 import time
 from dataclasses import dataclass
@@ -174,7 +175,7 @@ def acquire(
                 raise RunningError(
                     f"another run is active on captures table {settings.captures.table}: run {row['run_id']} "
                     f"(driver {_readable(row['driver'])}, last heartbeat {row['heartbeat_at']:%Y-%m-%d %H:%M:%S} UTC); "
-                    f"wait until it ends, or stop it with `deltatap stop {row['run_id']}`"
+                    f"wait until it ends, or stop it with `deltatap stop {shlex.quote(row['run_id'])}`"
                 )
             unknown = unknown or alive is None
         if not alone:

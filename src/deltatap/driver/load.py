@@ -1,7 +1,7 @@
 """``deltatap load``: appends the prompts of a file to a local prompts table, without Spark where that is possible.
 
-Knows what is checked before a load, and what is told after it. Leaves the file to ``prompt_files.py``, the meaning of a
-row to ``prompts.py``, which a run uses, too, and everything that only Spark can write to ``load_spark.py``.
+Knows the checks before a load, and what a load reports. Leaves the file to ``prompt_files.py``, the meaning of a
+row to ``prompts.py``, which a run also uses, and everything that only Spark can write to ``load_spark.py``.
 """
 
 from __future__ import annotations
@@ -104,7 +104,11 @@ class Load:
             raise ConfigError([f"{self.path}: {'; '.join([problem, *how])}" for problem in problems])
 
     def loaded(self, known: int) -> Loaded:
-        """The result, if so many of the file's request ids were in the table before."""
+        """The result of the load.
+
+        Args:
+            known: how many of the file's request ids were in the table before.
+        """
         names, prompts = self.rows.schema.names, self.settings.prompts
         used = [*prompts.keep, *(column for each in prompts.templates.values() for column in each.columns)]
         return Loaded(self.rows.num_rows, list(self._bad()), known, "request_id" in names, tuple(unused(names, used)))
@@ -153,13 +157,14 @@ def load_locally(settings: Settings, path: Path, *, named: Mapping[str, str] | N
     load = Load.of(settings, path, named)
     try:
         load.check(column_types(load.rows.schema))
-        known = _known(LocalReader(no_spark), load)
+        # Before the append: an error must not follow it.
+        loaded = load.loaded(_known(LocalReader(no_spark), load))
         append(folder, load.rows)
     except (UnreadableError, NotAppendableError):
         return None
     except ValueError as error:
         raise load.refused(one_line(error)) from error
-    return load.loaded(known)
+    return loaded
 
 
 def _known(reader: LocalReader, load: Load) -> int:

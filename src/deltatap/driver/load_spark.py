@@ -54,14 +54,14 @@ def load_prompts(
     schema = _spark_schema(path, load.rows)
     load.check({field.name: column_type(field.dataType) for field in schema.fields})
     frame = spark.createDataFrame(load.rows, schema)
-    known = _known(spark, load.table, frame)
+    loaded = load.loaded(_known(spark, load.table, frame))  # Before the write: an error must not follow it.
     if (why := tables.why_not_creatable(spark, load.table)) and not tables.exists(spark, load.table):
         raise load.refused(why)
     try:
-        _write(frame, load.table, replace=replace and known > 0)
+        _write(frame, load.table, replace=replace and loaded.known > 0)
     except Exception as error:
         raise load.refused(one_line(error)) from error
-    return load.loaded(known)
+    return loaded
 
 
 def _known(spark: SparkSession, table: str, frame: DataFrame) -> int:

@@ -35,7 +35,7 @@ class Snapshot:
     Attributes:
         owed: requests in the plan.
         rows: captured rows, by status.
-        uncalled: those of them that took no call: invalid prompts, reused answers.
+        uncalled: rows without a call: invalid prompts, reused answers.
         open: open streams.
         requests: calls made.
         input_tokens, output_tokens, cost_usd: of all calls; cost_usd is None if no call has a price.

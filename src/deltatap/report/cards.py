@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,7 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """What a server said, and how often.
+    """The words of an error, from the server or from deltatap, and how often they occurred.
 
     Attributes:
         count: failed calls and refused prompts with these words.
@@ -85,15 +86,15 @@ def cards(gathered: Gathered) -> list[tuple[str, list[Card]]]:
     by_run: dict[str, list[Row]] = {}
     for row in gathered.metrics:
         by_run.setdefault(row["run_id"], []).append(row)
-    reused = _reused(gathered.uncounted)
+    unsent = _unsent(gathered.uncounted)
     return [
-        (run_id, _of_run(metrics, gathered.analysis, series_names(metrics, names), reused))
+        (run_id, _of_run(metrics, gathered.analysis, series_names(metrics, names), unsent))
         for run_id, metrics in list(by_run.items())[:RUNS]
     ]
 
 
 def _of_run(
-    metrics: Sequence[Row], analysis: Analysis, names: Mapping[tuple[Any, ...], str], reused: Mapping[Any, int]
+    metrics: Sequence[Row], analysis: Analysis, names: Mapping[tuple[Any, ...], str], unsent: Mapping[Any, int]
 ) -> list[Card]:
     """Outcomes, calls, goodput, median times, tokens and cost."""
     rows, completed = _sum(metrics, "rows"), _sum(metrics, "completed")
@@ -114,7 +115,7 @@ def _of_run(
             tpot = row["tpot_ms"]["p50"]["value"]
             rate = f"{1000 / tpot:,.0f} tokens/s per stream; " if tpot else ""
             made.append(Card("median TPOT", f"{tpot:,.1f} ms", f"{rate}{series}"))
-        made += _goodput(row, analysis, series, row["rows"] - reused.get(series_key(row), 0))
+        made += _goodput(row, analysis, series, row["rows"] - unsent[series_key(row)])
     tokens = f"{_sum(metrics, 'input_tokens'):,} input tokens; last call per row only"
     made.append(Card("output tokens", f"{_sum(metrics, 'output_tokens'):,}", tokens))
     costs = [row["cost_usd"] for row in metrics if row["cost_usd"] is not None]
@@ -126,29 +127,35 @@ def _sum(metrics: Sequence[Row], name: str) -> int:
     return sum(row[name] or 0 for row in metrics)
 
 
-def _reused(uncounted: Sequence[Row]) -> dict[tuple[Any, ...], int]:
-    """Rows that reuse an answer, by series: they have no times, so no bound applies to them."""
-    return {series_key(row): row["rows"] for row in uncounted if row["status"] == "completed" and not row["started"]}
+def _unsent(uncounted: Sequence[Row]) -> Counter[tuple[Any, ...]]:
+    """Rows without a call, by series: reused answers and invalid prompts. They say nothing about the endpoint."""
+    counted: Counter[tuple[Any, ...]] = Counter()
+    for row in uncounted:
+        if not row["started"]:
+            counted[series_key(row)] += row["rows"]
+    return counted
 
 
 def _goodput(row: Row, analysis: Analysis, series: str, of: int) -> list[Card]:
     """The tile of a series with the bounds of analysis.slo that apply to it; none if no bound applies."""
-    bounds = {name: bound for name, bound in analysis.slo.model_dump().items() if bound is not None}
-    applied = [f"{_LABELS[name]} ≤ {bound:,g} ms" for name, bound in bounds.items() if row[name]["count"]]
+    applied = [f"{_LABELS[name]} ≤ {bound:,g} ms" for name, bound in analysis.slo.bounds.items() if row[name]["count"]]
     if row["good"] is None or not applied or not of:
         return []
     rate = "" if row["good_per_s"] is None else f"; {row['good_per_s']:,.2f}/s"
     # Rounding must not claim that all answers are good.
     share = "100 %" if row["good"] == of else f"{min(100 * row['good'] / of, 99.9):.1f} %"
-    return [Card("goodput", share, f"{row['good']:,} of {of:,} rows within {' and '.join(applied)}{rate}; {series}")]
+    return [
+        Card(
+            "goodput", share, f"{row['good']:,} of {of:,} sent requests within {' and '.join(applied)}{rate}; {series}"
+        )
+    ]
 
 
-def kinds(failures: Sequence[Row], examples: int) -> list[Kind]:
+def kinds(failures: Sequence[Row]) -> list[Kind]:
     """Errors by type, those of most rows first.
 
     Args:
-        failures: rows of ``data.failures_sql``.
-        examples: how many examples one kind of words can have.
+        failures: rows of ``data.failures_sql``, which limits the words and the examples.
     """
     by_type: dict[str, list[Row]] = {}
     for row in failures:
@@ -164,7 +171,7 @@ def kinds(failures: Sequence[Row], examples: int) -> list[Kind]:
                 same[0]["code"],
                 same[0]["message"],
                 same[0]["same"],
-                tuple((row["run_id"], row["request_id"], row["mode"]) for row in same[:examples]),
+                tuple((row["run_id"], row["request_id"], row["mode"]) for row in same),
             )
             for same in words.values()
         )

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 import pyarrow.compute as pc
 
 from deltatap.model import OUTPUT_KINDS
-from deltatap.report.names import run_names, series_names
+from deltatap.report.names import KEYS, run_names, series_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -34,7 +34,6 @@ _NAME = 20
 # Ticks at 1, 2 and 5 of each decade, with all digits. Between decades, plotly would write only 2 and 5.
 _TICKS = [digit * 10.0**decade for decade in range(-2, 8) for digit in (1, 2, 5)]
 _LOG = {"type": "log", "tickvals": _TICKS, "ticktext": [f"{tick:,.10g}" for tick in _TICKS]}
-_KEYS = ("run_id", "endpoint", "request_model", "mode")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +84,7 @@ def _series(table: pa.Table, label: Mapping[tuple[Any, ...], str]) -> Iterator[t
     """The label, mode and columns (as arrays) of each series, without rows whose times do not count."""
     for key, name in label.items():
         chosen = table
-        for column, value in zip(_KEYS, key, strict=True):
+        for column, value in zip(KEYS, key, strict=True):
             chosen = chosen.filter(pc.is_null(chosen[column]) if value is None else pc.equal(chosen[column], value))
         if "counts" in table.column_names:
             chosen = chosen.filter(chosen["counts"])

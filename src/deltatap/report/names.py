@@ -1,4 +1,4 @@
-"""What the report calls its runs and its series, so that a reader can tell them apart."""
+"""The names of runs and series in the report: what differs between them, so that a reader can tell them apart."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_KEYS = ("run_id", "endpoint", "request_model", "mode")
+# The columns that identify a series.
+KEYS = ("run_id", "endpoint", "request_model", "mode")
 
 
 def run_names(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -26,7 +27,7 @@ def run_names(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 def series_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """The run, endpoint, model and mode of a row of ``metrics_by_run``."""
-    return tuple(row[key] for key in _KEYS)
+    return tuple(row[key] for key in KEYS)
 
 
 def series_names(metrics: Sequence[Mapping[str, Any]], runs: Mapping[str, str]) -> dict[tuple[Any, ...], str]:
@@ -37,7 +38,7 @@ def series_names(metrics: Sequence[Mapping[str, Any]], runs: Mapping[str, str]) 
         runs: the names of the runs by id.
     """
     keys = [series_key(row) for row in metrics]
-    differ = [at for at in range(len(_KEYS)) if len({key[at] for key in keys}) > 1]
+    differ = [at for at in range(len(KEYS)) if len({key[at] for key in keys}) > 1]
 
     def part(key: tuple[Any, ...], at: int) -> str:
         return runs.get(key[at], key[at]) if at == 0 else str(key[at])

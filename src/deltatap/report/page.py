@@ -15,7 +15,7 @@ from deltatap.errors import ConfigError
 from deltatap.report import requests
 from deltatap.report.cards import cards, kinds, left_out
 from deltatap.report.charts import charts, in_script
-from deltatap.report.data import EXAMPLES, ROWS, Gathered, gather
+from deltatap.report.data import ROWS, Gathered, gather
 from deltatap.report.names import run_names
 from deltatap.setting_types import URI
 
@@ -52,7 +52,11 @@ def write_report(reader: Reader, settings: Settings, run_ids: Sequence[str], pat
         run_ids = newest[:1]
     gathered = gather(reader, settings, run_ids)
     differences = compare(reader, settings, run_ids[0], run_ids[1]) if len(run_ids) > 1 else {}
-    path.write_text(render(gathered, run_ids, differences), encoding="utf-8")
+    page = render(gathered, run_ids, differences)
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be written: {error.strerror}"]) from error
     return list(run_ids)
 
 
@@ -91,7 +95,7 @@ def render(gathered: Gathered, run_ids: Sequence[str], differences: dict[tuple[s
         defined=METRICS,
         labels={metric.name: metric.label for metric in METRICS},
         cards=cards(gathered),
-        kinds=kinds(gathered.failures, EXAMPLES),
+        kinds=kinds(gathered.failures),
         left_out=left_out(gathered.uncounted, gathered.analysis),
         counted=gathered.total - sum(row["rows"] for row in gathered.uncounted),
         charts=charts(gathered),

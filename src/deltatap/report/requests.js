@@ -31,8 +31,10 @@
   const address = (row) => "#" + new URLSearchParams(
     { request: row.request_id, run: REQUESTS.runs[row.run].id, mode: row.mode });
 
-  // In a shell, an id with other characters needs quotes.
+  // Ids can have any characters: in a shell, some need quotes, and a hyphen at the start would begin an option.
   const word = (text) => /^[\w.:-]+$/.test(text) ? text : "'" + text.replaceAll("'", "'\\''") + "'";
+  const command = (request, run) =>
+    `deltatap show --run ${word(run)} ${request.startsWith("-") ? "-- " : ""}${word(request)}`;
 
   function details(row) {
     const box = element("div", "", { className: "request" });
@@ -56,7 +58,7 @@
     const links = element("p", "", { className: "dim" });
     const characters = [...(row.text || "")].length;
     if (row.length > characters) links.append(`The first ${number(characters, 0)} of ${number(row.length, 0)} characters. `);
-    links.append("Everything: ", element("code", `deltatap show ${word(row.request_id)} --run ${run.id}`));
+    links.append("Everything: ", element("code", command(row.request_id, run.id)));
     const stream = row.mode === "stream" ? STREAMS.findIndex((one) => one.id === row.request_id && one.run === run.id) : -1;
     if (stream >= 0) links.append(" ", element("a", "Replay this stream", { href: "#play=" + stream }));
     box.append(links);

@@ -22,7 +22,7 @@ _TIMES = ("ttft_ms", "e2e_ms", "loop_lag_ms", "at_s")
 
 
 def requests_sql(captures: str, run_ids: Sequence[str]) -> str:
-    """SQL: the first :data:`ROWS` rows, an equal number for each run. Interrupted and failed rows come first.
+    """SQL: at most :data:`ROWS` rows, divided equally between the runs. Interrupted and failed rows come first.
 
     Args:
         captures: the table, as ``tables.quoted`` gives it.

@@ -85,7 +85,7 @@ def jars_for(pyspark: str, delta: str = DELTA) -> tuple[Jar, ...]:
 
 
 def find_jars(jars: Sequence[Jar], pyspark: Path, folder: Path | None = None) -> list[Path]:
-    """Return the paths of the jars, and download them if they are nowhere.
+    """Return the paths of the jars. Download them if they are neither in the checkout nor in the cache.
 
     Args:
         jars: which jars.
@@ -111,7 +111,7 @@ def find_jars(jars: Sequence[Jar], pyspark: Path, folder: Path | None = None) ->
 
 
 def cache() -> Path:
-    """The folder in the user's cache. It may not exist."""
+    """The folder for jars in the user's cache. The folder may not exist."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "deltatap/jars"
 
 
@@ -139,16 +139,21 @@ def download(jars: Sequence[Jar], folder: Path, repository: str, context: ssl.SS
     Raises:
         SparkSetupError: The repository cannot be reached, sends something else, or the folder cannot be written.
     """
+    try:
+        address, user = _without_user(repository)
+    except ValueError as error:
+        # The URL and the error may contain a password, so the message has neither.
+        raise SparkSetupError(f"{REPOSITORY}: expected the URL of a Maven repository") from error
     for jar in jars:
         if jar.problem(folder) is None:
             continue
         try:
-            content = _read(jar.url(repository), context)
+            content = _read(jar.url(address), user, context)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise SparkSetupError(_unreachable(jar, jars, repository, error)) from error
+            raise SparkSetupError(_unreachable(jar, jars, address, error)) from error
         if (found := hashlib.sha256(content).hexdigest()) != jar.sha256:
             wrong = f"sent {jar.name} with sha256 {found}, not the pinned {jar.sha256}"
-            raise SparkSetupError(f"{_without_user(repository)[0]} {wrong}: set {REPOSITORY} to another repository")
+            raise SparkSetupError(f"{address} {wrong}: set {REPOSITORY} to another repository")
         try:
             _keep(content, folder, jar.name)
         except OSError as error:
@@ -156,9 +161,8 @@ def download(jars: Sequence[Jar], folder: Path, repository: str, context: ssl.SS
             raise SparkSetupError(f"{folder}: cannot be written: {error.strerror}; {where}") from error
 
 
-def _read(url: str, context: ssl.SSLContext | None) -> bytes:
-    address, user = _without_user(url)
-    request = urllib.request.Request(address)  # noqa: S310 - the user's choice; the content is verified
+def _read(url: str, user: str, context: ssl.SSLContext | None) -> bytes:
+    request = urllib.request.Request(url)  # noqa: S310 - the user's choice; the content is verified
     if user:
         # A redirect may lead to another host.
         request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(user.encode()).decode()}")
@@ -174,12 +178,12 @@ def _without_user(url: str) -> tuple[str, str]:
     return parts._replace(netloc=host).geturl(), urllib.parse.unquote(user)
 
 
-def _unreachable(jar: Jar, jars: Sequence[Jar], repository: str, error: Exception) -> str:
+def _unreachable(jar: Jar, jars: Sequence[Jar], address: str, error: Exception) -> str:
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     reason = f"{error.code} {cause}" if isinstance(error, urllib.error.HTTPError) else cause
     said = one_line(reason) if isinstance(reason, Exception) else str(reason)
     return (
-        f"cannot download {jar.name} from {_without_user(repository)[0]}: {said}; set {REPOSITORY} to a Maven "
+        f"cannot download {jar.name} from {address}: {said}; set {REPOSITORY} to a Maven "
         f"repository that you can reach, or put {' and '.join(each.name for each in jars)} (io.delta) into a folder "
         "and pass --set spark.jars=FOLDER"
     )

@@ -130,7 +130,7 @@ def test_without_runs_the_runs_table_is_named(tmp_path: Path) -> None:
     assert why_no_runs(reader, settings) == f"{why}; they are in file:/data/their_runs: use it as runs.table"
 
 
-def test_requests_are_good_if_they_completed_within_every_limit(tmp_path: Path) -> None:
+def test_requests_are_good_if_they_completed_within_every_bound(tmp_path: Path) -> None:
     usual: dict[str, Any] = {
         "run_id": "a",
         "mode": "stream",

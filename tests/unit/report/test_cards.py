@@ -57,8 +57,10 @@ def test_a_page_with_many_runs_says_which_have_tiles() -> None:
 
 def goodput(slo: Slo, uncounted: int = 0, **values: Any) -> list[tuple[str, str]]:
     analysis = Analysis(slo=slo)
-    reused = [left(rows=uncounted, started=False)] if uncounted else []
-    found = cards(gathered(metrics=[metrics_row(**values)], analysis=analysis, uncounted=reused))
+    unsent = (
+        [left(rows=1, status="failed", started=False), left(rows=uncounted - 1, started=False)] if uncounted else []
+    )
+    found = cards(gathered(metrics=[metrics_row(**values)], analysis=analysis, uncounted=unsent))
     return [(card.value, card.detail) for card in found[0][1] if card.label == "goodput"]
 
 
@@ -66,15 +68,20 @@ def test_goodput_names_the_bounds_that_apply() -> None:
     assert goodput(Slo()) == []
     both = Slo(ttft_ms=200, e2e_ms=1500)
     values: dict[str, Any] = {"good": 6, "good_per_s": 2.5}
-    assert goodput(both, **values) == [("60.0 %", "6 of 10 rows within TTFT ≤ 200 ms and E2E ≤ 1,500 ms; 2.50/s; m")]
+    assert goodput(both, **values) == [
+        ("60.0 %", "6 of 10 sent requests within TTFT ≤ 200 ms and E2E ≤ 1,500 ms; 2.50/s; m")
+    ]
     no_ttft: dict[str, Any] = {"mode": "complete", "ttft_ms": distribution(0.0, 0)}
-    assert goodput(both, **values, **no_ttft) == [("60.0 %", "6 of 10 rows within E2E ≤ 1,500 ms; 2.50/s; m")]
+    assert goodput(both, **values, **no_ttft) == [("60.0 %", "6 of 10 sent requests within E2E ≤ 1,500 ms; 2.50/s; m")]
     assert goodput(Slo(ttft_ms=200), **values, **no_ttft) == []
-    assert goodput(Slo(e2e_ms=1), good=6, good_per_s=None) == [("60.0 %", "6 of 10 rows within E2E ≤ 1 ms; m")]
+    assert goodput(Slo(e2e_ms=1), good=6, good_per_s=None) == [("60.0 %", "6 of 10 sent requests within E2E ≤ 1 ms; m")]
 
 
 def test_goodput_is_a_share_of_the_rows_that_were_called() -> None:
-    assert goodput(Slo(e2e_ms=1), 4, good=6, good_per_s=None)[0] == ("100 %", "6 of 6 rows within E2E ≤ 1 ms; m")
+    assert goodput(Slo(e2e_ms=1), 4, good=6, good_per_s=None)[0] == (
+        "100 %",
+        "6 of 6 sent requests within E2E ≤ 1 ms; m",
+    )
     assert goodput(Slo(e2e_ms=1), rows=9999, good=9998, good_per_s=None)[0][0] == "99.9 %"
 
 
@@ -87,7 +94,7 @@ def test_errors_are_grouped_by_type_and_words() -> None:
         failure(type="rate_limit", calls=2, rows=0, message=None, http_status=429),
         failure(type="invalid_request", calls=0, rows=7),
     ]
-    found = kinds(rows, 3)
+    found = kinds(rows)
     assert [(kind.type, kind.rows, kind.calls, kind.more) for kind in found] == [
         ("invalid_request", 7, 0, 0),
         ("server", 3, 9, 3),

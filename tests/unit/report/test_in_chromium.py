@@ -23,6 +23,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.chromium]
 DRAWN = "document.querySelectorAll('.plot').length === document.querySelectorAll('.js-plotly-plot').length"
 IDS = "[...document.querySelectorAll('#requests-table tbody th')].map((cell) => cell.textContent)"
 SPAN_MS = 1500.0
+# In a shell, this run id needs quotes.
+SECOND = "it's"
 
 
 def of_two_runs() -> Gathered:
@@ -33,12 +35,12 @@ def of_two_runs() -> Gathered:
     ]
     for at in range(120):
         rows.append(request_row("r", f"q{at:03d}", e2e_ms=1000.0 + at, text=f"answer {at}"))
-        rows.append(request_row("s", f"q{at:03d}", mode="complete", ttft_ms=None, e2e_ms=9000.0 - at))
+        rows.append(request_row(SECOND, f"q{at:03d}", mode="complete", ttft_ms=None, e2e_ms=9000.0 - at))
     chunks = tuple((SPAN_MS * at / 10, f"word{at} ", "content") for at in range(10))
     stream = Stream("q119", "r", "median", "completed", None, chunks, SPAN_MS, SPAN_MS, "whole", paired=False)
     return gathered(
-        runs=[run_row("r"), run_row("s", variant="hot")],
-        metrics=[metrics_row(run_id=run_id, request_model=model) for run_id in "rs" for model in "mab"],
+        runs=[run_row("r"), run_row(SECOND, variant="hot")],
+        metrics=[metrics_row(run_id=run_id, request_model=model) for run_id in ("r", SECOND) for model in "mab"],
         requests=requests_table(*rows),
         total=500,
         streams=[stream],
@@ -48,7 +50,7 @@ def of_two_runs() -> Gathered:
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     page = tmp_path_factory.mktemp("page") / "report.html"
-    page.write_text(render(of_two_runs(), ["r", "s"], {}), encoding="utf-8")
+    page.write_text(render(of_two_runs(), ["r", SECOND], {}), encoding="utf-8")
     return page.as_uri()
 
 
@@ -83,6 +85,7 @@ def test_the_table_filters_sorts_and_opens_what_a_link_names(url: str, tmp_path:
         await click(tab, "#requests-table tbody a")
         await tab.wait("document.querySelector('.opened')")
         assert ATTACK in await text(tab, ".opened .error")
+        assert await text(tab, ".opened code") == f"deltatap show --run r '{ATTACK}'", "a shell would read it as more"
         await click(tab, "#requests-table tbody a")
         assert await text(tab, ".opened") is None, "a second click closes the request"
         await click(tab, "#requests-clear")
@@ -95,9 +98,9 @@ def test_the_table_filters_sorts_and_opens_what_a_link_names(url: str, tmp_path:
         await fill(tab, "run", "1")
         assert "variant hot" in await text(tab, "#requests-table tbody tr")
 
-        await tab.open(f"{url}?linked#{urlencode({'request': 'q119', 'run': 's', 'mode': 'complete'})}", DRAWN)
-        assert "variant hot, s" in await text(tab, ".opened")
-        assert "deltatap show q119 --run s" in await text(tab, ".opened code")
+        await tab.open(f"{url}?linked#{urlencode({'request': 'q119', 'run': SECOND, 'mode': 'complete'})}", DRAWN)
+        assert f"variant hot, {SECOND}" in await text(tab, ".opened")
+        assert await text(tab, ".opened code") == "deltatap show --run 'it'\\''s' q119"
         assert await tab.value("document.getElementById('requests-table').getBoundingClientRect().top < innerHeight")
         await tab.value(f"location.hash = '{urlencode({'request': 'q119', 'run': 'r'})}'")
         await tab.wait("document.querySelector('.opened a')")
@@ -106,7 +109,7 @@ def test_the_table_filters_sorts_and_opens_what_a_link_names(url: str, tmp_path:
         await tab.wait("document.getElementById('requests-count').textContent.includes('absent')")
         assert await text(tab, ".opened") is None
         assert tab.console == []
-        assert await tab.value("document.title") == "deltatap: r and s", "text of a row ran as a script"
+        assert await tab.value("document.title") == f"deltatap: r and {SECOND}", "text of a row ran as a script"
 
     browse(tmp_path, visit)
 

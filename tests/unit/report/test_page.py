@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 from urllib.parse import unquote
@@ -15,11 +16,12 @@ import pytest
 
 from deltatap.analysis.compare import Difference
 from deltatap.analysis.metrics import METRICS
-from deltatap.config import Analysis
+from deltatap.config import Analysis, Settings
+from deltatap.errors import ConfigError
 from deltatap.model import OUTPUT_KINDS
 from deltatap.report.charts import KINDS, charts, in_script
 from deltatap.report.data import Gathered, Stream, _place, _streams
-from deltatap.report.page import render
+from deltatap.report.page import render, write_report
 
 AT = datetime(2026, 11, 21, 6, 30, tzinfo=UTC)
 ATTACK = "</script><script>alert(1)</script>"
@@ -236,6 +238,13 @@ def test_the_longest_stall_is_the_metric() -> None:
 @pytest.mark.parametrize("text", ["</script>", "<!--", "<script>"])
 def test_json_cannot_end_a_script(text: str) -> None:
     assert "<" not in in_script(f'"{text}"')
+
+
+def test_a_page_that_cannot_be_written_gets_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deltatap.report.page.gather", lambda *_: gathered())
+    monkeypatch.setattr("deltatap.report.page.require_run", lambda *_: None)
+    with pytest.raises(ConfigError, match=r"^/dev/full: cannot be written: No space left on device$"):
+        write_report(cast("Any", None), Settings(), ["r"], Path("/dev/full"))
 
 
 def test_every_output_kind_has_a_color() -> None:

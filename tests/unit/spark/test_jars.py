@@ -214,6 +214,12 @@ def test_the_user_in_the_url_is_sent_to_the_repository_only(nowhere: Path, maven
     assert [sent for _, sent in maven.asked] == [expected, None]
 
 
+def test_a_repository_that_is_not_a_url_is_refused_without_its_password(nowhere: Path) -> None:
+    with pytest.raises(SparkSetupError) as raised:
+        download([ONE], nowhere, "https://me:hunter2@[mirror/maven")
+    assert str(raised.value) == "DEFAULT_ARTIFACT_REPOSITORY: expected the URL of a Maven repository"
+
+
 def test_the_repository_is_the_users_choice_or_the_default_of_spark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
