@@ -113,7 +113,7 @@ def simulator(*options: str) -> Iterator[Callable[[], str]]:
     def base_url() -> str:
         line = process.stdout.readline() if process.stdout else ""
         if not line.startswith("simulator: "):
-            raise RuntimeError("the simulator did not start; see its output above")
+            sys.exit("the simulator did not start; see its output above")
         return line.removeprefix("simulator: ").strip()
 
     try:

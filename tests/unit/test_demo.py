@@ -43,9 +43,9 @@ def test_what_to_try_next_are_commands_and_a_prompt_of_the_demo() -> None:
     assert shown in {row["request_id"] for row in demo.rows()}
 
 
-def test_a_simulator_that_does_not_start_is_an_error() -> None:
+def test_a_simulator_that_does_not_start_ends_the_demo() -> None:
     with (
         demo.simulator("--fault", "nope=1") as base_url,
-        pytest.raises(RuntimeError, match=re.escape("the simulator did not start; see its output above")),
+        pytest.raises(SystemExit, match=re.escape("the simulator did not start; see its output above")),
     ):
         base_url()
