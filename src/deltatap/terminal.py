@@ -61,6 +61,9 @@ def show_runs(
         if row["reason"]:
             _line(console, f"{row['run_id']}: {row['reason']}")
     for row in runs:
+        if row["labels"]:
+            _line(console, f"{row['run_id']}: {', '.join(f'{name}={value}' for name, value in row['labels'].items())}")
+    for row in runs:
         if row["run_id"] in good:
             _line(console, "{}: {:,}/{:,} requests good".format(row["run_id"], *good[row["run_id"]]))
     if good:
@@ -107,7 +110,8 @@ def _show_late(console: Console, times: Sequence[Mapping[str, Any]]) -> None:
     """Say why the report's latencies differ from those of the summary, if they do."""
     if late := sum(row["late"] for row in times):
         rows = f"{late:,} row{'s' * (late > 1)} ran on a late event loop (over {times[0]['max_loop_lag_ms']:g} ms)"
-        _line(console, f"{rows}; the report leaves {'them' if late > 1 else 'it'} out of its latencies")
+        left_out = f"report, compare and analyze leave {'them' if late > 1 else 'it'} out of the latencies"
+        _line(console, f"{rows}; {left_out}: lower capture.concurrency, or use a machine that is less busy")
 
 
 def show_capture(console: Console, row: Mapping[str, Any]) -> None:
@@ -201,9 +205,21 @@ def _why_none(row: Mapping[str, Any]) -> str:
 
 
 def show_comparison(
-    console: Console, first: str, second: str, differences: Mapping[tuple[str, str, str], Difference]
+    console: Console,
+    first: str,
+    second: str,
+    differences: Mapping[tuple[str, str, str], Difference],
+    counted: Mapping[str, Sequence[tuple[int, int]]],
 ) -> None:
-    """Print the differences between two runs. A difference whose interval excludes zero has a mark."""
+    """Print the differences between two runs. A difference whose interval excludes zero has a mark.
+
+    Args:
+        console: to print to.
+        first: the first run.
+        second: the second run.
+        differences: by mode, metric and quantile.
+        counted: by mode, for each run: how many rows have times that count, and how many rows there are.
+    """
     if not differences:
         console.print("nothing to compare: there is no mode in which both runs completed a request")
         return
@@ -225,6 +241,11 @@ def show_comparison(
                 )
         console.print(table)
     _line(console, f"difference: {second} minus {first}; *: its interval excludes zero", style="dim")
+    for mode, runs in counted.items():
+        if any(counting < every for counting, every in runs):
+            share = " and ".join(f"{counting:,} of {every:,}" for counting, every in runs)
+            why = "the others are not completed, are reused, or ran on a late event loop"
+            _line(console, f"{mode}: the times of {share} rows count; {why}", style="dim")
 
 
 def comparison_json(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from deltatap.analysis.compare import compare
+from deltatap.analysis.compare import compare, counted
 from deltatap.analysis.compute import analyze, table_of
 from deltatap.analysis.metrics import METRICS, PEERS, with_parts
 from deltatap.analysis.queries import newest_capture, newest_runs, summarize
@@ -288,7 +288,12 @@ def test_two_real_runs_are_analyzed_compared_and_printed(
     assert (streamed["mode"], whole["mode"], streamed["run_id"]) == ("stream", "complete", runs[0])
     show_capture(console, streamed)
     first, second = runs
-    show_comparison(console, first, second, compare(SparkReader(spark), settings, first, second))
+    row_counts = counted(SparkReader(spark), settings, first, second)
+    assert {mode: [every for _, every in runs_of_mode] for mode, runs_of_mode in row_counts.items()} == {
+        mode: [sum(row["rows"] for row in rows if (row["run_id"], row["mode"]) == (run_id, mode)) for run_id in runs]
+        for mode in ("stream", "complete")
+    }
+    show_comparison(console, first, second, compare(SparkReader(spark), settings, first, second), row_counts)
     printed = out.getvalue()
     for expected in (*runs, "time to first token", streamed["text"].split()[0], "│", "TTFT p50", "excludes zero"):
         assert expected in printed

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 RUN: dict[str, Any] = {
     "run_id": "r1", "status": "stopped", "started_at": datetime(2026, 11, 21, 6, 30, tzinfo=UTC), "completed": 1234,
     "owed": 2000, "interrupted": 5, "failed": None, "cost_usd": 1.5, "reason": "stopped by [you]", "requests": 1250,
-    "input_tokens": 10_000, "output_tokens": 20_000,
+    "input_tokens": 10_000, "output_tokens": 20_000, "labels": {},
 }  # fmt: skip
 CAPTURE: dict[str, Any] = {
     "request_id": "q[1]", "run_id": "r1", "mode": "stream", "status": "interrupted", "finish_reason": None,
@@ -54,10 +54,12 @@ def test_runs_fit_into_80_columns() -> None:
     assert rest[0].split() == [run["run_id"], "completed", "2026-11-21", "06:30", "398/400", "5", "2", "0.0003"]
 
 
-def test_good_requests_have_a_line_for_each_run_and_the_limits() -> None:
+def test_labels_and_good_requests_have_a_line_for_each_run() -> None:
     runs = [RUN | {"run_id": name, "reason": None} for name in ("r1", "r2", "r3")]
+    runs[1]["labels"] = {"night": "Tue", "zone": "[b]"}
     good, slo = {"r3": (1299, 1396), "r1": (0, 3)}, {"ttft_ms": 1500.0, "e2e_ms": 0.5}
     assert printed(terminal.show_runs, runs, good, slo).splitlines()[4:] == [
+        "r2: night=Tue, zone=[b]",
         "r1: 0/3 requests good",
         "r3: 1,299/1,396 requests good",
         "good: completed with ttft_ms at most 1,500, e2e_ms at most 0.5 (analysis.slo)",
@@ -84,7 +86,8 @@ def test_summary_of_one_mode_leaves_the_mode_out() -> None:
     assert "TTFT, stream" in both
     late = [times | {"late": 2}, times | {"mode": "complete", "late": 1}]
     assert (
-        "3 rows ran on a late event loop (over 50 ms); the report leaves them out of its latencies"
+        "3 rows ran on a late event loop (over 50 ms); report, compare and analyze leave them out of the latencies: "
+        "lower capture.concurrency, or use a machine that is less busy"
         in printed(terminal.show_summary, RUN, [outcome], late).splitlines()
     )
 
@@ -146,12 +149,18 @@ def test_metrics_without_values_say_why(late: int, why: str) -> None:
 def test_comparison_shows_signed_differences_by_mode() -> None:
     found = {("stream", "ttft_ms", "p50"): Difference(100.0, 130.0, 20.0, 40.0),
              ("complete", "e2e_ms", "p95"): Difference(1.0, 1.0, None, None)}  # fmt: skip
-    lines = [line.split() for line in printed(terminal.show_comparison, "a", "b", found, width=80).splitlines()]
+    counts = {"stream": [(39, 120), (34, 1200)], "complete": [(5, 5), (6, 6)]}
+    *rows, last = printed(terminal.show_comparison, "a", "b", found, counts, width=80).splitlines()
+    assert last == (
+        "stream: the times of 39 of 120 and 34 of 1,200 rows count; the others are not completed, are reused, or ran on "
+        "a late event loop"
+    )
+    lines = [line.split() for line in rows]
     assert ["metric", "a", "b", "difference", "95", "%", "interval"] in lines
     assert ["TTFT", "p50,", "ms", "100.0", "130.0", "*", "+30.0", "+20.0", "to", "+40.0"] in lines
     assert ["E2E", "p95,", "ms", "1.0", "1.0", "+0.0"] in lines
     assert lines[-1] == ["difference:", "b", "minus", "a;", "*:", "its", "interval", "excludes", "zero"]
-    assert "nothing to compare" in printed(terminal.show_comparison, "a", "b", {})
+    assert "nothing to compare" in printed(terminal.show_comparison, "a", "b", {}, {})
 
 
 def test_a_comparison_as_json_has_units_and_the_outcomes_of_conditions() -> None:

@@ -12,6 +12,7 @@ from deltatap.analysis.bootstrap import Values, interval
 from deltatap.analysis.metrics import METRICS
 from deltatap.analysis.sql import in_runs, measured_sql
 from deltatap.delta import tables
+from deltatap.delta.reader import rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,6 +63,22 @@ def compare(reader: Reader, settings: Settings, first: str, second: str) -> dict
     }
 
 
+def counted(reader: Reader, settings: Settings, first: str, second: str) -> dict[str, list[tuple[int, int]]]:
+    """How many rows of two runs have times that count, and how many rows there are: for each mode, for each run."""
+    runs = f"SELECT * FROM {tables.quoted(settings.captures.table)} WHERE {in_runs([first, second])}"
+    found = rows(
+        reader.query(
+            f"""
+            SELECT run_id, mode, count_if(counts) AS counting, count(*) AS every
+            FROM ({measured_sql(settings, runs)}) GROUP BY run_id, mode
+            """
+        )
+    )
+    by_run = {(row["mode"], row["run_id"]): (row["counting"], row["every"]) for row in found}
+    modes = sorted({mode for mode, _ in by_run}, reverse=True)
+    return {mode: [by_run.get((mode, run_id), (0, 0)) for run_id in (first, second)] for mode in modes}
+
+
 def _counting_rows(reader: Reader, settings: Settings, run_id: str) -> pa.Table:
     """The metrics of a run's rows whose times count. If there are too many rows, always the same sample of them."""
     run = f"SELECT * FROM {tables.quoted(settings.captures.table)} WHERE {in_runs([run_id])}"
@@ -75,8 +92,8 @@ def _counting_rows(reader: Reader, settings: Settings, run_id: str) -> pa.Table:
     )
 
 
-def _values(rows: pa.Table) -> Mapping[tuple[str, str], Values]:
-    by_mode = {mode: rows.filter(pc.equal(rows["mode"], mode)) for mode in ("stream", "complete")}
+def _values(found: pa.Table) -> Mapping[tuple[str, str], Values]:
+    by_mode = {mode: found.filter(pc.equal(found["mode"], mode)) for mode in ("stream", "complete")}
     return {
         (mode, metric.name): values
         for mode, its_rows in by_mode.items()

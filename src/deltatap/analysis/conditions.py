@@ -53,10 +53,10 @@ class Condition:
     limit: float
     percent: bool
 
-    def holds(self, found: Difference) -> bool:
-        """Whether a difference is beyond the limit and its interval excludes zero."""
+    def is_passed_by(self, found: Difference) -> bool:
+        """Whether a difference is beyond the limit."""
         limit = abs(found.first) * self.limit / 100 if self.percent else self.limit
-        return found.clear and (found.value > limit if self.above else found.value < limit)
+        return found.value > limit if self.above else found.value < limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +69,13 @@ class Outcome:
 
     @property
     def holds(self) -> bool:
-        """Whether the condition holds."""
-        return self.condition.holds(self.difference)
+        """Whether the difference is beyond the limit, and its interval excludes zero."""
+        return self.condition.is_passed_by(self.difference) and self.difference.clear
+
+    @property
+    def unclear(self) -> bool:
+        """Whether the difference is beyond the limit, but its interval includes zero."""
+        return self.condition.is_passed_by(self.difference) and not self.difference.clear
 
     def __str__(self) -> str:
         found, unit = self.difference, _UNITS[self.condition.metric]

@@ -56,9 +56,10 @@ def capture(
     more rows failed than capture.fail_above_error_rate allows.
     """
     # Spark takes seconds to import and to start, so everything that can fail without Spark is checked first.
-    from deltatap.driver.needs import preflight  # noqa: PLC0415
+    from deltatap.driver.needs import preflight, prices_of  # noqa: PLC0415
 
-    prices = preflight(settings)
+    # A dry run needs neither the key nor the endpoint.
+    prices = prices_of(settings) if dry_run else preflight(settings)
     if dry_run:
         from deltatap.driver.estimate import estimate_run  # noqa: PLC0415
         from deltatap.driver.estimate import show as show_estimate  # noqa: PLC0415

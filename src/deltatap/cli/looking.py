@@ -112,6 +112,7 @@ def compare(
     condition holds.
     """
     from deltatap.analysis.compare import compare as differences  # noqa: PLC0415
+    from deltatap.analysis.compare import counted  # noqa: PLC0415
     from deltatap.analysis.conditions import evaluate, parse  # noqa: PLC0415
     from deltatap.analysis.queries import require_run  # noqa: PLC0415
     from deltatap.terminal import comparison_json, show_comparison  # noqa: PLC0415
@@ -125,10 +126,16 @@ def compare(
     if as_json:
         print(comparison_json(first, second, found, outcomes))  # noqa: T201 - for programs: no wrapping, no colors
     else:
-        show_comparison(console, first, second, found)
+        show_comparison(console, first, second, found, counted(tables, settings, first, second))
     for outcome in outcomes:
         if outcome.holds:
             say(console, f"--fail-if {outcome}", "problem")
+        elif outcome.unclear:
+            say(
+                console, f"--fail-if {outcome}, which includes zero, so this may be noise: compare more rows", "warning"
+            )
+        else:
+            say(console, f"--fail-if {outcome}", "ok")
     return CONDITION_HOLDS if any(outcome.holds for outcome in outcomes) else OK
 
 

@@ -100,7 +100,11 @@ class Load:
         """
         templates = self.settings.prompts.templates
         if problems := list(wrong_columns(types, templates, self.rows.schema.names)):
-            how = [] if {"prompt", "messages"} & {*types, *templates} else ["name it with --prompt-column"]
+            how = (
+                []
+                if {"prompt", "messages"} & {*types, *templates}
+                else ["name it with --prompt-column, or set prompts.template"]
+            )
             raise ConfigError([f"{self.path}: {'; '.join([problem, *how])}" for problem in problems])
 
     def loaded(self, known: int) -> Loaded:

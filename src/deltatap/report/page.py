@@ -123,7 +123,7 @@ def _streams(gathered: Gathered, names: Mapping[str, str]) -> list[dict[str, Any
             "id": stream.request_id, "run": stream.run_id, "name": names.get(stream.run_id, stream.run_id),
             "why": stream.why, "status": stream.status, "error": stream.error,
             "chunks": [[ms, text, kind] for ms, text, kind in stream.chunks],
-            "end": stream.e2e_ms or (stream.chunks[-1][0] if stream.chunks else 0), "wholeMs": stream.whole_ms,
+            "end": max([stream.e2e_ms or 0, *(ms for ms, _, _ in stream.chunks)]), "wholeMs": stream.whole_ms,
             "whole": stream.whole, "paired": stream.paired,
         }
         for stream in gathered.streams

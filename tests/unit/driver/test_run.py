@@ -61,6 +61,21 @@ def test_capture_fails_above_the_configured_error_rate(
     assert last == {name: value for name, value in outcome.row.items() if name != "config"}
 
 
+def test_a_dry_run_needs_neither_the_key_nor_the_endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Runs the capture command. What needs Spark is replaced."""
+    shown: list[object] = []
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr("deltatap.cli.capturing.session", lambda *_: None)
+    monkeypatch.setattr("deltatap.driver.estimate.estimate_run", lambda *_: "estimate")
+    monkeypatch.setattr("deltatap.driver.estimate.show", lambda _, estimate: shown.append(estimate))
+    monkeypatch.setattr("deltatap.driver.source.misspelled", lambda *_: [])
+    path = tmp_path / "config.yml"
+    path.write_text("endpoint: {base_url: 'http://127.0.0.1:9/v1'}\n")
+    assert cli.run(cli.capture, path) == cli.CONFIGURATION
+    assert cli.run(cli.capture, path, dry_run=True) == cli.OK
+    assert shown == ["estimate"]
+
+
 def test_a_start_that_is_refused_waits_for_the_python_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """If the process ends while Spark starts them, Spark prints a stack trace."""
     waits: list[float] = []
@@ -94,7 +109,7 @@ def test_a_local_session_has_the_configured_master(monkeypatch: pytest.MonkeyPat
     masters: list[str] = []
     monkeypatch.delenv("DATABRICKS_RUNTIME_VERSION", raising=False)
     monkeypatch.setattr("pyspark.sql.SparkSession.getActiveSession", lambda: None)
-    monkeypatch.setattr("deltatap.spark.session.local_session", masters.append)
+    monkeypatch.setattr("deltatap.spark.session.local_session", lambda master, **_: masters.append(master))
     runner.session(load_settings({"spark": {"master": "local[7]"}}), Console())
     assert masters == ["local[7]"]
 
