@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
+from deltatap.analysis.compare import counted
 from deltatap.analysis.queries import good_requests, newest_capture, why_no_runs
 from deltatap.config import load_settings
 from deltatap.delta import columns
@@ -159,6 +160,7 @@ def test_requests_are_good_if_they_completed_within_every_bound(tmp_path: Path) 
     assert good_requests(reader, settings, ["a", "b", "none"]) == {"a": (2, 6), "b": (1, 1)}
     assert good_requests(reader, settings, []) == {}
     assert good_requests(reader, load_settings(tree), ["a"]) == {}, "no limit is set"
+    assert counted(reader, settings, "a", "b") == {"stream": [(3, 7), (1, 1)], "complete": [(1, 1), (0, 0)]}
 
 
 def test_the_command_line_loads_and_shows_without_pyspark(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from deltatap.errors import ConfigError
 from deltatap.model import OUTPUT_KINDS
 from deltatap.report.charts import KINDS, charts, in_script
 from deltatap.report.data import Gathered, Stream, _place, _streams
+from deltatap.report.page import _streams as page_streams
 from deltatap.report.page import render, write_report
 
 AT = datetime(2026, 11, 21, 6, 30, tzinfo=UTC)
@@ -129,6 +130,12 @@ def two_runs(**values: Any) -> Gathered:
     return gathered(
         runs=runs, metrics=[metrics_row(), metrics_row(run_id="s")], requests=table, streams=[stream], **values
     )
+
+
+@pytest.mark.parametrize(("e2e_ms", "end"), [(2.0, 2.0), (0.98, 1.0), (None, 1.0)])
+def test_a_replay_ends_with_the_stream_but_not_before_its_last_chunk(e2e_ms: float | None, end: float) -> None:
+    stream = Stream("q", "r", "median", "completed", None, ((1.0, "x", "content"),), e2e_ms, 2.0, "x", paired=False)
+    assert [each["end"] for each in page_streams(gathered(streams=[stream]), {})] == [end]
 
 
 def test_of_several_runs_each_part_of_the_page_names_its_run() -> None:
