@@ -120,8 +120,9 @@ def test_kill_a_python_worker_during_planning(spark: SparkSession, tables: Path)
     with start_simulator(*PACE) as simulator:
         scene = Scene(spark, tables, simulator)
         job = scene.start()
-        scene.until(lambda: running(job, "deltatap.spark.daemon"), job)
-        kill(running(job, "deltatap.spark.daemon"))
+        # The command line of the JVM has the module's name, too.
+        scene.until(lambda: running(job, "-m deltatap.spark.daemon"), job)
+        kill(running(job, "-m deltatap.spark.daemon"))
         assert job.wait(timeout=300) in (0, 1), scene.log.read_text()
         if job.returncode:
             assert simulator.counts()["calls"] == 0
