@@ -6,6 +6,7 @@ Lays out rows. ``analysis`` reads and computes them.
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -101,6 +102,7 @@ def show_summary(
     if quantiles.row_count:
         console.print(quantiles)
     _show_late(console, times)
+    _show_examples(console, outcomes)
     cost = "no price" if run["cost_usd"] is None else f"${money(run['cost_usd'])}"
     tokens = f"{run['input_tokens']:,} input tokens, {run['output_tokens']:,} output tokens"
     _line(console, f"{run['requests']:,} call{'s' * (run['requests'] != 1)}, {tokens}, {cost}")
@@ -112,6 +114,13 @@ def _show_late(console: Console, times: Sequence[Mapping[str, Any]]) -> None:
         rows = f"{late:,} row{'s' * (late > 1)} ran on a late event loop (over {times[0]['max_loop_lag_ms']:g} ms)"
         left_out = f"report, compare and analyze leave {'them' if late > 1 else 'it'} out of the latencies"
         _line(console, f"{rows}; {left_out}: lower capture.concurrency, or use a machine that is less busy")
+
+
+def _show_examples(console: Console, outcomes: Sequence[Mapping[str, Any]]) -> None:
+    """Say how to look at a request of each kind that did not complete."""
+    examples = {(row["status"], row["why"]): row["example"] for row in outcomes if row["status"] != "completed"}
+    for (status, why), request_id in examples.items():
+        _line(console, f"{status}, {why}: for details of one, run `deltatap show {shlex.quote(request_id)}`")
 
 
 def show_capture(console: Console, row: Mapping[str, Any]) -> None:

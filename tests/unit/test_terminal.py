@@ -67,7 +67,8 @@ def test_labels_and_good_requests_have_a_line_for_each_run() -> None:
 
 
 def test_summary_of_one_mode_leaves_the_mode_out() -> None:
-    outcome: dict[str, Any] = {"mode": "stream", "status": "completed", "why": "stop", "rows": 1234, "retries": None}
+    outcome: dict[str, Any] = {"mode": "stream", "status": "completed", "why": "stop", "rows": 1234, "retries": None,
+                               "example": "q 1"}  # fmt: skip
     times: dict[str, Any] = {
         "mode": "stream",
         "ttft_ms": [1.0, 2.0, 3.0],
@@ -82,6 +83,12 @@ def test_summary_of_one_mode_leaves_the_mode_out() -> None:
     assert "1,250 calls, 10,000 input tokens, 20,000 output tokens, $1.5000" in text
     assert "inter-chunk" not in text
     assert "late event loop" not in text
+    assert "deltatap show" not in text
+    failed = [outcome | {"mode": mode, "status": "failed", "why": "timeout"} for mode in ("stream", "complete")]
+    lines = printed(terminal.show_summary, RUN, [outcome, *failed], [times]).splitlines()
+    assert [line for line in lines if "deltatap show" in line] == [
+        "failed, timeout: for details of one, run `deltatap show 'q 1'`"
+    ]
     both = printed(terminal.show_summary, RUN, [outcome, outcome | {"mode": "complete"}], [times])
     assert "TTFT, stream" in both
     late = [times | {"late": 2}, times | {"mode": "complete", "late": 1}]

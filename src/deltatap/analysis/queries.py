@@ -140,14 +140,15 @@ def newest_answers(reader: Reader, settings: Settings, run_ids: Sequence[str], l
 
 
 def summarize(reader: Reader, settings: Settings, run_id: str) -> tuple[list[Row], list[Row]]:
-    """A run's rows counted by mode, status and finish_reason, and its times by mode.
+    """A run's rows counted by mode, status and finish_reason, each with a request_id, and its times by mode.
 
     The times have all rows. ``late`` counts those that the metrics leave out because the event loop ran late.
     """
     run = f"SELECT * FROM {tables.quoted(settings.captures.table)} WHERE {in_runs([run_id])}"
     outcomes = reader.query(
         f"""
-        SELECT mode, status, coalesce(finish_reason, error.type) AS why, count(*) AS rows, sum(size(retries)) AS retries
+        SELECT mode, status, coalesce(finish_reason, error.type) AS why, count(*) AS rows,
+          sum(size(retries)) AS retries, min(request_id) AS example
         FROM ({run}) GROUP BY ALL ORDER BY mode DESC, status, rows DESC, why
         """
     )
