@@ -90,7 +90,7 @@ def show_summary(
         counts.add_row(*cells, f"{outcome['rows']:,}", f"{outcome['retries'] or 0:,}")
     console.print(counts)
     quantiles = Table()
-    quantiles.add_column("ms")
+    quantiles.add_column("ms, completed rows")
     for name in ("p50", "p90", "p99"):
         quantiles.add_column(name, justify="right")
     columns = {"TTFT": "ttft_ms", "inter-chunk latency": "itl_ms", "end to end": "e2e_ms", "loop lag": "lag_ms"}

@@ -345,6 +345,8 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deltatap.analysis.queries.require_run", lambda *_: None)
     monkeypatch.setattr("deltatap.analysis.compare.compare", lambda *_: found)
     monkeypatch.setattr("deltatap.analysis.compare.counted", lambda *_: {})
+    runs = [{"run_id": "a", "labels": {"night": "Mon"}}, {"run_id": "b", "labels": {"night": "Tue"}}]
+    monkeypatch.setattr("deltatap.analysis.queries.newest_runs", lambda *_: [*runs, {"run_id": "c", "labels": {}}])
 
 
 @pytest.mark.usefixtures("compared")
@@ -367,8 +369,9 @@ def test_compare_says_which_condition_holds_and_exits_with_3(config: Path, *, as
 
 
 @pytest.mark.usefixtures("compared")
-def test_compare_exits_with_0_if_no_condition_holds(config: Path) -> None:
-    assert invoke("compare", "a", "b", "--config", config, "--fail-if", "e2e_ms.p95>+5%")[0] == cli.OK
+def test_compare_exits_with_0_if_no_condition_holds_and_names_the_runs_by_their_labels(config: Path) -> None:
+    code, output = invoke("compare", "a", "b", "--config", config, "--fail-if", "e2e_ms.p95>+5%")
+    assert (code, "night Mon" in output, "night Tue" in output) == (cli.OK, True, True)
 
 
 @pytest.mark.usefixtures("compared")

@@ -142,7 +142,8 @@ def newest_answers(reader: Reader, settings: Settings, run_ids: Sequence[str], l
 def summarize(reader: Reader, settings: Settings, run_id: str) -> tuple[list[Row], list[Row]]:
     """A run's rows counted by mode, status and finish_reason, each with a request_id, and its times by mode.
 
-    The times have all rows. ``late`` counts those that the metrics leave out because the event loop ran late.
+    The times are those of completed rows. ``late`` counts the rows that the metrics leave out because the event loop
+    ran late.
     """
     run = f"SELECT * FROM {tables.quoted(settings.captures.table)} WHERE {in_runs([run_id])}"
     outcomes = reader.query(
@@ -153,10 +154,10 @@ def summarize(reader: Reader, settings: Settings, run_id: str) -> tuple[list[Row
         """
     )
     quantiles, lag = "array(0.5, 0.9, 0.99)", settings.analysis.max_loop_lag_ms
-    late = "CAST(0 AS BIGINT)" if lag is None else f"count_if(status = 'completed' AND loop_lag_ms > {lag})"
+    late = "CAST(0 AS BIGINT)" if lag is None else f"count_if(loop_lag_ms > {lag})"
     times = reader.query(
         f"""
-        WITH run AS ({run}), gaps AS (
+        WITH run AS ({run} AND status = 'completed'), gaps AS (
           SELECT mode, percentile(chunk.gap_ms, {quantiles}) AS itl_ms
           FROM run LATERAL VIEW explode(chunks) AS chunk WHERE {kinds_sql(kind="chunk.kind")} GROUP BY mode
         )

@@ -114,7 +114,8 @@ def compare(
     from deltatap.analysis.compare import compare as differences  # noqa: PLC0415
     from deltatap.analysis.compare import counted  # noqa: PLC0415
     from deltatap.analysis.conditions import evaluate, parse  # noqa: PLC0415
-    from deltatap.analysis.queries import require_run  # noqa: PLC0415
+    from deltatap.analysis.names import run_names  # noqa: PLC0415
+    from deltatap.analysis.queries import newest_runs, require_run  # noqa: PLC0415
     from deltatap.terminal import comparison_json, show_comparison  # noqa: PLC0415
 
     conditions = parse(fail_if or ())
@@ -126,7 +127,10 @@ def compare(
     if as_json:
         print(comparison_json(first, second, found, outcomes))  # noqa: T201 - for programs: no wrapping, no colors
     else:
-        show_comparison(console, first, second, found, counted(tables, settings, first, second))
+        both = [row for row in newest_runs(tables, settings, 1_000) if row["run_id"] in (first, second)]
+        names = run_names(both)
+        columns = names.get(first, first), names.get(second, second)
+        show_comparison(console, *columns, found, counted(tables, settings, first, second))
     for outcome in outcomes:
         if outcome.holds:
             say(console, f"--fail-if {outcome}", "problem")

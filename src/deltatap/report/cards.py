@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deltatap.analysis.metrics import METRICS
+from deltatap.analysis.names import run_names, series_key, series_names
 from deltatap.prices import money
-from deltatap.report.names import run_names, series_key, series_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -224,7 +224,7 @@ def _advice(reason: str, rows: Sequence[Row], analysis: Analysis) -> tuple[str, 
         ),
         "failed": (
             "The call failed without output.",
-            "See Errors for the cause. Start the capture again to send the requests that may succeed.",
+            "See Errors for the cause. The next run sends the requests that may succeed; fix the others.",
         ),
         "unsent": (
             "The request was not sent, because something is wrong with the prompt or its parameters.",

@@ -13,8 +13,8 @@ import numpy as np
 import plotly.graph_objects as go
 import pyarrow.compute as pc
 
+from deltatap.analysis.names import KEYS, run_names, series_names
 from deltatap.model import OUTPUT_KINDS
-from deltatap.report.names import KEYS, run_names, series_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

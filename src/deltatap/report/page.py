@@ -10,13 +10,13 @@ from plotly.offline import get_plotlyjs
 
 from deltatap.analysis.compare import Difference, compare
 from deltatap.analysis.metrics import METRICS
+from deltatap.analysis.names import run_names
 from deltatap.analysis.queries import newest_runs, require_run
 from deltatap.errors import ConfigError
 from deltatap.report import requests
 from deltatap.report.cards import cards, kinds, left_out
 from deltatap.report.charts import charts, in_script
 from deltatap.report.data import ROWS, Gathered, gather
-from deltatap.report.names import run_names
 from deltatap.setting_types import URI
 
 if TYPE_CHECKING:

@@ -111,7 +111,7 @@ def test_errors_are_grouped_by_type_and_words() -> None:
     [
         (left(late=True, lag_ms=80.0), "event loop", "capture.concurrency"),
         (left(status="interrupted"), "ended early", "Start the capture again"),
-        (left(status="failed"), "without output", "that may succeed"),
+        (left(status="failed"), "without output", "requests that may succeed"),
         (left(status="failed", started=False), "was not sent", "Fix these prompts"),
         (left(started=False), "identical request", "capture.reuse"),
     ],

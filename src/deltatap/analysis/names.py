@@ -1,4 +1,4 @@
-"""The names of runs and series in the report: what differs between them, so that a reader can tell them apart."""
+"""The names of runs and series: what differs between them, so that a reader can tell them apart."""
 
 from __future__ import annotations
 

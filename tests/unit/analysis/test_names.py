@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deltatap.report.names import run_names, series_names
+from deltatap.analysis.names import run_names, series_names
 from tests.unit.report.test_page import metrics_row, run_row
 
 NAMED = [
