@@ -192,7 +192,7 @@ def test_of_two_runs_at_once_on_two_spellings_one_calls_the_prompts(
     prompts.write(spark, tables / "prompts", [("a", "Say a"), ("b", "Say b"), ("c", "Say c")])
     # No run ends before the other one asks for the lease.
     simulator.restore(speed=1, ttft_ms=1000, ttft_sigma=0)
-    for pair in range(1, 9):
+    for pair in range(1, 5):
         at_once = threading.Barrier(2)
         outcomes: list[str] = []
 
