@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     Row = dict[str, Any]
 
 
+# Runs with rows. A scheduled run that finds nothing to do has none.
+HAS_ROWS = "coalesce(completed, 0) + coalesce(interrupted, 0) + coalesce(failed, 0) > 0"
 # How many request ids are compared with one that does not exist.
 _IDS = 100_000
 
@@ -39,15 +41,21 @@ def require_table(reader: Reader, name: str, table: str) -> None:
         raise ConfigError([f"{name}.table: {table}: this Delta table does not exist; capture something first"])
 
 
-def newest_runs(reader: Reader, settings: Settings, limit: int) -> list[Row]:
+def newest_runs(reader: Reader, settings: Settings, limit: int, only_if: str = "true") -> list[Row]:
     """The newest runs on this captures table, newest first.
+
+    Args:
+        reader: reads the tables.
+        settings: name the tables.
+        limit: maximum number of runs.
+        only_if: a condition on ``runs`` in SQL, such as :data:`HAS_ROWS`.
 
     Raises:
         ConfigError: there is no runs table.
     """
     require_table(reader, "runs", settings.runs.table)
     captures = identify_captures(reader, settings.captures.table, settings.runs.table)
-    runs = f"{tables.quoted(settings.runs.table)} AS r WHERE {captures.runs_sql('r')}"
+    runs = f"{tables.quoted(settings.runs.table)} AS r WHERE {captures.runs_sql('r')} AND {only_if}"
     return rows(reader.query(f"SELECT * FROM {runs} ORDER BY started_at DESC, run_id LIMIT {limit}"))
 
 

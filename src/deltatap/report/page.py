@@ -11,7 +11,7 @@ from plotly.offline import get_plotlyjs
 from deltatap.analysis.compare import Difference, compare
 from deltatap.analysis.metrics import METRICS
 from deltatap.analysis.names import run_names
-from deltatap.analysis.queries import newest_runs, require_run
+from deltatap.analysis.queries import HAS_ROWS, newest_runs, require_run
 from deltatap.errors import ConfigError
 from deltatap.report import requests
 from deltatap.report.cards import cards, kinds, left_out
@@ -46,10 +46,10 @@ def write_report(reader: Reader, settings: Settings, run_ids: Sequence[str], pat
     for run_id in run_ids:
         require_run(reader, settings, run_id)
     if not run_ids:
-        newest = [row["run_id"] for row in newest_runs(reader, settings, 20) if _rows(row)]
+        newest = [row["run_id"] for row in newest_runs(reader, settings, 1, HAS_ROWS)]
         if not newest:
             raise ConfigError([f"runs.table: {settings.runs.table}: no run has rows yet; capture something first"])
-        run_ids = newest[:1]
+        run_ids = newest
     gathered = gather(reader, settings, run_ids)
     differences = compare(reader, settings, run_ids[0], run_ids[1]) if len(run_ids) > 1 else {}
     page = render(gathered, run_ids, differences)
@@ -74,10 +74,6 @@ def _make_folder(path: Path) -> None:
             problem = f"its folder cannot be made: {error.strerror}"
     if problem:
         raise ConfigError([f"{path}: {problem}"])
-
-
-def _rows(run: Mapping[str, Any]) -> int:
-    return sum(run[name] or 0 for name in ("completed", "interrupted", "failed"))
 
 
 def render(gathered: Gathered, run_ids: Sequence[str], differences: dict[tuple[str, str, str], Difference]) -> str:

@@ -15,7 +15,7 @@ import pytest
 from deltalake import DeltaTable, write_deltalake
 
 from deltatap.analysis.compare import counted
-from deltatap.analysis.queries import good_requests, newest_capture, why_no_runs
+from deltatap.analysis.queries import HAS_ROWS, good_requests, newest_capture, newest_runs, why_no_runs
 from deltatap.config import load_settings
 from deltatap.delta import columns
 from deltatap.delta.local import LocalReader, UnreadableError, translated
@@ -118,6 +118,17 @@ def test_the_newest_row_is_that_of_the_newest_run(tmp_path: Path) -> None:
         write(tmp_path / "runs", columns.RUNS, {"run_id": "a", "started_at": AT}, {"run_id": "b", "started_at": other})
         (found,) = newest_capture(LocalReader(no_spark), settings, "r", None)
         assert found["run_id"] == newest
+
+
+def test_the_newest_run_with_rows_is_found_behind_any_number_of_runs_without(tmp_path: Path) -> None:
+    write(tmp_path / "captures", columns.CAPTURES)
+    usual = {"captures": str(tmp_path / "captures"), "completed": 0, "interrupted": 0, "failed": 0}
+    empty = [usual | {"run_id": f"empty {n}", "started_at": AT + timedelta(hours=n)} for n in range(1, 40)]
+    failed = usual | {"run_id": "one failed row", "started_at": AT, "completed": None, "failed": 1}
+    write(tmp_path / "runs", columns.RUNS, *empty, failed)
+    settings = load_settings({name: {"table": str(tmp_path / name)} for name in ("captures", "runs")})
+    (found,) = newest_runs(LocalReader(no_spark), settings, 1, HAS_ROWS)
+    assert found["run_id"] == "one failed row"
 
 
 def test_without_runs_the_runs_table_is_named(tmp_path: Path) -> None:
