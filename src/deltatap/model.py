@@ -424,7 +424,7 @@ class Capture:
         error: why no call was made; None if a call was made.
         queued_ms: from planned to the first call's start; None without a call.
         loop_lag_ms: the event loop's longest delay during the last call; None without a call.
-        reused: the capture of an identical request, whose answer this one has; None if the job's own calls count.
+        reused: the capture of an identical request, if its answer is used; None if the job has called.
     """
 
     job: Job

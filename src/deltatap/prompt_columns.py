@@ -64,7 +64,7 @@ def find(name: str, columns: Sequence[str]) -> str | None:
 
 
 def similar(name: str, columns: Iterable[str]) -> str | None:
-    """The column whose name is most like this one; None if none is alike."""
+    """The column with the most similar name; None if no name is similar enough."""
     plain = {_plain(column): column for column in columns}
     near = difflib.get_close_matches(_plain(name), plain, 1, _SIMILARITY)
     return plain[near[0]] if near else None

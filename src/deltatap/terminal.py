@@ -6,7 +6,6 @@ Lays out rows. ``analysis`` reads and computes them.
 from __future__ import annotations
 
 import json
-import shlex
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -117,10 +116,10 @@ def _show_late(console: Console, times: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _show_examples(console: Console, outcomes: Sequence[Mapping[str, Any]]) -> None:
-    """Say how to look at a request of each kind that did not complete."""
+    """Name a request of each kind that did not complete."""
     examples = {(row["status"], row["why"]): row["example"] for row in outcomes if row["status"] != "completed"}
     for (status, why), request_id in examples.items():
-        _line(console, f"{status}, {why}: for details of one, run `deltatap show {shlex.quote(request_id)}`")
+        _line(console, f"{status}, {why}: for example request {request_id}; `deltatap show` has the details")
 
 
 def show_capture(console: Console, row: Mapping[str, Any]) -> None:

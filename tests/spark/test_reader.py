@@ -10,7 +10,14 @@ import pyarrow as pa
 import pytest
 
 from deltatap.analysis.compare import compare
-from deltatap.analysis.queries import good_requests, newest_answers, newest_capture, newest_runs, require_run, summarize
+from deltatap.analysis.queries import (
+    good_requests,
+    newest_answers,
+    newest_capture,
+    newest_runs,
+    require_runs,
+    summarize,
+)
 from deltatap.config import Settings, load_settings
 from deltatap.delta import tables as delta_tables
 from deltatap.delta.local import LocalReader
@@ -138,4 +145,4 @@ def test_names_of_tables_and_runs_without_a_jvm(spark: SparkSession, settings: S
     assert not reader.exists(f"{captures}/nothing")
     assert reader.identify("nowhere").id is None
     with pytest.raises(ConfigError, match="run nobody does not exist on this captures table; newest: "):
-        require_run(reader, settings, "nobody")
+        require_runs(reader, settings, ["nobody"])

@@ -342,11 +342,10 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {("stream", "ttft_ms", "p95"): Difference(200.0, 250.0, 20.0, 80.0),
              ("stream", "e2e_ms", "p95"): Difference(900.0, 1000.0, -50.0, 250.0)}  # fmt: skip
     monkeypatch.setattr("deltatap.cli.looking.reader", lambda *_: None)
-    monkeypatch.setattr("deltatap.analysis.queries.require_run", lambda *_: None)
+    runs = [{"run_id": "a", "labels": {"night": "Mon"}}, {"run_id": "b", "labels": {"night": "Tue"}}]
+    monkeypatch.setattr("deltatap.analysis.queries.require_runs", lambda *_: runs)
     monkeypatch.setattr("deltatap.analysis.compare.compare", lambda *_: found)
     monkeypatch.setattr("deltatap.analysis.compare.counted", lambda *_: {})
-    runs = [{"run_id": "a", "labels": {"night": "Mon"}}, {"run_id": "b", "labels": {"night": "Tue"}}]
-    monkeypatch.setattr("deltatap.analysis.queries.newest_runs", lambda *_: [*runs, {"run_id": "c", "labels": {}}])
 
 
 @pytest.mark.usefixtures("compared")

@@ -49,3 +49,18 @@ def test_a_simulator_that_does_not_start_ends_the_demo() -> None:
         pytest.raises(SystemExit, match=re.escape("the simulator did not start; see its output above")),
     ):
         base_url()
+
+
+@pytest.mark.parametrize(
+    ("platform", "env", "has_display"),
+    [("linux", {}, False), ("linux", {"DISPLAY": ":0"}, True), ("linux", {"WAYLAND_DISPLAY": "w"}, True), ("darwin", {}, True)],
+)  # fmt: skip
+def test_the_report_opens_if_there_is_a_display(
+    monkeypatch: pytest.MonkeyPatch, platform: str, env: dict[str, str], *, has_display: bool
+) -> None:
+    monkeypatch.setattr("sys.platform", platform)
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    assert demo._has_display() is has_display

@@ -87,7 +87,7 @@ def test_summary_of_one_mode_leaves_the_mode_out() -> None:
     failed = [outcome | {"mode": mode, "status": "failed", "why": "timeout"} for mode in ("stream", "complete")]
     lines = printed(terminal.show_summary, RUN, [outcome, *failed], [times]).splitlines()
     assert [line for line in lines if "deltatap show" in line] == [
-        "failed, timeout: for details of one, run `deltatap show 'q 1'`"
+        "failed, timeout: for example request q 1; `deltatap show` has the details"
     ]
     both = printed(terminal.show_summary, RUN, [outcome, outcome | {"mode": "complete"}], [times])
     assert "TTFT, stream" in both

@@ -83,18 +83,22 @@ def why_no_runs(reader: Reader, settings: Settings) -> str:
     return f"{why}; they are in {where}: use it as runs.table" if where else why
 
 
-def require_run(reader: Reader, settings: Settings, run_id: str) -> None:
-    """Check that a run on this captures table exists.
+def require_runs(reader: Reader, settings: Settings, run_ids: Sequence[str]) -> list[Row]:
+    """The rows of runs on this captures table.
 
     Raises:
-        ConfigError: it does not; the message names the newest runs.
+        ConfigError: a run does not exist; the message names the newest runs.
     """
-    known = [row["run_id"] for row in newest_runs(reader, settings, 1_000)]
-    if run_id not in known:
-        newest = ", ".join(known[:5]) or "none"
-        raise ConfigError(
-            [f"runs.table: {settings.runs.table}: run {run_id} does not exist on this captures table; newest: {newest}"]
-        )
+    known = {row["run_id"]: row for row in newest_runs(reader, settings, 1_000)}
+    newest = ", ".join(list(known)[:5]) or "none"
+    problems = [
+        f"runs.table: {settings.runs.table}: run {run_id} does not exist on this captures table; newest: {newest}"
+        for run_id in run_ids
+        if run_id not in known
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return [known[run_id] for run_id in run_ids]
 
 
 def newest_capture(reader: Reader, settings: Settings, request_id: str, run_id: str | None) -> list[Row]:
@@ -138,8 +142,8 @@ def newest_answers(reader: Reader, settings: Settings, run_ids: Sequence[str], l
         ConfigError: there is no captures table, or no such run.
     """
     require_table(reader, "captures", settings.captures.table)
-    for run_id in run_ids:
-        require_run(reader, settings, run_id)
+    if run_ids:
+        require_runs(reader, settings, run_ids)
     sent = f"started_at IS NOT NULL AND {in_runs(run_ids)}" if run_ids else "started_at IS NOT NULL"
     answers = f"{tables.quoted(settings.captures.table)} WHERE {sent}"
     return rows(

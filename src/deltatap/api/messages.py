@@ -175,7 +175,7 @@ class MessagesAccumulator(Accumulator):
             self._untyped(chunk, delta)
 
     def _untyped(self, chunk: dict[str, Any], delta: dict[str, Any]) -> None:
-        """Take a delta whose field says what it is, because its type does not."""
+        """Take a delta by the name of its field, because its type is missing or unknown."""
         for type_, name in _DELTAS.values():
             if name in delta:
                 self._delta({**chunk, "delta": {"type": type_, name: delta[name]}})

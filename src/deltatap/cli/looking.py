@@ -115,22 +115,18 @@ def compare(
     from deltatap.analysis.compare import counted  # noqa: PLC0415
     from deltatap.analysis.conditions import evaluate, parse  # noqa: PLC0415
     from deltatap.analysis.names import run_names  # noqa: PLC0415
-    from deltatap.analysis.queries import newest_runs, require_run  # noqa: PLC0415
+    from deltatap.analysis.queries import require_runs  # noqa: PLC0415
     from deltatap.terminal import comparison_json, show_comparison  # noqa: PLC0415
 
     conditions = parse(fail_if or ())
     tables = reader(settings, console)
-    for run_id in (first, second):
-        require_run(tables, settings, run_id)
+    names = run_names(require_runs(tables, settings, (first, second)))
     found = differences(tables, settings, first, second)
     outcomes = evaluate(conditions, found)
     if as_json:
         print(comparison_json(first, second, found, outcomes))  # noqa: T201 - for programs: no wrapping, no colors
     else:
-        both = [row for row in newest_runs(tables, settings, 1_000) if row["run_id"] in (first, second)]
-        names = run_names(both)
-        columns = names.get(first, first), names.get(second, second)
-        show_comparison(console, *columns, found, counted(tables, settings, first, second))
+        show_comparison(console, names[first], names[second], found, counted(tables, settings, first, second))
     for outcome in outcomes:
         if outcome.holds:
             say(console, f"--fail-if {outcome}", "problem")

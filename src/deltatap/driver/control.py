@@ -19,7 +19,7 @@ _JOURNAL_FILES = 1000
 
 
 def backlog(state: RunState) -> bool:
-    """Whether so many journal files are waiting to land that no more requests may start."""
+    """Whether too many journal files are waiting to land. If so, no more requests may start."""
     return sum(1 for _ in state.journal.glob("*.parquet")) > _JOURNAL_FILES
 
 

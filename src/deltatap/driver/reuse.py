@@ -1,8 +1,8 @@
 """Identical requests (``capture.reuse``): which of the owed ones are called, and the rows that reuse earlier answers.
 
-Requests are identical if they have the same body, endpoint, API and mode. One whose answer an earlier row has is not
-called; it gets a row with that answer. Of the others, a plan keeps identical ones together, and the worker calls one of
-them at a time until one completes (``worker/jobs.py``).
+Requests are identical if they have the same body, endpoint, API and mode. If an earlier row already has the answer to a
+request, the request is not called and gets a row with that answer. A plan keeps the remaining identical requests
+together, and the worker calls them one at a time until one completes (``worker/jobs.py``).
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def totals(spark: SparkSession, settings: Settings, run_id: str) -> dict[str, An
 def used_sql(name: str) -> str:
     """SQL of the tokens that the last call of a row used: as reported, else as tiktoken counts them.
 
-    The output of a call that broke off, or whose server reports none, is at least what arrived, as in its cost.
+    If a call broke off, or the server reports no output, the output is at least what arrived. Costs use the same rule.
     """
     counted = f"IF(cost_basis IS NOT NULL, usage_tiktoken.{name}, NULL)"
     if name != "output_tokens":

@@ -89,7 +89,7 @@ def table(spark: SparkSession, settings: Settings) -> DataFrame:
 
 
 def misspelled(spark: SparkSession, settings: Settings) -> list[str]:
-    """One line for each column that is not used and looks like one that deltatap uses."""
+    """One line for each unused column whose name looks like a misspelled column of deltatap."""
     named = {name.lower() for name in settings.prompts.keep}
     named |= {name.lower() for template in settings.prompts.templates.values() for name in template.columns}
     return [

@@ -105,7 +105,7 @@ class EndpointClient:
         self._headers: dict[str, Any] = {"Authorization": Omit(), **self._api.headers, **given}
 
     async def call(self, wire: Wire, request_id: str = "unknown") -> Call:
-        """Make one call. Never raises for what the API or the network does; cancelling the task is an outcome, too.
+        """Make one call. Errors of the API and the network are outcomes, not exceptions; so is cancelling the task.
 
         Args:
             wire: the body, and whether the answer is streamed.

@@ -28,7 +28,7 @@ _MARGIN_S = 300.0
 # The Databricks SDK renews a token 40 s before it expires, but only when asked, so ask often.
 _ASK_DATABRICKS_S = 30.0
 _DATABRICKS_TRIES_S = 30
-# How many tokens to remember, since a server may repeat one that was replaced.
+# Number of tokens to remember: a server can repeat a token that was replaced.
 _KEPT = 4
 
 
@@ -133,7 +133,7 @@ def _read_secret(secret: str, where: str) -> str:
     where = f"{where}.secret: {secret}"
     scope, _, name = secret.partition("/")
     try:
-        # In a notebook its own dbutils; on any other machine, one that asks the workspace.
+        # In a notebook, this is the notebook's dbutils. Elsewhere, it is a client of the workspace.
         from databricks.sdk.runtime import dbutils  # noqa: PLC0415 - an extra; part of Databricks runtimes
 
         value = str(dbutils.secrets.get(scope, name)).strip()

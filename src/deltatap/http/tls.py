@@ -36,7 +36,7 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
     files elsewhere. SSL_CERT_FILE and SSL_CERT_DIR replace them, `ca_file` adds to them.
 
     Raises:
-        ConfigError: a file is missing, cannot be read, or does not hold what it should.
+        ConfigError: a file is missing, cannot be read, or is not of the expected kind.
     """
     replaced = os.environ.get("SSL_CERT_FILE") or os.environ.get("SSL_CERT_DIR")
     context: ssl.SSLContext

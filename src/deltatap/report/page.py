@@ -11,7 +11,7 @@ from plotly.offline import get_plotlyjs
 from deltatap.analysis.compare import Difference, compare
 from deltatap.analysis.metrics import METRICS
 from deltatap.analysis.names import run_names
-from deltatap.analysis.queries import HAS_ROWS, newest_runs, require_run
+from deltatap.analysis.queries import HAS_ROWS, newest_runs, require_runs
 from deltatap.errors import ConfigError
 from deltatap.report import requests
 from deltatap.report.cards import cards, kinds, left_out
@@ -43,9 +43,9 @@ def write_report(reader: Reader, settings: Settings, run_ids: Sequence[str], pat
         ConfigError: there is no such run, no run has rows, or the file cannot be written.
     """
     _make_folder(path)
-    for run_id in run_ids:
-        require_run(reader, settings, run_id)
-    if not run_ids:
+    if run_ids:
+        require_runs(reader, settings, run_ids)
+    else:
         newest = [row["run_id"] for row in newest_runs(reader, settings, 1, HAS_ROWS)]
         if not newest:
             raise ConfigError([f"runs.table: {settings.runs.table}: no run has rows yet; capture something first"])

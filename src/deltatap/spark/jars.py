@@ -116,7 +116,7 @@ def cache() -> Path:
 
 
 def repository(pyspark: Path) -> str:
-    """The Maven repository to download from: the one that the user has set, or else the default of pyspark's own Ivy.
+    """The Maven repository to download from: the user's choice, or else the default of pyspark's own Ivy.
 
     Raises:
         SparkSetupError: Neither is known.
@@ -126,7 +126,8 @@ def repository(pyspark: Path) -> str:
     resolver = "org/apache/ivy/plugins/resolver/IBiblioResolver.class"
     for jar in (pyspark / "jars").glob("ivy-*.jar"):
         with zipfile.ZipFile(jar) as archive:
-            if found := re.search(rb"https://[\w.-]+/maven2/", archive.read(resolver)):
+            # The class has one HTTPS URL.
+            if found := re.search(rb"https://[\w./-]+", archive.read(resolver)):
                 return found[0].decode()
     raise SparkSetupError(f"no Maven repository to download the Delta jars from: set {REPOSITORY} to one")
 

@@ -63,7 +63,7 @@ def running_engine(
         deliver: see :class:`Engine`.
         look_ahead: see :class:`Engine`.
         share: see :class:`Engine`.
-        route: the way to the endpoint; None: the one that the configuration describes.
+        route: the way to the endpoint; None: the way that the configuration describes.
     """
     engine = Engine(
         lambda: make_client(settings, credential, route),

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from deltatap.messages import Permit
     from deltatap.model import Call, Expected, Job, Received
 
-# The expected output tokens before the first call has ended, unless the request has a smaller maximum. A value that is
-# too high slows the start; one that is too low would exceed a limit before the first usage is known.
+# The expected output tokens before the first call has ended, unless the request has a smaller maximum. A high
+# value slows the start. With a low value, a run could exceed a limit before the first usage is known.
 _FIRST_OUTPUT = 4000.0
 # The weight of one output in the moving mean.
 _WEIGHT = 0.02
@@ -116,7 +116,7 @@ class Tally:
         self.mean_output_tokens = mean + (output - mean) * max(_WEIGHT, 1 / self._learned)
 
     def status(self, job: Job | None) -> dict[str, Any]:
-        """This module's fields of a heartbeat; `job` is the one that would start next."""
+        """This module's fields of a heartbeat; `job` is the job that would start next."""
         tokens, usd = (0.0, 0.0) if job is None else self.expects(job)
         return {
             "next_tokens": tokens,

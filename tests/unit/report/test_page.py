@@ -249,7 +249,7 @@ def test_json_cannot_end_a_script(text: str) -> None:
 
 def test_a_page_that_cannot_be_written_gets_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deltatap.report.page.gather", lambda *_: gathered())
-    monkeypatch.setattr("deltatap.report.page.require_run", lambda *_: None)
+    monkeypatch.setattr("deltatap.report.page.require_runs", lambda *_: None)
     with pytest.raises(ConfigError, match=r"^/dev/full: cannot be written: No space left on device$"):
         write_report(cast("Any", None), Settings(), ["r"], Path("/dev/full"))
 
