@@ -47,7 +47,7 @@ def test_provider_configurations_can_be_pasted() -> None:
 
 def classified() -> list[list[str]]:
     """The rows of the table of errors: what the server does, status, type, retried, owed, kept."""
-    lines = PAGES["endpoints.md"].partition("how errors are classified\n")[2].partition("\n\n## ")[0].splitlines()
+    lines = PAGES["endpoints.md"].partition("## Outcomes and errors\n")[2].partition("\n\n## ")[0].splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
     return rows[1:]
 
