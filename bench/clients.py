@@ -28,7 +28,7 @@ from deltatap.config import load_settings
 from deltatap.model import CONTENT
 from deltatap.prices import Prices
 from deltatap.prompts import build_request
-from deltatap.worker import rows as worker_rows
+from deltatap.worker import counting
 from deltatap.worker.bootstrap import context_of, running_engine
 from deltatap.worker.jobs import job_of
 from deltatap.worker.journal import JournalWriter, warm_up
@@ -117,7 +117,7 @@ def worker(base_url: str, streams: int, requests: int, without: str = "") -> tup
     context = context_of(settings, Prices(), "bench", 0)
     warm_up(context)
     if without == "tokens":
-        vars(worker_rows).update(_output_tokens=lambda *_: 0)
+        vars(counting).update(_output_tokens=lambda *_: 0)
         vars(specification("chat")).update(count_input=lambda *_: InputTokens())
     jobs: Iterable[Job] = (_job(number, settings) for number in range(requests))
     if without == "input":

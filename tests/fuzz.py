@@ -37,9 +37,10 @@ from deltatap.model import ERRORS, OUTPUT_KINDS, Capture
 from deltatap.prices import Prices
 from deltatap.prompts import build_request
 from deltatap.worker.bootstrap import context_of
+from deltatap.worker.counting import counted
 from deltatap.worker.jobs import job_of
 from deltatap.worker.journal import warm_up
-from deltatap.worker.rows import JOURNAL_SCHEMA, counted, journal_batch
+from deltatap.worker.rows import JOURNAL_SCHEMA, journal_batch
 from tests.answers import CASES
 from tests.answers.case import GOOD, HEAD, KEY, chunked
 

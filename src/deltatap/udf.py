@@ -30,8 +30,9 @@ from deltatap.prompt_columns import COLUMNS, find
 from deltatap.prompts import build_request
 from deltatap.worker.attempt import CaptureTask, capture_part
 from deltatap.worker.bootstrap import context_of, running_engine, streams_of
+from deltatap.worker.counting import counted
 from deltatap.worker.jobs import job_of
-from deltatap.worker.rows import captures_batch, counted
+from deltatap.worker.rows import captures_batch
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,7 +16,7 @@ from deltatap.prices import Prices
 from deltatap.prompts import build_request, wire
 from deltatap.tokens import count_text, encoding, known_encoding
 from deltatap.worker.bootstrap import context_of
-from deltatap.worker.rows import counted
+from deltatap.worker.counting import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

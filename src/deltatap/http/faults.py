@@ -1,7 +1,7 @@
 """Bugs in deltatap: an exception that one row causes becomes the error of that row, and other rows continue.
 
-Knows which exceptions belong to a row, and how they are logged and named. ``engine.py``, ``jobs.py`` and ``rows.py``
-keep the output that had arrived and decide the row's status.
+Knows which exceptions belong to a row, and how they are logged and named. ``engine.py``, ``jobs.py``, ``counting.py``
+and ``rows.py`` keep the output that had arrived and decide the row's status.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from deltatap.http.client import EndpointClient
+from deltatap.worker.counting import Context
 from deltatap.worker.engine import Engine
-from deltatap.worker.rows import Context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -25,7 +25,8 @@ from deltatap.http.faults import internal_error
 from deltatap.model import INTERNAL_COMPLETE
 from deltatap.state import write_whole
 from deltatap.tokens import encoding
-from deltatap.worker.rows import JOURNAL_SCHEMA, Context, Row, counted, journal_batch
+from deltatap.worker.counting import Context, Row, counted
+from deltatap.worker.rows import JOURNAL_SCHEMA, journal_batch
 from deltatap.worker.timing import Times
 
 if TYPE_CHECKING:

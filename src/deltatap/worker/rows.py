@@ -1,10 +1,10 @@
-"""Turns finished captures into rows of ``captures``, as Arrow columns; counts their tokens and sums their costs.
+"""Turns counted captures into rows of ``captures``, as Arrow columns.
 
-Knows which column holds which fact of a capture. Leaves the columns' types to ``delta/columns.py``, counting to
-``tokens.py`` and ``api/``, prices to ``prices.py``. A row takes milliseconds, so run this off the event loop.
+Knows which column holds which fact of a capture. Leaves the columns' types to ``delta/columns.py``, tokens and costs to
+``counting.py``. A row takes milliseconds, so run this off the event loop.
 
-No answer can raise here. A row that cannot be counted or stored gets the error ``internal`` and keeps its output; the
-other rows of its batch are not affected.
+No answer can raise here. A row that cannot be stored gets the error ``internal`` and keeps its output; the other rows
+of its batch are not affected.
 
 Chunks are built as flat columns (offsets, one float buffer, one array of strings). Building a dict for each chunk would
 cost more than everything else that the worker does for the chunk.
@@ -12,8 +12,7 @@ cost more than everything else that the worker does for the chunk.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -21,201 +20,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from deltatap.api.input_tokens import InputTokens
-from deltatap.api.registry import specification
 from deltatap.delta import columns
-from deltatap.http.faults import internal_error, is_fault
-from deltatap.model import INTERNAL_COMPLETE, INTERNAL_CUT, KINDS, Chunks
-from deltatap.prices import cost_usd
-from deltatap.tokens import count_text, known_encoding
-from deltatap.worker.jobs import input_tokens
+from deltatap.http.faults import is_fault
+from deltatap.model import KINDS, Chunks
 from deltatap.worker.timing import Times, tpot_ms
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    from deltatap.model import Call, Capture, CaptureError, Choice, Job, Status
-    from deltatap.prices import Price, Prices
+    from deltatap.model import Call, CaptureError, Job
+    from deltatap.worker.counting import Bill, Context, Row
 
 CAPTURES_SCHEMA = columns.arrow_schema(columns.CAPTURES)
 JOURNAL_SCHEMA = columns.arrow_schema(columns.JOURNAL)
 _NULLS: dict[str, Any] = dict.fromkeys(CAPTURES_SCHEMA.names)
 _EMPTY = Chunks()
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """The values that all rows of a worker share.
-
-    Attributes:
-        run_id: the run; empty for the public UDF.
-        endpoint: the endpoint's name.
-        api: the API's name.
-        worker: host, and part or partition.
-        fallback_encoding: for models that tiktoken does not know.
-        prices: USD per million tokens.
-    """
-
-    run_id: str
-    endpoint: str
-    api: str
-    worker: str
-    fallback_encoding: str
-    prices: Prices
-
-
-@dataclass(frozen=True, slots=True)
-class Bill:
-    """The use of one call: tokens, cost (None without a price), and who counted them (None when nothing was used)."""
-
-    input_tokens: int
-    output_tokens: int
-    cost_usd: Decimal | None
-    basis: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A capture with its counted tokens and costs; `bills` has one entry per call.
-
-    `fault` is why deltatap could not count or store it as it is.
-    """
-
-    capture: Capture
-    encoding: str
-    input: InputTokens
-    output_tokens: int
-    bills: tuple[Bill, ...]
-    cost_usd: float | None
-    cost_basis: str | None
-    fault: CaptureError | None = None
-
-    @property
-    def last(self) -> Call | None:
-        """The call that the row describes; None when there was none."""
-        calls = self.capture.job.calls
-        return calls[-1] if calls else None
-
-    @property
-    def status(self) -> Status:
-        """The row's status. An answer that had ended cleanly, but could not be handled, is interrupted."""
-        if self.capture.reused is not None:
-            return "interrupted" if self.fault else "completed"
-        if self.last is None:
-            return "failed"
-        return "interrupted" if self.fault and self.last.status == "completed" else self.last.status
-
-    @property
-    def error(self) -> CaptureError | None:
-        """The row's error. A call that failed keeps its own."""
-        if self.capture.reused is not None:
-            return self.fault
-        if self.last is None:
-            return self.capture.error
-        return self.last.error if self.fault is None or self.last.status == "failed" else self.fault
-
-    def with_fault(self, error: BaseException) -> Row:
-        """The row with an ``internal`` error. Raises the exception again if it does not belong to this row."""
-        code = INTERNAL_COMPLETE if self.status == "completed" else INTERNAL_CUT
-        request_id = self.capture.job.request.request_id
-        return replace(self, fault=internal_error(error, request_id, code, "handle the answer"))
-
-
-def counted(capture: Capture, context: Context) -> Row:
-    """Count a capture's tokens and costs; takes CPU time for every token, so call it off the event loop."""
-    try:
-        return _counted(capture, context)
-    except BaseException as error:  # noqa: BLE001 - raised again if it is not this row's trouble
-        bills = tuple(Bill(0, 0, None, None) for _ in capture.job.calls)
-        uncounted = Row(capture, context.fallback_encoding, InputTokens(0, approximate=True), 0, bills, None, None)
-        return uncounted.with_fault(error)
-
-
-def _counted(capture: Capture, context: Context) -> Row:
-    job = capture.job
-    api = specification(context.api)
-    asked = job.request.model
-    if capture.reused is not None:
-        answered = capture.reused.job.calls[-1].received.response_model
-        priced = context.prices.find(asked, answered) is not None
-        cost, basis = _total((), job.earlier, priced=priced)
-        return Row(capture, context.fallback_encoding, InputTokens(), 0, (), cost, basis)
-    answered = next(
-        (call.received.response_model for call in reversed(job.calls) if call.received.response_model), None
-    )
-    # The owner of a deployment or a serving endpoint chooses its name; the response names the model behind it.
-    model = next((name for name in (asked, answered) if name and known_encoding(name)), None)
-    encoding = (known_encoding(model) if model else None) or context.fallback_encoding
-    inputs = InputTokens() if job.wire is None else input_tokens(job.wire.body, api, model or asked or "", encoding)
-    inputs += InputTokens(0, approximate=job.wire is not None and model is None)
-    price = context.prices.find(asked, answered)
-    echo = None if job.wire is None else api.echo(json.loads(job.wire.body))
-    outputs = [_output_tokens(call, encoding, echo) for call in job.calls]
-    bills = tuple(_bill(call, inputs.tokens, output, price) for call, output in zip(job.calls, outputs, strict=True))
-    cost, basis = _total(bills, job.earlier, priced=price is not None)
-    return Row(capture, encoding, inputs, outputs[-1] if outputs else 0, bills, cost, basis)
-
-
-def _output_tokens(call: Call, encoding: str, echo: str | None) -> int:
-    """The tokens of all choices; an echoed prompt is not output."""
-    texts = [text for choice in call.received.choices for text in _texts(choice) if text]
-    if echo is not None:
-        texts = [text.removeprefix(echo) for text in texts]
-    return sum(count_text(text, encoding) for text in texts)
-
-
-def _texts(choice: Choice) -> Iterator[str | None]:
-    """The texts of a choice; for a tool call, its name and its arguments without the JSON around them."""
-    yield from (choice.text, choice.reasoning, choice.refusal)
-    if not choice.tool_calls:
-        return
-    try:
-        calls = json.loads(choice.tool_calls)
-    except (ValueError, RecursionError):
-        calls = None
-    if not isinstance(calls, list):
-        yield choice.tool_calls
-        return
-    for call in calls:
-        generated = call.get("function", {}) if isinstance(call, dict) else call
-        for value in generated.values() if isinstance(generated, dict) else (generated,):
-            yield value if isinstance(value, str) or value is None else json.dumps(value, ensure_ascii=False)
-
-
-def _bill(call: Call, inputs: int, output: int, price: Price | None) -> Bill:
-    """The tokens of a call: as reported, or else as tiktoken counts them; none if no output arrived.
-
-    A report of fewer output tokens than tiktoken counts is used only if it is not zero and came after all output.
-    """
-    received = call.received
-    usage = received.usage
-    if usage is None and not received.output:
-        return Bill(0, 0, Decimal(0) if price else None, None)
-    used_in = usage.input_tokens if usage else None
-    used_out = usage.output_tokens if usage else None
-    stale = used_out is not None and used_out < output and not (used_out and received.usage_final)
-    if stale:
-        used_out = None
-    bases = {"tiktoken" if tokens is None else "reported" for tokens in (used_in, used_out)}
-    used_in = inputs if used_in is None else used_in
-    used_out = output if used_out is None else used_out
-    cached = usage.cached_input_tokens or 0 if usage else 0
-    cost = cost_usd(price, used_in, used_out, cached) if price else None
-    return Bill(used_in, used_out, cost, bases.pop() if len(bases) == 1 else "mixed")
-
-
-def _total(
-    bills: Sequence[Bill], earlier: Sequence[dict[str, Any]], *, priced: bool
-) -> tuple[float | None, str | None]:
-    bases = {bill.basis for bill in bills if bill.basis}
-    if any(call["input_tokens"] for call in earlier):
-        bases.add("tiktoken")  # a retried call ended before its usage, which comes last in a stream
-    basis = None if not bases else bases.pop() if len(bases) == 1 else "mixed"
-    if not priced:
-        return None, basis
-    # Decimals from text keep the sum exact to the last digit.
-    before = sum((Decimal(str(call["cost_usd"] or 0)) for call in earlier), Decimal(0))
-    return float(before + sum((bill.cost_usd or Decimal(0) for bill in bills), Decimal(0))), basis
 
 
 def captures_batch(rows: Sequence[Row], context: Context) -> pa.RecordBatch:

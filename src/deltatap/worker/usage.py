@@ -1,8 +1,8 @@
 """What a worker's requests are expected to use, and what its calls have used: the worker's side of limits and budgets.
 
-Knows permits, expected use, and how the end of a call corrects it. ``driver/pacer.py`` issues permits, and ``rows.py``
-computes the exact cost. This module runs on the event loop, so if the server reports no usage, or less than arrived,
-it estimates the output from the number of chunks.
+Knows permits, expected use, and how the end of a call corrects it. ``driver/pacer.py`` issues permits, and
+``counting.py`` computes the exact cost. This module runs on the event loop, so if the server reports no usage, or less
+than arrived, it estimates the output from the number of chunks.
 """
 
 from __future__ import annotations

@@ -14,10 +14,11 @@ import pytest
 from deltatap import tokens
 from deltatap.model import Call, Capture, CaptureError, Choice, Chunks, Job, Received, Request, Usage, Wire
 from deltatap.prices import Prices
+from deltatap.worker import counting
 from deltatap.worker import journal as journaling
-from deltatap.worker import rows as rowing
+from deltatap.worker.counting import Context, counted
 from deltatap.worker.journal import JournalWriter, Totals, journaled_rows, readable, write_journal
-from deltatap.worker.rows import Context, counted, journal_batch
+from deltatap.worker.rows import journal_batch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -222,7 +223,7 @@ def test_a_row_that_cannot_be_counted_touches_no_other(
             raise fault
         return count(text, encoding)
 
-    monkeypatch.setattr(rowing, "count_text", fail)
+    monkeypatch.setattr(counting, "count_text", fail)
     rows = written(tmp_path, capture(1), odd(2, choices=(Choice(0, "bad"),)), capture(3))
     assert [rows[name]["status"] for name in ("r1", "r3")] == ["completed"] * 2
     bad = rows["r2"]
@@ -237,7 +238,7 @@ def test_running_out_of_memory_is_not_one_row_s_trouble(tmp_path: Path, monkeypa
     def fail(*_: object) -> int:
         raise MemoryError
 
-    monkeypatch.setattr(rowing, "count_text", fail)
+    monkeypatch.setattr(counting, "count_text", fail)
     with pytest.raises(MemoryError):
         written(tmp_path, capture(1))
 
