@@ -33,7 +33,7 @@ from deltatap.http.connection import Connection
 from deltatap.http.credentials import Credential, Token
 from deltatap.http.parser import ResponseParser
 from deltatap.http.transport import Http1Transport
-from deltatap.model import ERRORS, OUTPUT_KINDS, Capture
+from deltatap.model import ERRORS, OUTPUT_KINDS, Capture, ConnectionTimes
 from deltatap.prices import Prices
 from deltatap.prompts import build_request
 from deltatap.worker.bootstrap import context_of
@@ -45,7 +45,7 @@ from tests.answers import CASES
 from tests.answers.case import GOOD, HEAD, KEY, chunked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from deltatap.model import Mode
 
@@ -77,45 +77,42 @@ class Input:
 _ANSWER: ContextVar[Input] = ContextVar("answer")
 
 
-class _Memory(asyncio.Transport):
+class _Memory:
     """The server's end of a connection: answers a request with the pieces of the task's input, then ends."""
 
-    def __init__(self, connection: asyncio.Protocol) -> None:
-        super().__init__()
-        self._connection, self._over = connection, False
+    sending = False
 
-    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self.closed = connection, False
+
+    def write(self, data: bytes, taken: Callable[[float], None]) -> None:
         assert data
+        taken(time.perf_counter())
         answer = _ANSWER.get()
         self._next(iter(answer.pieces()), ConnectionResetError("reset") if answer.reset else None)
 
     def _next(self, pieces: Iterator[bytes], end: Exception | None) -> None:
-        if self._over:
+        if self.closed:
             return
         if (piece := next(pieces, None)) is None:
             self._end(end)
         else:
-            self._connection.data_received(piece)
+            self._connection.received(piece, 0, time.perf_counter())
             asyncio.get_running_loop().call_soon(self._next, pieces, end)
 
     def _end(self, error: Exception | None) -> None:
-        if not self._over:
-            self._over = True
-            self._connection.connection_lost(error)
+        if not self.closed:
+            self.closed = True
+            self._connection.lost(error)
 
-    def is_closing(self) -> bool:
-        return self._over
-
-    def close(self) -> None:
-        asyncio.get_running_loop().call_soon(self._end, None)
-
-    abort = close
+    def abort(self) -> None:
+        self.closed = True
 
 
-async def _in_memory(*_: object) -> Connection:
+async def _in_memory(*_: object) -> tuple[Connection, ConnectionTimes]:
     connection = Connection(lambda used: used.abort())
-    connection.connection_made(_Memory(connection))
-    return connection
+    connection.attach(_Memory(connection))
+    return connection, ConnectionTimes(reused=False)
 
 
 @contextmanager

@@ -322,6 +322,29 @@ class Tries:
     failing_since: float | None = None
 
 
+# Whose clock says when the chunks of an answer arrived.
+Clock = Literal["kernel", "process"]
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionTimes:
+    """The ``connection`` column: what came before the answer. Times are in ms, and None where there was no such step.
+
+    Attributes:
+        reused: whether the connection had been opened for an earlier call; then nothing was looked up or opened.
+        dns_ms: looking the name up; about 0 if the addresses were known.
+        connect_ms: opening the connection, a proxy's tunnel included.
+        tls_ms: the TLS handshake.
+        upload_ms: from the first byte written until the send buffer had taken the last; None if it never did.
+    """
+
+    reused: bool
+    dns_ms: float | None = None
+    connect_ms: float | None = None
+    tls_ms: float | None = None
+    upload_ms: float | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """The result of one call. Times are in ms since the request was written, unless noted.
@@ -343,6 +366,8 @@ class Call:
             expired token, or stream options.
         used_up_for_s: seconds until requests and tokens are available again, according to the server; None while some
             are left.
+        clock: the source of the times of arrival.
+        connection: None if there was none.
     """
 
     started_at: float
@@ -359,6 +384,8 @@ class Call:
     body: str = ""
     resend: bool = False
     used_up_for_s: float | None = None
+    clock: Clock = "process"
+    connection: ConnectionTimes | None = None
 
 
 # Jobs and captures

@@ -120,8 +120,10 @@ class EndpointClient:
         reading = Reading(self._api, self._api.accumulator(wire.choices, keep_raw=self._keep_raw), request_id)
         watchdog = Watchdog(self._timeouts, started, wire.mode)
         failure = await self._watched(self._read(wire, body, reading, watchdog), reading, watchdog)
-        ended = reading.ended or time.perf_counter()
+        over = time.perf_counter()
         received, status, error = reading.concluded(failure, wire.mode)
+        began = None if reading.incoming is None else reading.seconds(reading.incoming.began)
+        ended = reading.seconds(reading.ended) or over
         resend = False
         if error is not None and not received.output:
             resend = await self._adapt(error, reading, wire.model if with_options else None)
@@ -130,7 +132,7 @@ class EndpointClient:
             ended_at=started_at + ended - started,
             started=started,
             dispatch_ms=_ms(started, watchdog.written),
-            headers_ms=_ms(watchdog.written, None if reading.incoming is None else reading.incoming.began),
+            headers_ms=_ms(watchdog.written, began),
             e2e_ms=_ms(watchdog.written, ended),
             server_request_id=reading.server_request_id,
             received=received,
@@ -140,6 +142,8 @@ class EndpointClient:
             body=body,
             resend=resend,
             used_up_for_s=used_up_for_s(reading.headers, self._wall()),
+            clock=reading.clock,
+            connection=watchdog.connection,
         )
         return without_secrets(call, self._secrets)
 

@@ -1,8 +1,8 @@
 """One HTTP/1.1 connection: delivers a response's body to its reader inside the callback that reads the socket.
 
-No task wakes up for a chunk and nothing waits in a queue, which halves the cost of a chunk; each read is timed when it
-happens. ``parser.py`` does the framing, ``transport.py`` opens connections. Errors are httpx2's, which the openai
-client understands.
+No task wakes up for a chunk and nothing waits in a queue, which halves the cost of a chunk. ``stream_socket.py`` reads
+the socket, ``clock.py`` says when a read arrived, ``parser.py`` does the framing. Owns no socket. Errors are httpx2's,
+which the openai client understands.
 """
 
 from __future__ import annotations
@@ -11,36 +11,74 @@ import asyncio
 import time
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import httpx2
 
+from deltatap.http.clock import ArrivalClock
 from deltatap.http.parser import ResponseParser, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    # Takes the part of the body that one read of the socket returned, and the time of the read in monotonic seconds.
-    # Returns True to stop reading.
-    Sink = Callable[[bytes, float], bool]
+    # Takes the part of the body that one read of the socket returned, the time at which it arrived, and the time at
+    # which it was read, both in monotonic seconds. Returns True to stop reading.
+    Sink = Callable[[bytes, float, float], bool]
+
+
+class Moment(NamedTuple):
+    """Monotonic seconds of a read: when it arrived according to the kernel, and when the process read it."""
+
+    arrived: float
+    read: float
+
+
+class Stream(Protocol):
+    """What a connection writes to: see :class:`~deltatap.http.stream_socket.StreamSocket`."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed."""
+
+    @property
+    def sending(self) -> bool:
+        """Whether something is still to be sent."""
+
+    def write(self, data: bytes, taken: Callable[[float], None]) -> None:
+        """Send some data; `taken` gets the monotonic time at which the send buffer had taken all of it."""
+
+    def abort(self) -> None:
+        """Close now."""
 
 
 class Response:
     """The response to one request. Wait for its head, then read its body.
 
     Attributes:
-        began: monotonic seconds of the read that completed the head; 0 until then.
+        clock: says when reads arrived.
+        began: the read that completed the head; None until then.
+        ended: the read that completed the body, or the end of the connection; None until then.
     """
 
-    __slots__ = ("_connection", "_parser", "_sink", "_unread", "_waiter", "began")
+    __slots__ = ("_connection", "_fault", "_parser", "_sink", "_unread", "_waiter", "_wrote", "began", "clock", "ended")
 
-    def __init__(self, connection: Connection) -> None:
-        self.began = 0.0
+    def __init__(self, connection: Connection, wrote: Callable[[float], None]) -> None:
+        """Begin with the request.
+
+        Args:
+            connection: that sends it.
+            wrote: gets the monotonic time at which the request was written.
+        """
+        self.began: Moment | None = None
+        self.ended: Moment | None = None
+        self.clock = ArrivalClock()
         self._connection = connection
+        self._wrote: Callable[[float], None] | None = wrote
         self._parser = ResponseParser()
-        self._unread: deque[tuple[bytes, float]] = deque()
+        self._unread: deque[tuple[bytes, float, float]] = deque()
         self._sink: Sink | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._fault: BaseException | None = None
 
     @property
     def status(self) -> int:
@@ -96,7 +134,7 @@ class Response:
         """Read the start of the body: at most this many bytes, in at most this many seconds. Never fails."""
         body = bytearray()
 
-        def keep(data: bytes, _now: float) -> bool:
+        def keep(data: bytes, *_: float) -> bool:
             body.extend(data)
             return len(body) >= most
 
@@ -110,46 +148,71 @@ class Response:
         self._parser.close()
         self._connection.release(self)
 
-    def feed(self, data: bytes) -> None:
-        """Handle what one read of the socket returned."""
-        now = time.perf_counter()
+    def written(self, at: float) -> None:
+        """Record when the request was written, in monotonic seconds."""
+        if (wrote := self._wrote) is not None:
+            self._wrote = None
+            self.clock.start(at)
+            wrote(at)
+
+    def feed(self, data: bytes, stamp: int, now: float) -> None:
+        """Handle what one read of the socket returned.
+
+        Args:
+            data: the bytes.
+            stamp: the kernel's, in ns since the epoch; 0 if it gave none.
+            now: monotonic seconds, taken after the read.
+        """
+        at = self.clock.at(stamp, now)
         parser = self._parser
         body = parser.feed(data)
-        if not self.began and parser.status:
-            self.began = now
-            self._wake()
+        if self.began is None:
+            self.written(at)  # a server may answer before it has read the whole request
+            if parser.status:
+                self.began = Moment(at, now)
+                self._wake()
         if body:
             if self._sink is None:
-                self._unread.append((body, now))
+                self._unread.append((body, at, now))
             else:
-                self._deliver(self._sink, body, now)
+                self._deliver(self._sink, body, at, now)
         if not parser.open:
+            self.ended = self.ended or Moment(at, now)
             self._wake()
             if parser.state is State.FAILED:
                 self._connection.abort()
 
     def lost(self, error: Exception | None) -> None:
         """Handle the end of the connection; `error` is None when the server closed it."""
+        now = time.perf_counter()
+        self.ended = self.ended or Moment(now, now)
         self._parser.end(error)
         self._wake()
 
-    def _taken(self, sink: Sink, body: bytes, now: float) -> bool:
-        """Pass a part of the body on; True if the sink needs no more."""
-        return any(sink(piece, now) for piece in self._parser.decoded(body))
+    def broke(self, error: BaseException) -> None:
+        """Let `head` or `read` raise an exception of deltatap's own code."""
+        self._fault = error
+        self._wake(error)
 
-    def _deliver(self, sink: Sink, body: bytes, now: float) -> None:
+    def _taken(self, sink: Sink, body: bytes, at: float, now: float) -> bool:
+        """Pass a part of the body on; True if the sink needs no more."""
+        return any(sink(piece, at, now) for piece in self._parser.decoded(body))
+
+    def _deliver(self, sink: Sink, body: bytes, at: float, now: float) -> None:
         try:
-            if self._taken(sink, body, now):
+            if self._taken(sink, body, at, now):
                 self._wake()
         except Exception as error:  # noqa: BLE001 - the sink's own, which `read` raises
             self._wake(error)
             self._connection.abort()
 
     async def _wait(self) -> None:
+        if self._fault is not None:
+            raise self._fault
         self._waiter = asyncio.get_running_loop().create_future()
         await self._waiter
 
-    def _wake(self, error: Exception | None = None) -> None:
+    def _wake(self, error: BaseException | None = None) -> None:
         """Let `head` or `read` return, or raise `error`."""
         self._sink = None
         if self._waiter is not None and not self._waiter.done():
@@ -159,8 +222,8 @@ class Response:
                 self._waiter.set_exception(error)
 
 
-class Connection(asyncio.Protocol):
-    """One connection, one request at a time."""
+class Connection:
+    """One connection, one request at a time. Attach a stream before use."""
 
     def __init__(self, released: Callable[[Connection], None]) -> None:
         """Open nothing yet.
@@ -170,24 +233,39 @@ class Connection(asyncio.Protocol):
         """
         self._released = released
         self._response: Response | None = None
-        self._transport: asyncio.Transport | None = None
+        self._stream: Stream | None = None
+
+    def attach(self, stream: Stream) -> None:
+        """Use a stream, which passes what it reads to :meth:`received`."""
+        self._stream = stream
 
     @property
     def usable(self) -> bool:
         """Whether the connection is open and has no request in flight."""
-        return self._transport is not None and not self._transport.is_closing() and self._response is None
+        return (
+            self._response is None and self._stream is not None and not self._stream.closed and not self._stream.sending
+        )
 
-    def send(self, request: bytes) -> Response:
+    def send(self, request: bytes, wrote: Callable[[float], None]) -> Response:
         """Write a request: head and body.
+
+        Args:
+            request: the bytes.
+            wrote: gets the monotonic time at which the send buffer had taken the last byte, or at which the server
+                answered, if that was earlier. That may be before this method returns.
 
         Raises:
             httpx2.WriteError: the connection is closed.
         """
-        if self._transport is None or not self.usable:
+        if self._stream is None or not self.usable:
             raise httpx2.WriteError("the connection is closed")
-        self._response = Response(self)
-        self._transport.write(request)
-        return self._response
+        self._response = response = Response(self, wrote)
+        try:
+            self._stream.write(request, response.written)
+        except BaseException:
+            self.abort()
+            raise
+        return response
 
     def release(self, response: Response) -> None:
         """End the exchange, whether or not the response is complete."""
@@ -201,22 +279,22 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close now and discard unread data."""
-        if self._transport is not None:
-            self._transport.abort()
+        if self._stream is not None:
+            self._stream.abort()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Asyncio callback."""
-        self._transport = transport  # type: ignore[assignment] # a stream socket's transport reads and writes
-
-    def data_received(self, data: bytes) -> None:
-        """Asyncio callback."""
+    def received(self, data: bytes, stamp: int, now: float) -> None:
+        """Handle what one read returned: its plaintext, the kernel's stamp, and monotonic seconds."""
         if self._response is not None:
-            self._response.feed(data)
+            self._response.feed(data, stamp, now)
         else:  # no request is waiting for it
             self.abort()
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Asyncio callback."""
-        self._transport = None
+    def lost(self, error: Exception | None) -> None:
+        """Handle the end of the connection: what broke it, or None if the server closed it."""
         if self._response is not None:
-            self._response.lost(exc)
+            self._response.lost(error)
+
+    def broke(self, error: BaseException) -> None:
+        """Handle an exception of deltatap's own code. The stream is closed."""
+        if self._response is not None:
+            self._response.broke(error)

@@ -7,7 +7,7 @@ An exception in deltatap's own code becomes the ``internal`` error of this call;
 from __future__ import annotations
 
 import asyncio
-import time
+from array import array
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -17,6 +17,8 @@ import httpx2
 from deltatap.api.body import AnswerBody
 from deltatap.api.values import clean
 from deltatap.errors import ProtocolError
+from deltatap.http.clock import as_read
+from deltatap.http.connection import Moment
 from deltatap.http.faults import internal_error, is_fault
 from deltatap.http.outcomes import conclude
 from deltatap.model import INTERNAL_COMPLETE, INTERNAL_CUT, Chunks, Received
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from deltatap.http.connection import Response
     from deltatap.http.parser import RefusedError
     from deltatap.http.watchdog import Watchdog
-    from deltatap.model import CaptureError, Mode, Status
+    from deltatap.model import CaptureError, Clock, Mode, Status
 
 _END_S = 0.5
 # How much is kept of an answer that deltatap cannot handle.
@@ -48,7 +50,9 @@ class Reading:
         response: the response's status and headers, if the status is a success.
         refused: the response, if the status is an error.
         incoming: the response's body; None unless the status is a success.
-        ended: when the last event or byte of the answer arrived, in monotonic seconds.
+        ended: when the last event or byte of the answer arrived.
+        clock: whose clock the times are from, once the call is concluded.
+        late_ms: how long after its arrival each read happened, by the number of the read.
         fault: the exception in deltatap's own code.
         rest: the bytes of the answer that arrived after the fault.
     """
@@ -60,7 +64,9 @@ class Reading:
     response: httpx2.Response | None = None
     refused: RefusedError | None = None
     incoming: Response | None = None
-    ended: float | None = None
+    ended: Moment | None = None
+    clock: Clock = "process"
+    late_ms: array[float] = field(default_factory=lambda: array("f"))
     fault: BaseException | None = None
     rest: bytearray = field(default_factory=bytearray)
 
@@ -92,10 +98,11 @@ class Reading:
         """
         self.incoming, accumulator = incoming, self.accumulator
         body = AnswerBody(accumulator, self.headers.get("content-type", ""))
-        written = watchdog.written or incoming.began
+        written = watchdog.written or 0.0
+        late_ms = self.late_ms
         reads = 0
 
-        def take(data: bytes, now: float) -> bool:
+        def take(data: bytes, at: float, now: float) -> bool:
             nonlocal reads
             watchdog.last_read = now
             if reads == 0:
@@ -104,7 +111,8 @@ class Reading:
                 self.rest += data[: _MAX_REST_BYTES - len(self.rest)]
                 return False
             try:
-                body.feed(data, (now - written) * 1e3, reads)
+                late_ms.append((now - at) * 1e3)
+                body.feed(data, (at - written) * 1e3, reads)
             except ProtocolError:
                 raise
             except BaseException as fault:
@@ -115,7 +123,7 @@ class Reading:
                 return False
             reads += 1
             if accumulator.done:
-                self.ended = now
+                self.ended = Moment(at, now)
             return accumulator.done
 
         try:
@@ -124,7 +132,7 @@ class Reading:
             # The failure is already known. The output that arrived still counts.
             self._end(body, complete=False)
             raise
-        self.ended = self.ended or time.perf_counter()
+        self.ended = self.ended or incoming.ended
         self._end(body, complete=True)
         if not incoming.complete:
             await _read_to_end(incoming)
@@ -142,6 +150,12 @@ class Reading:
                 raise
             self.fault = fault
 
+    def seconds(self, moment: Moment | None) -> float | None:
+        """A moment by the clock of the call, in monotonic seconds. Call it when the call is concluded."""
+        if moment is None:
+            return None
+        return moment.arrived if self.clock == "kernel" else moment.read
+
     def concluded(self, failure: CaptureError | None, mode: Mode) -> tuple[Received, Status, CaptureError | None]:
         """The answer as received, the call's status and its error.
 
@@ -150,10 +164,14 @@ class Reading:
             mode: whether the answer was to be streamed; a whole answer has no chunks.
         """
         received = Received(Chunks())
+        if self.incoming is not None and self.incoming.clock.settled():
+            self.clock = "kernel"
         try:
             if self.refused is not None:
                 self.accumulator.add_refusal(self.refused.body)
             received = self.accumulator.finish()
+            if self.clock == "process":
+                as_read(received.chunks, self.late_ms)
             status, error = conclude(received, failure)
         except BaseException as fault:  # noqa: BLE001 - logged, or else raised again
             status, error = "interrupted", self._internal(fault, failure)

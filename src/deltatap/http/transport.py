@@ -1,27 +1,25 @@
-"""The openai client's transport: connects, keeps idle connections, writes requests.
+"""The openai client's transport: keeps idle connections, writes requests.
 
-``connection.py`` reads responses, ``watchdog.py`` limits every wait, ``client.py`` builds requests and reads answers.
-``proxy.py`` opens tunnels, ``tls.py`` says what a failed handshake means.
+``dial.py`` opens connections, ``connection.py`` reads responses, ``watchdog.py`` limits every wait, ``client.py``
+builds requests and reads answers.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
-import socket
 import ssl
 import time
 from typing import TYPE_CHECKING
 
 import httpx2
-from aiohappyeyeballs import start_connection
 
-from deltatap.endpoint import Tls
 from deltatap.http.connection import Connection, Response
+from deltatap.http.dial import Dialer
 from deltatap.http.parser import RefusedError
-from deltatap.http.proxy import ProxyError, address, open_tunnel
-from deltatap.http.tls import TlsError, explained, tls_context
+from deltatap.http.proxy import address
+from deltatap.http.stream_socket import StreamSocket
+from deltatap.http.tls import explained
 from deltatap.http.watchdog import current
+from deltatap.model import ConnectionTimes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -33,9 +31,6 @@ RESPONSE = "deltatap_response"
 
 # Most servers close an idle connection after a minute or more; a request sent at that moment is lost.
 _IDLE_S = 15.0
-_DNS_S = 60.0
-# RFC 8305, section 5: wait this long for one address before trying the next.
-_NEXT_ADDRESS_S = 0.25
 _PROXY_AUTHENTICATION = 407
 # For a response with an error status: how much of its body is kept, and how long reading it may take.
 _MAX_ERROR_BYTES, _ERROR_S = 64 * 1024, 2.0
@@ -43,7 +38,7 @@ _MAX_LIST_BYTES = 64 * 2**20
 _FIRST_ERROR = 300
 
 _Origin = tuple[str, str, int]
-_Addresses = list[tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int]]]
+_REUSED = ConnectionTimes(reused=True)
 
 
 class _Body(httpx2.AsyncByteStream):
@@ -56,7 +51,7 @@ class _Body(httpx2.AsyncByteStream):
         pieces: list[bytes] = []
         size = 0
 
-        def keep(data: bytes, _now: float) -> bool:
+        def keep(data: bytes, *_: float) -> bool:
             nonlocal size
             pieces.append(data)
             size += len(data)
@@ -85,11 +80,10 @@ class Http1Transport(httpx2.AsyncBaseTransport):
         proxy: Proxy | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._clock, self._proxy, self._tls = clock, proxy, tls
+        self._clock, self._proxy = clock, proxy
+        self._dialer = Dialer(clock, proxy, tls)
         # For each origin the idle connections, each with the time at which it became idle.
         self._idle: dict[_Origin, list[tuple[Connection, float]]] = {}
-        # For each host and port the addresses, with the time at which they expire.
-        self._addresses: dict[tuple[str, int], tuple[_Addresses, float]] = {}
         self._closed = False
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -102,14 +96,15 @@ class Http1Transport(httpx2.AsyncBaseTransport):
         # Without TLS, the proxy itself forwards the request (RFC 9112, section 3.2.2).
         forwarding = self._proxy if request.url.scheme == "http" else None
         head = _head(request, forwarding)
-        connection, fresh = await self._connection(request.url)
-        response = connection.send(b"%b\r\n%b" % (head, request.content))
-        current.get().wrote(time.perf_counter())
+        connection, times = await self._connection(request.url)
+        watchdog = current.get()
+        watchdog.sending(times, time.perf_counter())
+        response = connection.send(b"%b\r\n%b" % (head, request.content), watchdog.wrote)
         try:
             await response.head()
         except httpx2.TransportError as error:
             response.close()
-            if (better := _explained(error, request.url, fresh=fresh and forwarding is None)) is None:
+            if (better := _explained(error, request.url, fresh=not times.reused and forwarding is None)) is None:
                 raise
             raise better from error
         except BaseException:
@@ -140,7 +135,8 @@ class Http1Transport(httpx2.AsyncBaseTransport):
             httpx2.TransportError: the connection could not be opened.
         """
         origin = _origin(url)
-        self._release(origin, await self._connect(origin))
+        connection, _ = await self._connect(origin)
+        self._release(origin, connection)
 
     async def aclose(self) -> None:
         """Close the idle connections now; the others close with their responses."""
@@ -150,75 +146,29 @@ class Http1Transport(httpx2.AsyncBaseTransport):
                 connection.abort()
         self._idle.clear()
 
-    async def _connection(self, url: httpx2.URL) -> tuple[Connection, bool]:
-        """A connection to the URL's server, and whether it is new."""
+    async def _connection(self, url: httpx2.URL) -> tuple[Connection, ConnectionTimes]:
+        """A connection to the URL's server, and what opening it took."""
         origin = _origin(url)
         idle = self._idle.setdefault(origin, [])
         while idle:
             connection, since = idle.pop()
             if connection.usable and self._clock() - since < _IDLE_S:
-                return connection, False
+                return connection, _REUSED
             connection.abort()
-        return await self._connect(origin), True
+        return await self._connect(origin)
 
-    async def _connect(self, origin: _Origin) -> Connection:
+    async def _connect(self, origin: _Origin) -> tuple[Connection, ConnectionTimes]:
         scheme, host, port = origin
-        tls = self._context() if scheme == "https" else None
-        server = address(host, port)
-        stream = await self._open(host, port, tunnel=tls is not None)
-        try:
-            _, connection = await asyncio.get_running_loop().create_connection(
-                lambda: Connection(lambda connection: self._release(origin, connection)),
-                sock=stream,
-                ssl=tls,
-                server_hostname=None if tls is None else host,
-            )
-        except ssl.SSLError as error:
-            raise explained(error, server) from error
-        except OSError as error:
-            if tls is None or not isinstance(error, ConnectionError):
-                raise httpx2.ConnectError(f"{server}: {_why(error)}") from error
-            closed = f"{server} closed the connection during the TLS handshake"
-            raise TlsError(f"{closed}; it may require a client certificate, endpoint.tls.client_cert") from error
-        return connection
-
-    async def _open(self, host: str, port: int, *, tunnel: bool) -> socket.socket:
-        """Open a connection to the server; if there is a proxy, to the proxy, or through it with `tunnel`."""
-        proxy = self._proxy
-        to = (host, port) if proxy is None else (proxy.host, proxy.port)
-        try:
-            stream = await start_connection(await self._resolve(*to), happy_eyeballs_delay=_NEXT_ADDRESS_S)
-        except (OSError, UnicodeError) as error:  # a name that no host can have is a UnicodeError
-            if proxy is None:
-                raise httpx2.ConnectError(f"{address(*to)}: {_why(error)}") from error
-            raise ProxyError(f"cannot connect to {proxy}: {_why(error)}; check endpoint.proxy") from error
-        try:
-            stream.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            if proxy is not None and tunnel:
-                await open_tunnel(stream, proxy, address(host, port))
-        except BaseException:
-            stream.close()
-            raise
-        return stream
+        opened = await self._dialer.open(host, port, tls=scheme == "https")
+        connection = Connection(lambda connection: self._release(origin, connection))
+        connection.attach(StreamSocket(opened.stream, connection, opened.encryption))
+        return connection, ConnectionTimes(False, opened.dns_ms, opened.connect_ms, opened.tls_ms)
 
     def _release(self, origin: _Origin, connection: Connection) -> None:
         if self._closed:
             connection.abort()
         else:
             self._idle.setdefault(origin, []).append((connection, self._clock()))
-
-    async def _resolve(self, host: str, port: int) -> _Addresses:
-        """Look a name up at most once a minute, since many connections open at once."""
-        addresses, expires = self._addresses.get((host, port), ([], float("-inf")))
-        if self._clock() >= expires:
-            addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)  # type: ignore[assignment]
-            self._addresses[host, port] = addresses, self._clock() + _DNS_S
-        return addresses
-
-    def _context(self) -> ssl.SSLContext:
-        if self._tls is None:
-            self._tls = tls_context(Tls())
-        return self._tls
 
 
 def _origin(url: httpx2.URL) -> _Origin:
@@ -246,12 +196,6 @@ def _explained(error: httpx2.TransportError, url: httpx2.URL, *, fresh: bool) ->
         return httpx2.RemoteProtocolError(f"{error}; if the server expects TLS, use https:// in endpoint.base_url")
     hint = "if the server requires a client certificate, check endpoint.tls.client_cert"
     return httpx2.RemoteProtocolError(f"{error}; {hint}")
-
-
-def _why(error: OSError | UnicodeError) -> str:
-    """The system's words; asyncio replaces them with the address."""
-    number = getattr(error, "errno", None) or 0
-    return os.strerror(number) if number > 0 else getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _head(request: httpx2.Request, proxy: Proxy | None = None) -> bytes:

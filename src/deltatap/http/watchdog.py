@@ -1,7 +1,7 @@
 """The timeouts of one call: connect, first byte, idle and total.
 
-Knows when the request was written and when the last bytes arrived; cancels the call's task when a wait is too long.
-``outcomes.py`` turns that into a timeout error.
+Knows how long opening the connection took, when the request was written and when the last bytes arrived. Cancels the
+call's task when a wait is too long; ``outcomes.py`` turns that into a timeout error.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from deltatap.config import Timeouts
-    from deltatap.model import Mode
+    from deltatap.model import ConnectionTimes, Mode
 
 # The watchdog of the call that the current task makes.
 current: ContextVar[Watchdog] = ContextVar("current")
@@ -25,6 +26,7 @@ class Watchdog:
     It re-arms its timer only when the call reaches the next stage or the timer fires, so a read costs one assignment.
 
     Attributes:
+        connection: what opening the connection and writing the request took; None until the connection is open.
         written: when the request was written; None until then.
         last_read: when the last bytes of the response arrived; None until then.
         fired: the timeout that ended the call: connect, first_byte, idle or total; None when none did.
@@ -36,11 +38,13 @@ class Watchdog:
     """
 
     def __init__(self, timeouts: Timeouts, started: float, mode: Mode) -> None:
+        self.connection: ConnectionTimes | None = None
         self.written: float | None = None
         self.last_read: float | None = None
         self.fired: str | None = None
         self._timeouts, self._started = timeouts, started
         self._first_byte_s = timeouts.first_byte_s if mode == "stream" else timeouts.total_s
+        self._sending: float | None = None
         self._handle: asyncio.Handle | None = None
 
     def __enter__(self) -> Self:
@@ -55,9 +59,15 @@ class Watchdog:
     def __exit__(self, *exc: object) -> None:
         self._disarm()
 
+    def sending(self, connection: ConnectionTimes, at: float) -> None:
+        """Record that the connection is open, and when the request's first byte is written."""
+        self.connection, self._sending = connection, at
+
     def wrote(self, at: float) -> None:
-        """Record when the request was written to the socket."""
+        """Record when the request was written: the send buffer had taken its last byte."""
         self.written = at
+        if self.connection is not None and self._sending is not None:
+            self.connection = replace(self.connection, upload_ms=(at - self._sending) * 1e3)
         self._arm()
 
     def first_read(self, at: float) -> None:
@@ -70,8 +80,8 @@ class Watchdog:
         timeouts = self._timeouts
         if self.last_read is not None:
             stage = (self.last_read + timeouts.idle_s, "idle")
-        elif self.written is not None:
-            stage = (self.written + self._first_byte_s, "first_byte")
+        elif (since := self.written or self._sending) is not None:  # a long upload is not a slow connection
+            stage = (since + self._first_byte_s, "first_byte")
         else:
             stage = (self._started + timeouts.connect_s, "connect")
         return min(stage, (self._started + timeouts.total_s, "total"))

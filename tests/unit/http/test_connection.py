@@ -30,34 +30,36 @@ END = chunk(b"")
 HELLO = CHUNKED + chunk(b"hello") + chunk(b" world") + END
 
 
-class FakeTransport(asyncio.Transport):
-    """Records whether the connection was closed."""
+class FakeStream:
+    """Takes every request at once. Records whether the connection was closed."""
+
+    sending = False
 
     def __init__(self) -> None:
-        super().__init__()
-        self.closing = False
+        self.closed = False
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        pass
-
-    def is_closing(self) -> bool:
-        return self.closing
+    def write(self, data: bytes, taken: Callable[[float], None]) -> None:
+        assert data
+        taken(time.perf_counter())
 
     def abort(self) -> None:
-        self.closing = True
+        self.closed = True
 
 
 class Exchange:
     """A request and its response on a connection without a socket."""
 
     def __init__(self) -> None:
-        self.transport, self.pool = FakeTransport(), list[Connection]()
+        self.stream, self.pool, self.written = FakeStream(), list[Connection](), list[float]()
         self.connection = Connection(self.pool.append)
-        self.connection.connection_made(self.transport)
-        self.response = self.connection.send(b"POST / HTTP/1.1\r\n\r\n")
+        self.connection.attach(self.stream)
+        self.response = self.connection.send(b"POST / HTTP/1.1\r\n\r\n", self.written.append)
         self.body = b""
 
-    def keep(self, data: bytes, _now: float) -> bool:
+    def receive(self, data: bytes) -> None:
+        self.connection.received(data, 0, time.perf_counter())
+
+    def keep(self, data: bytes, *_: float) -> bool:
         self.body += data
         return False
 
@@ -71,22 +73,25 @@ def test_each_read_is_delivered_once_with_its_time_inside_the_callback() -> None
         exchange = Exchange()
         reads: list[tuple[bytes, float]] = []
 
-        def keep(data: bytes, now: float) -> bool:
-            reads.append((data, now))
+        def keep(data: bytes, at: float, now: float) -> bool:
+            assert at == now, "there is no stamp"
+            reads.append((data, at))
             return False
 
-        exchange.connection.data_received(CHUNKED + chunk(b"a") + chunk(b"b"))
+        exchange.receive(CHUNKED + chunk(b"a") + chunk(b"b"))
         head_at = time.perf_counter()
         await exchange.response.head()
-        assert exchange.response.began <= head_at
+        began = exchange.response.began
+        assert began is not None
+        assert began.arrived == began.read <= head_at
         reading = asyncio.ensure_future(exchange.response.read(keep))
         await asyncio.sleep(0)
         before = time.perf_counter()
-        exchange.connection.data_received(chunk(b"c") + chunk(b"d"))
+        exchange.receive(chunk(b"c") + chunk(b"d"))
         assert [data for data, _ in reads] == [b"ab", b"cd"]
-        assert reads[0][1] == exchange.response.began
+        assert reads[0][1] == began.read
         assert before <= reads[1][1] <= time.perf_counter()
-        exchange.connection.data_received(END)
+        exchange.receive(END)
         await reading
 
     asyncio.run(talk())
@@ -112,11 +117,11 @@ def test_failed_response_delivers_what_arrived_and_closes_the_connection(
         if waiting:
             await asyncio.sleep(0)
         for data in reads:
-            exchange.connection.data_received(data)
+            exchange.receive(data)
             if waiting:
                 await asyncio.sleep(0)
-        assert exchange.transport.closing is ("not valid HTTP" in message), "at once"
-        exchange.connection.connection_lost(None)
+        assert exchange.stream.closed is ("not valid HTTP" in message), "at once"
+        exchange.connection.lost(None)
         with pytest.raises(httpx2.TransportError, match=message):
             await reading
         assert exchange.body == kept
@@ -129,8 +134,8 @@ def test_failed_response_delivers_what_arrived_and_closes_the_connection(
 def test_reset_fails_with_the_systems_message() -> None:
     async def talk() -> None:
         exchange = Exchange()
-        exchange.connection.data_received(CHUNKED)
-        exchange.connection.connection_lost(ConnectionResetError(104, "Connection reset by peer"))
+        exchange.receive(CHUNKED)
+        exchange.connection.lost(ConnectionResetError(104, "Connection reset by peer"))
         with pytest.raises(httpx2.ReadError, match="reset by peer"):
             await exchange.read()
 
@@ -140,11 +145,11 @@ def test_reset_fails_with_the_systems_message() -> None:
 def test_body_without_a_length_ends_with_the_connection() -> None:
     async def talk() -> None:
         exchange = Exchange()
-        exchange.connection.data_received(b"HTTP/1.0 200 OK\r\n\r\nall of it")
+        exchange.receive(b"HTTP/1.0 200 OK\r\n\r\nall of it")
         reading = asyncio.ensure_future(exchange.read())
         await asyncio.sleep(0)
         assert not reading.done()
-        exchange.connection.connection_lost(None)
+        exchange.connection.lost(None)
         await reading
         assert (exchange.body, exchange.response.complete) == (b"all of it", True)
 
@@ -155,20 +160,20 @@ def test_body_without_a_length_ends_with_the_connection() -> None:
 def test_reader_can_stop_and_resume(*, waiting: bool) -> None:
     async def talk() -> None:
         exchange = Exchange()
-        exchange.connection.data_received(CHUNKED)
-        stopping = exchange.response.read(lambda data, _: data == b"enough")
+        exchange.receive(CHUNKED)
+        stopping = exchange.response.read(lambda data, *_: data == b"enough")
         if waiting:
             reading = asyncio.ensure_future(stopping)
             await asyncio.sleep(0)
-            exchange.connection.data_received(chunk(b"enough"))
-            exchange.connection.data_received(chunk(b"more"))
+            exchange.receive(chunk(b"enough"))
+            exchange.receive(chunk(b"more"))
             await reading
         else:
-            exchange.connection.data_received(chunk(b"enough"))
-            exchange.connection.data_received(chunk(b"more"))
+            exchange.receive(chunk(b"enough"))
+            exchange.receive(chunk(b"more"))
             await stopping
         assert not exchange.response.complete
-        exchange.connection.data_received(END)
+        exchange.receive(END)
         await exchange.response.read(exchange.keep)
         assert (exchange.body, exchange.response.complete) == (b"more", True)
 
@@ -178,17 +183,17 @@ def test_reader_can_stop_and_resume(*, waiting: bool) -> None:
 def test_error_in_the_sink_is_raised_and_closes_the_connection() -> None:
     async def talk() -> None:
         exchange = Exchange()
-        exchange.connection.data_received(CHUNKED)
+        exchange.receive(CHUNKED)
 
         def refuse(*_: object) -> bool:
             raise ValueError("too much")
 
         reading = asyncio.ensure_future(exchange.response.read(refuse))
         await asyncio.sleep(0)
-        exchange.connection.data_received(chunk(b"x"))
+        exchange.receive(chunk(b"x"))
         with pytest.raises(ValueError, match="too much"):
             await reading
-        assert exchange.transport.closing
+        assert exchange.stream.closed
 
     asyncio.run(talk())
 
@@ -210,18 +215,18 @@ def test_connection_is_reused_only_after_a_complete_response_without_extra_bytes
     async def talk() -> None:
         exchange = Exchange()
         for data in reads:
-            exchange.connection.data_received(data)
+            exchange.receive(data)
         await exchange.response.head()
         assert not exchange.connection.usable, "one request at a time"
         exchange.response.close()
         exchange.response.close()
         assert exchange.pool == ([exchange.connection] if reused else [])
-        assert exchange.transport.closing is not reused
+        assert exchange.stream.closed is not reused
         if reused:
-            exchange.connection.data_received(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
-            assert exchange.transport.closing, "no request was waiting for this response"
+            exchange.receive(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
+            assert exchange.stream.closed, "no request was waiting for this response"
             with pytest.raises(httpx2.WriteError):
-                exchange.connection.send(b"")
+                exchange.connection.send(b"", print)
 
     asyncio.run(talk())
 
@@ -232,7 +237,7 @@ def test_response_is_freed_without_a_garbage_collection(monkeypatch: pytest.Monk
 
     async def exchange_once() -> weakref.ref[object]:
         exchange = Exchange()
-        exchange.connection.data_received(HELLO)
+        exchange.receive(HELLO)
         await exchange.read()
         exchange.response.close()
         return weakref.ref(exchange.response._parser)

@@ -51,7 +51,7 @@ async def ask(transport: Http1Transport, url: str, **headers: str) -> bytes:
     with watchdog:
         made = await transport.handle_async_request(httpx2.Request("POST", url, headers=headers, content=b"{}"))
         assert watchdog.written is not None
-        assert watchdog.written <= made.extensions[RESPONSE].began
+        assert watchdog.written <= made.extensions[RESPONSE].began.arrived
         body = await made.aread()
         await made.aclose()
     return body
