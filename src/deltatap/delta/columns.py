@@ -48,6 +48,9 @@ _COUNTED = pa.struct(
     {"encoding": STRING, "input_tokens": BIGINT, "output_tokens": BIGINT, "total_tokens": BIGINT,
      "approximate": BOOLEAN}
 )  # fmt: skip
+_CONNECTION = pa.struct(
+    {"reused": BOOLEAN, "dns_ms": DOUBLE, "connect_ms": DOUBLE, "tls_ms": DOUBLE, "upload_ms": DOUBLE}
+)
 _RAW = pa.list_(pa.struct({"event": STRING, "data": BINARY}))
 
 
@@ -102,6 +105,21 @@ CAPTURES: tuple[Column, ...] = (
     Column("e2e_ms", DOUBLE, "from request written to the end of the response"),
     Column("tpot_ms", DOUBLE, "(last_chunk_ms - ttft_ms) / (output tokens - 1); null below 2 tokens"),
     Column("loop_lag_ms", DOUBLE, "the longest delay of the worker's event loop during the last call"),
+    Column(
+        "clock",
+        STRING,
+        "source of the arrival times: kernel (the socket's receive time stamps, which a late event loop does not delay) "
+        "or process (when deltatap read the socket); null in rows of older versions",
+        added=True,
+    ),
+    Column(
+        "connection",
+        _CONNECTION,
+        "the steps before the answer of the last call. reused: an open connection was used, so dns_ms, connect_ms and "
+        "tls_ms are null. connect_ms includes a proxy's tunnel; tls_ms is null without TLS; upload_ms is the time from "
+        "the first byte written until the send buffer had taken the last byte",
+        added=True,
+    ),
     Column(
         "usage_reported", _REPORTED, "tokens of the last call as the server reported them; null when it reported none"
     ),

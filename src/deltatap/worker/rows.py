@@ -237,6 +237,8 @@ def _of_call(call: Call, output_tokens: int) -> dict[str, Any]:
         "ttfot_ms": times.ttfot_ms,
         "last_chunk_ms": times.last_chunk_ms,
         "e2e_ms": call.e2e_ms,
+        "clock": call.clock,
+        "connection": None if call.connection is None else asdict(call.connection),
         "tpot_ms": tpot_ms(times.ttft_ms, times.last_chunk_ms, tokens),
         "usage_reported": None if received.usage is None else asdict(received.usage),
         "response_model": received.response_model,
