@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import httpx2
+import numpy as np
 import orjson
 import pyarrow.parquet as pq
 import uvloop
@@ -30,6 +31,7 @@ from deltatap.prices import Prices
 from deltatap.prompts import build_request
 from deltatap.worker import counting
 from deltatap.worker.bootstrap import context_of, running_engine
+from deltatap.worker.counting import Output
 from deltatap.worker.jobs import job_of
 from deltatap.worker.journal import JournalWriter, warm_up
 
@@ -117,7 +119,7 @@ def worker(base_url: str, streams: int, requests: int, without: str = "") -> tup
     context = context_of(settings, Prices(), "bench", 0)
     warm_up(context)
     if without == "tokens":
-        vars(counting).update(_output_tokens=lambda *_: 0)
+        vars(counting).update(_output=lambda call, *_: Output(0, np.zeros(len(call.received.chunks), np.int32), None))
         vars(specification("chat")).update(count_input=lambda *_: InputTokens())
     jobs: Iterable[Job] = (_job(number, settings) for number in range(requests))
     if without == "input":

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from deltatap.prices import Price
 
@@ -123,8 +123,12 @@ class Chunks:
         starts = [0, *self.end]
         return [self.utf8[start:end].decode() for start, end in pairwise(starts)]
 
-    def to_dicts(self) -> list[dict[str, Any]]:
-        """The elements in the form of the `chunks` column."""
+    def to_dicts(self, tokens: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """The elements in the form of the `chunks` column.
+
+        Args:
+            tokens: the output tokens of each element; None if they have not been counted.
+        """
         text = self.text
         return [
             {
@@ -135,9 +139,28 @@ class Chunks:
                 "choice": None if self.choice[at] == NO_CHOICE else self.choice[at],
                 "event": self.event[at],
                 "read": self.read[at],
+                "tokens": None if tokens is None else int(tokens[at]),
             }
             for at in range(len(self))
         ]
+
+
+class TokenCounts:
+    """The counts of output tokens that a server sends while an answer arrives, in order of arrival.
+
+    Attributes:
+        used_event, used: the event of each usage, and its number of output tokens so far.
+        probed_event, probed_choice, probed: event and choice of log probabilities, and the number of their tokens.
+    """
+
+    __slots__ = ("probed", "probed_choice", "probed_event", "used", "used_event")
+
+    def __init__(self) -> None:
+        self.used_event = array("i")
+        self.used = array("q")
+        self.probed_event = array("i")
+        self.probed_choice = array("i")
+        self.probed = array("i")
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +223,7 @@ class Received:
         raw: type and data of every event, or the body of a whole answer; None unless kept.
         annotations: JSON of citations and other annotations, by choice, and of the sources of the whole answer.
         usage_final: whether the usage counts all output that arrived; False if output came after it.
+        counts: the server's counts of output tokens in single events.
     """
 
     chunks: Chunks
@@ -220,6 +244,7 @@ class Received:
     raw: tuple[tuple[str, bytes], ...] | None = None
     annotations: str | None = None
     usage_final: bool = True
+    counts: TokenCounts = field(default_factory=TokenCounts)
 
     @property
     def text(self) -> str | None:

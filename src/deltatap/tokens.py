@@ -11,11 +11,16 @@ import os
 import re
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tiktoken
 from tiktoken import model as tiktoken_model
 
 from deltatap.errors import VocabularyError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 VOCABULARIES = Path(__file__).with_name("vocabularies")
 # tiktoken names a file by the sha1 of its URL and checks its sha256: file name, sha256.
@@ -90,10 +95,39 @@ def count_text(text: str, encoding_name: str) -> int:
     A text that looks like a special token counts as ordinary text. The number is exact unless the text has 100,000
     characters without a boundary between words: such a run is cut anywhere, which adds a token at most.
     """
-    encode, at, count = encoding(encoding_name).encode_ordinary, 0, 0
+    encode = encoding(encoding_name).encode_ordinary
+    return sum(len(encode(piece)) for piece in _pieces(text))
+
+
+def token_ends(text: str, encoding_name: str) -> np.ndarray[Any, Any]:
+    """Where each token of a text ends, in bytes of its UTF-8. There are as many as :func:`count_text` counts."""
+    sizes = token_sizes(encoding_name)
+    return np.concatenate([sizes[_encoded(piece, encoding_name)] for piece in _pieces(text)]).cumsum()
+
+
+@functools.cache
+def token_sizes(encoding_name: str) -> np.ndarray[Any, Any]:
+    """The number of bytes of each token by its id; takes about 20 ms the first time."""
+    loaded = encoding(encoding_name)
+    ranks = loaded._mergeable_ranks  # noqa: SLF001 - the public methods take 0.2 s of calls, one for each token
+    sizes = np.zeros(loaded.n_vocab, np.int64)
+    sizes[np.fromiter(ranks.values(), np.int64, len(ranks))] = np.fromiter(map(len, ranks), np.int64, len(ranks))
+    return sizes
+
+
+def _encoded(text: str, encoding_name: str) -> np.ndarray[Any, Any]:
+    try:
+        return encoding(encoding_name).encode_to_numpy(text, disallowed_special=())
+    except UnicodeEncodeError:  # a lone surrogate, which encode_ordinary replaces
+        return np.array(encoding(encoding_name).encode_ordinary(text), np.int64)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """The text in pieces that tiktoken can encode."""
+    at = 0
     while len(text) - at > _PIECE:
         boundary = _BETWEEN_WORDS.match(text, at, at + _PIECE)
         end = boundary.end() if boundary else at + _PIECE
-        count += len(encode(text[at:end]))
+        yield text[at:end]
         at = end
-    return count + len(encode(text[at:]))
+    yield text[at:] if at else text

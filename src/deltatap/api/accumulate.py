@@ -37,6 +37,7 @@ from deltatap.model import (
     Chunks,
     Received,
     StreamError,
+    TokenCounts,
     Usage,
 )
 
@@ -56,6 +57,8 @@ _OUTPUT = frozenset(KINDS.index(kind) for kind in OUTPUT_KINDS)
 _NO_REASON = ("null", "none")
 _ERROR_EVENTS = ("error", "exception", "failed", "failure")
 _STATUS_OVERLOADED = 529
+# The lists of log probabilities, one item for each token: in chat completions, and in legacy completions.
+_PROBED = ("content", "refusal", "tokens")
 _NAMES = ("model", "id", "system_fingerprint", "service_tier")
 
 
@@ -85,6 +88,7 @@ class Accumulator(ABC):
         "_asked",
         "_choices",
         "_chunks",
+        "_counts",
         "_error",
         "_event",
         "_filters",
@@ -107,6 +111,7 @@ class Accumulator(ABC):
         self._asked = choices
         self._raw: list[tuple[str, bytes]] | None = [] if keep_raw else None
         self._chunks = Chunks()
+        self._counts = TokenCounts()
         self._choices: dict[int, GrowingChoice] = {}
         self._ms = 0.0
         self._read = 0
@@ -306,6 +311,15 @@ class Accumulator(ABC):
             if names_failure(reason):
                 choice.failure = choice.finish_reason
 
+    def _probed(self, choice: GrowingChoice, given: object) -> None:
+        """Keep log probabilities, and the number of tokens that they are for."""
+        choice.logprobs.append(given)
+        if type(given) is dict:
+            lists = [found for name in _PROBED if type(found := given.get(name)) is list]
+            self._counts.probed_event.append(self._event)
+            self._counts.probed_choice.append(choice.index)
+            self._counts.probed.append(sum(map(len, lists)))
+
     def annotate(self, choice: GrowingChoice, annotations: object) -> None:
         """Keep annotations, for example the URLs that a text cites."""
         for annotation in annotations if type(annotations) is list else [annotations]:
@@ -321,6 +335,9 @@ class Accumulator(ABC):
 
     def _used(self, usage: Usage) -> None:
         """Keep the usage. A later report replaces an earlier one, unless it has lost the count: some end with zeros."""
+        if usage.output_tokens is not None:
+            self._counts.used_event.append(self._event)
+            self._counts.used.append(usage.output_tokens)
         known = self._usage
         if known is None or usage.output_tokens or not known.output_tokens:
             empty = not (usage.input_tokens or usage.output_tokens or usage.total_tokens)
@@ -402,6 +419,7 @@ class Accumulator(ABC):
             output=self._output_came,
             finished=len(finished) >= self._asked and len(finished) == len(choices),
             raw=None if self._raw is None else tuple(self._raw),
+            counts=self._counts,
         )
 
 

@@ -141,7 +141,7 @@ class ChoicesAccumulator(Accumulator):
             native = given.get("native_finish_reason")
             choice.native = native if type(native) is str else None
         if given.get("logprobs"):
-            choice.logprobs.append(given["logprobs"])
+            self._probed(choice, given["logprobs"])
         if not _RARE_IN_CHOICE.isdisjoint(given):
             self._take_rare_of_choice(choice, given, data)
         if len(kinds) == before:

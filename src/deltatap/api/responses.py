@@ -128,7 +128,7 @@ class ResponsesAccumulator(Accumulator):
     def _content(self, event: dict[str, Any]) -> None:
         self._delta(event, "content", "content_index")
         if event.get("logprobs"):
-            self._choice().logprobs.append({"content": event["logprobs"]})
+            self._probed(self._choice(), {"content": event["logprobs"]})
 
     def _refusal(self, event: dict[str, Any]) -> None:
         self._delta(event, "refusal", "content_index")
@@ -175,7 +175,7 @@ class ResponsesAccumulator(Accumulator):
         if not missing:
             return
         if stretch.start == stretch.end and part.get("logprobs"):
-            stretch.choice.logprobs.append({"content": part["logprobs"]})
+            self._probed(stretch.choice, {"content": part["logprobs"]})
         self._add(stretch, missing)
 
     def _part_added(self, event: dict[str, Any]) -> None:

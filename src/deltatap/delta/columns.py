@@ -22,8 +22,9 @@ TIMESTAMP = pa.timestamp("us", tz="UTC")
 STRINGS = pa.map_(STRING, STRING)
 
 CHUNK = pa.struct(
-    {"ms": DOUBLE, "gap_ms": DOUBLE, "text": STRING, "kind": STRING, "choice": INT, "event": INT, "read": INT}
-)
+    {"ms": DOUBLE, "gap_ms": DOUBLE, "text": STRING, "kind": STRING, "choice": INT, "event": INT, "read": INT,
+     "tokens": INT}
+)  # fmt: skip
 CHUNKS = pa.list_(CHUNK)
 RETRY = pa.struct(
     {
@@ -89,6 +90,13 @@ CAPTURES: tuple[Column, ...] = (
     Column("text", STRING, "text of choice 0"),
     Column("choices", pa.list_(_CHOICE), "all choices; tool_calls is JSON"),
     Column("chunks", CHUNKS, "chunks of the last call: one element for each event, choice and kind"),
+    Column(
+        "token_source",
+        STRING,
+        "who counted chunks.tokens: usage (the server, with each chunk), logprobs (one for each token) or tiktoken; "
+        "null without output in chunks",
+        added=True,
+    ),
     Column("retries", RETRIES, "the earlier calls for this row in this run, oldest first"),
     Column("error", _ERROR, "why the row is interrupted or failed; null when completed"),
     Column(
@@ -104,6 +112,13 @@ CAPTURES: tuple[Column, ...] = (
     Column("last_chunk_ms", DOUBLE, "from request written to the last output"),
     Column("e2e_ms", DOUBLE, "from request written to the end of the response"),
     Column("tpot_ms", DOUBLE, "(last_chunk_ms - ttft_ms) / (output tokens - 1); null below 2 tokens"),
+    Column(
+        "itl_ms",
+        DOUBLE,
+        "(last_chunk_ms - ttft_ms) / (output tokens that arrived after the socket read of the first output); null if "
+        "there are none",
+        added=True,
+    ),
     Column("loop_lag_ms", DOUBLE, "the longest delay of the worker's event loop during the last call"),
     Column(
         "clock",

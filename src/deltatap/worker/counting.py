@@ -1,8 +1,8 @@
 """Counts the tokens of a finished capture and sums the costs of its calls.
 
 Knows which texts are output, and which count is used: the server's or tiktoken's. Leaves counting to ``tokens.py`` and
-``api/``, prices to ``prices.py``, and the columns to ``rows.py``. A capture takes milliseconds, so run this off the
-event loop.
+``api/``, the tokens of each chunk to ``chunk_tokens.py``, prices to ``prices.py``, and the columns to ``rows.py``. A
+capture takes milliseconds, so run this off the event loop.
 
 No answer can raise here. A capture that cannot be counted gets the error ``internal`` and keeps its output.
 """
@@ -17,13 +17,16 @@ from typing import TYPE_CHECKING, Any
 from deltatap.api.input_tokens import InputTokens
 from deltatap.api.registry import specification
 from deltatap.http.faults import internal_error
-from deltatap.model import INTERNAL_COMPLETE, INTERNAL_CUT
+from deltatap.model import CONTENT, INTERNAL_COMPLETE, INTERNAL_CUT, REASONING, REFUSAL, TOOL_CALLS
 from deltatap.prices import cost_usd
-from deltatap.tokens import count_text, known_encoding
+from deltatap.tokens import known_encoding, token_ends
+from deltatap.worker.chunk_tokens import chunk_tokens
 from deltatap.worker.jobs import input_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    import numpy as np
 
     from deltatap.model import Call, Capture, CaptureError, Choice, Status
     from deltatap.prices import Price, Prices
@@ -61,16 +64,31 @@ class Bill:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A capture with its counted tokens and costs; `bills` has one entry per call.
+class Output:
+    """The output tokens of one call.
 
-    `fault` is why deltatap could not count or store it as it is.
+    Attributes:
+        tokens: as tiktoken counts them.
+        by_chunk: of each chunk.
+        source: who counted those of the chunks: ``usage``, ``logprobs`` or ``tiktoken``; None without output in chunks.
+    """
+
+    tokens: int
+    by_chunk: np.ndarray[Any, Any]
+    source: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A capture with its counted tokens and costs; `outputs` and `bills` have one entry per call.
+
+    `fault` is why deltatap could not count or store it as it is. A row that could not be counted has no outputs.
     """
 
     capture: Capture
     encoding: str
     input: InputTokens
-    output_tokens: int
+    outputs: tuple[Output, ...]
     bills: tuple[Bill, ...]
     cost_usd: float | None
     cost_basis: str | None
@@ -81,6 +99,11 @@ class Row:
         """The call that the row describes; None when there was none."""
         calls = self.capture.job.calls
         return calls[-1] if calls else None
+
+    @property
+    def output_tokens(self) -> int:
+        """The output tokens of the last call, as tiktoken counts them."""
+        return self.outputs[-1].tokens if self.outputs else 0
 
     @property
     def status(self) -> Status:
@@ -113,7 +136,7 @@ def counted(capture: Capture, context: Context) -> Row:
         return _counted(capture, context)
     except BaseException as error:  # noqa: BLE001 - raised again if it is not this row's trouble
         bills = tuple(Bill(0, 0, None, None) for _ in capture.job.calls)
-        uncounted = Row(capture, context.fallback_encoding, InputTokens(0, approximate=True), 0, bills, None, None)
+        uncounted = Row(capture, context.fallback_encoding, InputTokens(0, approximate=True), (), bills, None, None)
         return uncounted.with_fault(error)
 
 
@@ -125,7 +148,7 @@ def _counted(capture: Capture, context: Context) -> Row:
         answered = capture.reused.job.calls[-1].received.response_model
         priced = context.prices.find(asked, answered) is not None
         cost, basis = _total((), job.earlier, priced=priced)
-        return Row(capture, context.fallback_encoding, InputTokens(), 0, (), cost, basis)
+        return Row(capture, context.fallback_encoding, InputTokens(), (), (), cost, basis)
     answered = next(
         (call.received.response_model for call in reversed(job.calls) if call.received.response_model), None
     )
@@ -136,31 +159,47 @@ def _counted(capture: Capture, context: Context) -> Row:
     inputs += InputTokens(0, approximate=job.wire is not None and model is None)
     price = context.prices.find(asked, answered)
     echo = None if job.wire is None else api.echo(json.loads(job.wire.body))
-    outputs = [_output_tokens(call, encoding, echo) for call in job.calls]
-    bills = tuple(_bill(call, inputs.tokens, output, price) for call, output in zip(job.calls, outputs, strict=True))
+    outputs = tuple(_output(call, encoding, echo) for call in job.calls)
+    bills = tuple(
+        _bill(call, inputs.tokens, output.tokens, price) for call, output in zip(job.calls, outputs, strict=True)
+    )
     cost, basis = _total(bills, job.earlier, priced=price is not None)
-    return Row(capture, encoding, inputs, outputs[-1] if outputs else 0, bills, cost, basis)
+    return Row(capture, encoding, inputs, outputs, bills, cost, basis)
 
 
-def _output_tokens(call: Call, encoding: str, echo: str | None) -> int:
-    """The tokens of all choices; an echoed prompt is not output."""
-    texts = [text for choice in call.received.choices for text in _texts(choice) if text]
-    if echo is not None:
-        texts = [text.removeprefix(echo) for text in texts]
-    return sum(count_text(text, encoding) for text in texts)
+def _output(call: Call, encoding: str, echo: str | None) -> Output:
+    """The tokens of all choices; an echoed prompt is not output. Each text is encoded once."""
+    texts: dict[tuple[int, int], list[np.ndarray[Any, Any]]] = {}
+    echoed: dict[tuple[int, int], int] = {}
+    for choice in call.received.choices:
+        for kind, text in _texts(choice):
+            if echo and text.startswith(echo):
+                echoed[choice.index, kind] = len(echo.encode("utf-8", "surrogatepass"))
+                text = text.removeprefix(echo)  # noqa: PLW2901 - the rest is output
+            texts.setdefault((choice.index, kind), []).append(token_ends(text, encoding))
+    tokens = sum(len(ends) for each in texts.values() for ends in each)
+    return Output(tokens, *chunk_tokens(call.received, texts, echoed))
 
 
-def _texts(choice: Choice) -> Iterator[str | None]:
-    """The texts of a choice; for a tool call, its name and its arguments without the JSON around them."""
-    yield from (choice.text, choice.reasoning, choice.refusal)
-    if not choice.tool_calls:
-        return
+def _texts(choice: Choice) -> Iterator[tuple[int, str]]:
+    """The texts of a choice that are not empty, with their kinds; of a tool call, its name and its arguments."""
+    for kind, text in ((CONTENT, choice.text), (REASONING, choice.reasoning), (REFUSAL, choice.refusal)):
+        if text:
+            yield kind, text
+    if choice.tool_calls:
+        for text in _called(choice.tool_calls):
+            if text:
+                yield TOOL_CALLS, text
+
+
+def _called(tool_calls: str) -> Iterator[str | None]:
+    """The texts of tool calls: names and arguments, without the JSON around them."""
     try:
-        calls = json.loads(choice.tool_calls)
+        calls = json.loads(tool_calls)
     except (ValueError, RecursionError):
         calls = None
     if not isinstance(calls, list):
-        yield choice.tool_calls
+        yield tool_calls
         return
     for call in calls:
         generated = call.get("function", {}) if isinstance(call, dict) else call

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from deltatap.http.faults import internal_error
 from deltatap.model import INTERNAL_COMPLETE
 from deltatap.state import write_whole
-from deltatap.tokens import encoding
+from deltatap.tokens import token_sizes
 from deltatap.worker.counting import Context, Row, counted
 from deltatap.worker.rows import JOURNAL_SCHEMA, journal_batch
 from deltatap.worker.timing import Times
@@ -187,7 +187,7 @@ def _size(capture: Capture) -> tuple[int, int]:
 
 def warm_up(context: Context) -> None:
     """Load the vocabulary and pyarrow's lazy imports now; later they would block the event loop for a second."""
-    encoding(context.fallback_encoding)
+    token_sizes(context.fallback_encoding)
     with pq.ParquetWriter(pa.BufferOutputStream(), JOURNAL_SCHEMA, compression="zstd") as writer:
         writer.write_batch(journal_batch([], context, plan=0, part=0))
 

@@ -23,13 +23,15 @@ import pyarrow as pa
 from deltatap.delta import columns
 from deltatap.http.faults import is_fault
 from deltatap.model import KINDS, Chunks
-from deltatap.worker.timing import Times, tpot_ms
+from deltatap.worker.timing import Times, itl_ms, tpot_ms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from deltatap.model import Call, CaptureError, Job
-    from deltatap.worker.counting import Bill, Context, Row
+    from deltatap.worker.counting import Context, Output, Row
+
+    Tokens = np.ndarray[Any, Any]
 
 CAPTURES_SCHEMA = columns.arrow_schema(columns.CAPTURES)
 JOURNAL_SCHEMA = columns.arrow_schema(columns.JOURNAL)
@@ -54,7 +56,7 @@ def journal_batch(rows: Sequence[Row], context: Context, *, plan: int, part: int
 
 def _arrays(rows: Sequence[Row], context: Context) -> list[pa.Array]:
     try:
-        return _mapped([_values(row, context) for row in rows], [_chunks(row) for row in rows])
+        return _mapped([_values(row, context) for row in rows], [_chunks(row) for row in rows], _tokens(rows))
     except BaseException as error:
         if len(rows) == 1:
             return _fitted(rows[0].with_fault(error), context)
@@ -63,15 +65,23 @@ def _arrays(rows: Sequence[Row], context: Context) -> list[pa.Array]:
     return [pa.concat_arrays(column) for column in zip(*(_arrays([row], context) for row in rows), strict=True)]
 
 
-def _mapped(values: Sequence[dict[str, Any]], chunks: Sequence[Chunks]) -> list[pa.Array]:
+def _mapped(
+    values: Sequence[dict[str, Any]], chunks: Sequence[Chunks], tokens: Sequence[Tokens | None]
+) -> list[pa.Array]:
     return [
-        chunks_array(chunks) if field.name == "chunks" else pa.array([row[field.name] for row in values], field.type)
+        chunks_array(chunks, tokens)
+        if field.name == "chunks"
+        else pa.array([row[field.name] for row in values], field.type)
         for field in CAPTURES_SCHEMA
     ]
 
 
 def _chunks(row: Row) -> Chunks:
     return row.last.received.chunks if row.last else _EMPTY
+
+
+def _tokens(rows: Sequence[Row]) -> list[Tokens | None]:
+    return [row.outputs[-1].by_chunk if row.outputs else None for row in rows]
 
 
 def _fitted(row: Row, context: Context) -> list[pa.Array]:
@@ -84,11 +94,11 @@ def _fitted(row: Row, context: Context) -> list[pa.Array]:
         values = _minimal(row, context)
     fitted = {field.name: fit(values.get(field.name), field.type) for field in CAPTURES_SCHEMA}
     try:
-        return _mapped([fitted], [_chunks(row)])
+        return _mapped([fitted], [_chunks(row)], _tokens([row]))
     except BaseException as error:
         if not is_fault(error):
             raise
-        return _mapped([fitted], [_EMPTY])
+        return _mapped([fitted], [_EMPTY], [None])
 
 
 def _minimal(row: Row, context: Context) -> dict[str, Any]:
@@ -142,8 +152,8 @@ def fit(value: Any, type_: pa.DataType) -> Any:  # noqa: ANN401, PLR0911 - any v
         return None
 
 
-def chunks_array(chunks: Sequence[Chunks]) -> pa.ListArray:
-    """The ``chunks`` column: one list per capture."""
+def chunks_array(chunks: Sequence[Chunks], tokens: Sequence[Tokens | None]) -> pa.ListArray:
+    """The ``chunks`` column: one list per capture. ``tokens`` has those of each chunk, or None if none were counted."""
     offsets = np.zeros(len(chunks) + 1, np.int32)
     np.cumsum([len(c) for c in chunks], out=offsets[1:])
 
@@ -159,9 +169,17 @@ def chunks_array(chunks: Sequence[Chunks]) -> pa.ListArray:
         pa.array(choice, mask=choice < 0),
         pa.array(joined("event")),
         pa.array(joined("read")),
+        _tokens_array(chunks, tokens),
     ]
     struct = pa.StructArray.from_arrays(fields, fields=list(columns.CHUNKS.value_type))
     return pa.ListArray.from_arrays(pa.array(offsets), struct, type=columns.CHUNKS)
+
+
+def _tokens_array(chunks: Sequence[Chunks], tokens: Sequence[Tokens | None]) -> pa.Int32Array:
+    """The tokens of all elements; null where they have not been counted."""
+    uncounted = [np.full(len(c), -1, np.int32) if t is None else t for c, t in zip(chunks, tokens, strict=True)]
+    every = np.concatenate([np.empty(0, np.int32), *uncounted])
+    return pa.array(every, mask=every < 0)
 
 
 def _texts_array(chunks: Sequence[Chunks]) -> pa.StringArray:
@@ -180,7 +198,7 @@ def _values(row: Row, context: Context) -> dict[str, Any]:
     capture, last = row.capture, row.last
     job = capture.job
     # A row without a call (a bad prompt) has no values for the columns that describe one.
-    of_call = _of_call(last, row.output_tokens) if last else {**_NULLS, "choices": []}
+    of_call = _of_call(last, row.outputs[-1:]) if last else {**_NULLS, "choices": []}
     counted = {
         "encoding": row.encoding,
         "input_tokens": row.input.tokens,
@@ -192,7 +210,7 @@ def _values(row: Row, context: Context) -> dict[str, Any]:
     reused_from = None
     if capture.reused is not None:
         answer = capture.reused.job
-        values = _of_call(answer.calls[-1], 0)
+        values = _of_call(answer.calls[-1], ())
         of_call |= {name: values[name] for name in columns.ANSWER if name in values}
         reused_from = {"run_id": context.run_id, "request_id": answer.request.request_id}
         body = answer.calls[-1].body or body
@@ -205,7 +223,7 @@ def _values(row: Row, context: Context) -> dict[str, Any]:
         "mode": job.mode,
         "status": row.status,
         "keep": job.request.keep,
-        "retries": _retries(job, row.bills),
+        "retries": _retries(job, row),
         "error": _error(row.error),
         "queued_ms": capture.queued_ms,
         "loop_lag_ms": capture.loop_lag_ms,
@@ -221,11 +239,12 @@ def _values(row: Row, context: Context) -> dict[str, Any]:
     }
 
 
-def _of_call(call: Call, output_tokens: int) -> dict[str, Any]:
+def _of_call(call: Call, outputs: Sequence[Output]) -> dict[str, Any]:
+    """The columns of a call; `outputs` has its output, unless it could not be counted."""
     received = call.received
     times = Times.of(received.chunks)
     reported = received.usage.output_tokens if received.usage else None
-    tokens = output_tokens if reported is None else reported
+    tokens = sum(output.tokens for output in outputs) if reported is None else reported
     return {
         "finish_reason": received.finish_reason,
         "text": received.text,
@@ -240,6 +259,8 @@ def _of_call(call: Call, output_tokens: int) -> dict[str, Any]:
         "clock": call.clock,
         "connection": None if call.connection is None else asdict(call.connection),
         "tpot_ms": tpot_ms(times.ttft_ms, times.last_chunk_ms, tokens),
+        "itl_ms": next((itl_ms(received.chunks, output.by_chunk, times) for output in outputs), None),
+        "token_source": next((output.source for output in outputs), None),
         "usage_reported": None if received.usage is None else asdict(received.usage),
         "response_model": received.response_model,
         "response_id": received.response_id,
@@ -256,7 +277,8 @@ def _of_call(call: Call, output_tokens: int) -> dict[str, Any]:
     }
 
 
-def _retries(job: Job, bills: Sequence[Bill]) -> list[dict[str, Any]]:
+def _retries(job: Job, row: Row) -> list[dict[str, Any]]:
+    tokens = [output.by_chunk.tolist() for output in row.outputs] or [None] * len(job.calls)
     return [
         *job.earlier,
         *(
@@ -266,12 +288,12 @@ def _retries(job: Job, bills: Sequence[Bill]) -> list[dict[str, Any]]:
                 "http_status": call.http_status,
                 "error_type": call.error.type if call.error else None,
                 "text": call.received.text,
-                "chunks": call.received.chunks.to_dicts(),
+                "chunks": call.received.chunks.to_dicts(its_tokens),
                 "input_tokens": bill.input_tokens,
                 "output_tokens": bill.output_tokens,
                 "cost_usd": None if bill.cost_usd is None else float(bill.cost_usd),
             }
-            for call, bill in zip(job.calls[:-1], bills[:-1], strict=True)
+            for call, bill, its_tokens in zip(job.calls[:-1], row.bills[:-1], tokens[:-1], strict=True)
         ),
     ]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
 
 from deltatap.model import KINDS, OUTPUT_KINDS, REASONING
 
@@ -42,6 +44,25 @@ class Times:
             ttfot_ms=None if shown is None else chunks.ms[shown],
             last_chunk_ms=chunks.ms[output[-1]] if output else None,
         )
+
+
+def itl_ms(chunks: Chunks, tokens: np.ndarray[Any, Any], times: Times) -> float | None:
+    """Mean time per token between the first and the last output, in ms; None if no token came after the first read.
+
+    Everything in one socket read has one time. So the tokens of the first read took no time, and the tokens of every
+    later read count: (last - first) / (tokens of the outputs after the first read).
+
+    Args:
+        chunks: the stream.
+        tokens: the output tokens of each chunk.
+        times: of the stream.
+    """
+    if times.ttft_ms is None or times.last_chunk_ms is None:
+        return None
+    read = np.frombuffer(chunks.read, np.intc)
+    first = next(at for at, kind in enumerate(chunks.kind) if kind in _OUTPUT)
+    later = int(tokens[read > read[first]].sum())  # chunks without output have none
+    return (times.last_chunk_ms - times.ttft_ms) / later if later else None
 
 
 def tpot_ms(ttft_ms: float | None, last_chunk_ms: float | None, output_tokens: int | None) -> float | None:

@@ -216,14 +216,14 @@ def test_the_error_of_a_row_that_cannot_be_stored(
 def test_a_row_that_cannot_be_counted_touches_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: BaseException
 ) -> None:
-    count = tokens.count_text
+    count = tokens.token_ends
 
-    def fail(text: str, encoding: str) -> int:
+    def fail(text: str, encoding: str) -> np.ndarray[Any, Any]:
         if text == "bad":
             raise fault
         return count(text, encoding)
 
-    monkeypatch.setattr(counting, "count_text", fail)
+    monkeypatch.setattr(counting, "token_ends", fail)
     rows = written(tmp_path, capture(1), odd(2, choices=(Choice(0, "bad"),)), capture(3))
     assert [rows[name]["status"] for name in ("r1", "r3")] == ["completed"] * 2
     bad = rows["r2"]
@@ -238,7 +238,7 @@ def test_running_out_of_memory_is_not_one_row_s_trouble(tmp_path: Path, monkeypa
     def fail(*_: object) -> int:
         raise MemoryError
 
-    monkeypatch.setattr(counting, "count_text", fail)
+    monkeypatch.setattr(counting, "token_ends", fail)
     with pytest.raises(MemoryError):
         written(tmp_path, capture(1))
 

@@ -90,6 +90,8 @@ def test_every_column_of_a_completed_row() -> None:
         100.0,
     )
     assert made["tpot_ms"] == (110.0 - 100.0) / (3 - 1)
+    assert ([c["tokens"] for c in made["chunks"]], made["token_source"]) == ([1, 1, 0, 0], "tiktoken")
+    assert made["itl_ms"] == 10.0
     assert (made["queued_ms"], made["dispatch_ms"], made["headers_ms"], made["e2e_ms"], made["loop_lag_ms"]) == (
         3.0,
         1.5,
@@ -134,7 +136,7 @@ def test_earlier_calls_are_kept_and_their_cost_counts() -> None:
     assert [(r["error_type"], r["text"], r["output_tokens"], r["cost_usd"]) for r in made["retries"]] == [
         ("x", "zero", 1, 0.25), ("stream_interrupted", "Good", 1, (8 * 1 + 1 * 10) / 1e6), ("server", None, 0, 0.0),
     ]  # fmt: skip
-    assert [c["text"] for c in made["retries"][1]["chunks"]] == ["Good"]
+    assert [(c["text"], c["tokens"]) for c in made["retries"][1]["chunks"]] == [("Good", 1)]
     assert made["cost_usd"] == (8 * 1 + 1 * 10) / 1e6 + 0.0 + (8 * 1 + 2 * 10) / 1e6 + 0.25
     assert made["cost_basis"] == "mixed"
 
