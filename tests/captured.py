@@ -20,13 +20,13 @@ AT = datetime(2026, 11, 21, 6, 30, tzinfo=UTC)
 # An example stream: the role at 80 ms, then reasoning, two outputs that arrive in one socket read, a third output, the
 # finish and the usage. Six output tokens as reported, five as tiktoken counts them.
 CHUNKS = [
-    (80.0, None, "", "role", 0, 0, 0),
-    (100.0, None, "Hm", "reasoning", 0, 1, 1),
-    (130.0, 30.0, "Say", "content", 0, 2, 2),
-    (130.0, 0.0, " it", "content", 0, 3, 2),
-    (200.0, 70.0, " all.", "content", 0, 4, 3),
-    (210.0, None, "stop", "finish", 0, 5, 4),
-    (215.0, None, "", "usage", -1, 6, 5),
+    (80.0, None, "", "role", 0, 0, 0, 0),
+    (100.0, None, "Hm", "reasoning", 0, 1, 1, 1),
+    (130.0, 30.0, "Say", "content", 0, 2, 2, 1),
+    (130.0, 0.0, " it", "content", 0, 3, 2, 1),
+    (200.0, 70.0, " all.", "content", 0, 4, 3, 2),
+    (210.0, None, "stop", "finish", 0, 5, 4, 0),
+    (215.0, None, "", "usage", -1, 6, 5, 0),
 ]
 # The value of every metric for this stream, computed by hand.
 BY_HAND = {
@@ -35,13 +35,16 @@ BY_HAND = {
     "ttft_ms": 100.0,
     "ttfot_ms": 130.0,
     "tpot_ms": (200.0 - 100.0) / 5,
+    "itl_ms": (200.0 - 100.0) / 4,
+    "tokens_per_chunk": 5 / 4,
+    "burstiness": 100 * (5 - 3) / 5,
     "normalized_ms": 220.0 / 6,
     "stall_ms": 70.0,
     "e2e_ms": 220.0,
     "tokens_per_s": 6 / 0.220,
 }
 # The metrics that are columns of captures.
-TIMES = ("headers_ms", "first_chunk_ms", "ttft_ms", "ttfot_ms", "tpot_ms", "e2e_ms")
+TIMES = ("headers_ms", "first_chunk_ms", "ttft_ms", "ttfot_ms", "tpot_ms", "itl_ms", "e2e_ms")
 
 
 def empty_tables(spark: SparkSession, folder: Path) -> Settings:

@@ -12,9 +12,10 @@ import pytest
 
 from deltatap.analysis.queries import newest_runs
 from deltatap.config import Settings, load_settings
+from deltatap.delta import columns
 from deltatap.delta import tables as delta_tables
 from deltatap.delta.identity import Identity
-from deltatap.delta.prepare import GUARD, guard, prepare_tables
+from deltatap.delta.prepare import GUARD, current_sql, guard, prepare_tables
 from deltatap.delta.reader import SparkReader
 from deltatap.driver import lease as leases
 from deltatap.errors import ConfigError, RunningError
@@ -151,6 +152,26 @@ def test_a_view_of_an_older_version_gains_the_columns_of_its_table(
     spark.sql(f"CREATE OR REPLACE VIEW {schema}.captures_current AS SELECT run_id FROM {schema}.captures")
     prepare_tables(spark, settings)
     assert spark.table(f"{schema}.captures_current").columns == spark.table(f"{schema}.captures").columns
+
+
+def test_a_table_of_an_older_version_gains_the_fields_of_its_structs(
+    spark: SparkSession, tables: Path, schema: str
+) -> None:
+    """Also the fields of structs in arrays, and in the view."""
+    settings = of(tables, f"{schema}.captures")
+    older = delta_tables.ddl(columns.CAPTURES).replace(", tokens: INT", "")
+    spark.sql(f"CREATE TABLE {schema}.captures ({older}) USING DELTA CLUSTER BY (run_id)")
+    chunk = "named_struct('ms', 1D, 'gap_ms', 0D, 'text', 'a', 'kind', 'content', 'choice', 0, 'event', 0, 'read', 0)"
+    spark.sql(f"INSERT INTO {schema}.captures (run_id, chunks) VALUES ('r', array({chunk}))")
+    spark.sql(f"CREATE VIEW {schema}.captures_current AS {current_sql(settings.captures.table)}")
+    prepare_tables(spark, settings)
+    prepare_tables(spark, settings)
+    for name in ("captures", "captures_current"):
+        table = spark.table(f"{schema}.{name}")
+        assert delta_tables.differences(table.schema, columns.CAPTURES) == []
+        (row,) = table.select("run_id", "chunks").collect()
+        assert (row["run_id"], row["chunks"][0]["text"], row["chunks"][0]["tokens"]) == ("r", "a", None)
+    assert spark.sql(f"DESCRIBE HISTORY {schema}.captures").count() == 3, "the second time, there is nothing to add"
 
 
 def test_the_runs_table_has_no_deletion_vectors(spark: SparkSession, settings: Settings) -> None:

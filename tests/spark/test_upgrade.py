@@ -59,6 +59,9 @@ def test_a_new_version_takes_over_what_the_released_one_left(
     assert ended.row["status"] == "completed", shown
     rows = captured(spark, released)
     assert "reused_from" in rows[0]
+    tokens = {row["request_id"]: [chunk["tokens"] for chunk in row["chunks"]] for row in rows}
+    assert sum(None in each for each in tokens.values()) == len(before) + len(journaled)
+    assert {row["token_source"] for row in rows if None not in tokens[row["request_id"]]} == {"tiktoken"}
     again = 24 if name == "another" else 24 - len(before) - len(journaled)
     assert simulator.counts()["calls"] == again, "another endpoint owes every request; the same job only the rest"
     if name == "sim":

@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 
 from deltatap.analysis.bootstrap import Values, interval
 from deltatap.analysis.metrics import METRICS
+from deltatap.analysis.queries import captures_sql
 from deltatap.analysis.sql import in_runs, measured_sql
-from deltatap.delta import tables
 from deltatap.delta.reader import rows
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def compare(reader: Reader, settings: Settings, first: str, second: str) -> dict
 
 def counted(reader: Reader, settings: Settings, first: str, second: str) -> dict[str, list[tuple[int, int]]]:
     """How many rows of two runs have times that count, and how many rows there are: for each mode, for each run."""
-    runs = f"SELECT * FROM {tables.quoted(settings.captures.table)} WHERE {in_runs([first, second])}"
+    runs = captures_sql(reader, settings, in_runs([first, second]))
     found = rows(
         reader.query(
             f"""
@@ -81,7 +81,7 @@ def counted(reader: Reader, settings: Settings, first: str, second: str) -> dict
 
 def _counting_rows(reader: Reader, settings: Settings, run_id: str) -> pa.Table:
     """The metrics of a run's rows whose times count. If there are too many rows, always the same sample of them."""
-    run = f"SELECT * FROM {tables.quoted(settings.captures.table)} WHERE {in_runs([run_id])}"
+    run = captures_sql(reader, settings, in_runs([run_id]))
     return reader.query(
         f"""
         SELECT mode, {", ".join(metric.name for metric in METRICS)} FROM (

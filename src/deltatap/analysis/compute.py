@@ -16,7 +16,7 @@ import numpy as np
 
 from deltatap.analysis import tables as metrics_tables
 from deltatap.analysis.bootstrap import interval
-from deltatap.analysis.queries import require_table
+from deltatap.analysis.queries import captures_sql, require_table
 from deltatap.analysis.sql import (
     HOUR,
     by_run_sql,
@@ -74,8 +74,7 @@ def analyze(spark: SparkSession, settings: Settings, *, everything: bool = False
     if not changed:
         return []
     of_changed = in_runs(changed)
-    captures = tables.quoted(settings.captures.table)
-    with _view(spark.sql(measured_sql(settings, f"SELECT * FROM {captures} WHERE {of_changed}"))) as rows:
+    with _view(spark.sql(measured_sql(settings, captures_sql(reader, settings, of_changed)))) as rows:
         pairs = spark.createDataFrame(paired_rows(reader, rows), spark_schema(metrics_tables.STREAM_VS_COMPLETE))
         _replace(pairs, stream_vs_complete, metrics_tables.STREAM_VS_COMPLETE, of_changed)
         found = spark.sql(f"SELECT DISTINCT hour FROM {rows} WHERE hour IS NOT NULL ORDER BY hour").collect()
@@ -86,9 +85,8 @@ def analyze(spark: SparkSession, settings: Settings, *, everything: bool = False
         # These hours may also hold rows of runs that have not changed. The bounds let Delta skip files of other days.
         in_hours = f"{HOUR} IN ({', '.join(hours)})"
         bounds = f"started_at >= {hours[0]} AND started_at < {hours[-1]} + INTERVAL 1 HOUR"
-        with _view(
-            spark.sql(measured_sql(settings, f"SELECT * FROM {captures} WHERE {bounds} AND {in_hours}"))
-        ) as rows:
+        of_hours = captures_sql(reader, settings, f"{bounds} AND {in_hours}")
+        with _view(spark.sql(measured_sql(settings, of_hours))) as rows:
             metrics_by_hour = spark.sql(metrics_sql(rows, ("hour",), settings))
             _replace(metrics_by_hour, by_hour, metrics_tables.METRICS_BY_HOUR, f"hour IN ({', '.join(hours)})")
     newest = f"SELECT * FROM {tables.quoted(by_run)} WHERE {of_changed}"
@@ -98,7 +96,7 @@ def analyze(spark: SparkSession, settings: Settings, *, everything: bool = False
 def _ensured(spark: SparkSession, settings: Settings, name: str, columns: Sequence[Column]) -> str:
     table = table_of(settings, name)
     tables.ensure(spark, table, columns)
-    if problems := tables.differences(spark.table(tables.quoted(table)).schema, columns):
+    if problems := tables.upgrade(spark, table, columns):
         raise ConfigError([f"analysis.tables: {table}: {problem}" for problem in problems])
     return table
 
@@ -139,10 +137,7 @@ def _replace(frame: DataFrame, table: str, columns: Sequence[Column], where: str
     """Replace the rows of the table that match the condition, in one commit."""
     names = [column.name for column in columns]
     writer = frame.select(*names).write.format("delta").mode("overwrite").option("replaceWhere", where)
-    if tables.is_path(table):
-        writer.save(table)
-    else:
-        writer.saveAsTable(table)
+    tables.save(writer, table)
 
 
 @contextmanager

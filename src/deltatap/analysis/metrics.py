@@ -37,7 +37,14 @@ _FIRST, _LAST = "get(output, 0).ms", "get(output, size(output) - 1).ms"
 _LAST_EVENT = "get(events, size(events) - 1).ms"
 _LAST_CHUNK = "get(chunks, size(chunks) - 1).ms"
 _AFTER_FIRST = "nullif(greatest(tokens - 1, 0), 0)"
+_TOKENS = "aggregate({}, 0, (sum, c) -> sum + c.tokens)"
+_LATER = _TOKENS.format("filter(output, c -> c.read > get(output, 0).read)")
+_ALL_TOKENS = _TOKENS.format("output")
+_READS = "size(array_distinct(transform(filter(output, c -> c.tokens > 0), c -> c.read)))"
 _LONGEST_GAP = "array_max(transform(output, c -> c.gap_ms))"
+
+
+_CONTENT = "filter(chunks, c -> c.kind = 'content')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +117,36 @@ METRICS = (
         from_chunks=f"({_LAST} - {_FIRST}) / {_AFTER_FIRST}",
         formula="(time of the last output - TTFT) / (output tokens - 1)",
         null_when="mode is `complete`; fewer than two tokens",
+    ),
+    Metric(
+        name="itl_ms",
+        label="ITL",
+        title="inter-token latency",
+        sql="itl_ms",
+        from_chunks=f"({_LAST} - {_FIRST}) / nullif({_LATER}, 0)",
+        formula="(time of the last output - TTFT) / (tokens in the outputs after the socket read of the first output)",
+        null_when="mode is `complete`; no token after the first socket read; captured by an older version",
+    ),
+    Metric(
+        name="tokens_per_chunk",
+        label="chunk size",
+        title="chunk size",
+        sql=f"{_ALL_TOKENS} / nullif(size(output), 0)",
+        from_chunks=f"{_ALL_TOKENS} / nullif(size(output), 0)",
+        formula="tokens in all outputs / outputs",
+        null_when="mode is `complete`; no output arrived; captured by an older version",
+        unit="tokens",
+    ),
+    Metric(
+        name="burstiness",
+        label="burstiness",
+        title="burstiness",
+        sql=f"100 * ({_ALL_TOKENS} - {_READS}) / nullif({_ALL_TOKENS}, 0)",
+        from_chunks=f"100 * ({_ALL_TOKENS} - {_READS}) / nullif({_ALL_TOKENS}, 0)",
+        formula="share of the tokens that arrive together with the token before them, in one socket read: "
+        "(tokens - socket reads with tokens) / tokens",
+        null_when="mode is `complete`; no token arrived; captured by an older version",
+        unit="%",
     ),
     Metric(
         name="normalized_ms",
@@ -193,7 +230,12 @@ PEERS = (
         "ends at the last event with choices, not at the end of the stream",
     ),
     Peer("guidellm", "TTFT", _FIRST, "same as ours"),
-    Peer("guidellm", "ITL", f"({_LAST} - {_FIRST}) / {_AFTER_FIRST}", "this is our TPOT"),
+    Peer(
+        "guidellm",
+        "ITL",
+        f"({_LAST} - {_FIRST}) / {_AFTER_FIRST}",
+        "this is our TPOT; in a run, each request counts once per token",
+    ),
     Peer("guidellm", "TPOT", f"{_LAST} / nullif(tokens, 0)", "includes the time to the first token"),
     Peer("aiperf", "TTFT", _FIRST, "same as ours"),
     Peer("aiperf", "TTFO", "get(shown, 0).ms", "this is our time to first output token"),
@@ -203,7 +245,40 @@ PEERS = (
         f"({_LAST_CHUNK} - {_FIRST}) / {_AFTER_FIRST}",
         "ends at the last response, not at the last output; newer versions divide by the tokens after the first chunk",
     ),
+    Peer(
+        "aiperf",
+        "ICL",
+        "transform(slice(output, 2, size(output)), (c, i) -> c.ms - get(output, i).ms)",
+        "a list of the times between consecutive outputs of any choice; outputs from one socket read are about 0 ms "
+        "apart",
+    ),
     Peer("aiperf", "request latency", _LAST_CHUNK, "ends at the last response"),
+    Peer(
+        "inference-perf",
+        "TTFT",
+        f"get({_CONTENT}, 0).ms",
+        "the first content; reasoning does not count, and it includes our `dispatch_ms`",
+    ),
+    Peer(
+        "inference-perf",
+        "TPOT",
+        f"(get({_CONTENT}, size({_CONTENT}) - 1).ms - get({_CONTENT}, 0).ms) / {_AFTER_FIRST}",
+        "from the first content to the last",
+    ),
+    Peer(
+        "inference-perf",
+        "ITL",
+        f"flatten(transform({_CONTENT}, (c, i) -> concat("
+        f"array_repeat(c.ms - get({_CONTENT}, i - 1).ms, IF(i = 0, 0, 1)), array_repeat(0D, c.tokens - 1))))",
+        "a list of the times between consecutive tokens, where all tokens of a chunk have its time, so most are 0 if "
+        "chunks are large; each chunk is encoded by itself, which finds more tokens than the whole text has",
+    ),
+    Peer(
+        "inference-perf",
+        "NTPOT",
+        "e2e_ms / nullif(tokens, 0)",
+        "our normalized latency, but it includes our `dispatch_ms`",
+    ),
     Peer(
         "OpenTelemetry",
         "gen_ai.client.operation.time_to_first_chunk",

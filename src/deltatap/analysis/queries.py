@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from deltatap.analysis.metrics import kinds_sql
 from deltatap.analysis.sql import in_runs, measured_sql
-from deltatap.delta import tables
+from deltatap.delta import columns, tables
+from deltatap.delta.older import rows_sql
 from deltatap.delta.prepare import remembered_runs
 from deltatap.delta.reader import identify_captures, rows
 from deltatap.errors import ConfigError
@@ -41,6 +42,11 @@ def require_table(reader: Reader, name: str, table: str) -> None:
         raise ConfigError([f"{name}.table: {table}: this Delta table does not exist; capture something first"])
 
 
+def captures_sql(reader: Reader, settings: Settings, where: str) -> str:
+    """A query for the rows of ``captures`` that match the condition, also if an older version made the table."""
+    return rows_sql(reader, settings.captures.table, columns.CAPTURES, where)
+
+
 def newest_runs(reader: Reader, settings: Settings, limit: int, only_if: str = "true") -> list[Row]:
     """The newest runs on this captures table, newest first.
 
@@ -66,7 +72,7 @@ def good_requests(reader: Reader, settings: Settings, run_ids: Sequence[str]) ->
     """
     if not run_ids or not settings.analysis.slo.bounds or not reader.exists(settings.captures.table):
         return {}
-    captures = f"SELECT * FROM {tables.quoted(settings.captures.table)} WHERE {in_runs(run_ids)}"
+    captures = captures_sql(reader, settings, in_runs(run_ids))
     counted = reader.query(
         f"""
         SELECT run_id, count_if(good) AS good, count(*) AS sent FROM ({measured_sql(settings, captures)})

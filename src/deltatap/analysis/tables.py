@@ -48,7 +48,8 @@ _COUNTS: tuple[Column, ...] = (
     Column("coalesced", DOUBLE, "share of outputs that arrived in the same socket read as the output before them"),
 )
 _METRICS: tuple[Column, ...] = (
-    *(Column(metric.name, DISTRIBUTION, f"{metric.title}, {metric.unit}") for metric in METRICS),
+    # A table of an older version lacks the metrics that are newer.
+    *(Column(metric.name, DISTRIBUTION, f"{metric.title}, {metric.unit}", added=True) for metric in METRICS),
     Column(
         "inter_chunk_ms",
         GAPS,

@@ -293,6 +293,16 @@ def ddl(columns: Sequence[Column]) -> str:
     )
 
 
+def lacks(found: pa.DataType, ours: pa.DataType) -> bool:
+    """Whether a type has all but some fields of our structs, at any depth."""
+    if pa.types.is_list(found) and pa.types.is_list(ours):
+        return lacks(found.value_type, ours.value_type)
+    if not (pa.types.is_struct(found) and pa.types.is_struct(ours)):
+        return False
+    fields = {field.name: field.type for field in found}
+    return any(field.name not in fields or lacks(fields[field.name], field.type) for field in ours)
+
+
 def arrow_schema(columns: Sequence[Column]) -> pa.Schema:
     """The Arrow schema of a table."""
     return pa.schema([pa.field(column.name, column.type) for column in columns])

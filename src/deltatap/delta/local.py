@@ -74,9 +74,9 @@ class LocalReader:
         """The location of a path, or a name with its catalog and schema."""
         return resolved(table) if tables.is_path(table) else table.lower()
 
-    def columns(self, table: str) -> list[str]:
-        """The columns of a table."""
-        return list(self.query(f"SELECT * FROM {tables.quoted(table)} LIMIT 0").column_names)
+    def schema(self, table: str) -> pa.Schema:
+        """The columns of a table with their types."""
+        return self.query(f"SELECT * FROM {tables.quoted(table)} LIMIT 0").schema
 
     def query(self, sql: str) -> pa.Table:
         """The result of a query."""

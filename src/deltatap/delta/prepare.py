@@ -73,9 +73,15 @@ def prepare_tables(spark: SparkSession, settings: Settings) -> None:
 
 def _prepare_view(spark: SparkSession, captures: str) -> None:
     """Create the view of the newest rows. A view keeps the columns that its table had, so an older one is replaced."""
+    from pyspark.errors import AnalysisException  # noqa: PLC0415 - workers import this module without Spark
+
     view = tables.beside(captures, f"{tables.names(captures)[-1]}_current")
-    columns = spark.table(tables.quoted(captures)).columns
-    if not tables.exists(spark, view) or spark.table(tables.quoted(view)).columns != columns:
+    types = spark.table(tables.quoted(captures)).schema.simpleString()
+    try:
+        found = spark.table(tables.quoted(view)).schema.simpleString()
+    except AnalysisException:  # no view, or one that has other types than its table
+        found = None
+    if found != types:
         spark.sql(f"CREATE OR REPLACE VIEW {tables.quoted(view)} AS {current_sql(captures)}")
 
 

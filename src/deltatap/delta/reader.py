@@ -30,8 +30,8 @@ class Reader(Protocol):
         """A path as its location, and a catalog name with its catalog and schema, in lower case."""
         ...
 
-    def columns(self, table: str) -> list[str]:
-        """The columns of a table."""
+    def schema(self, table: str) -> pa.Schema:
+        """The columns of a table with their types."""
         ...
 
     def query(self, sql: str) -> pa.Table:
@@ -72,9 +72,9 @@ class SparkReader:
             names = [self._spark.catalog.currentCatalog(), *names]
         return ".".join(names).lower()
 
-    def columns(self, table: str) -> list[str]:
-        """The columns of a table."""
-        return list(self._spark.table(tables.quoted(table)).columns)
+    def schema(self, table: str) -> pa.Schema:
+        """The columns of a table with their types."""
+        return self.query(f"SELECT * FROM {tables.quoted(table)} LIMIT 0").schema
 
     def query(self, sql: str) -> pa.Table:
         """The result of a query."""
@@ -97,7 +97,7 @@ def identify_captures(reader: Reader, captures: str, runs: str) -> Identity:
     if not reader.exists(runs):
         return found
     # Older versions have no locations in runs. A newer version adds the column when it captures.
-    has_locations = "captures_location" in reader.columns(runs)
+    has_locations = "captures_location" in reader.schema(runs).names
     where = "WHERE captures_location IS NULL" if has_locations else ""
     names = rows(reader.query(f"SELECT DISTINCT captures FROM {tables.quoted(runs)} {where}"))
     here = reader.qualified(captures)

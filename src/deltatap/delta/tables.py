@@ -6,18 +6,19 @@ Leaves the columns to ``columns.py``.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from deltatap.delta.columns import ddl, spark_schema
+from deltatap.delta.columns import ddl, lacks, spark_schema
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
     from pyspark.sql.types import StructType
 
     from deltatap.delta.columns import Column
 
+    T = TypeVar("T")
 
 _TRIES = 10
 _SESSION_CATALOG = "spark_catalog"
@@ -123,13 +124,18 @@ def ensure(
 
 def commit(spark: SparkSession, sql: str) -> DataFrame:
     """Run a statement that commits, and repeat it after a conflict with another writer. Returns its result."""
+    return repeated(lambda: spark.sql(sql))
+
+
+def repeated(action: Callable[[], T]) -> T:
+    """Do what commits, and repeat it after a conflict with another writer. Returns its result."""
     for _ in range(_TRIES - 1):
         try:
-            return spark.sql(sql)
+            return action()
         except Exception as error:
             if not is_conflict(error):
                 raise
-    return spark.sql(sql)
+    return action()
 
 
 def is_conflict(error: Exception) -> bool:
@@ -138,13 +144,36 @@ def is_conflict(error: Exception) -> bool:
 
 
 def upgrade(spark: SparkSession, table: str, columns: Sequence[Column]) -> list[str]:
-    """Add the columns that a table of an older version lacks. A table with other differences is only reported."""
+    """Add the columns and fields that a table of an older version lacks. Other differences are only reported."""
+    from pyspark.sql.pandas.types import to_arrow_schema  # noqa: PLC0415 - workers import this module without Spark
+
     found = spark.table(quoted(table)).schema
     new = [column for column in columns if column.added and column.name not in found.names]
-    problems = differences(found, [column for column in columns if column not in new])
+    types = {field.name: field.type for field in to_arrow_schema(found)}
+    lacking = [column for column in columns if column.name in types and lacks(types[column.name], column.type)]
+    problems = differences(found, [column for column in columns if column not in (*new, *lacking)])
     if new and not problems:
         commit(spark, f"ALTER TABLE {quoted(table)} ADD COLUMNS ({ddl(new)})")
+    if lacking and not problems:
+        _add_fields(spark, table, lacking)
     return problems
+
+
+def _add_fields(spark: SparkSession, table: str, columns: Sequence[Column]) -> None:
+    """Add the fields that structs in these columns lack.
+
+    Databricks' ALTER TABLE adds no field to a struct in an array, so this is a write without rows.
+    """
+    writer = spark.createDataFrame([], spark_schema(columns)).write.format("delta").mode("append")
+    repeated(lambda: save(writer.option("mergeSchema", "true"), table))
+
+
+def save(writer: DataFrameWriter, table: str) -> None:
+    """Write to a table that is given by its name or its path."""
+    if is_path(table):
+        writer.save(table)
+    else:
+        writer.saveAsTable(table)
 
 
 def differences(found: StructType, columns: Sequence[Column]) -> list[str]:

@@ -175,7 +175,7 @@ def _known(reader: LocalReader, load: Load) -> int:
     """How many request ids of the file are in the table."""
     if "request_id" not in load.rows.schema.names or not reader.exists(load.table):
         return 0
-    column = find("request_id", reader.columns(load.table))
+    column = find("request_id", reader.schema(load.table).names)
     if column is None:
         return 0
     ids = f"SELECT DISTINCT CAST({tables.backticked(column)} AS STRING) AS id FROM {tables.quoted(load.table)}"

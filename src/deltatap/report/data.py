@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltatap.analysis.compute import by_run_rows, paired_rows
 from deltatap.analysis.metrics import kinds_sql
+from deltatap.analysis.queries import captures_sql
 from deltatap.analysis.sql import in_runs, measured_sql
 from deltatap.delta import tables
 from deltatap.delta.reader import rows as rows_of
@@ -108,7 +109,7 @@ def gather(reader: Reader, settings: Settings, run_ids: Sequence[str]) -> Gather
     """Read the data of a page about some runs, and compute their metrics."""
     captures = tables.quoted(settings.captures.table)
     of_runs = in_runs(run_ids)
-    measured = measured_sql(settings, f"SELECT * FROM {captures} WHERE {of_runs}")
+    measured = measured_sql(settings, captures_sql(reader, settings, of_runs))
     keys = "run_id, endpoint, request_model, mode"
     rows = reader.query(
         f"""

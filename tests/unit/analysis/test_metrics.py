@@ -1,17 +1,30 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pytest
+from deltalake import write_deltalake
 
 from deltatap.analysis import tables
-from deltatap.analysis.metrics import METRICS, PARTS, kinds_sql
-from deltatap.analysis.sql import in_runs, pairs_sql
+from deltatap.analysis.metrics import METRICS, PARTS, kinds_sql, with_parts
+from deltatap.analysis.queries import captures_sql
+from deltatap.analysis.sql import in_runs, measured_sql, pairs_sql
+from deltatap.config import load_settings
+from deltatap.delta import columns
+from deltatap.delta.local import LocalReader
+from deltatap.delta.reader import rows
 from deltatap.model import OUTPUT_KINDS
-from tests.captured import BY_HAND, CHUNKS
+from tests.captured import BY_HAND, CHUNKS, capture_row
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from deltatap.delta.columns import Column
+
+# What tables of older versions lack, and the metrics that need it.
+NEW_COLUMNS = {"token_source", "itl_ms"}
+OF_TOKENS = {"itl_ms", "tokens_per_chunk", "burstiness"}
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
@@ -46,3 +59,54 @@ def test_run_ids_are_literals() -> None:
 
 def test_pairs_are_grouped_by_length() -> None:
     assert "WHEN s.output_tokens <= 16 THEN '1-16' WHEN s.output_tokens <= 64 THEN '17-64'" in pairs_sql("rows")
+
+
+def no_spark() -> Any:
+    raise AssertionError("Spark was started")
+
+
+def as_structs(row: dict[str, Any], schema: pa.Schema) -> dict[str, Any]:
+    """The row with dicts in the place of tuples, as Arrow takes structs."""
+
+    def converted(value: Any, type_: pa.DataType) -> Any:
+        if isinstance(value, list):
+            return [converted(item, type_.value_type) for item in value]
+        if isinstance(value, tuple):
+            return {field.name: item for field, item in zip(type_, value, strict=False)}
+        return value
+
+    return {field.name: converted(row[field.name], field.type) for field in schema}
+
+
+def test_metrics_without_a_jvm_match_the_hand_computed_example(tmp_path: Path) -> None:
+    schema = columns.arrow_schema(columns.CAPTURES)
+    write_deltalake(tmp_path / "captures", pa.Table.from_pylist([as_structs(capture_row("r", "a"), schema)], schema))
+    expressions = [f"{metric.sql} AS {metric.name}" for metric in METRICS]
+    expressions += [f"{metric.from_chunks} AS {metric.name}_from_chunks" for metric in METRICS if metric.from_chunks]
+    captures = f"delta.`{tmp_path}/captures`"
+    (found,) = rows(LocalReader(no_spark).query(f"SELECT {', '.join(expressions)} FROM ({with_parts(captures)})"))
+    for name, value in found.items():
+        assert value == pytest.approx(BY_HAND[name.removesuffix("_from_chunks")]), name
+
+
+def test_a_table_of_an_older_version_has_no_metrics_of_tokens(tmp_path: Path) -> None:
+    chunk = pa.struct([field for field in columns.CHUNK if field.name != "tokens"])
+    fields = [
+        pa.field(field.name, pa.list_(chunk) if field.name == "chunks" else field.type)
+        for field in columns.arrow_schema(columns.CAPTURES)
+        if field.name not in NEW_COLUMNS
+    ]
+    given = [
+        as_structs(capture_row("r", "a"), pa.schema(fields)),
+        as_structs(capture_row("r", "b", chunks=[]), pa.schema(fields)),
+    ]
+    write_deltalake(tmp_path / "captures", pa.Table.from_pylist(given, pa.schema(fields)))
+    settings = load_settings({"captures": {"table": str(tmp_path / "captures")}})
+    reader = LocalReader(no_spark)
+    measured = f"SELECT * FROM ({measured_sql(settings, captures_sql(reader, settings, 'true'))}) ORDER BY request_id"
+    found, empty = rows(reader.query(measured))
+    assert {name for name in BY_HAND if found[name] is None} == OF_TOKENS
+    assert {name: found[name] for name in BY_HAND if name not in OF_TOKENS} == pytest.approx(
+        {name: value for name, value in BY_HAND.items() if name not in OF_TOKENS}
+    )
+    assert (found["gaps"], found["outputs"], empty["outputs"]) == ([30.0, 70.0], 4, 0)

@@ -11,7 +11,7 @@ from deltatap.delta import tables as delta_tables
 TABLES = {"captures": columns.CAPTURES, "journal": columns.JOURNAL, "runs": columns.RUNS, "owed": columns.OWED}
 
 # The types of existing tables. A changed type would break every existing table.
-CHUNKS_DDL = "ARRAY<STRUCT<ms: DOUBLE, gap_ms: DOUBLE, text: STRING, kind: STRING, choice: INT, event: INT, read: INT>>"
+CHUNKS_DDL = "ARRAY<STRUCT<ms: DOUBLE, gap_ms: DOUBLE, text: STRING, kind: STRING, choice: INT, event: INT, read: INT, tokens: INT>>"
 DDL = {
     "chunks": CHUNKS_DDL,
     "retries": "ARRAY<STRUCT<started_at: TIMESTAMP, e2e_ms: DOUBLE, http_status: INT, error_type: STRING, text: STRING, "
