@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 DEFAULT_FILE = "conf/prices.yml"
 _MILLION = 1_000_000
+# Models in a line of costs.
+MODELS = 10
 # A float is converted through its text, so that 0.15 is exactly 0.15.
 _Usd = Annotated[Decimal, BeforeValidator(lambda usd: str(usd) if isinstance(usd, float) else usd), Field(ge=0)]
 
@@ -128,3 +130,10 @@ def money(usd: float) -> str:
     decimals = 4 if usd == 0 else max(4, 2 - math.floor(math.log10(abs(usd))))
     whole, _, fraction = f"{usd:,.{decimals}f}".partition(".")
     return f"{whole}.{fraction.rstrip('0'):0<4}"
+
+
+def by_model(costs: Sequence[tuple[str, float | None]]) -> str:
+    """The cost of each model in words, the most expensive model first; of many models, the first :data:`MODELS`."""
+    ordered = sorted(costs, key=lambda each: (each[1] is None, -(each[1] or 0), each[0]))
+    shown = [f"{model} {'no price' if cost is None else '$' + money(cost)}" for model, cost in ordered[:MODELS]]
+    return ", ".join(shown) + (f", and {len(ordered) - MODELS:,} more models" if len(ordered) > MODELS else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from datetime import UTC, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -285,7 +285,7 @@ def test_two_real_runs_are_analyzed_compared_and_printed(
     out = io.StringIO()
     console = Console(file=out, width=80)
     show_metrics(console, rows)
-    show_runs(console, newest_runs(SparkReader(spark), settings, 5), {}, {})
+    show_runs(console, newest_runs(SparkReader(spark), settings, 5), {}, {}, datetime.now(UTC))
     for run_id in runs:
         late = {row["mode"]: row["late"] for row in rows if row["run_id"] == run_id}
         assert {row["mode"]: row["late"] for row in summarize(SparkReader(spark), settings, run_id)[1]} == late
@@ -294,7 +294,7 @@ def test_two_real_runs_are_analyzed_compared_and_printed(
     show_capture(console, streamed)
     first, second = runs
     row_counts = counted(SparkReader(spark), settings, first, second)
-    assert {mode: [every for _, every in runs_of_mode] for mode, runs_of_mode in row_counts.items()} == {
+    assert {mode: [run.rows for run in runs_of_mode] for mode, runs_of_mode in row_counts.items()} == {
         mode: [sum(row["rows"] for row in rows if (row["run_id"], row["mode"]) == (run_id, mode)) for run_id in runs]
         for mode in ("stream", "complete")
     }

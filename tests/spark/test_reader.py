@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pytest
 
-from deltatap.analysis.compare import compare
+from deltatap.analysis.compare import compare, counted
 from deltatap.analysis.queries import (
     good_requests,
     newest_answers,
     newest_capture,
     newest_runs,
+    not_completed,
     require_runs,
     summarize,
 )
@@ -100,11 +101,22 @@ def plain(value: Any) -> Any:
     return plain({name: getattr(value, name) for name in value.__slots__}) if hasattr(value, "__slots__") else value
 
 
+def refused(look: Callable[[], Any]) -> str:
+    with pytest.raises(ConfigError, match="several request ids") as error:
+        look()
+    return str(error.value)
+
+
 LOOKS: dict[str, Callable[[Reader, Settings], Any]] = {
     "runs": lambda reader, settings: newest_runs(reader, settings, 5),
     "good requests": lambda reader, settings: good_requests(reader, settings, RUNS),
     "show": lambda reader, settings: newest_capture(reader, settings, "r7", None),
     "show of a run": lambda reader, settings: newest_capture(reader, settings, "r7", RUNS[1]),
+    "ids with the same beginning": lambda reader, settings: refused(
+        lambda: newest_capture(reader, settings, "r", RUNS[1])
+    ),
+    "failures": lambda reader, settings: not_completed(reader, settings, RUNS[1], 20),
+    "counted": lambda reader, settings: counted(reader, settings, *RUNS[:2]),
     "summary": lambda reader, settings: summarize(reader, settings, RUNS[1]),
     "replay": lambda reader, settings: newest_answers(reader, settings, RUNS[:2], 1_000),
     "compare": lambda reader, settings: compare(reader, settings, *RUNS[:2]),

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 PANELS = {
     "Capture": ["init", "capture", "load", "check", "stop"],
-    "Results": ["runs", "show", "analyze", "compare", "report"],
+    "Results": ["runs", "show", "failures", "analyze", "compare", "report"],
     "Endpoints for tests": ["replay", "simulate"],
 }
 COMMANDS = [name for names in PANELS.values() for name in names]
@@ -216,7 +216,7 @@ def test_the_last_line_of_a_capture_is_short_json(
     monkeypatch.setattr("deltatap.driver.needs.preflight", lambda _: None)
     monkeypatch.setattr("deltatap.cli.capturing.session", lambda *_: None)
     monkeypatch.setattr("deltatap.driver.run.run", lambda *_: ended)
-    monkeypatch.setattr("deltatap.analysis.queries.summarize", lambda *_: ([], []))
+    monkeypatch.setattr("deltatap.analysis.queries.summarize", lambda *_: ([], [], []))
     assert cli.run(cli.capture, config) == cli.OK
     assert list(json.loads(capsys.readouterr().out.splitlines()[-1]).items()) == list(last.items())
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import io
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from deltatap import terminal
-from deltatap.analysis.compare import Difference
+from deltatap.analysis.compare import Counted, Difference
 from deltatap.analysis.conditions import evaluate, parse
 from deltatap.analysis.metrics import METRICS
 from deltatap.prices import money
@@ -19,6 +19,7 @@ from deltatap.prices import money
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+NOW = datetime(2026, 12, 1, 9, tzinfo=UTC)
 RUN: dict[str, Any] = {
     "run_id": "r1", "status": "stopped", "started_at": datetime(2026, 11, 21, 6, 30, tzinfo=UTC), "completed": 1234,
     "owed": 2000, "interrupted": 5, "failed": None, "cost_usd": 1.5, "reason": "stopped by [you]", "requests": 1250,
@@ -26,11 +27,12 @@ RUN: dict[str, Any] = {
 }  # fmt: skip
 CAPTURE: dict[str, Any] = {
     "request_id": "q[1]", "run_id": "r1", "mode": "stream", "status": "interrupted", "finish_reason": None,
-    "error": {"type": "connection", "code": None, "message": "reset [by peer]"}, "response_model": None,
+    "error": {"type": "connection", "code": None, "message": "reset [by peer]", "http_status": 502}, "response_model": None,
     "request_model": "m", "retries": [{"error_type": "rate_limit", "text": None}],
     "chunks": [{"ms": 1.0, "kind": "role"}, {"ms": 500.0, "kind": "content"}, {"ms": 1000.0, "kind": "reasoning"}],
     "ttft_ms": 500.0, "tpot_ms": None, "e2e_ms": 1200.0, "loop_lag_ms": 0.5, "usage_reported": None,
     "usage_tiktoken": {"input_tokens": 3, "output_tokens": 2}, "cost_usd": 0.25,
+    "api": "chat", "request": json.dumps({"messages": [{"content": "Say\n[bold]", "role": "user"}], "model": "m"}),
     "choices": [{"index": 0, "text": "[bold]Hi", "reasoning": "Hm", "refusal": None, "tool_calls": None}],
 }  # fmt: skip
 
@@ -42,23 +44,56 @@ def printed(show: Callable[..., None], *arguments: Any, width: int = 200) -> str
 
 
 def test_runs_have_a_line_each_and_their_reasons_below() -> None:
-    lines = printed(terminal.show_runs, [RUN, RUN | {"run_id": "r2", "reason": None}], {}, {}, width=90).splitlines()
-    assert lines[1].split() == ["r1", "stopped", "2026-11-21", "06:30", "1,234/2,000", "5", "1.5000"]
-    assert lines[3:] == ["r1: stopped by [you]"]
+    lines = printed(
+        terminal.show_runs, [RUN, RUN | {"run_id": "r2", "reason": None}], {}, {}, NOW, width=90
+    ).splitlines()
+    assert lines[2].split() == ["r1", "stopped", "11-21", "06:30", "1,234/2,000", "5", "1.5000"]
+    assert lines[4:] == ["r1: stopped by [you]"]
 
 
 def test_runs_fit_into_80_columns() -> None:
-    run = RUN | {"run_id": "20261121T063000-abc123", "status": "completed", "completed": 398, "owed": 400}
-    first, *rest = printed(terminal.show_runs, [run | {"failed": 2, "cost_usd": 0.0003}], {}, {}, width=80).splitlines()
-    assert first.split() == ["run", "status", "started", "done", "broken", "failed", "USD"]
-    assert rest[0].split() == [run["run_id"], "completed", "2026-11-21", "06:30", "398/400", "5", "2", "0.0003"]
+    run = RUN | {"run_id": "20261121T063000-abc123", "completed": 3980, "owed": 4000, "failed": 2, "reason": None}
+    runs = [
+        run | {"status": "completed", "cost_usd": 0.0003},
+        run | {"status": "budget_exhausted", "cost_usd": 12.3456},
+    ]
+    _, head, *rest = printed(terminal.show_runs, runs, {}, {}, NOW, width=80).splitlines()
+    assert head.split() == ["run", "status", "(UTC)", "done", "rupted", "failed", "USD"]
+    values = ["11-21", "06:30", "3,980/4,000", "5", "2"]
+    assert [line.split() for line in rest] == [
+        [run["run_id"], "completed", *values, "0.0003"],
+        [run["run_id"], "budget_", *values, "12.3456"],
+        ["exhausted"],
+    ]
+
+
+def test_a_start_of_an_earlier_year_has_its_year() -> None:
+    lines = printed(terminal.show_runs, [RUN], {}, {}, NOW + timedelta(days=365)).splitlines()
+    assert "2026-11-21" in lines[2].split()
+
+
+@pytest.mark.parametrize(
+    ("silent", "note"),
+    [
+        (timedelta(seconds=59), None),
+        (timedelta(seconds=119), "no heartbeat for 119 s"),
+        (timedelta(minutes=90), "no heartbeat for 90 min"),
+        (timedelta(hours=3), "no heartbeat for 3 h"),
+        (timedelta(days=3), "no heartbeat for 3 days"),
+    ],
+)
+def test_a_run_without_a_heartbeat_is_probably_dead(silent: timedelta, note: str | None) -> None:
+    run = RUN | {"status": "running", "reason": None, "heartbeat_at": NOW - silent}
+    ended = run | {"run_id": "ended", "status": "completed"}
+    expected = f"r1: running, but {note}: its driver is probably dead; the next capture closes this run"
+    assert printed(terminal.show_runs, [run, ended], {}, {}, NOW).splitlines()[4:] == ([expected] if note else [])
 
 
 def test_labels_and_good_requests_have_a_line_for_each_run() -> None:
     runs = [RUN | {"run_id": name, "reason": None} for name in ("r1", "r2", "r3")]
     runs[1]["labels"] = {"night": "Tue", "zone": "[b]"}
     good, slo = {"r3": (1299, 1396), "r1": (0, 3)}, {"ttft_ms": 1500.0, "e2e_ms": 0.5}
-    assert printed(terminal.show_runs, runs, good, slo).splitlines()[4:] == [
+    assert printed(terminal.show_runs, runs, good, slo, NOW).splitlines()[5:] == [
         "r2: night=Tue, zone=[b]",
         "r1: 0/3 requests good",
         "r3: 1,299/1,396 requests good",
@@ -78,43 +113,66 @@ def test_summary_of_one_mode_leaves_the_mode_out() -> None:
         "late": 0,
         "max_loop_lag_ms": 50.0,
     }
-    text = printed(terminal.show_summary, RUN, [outcome], [times])
+    text = printed(terminal.show_summary, RUN, [outcome], [times], [])
     assert "stream" not in text
     assert "1,250 calls, 10,000 input tokens, 20,000 output tokens, $1.5000" in text
     assert "inter-chunk" not in text
     assert "late event loop" not in text
     assert "deltatap show" not in text
     failed = [outcome | {"mode": mode, "status": "failed", "why": "timeout"} for mode in ("stream", "complete")]
-    lines = printed(terminal.show_summary, RUN, [outcome, *failed], [times]).splitlines()
-    assert [line for line in lines if "deltatap show" in line] == [
-        "failed, timeout: for example request q 1; `deltatap show` has the details"
-    ]
-    both = printed(terminal.show_summary, RUN, [outcome, outcome | {"mode": "complete"}], [times])
+    lines = printed(terminal.show_summary, RUN, [outcome, *failed], [times], []).splitlines()
+    assert [line for line in lines if "deltatap show" in line] == ["failed, timeout: for example `deltatap show 'q 1'`"]
+    assert "all of them: `deltatap failures r1`" in lines
+    models = [{"model": "a", "cost_usd": 0.25}, {"model": "b[1]", "cost_usd": 1.25}, {"model": "c", "cost_usd": None}]
+    assert "cost by model" not in printed(terminal.show_summary, RUN, [outcome], [times], models[:1])
+    text = printed(terminal.show_summary, RUN, [outcome], [times], models)
+    assert text.endswith("\ncost by model: b[1] $1.2500, a $0.2500, c no price\n")
+    both = printed(terminal.show_summary, RUN, [outcome, outcome | {"mode": "complete"}], [times], [])
     assert "TTFT, stream" in both
     late = [times | {"late": 2}, times | {"mode": "complete", "late": 1}]
     assert (
         "3 rows ran on a late event loop (over 50 ms); report, compare and analyze leave them out of the latencies: "
         "lower capture.concurrency, or use a machine that is less busy"
-        in printed(terminal.show_summary, RUN, [outcome], late).splitlines()
+        in printed(terminal.show_summary, RUN, [outcome], late, []).splitlines()
     )
 
 
 def test_summary_of_a_run_without_rows() -> None:
-    assert printed(terminal.show_summary, RUN, [], []) == "run r1: stopped; it added no rows\n"
+    assert printed(terminal.show_summary, RUN, [], [], []) == "run r1: stopped; it added no rows\n"
 
 
 def test_a_capture_shows_outcome_chunks_times_and_text_literally() -> None:
     text = printed(terminal.show_capture, CAPTURE)
     for line in (
         "q[1]  stream  interrupted (connection)  m  run r1",
-        "connection: reset [by peer]",
+        "connection 502: reset [by peer]",
         "call 1: rate_limit, 0 characters received",
+        "prompt: Say [bold]",
         "[bold]Hi",
     ):
         assert line in text.splitlines()
     times, usage = "TTFT 500.0 ms, end to end 1,200.0 ms, loop lag 0.5 ms", "3 input + 2 output tokens"
     assert f"{times}, {usage} (counted by tiktoken), $0.2500" in text.splitlines()
     assert "2 chunks in 1.00 s" in text, "the role is not output"
+
+
+def test_failures_have_a_line_each_and_a_hash_has_its_prompt() -> None:
+    row = {"request_id": "q[1]", "mode": "stream", "status": "failed", "type": "server", "code": None, "http_status": 500,
+           "message": "over\nloaded " * 20, "api": "chat", "body": CAPTURE["request"]}  # fmt: skip
+    hashed = row | {"request_id": "ab" * 32, "status": "interrupted", "code": "c", "http_status": None, "message": None}
+    title, first, second, prompt, more, _ = printed(
+        terminal.show_failures, "r1", [row, hashed], 7, width=80
+    ).splitlines()
+    assert title == "run r1: 7 failed or interrupted rows"
+    assert first.startswith("q[1]  failed  server 500: over loaded over")
+    assert first.endswith("…")
+    assert second == "abababababab  interrupted  server c: no message"
+    assert prompt.strip() == "prompt: Say [bold]"
+    assert more == "5 more: --limit 7 lists all"
+    both = printed(terminal.show_failures, "r1", [row, row | {"mode": "complete"}], 2)
+    assert "q[1] (complete)  failed" in both
+    assert "more:" not in both
+    assert printed(terminal.show_failures, "r1", [], 0) == "run r1: no failed or interrupted rows\n"
 
 
 def test_a_reused_answer_names_its_request() -> None:
@@ -156,18 +214,24 @@ def test_metrics_without_values_say_why(late: int, why: str) -> None:
 def test_comparison_shows_signed_differences_by_mode() -> None:
     found = {("stream", "ttft_ms", "p50"): Difference(100.0, 130.0, 20.0, 40.0),
              ("complete", "e2e_ms", "p95"): Difference(1.0, 1.0, None, None)}  # fmt: skip
-    counts = {"stream": [(39, 120), (34, 1200)], "complete": [(5, 5), (6, 6)]}
-    *rows, last = printed(terminal.show_comparison, "a", "b", found, counts, width=80).splitlines()
-    assert last == (
-        "stream: the times of 39 of 120 and 34 of 1,200 rows count; the others are not completed, are reused, or ran on "
-        "a late event loop"
-    )
+    counts = {
+        "stream": [Counted(120, {"late": 80, "interrupted": 1}), Counted(1200, {"reused": 1160, "unsent": 6})],
+        "complete": [Counted(5, {}), Counted(6, {"failed": 6})],
+    }
+    *rows, first, second, third = printed(terminal.show_comparison, "a", "b", found, counts, width=80).splitlines()
+    assert [first, second, third] == [
+        "stream, a: 39 of 120 rows have times that count; left out: 1 interrupted, 80 on a late event loop",
+        "stream, b: 34 of 1,200 rows have times that count; left out: 6 not sent (invalid prompt), 1,160 reused",
+        "complete, b: 0 of 6 rows have times that count; left out: 6 failed",
+    ]
     lines = [line.split() for line in rows]
     assert ["metric", "a", "b", "difference", "95", "%", "interval"] in lines
     assert ["TTFT", "p50,", "ms", "100.0", "130.0", "*", "+30.0", "+20.0", "to", "+40.0"] in lines
     assert ["E2E", "p95,", "ms", "1.0", "1.0", "+0.0"] in lines
     assert lines[-1] == ["difference:", "b", "minus", "a;", "*:", "its", "interval", "excludes", "zero"]
-    assert "nothing to compare" in printed(terminal.show_comparison, "a", "b", {}, {})
+    nothing, *why = printed(terminal.show_comparison, "a", "b", {}, counts).splitlines()
+    assert nothing.startswith("nothing to compare")
+    assert why == [first, second, third]
 
 
 def test_a_comparison_as_json_has_units_and_the_outcomes_of_conditions() -> None:

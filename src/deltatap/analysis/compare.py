@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from deltatap.analysis.bootstrap import Values, interval
 from deltatap.analysis.metrics import METRICS
 from deltatap.analysis.queries import captures_sql
 from deltatap.analysis.sql import in_runs, measured_sql
+from deltatap.analysis.uncounted import reason, uncounted_sql
 from deltatap.delta.reader import rows
 
 if TYPE_CHECKING:
@@ -63,20 +65,29 @@ def compare(reader: Reader, settings: Settings, first: str, second: str) -> dict
     }
 
 
-def counted(reader: Reader, settings: Settings, first: str, second: str) -> dict[str, list[tuple[int, int]]]:
-    """How many rows of two runs have times that count, and how many rows there are: for each mode, for each run."""
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """How many rows of a run and mode there are, and how many of them have no times that count, by reason."""
+
+    rows: int
+    left_out: Mapping[str, int]
+
+
+def counted(reader: Reader, settings: Settings, first: str, second: str) -> dict[str, list[Counted]]:
+    """What counts of two runs: for each mode, for each run. The reasons are those of ``uncounted.REASONS``."""
     runs = captures_sql(reader, settings, in_runs([first, second]))
-    found = rows(
-        reader.query(
-            f"""
-            SELECT run_id, mode, count_if(counts) AS counting, count(*) AS every
-            FROM ({measured_sql(settings, runs)}) GROUP BY run_id, mode
-            """
-        )
-    )
-    by_run = {(row["mode"], row["run_id"]): (row["counting"], row["every"]) for row in found}
+    measured = measured_sql(settings, runs)
+    every = rows(reader.query(f"SELECT run_id, mode, count(*) AS rows FROM ({measured}) GROUP BY run_id, mode"))
+    left_out: dict[tuple[str, str], Counter[str]] = {}
+    for row in rows(reader.query(uncounted_sql(measured))):
+        left_out.setdefault((row["mode"], row["run_id"]), Counter())[reason(row)] += row["rows"]
+    by_run = {
+        key: Counted(row["rows"], dict(left_out.get(key, {})))
+        for row in every
+        for key in [(row["mode"], row["run_id"])]
+    }
     modes = sorted({mode for mode, _ in by_run}, reverse=True)
-    return {mode: [by_run.get((mode, run_id), (0, 0)) for run_id in (first, second)] for mode in modes}
+    return {mode: [by_run.get((mode, run_id), Counted(0, {})) for run_id in (first, second)] for mode in modes}
 
 
 def _counting_rows(reader: Reader, settings: Settings, run_id: str) -> pa.Table:

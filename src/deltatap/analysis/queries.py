@@ -1,4 +1,4 @@
-"""Queries for people: the newest runs, one request, the newest answers, the summary of a run.
+"""Queries for people: the newest runs, one request, failed requests, the newest answers, the summary of a run.
 
 Returns rows. ``terminal.py`` and the report lay them out.
 """
@@ -9,12 +9,14 @@ import difflib
 from typing import TYPE_CHECKING, Any
 
 from deltatap.analysis.metrics import kinds_sql
+from deltatap.analysis.requested import BODY, short_id
 from deltatap.analysis.sql import in_runs, measured_sql
 from deltatap.delta import columns, tables
 from deltatap.delta.older import rows_sql
 from deltatap.delta.prepare import remembered_runs
 from deltatap.delta.reader import identify_captures, rows
 from deltatap.errors import ConfigError
+from deltatap.prices import exact_usd
 from deltatap.prompt_columns import did_you_mean
 
 if TYPE_CHECKING:
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
 
 # Runs with rows. A scheduled run that finds nothing to do has none.
 HAS_ROWS = "coalesce(completed, 0) + coalesce(interrupted, 0) + coalesce(failed, 0) > 0"
-# How many request ids are compared with one that does not exist.
+# How many request ids are compared with one that does not exist, and how many of those that match are named.
 _IDS = 100_000
+_NAMED = 5
 
 
 def require_table(reader: Reader, name: str, table: str) -> None:
@@ -110,21 +113,95 @@ def require_runs(reader: Reader, settings: Settings, run_ids: Sequence[str]) -> 
 def newest_capture(reader: Reader, settings: Settings, request_id: str, run_id: str | None) -> list[Row]:
     """The newest row of a request in each mode, streamed first; of one run or of any.
 
+    Args:
+        reader: reads the table.
+        settings: name the table.
+        request_id: the id, or its beginning if no other id begins like this.
+        run_id: the run; None for any.
+
     Raises:
-        ConfigError: there is no captures table, or it has no such row.
+        ConfigError: there is no captures table, no such row, or more than one id begins like this.
     """
     require_table(reader, "captures", settings.captures.table)
-    where = f"request_id = {tables.literal(request_id)}" + (f" AND {in_runs([run_id])}" if run_id is not None else "")
-    found = rows(reader.query(f"SELECT * FROM {tables.quoted(settings.captures.table)} WHERE {where}"))
+    captures = f"SELECT * FROM {tables.quoted(settings.captures.table)}"
+    in_run = "" if run_id is None else f" AND {in_runs([run_id])}"
+    found = rows(reader.query(f"{captures} WHERE request_id = {tables.literal(request_id)}{in_run}"))
+    if not found:
+        full = _full_id(reader, settings, request_id, run_id)
+        found = rows(reader.query(f"{captures} WHERE request_id = {tables.literal(full)}{in_run}"))
     # A reused answer has no time, but its run has one.
     starts = _starts(reader, settings) if len(found) > 1 else {}
     newest = {row["mode"]: row for row in sorted(found, key=lambda row: (starts.get(row["run_id"], 0.0), age(row)))}
-    if not newest:
-        table, place = settings.captures.table, f" in run {run_id}" if run_id else ""
-        ids = rows(reader.query(f"SELECT DISTINCT request_id FROM {tables.quoted(table)} LIMIT {_IDS}"))
-        hint = did_you_mean(*difflib.get_close_matches(request_id, [row["request_id"] for row in ids]))
-        raise ConfigError([f"captures.table: {table}: no row with request_id {request_id}{place}{hint}"])
     return [newest[mode] for mode in sorted(newest, reverse=True)]
+
+
+def _full_id(reader: Reader, settings: Settings, start: str, run_id: str | None) -> str:
+    """The only request_id that begins like this.
+
+    Raises:
+        ConfigError: there is none, or more than one.
+    """
+    table = settings.captures.table
+    ids = f"SELECT DISTINCT request_id FROM {tables.quoted(table)}"
+    in_run, place = ("", "") if run_id is None else (f" AND {in_runs([run_id])}", f" in run {run_id}")
+    begins = f"startswith(request_id, {tables.literal(start)})"
+    begun = f"{ids} WHERE {begins}{in_run} ORDER BY request_id LIMIT {_NAMED + 1}"
+    found = [row["request_id"] for row in rows(reader.query(begun))] if start else []
+    if len(found) == 1:
+        return str(found[0])
+    if found:
+        shown = found[:_NAMED] if len(set(map(short_id, found))) < len(found) else map(short_id, found[:_NAMED])
+        named = [*shown, *(["…"] if len(found) > _NAMED else [])]
+        why = f"several request ids begin with {start}{place}: {', '.join(named)}"
+        raise ConfigError([f"captures.table: {table}: {why}"])
+    known = [row["request_id"] for row in rows(reader.query(f"{ids} LIMIT {_IDS}"))]
+    hint = did_you_mean(*difflib.get_close_matches(start, known))
+    raise ConfigError([f"captures.table: {table}: no row with request_id {start}{place}{hint}"])
+
+
+def not_completed(reader: Reader, settings: Settings, run_id: str | None, limit: int) -> tuple[str, list[Row], int]:
+    """The failed and interrupted rows of a run, those of one error together.
+
+    Args:
+        reader: reads the tables.
+        settings: name the tables.
+        run_id: the run; None for the newest run that has rows.
+        limit: maximum number of rows.
+
+    Returns:
+        The run's id, the rows, and how many rows there are without the limit. ``body`` is the start of the request.
+
+    Raises:
+        ConfigError: there is no such run, or no run has rows.
+    """
+    if run_id is None:
+        run_id = newest_with_rows(reader, settings)
+    else:
+        require_runs(reader, settings, [run_id])
+    require_table(reader, "captures", settings.captures.table)
+    found = rows(
+        reader.query(
+            f"""
+            SELECT request_id, mode, status, error.type AS type, error.code AS code, error.http_status AS http_status,
+              left(error.message, 300) AS message, api, left(request, {BODY}) AS body, count(*) OVER () AS every
+            FROM {tables.quoted(settings.captures.table)} WHERE {in_runs([run_id])} AND status != 'completed'
+            ORDER BY status, type, code, message, request_id, mode LIMIT {limit}
+            """
+        )
+    )
+    return run_id, found, found[0]["every"] if found else 0
+
+
+def newest_with_rows(reader: Reader, settings: Settings) -> str:
+    """The newest run that has rows.
+
+    Raises:
+        ConfigError: no run has any.
+    """
+    newest = newest_runs(reader, settings, 1, HAS_ROWS)
+    if not newest:
+        raise ConfigError([f"runs.table: {settings.runs.table}: no run has rows yet; capture something first"])
+    return str(newest[0]["run_id"])
 
 
 def _starts(reader: Reader, settings: Settings) -> dict[str, float]:
@@ -157,11 +234,11 @@ def newest_answers(reader: Reader, settings: Settings, run_ids: Sequence[str], l
     )[::-1]
 
 
-def summarize(reader: Reader, settings: Settings, run_id: str) -> tuple[list[Row], list[Row]]:
-    """A run's rows counted by mode, status and finish_reason, each with a request_id, and its times by mode.
+def summarize(reader: Reader, settings: Settings, run_id: str) -> tuple[list[Row], list[Row], list[Row]]:
+    """A run's rows counted by mode, status and finish_reason, each with a request_id; its times by mode; its models.
 
     The times are those of completed rows. ``late`` counts the rows that the metrics leave out because the event loop
-    ran late.
+    ran late. Each model has its number of rows and their cost, the most expensive model first.
     """
     run = f"SELECT * FROM {tables.quoted(settings.captures.table)} WHERE {in_runs([run_id])}"
     outcomes = reader.query(
@@ -185,4 +262,11 @@ def summarize(reader: Reader, settings: Settings, run_id: str) -> tuple[list[Row
         FROM run LEFT JOIN gaps USING (mode) GROUP BY mode ORDER BY mode DESC
         """
     )
-    return rows(outcomes), rows(times)
+    models = reader.query(
+        f"""
+        SELECT request_model AS model, count(*) AS rows, CAST(sum({exact_usd("cost_usd")}) AS DOUBLE) AS cost_usd
+        FROM ({run}) WHERE request_model IS NOT NULL GROUP BY request_model
+        ORDER BY cost_usd DESC NULLS LAST, rows DESC, model
+        """
+    )
+    return rows(outcomes), rows(times), rows(models)

@@ -1,7 +1,11 @@
-"""The commands that show and compare what was captured: ``runs``, ``show``, ``analyze``, ``compare`` and ``report``."""
+"""The commands that show and compare what was captured.
+
+They are ``runs``, ``show``, ``failures``, ``analyze``, ``compare`` and ``report``.
+"""
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,7 +36,7 @@ def runs(
     tables = reader(settings, console)
     found = newest_runs(tables, settings, most)
     good = good_requests(tables, settings, [row["run_id"] for row in found])
-    show_runs(console, found, good, settings.analysis.slo.bounds)
+    show_runs(console, found, good, settings.analysis.slo.bounds, datetime.now(UTC))
     if not found:
         say(console, why_no_runs(tables, settings), "warning")
     return OK
@@ -42,17 +46,42 @@ def runs(
 def show(
     settings: Settings,
     console: Console,
-    request_id: Annotated[str, typer.Argument(metavar="REQUEST_ID", help="The request to show.")],
+    request_id: Annotated[
+        str, typer.Argument(metavar="REQUEST_ID", help="The request to show: its id, or the beginning of it.")
+    ],
     run_id: Annotated[
         str | None, typer.Option("--run", metavar="RUN", help="Show this run's row. Default: the newest row.")
     ] = None,
 ) -> int:
-    """Show one request: when its chunks arrived, its latencies, cost, text and error."""
+    """Show one request: its prompt, when its chunks arrived, its latencies, cost, text and error.
+
+    A request without an id of its own has the hash of its body as its id.
+    """
     from deltatap.analysis.queries import newest_capture  # noqa: PLC0415
     from deltatap.terminal import show_capture  # noqa: PLC0415
 
     for row in newest_capture(reader(settings, console), settings, request_id, run_id):
         show_capture(console, row)
+    return OK
+
+
+@command(RESULTS)
+def failures(
+    settings: Settings,
+    console: Console,
+    run_id: Annotated[
+        str | None, typer.Argument(metavar="RUN", help="The run. Default: the newest run that has rows.")
+    ] = None,
+    most: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of rows to list.")] = 20,
+) -> int:
+    """List the failed and interrupted rows of a run, each with its error.
+
+    The next run sends interrupted requests and failed calls again. Fix invalid prompts first.
+    """
+    from deltatap.analysis.queries import not_completed  # noqa: PLC0415
+    from deltatap.terminal import show_failures  # noqa: PLC0415
+
+    show_failures(console, *not_completed(reader(settings, console), settings, run_id, most))
     return OK
 
 

@@ -123,8 +123,8 @@ CAPTURES: tuple[Column, ...] = (
     Column(
         "clock",
         STRING,
-        "source of the arrival times: kernel (the socket's receive time stamps, which a late event loop does not delay) "
-        "or process (when deltatap read the socket); null in rows of older versions",
+        "source of the arrival times: kernel (the socket's receive time stamps, which a late event loop does not "
+        "delay) or process (when deltatap read the socket); null in rows of older versions",
         added=True,
     ),
     Column(

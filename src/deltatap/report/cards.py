@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from deltatap.analysis.metrics import METRICS
 from deltatap.analysis.names import run_names, series_key, series_names
-from deltatap.prices import money
+from deltatap.analysis.uncounted import reason
+from deltatap.prices import by_model, money
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -118,9 +119,21 @@ def _of_run(
         made += _goodput(row, analysis, series, row["rows"] - unsent[series_key(row)])
     tokens = f"{_sum(metrics, 'input_tokens'):,} input tokens; last call per row only"
     made.append(Card("output tokens", f"{_sum(metrics, 'output_tokens'):,}", tokens))
-    costs = [row["cost_usd"] for row in metrics if row["cost_usd"] is not None]
-    made.append(Card("cost", f"${money(sum(costs))}" if costs else "no price", "retries included" if costs else ""))
+    made.append(_cost(metrics))
     return made
+
+
+def _cost(metrics: Sequence[Row]) -> Card:
+    """The cost, and that of each model if there are several."""
+    models: dict[str, float | None] = {}
+    for row in metrics:
+        model, cost = row["request_model"] or "no model", row["cost_usd"]
+        models[model] = models.get(model) if cost is None else cost + (models.get(model) or 0)
+    costs = [cost for cost in models.values() if cost is not None]
+    if not costs:
+        return Card("cost", "no price")
+    detail = f"{by_model(list(models.items()))}; retries included" if len(models) > 1 else "retries included"
+    return Card("cost", f"${money(sum(costs))}", detail)
 
 
 def _sum(metrics: Sequence[Row], name: str) -> int:
@@ -183,31 +196,23 @@ def left_out(uncounted: Sequence[Row], analysis: Analysis) -> list[LeftOut]:
     """Why rows are left out of the time metrics, by run; the most rows of a run first.
 
     Args:
-        uncounted: rows of ``data.uncounted_sql``.
+        uncounted: rows of ``uncounted.uncounted_sql``.
         analysis: the settings that decide which rows count.
     """
     found: dict[tuple[str, str], list[Row]] = {}
     for row in uncounted:
-        found.setdefault((row["run_id"], _reason(row)), []).append(row)
+        found.setdefault((row["run_id"], reason(row)), []).append(row)
     made = [
-        LeftOut(run_id, sum(row["rows"] for row in rows), *_advice(reason, rows, analysis))
-        for (run_id, reason), rows in found.items()
+        LeftOut(run_id, sum(row["rows"] for row in rows), *_advice(why, rows, analysis))
+        for (run_id, why), rows in found.items()
     ]
     runs = list(dict.fromkeys(row["run_id"] for row in uncounted))
     return sorted(made, key=lambda each: (runs.index(each.run_id), -each.rows, each.why))
 
 
-def _reason(row: Row) -> str:
-    if row["late"]:
-        return "late"
-    if row["started"]:
-        return str(row["status"])
-    return "reused" if row["status"] == "completed" else "unsent"
-
-
-def _advice(reason: str, rows: Sequence[Row], analysis: Analysis) -> tuple[str, str]:
+def _advice(why: str, rows: Sequence[Row], analysis: Analysis) -> tuple[str, str]:
     """Why the rows are left out, and what to do about it."""
-    if reason == "late":
+    if why == "late":
         lag = max(row["lag_ms"] for row in rows)
         bound = analysis.max_loop_lag_ms or 0
         return (
@@ -234,4 +239,4 @@ def _advice(reason: str, rows: Sequence[Row], analysis: Analysis) -> tuple[str, 
             "The answer of an identical request was reused, so there are no times.",
             "Nothing to fix. To call every request, set capture.reuse to false.",
         ),
-    }[reason]
+    }[why]

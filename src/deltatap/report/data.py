@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from deltatap.analysis.compute import by_run_rows, paired_rows
 from deltatap.analysis.metrics import kinds_sql
 from deltatap.analysis.queries import captures_sql
+from deltatap.analysis.requested import BODY, prompt_line
 from deltatap.analysis.sql import in_runs, measured_sql
+from deltatap.analysis.uncounted import uncounted_sql
 from deltatap.delta import tables
 from deltatap.delta.reader import rows as rows_of
 from deltatap.report.requests import requests_sql
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
     Row = dict[str, Any]
 
 # Limits of one page: rows per run and mode, streams to replay, chunks per stream, characters per text, rows per list,
-# bins per chart over time, words per error type, examples of the same words, characters of words.
+# bins per chart over time, words per error type, examples of the same words, characters of words, characters of a
+# prompt in the list of streams.
 ROWS = 10_000
 STREAMS = 12
 CHUNKS = 1_500
@@ -37,6 +40,7 @@ BINS = 120
 WORDS = 3
 EXAMPLES = 3
 MESSAGE = 500
+CHOICE = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,7 @@ class Stream:
             stream.
         whole: the text of the whole answer.
         paired: whether the whole answer comes from a call of its own.
+        prompt: its start.
     """
 
     request_id: str
@@ -63,6 +68,7 @@ class Stream:
     whole_ms: float
     whole: str
     paired: bool
+    prompt: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +91,7 @@ class Gathered:
         broken: interrupted and failed rows.
         requests: rows for the table of requests.
         failures: rows of :func:`failures_sql`.
-        uncounted: rows of :func:`uncounted_sql`.
+        uncounted: rows of ``uncounted.uncounted_sql``.
     """
 
     analysis: Analysis
@@ -156,7 +162,8 @@ def gather(reader: Reader, settings: Settings, run_ids: Sequence[str]) -> Gather
     )
     runs = tables.quoted(settings.runs.table)
     texts = f"""
-        SELECT {keys}, request_id, status, error, ttft_ms, e2e_ms, left(text, {TEXT}) AS text, size(retries) AS retries
+        SELECT {keys}, request_id, status, error, ttft_ms, e2e_ms, left(text, {TEXT}) AS text, size(retries) AS retries,
+          api, left(request, {BODY}) AS body
         FROM {captures} WHERE {of_runs}
     """
     found = rows_of(reader.query(f"SELECT * FROM {runs} WHERE {of_runs} ORDER BY started_at, run_id"))
@@ -172,18 +179,22 @@ def gather(reader: Reader, settings: Settings, run_ids: Sequence[str]) -> Gather
         errors=errors,
         paired=sorted(paired_rows(reader, f"({measured})"), key=_shortest),
         streams=_streams(reader, captures, measured),
-        slowest=rows_of(
+        slowest=_with_prompts(
             reader.query(
                 f"{texts} AND status = 'completed' ORDER BY e2e_ms DESC NULLS LAST, request_id, run_id LIMIT {TABLE}"
             )
         ),
-        broken=rows_of(
+        broken=_with_prompts(
             reader.query(f"{texts} AND status != 'completed' ORDER BY status, request_id, run_id LIMIT {TABLE}")
         ),
         requests=reader.query(requests_sql(captures, run_ids)),
         failures=rows_of(reader.query(failures_sql(f"SELECT * FROM {captures} WHERE {of_runs}"))),
         uncounted=rows_of(reader.query(uncounted_sql(measured))),
     )
+
+
+def _with_prompts(found: pa.Table) -> list[Row]:
+    return [row | {"prompt": prompt_line(row["body"], row["api"])} for row in rows_of(found)]
 
 
 def failures_sql(captures: str) -> str:
@@ -225,16 +236,6 @@ def failures_sql(captures: str) -> str:
     """
 
 
-def uncounted_sql(measured: str) -> str:
-    """SQL: measured rows (a query) that the time metrics leave out, counted by series and reason."""
-    keys = "run_id, endpoint, request_model, mode, status, late, started"
-    return f"""
-        SELECT {keys}, count(*) AS rows, max(loop_lag_ms) AS lag_ms
-        FROM (SELECT *, started_at IS NOT NULL AS started FROM ({measured}) WHERE NOT counts)
-        GROUP BY {keys} ORDER BY {keys}
-    """
-
-
 def _place(row: Row, runs: Sequence[str]) -> tuple[Any, ...]:
     """Sorts rows of ``metrics_by_run``: by run, those of a run by endpoint and model, streamed before complete."""
     return runs.index(row["run_id"]), row["endpoint"] or "", row["request_model"] or "", row["mode"] != "stream"
@@ -269,8 +270,8 @@ def _streams(reader: Reader, captures: str, measured: str) -> list[Stream]:
     found = reader.query(
         f"""
         SELECT run_id, request_id, mode, status, error.type AS error, e2e_ms, last_chunk_ms, text,
-          slice(filter(chunks, c -> c.choice <= 0 AND {kinds_sql()}),
-            1, {CHUNKS}) AS chunks
+          api, left(request, {BODY}) AS body,
+          slice(filter(chunks, c -> c.choice <= 0 AND {kinds_sql()}), 1, {CHUNKS}) AS chunks
         FROM {captures} WHERE (run_id, request_id) IN ({pairs})
         """
     )
@@ -296,4 +297,5 @@ def _stream(row: Row, whole: Row | None, chosen: dict[tuple[str, str], str]) -> 
         whole_ms=float((whole["e2e_ms"] if whole else row["e2e_ms"] or row["last_chunk_ms"]) or 0.0),
         whole=str((whole["text"] if whole else row["text"]) or ""),
         paired=whole is not None,
+        prompt=prompt_line(row["body"], row["api"], CHOICE),
     )

@@ -11,7 +11,8 @@ from plotly.offline import get_plotlyjs
 from deltatap.analysis.compare import Difference, compare
 from deltatap.analysis.metrics import METRICS
 from deltatap.analysis.names import run_names
-from deltatap.analysis.queries import HAS_ROWS, newest_runs, require_runs
+from deltatap.analysis.queries import newest_with_rows, require_runs
+from deltatap.analysis.requested import short_id
 from deltatap.errors import ConfigError
 from deltatap.report import requests
 from deltatap.report.cards import cards, kinds, left_out
@@ -46,10 +47,7 @@ def write_report(reader: Reader, settings: Settings, run_ids: Sequence[str], pat
     if run_ids:
         require_runs(reader, settings, run_ids)
     else:
-        newest = [row["run_id"] for row in newest_runs(reader, settings, 1, HAS_ROWS)]
-        if not newest:
-            raise ConfigError([f"runs.table: {settings.runs.table}: no run has rows yet; capture something first"])
-        run_ids = newest
+        run_ids = [newest_with_rows(reader, settings)]
     gathered = gather(reader, settings, run_ids)
     differences = compare(reader, settings, run_ids[0], run_ids[1]) if len(run_ids) > 1 else {}
     page = render(gathered, run_ids, differences)
@@ -80,6 +78,7 @@ def render(gathered: Gathered, run_ids: Sequence[str], differences: dict[tuple[s
     """The HTML of the page."""
     environment = Environment(loader=PackageLoader("deltatap", "report"), autoescape=True, trim_blocks=True)
     environment.filters["ms"] = lambda value: "…" if value is None else f"{value:,.1f}"
+    environment.filters["id"] = short_id
     environment.filters["count"] = lambda value: f"{value:,}"
     names = run_names(gathered.runs)
     return environment.get_template("page.html.j2").render(

@@ -8,7 +8,7 @@
   const names = Object.keys(REQUESTS.columns);
   const rows = REQUESTS.columns.request_id.map((_, at) => {
     const row = Object.fromEntries(names.map((name) => [name, REQUESTS.columns[name][at]]));
-    row.words = [row.request_id, row.text, row.error, row.code, row.message, row.finish_reason, row.request_model]
+    row.words = [row.request_id, row.prompt, row.text, row.error, row.code, row.message, row.finish_reason, row.request_model]
       .filter(Boolean).join("\n").toLowerCase();
     return row;
   });
@@ -30,6 +30,10 @@
 
   const address = (row) => "#" + new URLSearchParams(
     { request: row.request_id, run: REQUESTS.runs[row.run].id, mode: row.mode });
+
+  // A request without an id of its own has a hash as its id, which says nothing to a reader.
+  const isHash = (id) => /^[0-9a-f]{64}$/.test(id);
+  const shortId = (id) => isHash(id) ? id.slice(0, 12) : id;
 
   // Ids can have any characters: in a shell, some need quotes, and a hyphen at the start would begin an option.
   const word = (text) => /^[\w.:-]+$/.test(text) ? text : "'" + text.replaceAll("'", "'\\''") + "'";
@@ -54,6 +58,7 @@
       const status = row.http_status === null ? "" : "HTTP " + row.http_status;
       box.append(element("p", [row.error, row.code, status, row.message].filter(Boolean).join(", "), { className: "error" }));
     }
+    if (row.prompt) box.append(element("p", row.prompt, { className: "asked" }));
     box.append(element("pre", row.text || "no text"));
     const links = element("p", "", { className: "dim" });
     const characters = [...(row.text || "")].length;
@@ -80,7 +85,7 @@
       }
       if (!at) {
         cell.scope = "row";
-        const link = element("a", row.request_id, { href: address(row), title: row.request_id });
+        const link = element("a", shortId(row.request_id), { href: address(row), title: row.request_id });
         link.setAttribute("aria-expanded", row === opened);
         link.addEventListener("click", (event) => {
           if (row !== opened) return;
@@ -90,6 +95,7 @@
           show();
         });
         cell.append(link);
+        if (row.prompt && isHash(row.request_id)) cell.append(element("span", row.prompt, { className: "asked" }));
       }
       made.append(cell);
     });

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from deltatap.analysis.metrics import PARTS
+from deltatap.analysis.requested import BODY, prompt_line
 from deltatap.analysis.sql import in_runs
 from deltatap.delta.reader import rows as rows_of
 
@@ -35,7 +36,7 @@ def requests_sql(captures: str, run_ids: Sequence[str]) -> str:
           SELECT run_id, request_id, mode, status, endpoint, request_model, finish_reason, error.type AS error,
             error.code AS code, error.http_status AS http_status, left(error.message, {MESSAGE}) AS message,
             ttft_ms, e2e_ms, loop_lag_ms, {PARTS["tokens"]} AS output_tokens, size(retries) AS retries, {at_s} AS at_s,
-            left(text, {TEXT}) AS text, length(text) AS length,
+            left(text, {TEXT}) AS text, length(text) AS length, api, left(request, {BODY}) AS body,
             row_number() OVER (
               PARTITION BY run_id ORDER BY status = 'completed', started_at NULLS LAST, request_id, mode) AS place
           FROM {captures} WHERE {in_runs(run_ids)}
@@ -51,13 +52,16 @@ def packed(rows: pa.Table, names: Mapping[str, str]) -> str:
         names: the names of the runs by id.
     """
     runs = list(names)
-    columns: dict[str, list[Any]] = {name: rows[name].to_pylist() for name in rows.column_names if name != "run_id"}
+    shown = [name for name in rows.column_names if name not in ("run_id", "api", "body")]
+    columns: dict[str, list[Any]] = {name: rows[name].to_pylist() for name in shown}
+    asked = zip(rows["body"].to_pylist(), rows["api"].to_pylist(), strict=True)
+    columns["prompt"] = [prompt_line(body, api) for body, api in asked]
     for name in _TIMES:
         columns[name] = [None if value is None else round(value, 1) for value in columns[name]]
     places = {run_id: at for at, run_id in enumerate(runs)}
     columns["run"] = [places[run_id] for run_id in rows["run_id"].to_pylist()]
-    shown = {"runs": [{"id": run_id, "name": names[run_id]} for run_id in runs], "columns": columns}
-    return json.dumps(shown, ensure_ascii=False, separators=(",", ":"))
+    found = {"runs": [{"id": run_id, "name": names[run_id]} for run_id in runs], "columns": columns}
+    return json.dumps(found, ensure_ascii=False, separators=(",", ":"))
 
 
 def keys(rows: pa.Table) -> set[tuple[str, str, str]]:

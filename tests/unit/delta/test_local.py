@@ -14,14 +14,24 @@ import pyarrow as pa
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
-from deltatap.analysis.compare import counted
-from deltatap.analysis.queries import HAS_ROWS, good_requests, newest_capture, newest_runs, why_no_runs
+from deltatap.analysis.compare import Counted, counted
+from deltatap.analysis.queries import (
+    HAS_ROWS,
+    good_requests,
+    newest_capture,
+    newest_runs,
+    not_completed,
+    summarize,
+    why_no_runs,
+)
+from deltatap.analysis.requested import BODY
 from deltatap.config import load_settings
 from deltatap.delta import columns
 from deltatap.delta.local import LocalReader, UnreadableError, translated
 from deltatap.delta.prepare import GUARD
 from deltatap.delta.reader import rows
 from deltatap.delta.tables import literal, quoted
+from deltatap.errors import ConfigError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,6 +130,66 @@ def test_the_newest_row_is_that_of_the_newest_run(tmp_path: Path) -> None:
         assert found["run_id"] == newest
 
 
+def test_the_beginning_of_an_id_is_enough_if_no_other_id_begins_like_it(tmp_path: Path) -> None:
+    ids = {"order-1": "a", "order-12": "a", "order-2": "b", **{f"batch-{n}": "a" for n in range(7)}}
+    usual = {"mode": "stream", "status": "completed"}
+    write(
+        tmp_path / "captures", columns.CAPTURES,
+        *({**usual, "request_id": name, "run_id": run_id} for name, run_id in ids.items()),
+    )  # fmt: skip
+    settings = load_settings({name: {"table": str(tmp_path / name)} for name in ("captures", "runs")})
+
+    def shown(start: str, run_id: str | None = None) -> list[str]:
+        return [row["request_id"] for row in newest_capture(LocalReader(no_spark), settings, start, run_id)]
+
+    assert shown("order-1") == ["order-1"], "a whole id comes first"
+    assert shown("order-2") == ["order-2"]
+    assert shown("order-", "b") == ["order-2"], "no other id of this run begins like it"
+    for start, why in {
+        "order-": "several request ids begin with order-: order-1, order-12, order-2$",
+        "batch": "several request ids begin with batch: batch-0, batch-1, batch-2, batch-3, batch-4, …$",
+        "rder-2": "no row with request_id rder-2; did you mean order-2",
+        "": "no row with request_id ",
+        "%": "no row with request_id %",
+    }.items():
+        with pytest.raises(ConfigError, match=why):
+            shown(start)
+
+
+def test_failures_are_those_of_a_run_that_did_not_complete(tmp_path: Path) -> None:
+    usual = {"run_id": "a", "mode": "stream", "api": "chat", "request": "x" * 10_000, "request_model": "m"}
+    error = {"type": "server", "code": "c", "message": "m" * 400, "http_status": 500}
+    write(
+        tmp_path / "captures", columns.CAPTURES,
+        {**usual, "request_id": "good", "status": "completed", "cost_usd": 0.1, "retries": []},
+        {**usual, "request_id": "cut", "status": "interrupted", "error": error, "cost_usd": 0.2, "retries": []},
+        {**usual, "request_id": "bad", "status": "failed", "error": error, "request_model": "n", "retries": []},
+        {**usual, "request_id": "elsewhere", "run_id": "b", "status": "failed", "error": error, "retries": []},
+    )  # fmt: skip
+    captures = {"captures": str(tmp_path / "captures"), "started_at": AT, "failed": 1}
+    write(
+        tmp_path / "runs",
+        columns.RUNS,
+        {**captures, "run_id": "a"},
+        {**captures, "run_id": "b", "started_at": AT - timedelta(1)},
+    )
+    settings = load_settings({name: {"table": str(tmp_path / name)} for name in ("captures", "runs")})
+    reader = LocalReader(no_spark)
+    run_id, found, every = not_completed(reader, settings, None, 9)
+    assert (run_id, every, [row["request_id"] for row in found]) == ("a", 2, ["bad", "cut"])
+    assert (len(found[0]["body"]), len(found[0]["message"]), found[0]["http_status"]) == (BODY, 300, 500)
+    _, found, every = not_completed(reader, settings, "a", 1)
+    assert (every, len(found)) == (2, 1)
+    assert [row["request_id"] for row in not_completed(reader, settings, "b", 9)[1]] == ["elsewhere"]
+    with pytest.raises(ConfigError, match="run c does not exist"):
+        not_completed(reader, settings, "c", 9)
+    models = summarize(reader, settings, "a")[2]
+    assert [(row["model"], row["rows"], row["cost_usd"]) for row in models] == [
+        ("m", 2, pytest.approx(0.3)),
+        ("n", 1, None),
+    ]
+
+
 def test_the_newest_run_with_rows_is_found_behind_any_number_of_runs_without(tmp_path: Path) -> None:
     write(tmp_path / "captures", columns.CAPTURES)
     usual = {"captures": str(tmp_path / "captures"), "completed": 0, "interrupted": 0, "failed": 0}
@@ -171,7 +241,13 @@ def test_requests_are_good_if_they_completed_within_every_bound(tmp_path: Path) 
     assert good_requests(reader, settings, ["a", "b", "none"]) == {"a": (2, 6), "b": (1, 1)}
     assert good_requests(reader, settings, []) == {}
     assert good_requests(reader, load_settings(tree), ["a"]) == {}, "no limit is set"
-    assert counted(reader, settings, "a", "b") == {"stream": [(3, 7), (1, 1)], "complete": [(1, 1), (0, 0)]}
+    assert counted(reader, settings, "a", "b") == {
+        "stream": [
+            Counted(7, {"interrupted": 1, "failed": 1, "unsent": 1, "reused": 1}),
+            Counted(1, {}),
+        ],
+        "complete": [Counted(1, {}), Counted(0, {})],
+    }
 
 
 def test_the_command_line_loads_and_shows_without_pyspark(tmp_path: Path) -> None:
@@ -195,7 +271,7 @@ def test_the_command_line_loads_and_shows_without_pyspark(tmp_path: Path) -> Non
         return ended.returncode, ended.stdout
 
     code, output = run("runs")
-    assert (code, output.splitlines()[1].split()[:2]) == (0, ["20261121T063000-abc123", "completed"])
+    assert (code, output.splitlines()[2].split()[:2]) == (0, ["20261121T063000-abc123", "completed"])
     assert output.rstrip().endswith("0.0003")
     code, output = run("show", "r-1")
     assert (code, output.splitlines()[0]) == (0, "r-1  stream  completed (stop)  m  run 20261121T063000-abc123")

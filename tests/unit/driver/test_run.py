@@ -52,7 +52,7 @@ def test_capture_fails_above_the_configured_error_rate(
     """Runs the capture command. The run itself is replaced by its outcome."""
     monkeypatch.setattr("deltatap.driver.needs.preflight", lambda _: None)
     monkeypatch.setattr("deltatap.driver.run.run", lambda *_: outcome)
-    monkeypatch.setattr("deltatap.analysis.queries.summarize", lambda *_: ([], []))
+    monkeypatch.setattr("deltatap.analysis.queries.summarize", lambda *_: ([], [], []))
     monkeypatch.setattr("deltatap.cli.capturing.session", lambda *_: None)
     path = tmp_path / "config.yml"
     path.write_text(f"capture:\n  fail_above_error_rate: {rate}\n")

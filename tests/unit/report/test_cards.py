@@ -39,6 +39,18 @@ def test_the_tiles_of_a_run_sum_over_its_series() -> None:
     }
 
 
+def test_the_cost_of_several_models_is_that_of_each() -> None:
+    metrics = [metrics_row(request_model="a", cost_usd=0.5), metrics_row(request_model="b", cost_usd=2.0)]
+    metrics += [
+        metrics_row(request_model="a", mode="complete", cost_usd=0.25),
+        metrics_row(request_model="c", cost_usd=None),
+    ]
+    [(_, found)] = cards(gathered(metrics=metrics))
+    assert [(card.value, card.detail) for card in found if card.label == "cost"] == [
+        ("$2.7500", "b $2.0000, a $0.7500, c no price; retries included")
+    ]
+
+
 def test_each_run_has_tiles_of_its_own() -> None:
     metrics = [metrics_row(), metrics_row(run_id="s", completed=3)]
     found = cards(gathered(metrics=metrics, runs=[run_row("r"), run_row("s")]))

@@ -10,13 +10,14 @@ import pytest
 from deltalake import write_deltalake
 
 from deltatap.analysis.sql import measured_sql
+from deltatap.analysis.uncounted import uncounted_sql
 from deltatap.config import Settings, load_settings
 from deltatap.delta import columns, tables
 from deltatap.delta.local import LocalReader
 from deltatap.delta.reader import rows as rows_of
 from deltatap.report import requests
 from deltatap.report.cards import Words, kinds, left_out
-from deltatap.report.data import failures_sql, uncounted_sql
+from deltatap.report.data import failures_sql
 from tests import captured, prompts
 
 if TYPE_CHECKING:

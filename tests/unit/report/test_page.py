@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from deltatap.report.page import render, write_report
 
 AT = datetime(2026, 11, 21, 6, 30, tzinfo=UTC)
 ATTACK = "</script><script>alert(1)</script>"
+BODY = json.dumps({"messages": [{"content": f"Ask {ATTACK}", "role": "user"}], "model": "m"})
 WITHOUT = """
 import sys
 
@@ -76,7 +78,7 @@ def request_row(run_id: str = "r", request_id: str = "q", **values: Any) -> dict
         "run_id": run_id, "request_id": request_id, "mode": "stream", "status": "completed", "endpoint": "e",
         "request_model": "m", "finish_reason": "stop", "error": None, "code": None, "http_status": None, "message": None,
         "ttft_ms": 1.26, "e2e_ms": 2.0, "loop_lag_ms": None, "output_tokens": 3, "retries": 0, "at_s": 0.0,
-        "text": "text", "length": 4,
+        "text": "text", "length": 4, "api": "chat", "body": BODY,
     }  # fmt: skip
     return fields | values
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from deltatap.report.requests import keys, packed, requests_sql
-from tests.unit.report.test_page import request_row, requests_table
+from tests.unit.report.test_page import ATTACK, request_row, requests_table
 
 
 def test_rows_are_packed_by_column_and_runs_by_place() -> None:
@@ -18,7 +18,8 @@ def test_rows_are_packed_by_column_and_runs_by_place() -> None:
     assert columns["request_id"] == ["q1", "q2"]
     assert columns["ttft_ms"] == [1.3, None]
     assert columns["at_s"] == [0.0, 1.3]
-    assert "run_id" not in columns
+    assert columns["prompt"] == [f"Ask {ATTACK}"] * 2
+    assert not {"run_id", "body", "api"} & set(columns)
 
 
 def test_the_rows_that_a_link_can_open() -> None:

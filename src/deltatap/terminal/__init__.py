@@ -1,0 +1,11 @@
+"""What the commands print. Lays out rows; ``analysis`` reads and computes them."""
+
+from deltatap.terminal.console import line, plain_console
+from deltatap.terminal.metrics import comparison_json, show_comparison, show_metrics
+from deltatap.terminal.requests import show_capture, show_failures, sparkline
+from deltatap.terminal.runs import show_runs, show_summary
+
+__all__ = [
+    "comparison_json", "line", "plain_console", "show_capture", "show_comparison", "show_failures",
+    "show_metrics", "show_runs", "show_summary", "sparkline",
+]  # fmt: skip

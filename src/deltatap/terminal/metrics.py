@@ -1,0 +1,157 @@
+"""Prints the metrics of runs, and the comparison of two runs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from deltatap.analysis.metrics import METRICS
+from deltatap.analysis.uncounted import REASONS
+from deltatap.terminal.console import line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from rich.console import Console
+
+    from deltatap.analysis.compare import Counted, Difference
+    from deltatap.analysis.conditions import Outcome
+
+# A generated run id fits into two lines of this width.
+_HALF_ID = 11
+_METRICS = {metric.name: metric for metric in METRICS}
+
+
+def show_metrics(console: Console, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Print rows of ``metrics_by_run``: medians with their intervals, and p95."""
+    for row in rows:
+        title = f"run {row['run_id']}, {row['request_model']} at {row['endpoint']}, {row['mode']}: {row['rows']:,} rows"
+        late = f", {row['late']:,} left out because the event loop ran late" if row["late"] else ""
+        line(console, f"{title}{late}", style="bold")
+        table = Table()
+        table.add_column("metric")
+        for name in ("median", "95 % interval", "p95", "rows"):
+            table.add_column(name, justify="right")
+        for metric in METRICS:
+            values = row[metric.name]
+            if values["count"]:
+                median = values["p50"]
+                table.add_row(
+                    f"{metric.title}, {metric.unit}",
+                    f"{median['value']:,.1f}",
+                    _interval(median["low"], median["high"]),
+                    f"{values['p95']['value']:,.1f}",
+                    f"{values['count']:,}",
+                )
+        gaps = row["inter_chunk_ms"]
+        if gaps["count"]:
+            median, p95 = f"{gaps['p50']:,.1f}", f"{gaps['p95']:,.1f}"
+            table.add_row("inter-chunk latency, ms", median, "", p95, f"{gaps['count']:,} gaps")
+        if table.row_count:
+            console.print(table)
+        else:
+            line(console, f"no latencies to show: {_why_none(row)}")
+
+
+def _why_none(row: Mapping[str, Any]) -> str:
+    if not row["late"]:
+        return "no request completed"
+    return (
+        f"the event loop ran late during all {row['late']:,} completed requests "
+        f"(analysis.max_loop_lag_ms = {json.loads(row['settings'])['max_loop_lag_ms']:g})"
+    )
+
+
+def show_comparison(
+    console: Console,
+    first: str,
+    second: str,
+    differences: Mapping[tuple[str, str, str], Difference],
+    counted: Mapping[str, Sequence[Counted]],
+) -> None:
+    """Print the differences between two runs. A difference whose interval excludes zero has a mark.
+
+    Args:
+        console: to print to.
+        first: the first run.
+        second: the second run.
+        differences: by mode, metric and quantile.
+        counted: by mode, for each run: its rows, and those whose times do not count.
+    """
+    if not differences:
+        console.print("nothing to compare: there is no mode in which both runs have times that count", soft_wrap=True)
+        _show_left_out(console, (first, second), counted)
+        return
+    for mode in dict.fromkeys(mode for mode, _, _ in differences):
+        table = Table(title=mode, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
+        table.add_column("metric", no_wrap=True)
+        for name in (first, second):
+            table.add_column(name, justify="right", overflow="fold", min_width=_HALF_ID)
+        for name in ("difference", "95 % interval"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for (of_mode, name, quantile), found in differences.items():
+            if of_mode == mode:
+                table.add_row(
+                    f"{_METRICS[name].label} {quantile}, {_METRICS[name].unit}",
+                    f"{found.first:,.1f}",
+                    f"{found.second:,.1f}",
+                    f"{'* ' if found.clear else ''}{found.value:+,.1f}",
+                    _interval(found.low, found.high, signed=True),
+                )
+        console.print(table)
+    line(console, f"difference: {second} minus {first}; *: its interval excludes zero", style="dim")
+    _show_left_out(console, (first, second), counted)
+
+
+def _show_left_out(console: Console, names: Sequence[str], counted: Mapping[str, Sequence[Counted]]) -> None:
+    """Say how many rows of each run have no times that count, and why."""
+    for mode, runs in counted.items():
+        for name, run in zip(names, runs, strict=True):
+            if left_out := sum(run.left_out.values()):
+                whys = ", ".join(
+                    f"{run.left_out[why]:,} {said}" for why, said in REASONS.items() if why in run.left_out
+                )
+                times = f"{run.rows - left_out:,} of {run.rows:,} rows have times that count"
+                line(console, f"{mode}, {name}: {times}; left out: {whys}", style="dim")
+
+
+def comparison_json(
+    first: str,
+    second: str,
+    differences: Mapping[tuple[str, str, str], Difference],
+    outcomes: Sequence[Outcome],
+) -> str:
+    """The comparison of two runs as JSON: the differences, and the outcomes of conditions."""
+    return json.dumps(
+        {
+            "first": first,
+            "second": second,
+            "differences": [
+                {
+                    "mode": mode,
+                    "metric": name,
+                    "quantile": quantile,
+                    "unit": _METRICS[name].unit,
+                    "first": found.first,
+                    "second": found.second,
+                    "difference": found.value,
+                    "low": found.low,
+                    "high": found.high,
+                    "excludes_zero": found.clear,
+                }
+                for (mode, name, quantile), found in differences.items()
+            ],
+            "conditions": [
+                {"condition": each.condition.text, "mode": each.mode, "holds": each.holds} for each in outcomes
+            ],
+        },
+        indent=2,
+        ensure_ascii=False,
+    )
+
+
+def _interval(low: float | None, high: float | None, *, signed: bool = False) -> str:
+    ends = ["…" if end is None else f"{end:+,.1f}" if signed else f"{end:,.1f}" for end in (low, high)]
+    return "" if low is None and high is None else " to ".join(ends)

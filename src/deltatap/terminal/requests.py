@@ -1,0 +1,95 @@
+"""Prints one request, and the list of the failed and interrupted ones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from deltatap.analysis.requested import prompt_line, short_id, shortened
+from deltatap.model import OUTPUT_KINDS
+from deltatap.prices import money
+from deltatap.terminal.console import line
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rich.console import Console
+
+_BARS = " ▁▂▃▄▅▆▇█"
+_WIDTH = 50
+# Characters of a message and of a prompt in a list.
+_MESSAGE, _ASKED = 160, 70
+
+
+def show_failures(console: Console, run_id: str, found: Sequence[Mapping[str, Any]], every: int) -> None:
+    """Print failed and interrupted rows: what ``queries.not_completed`` returns."""
+    if not every:
+        line(console, f"run {run_id}: no failed or interrupted rows")
+        return
+    line(console, f"run {run_id}: {every:,} failed or interrupted row{'s' * (every > 1)}", style="bold")
+    several_modes = len({row["mode"] for row in found}) > 1
+    for row in found:
+        kind = " ".join(str(part) for part in (row["type"], row["http_status"], row["code"]) if part)
+        name = short_id(row["request_id"]) + (f" ({row['mode']})" if several_modes else "")
+        line(console, f"{name}  {row['status']}  {kind}: {shortened(row['message'] or 'no message', _MESSAGE)}")
+        # A hash says nothing to a reader.
+        if row["request_id"] != short_id(row["request_id"]) and (
+            prompt := prompt_line(row["body"], row["api"], _ASKED)
+        ):
+            line(console, f"    prompt: {prompt}", style="dim")
+    if every > len(found):
+        line(console, f"{every - len(found):,} more: --limit {every} lists all")
+    line(console, "one request with everything that arrived: `deltatap show REQUEST_ID`", style="dim")
+
+
+def show_capture(console: Console, row: Mapping[str, Any]) -> None:
+    """Print one row of ``captures``: its outcome, when its chunks arrived, its times, its text."""
+    model = row["response_model"] or row["request_model"]
+    error = row["error"]
+    why = row["finish_reason"] or (error["type"] if error else "")
+    outcome = f"  {row['mode']}  {row['status']} ({why})  {model}  run {row['run_id']}"
+    console.print(Text.assemble((row["request_id"], "bold"), outcome), soft_wrap=True)
+    if error:
+        kind = " ".join(str(part) for part in (error["type"], error.get("http_status"), error["code"]) if part)
+        line(console, f"{kind}: {error['message'] or ''}", style="red")
+    if "reused_from" in row and (reused := row["reused_from"]):  # tables of older versions lack the column
+        line(console, f"the answer of request {reused['request_id']} in run {reused['run_id']}, reused without a call")
+    for at, call in enumerate(row["retries"] or (), 1):
+        received = f"{len(call['text'] or ''):,} characters received"
+        line(console, f"call {at}: {call['error_type']}, {received}", style="yellow")
+    if prompt := prompt_line(row["request"], row["api"]):
+        line(console, f"prompt: {prompt}")
+    line(console, sparkline([chunk["ms"] for chunk in row["chunks"] or () if chunk["kind"] in OUTPUT_KINDS]))
+    columns = {"TTFT": "ttft_ms", "per token": "tpot_ms", "end to end": "e2e_ms", "loop lag": "loop_lag_ms"}
+    facts = [f"{name} {row[column]:,.1f} ms" for name, column in columns.items() if row[column] is not None]
+    if usage := row["usage_reported"] or row["usage_tiktoken"]:
+        source = "reported" if row["usage_reported"] else "counted by tiktoken"
+        facts.append(f"{usage['input_tokens']:,} input + {usage['output_tokens']:,} output tokens ({source})")
+    if row["cost_usd"] is not None:
+        facts.append(f"${money(row['cost_usd'])}")
+    line(console, ", ".join(facts))
+    for choice in row["choices"] or ():
+        for name in ("reasoning", "refusal", "tool_calls", "text"):
+            if choice[name]:
+                of_choice = f" of choice {choice['index']}" if len(row["choices"]) > 1 else ""
+                console.print(f"\n{name}{of_choice}", style="dim", highlight=False)
+                console.print(choice[name], markup=False, highlight=False, soft_wrap=True)
+
+
+def sparkline(times: Sequence[float], width: int = _WIDTH) -> str:
+    """A line of bars with the number of chunks over time, from the request to the last chunk; empty without chunks.
+
+    Args:
+        times: of the chunks, in ms since the request was written.
+        width: number of bars.
+    """
+    if not times:
+        return ""
+    end = max(times) or 1.0
+    counts = [0] * width
+    for at in times:
+        counts[min(width - 1, int(at / end * width))] += 1
+    highest = max(counts)
+    bars = "".join(_BARS[-(-count * (len(_BARS) - 1) // highest)] for count in counts)
+    return f"│{bars}│ {len(times):,} chunks in {end / 1000:,.2f} s"

@@ -1,0 +1,151 @@
+"""Prints the list of runs, and the summary of one run."""
+
+from __future__ import annotations
+
+import shlex
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from deltatap.analysis.requested import short_id
+from deltatap.model import RunStatus
+from deltatap.prices import by_model, money
+from deltatap.terminal.console import line
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rich.console import Console
+
+# A driver that has sent no heartbeat for this long is probably dead (see lease.LEASE_S).
+SILENT_S = 60.0
+
+
+def show_runs(
+    console: Console,
+    runs: Sequence[Mapping[str, Any]],
+    good: Mapping[str, tuple[int, int]],
+    slo: Mapping[str, float],
+    now: datetime,
+) -> None:
+    """Print rows of ``runs``, and what ``queries.good_requests`` returns for the bounds of ``analysis.slo``."""
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("run", no_wrap=True, min_width=22)
+    table.add_column("status", min_width=9)
+    table.add_column("started\n(UTC)", no_wrap=True)
+    for name in ("done", "inter-\nrupted", "failed", "USD"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in runs:
+        table.add_row(
+            row["run_id"],
+            row["status"].replace("_", "_\n"),  # so that budget_exhausted is not wider than the others
+            _started(row["started_at"], now),
+            "" if row["completed"] is None else f"{row['completed']:,}/{row['owed'] or 0:,}",
+            *("" if row[name] is None else f"{row[name]:,}" for name in ("interrupted", "failed")),
+            "" if row["cost_usd"] is None else money(row["cost_usd"]),
+        )
+    console.print(table)
+    for row in runs:
+        if note := row["reason"] or _silence(row, now):
+            line(console, f"{row['run_id']}: {note}")
+    for row in runs:
+        if row["labels"]:
+            line(console, f"{row['run_id']}: {', '.join(f'{name}={value}' for name, value in row['labels'].items())}")
+    for row in runs:
+        if row["run_id"] in good:
+            line(console, "{}: {:,}/{:,} requests good".format(row["run_id"], *good[row["run_id"]]))
+    if good:
+        bounds = ", ".join(f"{name} at most {bound:,.10g}" for name, bound in slo.items())
+        line(console, f"good: completed with {bounds} (analysis.slo)", style="dim")
+
+
+def _silence(row: Mapping[str, Any], now: datetime) -> str:
+    """What is probably wrong with a run that has sent no heartbeat for long; empty for any other run."""
+    if row["status"] != RunStatus.RUNNING or (silent_s := (now - row["heartbeat_at"]).total_seconds()) <= SILENT_S:
+        return ""
+    closed = "its driver is probably dead; the next capture closes this run"
+    return f"running, but no heartbeat for {duration(silent_s)}: {closed}"
+
+
+def _started(at: datetime, now: datetime) -> str:
+    """A start in UTC, without the year if it is this year; else without the time."""
+    at = at.astimezone(UTC)
+    return f"{at:%m-%d %H:%M}" if at.year == now.astimezone(UTC).year else f"{at:%Y-%m-%d}"
+
+
+def duration(seconds: float) -> str:
+    """A duration in the unit that suits it."""
+    for unit, length in (("days", 86_400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:,.0f} {unit}"
+    return f"{seconds:,.0f} s"
+
+
+def show_summary(
+    console: Console,
+    run: Mapping[str, Any],
+    outcomes: Sequence[Mapping[str, Any]],
+    times: Sequence[Mapping[str, Any]],
+    models: Sequence[Mapping[str, Any]],
+) -> None:
+    """Print the summary of a run: its row of ``runs``, and what ``queries.summarize`` returns."""
+    if not outcomes:
+        line(console, f"run {run['run_id']}: {run['status']}; it added no rows")
+        return
+    several_modes = len({outcome["mode"] for outcome in outcomes}) > 1
+    counts = Table(title=f"run {run['run_id']}: {run['status']}", title_justify="left", title_style="bold")
+    for name in ("mode", "status", "finish_reason or error")[not several_modes :]:
+        counts.add_column(name)
+    for name in ("rows", "retries"):
+        counts.add_column(name, justify="right")
+    for outcome in outcomes:
+        cells = (outcome["mode"], outcome["status"], outcome["why"])[not several_modes :]
+        counts.add_row(*cells, f"{outcome['rows']:,}", f"{outcome['retries'] or 0:,}")
+    console.print(counts)
+    _show_times(console, times, several_modes=several_modes)
+    _show_late(console, times)
+    _show_examples(console, run["run_id"], outcomes)
+    cost = "no price" if run["cost_usd"] is None else f"${money(run['cost_usd'])}"
+    tokens = f"{run['input_tokens']:,} input tokens, {run['output_tokens']:,} output tokens"
+    line(console, f"{run['requests']:,} call{'s' * (run['requests'] != 1)}, {tokens}, {cost}")
+    if len(models) > 1 and run["cost_usd"] is not None:
+        line(console, f"cost by model: {by_model([(row['model'], row['cost_usd']) for row in models])}")
+
+
+def _show_times(console: Console, times: Sequence[Mapping[str, Any]], *, several_modes: bool) -> None:
+    """Print the quantiles of the times."""
+    quantiles = Table()
+    quantiles.add_column("ms, completed rows")
+    for name in ("p50", "p90", "p99"):
+        quantiles.add_column(name, justify="right")
+    columns = {"TTFT": "ttft_ms", "inter-chunk latency": "itl_ms", "end to end": "e2e_ms", "loop lag": "lag_ms"}
+    for row in times:
+        for name, column in columns.items():
+            if row[column] is not None:
+                label = f"{name}, {row['mode']}" if several_modes else name
+                quantiles.add_row(label, *(f"{value:,.1f}" for value in row[column]))
+    if quantiles.row_count:
+        console.print(quantiles)
+
+
+def _show_late(console: Console, times: Sequence[Mapping[str, Any]]) -> None:
+    """Say why the report's latencies differ from those of the summary, if they do."""
+    if late := sum(row["late"] for row in times):
+        rows = f"{late:,} row{'s' * (late > 1)} ran on a late event loop (over {times[0]['max_loop_lag_ms']:g} ms)"
+        left_out = f"report, compare and analyze leave {'them' if late > 1 else 'it'} out of the latencies"
+        line(console, f"{rows}; {left_out}: lower capture.concurrency, or use a machine that is less busy")
+
+
+def _show_examples(console: Console, run_id: str, outcomes: Sequence[Mapping[str, Any]]) -> None:
+    """Name a request of each kind that did not complete, and how to look at it and at the others."""
+    examples = {(row["status"], row["why"]): row["example"] for row in outcomes if row["status"] != "completed"}
+    for (status, why), request_id in examples.items():
+        line(console, f"{status}, {why}: for example {_show_command(request_id)}")
+    if examples:
+        line(console, f"all of them: `deltatap failures {shlex.quote(run_id)}`")
+
+
+def _show_command(request_id: str) -> str:
+    hyphen = "-- " if request_id.startswith("-") else ""  # else it would be an option
+    return f"`deltatap show {hyphen}{shlex.quote(short_id(request_id))}`"
