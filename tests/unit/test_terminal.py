@@ -107,7 +107,7 @@ def test_summary_of_one_mode_leaves_the_mode_out() -> None:
     times: dict[str, Any] = {
         "mode": "stream",
         "ttft_ms": [1.0, 2.0, 3.0],
-        "itl_ms": None,
+        "gap_ms": None,
         "e2e_ms": [4.0, 5.0, 6.0],
         "lag_ms": None,
         "late": 0,

@@ -253,10 +253,10 @@ def summarize(reader: Reader, settings: Settings, run_id: str) -> tuple[list[Row
     times = reader.query(
         f"""
         WITH run AS ({run} AND status = 'completed'), gaps AS (
-          SELECT mode, percentile(chunk.gap_ms, {quantiles}) AS itl_ms
+          SELECT mode, percentile(chunk.gap_ms, {quantiles}) AS gap_ms
           FROM run LATERAL VIEW explode(chunks) AS chunk WHERE {kinds_sql(kind="chunk.kind")} GROUP BY mode
         )
-        SELECT mode, percentile(ttft_ms, {quantiles}) AS ttft_ms, any_value(itl_ms) AS itl_ms,
+        SELECT mode, percentile(ttft_ms, {quantiles}) AS ttft_ms, any_value(gaps.gap_ms) AS gap_ms,
           percentile(e2e_ms, {quantiles}) AS e2e_ms, percentile(loop_lag_ms, {quantiles}) AS lag_ms,
           {late} AS late, CAST({"NULL" if lag is None else lag} AS DOUBLE) AS max_loop_lag_ms
         FROM run LEFT JOIN gaps USING (mode) GROUP BY mode ORDER BY mode DESC
