@@ -101,6 +101,8 @@ class Http1Transport(httpx2.AsyncBaseTransport):
         watchdog.sending(times, time.perf_counter())
         response = connection.send(b"%b\r\n%b" % (head, request.content), watchdog.wrote)
         try:
+            if watchdog.written is None:
+                watchdog.uploading()
             await response.head()
         except httpx2.TransportError as error:
             response.close()

@@ -63,6 +63,10 @@ class Watchdog:
         """Record that the connection is open, and when the request's first byte is written."""
         self.connection, self._sending = connection, at
 
+    def uploading(self) -> None:
+        """Record that the request was not written at once: the server is slow to read it."""
+        self._arm()
+
     def wrote(self, at: float) -> None:
         """Record when the request was written: the send buffer had taken its last byte."""
         self.written = at

@@ -174,7 +174,12 @@ def test_new_keys_in_the_middle_of_an_upload(authority: Authority, version: str,
 
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as server:
         stdin, stdout = cast("IO[bytes]", server.stdin), cast("IO[bytes]", server.stdout)
-        reading = threading.Thread(target=lambda: [out.extend(data) for data in iter(lambda: stdout.read(2**16), b"")])
+
+        def collect() -> None:
+            while data := stdout.read(2**16):
+                out.extend(data)
+
+        reading = threading.Thread(target=collect)
         reading.start()
         try:
             uvloop.run(asyncio.wait_for(talk(stdin.write), 20))
