@@ -193,7 +193,8 @@ class Analysis(Section):
 
     Attributes:
         tables: a schema (``catalog.schema``) or a folder. None: next to captures.
-        max_loop_lag_ms: leave rows out of the latencies if deltatap's event loop ran later than this. None: keep all.
+        max_loop_lag_ms: if deltatap's event loop ran later than this, leave the row out of the latencies, or, if its
+            times are the kernel's, only the chunks that the kernel merged. None: keep all.
         slo: the bounds of a good answer.
     """
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from deltatap.analysis.compare import compare, counted
 from deltatap.analysis.compute import analyze, table_of
-from deltatap.analysis.metrics import METRICS, PEERS, with_parts
+from deltatap.analysis.metrics import MERGED_COALESCED, MERGED_GAPS, METRICS, PEERS, with_parts
 from deltatap.analysis.queries import newest_capture, newest_runs, summarize
 from deltatap.analysis.sql import quantile_sql
 from deltatap.config import Settings, load_settings
@@ -27,6 +27,7 @@ from deltatap.prices import Prices
 from deltatap.terminal import show_capture, show_comparison, show_metrics, show_runs
 from tests import prompts
 from tests.captured import AT, BY_HAND, TIMES, capture_row, empty_tables, write_captures, write_runs
+from tests.unit.analysis.test_late import LATE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,6 +86,13 @@ def test_definitions_of_other_tools_match_the_hand_computed_example(spark: Spark
     row = select_from(spark, capture_row("r", "a"), [peer.sql for peer in PEERS])
     for peer, value in zip(PEERS, row, strict=True):
         assert value == pytest.approx(PEERS_BY_HAND[peer.tool, peer.name]), peer
+
+
+def test_outputs_that_the_kernel_merged_have_no_gaps(spark: SparkSession) -> None:
+    (stall_ms,) = (metric.merged_sql for metric in METRICS if metric.name == "stall_ms")
+    assert stall_ms is not None
+    row = capture_row("r", "a", chunks=[tuple(chunk.values()) for chunk in LATE], loop_lag_ms=55.0)
+    assert select_from(spark, row, [MERGED_GAPS, MERGED_COALESCED, stall_ms]) == ([20.0, 15.0], 4, 20.0)
 
 
 def test_metrics_of_a_row_without_chunks_are_null(spark: SparkSession) -> None:

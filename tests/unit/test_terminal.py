@@ -111,6 +111,9 @@ def test_summary_of_one_mode_leaves_the_mode_out() -> None:
         "e2e_ms": [4.0, 5.0, 6.0],
         "lag_ms": None,
         "late": 0,
+        "kept": 0,
+        "merged": 0,
+        "outputs": 0,
         "max_loop_lag_ms": 50.0,
     }
     text = printed(terminal.show_summary, RUN, [outcome], [times], [])
@@ -134,6 +137,12 @@ def test_summary_of_one_mode_leaves_the_mode_out() -> None:
         "3 rows ran on a late event loop (over 50 ms); report, compare and analyze leave them out of the latencies: "
         "lower capture.concurrency, or use a machine that is less busy"
         in printed(terminal.show_summary, RUN, [outcome], late, []).splitlines()
+    )
+    kept = [times | {"kept": 2, "merged": 30, "outputs": 400}, times | {"mode": "complete"}]
+    assert (
+        "2 rows ran on a late event loop (over 50 ms); their times are the kernel's, which it does not delay, but 7.5% of "
+        "the chunks were merged and have no gaps: lower capture.concurrency, or use a machine that is less busy"
+        in printed(terminal.show_summary, RUN, [outcome], kept).splitlines()
     )
 
 
@@ -185,13 +194,13 @@ def test_metrics_show_every_metric_that_has_values() -> None:
     values = {"count": 3, "p50": estimate, "p95": estimate}
     row: dict[str, Any] = {metric.name: values for metric in METRICS} | {"tpot_ms": values | {"count": 0}}
     row |= {"run_id": "r", "request_model": "m", "endpoint": "e", "mode": "stream", "rows": 4, "late": 1,
-            "inter_chunk_ms": {"count": 7, "p50": 1.0, "p95": 2.0}}  # fmt: skip
+            "coalesced": 0.125, "inter_chunk_ms": {"count": 7, "p50": 1.0, "p95": 2.0}}  # fmt: skip
     text = printed(terminal.show_metrics, [row])
     assert "run r, m at e, stream: 4 rows, 1 left out because the event loop ran late" in text
     assert all((metric.title in text) == (metric.name != "tpot_ms") for metric in METRICS)
     assert "… to 14.5" in text
     assert "output rate, tokens/s" in text
-    assert "7 gaps" in text
+    assert "7 gaps, without 12.5% of the outputs" in text
 
 
 @pytest.mark.parametrize(

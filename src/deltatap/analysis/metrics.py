@@ -42,6 +42,11 @@ _LATER = _TOKENS.format("filter(output, c -> c.read > get(output, 0).read)")
 _ALL_TOKENS = _TOKENS.format("output")
 _READS = "size(array_distinct(transform(filter(output, c -> c.tokens > 0), c -> c.read)))"
 _LONGEST_GAP = "array_max(transform(output, c -> c.gap_ms))"
+# Of events that were merged into one read, only the last one's time is exact; a gap of 0 is within a read.
+_EXACT = (
+    "coalesce(c.gap_ms <> 0, true) AND "
+    "coalesce(get(chunks, i + 1).read <> c.read OR get(chunks, i + 1).event = c.event, true)"
+)
 
 
 _CONTENT = "filter(chunks, c -> c.kind = 'content')"
@@ -60,6 +65,7 @@ class Metric:
         formula: the definition in words. Times start when the request is written to the socket.
         null_when: when the metric is null.
         unit: of the values.
+        merged_sql: the expression for a row with the kernel's times whose event loop ran late; None if it is `sql`.
     """
 
     name: str
@@ -70,6 +76,7 @@ class Metric:
     formula: str
     null_when: str
     unit: str = "ms"
+    merged_sql: str | None = None
 
 
 METRICS = (
@@ -165,6 +172,10 @@ METRICS = (
         from_chunks=_LONGEST_GAP,
         formula="longest time between two consecutive outputs of a choice",
         null_when="mode is `complete`; fewer than two outputs",
+        # What was merged into one read arrived at most this much earlier, so the rest of its gap is a stall.
+        merged_sql="array_max(transform(chunks, (c, i) -> CASE "
+        f"WHEN NOT {kinds_sql()} OR c.gap_ms IS NULL THEN NULL WHEN {_EXACT} THEN c.gap_ms "
+        "ELSE greatest(c.gap_ms - loop_lag_ms, 0D) END))",
     ),
     Metric(
         name="e2e_ms",
@@ -191,6 +202,10 @@ METRICS = (
 # which says nothing about the model, so only the first output of a read counts.
 GAPS = "transform(filter(output, c -> c.gap_ms > 0), c -> c.gap_ms)"
 COALESCED = "size(filter(output, c -> c.gap_ms = 0))"
+# The same for a row with the kernel's times whose event loop ran late. The kernel merges what arrives meanwhile, and
+# all of it gets the time of its last byte. So only outputs that had a read of their own count.
+MERGED_GAPS = f"transform(filter(chunks, (c, i) -> {kinds_sql()} AND c.gap_ms > 0 AND {_EXACT}), c -> c.gap_ms)"
+MERGED_COALESCED = f"size(filter(chunks, (c, i) -> {kinds_sql()} AND NOT ({_EXACT})))"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, Any
 
-from deltatap.analysis.metrics import kinds_sql
+from deltatap.analysis.metrics import MERGED_COALESCED, kinds_sql
 from deltatap.analysis.requested import BODY, short_id
-from deltatap.analysis.sql import in_runs, measured_sql
+from deltatap.analysis.sql import in_runs, late_sql, measured_sql
 from deltatap.delta import columns, tables
 from deltatap.delta.older import rows_sql
 from deltatap.delta.prepare import remembered_runs
@@ -238,7 +238,9 @@ def summarize(reader: Reader, settings: Settings, run_id: str) -> tuple[list[Row
     """A run's rows counted by mode, status and finish_reason, each with a request_id; its times by mode; its models.
 
     The times are those of completed rows. ``late`` counts the rows that the metrics leave out because the event loop
-    ran late. Each model has its number of rows and their cost, the most expensive model first.
+    ran late. ``kept`` counts those that ran on a late loop, too, but have the kernel's times; ``merged`` of their
+    ``outputs`` have no gaps of their own. Each model has its number of rows and their cost, the most expensive model
+    first.
     """
     run = f"SELECT * FROM {tables.quoted(settings.captures.table)} WHERE {in_runs([run_id])}"
     outcomes = reader.query(
@@ -249,16 +251,21 @@ def summarize(reader: Reader, settings: Settings, run_id: str) -> tuple[list[Row
         """
     )
     quantiles, lag = "array(0.5, 0.9, 0.99)", settings.analysis.max_loop_lag_ms
-    late = "CAST(0 AS BIGINT)" if lag is None else f"count_if(loop_lag_ms > {lag})"
+    size = f"size(filter(chunks, c -> {kinds_sql()}))"
     times = reader.query(
         f"""
-        WITH run AS ({run} AND status = 'completed'), gaps AS (
+        WITH run AS (
+          SELECT *, {late_sql(settings)} AS delayed, {late_sql(settings, kernel=True)} AS exact
+          FROM ({run} AND status = 'completed')
+        ), gaps AS (
           SELECT mode, percentile(chunk.gap_ms, {quantiles}) AS gap_ms
           FROM run LATERAL VIEW explode(chunks) AS chunk WHERE {kinds_sql(kind="chunk.kind")} GROUP BY mode
         )
         SELECT mode, percentile(ttft_ms, {quantiles}) AS ttft_ms, any_value(gaps.gap_ms) AS gap_ms,
           percentile(e2e_ms, {quantiles}) AS e2e_ms, percentile(loop_lag_ms, {quantiles}) AS lag_ms,
-          {late} AS late, CAST({"NULL" if lag is None else lag} AS DOUBLE) AS max_loop_lag_ms
+          count_if(delayed) AS late, count_if(exact) AS kept, sum(IF(exact, {MERGED_COALESCED}, 0)) AS merged,
+          sum(IF(exact, {size}, 0)) AS outputs,
+          CAST({"NULL" if lag is None else lag} AS DOUBLE) AS max_loop_lag_ms
         FROM run LEFT JOIN gaps USING (mode) GROUP BY mode ORDER BY mode DESC
         """
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deltatap.analysis.metrics import COALESCED, GAPS, METRICS, with_parts
+from deltatap.analysis.metrics import COALESCED, GAPS, MERGED_COALESCED, MERGED_GAPS, METRICS, with_parts
 from deltatap.delta import tables
 from deltatap.delta.sums import total_sql
 
@@ -36,26 +36,45 @@ def settings_json(settings: Settings) -> str:
     return settings.analysis.model_dump_json(exclude={"tables"})
 
 
+def late_sql(settings: Settings, *, kernel: bool = False) -> str:
+    """SQL: whether a late event loop has distorted the times of a row.
+
+    Args:
+        settings: with the bound.
+        kernel: instead, whether the loop ran late and the times are the kernel's, which it does not delay.
+    """
+    lag = settings.analysis.max_loop_lag_ms
+    if lag is None:
+        return "false"
+    return f"(coalesce(loop_lag_ms > {lag}, false) AND coalesce(clock = 'kernel', false) = {str(kernel).lower()})"
+
+
 def measured_sql(settings: Settings, captures: str) -> str:
     """Rows of captures (a query) with their metrics, and whether their times count."""
-    lag, slo = settings.analysis.max_loop_lag_ms, settings.analysis.slo.bounds
-    late = "false" if lag is None else f"coalesce(loop_lag_ms > {lag}, false)"
+    slo = settings.analysis.slo.bounds
     # A null metric is within its bound: a whole answer has neither TTFT nor TPOT. A row that reuses an answer
     # (capture.reuse) has no start and no times at all.
     within = [f"coalesce({name} <= {bound}, true)" for name, bound in slo.items()]
     good = " AND ".join(within) or "CAST(NULL AS BOOLEAN)"
-    columns = [f"{metric.sql} AS {metric.name}" for metric in METRICS]
+    columns = [f"{_unless_merged(metric.sql, metric.merged_sql)} AS {metric.name}" for metric in METRICS]
+    late = late_sql(settings)
     return f"""
         SELECT run_id, request_id, endpoint, request_model, mode, status, finish_reason, retries, error, cost_usd,
           usage_reported, usage_tiktoken, cost_basis, started_at, finished_at,
           {HOUR} AS hour, tokens AS output_tokens,
           coalesce(usage_reported.input_tokens, usage_tiktoken.input_tokens) AS input_tokens,
           status = 'completed' AND started_at IS NOT NULL AS answered, answered AND ({good}) AS good,
-          loop_lag_ms, answered AND {late} AS late, answered AND NOT {late} AS counts,
-          {COALESCED} AS coalesced, size(output) AS outputs, {GAPS} AS gaps,
+          loop_lag_ms, clock, answered AND {late} AS late, answered AND NOT {late} AS counts,
+          {_unless_merged(COALESCED, MERGED_COALESCED)} AS coalesced, size(output) AS outputs,
+          {_unless_merged(GAPS, MERGED_GAPS)} AS gaps,
           {", ".join(columns)}
-        FROM ({with_parts(f"({captures})")})
+        FROM (SELECT *, {late_sql(settings, kernel=True)} AS merged FROM ({with_parts(f"({captures})")}))
     """
+
+
+def _unless_merged(sql: str, merged_sql: str | None) -> str:
+    """An expression, or another one for rows in which a late loop let the kernel merge chunks."""
+    return sql if merged_sql is None else f"IF(merged, {merged_sql}, {sql})"
 
 
 def metrics_sql(rows: str, by: tuple[str, ...], settings: Settings) -> str:

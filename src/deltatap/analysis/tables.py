@@ -25,7 +25,11 @@ _COUNTS: tuple[Column, ...] = (
     Column("completed", BIGINT, "completed rows"),
     Column("interrupted", BIGINT, "interrupted rows"),
     Column("failed", BIGINT, "failed rows"),
-    Column("late", BIGINT, "completed rows left out of the latencies because the worker's own event loop ran late"),
+    Column(
+        "late",
+        BIGINT,
+        "completed rows left out of the latencies because the worker's own event loop ran late and delayed them",
+    ),
     Column("requests", BIGINT, "calls made, retries included"),
     Column("errors", COUNTS, "failed calls by error type, retried calls included"),
     Column("finish_reasons", COUNTS, "rows by finish_reason"),
@@ -45,7 +49,11 @@ _COUNTS: tuple[Column, ...] = (
         BIGINT,
         "completed rows within every bound of analysis.slo, reused answers left out; null when no bound is set",
     ),
-    Column("coalesced", DOUBLE, "share of outputs that arrived in the same socket read as the output before them"),
+    Column(
+        "coalesced",
+        DOUBLE,
+        "share of outputs left out of inter_chunk_ms because they arrived in one socket read with others",
+    ),
 )
 _METRICS: tuple[Column, ...] = (
     # A table of an older version lacks the metrics that are newer.

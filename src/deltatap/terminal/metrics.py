@@ -48,7 +48,9 @@ def show_metrics(console: Console, rows: Iterable[Mapping[str, Any]]) -> None:
         gaps = row["inter_chunk_ms"]
         if gaps["count"]:
             median, p95 = f"{gaps['p50']:,.1f}", f"{gaps['p95']:,.1f}"
-            table.add_row("inter-chunk latency, ms", median, "", p95, f"{gaps['count']:,} gaps")
+            # Outputs that arrived with another one in one read of the socket have no gap of their own.
+            merged = f", without {row['coalesced']:.1%} of the outputs" if row["coalesced"] else ""
+            table.add_row("inter-chunk latency, ms", median, "", p95, f"{gaps['count']:,} gaps{merged}")
         if table.row_count:
             console.print(table)
         else:

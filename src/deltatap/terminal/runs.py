@@ -129,12 +129,20 @@ def _show_times(console: Console, times: Sequence[Mapping[str, Any]], *, several
         console.print(quantiles)
 
 
+_LESS_BUSY = "lower capture.concurrency, or use a machine that is less busy"
+
+
 def _show_late(console: Console, times: Sequence[Mapping[str, Any]]) -> None:
     """Say why the report's latencies differ from those of the summary, if they do."""
     if late := sum(row["late"] for row in times):
         rows = f"{late:,} row{'s' * (late > 1)} ran on a late event loop (over {times[0]['max_loop_lag_ms']:g} ms)"
         left_out = f"report, compare and analyze leave {'them' if late > 1 else 'it'} out of the latencies"
-        line(console, f"{rows}; {left_out}: lower capture.concurrency, or use a machine that is less busy")
+        line(console, f"{rows}; {left_out}: {_LESS_BUSY}")
+    if kept := sum(row["kept"] for row in times):
+        rows = f"{kept:,} row{'s' * (kept > 1)} ran on a late event loop (over {times[0]['max_loop_lag_ms']:g} ms)"
+        merged = sum(row["merged"] for row in times) / max(1, sum(row["outputs"] for row in times))
+        clock = f"{'their' if kept > 1 else 'its'} times are the kernel's, which it does not delay"
+        line(console, f"{rows}; {clock}, but {merged:.1%} of the chunks were merged and have no gaps: {_LESS_BUSY}")
 
 
 def _show_examples(console: Console, run_id: str, outcomes: Sequence[Mapping[str, Any]]) -> None:

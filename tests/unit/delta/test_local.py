@@ -72,6 +72,9 @@ def test_functions_mean_what_they_mean_in_spark(tmp_path: Path) -> None:
     assert query(tmp_path / "t", "SELECT get(a, 0) AS first, get(a, -2) AS none, get(a, 5) AS beyond FROM {t} WHERE x = 2") == [
         {"first": 2, "none": None, "beyond": None}
     ]  # fmt: skip
+    assert query(tmp_path / "t", "SELECT transform(a, (i, x) -> 10 * i + x) AS each, filter(a, (i, x) -> x > 0) AS but FROM {t} WHERE x = 2") == [
+        {"each": [20, 31], "but": [3]}
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", ["plain", "it's", "${spark.x} \\ größe 🙂"])
