@@ -72,7 +72,8 @@ class LandingError(DeltatapError):
 def missing_extra(error: ModuleNotFoundError, extra: str) -> MissingExtraError:
     """Return the error to raise (``from error``) when an import fails because ``extra`` is not installed."""
     return MissingExtraError(
-        f"{error.name} is not installed: run `pip install 'deltatap[{extra}]'`, or `make setup` in a checkout"
+        f"the extra {extra} is not installed ({error.name} is missing): run `pip install 'deltatap[{extra}]'`, or "
+        "`make setup` in a checkout"
     )
 
 

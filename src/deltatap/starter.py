@@ -45,7 +45,8 @@ def files(shipped: Mapping[str, str], *, wheel: str) -> dict[str, str]:
     if BUNDLE in bundle:
         build = f"pip wheel --quiet --no-deps --wheel-dir dist {shlex.quote(wheel)}"
         text = _replaced(bundle[BUNDLE], r"(?<=build: )make wheel$", build)
-        bundle[BUNDLE] = _replaced(text, r"make setup && (?=databricks)", "")
+        text = _replaced(text, r"make setup && (?=databricks)", "")
+        bundle[BUNDLE] = _replaced(text, r" docs/databricks.md describes every step\.$", "")  # not in the wheel
     return own | bundle
 
 
@@ -75,6 +76,7 @@ def next_steps(folder: str, program: str, *, missing: Sequence[str], databricks:
         f"{call} capture --set endpoint.api_key=",
         f"{call} show greeting",
         f"{call} report",
+        "kill $!   # stops the simulator",
     ]
     lines = ["to try it with a simulated endpoint, without a key and at no cost:"]
     lines += [f"  {line}" for line in (*first, *tried)]

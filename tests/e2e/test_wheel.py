@@ -116,9 +116,7 @@ def test_without_extras_the_command_line_works_and_names_what_is_missing(wheel: 
         ("runs",): "spark",
     }.items():
         code, output = run(*words)
-        line = (
-            rf"✗ \w+(\.\w+)* is not installed: run `pip install 'deltatap\[{extra}\]'`, or `make setup` in a checkout\n"
-        )
+        line = rf"✗ the extra {extra} is not installed \(\w+(\.\w+)* is missing\): run `pip install 'deltatap\[{extra}\]'`, or `make setup` in a checkout\n"
         assert re.fullmatch(line, output), output
         assert code == 2
 

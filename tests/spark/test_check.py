@@ -36,8 +36,11 @@ def details(found: dict[str, Finding], level: str = "problem") -> dict[str, str]
 
 def test_a_valid_setup_passes_without_a_call(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
     prompts.write(spark, tables / "prompts", [("a", "Say it.", None)])
-    found = findings(spark, prompts.config(tables, simulator.base_url))
+    tree = prompts.config(tables, simulator.base_url)
+    tree["prompts"] |= {"template": "Now: {prompt} {request_id}", "keep": ["prompt"]}
+    found = findings(spark, tree)
     assert list(found) == ALL_FINDINGS
+    assert found["prompts"].detail.endswith("/prompts: uses request_id, model, params, prompt")
     assert not details(found)
     assert not details(found, "warning")
     assert "including gpt-4o-mini" in found["models"].detail
@@ -56,6 +59,7 @@ def test_all_problems_are_found(spark: SparkSession, tables: Path, monkeypatch: 
     assert "NOT_THERE is not set" in problems["key, workers"]
     assert "cannot reach 127.0.0.1 port 9" in problems["network, driver"]
     assert "cannot reach 127.0.0.1 port 9" in problems["network, workers"]
+    assert problems["prompts"].startswith("prompts.table: ")
     assert "the Delta table does not exist" in problems["prompts"]
     assert "tables" not in problems, "captures and runs are findings of their own"
     assert found["captures"].level == found["runs"].level == "ok"

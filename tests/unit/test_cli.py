@@ -182,7 +182,7 @@ def test_a_run_with_any_id_is_stopped_and_listed_by_its_id(config: Path, tmp_pat
         (ModuleNotFoundError("No module named 'deltatap.x'", name="deltatap.x"), 1,
          ["✗ ModuleNotFoundError: No module named 'deltatap.x'"]),
         (ModuleNotFoundError("No module named 'plotly'", name="plotly.offline"), 2,
-         ["✗ plotly.offline is not installed: run `pip install 'deltatap[report]'`, or `make setup` in a checkout"]),
+         ["✗ the extra report is not installed (plotly.offline is missing): run `pip install 'deltatap[report]'`, or `make setup` in a checkout"]),
     ],
 )  # fmt: skip
 def test_exit_codes(
@@ -403,7 +403,10 @@ def test_a_command_without_its_extra_names_the_extra(config: Path, module: str, 
     options = [] if words == ["simulate"] else ["--config", str(config)]
     done = subprocess.run([sys.executable, "-c", code, *words, *options], check=False, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (cli.CONFIGURATION, "")
-    assert re.fullmatch(rf"✗ {module}\S* is not installed: run `pip install 'deltatap\[{extra}\]'`, .*\n", done.stdout)
+    assert re.fullmatch(
+        rf"✗ the extra {extra} is not installed \({module}\S* is missing\): run `pip install 'deltatap\[{extra}\]'`, .*\n",
+        done.stdout,
+    )
 
 
 def test_a_log_says_at_once_that_spark_starts(

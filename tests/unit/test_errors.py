@@ -107,7 +107,10 @@ def test_an_error_on_one_line_gives_its_cause(error: Exception, line: str) -> No
 
 def test_the_error_for_a_missing_extra_names_the_module_and_the_extra() -> None:
     error = missing_extra(ModuleNotFoundError("No module named 'plotly'", name="plotly"), "report")
-    assert str(error) == "plotly is not installed: run `pip install 'deltatap[report]'`, or `make setup` in a checkout"
+    assert (
+        str(error)
+        == "the extra report is not installed (plotly is missing): run `pip install 'deltatap[report]'`, or `make setup` in a checkout"
+    )
 
 
 def test_errors_of_spark_are_described_without_their_class() -> None:

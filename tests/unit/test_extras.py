@@ -82,7 +82,7 @@ def run(folder: Path, without: set[str], commands: list[list[str]]) -> list[tupl
 
 
 def line(module: str, extra: str) -> str:
-    return f"{module} is not installed: run `pip install 'deltatap[{extra}]'`, or `make setup` in a checkout\n"
+    return f"the extra {extra} is not installed ({module} is missing): run `pip install 'deltatap[{extra}]'`, or `make setup` in a checkout\n"
 
 
 @pytest.mark.parametrize(

@@ -71,16 +71,36 @@ def test_the_bundle_is_that_of_the_checkout_but_for_how_the_wheel_is_made(tmp_pa
     assert json.loads(dashboard.read_text())
 
 
-def test_no_file_is_overwritten_and_none_is_written_beside_one_that_exists(tmp_path: Path) -> None:
+def test_files_that_exist_are_kept_and_missing_ones_are_added(tmp_path: Path) -> None:
     (tmp_path / "prompts.csv").write_text("mine")
-    assert init(tmp_path) == (2, f"✗ {tmp_path}: prompts.csv already exists; nothing was written\n")
-    (tmp_path / "conf").mkdir()
-    (tmp_path / "conf/our-prices.yml").write_text("mine")
-    line = f"✗ {tmp_path}: conf/our-prices.yml, prompts.csv already exist; nothing was written\n"
-    assert init(tmp_path) == (2, line)
-    assert {path: (tmp_path / path).read_text() for path in written(tmp_path)} == {
-        "prompts.csv": "mine", "conf/our-prices.yml": "mine",
-    }  # fmt: skip
+    code, output = init(tmp_path)
+    assert (code, output.splitlines()[:2]) == (
+        0,
+        [
+            f"✓ written to {tmp_path}: conf/local.yml, conf/our-prices.yml",
+            f"kept as they are in {tmp_path}: prompts.csv",
+        ],
+    )
+    (tmp_path / "conf/our-prices.yml").write_text("# mine")
+    code, output = init(tmp_path, "--databricks")
+    first, second, *_ = output.splitlines()
+    assert (code, second) == (0, f"kept as they are in {tmp_path}: conf/local.yml, conf/our-prices.yml, prompts.csv")
+    assert "databricks.yml" in first
+    assert written(tmp_path) >= {"databricks.yml", "jobs/capture.py"}
+    assert [(tmp_path / name).read_text() for name in ("prompts.csv", "conf/our-prices.yml")] == ["mine", "# mine"]
+    code, output = init(tmp_path, "--databricks")
+    assert (code, output.splitlines()[0].startswith("kept")) == (0, True)
+
+
+def test_what_ships_names_no_page_that_does_not_ship(tmp_path: Path) -> None:
+    init(tmp_path, "--databricks")
+    shown = [*tmp_path.rglob("*"), *(shipped.CHECKOUT / "src/deltatap/report").glob("*.j2")]
+    texts = {str(path): path.read_text() for path in shown if path.is_file()}
+    for command in sorted(set(cli.__all__) - {"app", "run", "run_job"}):
+        if command.islower():
+            texts[command] = CliRunner().invoke(cli.app, [command, "--help"]).output
+    assert len(texts) > 20
+    assert [name for name, text in texts.items() if re.search(r"docs/\w", text)] == []
 
 
 def test_a_link_that_leads_nowhere_is_not_followed(tmp_path: Path) -> None:

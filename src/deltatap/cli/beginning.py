@@ -29,10 +29,11 @@ def init(
 ) -> None:
     """Write a configuration with comments, a file for your own prices and a few prompts, and show what to do next.
 
-    No file is overwritten. The other commands read the configuration, conf/local.yml. It lists every key with its
-    default, so you can change it or delete it.
+    A file that exists is kept as it is, so you can run the command again, for example with --databricks. The other
+    commands read the configuration, conf/local.yml. It lists every key with its default, so you can change it or
+    delete it.
 
-    Exit codes: 0, all files are written; 2, a file exists or cannot be written.
+    Exit codes: 0, all files exist; 2, a file cannot be written.
     """
     from deltatap.terminal import plain_console  # noqa: PLC0415
 
@@ -45,8 +46,11 @@ def init(
         texts = {name: shipped.path(name).read_text(encoding="utf-8") for name in names}
         package = importlib.metadata.distribution("deltatap")
         wheel = starter.wheel_source(package.version, package.read_text("direct_url.json"))
-        written = _write(folder, starter.files(texts, wheel=wheel))
-        say(console, f"written to {folder.absolute()}: {', '.join(written)}", "ok")
+        written, kept = _write(folder, starter.files(texts, wheel=wheel))
+        if written:
+            say(console, f"written to {folder.absolute()}: {', '.join(written)}", "ok")
+        if kept:
+            say(console, f"kept as they are in {folder.absolute()}: {', '.join(kept)}")
         missing = [extra for extra, module in _NEEDED.items() if find_spec(module) is None]
         for line in starter.next_steps(str(folder), _program(), missing=missing, databricks=databricks):
             say(console, line)
@@ -55,19 +59,18 @@ def init(
     sys.exit(guarded(console, work))
 
 
-def _write(folder: Path, files: dict[str, str]) -> list[str]:
-    """Write all files, or none if one of them exists."""
-    if existing := [name for name in files if (folder / name).exists()]:
-        verb = "exists" if len(existing) == 1 else "exist"
-        raise ConfigError([f"{folder.absolute()}: {', '.join(existing)} already {verb}; nothing was written"])
-    for name, text in files.items():
+def _write(folder: Path, files: dict[str, str]) -> tuple[list[str], list[str]]:
+    """Write the files that do not exist. Returns the names of those that are written, and of those that exist."""
+    kept = [name for name in files if (folder / name).exists()]
+    written = [name for name in files if name not in kept]
+    for name in written:
         try:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             with (folder / name).open("x", encoding="utf-8") as file:
-                file.write(text)
+                file.write(files[name])
         except OSError as error:
             raise ConfigError([f"{folder / name}: cannot be written: {error.strerror}"]) from error
-    return list(files)
+    return written, kept
 
 
 def _program() -> str:

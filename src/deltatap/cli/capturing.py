@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from deltatap.config import Settings
     from deltatap.driver.load import Loaded
 
+# How many invalid rows a load names.
+_BAD = 5
 # The columns of the run's row that the last line of a capture has; the others are in the table.
 _LAST_LINE = (
     "run_id", "status", "reason", "owed", "completed", "interrupted", "failed", "requests", "input_tokens",
@@ -124,28 +126,31 @@ def load(
         from deltatap.driver.load_spark import load_prompts  # noqa: PLC0415
 
         loaded = load_prompts(spark, settings, file, named=named, replace=replace)
-    for problem in loaded.bad[:5]:
+    for problem in loaded.bad[:_BAD]:
         say(console, f"{file}: {problem}", "warning")
-    for note in _notes_on(loaded, replace=replace):
-        say(console, f"{file}: {note}", "warning")
+    if (more := len(loaded.bad) - _BAD) > 0:
+        say(console, f"{file}: {more:,} more invalid rows", "warning")
+    for note, level in _notes_on(loaded, replace=replace):
+        say(console, f"{file}: {note}", level)
     bad = f"; invalid: {len(loaded.bad):,} (these become failed rows, at no cost)" if loaded.bad else ""
     say(console, f"prompts loaded into {settings.prompts.table}: {loaded.rows:,}{bad}")
     return OK
 
 
-def _notes_on(loaded: Loaded, *, replace: bool) -> Iterator[str]:
-    """Notes on the result of a load that may surprise the user."""
+def _notes_on(loaded: Loaded, *, replace: bool) -> Iterator[tuple[str, str | None]]:
+    """Notes on the result of a load, each with its level. What may surprise the user is a warning."""
     if loaded.known and replace:
-        yield f"request ids whose rows were replaced: {loaded.known:,}"
+        yield f"request ids whose rows were replaced: {loaded.known:,}", None
     elif loaded.known:
-        yield (
+        fail = (
             f"request ids that were already in the table: {loaded.known:,}; if their prompts differ, these requests "
             "fail; to replace the earlier rows, load again with --replace"
         )
+        yield fail, "warning"
     if "id" in loaded.unused and not loaded.has_ids:
-        yield "column id is not the request_id; load with --id-column id to use it"
+        yield "column id is not the request_id; load with --id-column id to use it", "warning"
     if loaded.unused:
-        yield f"not used for requests, but kept in the table: {', '.join(loaded.unused)}"
+        yield f"not used for requests, but kept in the table: {', '.join(loaded.unused)}", None
 
 
 @command(CAPTURE)

@@ -96,7 +96,7 @@ def analyze(
 ) -> int:
     """Compute the metrics tables from captures.
 
-    Updates metrics_by_run, metrics_by_hour and stream_vs_complete; docs/metrics.md describes them. Running the command
+    Updates metrics_by_run, metrics_by_hour and stream_vs_complete, whose columns have comments. Running the command
     again changes nothing unless captures changed.
 
     Exit codes: 0, done; 2, the configuration is wrong.

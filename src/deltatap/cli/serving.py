@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,8 +10,11 @@ import typer
 
 from deltatap.cli.runner import ENDPOINTS, OK, Command, app, command, guarded, reader, say, unwrapped
 from deltatap.errors import ConfigError
+from deltatap.simulator.faults import BREAKS, ENDINGS, REFUSALS, SHAPES, TRAITS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
 
     from deltatap.config import Settings
@@ -63,8 +67,23 @@ def replay(
     return OK
 
 
+def _with_faults(callback: Callable[..., None]) -> Callable[..., None]:
+    """Add the names of the faults to the help."""
+    groups = {
+        "Faults that refuse a request": REFUSALS,
+        "Faults that break a stream": BREAKS,
+        "Other ends, headers and types": ENDINGS,
+        "Other cuts into events and bytes": SHAPES,
+        "What some servers send": TRAITS,
+    }
+    listed = [f"{what}: {', '.join(names)}." for what, names in groups.items()]
+    callback.__doc__ = "\n\n".join([inspect.cleandoc(callback.__doc__ or ""), *listed])
+    return callback
+
+
 @app.command(cls=Command, rich_help_panel=ENDPOINTS)
 @unwrapped
+@_with_faults
 def simulate(
     host: Annotated[str, _HOST] = "127.0.0.1",
     port: Annotated[int, _PORT] = 8089,
@@ -77,7 +96,7 @@ def simulate(
     fault: Annotated[
         list[str] | None,
         typer.Option(
-            help="A fault and its rate, from 0 to 1: cut=0.02. Repeatable. docs/guide.md lists the faults.",
+            help="A fault and its rate, from 0 to 1: cut=0.02. Repeatable.",
             metavar="FAULT=RATE",
         ),
     ] = None,

@@ -81,7 +81,8 @@ def check(settings: Settings, session: Callable[[], SparkSession]) -> Iterator[F
 
 def _findings(what: str, result: Checked) -> Iterator[Finding]:
     if result.problems:
-        yield from (Finding(what, "problem", problem) for problem in result.problems)
+        # A problem may begin with the need's own name, which is printed before it.
+        yield from (Finding(what, "problem", problem.removeprefix(f"{what}: ")) for problem in result.problems)
     else:
         yield Finding(what, "ok", result.detail)
 

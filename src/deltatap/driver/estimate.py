@@ -40,6 +40,8 @@ _COUNTED = (
     columns.Column("input_tokens", columns.BIGINT, "as tiktoken counts them"),
     columns.Column("most_output", columns.BIGINT, "the maximum of output tokens; null if the request sets none"),
 )
+# Other endpoints to name.
+_ENDPOINTS = 3
 _OUTPUT = "coalesce(usage_reported.output_tokens, usage_tiktoken.output_tokens)"
 
 
@@ -50,11 +52,13 @@ class Lengths:
     Attributes:
         answers: how many there are.
         short, long: the 10th and the 90th percentile.
+        elsewhere: other endpoints that have answers of this model, if this one has none.
     """
 
     answers: int = 0
     short: float = 0.0
     long: float = 0.0
+    elsewhere: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +74,8 @@ class Estimate:
         least_usd, most_usd: None if the model has no price; most_usd also if most_output is None.
         answers: how many earlier answers the output is estimated from.
         called: whether the requests would be sent; otherwise this is what ``capture.reuse`` saves.
+        limited: whether each request has a limit on its output tokens.
+        elsewhere: as in :class:`Lengths`.
     """
 
     model: str
@@ -83,6 +89,8 @@ class Estimate:
     most_usd: Decimal | None
     answers: int
     called: bool = True
+    limited: bool = False
+    elsewhere: tuple[str, ...] = ()
 
 
 def estimate_run(spark: SparkSession, settings: Settings, prices: Prices) -> list[Estimate]:
@@ -136,6 +144,8 @@ def estimate(row: Row | Mapping[str, Any], earlier: Lengths, prices: Prices) -> 
         cost_usd(price, inputs, most) if price and most is not None else None,
         earlier.answers,
         row["called"],
+        bounded is not None,
+        earlier.elsewhere,
     )
 
 
@@ -183,19 +193,19 @@ def _earlier(spark: SparkSession, settings: Settings, model: str) -> Lengths:
     if not tables.exists(spark, settings.captures.table):
         return Lengths()
     captures = spark.table(tables.quoted(settings.captures.table))
+    answers = captures.where((F.col("request_model") == model) & (F.col("status") == "completed"))
     row = (
-        captures.where(
-            (F.col("endpoint") == settings.endpoint.label)
-            & (F.col("request_model") == model)
-            & (F.col("status") == "completed")
-        )
+        answers.where(F.col("endpoint") == settings.endpoint.label)
         .agg(
             F.count(F.expr(_OUTPUT)).alias("answers"),
             F.percentile(F.expr(_OUTPUT), F.array(F.lit(0.1), F.lit(0.9))).alias("lengths"),
         )
         .collect()[0]
     )
-    return Lengths(row["answers"], *row["lengths"]) if row["answers"] else Lengths()
+    if row["answers"]:
+        return Lengths(row["answers"], *row["lengths"])
+    others = answers.select("endpoint").distinct().orderBy("endpoint").limit(_ENDPOINTS).collect()
+    return Lengths(elsewhere=tuple(other["endpoint"] for other in others))
 
 
 def show(console: Console, found: Sequence[Estimate]) -> None:
@@ -226,7 +236,7 @@ def _show_model(console: Console, model: str, found: Sequence[Estimate]) -> None
     console.print(table)
     for one in found:
         if one.requests:
-            console.print(f"{one.mode}: {_why(one)}", highlight=False, soft_wrap=True)
+            console.print(f"{one.mode}: {_why(one)}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _saved(one: Estimate) -> str:
@@ -243,14 +253,20 @@ def _cost(one: Estimate) -> str:
 
 def _why(one: Estimate) -> str:
     if one.answers:
-        return f"output from the 10th to the 90th percentile of {one.answers:,} earlier answers, at most max_tokens"
+        most = ", at most the limit of each request" if one.limited else ""
+        if one.answers == 1:
+            return f"output as long as the one earlier answer{most}"
+        return f"output from the 10th to the 90th percentile of {one.answers:,} earlier answers{most}"
+    none = "this endpoint has no earlier answers of this model"
+    if one.elsewhere:
+        none += f" (there are some of {', '.join(one.elsewhere)}; endpoint.name tells endpoints apart)"
     if one.most_output is not None:
-        return "no earlier answers: output from one token to max_tokens"
-    return "no earlier answers and no max_tokens: output is unbounded; set budget.cost_usd or budget.tokens to bound it"
+        return f"{none}: output from one token to the limit of each request"
+    return f"{none}, and no request limits its output: set budget.cost_usd or budget.tokens to bound the run"
 
 
 def _range(least: str, most: str | None) -> str:
-    return f"{least} to {most or 'unbounded'}"
+    return least if least == most else f"{least} to {most or 'unbounded'}"
 
 
 def _usd(amount: Decimal) -> str:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from deltatap.prompt_columns import ColumnType
     from deltatap.prompt_files import PromptFile
 
+# Characters of a request_id in a message.
+_ID = 100
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
@@ -37,7 +40,7 @@ class Loaded:
 
     Attributes:
         rows: how many rows were loaded.
-        bad: the rows that are not valid requests, each as ``row N: reason`` or ``line N: reason``.
+        bad: the rows that are not valid requests, each with its place in the file, its request_id and the reason.
         known: how many of the file's request ids were in the table before.
         has_ids: whether the file has a column request_id.
         unused: the columns that no request is built from and that ``prompts.keep`` does not name.
@@ -133,7 +136,9 @@ class Load:
                     filled=filled, problem=row.problem,
                 )  # fmt: skip
                 if made.error is not None:
-                    yield f"{self.read.place(number)}: {made.error}"
+                    request_id = row.columns.get("request_id")
+                    named = "" if request_id is None else f" (request_id {' '.join(str(request_id).split())[:_ID]})"
+                    yield f"{self.read.place(number)}{named}: {made.error}"
                 number += 1
 
 

@@ -123,8 +123,11 @@ def table_needs(spark: SparkSession, settings: Settings) -> list[Need]:
     from deltatap.driver.source import source  # noqa: PLC0415 - the same
 
     def prompts() -> str:
-        ours = [name for name in source(spark, settings).columns if name in COLUMNS]
-        return f"{settings.prompts.source}: {', '.join([*ours, *settings.prompts.keep])}"
+        templates = settings.prompts.templates
+        filled = [column for template in templates.values() for column in template.columns]
+        ours = [name for name in source(spark, settings).columns if name in COLUMNS and name not in templates]
+        used = dict.fromkeys([*ours, *filled, *settings.prompts.keep])
+        return f"{settings.prompts.source}: uses {', '.join(used)}"
 
     return [Need("prompts", prompts), Need("tables", lambda: prepare_tables(spark, settings))]
 

@@ -61,11 +61,23 @@ class Replay:
 
     def find(self, body: Mapping[str, Any], api: str) -> Recording | None:
         """The recording for a request to an API: with the same body, or else with the same last prompt."""
-        streamed = body.get("stream") is True
-        found = self._by_hash.get((request_hash_of(body), streamed))
-        if found is None:
-            found = self._by_prompt.get((prompt_of(body, api), streamed))
+        found = self._match(body, api, streamed=body.get("stream") is True)
         return found if found is not None and found.api == api else None
+
+    def _match(self, body: Mapping[str, Any], api: str, *, streamed: bool) -> Recording | None:
+        found = self._by_hash.get((request_hash_of(body), streamed))
+        return self._by_prompt.get((prompt_of(body, api), streamed)) if found is None else found
+
+    def why_none(self, body: Mapping[str, Any], api: str) -> str:
+        """Why :meth:`find` finds nothing, and what to ask for instead."""
+        streamed = body.get("stream") is True
+        how, other = ("streamed", "whole") if streamed else ("whole", "streamed")
+        if (found := self._match(body, api, streamed=streamed)) is not None:
+            return f"this answer was captured from another API: ask /v1{registry.specification(found.api).path}"
+        if (found := self._match(body, api, streamed=not streamed)) is not None and found.api == api:
+            ask = "leave out stream" if streamed else 'set "stream": true'
+            return f"no {how} answer was captured for this request, only a {other} one: {ask} to get it"
+        return f"no {how} answer was captured for this request: neither its request_hash nor its last prompt matches"
 
     def application(self) -> Starlette:
         """The routes: the APIs, the list of recordings, and a page that shows them. Every origin is allowed."""
@@ -90,9 +102,7 @@ class Replay:
             await _refuse(api, 400, "expected a JSON object")(scope, receive, send)
             return
         if found is None:
-            how = "streamed" if body.get("stream") is True else "whole"
-            why = f"no {how} answer was captured for this request: neither its request_hash nor its last prompt matches"
-            await _refuse(api, 404, why)(scope, receive, send)
+            await _refuse(api, 404, self.why_none(body, api.name))(scope, receive, send)
             return
         await self._write(found, started, scope, send)
 

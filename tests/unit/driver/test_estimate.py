@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from datetime import date
 from decimal import Decimal
 from typing import Any
@@ -96,6 +97,31 @@ def test_an_estimate_fits_into_80_columns_with_the_whole_model() -> None:
     assert "stream 2 0 16 2 to unbounded $0.0000036 to unbounded" in lines
     assert "stream 1 0 8 1 to 9 no price" in lines
     assert "stream: capture.reuse saves 7 calls, and $0.1000 to $0.2000" in lines
+
+
+@pytest.mark.parametrize(
+    ("row", "earlier", "why"),
+    [
+        (
+            {},
+            Lengths(7, 3.0, 80.0),
+            "10th to the 90th percentile of 7 earlier answers, at most the limit of each request$",
+        ),
+        ({"unbounded": 1}, Lengths(7, 3.0, 80.0), "10th to the 90th percentile of 7 earlier answers$"),
+        ({}, Lengths(1, 3.0, 3.0), "output as long as the one earlier answer, at most"),
+        ({}, Lengths(), "no earlier answers of this model: output from one token to the limit of each request$"),
+        ({"unbounded": 1}, Lengths(), "no earlier answers of this model, and no request limits its output: set budget"),
+        (
+            {},
+            Lengths(elsewhere=("[azure]", "b")),
+            r"\(there are some of \[azure\], b; endpoint.name tells endpoints apart\)",
+        ),
+    ],
+)
+def test_the_line_below_says_what_bounds_the_output(row: dict[str, Any], earlier: Lengths, why: str) -> None:
+    out = io.StringIO()
+    show(Console(file=out, width=80), [estimate(ROW | row, earlier, Prices())])
+    assert re.search(why, out.getvalue().rstrip())
 
 
 def test_nothing_owed_is_one_sentence() -> None:

@@ -314,7 +314,8 @@ def test_azure_identity_provides_entra_tokens(monkeypatch: pytest.MonkeyPatch) -
 def test_missing_extra_is_reported_with_its_name(monkeypatch: pytest.MonkeyPatch, identity: Any, module: str) -> None:
     monkeypatch.setitem(__import__("sys").modules, module, None)
     with pytest.raises(
-        ConfigError, match=rf"identity: .* is not installed: run `pip install 'deltatap\[{identity}\]'`"
+        ConfigError,
+        match=rf"identity: the extra {identity} is not installed .*: run `pip install 'deltatap\[{identity}\]'`",
     ):
         credential_of(Endpoint(api_key=ApiKey(identity=identity)))
 

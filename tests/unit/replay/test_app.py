@@ -99,6 +99,17 @@ def test_a_request_is_found_by_its_body_then_by_its_prompt() -> None:
     assert replay.find({"model": "m", "prompt": "Say it.", "stream": True}, "completions") is None, "another API"
 
 
+def test_a_request_without_an_answer_is_told_what_to_ask_for() -> None:
+    streamed, whole = recording(row()), recording(row(mode="complete"))
+    asked = {**BODY, "stream": False}
+    assert Replay([streamed]).why_none(asked, "chat").endswith('only a streamed one: set "stream": true to get it')
+    assert Replay([whole]).why_none(BODY, "chat").endswith("only a whole one: leave out stream to get it")
+    other = {"model": "m", "prompt": "Say it.", "stream": True}
+    assert Replay([streamed]).why_none(other, "completions").endswith("another API: ask /v1/chat/completions")
+    for found in ([], [whole]):
+        assert Replay(found).why_none(other, "completions").endswith("nor its last prompt matches")
+
+
 @pytest.mark.parametrize(
     ("body", "api", "prompt"),
     [

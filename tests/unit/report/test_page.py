@@ -263,7 +263,9 @@ def test_every_output_kind_has_a_color() -> None:
 @pytest.mark.parametrize("module", ["jinja2", "plotly"])
 def test_without_the_extra_only_the_report_fails_and_names_it(module: str) -> None:
     ended = subprocess.run([sys.executable, "-c", WITHOUT, module], capture_output=True, text=True, check=True)
-    assert f"{module} is not installed: run `pip install 'deltatap[report]'`" in ended.stdout
+    assert (
+        f"the extra report is not installed ({module} is missing): run `pip install 'deltatap[report]'`" in ended.stdout
+    )
 
 
 def test_missing_intervals_are_blank_and_open_ends_are_marked() -> None:

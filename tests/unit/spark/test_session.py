@@ -24,7 +24,10 @@ def test_the_jars_are_on_the_class_path_of_driver_and_executors(tmp_path: Path) 
 
 def test_a_missing_pyspark_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyspark", None)
-    with pytest.raises(MissingExtraError, match=r"^pyspark is not installed: run `pip install 'deltatap\[spark\]'`"):
+    with pytest.raises(
+        MissingExtraError,
+        match=r"^the extra spark is not installed \(pyspark is missing\): run `pip install 'deltatap\[spark\]'`",
+    ):
         session.local_session()
 
 
@@ -33,7 +36,10 @@ def test_a_missing_delta_spark_names_the_extra(monkeypatch: pytest.MonkeyPatch) 
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr("importlib.metadata.version", nowhere)
-    with pytest.raises(MissingExtraError, match=r"^delta-spark is not installed: run `pip install 'deltatap\[spark\]'"):
+    with pytest.raises(
+        MissingExtraError,
+        match=r"^the extra spark is not installed \(delta-spark is missing\): run `pip install 'deltatap\[spark\]'",
+    ):
         session.local_session()
 
 
