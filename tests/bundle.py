@@ -1,7 +1,8 @@
 """Checks ``databricks.yml`` and its includes, for what ``databricks bundle validate --strict`` finds and for what it misses.
 
 A round trip through databricks-sdk's types finds unknown keys and values, because the types drop them. The other checks
-are for mistakes that the real CLI accepts and that fail, or do the wrong thing, in a workspace.
+are for mistakes that the real CLI accepts and that fail, or do the wrong thing, in a workspace: of jobs
+(``bundle_jobs.py``), of targets (``bundle_targets.py``), and here of the other resources.
 """
 
 from __future__ import annotations
@@ -9,25 +10,34 @@ from __future__ import annotations
 import inspect
 import json
 import re
-import tomllib
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zoneinfo import available_timezones
 
 import yaml
 from databricks.sdk.service.catalog import Privilege, SchemasAPI, VolumesAPI
 from databricks.sdk.service.dashboards import Dashboard
 from databricks.sdk.service.jobs import JobSettings
+from databricks.sdk.service.sql import AlertV2
 
-from deltatap.config import load_settings
-from deltatap.errors import ConfigError
 from tests import dashboard
+from tests.bundle_jobs import job_problems, schedule_problems
+from tests.bundle_targets import (
+    REQUIRED,
+    bundle_problems,
+    deployed_names,
+    side_by_side_problems,
+    sync_problems,
+    target_problems,
+    variable_problems,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 ROOT = Path(__file__).parents[1]
+# The files of which databricks.yml includes one.
+SCHEDULE, TABLE_UPDATE = "conf/start/schedule.yml", "conf/start/table_update.yml"
 # Fields that the bundle adds to those of the resource.
 _BUNDLE = {
     "jobs": {"permissions", "run_as", "lifecycle"},
@@ -35,6 +45,7 @@ _BUNDLE = {
     "volumes": {"grants", "lifecycle"},
     "secret_scopes": {"name", "permissions", "lifecycle", "backend_type", "keyvault_metadata"},
     "dashboards": {"file_path", "permissions", "lifecycle", "dataset_catalog", "dataset_schema", "embed_credentials"},
+    "alerts": {"permissions", "lifecycle", "file_path"},
 }
 _KINDS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "jobs": lambda given: JobSettings.from_dict(given).as_dict(),
@@ -42,46 +53,60 @@ _KINDS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "volumes": lambda given: _taken(VolumesAPI.create, given),
     "secret_scopes": lambda _given: {},
     "dashboards": lambda given: Dashboard.from_dict(given).as_dict(),
+    "alerts": lambda given: AlertV2.from_dict(given).as_dict(),
 }
 _TOP = {"bundle", "include", "artifacts", "sync", "variables", "targets", "resources"}
-_LEVELS = {"CAN_VIEW", "CAN_MANAGE_RUN", "CAN_MANAGE", "IS_OWNER"}
-# References that the workspace and the bundle resolve, with values for the checks.
-_GIVEN = {
-    "workspace.current_user.userName": "someone@example.com",
-    "workspace.file_path": "/Workspace/Users/someone@example.com/.bundle/deltatap/files",
+_USERS = ("someone", "another")
+# What a user sets in variable-overrides.json.
+_OVERRIDES = {"catalog": "main", "warehouse_id": "0123456789abcdef"}
+_IN_PRODUCTION = {
+    "run_as": "11111111-2222-4333-8444-555555555555",
+    "operators": "llm-operators",
+    "readers": "llm-readers",
+    "notify": "llm-team@example.com",
 }
 _REFERENCE = re.compile(r"\$\{([^}]*)\}")
-_DYNAMIC = re.compile(r"\{\{([^}]*)\}\}")
-_QUARTZ = re.compile(r"[0-9*?LW#,/\-A-Z]+")
 
 
 def _taken(create: Callable[..., Any], given: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in given.items() if key in inspect.signature(create).parameters}
 
 
-def read(root: Path = ROOT) -> dict[str, Any]:
-    """The bundle with its included resources."""
+def included(root: Path = ROOT, start: str = SCHEDULE) -> dict[str, dict[str, Any]]:
+    """The content of the included files by name, with this one of the two that start the job."""
+    names = yaml.safe_load((root / "databricks.yml").read_text(encoding="utf-8")).get("include", ())
+    patterns = [start if name == SCHEDULE else name for name in names]
+    paths = [path for pattern in patterns for path in sorted(root.glob(pattern))]
+    return {path.relative_to(root).as_posix(): yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def read(root: Path = ROOT, start: str = SCHEDULE) -> dict[str, Any]:
+    """The bundle with its included files."""
     tree: dict[str, Any] = yaml.safe_load((root / "databricks.yml").read_text(encoding="utf-8"))
-    resources: dict[str, dict[str, Any]] = {}
-    for pattern in tree.get("include", ()):
-        for path in sorted(root.glob(pattern)):
-            included = yaml.safe_load(path.read_text(encoding="utf-8"))
-            for kind, named in included["resources"].items():
-                resources.setdefault(kind, {}).update(named)
+    for content in included(root, start).values():
+        tree = merged(tree, content)
     # An anchor and its aliases are one object. The copies are independent, so that a test can break one of them.
-    return json.loads(json.dumps(tree | {"resources": resources}))  # type: ignore[no-any-return]
+    return json.loads(json.dumps(tree))  # type: ignore[no-any-return]
 
 
-def merged(resources: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
-    """The resources, with the fields that a target adds."""
-    kinds = resources.keys() | more.keys()
-    return {
-        kind: {
-            name: {**resources.get(kind, {}).get(name, {}), **more.get(kind, {}).get(name, {})}
-            for name in {**resources.get(kind, {}), **more.get(kind, {})}
-        }
-        for kind in sorted(kinds)
-    }
+def merged(one: Any, other: Any) -> Any:
+    """Both together, as the CLI merges them: mappings by key, and lists one after the other."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return {key: merged(one[key], other[key]) if key in one and key in other else {**one, **other}[key]
+                for key in {**one, **other}}  # fmt: skip
+    return [*one, *other] if isinstance(one, list) and isinstance(other, list) else other
+
+
+def file_problems(files: Mapping[str, Any]) -> list[str]:
+    """The problems of the included files: each file in ``conf/resources`` has one resource, or one variable."""
+    found = []
+    for name, content in files.items():
+        listed = [(kind, key) for kind, named in content.get("resources", {}).items() for key in named]
+        listed += [("variables", key) for key in content.get("variables", {})]
+        expected = [f"conf/resources/{key}.{kind.removesuffix('s')}.yml" for kind, key in listed]
+        if name.startswith("conf/resources/") and expected != [name]:
+            found.append(f"{name}: expected one file for each resource, found {', '.join(expected) or 'none'}")
+    return found
 
 
 def problems(tree: dict[str, Any], target: str, root: Path = ROOT) -> list[str]:
@@ -90,9 +115,14 @@ def problems(tree: dict[str, Any], target: str, root: Path = ROOT) -> list[str]:
     if target not in tree["targets"]:
         return [*found, f"targets: unknown target {target}"]
     resolver = Resolver(tree, target)
-    resources = resolver.resolved(merged(tree["resources"], tree["targets"][target].get("resources", {})))
-    resolver.resolved(tree["targets"][target])
+    resources = resolver.resources()
+    given = resolver.resolved(tree["targets"][target])
     found += resolver.problems
+    found += [
+        f"targets.{target}.variables.{name}: unknown variable"
+        for name in given.get("variables", {})
+        if name not in tree["variables"]
+    ]
     used = set(_REFERENCE.findall(json.dumps(tree)))
     found += [f"variables.{name}: it is not used" for name in tree["variables"] if f"var.{name}" not in used]
     names = Counter(name for named in resources.values() for name in named)
@@ -100,18 +130,45 @@ def problems(tree: dict[str, Any], target: str, root: Path = ROOT) -> list[str]:
     for kind, named in resources.items():
         for name, resource in named.items():
             found += [f"{kind}.{name}: {problem}" for problem in _resource(kind, resource, root)]
-    found += _target(tree, target, resources)
+    found += bundle_problems(tree["bundle"])
+    found += variable_problems(tree)
+    found += sync_problems(tree.get("sync", {}), root)
+    found += target_problems(target, given, resources)
+    found += _side_by_side(tree)
     found += _artifacts(tree, root)
     return found
+
+
+def _side_by_side(tree: dict[str, Any]) -> Iterator[str]:
+    """Check two developers' deployments and production in one workspace."""
+    deployments = {}
+    for target, content in tree["targets"].items():
+        mode = content.get("mode", "")
+        for user in _USERS if mode == "development" else _USERS[:1]:
+            resources = Resolver(tree, target, user).resources()
+            known = {kind: named for kind, named in resources.items() if kind in _KINDS}
+            deployments[f"{target} of {user}"] = deployed_names(mode, user, known)
+    yield from side_by_side_problems(deployments)
 
 
 class Resolver:
     """Replaces ``${…}`` references by their values in a target, and collects the ones that have none."""
 
-    def __init__(self, tree: dict[str, Any], target: str) -> None:
-        self._tree, self._target = tree, target
-        self._chosen = tree["targets"][target].get("variables", {})
+    def __init__(self, tree: dict[str, Any], target: str, user: str = _USERS[0]) -> None:
+        self._tree, self._target, self._user = tree, target, user
+        self._resources = merged(tree["resources"], tree["targets"][target].get("resources", {}))
+        production = tree["targets"][target].get("mode") == "production"
+        overrides = _OVERRIDES | (_IN_PRODUCTION if production else {})
+        self._chosen = tree["targets"][target].get("variables", {}) | {
+            name: value
+            for name, value in overrides.items()
+            if name in REQUIRED["production" if production else "development"]
+        }
         self.problems: list[str] = []
+
+    def resources(self) -> Any:
+        """The resources in this target, with all references replaced."""
+        return self.resolved(self._resources)
 
     def resolved(self, node: Any) -> Any:
         """The node with all references replaced."""
@@ -126,7 +183,13 @@ class Resolver:
         return _REFERENCE.sub(lambda found: str(self._value(found[1])), node)
 
     def _value(self, name: str) -> Any:
-        known = _GIVEN | {"bundle.target": self._target, "bundle.name": self._tree["bundle"]["name"]}
+        known = {
+            "workspace.current_user.userName": f"{self._user}@example.com",
+            "workspace.current_user.short_name": self._user,
+            "workspace.file_path": f"/Workspace/Users/{self._user}@example.com/.bundle/deltatap/files",
+            "bundle.target": self._target,
+            "bundle.name": self._tree["bundle"]["name"],
+        }
         if name in known:
             return known[name]
         head, *rest = name.split(".")
@@ -138,7 +201,7 @@ class Resolver:
             self.problems.append(f"variables.{rest[0]}: has no default, and target {self._target} sets none")
         elif head == "resources" and len(rest) == 3:
             kind, key, field = rest
-            resource = self._tree["resources"].get(kind, {}).get(key, {})
+            resource = self._resources.get(kind, {}).get(key, {})
             if field in resource:
                 return self.resolved(resource[field])
             self.problems.append(f"${{{name}}}: unknown field of a resource")
@@ -157,7 +220,9 @@ def _resource(kind: str, resource: dict[str, Any], root: Path) -> Iterator[str]:
         unknown = set(grant["privileges"]) - {privilege.value for privilege in Privilege}
         yield from (f"grants: unknown privilege {name}" for name in sorted(unknown))
     if kind == "jobs":
-        yield from _job(resource, root)
+        yield from job_problems(resource, root)
+    if kind == "alerts":
+        yield from _alert(resource)
     if kind == "dashboards":
         path = root / "conf/resources" / resource["file_path"]
         if not path.is_file():
@@ -166,6 +231,20 @@ def _resource(kind: str, resource: dict[str, Any], root: Path) -> Iterator[str]:
             yield from dashboard.problems(json.loads(path.read_text(encoding="utf-8")))
         if not {"warehouse_id", "dataset_catalog", "dataset_schema"} <= resource.keys():
             yield "expected warehouse_id, dataset_catalog and dataset_schema: the queries use unqualified table names"
+
+
+def _alert(alert: dict[str, Any]) -> Iterator[str]:
+    evaluation, schedule = alert["evaluation"], alert["schedule"]
+    if not re.search(rf"\bAS {evaluation['source']['name']}\b", alert["query_text"]):
+        yield f"evaluation.source: the query has no column {evaluation['source']['name']}"
+    for table in re.findall(r"\b(?:FROM|JOIN) ([\w.]+)", alert["query_text"]):
+        if table.count(".") != 2 and f"{table} AS (" not in alert["query_text"]:
+            yield f"query_text: {table}: expected a table with its catalog and schema"
+    if not evaluation.get("notification", {}).get("subscriptions"):
+        yield "evaluation.notification: expected a subscription: otherwise nobody is told"
+    if schedule.get("pause_status") != "PAUSED":
+        yield "schedule.pause_status: expected PAUSED until the tables exist"
+    yield from schedule_problems(schedule["quartz_cron_schedule"], schedule["timezone_id"])
 
 
 def _lost(given: Any, kept: Any, path: str = "") -> Iterator[str]:
@@ -181,217 +260,6 @@ def _lost(given: Any, kept: Any, path: str = "") -> Iterator[str]:
     elif isinstance(given, list):
         for at, value in enumerate(given):
             yield from _lost(value, kept[at] if at < len(kept) else None, f"{path}[{at}]")
-
-
-def _job(job: dict[str, Any], root: Path) -> Iterator[str]:
-    yield from _schedule(job)
-    if job.get("max_concurrent_runs") != 1:
-        yield "max_concurrent_runs: expected 1: a second run on the same table is refused"
-    clusters = {each["job_cluster_key"]: each["new_cluster"] for each in job.get("job_clusters", ())}
-    environments = {each["environment_key"] for each in job.get("environments", ())}
-    tasks = {task["task_key"]: task for task in job["tasks"]}
-    keys = Counter(task["task_key"] for task in job["tasks"])
-    yield from (f"task {key}: duplicate key" for key, times in keys.items() if times > 1)
-    yield from (f"job cluster {key}: no task uses it" for key in clusters.keys() - _used(job, "job_cluster_key"))
-    yield from (f"environment {key}: no task uses it" for key in environments - _used(job, "environment_key"))
-    for key, cluster in clusters.items():
-        yield from (f"job cluster {key}: {problem}" for problem in _cluster(cluster))
-    for task in job["tasks"]:
-        for problem in (
-            *_order(task, tasks),
-            *_compute(task, clusters.keys(), environments),
-            *_runs(task, job, root),
-        ):
-            yield f"task {task['task_key']}: {problem}"
-    yield from _dynamic(job)
-    yield from _packages(job, root)
-    for permission in job.get("permissions", ()):
-        if permission["level"] not in _LEVELS:
-            yield f"permissions: unknown level {permission['level']}"
-
-
-def _used(job: dict[str, Any], name: str) -> set[str]:
-    return {task[name] for task in job["tasks"] if name in task}
-
-
-def _schedule(job: dict[str, Any]) -> Iterator[str]:
-    schedule = job.get("schedule")
-    if schedule is None:
-        return
-    if "trigger" in job or "continuous" in job:
-        yield "expected either a schedule or a trigger, found both"
-    if schedule.get("pause_status") == "UNPAUSED":
-        yield "schedule.pause_status: UNPAUSED keeps development mode from pausing the schedule; remove it"
-    if schedule["timezone_id"] not in available_timezones():
-        yield f"schedule.timezone_id: unknown time zone {schedule['timezone_id']}"
-    fields = schedule["quartz_cron_expression"].split()
-    if len(fields) not in (6, 7) or not all(_QUARTZ.fullmatch(field) for field in fields):
-        yield f"schedule: expected a Quartz expression of 6 or 7 fields, found {' '.join(fields)}"
-    elif (fields[3] == "?") == (fields[5] == "?"):
-        yield "schedule: expected ? for exactly one of day of month and day of week"
-    elif any(field.isdecimal() and int(field) > most for field, most in zip(fields, (59, 59, 23), strict=False)):
-        yield f"schedule: invalid time of day: {' '.join(fields[:3])}"
-
-
-def _cluster(cluster: dict[str, Any]) -> Iterator[str]:
-    if cluster.get("data_security_mode") != "DATA_SECURITY_MODE_DEDICATED":
-        yield "data_security_mode: expected DATA_SECURITY_MODE_DEDICATED: in other modes UDFs cannot read Volumes and environment variables"
-    if cluster.get("spark_conf", {}).get("spark.speculation") != "false":
-        yield 'spark_conf: expected spark.speculation: "false": a second copy of a slow task would call the API again'
-    if not str(cluster.get("spark_version", "")).endswith("-scala2.13"):
-        yield "spark_version: expected a runtime with Spark 4, such as 18.x-scala2.13"
-    for name, value in cluster.get("spark_env_vars", {}).items():
-        if name.endswith("_KEY") and not re.fullmatch(r"\{\{secrets/[\w.-]+/[\w.-]+\}\}", value):
-            yield f"spark_env_vars.{name}: expected {{{{secrets/scope/key}}}}"
-
-
-def _order(task: dict[str, Any], tasks: dict[str, Any]) -> Iterator[str]:
-    for after in task.get("depends_on", ()):
-        before = tasks.get(after["task_key"])
-        if before is None:
-            yield f"depends_on: unknown task {after['task_key']}"
-        elif "outcome" in after and "condition_task" not in before:
-            yield f"depends_on: {after['task_key']} is not a condition_task and has no outcome"
-    if "run_if" in task and not task.get("depends_on"):
-        yield "run_if: requires depends_on"
-    seen, ahead = set(), [task["task_key"]]
-    while ahead:
-        for after in tasks.get(ahead.pop(), {}).get("depends_on", ()):
-            if after["task_key"] == task["task_key"]:
-                yield "depends_on: the task depends on itself"
-                return
-            if after["task_key"] not in seen:
-                seen.add(after["task_key"])
-                ahead.append(after["task_key"])
-
-
-def _compute(task: dict[str, Any], clusters: Any, environments: set[str]) -> Iterator[str]:
-    if "job_cluster_key" in task and task["job_cluster_key"] not in clusters:
-        yield f"unknown job cluster {task['job_cluster_key']}"
-    if "environment_key" in task and task["environment_key"] not in environments:
-        yield f"unknown environment {task['environment_key']}"
-    places = {"job_cluster_key", "environment_key", "existing_cluster_id", "new_cluster"} & task.keys()
-    if "condition_task" not in task and len(places) != 1:
-        yield f"expected one of job_cluster_key, environment_key, existing_cluster_id, new_cluster; found {', '.join(sorted(places)) or 'none'}"
-    if "environment_key" in task and "libraries" in task:
-        yield "libraries: a serverless task uses the dependencies of its environment"
-
-
-def _runs(task: dict[str, Any], job: dict[str, Any], root: Path) -> Iterator[str]:
-    """Check that the script or entry point exists and that its arguments are valid settings."""
-    if wheel := task.get("python_wheel_task"):
-        scripts = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"].get("scripts", {})
-        if wheel["entry_point"] not in scripts:
-            yield f"unknown entry point {wheel['entry_point']} of the wheel"
-    script = task.get("spark_python_task")
-    if script is None:
-        return
-    if not (root / "conf/resources" / script["python_file"]).resolve().is_file():
-        yield f"{script['python_file']} does not exist"
-    words = [_with_defaults(word, job) for word in script.get("parameters", ())]
-    config = [Path(words[at + 1]) for at, word in enumerate(words) if word == "--config"]
-    here = [root / Path(*path.parts[path.parts.index("files") + 1 :]) for path in config if "files" in path.parts]
-    if len(config) != 1 or not here or not here[0].is_file():
-        yield f"expected one --config with a file of this bundle, found {', '.join(map(str, config)) or 'none'}"
-        return
-    overrides = [words[at + 1] for at, word in enumerate(words) if word == "--set"]
-    try:
-        settings = load_settings(here[0], overrides)
-    except ConfigError as error:
-        yield from error.problems
-        return
-    if not settings.state.dir.startswith("/Volumes/") and "state.dir" in str(overrides):
-        yield f"state.dir: expected a path in /Volumes, found {settings.state.dir}"
-    budget, most = settings.budget.runtime_s, task.get("timeout_seconds")
-    if "capture" in script["python_file"] and (budget is None or most is None or budget >= most):
-        yield f"timeout_seconds: expected more than budget.runtime_s ({budget}), so that the run can drain"
-
-
-def _with_defaults(word: str, job: dict[str, Any]) -> str:
-    """The argument with the job parameters' defaults, as in a scheduled run."""
-    defaults = {f"job.parameters.{each['name']}": each["default"] for each in job.get("parameters", ())}
-    return _DYNAMIC.sub(lambda found: defaults.get(found[1].strip(), "0"), word)
-
-
-def _packages(job: dict[str, Any], root: Path) -> Iterator[str]:
-    """Check that each serverless task has the wheel and the packages of its extra, and no others."""
-    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    environments = {each["environment_key"]: each["spec"]["dependencies"] for each in job.get("environments", ())}
-    for task in job["tasks"]:
-        if "spark_python_task" in task and task.get("environment_key") in environments:
-            script = Path(task["spark_python_task"]["python_file"]).stem
-            expected = sorted(["../../dist/*.whl", *project["optional-dependencies"].get(script, ())])
-            if (found := sorted(environments[task["environment_key"]])) != expected:
-                yield f"task {task['task_key']}: expected the packages {', '.join(expected)}, found {', '.join(found)}"
-
-
-def _dynamic(job: dict[str, Any]) -> Iterator[str]:
-    known = {f"job.parameters.{each['name']}" for each in job.get("parameters", ())} | {"job.run_id", "job.id"}
-    text = json.dumps(job)
-    for name in dict.fromkeys(_DYNAMIC.findall(text)):
-        if name.strip() not in known and not name.startswith("secrets/"):
-            yield f"{{{{{name}}}}}: unknown dynamic value"
-    for name in sorted(known - {"job.run_id", "job.id"}):
-        if f"{{{{{name}}}}}" not in text:
-            yield f"parameters: {name} is not used"
-
-
-def _target(tree: dict[str, Any], target: str, resources: dict[str, Any]) -> Iterator[str]:
-    given = tree["targets"][target]
-    unknown = given.keys() - {
-        "mode",
-        "default",
-        "variables",
-        "workspace",
-        "run_as",
-        "permissions",
-        "presets",
-        "resources",
-    }
-    yield from (f"targets.{target}.{key}: unknown key" for key in sorted(unknown))
-    for name in given.get("variables", {}):
-        if name not in tree["variables"]:
-            yield f"targets.{target}.variables.{name}: unknown variable"
-    if given.get("mode") not in ("development", "production"):
-        yield f"targets.{target}.mode: expected development or production, found {given.get('mode')}"
-    if given.get("mode") == "production":
-        path = given.get("workspace", {}).get("root_path", "")
-        if not path or path.startswith("/Workspace/Shared"):
-            yield f"targets.{target}: expected a root_path that only the deployer can write: its code runs as run_as"
-        if not given.get("run_as"):
-            yield f"targets.{target}: expected run_as: without it, the jobs stop working when the deployer leaves"
-        yield from _granted(Resolver(tree, target).resolved(given), resources)
-    for name, job in resources["jobs"].items():
-        # If the last task always runs, the job succeeds whenever that task does, and job notifications miss failures.
-        if any(task.get("run_if") == "ALL_DONE" for task in job["tasks"]):
-            silent = [
-                t["task_key"] for t in job["tasks"] if "condition_task" not in t and "email_notifications" not in t
-            ]
-            yield from (
-                f"jobs.{name}: task {key}: expected email_notifications, because the job can succeed when the task fails"
-                for key in silent
-            )
-
-
-def _granted(target: dict[str, Any], resources: dict[str, Any]) -> Iterator[str]:
-    """Check that run_as, which owns nothing, has the privileges that a run needs."""
-    who = next(iter(target.get("run_as", {}).values()), None)
-    needs = {"schemas": {"USE_SCHEMA", "CREATE_TABLE", "SELECT", "MODIFY"}, "volumes": {"READ_VOLUME", "WRITE_VOLUME"}}
-    for kind, wanted in needs.items():
-        for name, resource in resources.get(kind, {}).items():
-            grants = [grant for grant in resource.get("grants", ()) if grant["principal"] == who]
-            if missing := wanted - {privilege for grant in grants for privilege in grant["privileges"]}:
-                yield f"{kind}.{name}: run_as needs {', '.join(sorted(missing))}"
-    # The bundle's permissions apply to its folder and to every resource with permissions. For a scope, CAN_VIEW means READ.
-    everywhere = [each for each in target.get("permissions", ()) if who in each.values()]
-    if not everywhere:
-        yield "permissions: run_as needs CAN_VIEW: the scripts and the wheel are in the deployer's folder"
-    for name, scope in resources.get("secret_scopes", {}).items():
-        here = [each for each in scope.get("permissions", ()) if who in each.values()]
-        if here and everywhere:
-            yield f"secret_scopes.{name}: run_as has permissions here and in the whole bundle, which must not overlap"
-        elif not here and not everywhere:
-            yield f"secret_scopes.{name}: run_as needs READ"
 
 
 def _artifacts(tree: dict[str, Any], root: Path) -> Iterator[str]:

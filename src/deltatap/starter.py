@@ -31,13 +31,14 @@ haiku,Write a haiku about a slow query.
 _PRICES_LINE = f"prices: [{PRICES}, conf/prices.yml]   # the first match applies; null: no costs"
 
 
-def files(shipped: Mapping[str, str], *, wheel: str) -> dict[str, str]:
+def files(shipped: Mapping[str, str], *, wheel: str, uuid: str) -> dict[str, str]:
     """The files to write, by name.
 
     Args:
         shipped: the texts of the files that ship with the package: ``conf/local.yml``, and those of the bundle if the
             folder should have one.
         wheel: what pip makes the wheel from: a requirement or a URL.
+        uuid: of the new bundle.
     """
     config = _replaced(shipped[CONFIG], r"^prices: .*$", _PRICES_LINE)
     own = {CONFIG: config, PRICES: _PRICES_TEXT, PROMPTS: _PROMPTS_TEXT}
@@ -46,7 +47,8 @@ def files(shipped: Mapping[str, str], *, wheel: str) -> dict[str, str]:
         build = f"pip wheel --quiet --no-deps --wheel-dir dist {shlex.quote(wheel)}"
         text = _replaced(bundle[BUNDLE], r"(?<=build: )make wheel$", build)
         text = _replaced(text, r"make setup && (?=databricks)", "")
-        bundle[BUNDLE] = _replaced(text, r" docs/databricks.md describes every step\.$", "")  # not in the wheel
+        text = _replaced(text, r" docs/databricks.md describes every step\.$", "")  # not in the wheel
+        bundle[BUNDLE] = _replaced(text, r"(?<=uuid: ).*$", uuid)
     return own | bundle
 
 

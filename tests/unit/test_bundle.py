@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.bundle import problems, read
+from tests.bundle import TABLE_UPDATE, file_problems, included, problems, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,9 +18,36 @@ def bundle() -> dict[str, Any]:
     return read()
 
 
+@pytest.fixture(scope="module")
+def triggered() -> dict[str, Any]:
+    """The bundle whose job starts when the prompts table has changed."""
+    return read(start=TABLE_UPDATE)
+
+
 @pytest.mark.parametrize("target", ["dev", "prod"])
-def test_the_bundle_has_no_problems(bundle: dict[str, Any], target: str) -> None:
+def test_the_bundle_has_no_problems(bundle: dict[str, Any], triggered: dict[str, Any], target: str) -> None:
     assert problems(bundle, target) == []
+    assert problems(triggered, target) == []
+
+
+def test_the_bundle_has_these_resources(bundle: dict[str, Any]) -> None:
+    assert {kind: sorted(named) for kind, named in bundle["resources"].items()} == {
+        "alerts": ["error_rate", "failed_run", "ttft"], "dashboards": ["trend"], "schemas": ["tables"],
+        "jobs": ["capture", "check", "dry_run", "stop"], "secret_scopes": ["keys"], "volumes": ["state"],
+    }  # fmt: skip
+
+
+def test_each_file_has_one_resource() -> None:
+    files = included()
+    assert file_problems(files) == []
+    stop = files.pop("conf/resources/stop.job.yml")["resources"]["jobs"]
+    files["conf/resources/check.job.yml"]["resources"]["jobs"].update(stop)
+    files["conf/resources/empty.yml"] = {}
+    two = "conf/resources/check.job.yml, conf/resources/stop.job.yml"
+    assert file_problems(files) == [
+        f"conf/resources/check.job.yml: expected one file for each resource, found {two}",
+        "conf/resources/empty.yml: expected one file for each resource, found none",
+    ]
 
 
 def job(tree: dict[str, Any]) -> Any:
@@ -32,7 +59,7 @@ def task(tree: dict[str, Any], at: int = 0) -> Any:
 
 
 def cluster(tree: dict[str, Any]) -> Any:
-    return job(tree)["job_clusters"][0]["new_cluster"]
+    return tree["variables"]["cluster"]["default"]
 
 
 def environment(tree: dict[str, Any], key: str) -> Any:
@@ -41,7 +68,19 @@ def environment(tree: dict[str, Any], key: str) -> Any:
 
 
 def words(tree: dict[str, Any]) -> Any:
-    return task(tree)["spark_python_task"]["parameters"]
+    return tree["variables"]["arguments"]["default"]
+
+
+def alert(tree: dict[str, Any]) -> Any:
+    return tree["resources"]["alerts"]["error_rate"]
+
+
+def prod(tree: dict[str, Any]) -> Any:
+    return tree["targets"]["prod"]
+
+
+def schedule(tree: dict[str, Any]) -> Any:
+    return prod(tree)["resources"]["jobs"]["capture"]["schedule"]
 
 
 def granted(tree: dict[str, Any]) -> Any:
@@ -65,7 +104,7 @@ MUTATIONS: list[tuple[str, Any, str]] = [
     ("two resources with the same key", lambda t: t["resources"]["volumes"].update(tables=t["resources"]["volumes"].pop("state")),
      "tables: two resources have this key"),
     ("unknown variable", lambda t: job(t).update(name="${var.nmae}"), "${var.nmae}: unknown reference"),
-    ("variable without a value", lambda t: t["variables"]["catalog"].pop("default"), "variables.catalog: has no default"),
+    ("variable without a value", lambda t: t["variables"]["schema"].pop("default"), "variables.schema: has no default"),
     ("unused variable", lambda t: t["variables"].update(more={"default": 1}), "variables.more: it is not used"),
     ("unknown resource", lambda t: job(t).update(name="${resources.jobs.nope.name}"), "unknown field of a resource"),
     ("unknown variable of a target", lambda t: t["targets"]["dev"]["variables"].update(no="1"), "variables.no: unknown variable"),
@@ -95,18 +134,13 @@ MUTATIONS: list[tuple[str, Any, str]] = [
     ("unknown parameter", lambda t: edit(t, "parameters.mode}", "parameters.modes}"), "{{job.parameters.modes}}: unknown"),
     ("unused parameter", lambda t: job(t)["parameters"].append({"name": "x", "default": ""}), "job.parameters.x is not used"),
     ("state folder outside a Volume", lambda t: edit(t, "state.dir=/Volumes", "state.dir=/tmp"), "state.dir: expected a path in /Volumes"),
-    ("Quartz expression with five fields", lambda t: t["variables"]["schedule"].update(default="0 4 * * ?"), "of 6 or 7 fields"),
-    ("Quartz expression without ?", lambda t: t["variables"]["schedule"].update(default="0 0 4 * * *"), "expected ? for exactly one"),
-    ("invalid hour", lambda t: t["variables"]["schedule"].update(default="0 0 24 * * ?"), "invalid time of day"),
     ("unknown time zone", lambda t: t["variables"]["timezone"].update(default="Berlin"), "unknown time zone Berlin"),
-    ("unpaused in dev", lambda t: job(t)["schedule"].update(pause_status="UNPAUSED"), "from pausing the schedule"),
-    ("schedule and trigger", lambda t: job(t).update(trigger={"pause_status": "PAUSED"}), "either a schedule or a trigger"),
     ("two concurrent runs", lambda t: job(t).update(max_concurrent_runs=2), "max_concurrent_runs: expected 1"),
     ("speculation", lambda t: cluster(t).pop("spark_conf"), "spark.speculation"),
     ("standard access mode", lambda t: cluster(t).update(data_security_mode="USER_ISOLATION"), "DATA_SECURITY_MODE_DEDICATED"),
     ("old runtime", lambda t: cluster(t).update(spark_version="15.4.x-scala2.12"), "expected a runtime with Spark 4"),
     ("API key in an environment variable", lambda t: cluster(t)["spark_env_vars"].update(OPENAI_API_KEY="sk-1"), "expected {{secrets/scope/key}}"),
-    ("unknown level", lambda t: job(t)["permissions"][0].update(level="CAN_RUN"), "unknown level CAN_RUN"),
+    ("unknown level", lambda t: job(t).update(permissions=[{"level": "CAN_RUN", "user_name": "a"}]), "unknown level CAN_RUN"),
     ("timeout below the budget", lambda t: task(t).update(timeout_seconds=600), "expected more than budget.runtime_s"),
     ("task without notifications", lambda t: task(t).pop("email_notifications"), "task capture: expected email_notifications"),
     ("missing dashboard", lambda t: t["resources"]["dashboards"]["trend"].update(file_path="../x.json"), "../x.json does not exist"),
@@ -115,6 +149,37 @@ MUTATIONS: list[tuple[str, Any, str]] = [
     ("unknown build target", lambda t: t["artifacts"]["wheel"].update(build="make weel"), "expected a Makefile target"),
     ("dynamic version", lambda t: t["artifacts"]["wheel"].update(dynamic_version=True), "every plan"),
     ("wheel in another folder", lambda t: task(t)["libraries"][0].update(whl="../dist/*.whl"), "where the wheel is built"),
+    # What one developer, a second one and production share, and what a developer may do.
+    ("one scope for every target", lambda t: t["targets"]["dev"]["variables"].pop("secret_scope"), "dev of someone and dev of another use the same name deltatap"),
+    ("one scope for all developers", lambda t: t["targets"]["dev"]["variables"].update({"secret_scope": "dev"}), "secret_scopes.keys: dev of someone and dev of another"),
+    ("one job for every target", lambda t: t["targets"]["dev"].update(mode="production"), "jobs.capture: dev of someone and prod of someone"),
+    ("protected in dev", lambda t: t["resources"]["schemas"]["tables"].update(lifecycle={"prevent_destroy": True}), "schemas.tables: prevent_destroy keeps a developer"),
+    ("operators in dev", lambda t: job(t).update(permissions=[{"level": "CAN_MANAGE_RUN", "group_name": "ops"}]), "jobs.capture: in development, only the owner"),
+    ("unpaused in dev", lambda t: job(t).update(schedule={**schedule(t), "pause_status": "UNPAUSED"}), "schedule.pause_status: expected PAUSED"),
+    # Variables.
+    ("lookup of the warehouse", lambda t: t["variables"]["warehouse_id"].update(lookup={"warehouse": "Starter"}), "variables.warehouse_id: a lookup ignores"),
+    ("default of run_as", lambda t: t["variables"]["run_as"].update(default="set-run_as"), "variables.run_as: must not have a default"),
+    ("default of the catalog", lambda t: t["variables"]["catalog"].update(default="main"), "variables.catalog: must not have a default"),
+    ("default of the operators", lambda t: t["variables"]["operators"].update(default="users"), "variables.operators: must not have a default"),
+    ("default of the readers", lambda t: t["variables"]["readers"].update(default="users"), "variables.readers: must not have a default"),
+    # The bundle and what it uploads.
+    ("no UUID", lambda t: t["bundle"].pop("uuid"), "bundle.uuid: expected a UUID"),
+    ("no version of the CLI", lambda t: t["bundle"].pop("databricks_cli_version"), "bundle.databricks_cli_version"),
+    ("sync by patterns", lambda t: t.update(sync={"include": ["conf/**", "jobs/**"]}), "sync.include: its patterns match in every folder"),
+    ("sync of everything", lambda t: t["sync"].pop("paths"), "sync: no job needs"),
+    ("sync of the resources", lambda t: t["sync"].pop("exclude"), "sync: no job needs conf/dashboards"),
+    ("sync without the settings", lambda t: t["sync"].update(paths=["jobs"]), "not uploaded: conf/dev.yml, conf/prices.yml, conf/prod.yml"),
+    ("pattern without a file", lambda t: t["sync"]["exclude"].append("tests/**"), "sync.exclude: tests/** matches no file"),
+    # Parameters, policies and alerts.
+    ("no cluster policy", lambda t: cluster(t).pop("policy_id"), "policy_id: expected a variable"),
+    ("settings of a run are not the last", lambda t: words(t).extend(["--set", "capture.limit=1"]), "expected --settings as the last option"),
+    ("no settings of a run", lambda t: words(t).__delitem__(slice(-2, None)), "expected --settings as the last option"),
+    ("unknown key of an alert", lambda t: alert(t).update(query="SELECT 1"), "alerts.error_rate: query: unknown key"),
+    ("alert without a column", lambda t: alert(t)["evaluation"]["source"].update(name="rate"), "the query has no column rate"),
+    ("alert without a schema", lambda t: alert(t).update(query_text="SELECT 1 AS error_rate FROM metrics_by_run"), "metrics_by_run: expected a table with"),
+    ("alert without a subscription", lambda t: alert(t)["evaluation"].pop("notification"), "otherwise nobody is told"),
+    ("alert that starts at once", lambda t: alert(t)["schedule"].pop("pause_status"), "alerts.error_rate: schedule.pause_status: expected PAUSED"),
+    ("alert with a wrong schedule", lambda t: t["variables"]["alert_schedule"].update(default="0 4 * * ?"), "alerts.error_rate: schedule: expected a Quartz"),
 ]  # fmt: skip
 IN_PROD: list[tuple[str, Any, str]] = [
     ("shared folder", lambda t: t["targets"]["prod"]["workspace"].update(root_path="/Workspace/Shared/x"), "only the deployer can write"),
@@ -122,10 +187,26 @@ IN_PROD: list[tuple[str, Any, str]] = [
     ("missing privilege", lambda t: granted(t).remove("CREATE_TABLE"), "schemas.tables: run_as needs CREATE_TABLE"),
     ("unknown privilege", lambda t: granted(t).append("MODIFIY"), "grants: unknown privilege MODIFIY"),
     ("grants to another principal", lambda t: t["resources"]["schemas"]["tables"]["grants"][0].update(principal="account users"), "schemas.tables: run_as needs"),
-    ("run_as cannot read the API key", lambda t: t["targets"]["prod"]["permissions"].pop(), "secret_scopes.keys: run_as needs READ"),
+    ("run_as cannot read the API key", lambda t: prod(t)["permissions"].pop(1), "secret_scopes.keys: run_as needs READ"),
     ("run_as cannot read the scripts", lambda t: t["targets"]["prod"]["permissions"][1].update(service_principal_name="x"), "permissions: run_as needs CAN_VIEW"),
     ("overlapping permissions", lambda t: t["resources"]["secret_scopes"]["keys"].update(permissions=[{"service_principal_name": "${var.run_as}", "level": "READ"}]), "must not overlap"),
     ("no run_as", lambda t: t["targets"]["prod"].pop("run_as"), "expected run_as"),
+    ("run_as is a user", lambda t: prod(t).update(run_as={"user_name": "${var.run_as}"}), "expected run_as with a service_principal_name"),
+    ("run_as in the file", lambda t: prod(t).update(variables={"run_as": "some-id"}), "variables.run_as: production must not set it"),
+    ("deployer is a user", lambda t: prod(t)["permissions"].__setitem__(0, {"level": "CAN_MANAGE", "user_name": "${workspace.current_user.userName}"}), "user_name fails if a service principal deploys"),
+    ("not protected", lambda t: prod(t)["resources"]["schemas"]["tables"].pop("lifecycle"), "schemas.tables: expected prevent_destroy"),
+    ("key not protected", lambda t: prod(t)["resources"].pop("secret_scopes"), "secret_scopes.keys: expected prevent_destroy"),
+    ("starts without a check", lambda t: t["variables"]["pause_status"].update(default="UNPAUSED"), "schedule.pause_status: expected PAUSED"),
+    ("starts after the first deployment", lambda t: schedule(t).pop("pause_status"), "schedule.pause_status: expected PAUSED"),
+    ("everyone is an operator", lambda t: prod(t)["permissions"][2].update(group_name="users"), "permissions of the bundle: users is everyone"),
+    ("everyone starts a job", lambda t: job(t).update(permissions=[{"level": "CAN_MANAGE_RUN", "group_name": "account users"}]), "permissions of jobs.capture: account users"),
+    ("no operators", lambda t: prod(t)["permissions"].pop(), "expected CAN_RUN for a group"),
+    ("operators can read the API key", lambda t: prod(t)["permissions"][2].update(level="CAN_VIEW"), "lets a group read the API key"),
+    ("no readers", lambda t: prod(t)["resources"].pop("dashboards"), "dashboards.trend: expected CAN_READ for a group"),
+    ("Quartz expression with five fields", lambda t: t["variables"]["schedule"].update(default="0 4 * * ?"), "of 6 or 7 fields"),
+    ("Quartz expression without ?", lambda t: t["variables"]["schedule"].update(default="0 0 4 * * *"), "expected ? for exactly one"),
+    ("invalid hour", lambda t: t["variables"]["schedule"].update(default="0 0 24 * * ?"), "invalid time of day"),
+    ("schedule and trigger", lambda t: job(t).update(trigger={"pause_status": "PAUSED"}), "found schedule and trigger"),
 ]  # fmt: skip
 
 
@@ -142,4 +223,26 @@ def test_the_checker_finds_the_mistake(
     changed = copy.deepcopy(bundle)
     broken(changed)
     found = problems(changed, target)
+    assert any(expected in problem for problem in found), found
+
+
+def trigger(tree: dict[str, Any]) -> Any:
+    return prod(tree)["resources"]["jobs"]["capture"]["trigger"]
+
+
+@pytest.mark.parametrize(
+    ("broken", "expected"),
+    [
+        (lambda t: trigger(t).pop("pause_status"), "trigger.pause_status: expected PAUSED"),
+        (lambda t: trigger(t)["table_update"].update(table_names=["prompts"]), "expected the prompts table"),
+        (lambda t: trigger(t)["table_update"].pop("min_time_between_triggers_seconds"), "at least 600 s between"),
+        (lambda t: trigger(t)["table_update"].update(tables=["x"]), "trigger.table_update.tables: unknown key"),
+    ],
+)
+def test_the_checker_finds_the_mistake_in_the_trigger(
+    triggered: dict[str, Any], broken: Callable[[dict[str, Any]], object], expected: str
+) -> None:
+    changed = copy.deepcopy(triggered)
+    broken(changed)
+    found = problems(changed, "prod")
     assert any(expected in problem for problem in found), found

@@ -159,6 +159,20 @@ def test_stopping_an_unknown_run_lists_the_active_runs(config: Path, tmp_path: P
     assert (code, output) == (2, f"✗ state.dir: {tmp_path / 'state'}: run nope is not active here; active runs: none\n")
 
 
+def test_stopping_without_an_id_stops_the_only_active_run(config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    assert invoke("stop", "--config", config) == (2, f"✗ state.dir: {folder}: no run is active here\n")
+    states = [RunState.of(folder, run_id) for run_id in ("one", "two")]
+    for state in states:
+        state.prepare()
+        state.publish(Control(epoch=1, beat=1))
+    expected = (2, f"✗ state.dir: {folder}: several runs are active here; name one: one, two\n")
+    assert invoke("stop", "", "--config", config) == expected
+    states[0].remove()
+    assert invoke("stop", "", "--config", config) == (0, "asked run two to stop\n")
+    assert states[1].asked_to_stop()
+
+
 @pytest.mark.parametrize("run_id", ["run-1", "nightly:1", "../a b", "it's"])
 def test_a_run_with_any_id_is_stopped_and_listed_by_its_id(config: Path, tmp_path: Path, run_id: str) -> None:
     state = RunState.of(tmp_path / "state", run_id)
@@ -235,6 +249,31 @@ def test_a_job_script_exits_only_with_an_error(monkeypatch: pytest.MonkeyPatch, 
         cli.run_job(work)
     assert ended.value.code == cli.TOO_MANY_ERRORS
     assert received == [(3, True)] * 2
+
+
+def test_a_job_script_takes_several_settings_in_one_argument(monkeypatch: pytest.MonkeyPatch, config: Path) -> None:
+    received: list[object] = []
+
+    def work(settings: Settings, _console: Console, *, dry_run: bool = False) -> int:
+        received.append((settings.capture.limit, settings.prompts.sql, settings.run.labels, dry_run))
+        return cli.OK
+
+    given = "capture.limit=4 prompts.table=  prompts.sql='SELECT a, b FROM t' run.labels.team=x"
+    words = ["job.py", "--config", str(config), "--set", "capture.limit=3", "--settings"]
+    monkeypatch.setattr(sys, "argv", [*words, given])
+    cli.run_job(work, "--dry-run")
+    monkeypatch.setattr(sys, "argv", [*words, ""])
+    cli.run_job(work)
+    assert received == [(4, "SELECT a, b FROM t", {"team": "x"}, True), (3, None, {}, False)]
+
+
+def test_a_quote_that_is_not_closed_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["job.py", "--settings", "prompts.sql='SELECT 1"])
+    with pytest.raises(SystemExit) as ended:
+        cli.run_job(cli.check)
+    assert (ended.value.code, capsys.readouterr().out) == (2, "✗ --settings: No closing quotation\n")
 
 
 def test_a_job_script_refuses_an_unknown_option(

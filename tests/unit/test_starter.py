@@ -62,6 +62,7 @@ def test_the_bundle_is_that_of_the_checkout_but_for_how_the_wheel_is_made(tmp_pa
     made, ours = bundle.read(tmp_path), bundle.read()
     assert made["artifacts"]["wheel"].pop("build").startswith("pip wheel --quiet --no-deps --wheel-dir dist ")
     ours["artifacts"]["wheel"].pop("build")
+    assert made["bundle"].pop("uuid") != ours["bundle"].pop("uuid")
     assert made == ours
     assert {"conf/dev.yml", "conf/prod.yml", "conf/prices.yml", "jobs/capture.py"} <= written(tmp_path)
     assert "make" not in (tmp_path / "databricks.yml").read_text()
@@ -151,8 +152,10 @@ def test_the_wheel_is_made_from_what_deltatap_was_installed_from(direct_url: str
 
 def test_a_shipped_file_without_the_line_to_change_is_an_error() -> None:
     texts = {name: shipped.path(name).read_text() for name in ("conf/local.yml", "databricks.yml")}
-    made = starter.files(texts, wheel="a b")
+    made = starter.files(texts, wheel="a b", uuid="u")
     build = yaml.safe_load(made["databricks.yml"])["artifacts"]["wheel"]["build"]
     assert build == "pip wheel --quiet --no-deps --wheel-dir dist 'a b'"
     with pytest.raises(ValueError, match=r"a shipped file has .*make wheel"):
-        starter.files(texts | {"databricks.yml": texts["databricks.yml"].replace("make wheel", "x")}, wheel="w")
+        starter.files(
+            texts | {"databricks.yml": texts["databricks.yml"].replace("make wheel", "x")}, wheel="w", uuid="u"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import shutil
 import sys
+import uuid
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -46,7 +47,7 @@ def init(
         texts = {name: shipped.path(name).read_text(encoding="utf-8") for name in names}
         package = importlib.metadata.distribution("deltatap")
         wheel = starter.wheel_source(package.version, package.read_text("direct_url.json"))
-        written, kept = _write(folder, starter.files(texts, wheel=wheel))
+        written, kept = _write(folder, starter.files(texts, wheel=wheel, uuid=str(uuid.uuid4())))
         if written:
             say(console, f"written to {folder.absolute()}: {', '.join(written)}", "ok")
         if kept:

@@ -178,7 +178,10 @@ def check(settings: Settings, console: Console) -> int:
 def stop(
     settings: Settings,
     console: Console,
-    run_id: Annotated[str, typer.Argument(metavar="RUN", help="The run's id, from the first line of its output.")],
+    run_id: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="The run's id, from its first line of output. By default, the active run."),
+    ] = "",
 ) -> int:
     """Stop an active run, on this machine or on another one that uses the same state folder.
 
@@ -188,10 +191,18 @@ def stop(
     from deltatap.state import RunState  # noqa: PLC0415
 
     folder = Path(settings.state.dir)
+    active = sorted(RunState(path.parent).name for path in folder.glob("*/control.json"))
+    if not run_id:
+        if len(active) != 1:
+            several = f"several runs are active here; name one: {', '.join(active)}"
+            problem = several if active else "no run is active here"
+            raise ConfigError([f"state.dir: {folder}: {problem}"])
+        (run_id,) = active
     state = RunState.of(folder, run_id)
     if state.control() is None:
-        active = ", ".join(sorted(RunState(path.parent).name for path in folder.glob("*/control.json"))) or "none"
-        raise ConfigError([f"state.dir: {folder}: run {run_id} is not active here; active runs: {active}"])
+        raise ConfigError(
+            [f"state.dir: {folder}: run {run_id} is not active here; active runs: {', '.join(active) or 'none'}"]
+        )
     state.ask_to_stop()
     say(console, f"asked run {run_id} to stop")
     return OK

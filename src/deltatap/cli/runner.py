@@ -9,10 +9,11 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import shlex
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -140,16 +141,36 @@ def unwrapped(callback: Callable[..., None]) -> Callable[..., None]:
     return callback
 
 
-def run_job(work: Callable[..., int]) -> None:
-    """Run one command as a separate script, with the arguments in ``sys.argv``."""
+def run_job(work: Callable[..., int], *options: str) -> None:
+    """Run one command as a separate script, with these options and the arguments in ``sys.argv``."""
     job = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     job.command(cls=Command)(_callback(work))
+    from deltatap.terminal import plain_console  # noqa: PLC0415
+
     try:
-        job()
+        sys.exit(guarded(plain_console(), lambda: job(args=[*options, *with_settings(sys.argv[1:])])))
     except SystemExit as ended:
         # Exit only with an error: a Databricks task treats every SystemExit as a failure, even with code 0.
         if ended.code:
             raise
+
+
+def with_settings(words: Sequence[str]) -> list[str]:
+    """The arguments, with a last ``--settings 'a.b=c d=e'`` replaced by ``--set a.b=c --set d=e``.
+
+    A job run has one parameter for all settings. Its text is split as a shell splits words, so quotes keep spaces.
+
+    Raises:
+        ConfigError: if a quote is not closed.
+    """
+    *others, name, text = words if len(words) > 1 else ("", "", *words)
+    if name != "--settings":
+        return list(words)
+    try:
+        parts = shlex.split(text)
+    except ValueError as error:
+        raise ConfigError([f"--settings: {error}"]) from None
+    return [*others, *(word for part in parts for word in ("--set", part))]
 
 
 def run(work: Callable[..., int], config: Path, overrides: list[str] | tuple[str, ...] = (), **options: object) -> int:
