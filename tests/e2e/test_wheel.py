@@ -221,8 +221,9 @@ def test_every_task_runs_with_its_packages_and_arguments_in_the_bundle(
             "runs.table": str(tmp_path / "runs"), "state.dir": str(tmp_path / "state"),
             "endpoint.base_url": simulator.base_url,
         }  # fmt: skip
-        commands = as_deployed(files, "check", places) | as_deployed(files, "capture", places)
-        assert list(commands) == ["check", "capture", "analyze", "report"]
+        jobs = ("check", "dry_run", "capture", "stop")
+        commands = {task: words for job in jobs for task, words in as_deployed(files, job, places).items()}
+        assert list(commands) == ["check", "dry_run", "capture", "analyze", "report", "stop"]
         printed = {}
         for task, command in commands.items():
             if added := packages("capture").get(task):
@@ -231,10 +232,12 @@ def test_every_task_runs_with_its_packages_and_arguments_in_the_bundle(
                 [python, *command], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600, check=False
             )
             printed[task] = done.stdout
-            assert done.returncode == 0, (task, done.stdout, done.stderr)
+            assert done.returncode == (2 if task == "stop" else 0), (task, done.stdout, done.stderr)
             assert "sk-of-the-scope" not in done.stdout + done.stderr
-        assert simulator.counts()["calls"] == len(rows), "check must not call the endpoint"
+        assert simulator.counts()["calls"] == len(rows), "check and dry_run must not call the endpoint"
     assert "ready to capture" in printed["check"]
+    assert f"{len(rows)}" in printed["dry_run"]
+    assert printed["stop"] == f"✗ state.dir: {tmp_path / 'state'}: no run is active here\n"
     last = json.loads(printed["capture"].splitlines()[-1])
     assert (last["run_id"], last["status"], last["completed"]) == (RUN_ID, "completed", len(rows))
     assert "1 run analyzed" in printed["analyze"]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.bundle import TABLE_UPDATE, file_problems, included, problems, read
+from tests.bundle import ROOT, SCHEDULE, TABLE_UPDATE, file_problems, included, problems, read
+from tests.bundle_targets import REQUIRED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -48,6 +49,15 @@ def test_each_file_has_one_resource() -> None:
         f"conf/resources/check.job.yml: expected one file for each resource, found {two}",
         "conf/resources/empty.yml: expected one file for each resource, found none",
     ]
+
+
+def test_the_documentation_names_the_parameters_and_the_variables_without_a_default(bundle: dict[str, Any]) -> None:
+    text = (ROOT / "docs/databricks.md").read_text(encoding="utf-8")
+    parameters = {each["name"] for each in bundle["resources"]["jobs"]["capture"]["parameters"]}
+    required = {name for name, variable in bundle["variables"].items() if "default" not in variable}
+    assert required == set.union(*REQUIRED.values())
+    assert [name for name in sorted(parameters | required) if f"`{name}`" not in text] == []
+    assert [name for name in (SCHEDULE, TABLE_UPDATE) if f"`{name}`" not in text] == []
 
 
 def job(tree: dict[str, Any]) -> Any:
