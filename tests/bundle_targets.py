@@ -117,11 +117,12 @@ def variable_problems(tree: Mapping[str, Any]) -> Iterator[str]:
     for name, variable in tree["variables"].items():
         if "lookup" in variable:
             yield f"variables.{name}: a lookup ignores variable-overrides.json"
+    for name in sorted(set().union(*REQUIRED.values())):
+        if "default" in tree["variables"].get(name, {}):
+            yield f"variables.{name}: must not have a default, so that the CLI asks for it"
     for target in tree["targets"].values():
-        for name in sorted(REQUIRED.get(target.get("mode"), ())):
-            if "default" in tree["variables"].get(name, {}):
-                yield f"variables.{name}: must not have a default, so that the CLI asks for it"
-            if target["mode"] == "production" and name in target.get("variables", {}):
+        if target.get("mode") == "production":
+            for name in sorted(REQUIRED["production"] & target.get("variables", {}).keys()):
                 yield f"variables.{name}: production must not set it, so that the CLI asks for it"
     deployers = [each for each in _permissions(tree) if isinstance(each, dict) and "current_user" in str(each.values())]
     if deployers:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 CONFIG, PRICES, PROMPTS = "conf/local.yml", "conf/our-prices.yml", "prompts.csv"
-BUNDLE = "databricks.yml"
+BUNDLE, OVERRIDES = "databricks.yml", ".databricks/bundle/dev/variable-overrides.json"
 
 _PRICES_TEXT = """\
 # Your own prices in USD per million tokens. They come before deltatap's prices, and the first matching pattern applies.
@@ -87,7 +87,7 @@ def next_steps(folder: str, program: str, *, missing: Sequence[str], databricks:
     )
     lines.append(f"  {call} check")
     if databricks:
-        lines.append(f"to deploy the jobs, set the variables in {BUNDLE}, and run:")
+        lines.append(f"to deploy the jobs, set catalog and warehouse_id in {OVERRIDES}, and run:")
         lines += ["  databricks bundle validate --strict --target dev", "  databricks bundle deploy --target dev"]
     return lines
 

@@ -267,13 +267,23 @@ def test_a_job_script_takes_several_settings_in_one_argument(monkeypatch: pytest
     assert received == [(4, "SELECT a, b FROM t", {"team": "x"}, True), (3, None, {}, False)]
 
 
-def test_a_quote_that_is_not_closed_is_reported(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("prompts.sql='SELECT 1", "No closing quotation"),
+        (
+            "capture.limit=1 ' endpoint.base_url=http://a' endpoint={}",
+            "endpoint.base_url, endpoint: cannot be changed for one run, because the key would go elsewhere",
+        ),
+    ],
+)
+def test_a_job_script_refuses_these_settings_of_one_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], given: str, problem: str
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["job.py", "--settings", "prompts.sql='SELECT 1"])
+    monkeypatch.setattr(sys, "argv", ["job.py", "--settings", given])
     with pytest.raises(SystemExit) as ended:
         cli.run_job(cli.check)
-    assert (ended.value.code, capsys.readouterr().out) == (2, "✗ --settings: No closing quotation\n")
+    assert (ended.value.code, capsys.readouterr().out) == (2, f"✗ --settings: {problem}\n")
 
 
 def test_a_job_script_refuses_an_unknown_option(

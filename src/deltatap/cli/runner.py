@@ -160,8 +160,10 @@ def with_settings(words: Sequence[str]) -> list[str]:
 
     A job run has one parameter for all settings. Its text is split as a shell splits words, so quotes keep spaces.
 
+    Settings of the endpoint are refused. Who may start a job would otherwise decide where the key is sent.
+
     Raises:
-        ConfigError: if a quote is not closed.
+        ConfigError: if a quote is not closed, or a setting is refused.
     """
     *others, name, text = words if len(words) > 1 else ("", "", *words)
     if name != "--settings":
@@ -170,6 +172,9 @@ def with_settings(words: Sequence[str]) -> list[str]:
         parts = shlex.split(text)
     except ValueError as error:
         raise ConfigError([f"--settings: {error}"]) from None
+    if refused := [key for part in parts if (key := part.partition("=")[0].strip()).split(".")[0] == "endpoint"]:
+        why = "cannot be changed for one run, because the key would go elsewhere"
+        raise ConfigError([f"--settings: {', '.join(refused)}: {why}"])
     return [*others, *(word for part in parts for word in ("--set", part))]
 
 
