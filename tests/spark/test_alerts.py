@@ -70,6 +70,7 @@ def test_the_slowdown_compares_the_newest_run_with_the_ones_before(
     assert value("ttft", []) == 0
     assert value("ttft", earlier) == 0.9
     assert value("ttft", [*earlier, measured("m", 1, 150.0, 170.0)]) == 1.5
-    # Too few rows for an interval, another mode, and a model without enough earlier runs.
-    others = [measured("m", 1, None, 900.0), measured("m", 1, 900.0, 900.0, "complete"), measured("n", 1, 900.0, 950.0)]
+    # Too few rows for an interval, another mode, and a model with only two earlier runs.
+    others = [measured("m", 1, None, 900.0), measured("m", 1, 900.0, 900.0, "complete")]
+    others += [measured("n", 1, 900.0, 950.0), measured("n", 2, 90.0, 100.0), measured("n", 3, 90.0, 100.0)]
     assert value("ttft", [*earlier, *others]) == 0.9
