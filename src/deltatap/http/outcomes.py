@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import httpx2
-import openai
 
 from deltatap.api.refusal import read_refusal
 from deltatap.api.values import bounded, decode
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 # Our type and code for exceptions that end a call before its response does; without a code, the cause's name is used.
 _OF_EXCEPTION: Mapping[type[Exception], tuple[str, str | None]] = {
     CredentialError: ("connection", "credential"),
-    openai.APIConnectionError: ("connection", None),
     httpx2.HTTPError: ("connection", None),
     OSError: ("connection", None),
 }
@@ -98,16 +96,13 @@ def error_of(failure: Exception, http_status: int | None, now: float, api: Api |
         now: seconds since the epoch.
         api: the API that was called.
     """
-    # The openai client's own message is always "Connection error."; its cause says what happened.
-    cause = failure.__cause__ if isinstance(failure, openai.APIConnectionError) else failure
-    if isinstance(cause, RefusedError):
-        return http_error(cause.status, cause.body, cause.headers, now, api, url=cause.url)
+    if isinstance(failure, RefusedError):
+        return http_error(failure.status, failure.body, failure.headers, now, api, url=failure.url)
     if isinstance(failure, ProtocolError):
         return CaptureError("protocol", None, str(failure), http_status)
     type_, code = next(found for kind, found in _OF_EXCEPTION.items() if isinstance(failure, kind))
-    cause = cause or failure
-    name = type(cause).__name__
-    return CaptureError(type_, code or getattr(cause, "code", name), str(cause) or name)
+    name = type(failure).__name__
+    return CaptureError(type_, code or getattr(failure, "code", name), str(failure) or name)
 
 
 _WAITS = {

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from openai import AsyncOpenAI, Omit
 
 from deltatap.config import Settings, Timeouts
 from deltatap.endpoint import ApiKey, Endpoint
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 from tests.calls import (
     ANSWER,
+    BODY,
     DONE,
     HI,
     KEY,
@@ -202,6 +204,40 @@ def test_key_header_of_each_provider(monkeypatch: pytest.MonkeyPatch, described:
     assert header in head
     assert head.count(KEY) == 1
     assert "leak" not in head
+
+
+def test_every_request_is_one_of_the_openai_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The client builds the first request only; the next ones have the same head and their own body and length."""
+    for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.delenv(name, raising=False)
+    longer = replace(WIRE, body=BODY.replace("[]", '[{"role":"user","content":"é"}]'))
+    found = calls([ANSWER, ANSWER, ANSWER], [WIRE, longer, replace(longer, model="other")])
+    assert [body.decode() for _, body in found.requests] == [WIRE.body, longer.body, longer.body]
+
+    async def sent_by_openai() -> bytes:
+        seen: list[bytes] = []
+
+        async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            seen.append((await request(reader))[0])
+            writer.write(refusal("200 OK", b"{}"))
+
+        async with server(handler) as base_url, AsyncOpenAI(base_url=base_url, api_key=KEY, timeout=None) as client:
+            headers = {"Authorization": Omit(), "Accept-Encoding": "identity"}
+            await client.post(
+                "/chat/completions", cast_to=object, body=json.loads(longer.body), options={"headers": headers}
+            )
+        return seen[0]
+
+    expected = asyncio.run(sent_by_openai())
+    for head, _ in found.requests[1:]:
+        assert _headers(head) == _headers(expected)
+    assert _headers(found.requests[0][0]) == {**_headers(expected), b"content-length": b"%d" % len(BODY)}
+
+
+def _headers(head: bytes) -> dict[bytes, bytes]:
+    pairs = [line.split(b": ", 1) for line in head.split(b"\r\n")[1:] if line]
+    assert len({name.lower() for name, _ in pairs}) == len(pairs), "no header twice"
+    return {name.lower(): value for name, value in pairs if name.lower() != b"host"}
 
 
 ASKING = Wire('{"model":"m","stream":true,"stream_options":{"include_usage":true}}', "m", "stream", 1, usage=True)
