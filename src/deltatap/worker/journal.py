@@ -42,6 +42,9 @@ _RECENT = 256
 _FLUSH_ROWS = 512
 _FLUSH_CHUNKS = 50_000
 _FLUSH_BYTES = 256 * 2**20
+# How often the thread takes what has finished. Waking it for each capture would cost the event loop more than
+# everything else that the loop does at the end of a request.
+_TAKE_S = 0.05
 # How often, and for how long, a write that failed is retried.
 _RETRY_S = 1.0
 _GIVE_UP_S = 120.0
@@ -147,9 +150,12 @@ class JournalWriter:
         rows, (chunks, size) = [counted(capture, self._context)], _size(capture)
         while len(rows) < _FLUSH_ROWS and chunks < _FLUSH_CHUNKS and size < _FLUSH_BYTES:
             try:
-                capture = self._queue.get(timeout=max(0.0, due - time.monotonic()))
+                capture = self._queue.get_nowait()
             except queue.Empty:
-                break
+                if (left := due - time.monotonic()) <= 0:
+                    break
+                time.sleep(min(left, _TAKE_S))
+                continue
             if capture is None:
                 break
             rows.append(counted(capture, self._context))
