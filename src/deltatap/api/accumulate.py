@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from io import StringIO
 
+    from deltatap.api.alike import Alike
     from deltatap.api.growing import ToolCall
 
 _DONE = b"[DONE]"
@@ -59,6 +60,7 @@ _ERROR_EVENTS = ("error", "exception", "failed", "failure")
 _STATUS_OVERLOADED = 529
 # The lists of log probabilities, one item for each token: in chat completions, and in legacy completions.
 _PROBED = ("content", "refusal", "tokens")
+_LESSONS = 8
 _NAMES = ("model", "id", "system_fingerprint", "service_tier")
 
 
@@ -84,6 +86,7 @@ class Accumulator(ABC):
     STATUSES: ClassVar[Mapping[str, int]] = STATUSES
 
     __slots__ = (
+        "_alike",
         "_annotations",
         "_asked",
         "_choices",
@@ -93,6 +96,7 @@ class Accumulator(ABC):
         "_event",
         "_filters",
         "_halves",
+        "_lessons",
         "_moderation",
         "_ms",
         "_names",
@@ -118,6 +122,10 @@ class Accumulator(ABC):
         self._event = -1
         self._whole = False
         self._halves = False
+        # How to take a chunk that differs from an earlier one only in its text; and how many more chunks may be
+        # compared to find that out, because some servers change each chunk.
+        self._alike: Alike | None = None
+        self._lessons = _LESSONS
         self._output_came = False
         self._usage: Usage | None = None
         self._usage_at = 0
@@ -147,12 +155,17 @@ class Accumulator(ABC):
         self._event += 1
         self._ms = ms
         self._read = read
-        chunk = self._object(data, event)
-        if chunk is None:
-            return
         kinds = self._chunks.kind
         before = len(kinds)
         try:
+            if self._alike is not None and not event and (text := self._alike.around.text(data)):
+                self._alike.take(self, self._alike.choice, text)
+                if len(kinds) == before:
+                    self._mark(EMPTY, "", self._alike.choice)
+                return
+            chunk = self._object(data, event)
+            if chunk is None:
+                return
             if not chunk.get(self.PLAIN) or "error" in chunk or event == "error":
                 self._check(chunk, data, event)
             self._take(chunk, data, event)
@@ -330,8 +343,9 @@ class Accumulator(ABC):
         if len(self._names) < len(_NAMES):
             for name in _NAMES:
                 value = names.get(name)
-                if type(value) is str and value:
+                if type(value) is str and value and value != self._names.get(name):
                     self._names[name] = self._valid(value)
+                    self._alike = None  # its chunks would name the earlier one again
 
     def _used(self, usage: Usage) -> None:
         """Keep the usage. A later report replaces an earlier one, unless it has lost the count: some end with zeros."""

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from deltatap.api import prompt
 from deltatap.api.accumulate import Accumulator
-from deltatap.api.choices import ChoicesAccumulator, ChoicesApi, ChoicesFrames
+from deltatap.api.alike import Alike, around
+from deltatap.api.choices import RARE, ChoicesAccumulator, ChoicesApi, ChoicesFrames
 from deltatap.api.frames import Answer, ParsedRequest, Piece, call_id, logprob
 from deltatap.api.growing import GrowingChoice, ToolCall
 from deltatap.api.input_tokens import InputTokens, count_messages, count_tools, without_rule
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 # Longer arguments are not compared as values: a stream of a million pieces would parse them a million times.
 _LONGEST_PARSED = 64 * 1024
+_TEXTS = (CONTENT, REASONING, REFUSAL)
+_TEXT_FIELDS = ("content", "refusal", "reasoning_content", "reasoning")
 _REPLAYED_FIELDS = {"content": "content", "reasoning": "reasoning_content", "refusal": "refusal"}
 
 
@@ -33,6 +36,28 @@ class ChatAccumulator(ChoicesAccumulator):
     """Receives chat completions."""
 
     __slots__ = ()
+
+    def _take(self, chunk: dict[str, Any], data: bytes, event: str) -> None:
+        super()._take(chunk, data, event)
+        if self._lessons and not event and not self._whole and self._chunks and self._chunks.kind[-1] in _TEXTS:
+            self._lessons -= 1
+            self._learn(chunk, data)
+
+    def _learn(self, chunk: dict[str, Any], data: bytes) -> None:
+        """Find out how to take chunks like this one without decoding them, if it brings nothing but one text."""
+        if not data.startswith(b"{") or chunk.get("usage") or "error" in chunk or not RARE.isdisjoint(chunk):
+            return
+        choices = chunk.get("choices")
+        if type(choices) is not list or len(choices) != 1 or type(choice := choices[0]) is not dict:
+            return
+        delta = choice.get("delta")
+        if type(delta) is not dict or any(choice[name] for name in choice if name not in ("index", "delta")):
+            return
+        fields = [name for name in delta if delta[name]]
+        if len(fields) != 1 or fields[0] not in _TEXT_FIELDS or type(text := delta[fields[0]]) is not str:
+            return
+        if found := around(data, text, lambda other, text: _with_text(other, fields[0], text)):
+            self._alike = Alike(found, self._choice(choice.get("index")), self.FIELDS[fields[0]])
 
     def _part(self, choice: GrowingChoice, given: dict[str, Any]) -> object:
         delta, message = given.get("delta"), given.get("message")
@@ -251,6 +276,11 @@ def _texts(value: object) -> Iterator[str]:
     for part in value if type(value) is list else [value]:
         found = (part.get("text"), part.get("summary")) if type(part) is dict else (part,)
         yield from (text for text in found if type(text) is str)
+
+
+def _with_text(chunk: dict[str, Any], field: str, text: str) -> dict[str, Any]:
+    chunk["choices"][0]["delta"][field] = text
+    return chunk
 
 
 def _text(value: object) -> str:

@@ -30,7 +30,7 @@ _CHOICE_FILTERS = ("content_filter_results", "content_filter_offsets")
 # The sources that Perplexity and xAI search, as they appear in a chunk. Perplexity repeats them in every chunk.
 _SOURCES = ("citations", "search_results")
 # Fields of a chunk and of a choice that most chunks do not have.
-_RARE = _FILTERS.union(_SOURCES, ("moderation", "x_groq", "base_resp"))
+RARE = _FILTERS.union(_SOURCES, ("moderation", "x_groq", "base_resp"))
 _RARE_IN_CHOICE = frozenset((*_CHOICE_FILTERS, "error", "usage"))
 # Fields of a part of content.
 _PART = frozenset(("type", "text", "refusal", "thinking", "summary", "annotations"))
@@ -101,7 +101,7 @@ class ChoicesAccumulator(Accumulator):
         if chunk.get("usage"):
             self._report(chunk["usage"])
         self._identify(chunk)
-        if not _RARE.isdisjoint(chunk):
+        if not RARE.isdisjoint(chunk):
             self._take_rare(chunk, data)
 
     def _report(self, given: object) -> None:

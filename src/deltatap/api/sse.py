@@ -41,7 +41,7 @@ class SSEDecoder:
         max_event_bytes: maximum size of an event's data and of a line.
     """
 
-    __slots__ = ("_after_cr", "_at_start", "_data", "_event", "_limit", "_line", "_unframed")
+    __slots__ = ("_after_cr", "_at_start", "_between", "_data", "_event", "_limit", "_line", "_unframed")
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self._limit = max_event_bytes
@@ -51,6 +51,7 @@ class SSEDecoder:
         self._unframed = False  # whether the data is JSON without `data:`
         self._after_cr = False
         self._at_start = True
+        self._between = False  # whether the next byte begins an event
 
     def feed(self, data: bytes) -> list[ServerSentEvent]:
         """Add a read; returns the events that it completes.
@@ -58,9 +59,17 @@ class SSEDecoder:
         Raises:
             EventTooLargeError: if an event or a line exceeds the limit.
         """
-        pending = self._line or self._data is not None or self._event or self._after_cr or self._at_start
-        whole = None if pending else _whole(data, self._limit)
-        return self._by_line(data) if whole is None else whole
+        if self._between:
+            # Usually a read is one event with one line of data.
+            end = len(data) - 2
+            if data.find(b"\n") == end > 0 and data.startswith(b"data: ") and data.endswith(b"\n\n"):
+                if b"\r" not in data and end <= self._limit:
+                    return [_event(ServerSentEvent, (data[6:end], ""))]
+            elif (whole := _whole(data, self._limit)) is not None:
+                return whole
+        events = self._by_line(data)
+        self._between = not (self._line or self._data is not None or self._event or self._after_cr or self._at_start)
+        return events
 
     def _by_line(self, data: bytes) -> list[ServerSentEvent]:  # noqa: C901, PLR0912 - function calls would slow down every read
         if self._at_start:

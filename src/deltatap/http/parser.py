@@ -17,7 +17,7 @@ import httpx2
 from deltatap.http.coding import CodingError, Decoder, codings, decoded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 _MAX_HEAD_BYTES = 256 * 1024
 _OK = 200
@@ -207,11 +207,11 @@ class ResponseParser:
             except (httptools.HttpParserError, httptools.HttpParserUpgrade) as again:
                 self._fail(Event.MALFORMED, _invalid(f"it is not valid HTTP: {again}"))
 
-    def decoded(self, body: bytes) -> Iterator[bytes]:
+    def decoded(self, body: bytes) -> Iterable[bytes]:
         """The output of a part of the body. Ends early, with a failure, if the part does not match its coding."""
-        if not self._decoders:
-            yield body
-            return
+        return self._decoded(body) if self._decoders else (body,)
+
+    def _decoded(self, body: bytes) -> Iterator[bytes]:
         try:
             yield from decoded(self._decoders, body)
         except CodingError as error:

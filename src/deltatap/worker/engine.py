@@ -75,17 +75,23 @@ class Client(Protocol):
 
 
 class _Unfinished:
-    """Counts the jobs that are submitted and not finished, and blocks above a maximum."""
+    """Counts the jobs that are submitted and not finished, and blocks above a maximum.
+
+    A blocked thread continues only when there is room for several jobs, because waking a thread takes the event loop
+    as long as a chunk.
+    """
 
     def __init__(self, maximum: int) -> None:
         self._maximum = maximum
+        self._low = maximum - 1 - maximum // 16
         self._count = 0
         self._changed = threading.Condition()
 
     def add(self, timeout: float) -> bool:
         """Count a job. False if the maximum was reached for `timeout` seconds."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._count < self._maximum, timeout):
+            full = self._count >= self._maximum
+            if full and not self._changed.wait_for(lambda: self._count <= self._low, timeout):
                 return False
             self._count += 1
             return True
@@ -94,7 +100,8 @@ class _Unfinished:
         """A job is finished."""
         with self._changed:
             self._count -= 1
-            self._changed.notify_all()
+            if self._count in (0, self._low):
+                self._changed.notify_all()
 
     def wait(self, timeout: float) -> bool:
         """Wait until no job is left. False if any is left after `timeout` seconds."""

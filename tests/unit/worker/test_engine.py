@@ -14,7 +14,7 @@ from deltatap import config
 from deltatap.messages import Permit
 from deltatap.model import Call, Capture, CaptureError, Choice, Chunks, Job, Received, Request, Wire
 from deltatap.worker import retry
-from deltatap.worker.engine import Engine, Proceed
+from deltatap.worker.engine import Engine, Proceed, _Unfinished
 
 
 @pytest.fixture(autouse=True)
@@ -534,3 +534,20 @@ def test_a_status_describes_the_engine() -> None:
             2,
             "authentication: no (model m, request_id b)",
         )
+
+
+def test_a_feeding_thread_that_waits_continues_when_there_is_room_for_several_jobs() -> None:
+    unfinished, added = _Unfinished(32), threading.Event()
+    assert all(unfinished.add(0.0) for _ in range(32))
+    assert not unfinished.add(0.0)
+    waiting = threading.Thread(target=lambda: unfinished.add(10.0) and added.set())
+    waiting.start()
+    for _ in range(2):
+        unfinished.remove()
+    assert not added.wait(0.05)
+    unfinished.remove()
+    assert added.wait(5.0)
+    waiting.join()
+    for _ in range(30):
+        unfinished.remove()
+    assert unfinished.wait(0.0)
