@@ -154,7 +154,6 @@ def _run(count: int, landing: Landing, state: RunState, folder: Path) -> dict[st
             now = time.time()
             lags += [now - at for path, at in written.items() if not path.exists()]
             time.sleep(1)
-        landing.stop()
         landing.compact()
     finally:
         over.set()

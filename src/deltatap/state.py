@@ -11,7 +11,6 @@ created, renamed and deleted, so the folder may be on a Databricks Volume. Leave
         workers/<claim>.json    a worker's heartbeat
         journal/*.parquet       captures that have not landed
         aside/*                 unreadable journal files, kept for inspection
-        checkpoint-*/           of the landing query; disposable
         plan-<epoch>/parts/     the owed requests, one file per capture task
         plan-<epoch>/claims/    <part>-<number>-<uuid>: the attempts at a part; the greatest name holds the part
         plan-<epoch>/landed/    which rows of which parts are in captures, 8 bytes per row

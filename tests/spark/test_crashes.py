@@ -109,7 +109,6 @@ class JournalAndLanding(RuleBasedStateMachine):
     @rule()
     def landing_succeeds(self) -> None:
         self.landing.tick()
-        self.landing.stop()
 
     @rule(
         where=st.sampled_from(
@@ -128,7 +127,6 @@ class JournalAndLanding(RuleBasedStateMachine):
 
     @rule()
     def a_new_driver_starts(self) -> None:
-        self.landing.stop()
         self.landing = Landing(
             self.spark, self.captures, self.state, keep_interrupted=False, new_rows=NewRows(self.state)
         )
@@ -138,13 +136,6 @@ class JournalAndLanding(RuleBasedStateMachine):
         """The process survives the error."""
         with self.crashing("after the commit"), suppress(Exception):
             self.landing.tick()
-        self.landing.stop()
-
-    @rule()
-    def checkpoints_are_lost(self) -> None:
-        for path in self.state.folder.glob("checkpoint-*"):
-            shutil.rmtree(path)
-        self.a_new_driver_starts()
 
     @contextmanager
     def crashing(self, where: str) -> Iterator[None]:

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import shutil
-import time
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -13,14 +14,12 @@ from deltatap.delta import columns
 from deltatap.delta import tables as delta_tables
 from deltatap.driver.landing import Landing
 from deltatap.driver.merge import NewRows
+from deltatap.errors import LandingError
 from deltatap.messages import Control
 from deltatap.state import LANDED, PlanState, RunState
 from deltatap.worker.journal import write_journal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
     from pyspark.sql import DataFrame, SparkSession
 
 RUN = "run-1"
@@ -28,13 +27,11 @@ AT = datetime(2026, 11, 20, tzinfo=UTC)
 
 
 @pytest.fixture
-def landing(spark: SparkSession, empty_captures: Path, tables: Path, tmp_path: Path) -> Iterator[Landing]:
+def landing(spark: SparkSession, empty_captures: Path, tables: Path, tmp_path: Path) -> Landing:
     shutil.copytree(empty_captures, tables / "captures")
     state = RunState(tmp_path / "state" / RUN)
     state.prepare()
-    landing = Landing(spark, str(tables / "captures"), state, keep_interrupted=False, new_rows=NewRows(state))
-    yield landing
-    landing.stop()
+    return Landing(spark, str(tables / "captures"), state, keep_interrupted=False, new_rows=NewRows(state))
 
 
 def row(at: int, status: str = "completed", **values: Any) -> dict[str, Any]:
@@ -268,45 +265,56 @@ def test_captures_are_clustered_by_the_columns_that_analysis_filters_on(spark: S
     assert tuple(detail["clusteringColumns"]) == columns.CAPTURES_CLUSTERED_BY
 
 
-def until(done: Callable[[], bool], landing: Landing) -> None:
-    while not done():
+def test_keep_waits_and_then_lands_all_waiting_files_in_one_merge(landing: Landing, merges: list[str]) -> None:
+    with mock.patch("deltatap.driver.landing.time.monotonic") as now:
+        for at, name in enumerate("abc"):
+            now.return_value = at * 14.0
+            write(landing, name, row(ord(name)))
+            landing.keep()
+        assert not merges, "no file has waited for the interval"
+        now.return_value = 30.0
         landing.keep()
-        time.sleep(0.1)
-
-
-@pytest.mark.slow
-def test_keep_waits_and_then_lands_all_waiting_files_in_one_merge(
-    landing: Landing, merges: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("deltatap.driver.landing._CAPTURE_INTERVAL_S", 1)
-    landing._interval_s = 1
-    for name in "abc":
-        write(landing, name, row(ord(name)))
+        assert len(merges) == 1
+        write(landing, "d", row(1))
         landing.keep()
-    assert not merges, "no file has waited for a second"
-    until(lambda: not any(landing.state.journal.iterdir()), landing)
-    assert len(merges) == 1
-    write(landing, "d", row(1))
+        assert len(merges) == 1
     landing.drain()
     assert set(landed(landing)) == {"r97", "r98", "r99", "r1"}
 
 
-def test_keep_lands_at_once_when_more_files_wait_than_a_batch_takes(
-    landing: Landing, monkeypatch: pytest.MonkeyPatch
+def test_keep_lands_at_once_when_there_are_files_for_a_batch(
+    landing: Landing, merges: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deltatap.driver.landing._FILES_PER_BATCH", 2)
-    for name in "abc":
+    write(landing, "a", row(97))
+    landing.keep()
+    assert not merges
+    for name in "bc":
         write(landing, name, row(ord(name)))
     landing.keep()
+    assert len(merges) == 2
     assert set(landed(landing)) == {"r97", "r98", "r99"}
 
 
-def test_keep_sets_aside_files_that_cannot_be_read(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deltatap.driver.landing._CAPTURE_INTERVAL_S", 1)
-    landing._interval_s = 1
-    damaged = write(landing, "a", row(0))
-    damaged.write_bytes(damaged.read_bytes()[:100])
+def test_files_that_another_driver_landed_meanwhile_are_left_out(landing: Landing) -> None:
+    gone = write(landing, "a", row(0))
     write(landing, "b", row(1))
-    until(lambda: not any(landing.state.journal.iterdir()), landing)
-    assert [path.name for path in landing.set_aside] == ["a.parquet"]
+    files = landing._waiting()
+    gone.unlink()
+    landing._land(files)
     assert set(landed(landing)) == {"r1"}
+    assert landing.set_aside == []
+
+
+def test_files_that_cannot_be_deleted_end_the_drain(landing: Landing) -> None:
+    write(landing, "a", row(0))
+    with mock.patch.object(Path, "unlink"), pytest.raises(LandingError, match="cannot land the files of "):
+        landing.drain()
+    landing.drain()
+    assert set(landed(landing)) == {"r0"}
+
+
+def test_a_file_without_rows_is_deleted(landing: Landing, merges: list[str]) -> None:
+    write(landing, "a")
+    landing.drain()
+    assert not merges

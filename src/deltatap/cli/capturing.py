@@ -18,7 +18,6 @@ from deltatap.cli.runner import (
     hint,
     say,
     session,
-    without_jvm,
 )
 from deltatap.errors import ConfigError
 
@@ -117,6 +116,7 @@ def load(
     """
     if not file.is_file():  # Spark takes seconds to start.
         raise ConfigError([f"{file}: {'is not a file' if file.exists() else 'does not exist'}"])
+    from deltatap.delta.readers import without_jvm  # noqa: PLC0415
     from deltatap.driver.load import load_locally  # noqa: PLC0415
 
     named = {name: column for name, column in (("request_id", id_column), ("prompt", prompt_column)) if column}

@@ -259,6 +259,8 @@ def session(settings: Settings, console: Console) -> SparkSession:
 
 def reader(settings: Settings, console: Console) -> Reader:
     """What reads tables: without a JVM if it can, through Spark on Databricks and for tables elsewhere."""
+    from deltatap.delta.readers import without_jvm  # noqa: PLC0415
+
     if not without_jvm():
         from deltatap.delta.reader import SparkReader  # noqa: PLC0415
 
@@ -266,11 +268,6 @@ def reader(settings: Settings, console: Console) -> Reader:
     from deltatap.delta.local import LocalReader  # noqa: PLC0415
 
     return LocalReader(lambda: session(settings, console))
-
-
-def without_jvm() -> bool:
-    """Whether local tables can be used without a JVM: not on Databricks, and with the extra ``local``."""
-    return "DATABRICKS_RUNTIME_VERSION" not in os.environ and all(map(find_spec, ("deltalake", "duckdb", "sqlglot")))
 
 
 def _print_version(value: bool) -> None:  # noqa: FBT001 - Typer passes the flag

@@ -11,7 +11,8 @@ from deltatap.delta import columns, tables
 from deltatap.delta.final import final_sql
 from deltatap.delta.identity import local_folder
 from deltatap.delta.lock import one_at_a_time
-from deltatap.delta.reader import SparkReader, identify_captures
+from deltatap.delta.reader import identify_captures
+from deltatap.delta.readers import reader_beside
 from deltatap.errors import ConfigError, one_line
 
 if TYPE_CHECKING:
@@ -94,10 +95,9 @@ def guard(spark: SparkSession, settings: Settings) -> Identity:
     Raises:
         ConfigError: if the table belongs to another runs table.
     """
-    reader = SparkReader(spark)
     with ThreadPoolExecutor(1) as pool:
-        identifying = pool.submit(reader.identify, settings.runs.table)
-        captures = identify_captures(reader, settings.captures.table, settings.runs.table)
+        identifying = pool.submit(reader_beside(spark).identify, settings.runs.table)
+        captures = identify_captures(reader_beside(spark), settings.captures.table, settings.runs.table)
         runs = identifying.result()
     found = _guard_of(captures)
     if found is not None and not runs.is_same(found["runs_id"], found["runs_location"]):

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 from deltatap.config import Settings
 from deltatap.delta import tables
 from deltatap.delta.lock import LOCK_FILE
-from deltatap.delta.reader import SparkReader, identify_captures
+from deltatap.delta.reader import identify_captures
+from deltatap.delta.readers import reader_beside
 from deltatap.driver import runs
 from deltatap.errors import LeaseLostError, RunningError
 from deltatap.model import RunStatus
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime
 
-    from pyspark.sql import Row, SparkSession
+    from pyspark.sql import SparkSession
 
     from deltatap.delta.identity import Identity
 
@@ -125,7 +126,7 @@ class Watch:
         self._clock = clock
         self._seen: dict[tuple[str, str | None], tuple[datetime, float]] = {}
 
-    def is_alive(self, row: Row | Mapping[str, Any], now: datetime) -> bool | None:
+    def is_alive(self, row: Mapping[str, Any], now: datetime) -> bool | None:
         """Whether the driver of a running run is alive; None while unknown.
 
         A driver on another host is dead if its heartbeat is old, or if no new one comes for as long as the lease lasts.
@@ -164,7 +165,7 @@ def acquire(
     Raises:
         RunningError: if another run is active on the captures table.
     """
-    captures = captures or identify_captures(SparkReader(spark), settings.captures.table, settings.runs.table)
+    captures = captures or identify_captures(reader_beside(spark), settings.captures.table, settings.runs.table)
     watch = Watch(clock)
     while True:
         rows = runs.read(spark, settings, captures)
@@ -222,14 +223,16 @@ class Renewal:
         return Moment.now().since(self._renewed_at) > UNSURE_S
 
 
-def run_to_resume(rows: Sequence[Row], settings: Settings) -> Row | None:
+def run_to_resume(rows: Sequence[dict[str, Any]], settings: Settings) -> dict[str, Any] | None:
     """The run that this start resumes: the configured one if it exists, else a dead run of the same job."""
     if settings.run.id is not None:
         return next((row for row in rows if row["run_id"] == settings.run.id), None)
     return next((row for row in rows if row["status"] == RunStatus.RUNNING and _same_job(row, settings)), None)
 
 
-def _take(spark: SparkSession, settings: Settings, captures: Identity, rows: list[Row], new_id: str) -> Lease | None:
+def _take(
+    spark: SparkSession, settings: Settings, captures: Identity, rows: list[dict[str, Any]], new_id: str
+) -> Lease | None:
     """Commit the lease; None if another driver committed first. All running runs among the rows are dead."""
     resumed = run_to_resume(rows, settings)
     run_id = resumed["run_id"] if resumed else settings.run.id or new_id
@@ -282,7 +285,7 @@ def _take(spark: SparkSession, settings: Settings, captures: Identity, rows: lis
     )
 
 
-def _same_job(run: Row, settings: Settings) -> bool:
+def _same_job(run: Mapping[str, Any], settings: Settings) -> bool:
     """Whether a run has the job of these settings. A configuration that this version cannot read is another job."""
     try:
         return _job(Settings.model_validate(json.loads(run["config"]))) == _job(settings)

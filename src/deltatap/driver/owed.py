@@ -17,6 +17,7 @@ from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's docum
 
 from deltatap.delta import columns, tables
 from deltatap.delta.final import final_sql
+from deltatap.delta.readers import reader_beside
 from deltatap.driver.background import Background
 from deltatap.driver.reading import TEMPLATE, prompt_rows
 from deltatap.driver.runs import used_sql
@@ -223,7 +224,7 @@ def _nothing_captured(spark: SparkSession, settings: Settings) -> bool:
     """Whether ``captures`` has no row or does not exist, so that there is nothing to look up."""
     table = settings.captures.table
     try:
-        return bool(spark.table(tables.quoted(table)).isEmpty())
+        return not reader_beside(spark).query(f"SELECT run_id FROM {tables.quoted(table)} LIMIT 1").num_rows
     except Exception:
         if tables.exists(spark, table):
             raise

@@ -143,7 +143,6 @@ def _run_steps(run: ActiveRun, building: Building, signalled: threading.Event) -
     finally:
         for keeper in keepers:
             keeper.stop()
-        landing.stop()
     for keeper in keepers:
         if isinstance(keeper.error, LeaseLostError):
             raise keeper.error

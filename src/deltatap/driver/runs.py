@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from deltatap.delta import columns, tables
+from deltatap.delta.reader import rows
+from deltatap.delta.readers import reader_beside
 from deltatap.delta.sums import total_sql, wide
 from deltatap.model import RunStatus
 from deltatap.prices import exact_usd
@@ -21,20 +23,23 @@ from deltatap.prices import exact_usd
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from pyspark.sql import Row, SparkSession
+    from pyspark.sql import SparkSession
 
     from deltatap.config import Settings
     from deltatap.delta.identity import Identity
 
 NAMES = tuple(column.name for column in columns.RUNS)
+_COUNTED = ("completed", "interrupted", "failed")
 _SCHEMA = columns.arrow_schema(columns.RUNS)
 
 
-def read(spark: SparkSession, settings: Settings, captures: Identity) -> list[Row]:
+def read(spark: SparkSession, settings: Settings, captures: Identity) -> list[dict[str, Any]]:
     """The runs on a captures table; times are in UTC."""
-    rows = spark.table(tables.quoted(settings.runs.table)).alias("r")
-    ours = rows.where(captures.runs_sql("r")).select(*NAMES)
-    return [_in_utc(row) for row in ours.collect()]
+    table = tables.quoted(settings.runs.table)
+    found = reader_beside(spark).query(
+        f"SELECT {', '.join(f'r.{name}' for name in NAMES)} FROM {table} AS r WHERE {captures.runs_sql('r')}"
+    )
+    return [_in_utc(row) for row in rows(found)]
 
 
 def update(
@@ -45,16 +50,13 @@ def update(
     values: Mapping[str, object],
     only_if: str,
 ) -> None:
-    """Set columns of a run's row if a condition on it holds. This is a MERGE: Delta's UPDATE takes no parameters."""
-    assignments = ", ".join(f"t.{name} = s.{name}" for name in values)
-    with row_view(spark, {"run_id": run_id, **values}) as view:
-        merge = f"""
-            MERGE INTO {tables.quoted(settings.runs.table)} AS t USING {view} AS s
-            ON t.run_id = s.run_id AND {captures.runs_sql("t")}
-            WHEN MATCHED AND t.{only_if} THEN UPDATE SET {assignments}
-        """
-        # The table is Serializable, and runs on other captures tables write to it, too.
-        tables.commit(spark, merge)
+    """Set columns of a run's row if a condition on it holds."""
+    assignments = ", ".join(f"{name} = {_value_sql(value)}" for name, value in values.items())
+    ours = f"t.run_id = {tables.literal(run_id)} AND {captures.runs_sql('t')}"
+    # The table is Serializable, and runs on other captures tables write to it, too.
+    tables.commit(
+        spark, f"UPDATE {tables.quoted(settings.runs.table)} AS t SET {assignments} WHERE {ours} AND t.{only_if}"
+    )
 
 
 def close(
@@ -69,7 +71,7 @@ def close(
     """Close a run if it is still open, and return its row."""
     ended = {"status": status, "reason": reason, "finished_at": utc_now(), "heartbeat_at": utc_now(), **values}
     update(spark, settings, captures, run_id, ended, f"status = '{RunStatus.RUNNING}'")
-    return next(row.asDict(recursive=True) for row in read(spark, settings, captures) if row["run_id"] == run_id)
+    return next(row for row in read(spark, settings, captures) if row["run_id"] == run_id)
 
 
 def settle(
@@ -86,16 +88,16 @@ def totals(spark: SparkSession, settings: Settings, run_id: str) -> dict[str, An
     inputs, outputs = (
         f"{wide(f'coalesce({used_sql(name)}, 0)')} + {_earlier_sql(name)}" for name in ("input_tokens", "output_tokens")
     )
-    row = spark.sql(
+    counts = ", ".join(f"count(IF(status = '{name}', 1, NULL)) AS {name}" for name in _COUNTED)
+    found = reader_beside(spark).query(
         f"""
-        SELECT count_if(status = 'completed') AS completed, count_if(status = 'interrupted') AS interrupted,
-          count_if(status = 'failed') AS failed, coalesce(sum({calls}), 0) AS requests,
+        SELECT {counts}, coalesce(sum({calls}), 0) AS requests,
           coalesce({total_sql(inputs)}, 0) AS input_tokens, coalesce({total_sql(outputs)}, 0) AS output_tokens,
           CAST(sum({exact_usd("cost_usd")}) AS DOUBLE) AS cost_usd
         FROM {tables.quoted(settings.captures.table)} WHERE run_id = {tables.literal(run_id)}
         """
-    ).collect()[0]
-    return dict(row.asDict())
+    )
+    return rows(found)[0]
 
 
 def used_sql(name: str) -> str:
@@ -117,8 +119,11 @@ def _earlier_sql(name: str) -> str:
 
 def has_output(spark: SparkSession, settings: Settings, run_id: str) -> bool:
     """Whether an answer of the run has landed, complete or not."""
-    rows = spark.table(tables.quoted(settings.captures.table))
-    return not rows.where((rows["run_id"] == run_id) & (rows["status"] != "failed")).isEmpty()
+    ours = f"run_id = {tables.literal(run_id)} AND status != 'failed'"
+    found = reader_beside(spark).query(
+        f"SELECT run_id FROM {tables.quoted(settings.captures.table)} WHERE {ours} LIMIT 1"
+    )
+    return bool(found.num_rows)
 
 
 @contextmanager
@@ -139,11 +144,17 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def _in_utc(row: Row) -> Row:
-    """The row with times in UTC. Spark returns naive times in the machine's time zone."""
-    return type(row)(
-        **{
-            name: value.astimezone(UTC) if isinstance(value, datetime) else value
-            for name, value in row.asDict().items()
-        }
-    )
+def _in_utc(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with times in UTC. Spark returns times in the session's time zone."""
+    return {name: value.astimezone(UTC) if isinstance(value, datetime) else value for name, value in row.items()}
+
+
+def _value_sql(value: object) -> str:
+    """A value in SQL. Delta's UPDATE takes no parameters."""
+    if value is None:
+        return "NULL"
+    if isinstance(value, datetime):
+        return f"TIMESTAMP '{value.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}Z'"
+    if isinstance(value, float):
+        return f"CAST('{value!r}' AS DOUBLE)"
+    return str(value) if isinstance(value, int) else tables.literal(str(value))

@@ -90,6 +90,8 @@ def _options(jars: Sequence[Path]) -> dict[str, str]:
         "spark.ui.showConsoleProgress": "false",
         "spark.sql.shuffle.partitions": "4",
         "spark.databricks.delta.snapshotPartitions": "1",
+        # Above this number of paths, Spark lists them in a job of its own. A batch of journal files has up to 200.
+        "spark.sql.sources.parallelPartitionDiscovery.threshold": "1000",
         "spark.python.daemon.module": "deltatap.spark.daemon",
         "spark.driver.extraJavaOptions": f"{_QUICK_JVM} -Dlog4j2.configurationFile={_LOGGING.as_uri()}",
         "spark.executor.extraJavaOptions": _QUICK_JVM,

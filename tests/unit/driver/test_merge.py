@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from pyspark.serializers import CloudPickleSerializer
 
 from deltatap.delta.final import final_sql
-from deltatap.driver.landing import Landing, _escaped, _name
+from deltatap.driver.landing import _escaped
 from deltatap.driver.merge import NewRows, insert_sql, merge_sql
 from deltatap.messages import Control
 from deltatap.state import LANDED, RunState
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 AT = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
@@ -87,26 +88,8 @@ def test_a_merge_replaces_only_rows_that_are_not_final(keep: bool) -> None:  # n
     assert f"WHEN MATCHED AND NOT {final_sql('t', keep_interrupted=keep)} THEN UPDATE" in sql
 
 
-def test_spark_connect_can_pickle_the_merge_function(first: NewRows) -> None:
-    landing = Landing(cast("Any", None), "captures", first.state, keep_interrupted=False, new_rows=first)
-    assert CloudPickleSerializer().dumps(landing._merge)  # type: ignore[no-untyped-call]
-
-
-@pytest.mark.parametrize(
-    ("uri", "name"),
-    [
-        ("file:/a%20b/c.parquet", "c.parquet"),
-        ("file:///a%5B1%5D/c.parquet", "c.parquet"),
-        ("dbfs:/Volumes/a/b%2520c/a-1~0f.parquet", "a-1~0f.parquet"),
-        ("file:/a:b/a%20b%23c%3Fd%25.parquet", "a b#c?d%.parquet"),
-    ],
-)
-def test_the_name_of_a_file_in_spark(uri: str, name: str) -> None:
-    assert _name(uri) == name
-
-
 def test_spark_reads_a_path_literally() -> None:
-    assert _escaped(Path("/s[1]/{a,b}/*?/x\\y/a b%20#é")) == r"/s\[1\]/\{a,b\}/\*\?/x\\y/a b%20#é"
+    assert _escaped("/s[1]/{a,b}/*?/x\\y/a b%20#é") == r"/s\[1\]/\{a,b\}/\*\?/x\\y/a b%20#é"
 
 
 def test_a_merge_names_any_run_id() -> None:
