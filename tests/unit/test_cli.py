@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 PANELS = {
     "Capture": ["init", "capture", "load", "check", "stop"],
-    "Results": ["runs", "show", "failures", "analyze", "compare", "report"],
+    "Results": ["runs", "show", "failures", "analyze", "compare", "report", "trend"],
     "Endpoints for tests": ["replay", "simulate"],
 }
 COMMANDS = [name for names in PANELS.values() for name in names]

@@ -8,6 +8,7 @@ from deltatap.cli.capturing import capture, check, load, stop
 from deltatap.cli.looking import analyze, compare, failures, report, runs, show
 from deltatap.cli.runner import CONDITION_HOLDS, CONFIGURATION, EXTRAS, FAILED, OK, TOO_MANY_ERRORS, app, run, run_job
 from deltatap.cli.serving import replay, simulate
+from deltatap.cli.trending import trend
 
 __all__ = [
     "CONDITION_HOLDS",
@@ -32,4 +33,5 @@ __all__ = [
     "show",
     "simulate",
     "stop",
+    "trend",
 ]

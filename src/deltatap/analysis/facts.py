@@ -1,0 +1,87 @@
+"""What a run was captured with, so that a change of a metric can be explained: model, versions and configuration.
+
+A fact has a name and a value, both text. Works on rows of ``runs`` and on counted rows of ``captures``; reads nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    Facts = Mapping[str, str]
+
+# What the endpoint says about itself, as columns of captures.
+SAID = ("response_model", "system_fingerprint", "service_tier")
+# The sections of the configuration that decide what is sent, and how.
+_SECTIONS = ("prompts", "endpoint", "request", "capture", "timeouts", "limits")
+# In these sections any key can be added, so a key that is missing means something. Elsewhere it means another version.
+_FREE = ("request.", "endpoint.headers.")
+NONE = "none"
+_LONGEST = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A fact that differs between two runs, or between most runs of two stretches."""
+
+    what: str
+    before: str
+    after: str
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.before} → {self.after}"
+
+
+def said(counted: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The most frequent value of each column in :data:`SAID`.
+
+    Args:
+        counted: rows with these columns and ``rows``, their number.
+    """
+    counts: dict[str, Counter[str]] = {name: Counter() for name in SAID}
+    for row in counted:
+        for name in SAID:
+            counts[name][row[name] or NONE] += row["rows"]
+    # Of two equally frequent values always the same one.
+    return {name: max(sorted(count), key=count.__getitem__) for name, count in counts.items() if count}
+
+
+def of_run(run: Mapping[str, Any]) -> dict[str, str]:
+    """The versions and the configuration in a row of ``runs``."""
+    versions = {f"{name} version": text for name, text in sorted((run["versions"] or {}).items())}
+    config = json.loads(run["config"] or "{}")
+    return versions | {name: value for section in _SECTIONS for name, value in _flat(config.get(section, {}), section)}
+
+
+def _flat(tree: Any, path: str) -> Iterator[tuple[str, str]]:  # noqa: ANN401 - JSON
+    if isinstance(tree, dict):
+        for key in sorted(tree):
+            yield from _flat(tree[key], f"{path}.{key}")
+    else:
+        text = tree if isinstance(tree, str) else json.dumps(tree, ensure_ascii=False)
+        yield path, text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def changed(before: Sequence[Facts], after: Sequence[Facts]) -> tuple[Changed, ...]:
+    """The facts that differ between most runs of one stretch and most runs of another.
+
+    A fact without a value that more than half of the runs have is left out: it says nothing about a stretch.
+    """
+    names = dict.fromkeys(name for facts in (*before, *after) for name in facts)
+    found = []
+    for name in names:
+        values = [_usual(name, stretch) for stretch in (before, after)]
+        if None not in values and values[0] != values[1]:
+            found.append(Changed(name, str(values[0]), str(values[1])))
+    return tuple(found)
+
+
+def _usual(name: str, stretch: Sequence[Facts]) -> str | None:
+    default = NONE if name.startswith(_FREE) else None
+    (value, times), *_ = Counter(facts.get(name, default) for facts in stretch).most_common(1)
+    return value if 2 * times > len(stretch) else None

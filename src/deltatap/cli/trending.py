@@ -1,0 +1,74 @@
+"""The command that watches a metric over runs: ``trend``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deltatap.cli.runner import CONDITION_HOLDS, OK, RESULTS, command, reader, say
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from deltatap.config import Settings
+
+
+@command(RESULTS)
+def trend(
+    settings: Settings,
+    console: Console,
+    metric: Annotated[
+        str, typer.Argument(metavar="[METRIC]", help="[MODE.]METRIC[.p50 or .p95], such as stream.ttft_ms.p95.")
+    ] = "ttft_ms.p50",
+    *,
+    most: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of runs, newest first.")] = 60,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Only runs with this label in run.labels. Repeatable."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON on standard output, and messages on standard error.")
+    ] = False,
+    fail_if: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CONDITION", help="Exit with 3 if a new change holds: '>+5%'. Repeatable."),
+    ] = None,
+    newest: Annotated[
+        int, typer.Option("--newest", min=1, help="For --fail-if: a change is new if it starts in so many runs.")
+    ] = 10,
+) -> int:
+    """Show a metric over the runs on the captures table, and where its level changed.
+
+    Each endpoint, model and mode is a series. A change point (*) is a run from which the values stay on another level;
+    docs/metrics.md describes the test. The command lists what changed with it: model, fingerprint, versions and
+    configuration. A run with fewer than 20 values is shown, but not tested. It takes 12 runs to find a change.
+
+    A condition of --fail-if is > or <, and a signed difference, with % or in the metric's unit, as in compare. It is
+    checked on changes that start in the newest 10 runs, and holds if the difference between the levels is beyond this
+    limit and its interval excludes zero.
+
+    Exit codes: 0, no condition holds; 2, a name or a condition cannot be read, or there are no values; 3, a condition
+    holds.
+    """
+    from deltatap.analysis.trend import conditions_on, ended_runs, judged, labels_of, parse_measure  # noqa: PLC0415
+    from deltatap.analysis.trend import trend as series_of  # noqa: PLC0415
+    from deltatap.cli.trend_text import show_trend, trend_json  # noqa: PLC0415
+
+    measure = parse_measure(metric)
+    conditions = conditions_on(measure, fail_if or ())
+    wanted = labels_of(label or ())
+    tables = reader(settings, console)
+    runs = ended_runs(tables, settings, most, wanted)
+    found = series_of(tables, settings, measure, runs)
+    outcomes = judged(conditions, found, newest)
+    if as_json:
+        print(trend_json(found, runs, outcomes))  # noqa: T201 - for programs: no wrapping, no colors
+    else:
+        show_trend(console, found, runs)
+    for outcome, change in outcomes:
+        level = "problem" if outcome.holds else "warning" if outcome.unclear else "ok"
+        say(console, f"--fail-if {outcome}, since run {change.run_id}", level)
+    if conditions and not outcomes:
+        say(console, f"--fail-if: no change of {measure} starts in the newest {newest} runs", "ok")
+    return CONDITION_HOLDS if any(outcome.holds for outcome, _ in outcomes) else OK

@@ -1,0 +1,229 @@
+"""Trends of nightly runs, read without a JVM, and what the command prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from deltatap import cli
+from deltatap.analysis.compare import Difference
+from deltatap.analysis.trend import (
+    Measure,
+    conditions_on,
+    ended_runs,
+    judged,
+    labels_of,
+    parse_measure,
+    trend,
+)
+from deltatap.config import Settings, load_settings
+from deltatap.delta import columns
+from deltatap.delta.local import LocalReader
+from deltatap.errors import ConfigError
+from tests.nightly import AT, NIGHTS, PROMPTS, capture_row, run_row, times_of_nights, write_nights, write_table
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from deltatap.analysis.trend import Series
+
+SINCE = NIGHTS // 2
+TIMES = times_of_nights(0, 0.1)
+WITHOUT = "import sys; sys.modules['pyspark'] = None; from deltatap.cli import app; app()"
+
+
+def no_spark() -> Any:
+    raise AssertionError("Spark was started")
+
+
+def settings_for(folder: Path) -> Settings:
+    return load_settings({name: {"table": str(folder / name)} for name in ("captures", "runs")})
+
+
+def trend_of(folder: Path, measure: str = "ttft_ms", most: int = 60, **labels: str) -> list[Series]:
+    reader, settings = LocalReader(no_spark), settings_for(folder)
+    return trend(reader, settings, parse_measure(measure), ended_runs(reader, settings, most, labels))
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Thirty nights with a shift and another fingerprint in the middle; then a short run, and one that is active."""
+    folder = tmp_path_factory.mktemp("nights")
+    write_nights(folder, TIMES, fingerprint_since=SINCE)
+    short = [capture_row(NIGHTS, prompt, 9_000.0) for prompt in range(5)]
+    write_table(folder / "captures", columns.CAPTURES, [*short, capture_row(NIGHTS + 1, 0, 9_000.0)])
+    table = str(folder / "captures")
+    last = run_row(NIGHTS, table, {"request": {"temperature": 1}}, completed=5)
+    active = run_row(NIGHTS + 1, table, status="running")
+    empty = run_row(NIGHTS + 2, table, completed=0)
+    write_table(folder / "runs", columns.RUNS, [last, active, empty])
+    return folder
+
+
+def test_values_and_intervals_are_those_of_each_run(nights: Path) -> None:
+    (found,) = trend_of(nights)
+    assert (found.endpoint, found.request_model, found.mode) == ("e", "m", "stream")
+    assert [point.run_id for point in found.points] == [f"run-{night:02d}" for night in range(NIGHTS + 1)]
+    assert [point.value for point in found.points[:NIGHTS]] == pytest.approx(np.median(TIMES, axis=1))
+    assert all(point.low < point.value < point.high for point in found.points[:NIGHTS])  # type: ignore[operator]
+    assert (found.points[0].started_at, found.points[0].rows) == (AT, PROMPTS)
+
+
+def test_the_change_is_found_with_what_changed_and_a_short_run_does_not_decide(nights: Path) -> None:
+    (found,) = trend_of(nights)
+    assert (found.deciding, found.points[-1].rows, found.points[-1].decides) == (NIGHTS, 5, False)
+    (change,) = found.changes
+    assert abs(int(change.run_id[-2:]) - SINCE) <= 1
+    assert change.before + change.after == NIGHTS
+    assert 0.06 < change.difference.value / change.difference.first < 0.14
+    assert change.difference.clear
+    assert [str(each) for each in change.with_it] == ["system_fingerprint fp_1 → fp_2"]
+
+
+def test_without_a_shift_there_is_no_change(tmp_path: Path) -> None:
+    write_nights(tmp_path, times_of_nights(0), fingerprint_since=SINCE)
+    assert [each.changes for each in trend_of(tmp_path)] == [()]
+
+
+def test_p95_needs_more_rows_to_decide(nights: Path, tmp_path: Path) -> None:
+    (found,) = trend_of(nights, "stream.ttft_ms.p95")
+    assert found.points[0].value == pytest.approx(np.quantile(TIMES[0], 0.95))
+    assert found.deciding == NIGHTS
+    write_nights(tmp_path, TIMES[:, :60])
+    assert [[each.deciding for each in trend_of(tmp_path, f"ttft_ms.{name}")] for name in ("p50", "p95")] == [[30], [0]]
+
+
+def test_runs_are_chosen_by_label_and_by_number(nights: Path) -> None:
+    (found,) = trend_of(nights, most=2)
+    assert [point.run_id for point in found.points] == ["run-29", "run-30"]
+    (found,) = trend_of(nights, night="7", suite="nightly")
+    assert [point.run_id for point in found.points] == ["run-07"]
+    with pytest.raises(ConfigError, match=r"no value of ttft_ms.p50 in 0 runs"):
+        trend_of(nights, night="none")
+    with pytest.raises(ConfigError, match=r"no value of complete.e2e_ms.p50 in 31 runs"):
+        trend_of(nights, "complete.e2e_ms")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ttft_ms", Measure("ttft_ms", "p50")),
+        ("ttft_ms.p95", Measure("ttft_ms", "p95")),
+        ("complete.e2e_ms", Measure("e2e_ms", "p50", "complete")),
+        (" stream.tpot_ms.p95 ", Measure("tpot_ms", "p95", "stream")),
+    ],
+)
+def test_a_measure_is_parsed(text: str, expected: Measure) -> None:
+    assert parse_measure(text) == expected
+    assert parse_measure(str(expected)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("tftf_ms", "metric tftf_ms does not exist; did you mean ttft_ms?"),
+        ("p50", "metric without a name does not exist; metrics: headers_ms"),
+        ("", "metric without a name does not exist"),
+        ("ttft_ms.p99", "expected [stream. or complete.]METRIC[.p50 or .p95]"),
+        ("paired.ttft_ms", "expected [stream. or complete.]METRIC[.p50 or .p95]"),
+        ("a.stream.ttft_ms", "expected [stream. or complete.]METRIC[.p50 or .p95]"),
+    ],
+)
+def test_a_measure_that_cannot_be_parsed_is_named(text: str, why: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        parse_measure(text)
+    assert error.value.problems[0].startswith(f"METRIC {text}: {why}")
+
+
+def test_labels_are_parsed() -> None:
+    assert labels_of(["a=b", "c=d=e", "f="]) == {"a": "b", "c": "d=e", "f": ""}
+    with pytest.raises(ConfigError) as error:
+        labels_of(["a", "=b"])
+    assert error.value.problems == ("--label a: expected NAME=VALUE", "--label =b: expected NAME=VALUE")
+
+
+def test_a_condition_is_on_what_is_shown() -> None:
+    measure = parse_measure("stream.ttft_ms.p95")
+    short, whole = conditions_on(measure, ["> +5%", "ttft_ms.p95<-2"])
+    assert (short.mode, short.metric, short.quantile, short.above, short.limit) == ("stream", "ttft_ms", "p95", True, 5)
+    assert (whole.mode, whole.above) == (None, False)
+    for other in ("ttft_ms.p50>+5%", "e2e_ms.p95>+5%", "complete.ttft_ms.p95>+5%"):
+        with pytest.raises(
+            ConfigError, match=f"--fail-if {other}: expected a condition on stream.ttft_ms.p95".replace("+", r"\+")
+        ):
+            conditions_on(measure, [other])
+    with pytest.raises(ConfigError, match=r"--fail-if stream.ttft_ms.p95>5%: expected"):
+        conditions_on(measure, [">5%"])
+
+
+@pytest.mark.parametrize(
+    ("text", "newest", "holds"),
+    [(">+5%", 20, [True]), (">+5%", 12, []), (">+20%", 20, [False]), ("<-5%", 20, [False]), ("stream.ttft_ms.p50>+0", 20, [True])],
+)  # fmt: skip
+def test_only_new_changes_beyond_the_limit_hold(nights: Path, text: str, newest: int, holds: list[bool]) -> None:
+    outcomes = judged(conditions_on(parse_measure("ttft_ms"), [text]), trend_of(nights), newest)
+    assert [outcome.holds for outcome, _ in outcomes] == holds
+    assert all(isinstance(outcome.difference, Difference) for outcome, _ in outcomes)
+
+
+def arguments(folder: Path, *words: str) -> list[str]:
+    return ["trend", *(f"--set={name}.table={folder / name}" for name in ("captures", "runs")), *words]
+
+
+def command(folder: Path, *words: str) -> tuple[int, str]:
+    result = CliRunner().invoke(cli.app, arguments(folder, *words), env={"COLUMNS": "80", "TERM": "dumb"})
+    return result.exit_code, result.stdout
+
+
+def test_the_command_shows_marks_and_says_what_changed_without_pyspark(nights: Path) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", WITHOUT, *arguments(nights, "--fail-if", ">+5%", "--newest", "20")],
+        capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "80"},
+    )  # fmt: skip
+    assert found.returncode == 3, found.stderr
+    lines = found.stdout.splitlines()
+    assert lines[0] == "TTFT p50, ms: m at e, stream"
+    table = [line for line in lines if line[2:6] == "2026" and "%" not in line and "→" not in line]
+    assert len(table) == NIGHTS + 1
+    assert max(map(len, table)) <= 80
+    assert sum(line.startswith("* ") for line in lines) == 2, "in the table, and below it"
+    assert "    changed with it: system_fingerprint fp_1 → fp_2" in lines
+    assert any(line.startswith("~ 2026-12-01") and "request.temperature none → 1" in line for line in lines)
+    assert any("too few" in line for line in lines)
+    assert lines[-1].startswith("✗ --fail-if ttft_ms.p50>+5%: stream ttft_ms p50 went from ")
+
+
+def test_the_command_prints_json(nights: Path) -> None:
+    code, output = command(nights, "ttft_ms", "--json", "--fail-if", ">+50%", "--newest", "20")
+    assert code == 0
+    (series,) = json.loads(output)["series"]
+    assert {name: series[name] for name in ("metric", "quantile", "unit", "mode")} == {
+        "metric": "ttft_ms", "quantile": "p50", "unit": "ms", "mode": "stream",
+    }  # fmt: skip
+    assert len(series["runs"]) == NIGHTS + 1
+    assert series["runs"][-1]["tested"] is False
+    assert series["runs"][-1]["labels"] == {"night": "30", "suite": "nightly"}
+    (change,) = series["changes"]
+    assert change["changed"] == [{"what": "system_fingerprint", "before": "fp_1", "after": "fp_2"}]
+    assert change["p"] <= 0.004
+    (condition,) = json.loads(output)["conditions"]
+    assert (condition["condition"], condition["holds"]) == ("ttft_ms.p50>+50%", False)
+
+
+def test_with_few_runs_the_command_says_how_many_are_needed(nights: Path) -> None:
+    code, output = command(nights, "--limit", "8")
+    assert code == 0
+    assert "no change points yet: they need 12 runs with 20 values or more, and 7 of 8 runs have them" in output
+
+
+def test_without_tables_one_line_says_so(tmp_path: Path) -> None:
+    code, output = command(tmp_path)
+    assert code == 2
+    assert output.startswith(f"✗ runs.table: {tmp_path / 'runs'}: this Delta table does not exist")
