@@ -83,6 +83,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "metrics_by_run": lambda: _columns(metrics_tables.METRICS_BY_RUN),
     "metrics_by_hour": lambda: _columns(metrics_tables.METRICS_BY_HOUR),
     "stream_vs_complete": lambda: _columns(metrics_tables.STREAM_VS_COMPLETE),
+    "metrics_changes": lambda: _columns(metrics_tables.METRICS_CHANGES),
     "structs": _structs,
     "metrics": _metrics,
     "metrics in SQL": _metrics_sql,

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-METRICS = ("metrics_by_run", "metrics_by_hour", "stream_vs_complete")
+METRICS = ("metrics_by_run", "metrics_by_hour", "stream_vs_complete", "metrics_changes")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from deltatap.driver.run import run
 from deltatap.errors import ConfigError
 from deltatap.prices import Prices
 from deltatap.terminal import show_capture, show_comparison, show_metrics, show_runs
-from tests import prompts
+from tests import nightly, prompts
 from tests.captured import AT, BY_HAND, TIMES, capture_row, empty_tables, write_captures, write_runs
 from tests.unit.analysis.test_late import LATE
 
@@ -200,6 +201,28 @@ def test_only_changed_runs_are_computed_again(spark: SparkSession, settings: Set
 def contents(spark: SparkSession, settings: Settings, name: str) -> list[str]:
     rows = spark.table(delta_tables.quoted(table_of(settings, name))).collect()
     return sorted(json.dumps(row.asDict(recursive=True), default=str, sort_keys=True) for row in rows)
+
+
+@pytest.mark.slow
+def test_changes_over_runs_are_written_to_a_table(spark: SparkSession, tables: Path) -> None:
+    settings = load_settings(prompts.config(tables, "http://127.0.0.1:1/v1"))
+    times = nightly.times_of_nights(1, 0.5, since=7, nights=14)[:, :24]
+    nightly.write_nights(tables, times, fingerprint_since=7)
+    analyze(spark, settings)
+    written = contents(spark, settings, "metrics_changes")
+    found = {(row["metric"], row["quantile"]): row for row in map(json.loads, written)}
+    assert found.keys() == {("ttft_ms", "p50"), ("e2e_ms", "p50")}, "24 rows are too few for p95"
+    row = found["ttft_ms", "p50"]
+    assert (row["endpoint"], row["request_model"], row["mode"], row["run_id"]) == ("e", "m", "stream", "run-07")
+    assert (row["runs_before"], row["runs_after"]) == (7, 7)
+    medians = np.median(times, axis=1)
+    assert (row["before"], row["after"]) == pytest.approx((np.median(medians[:7]), np.median(medians[7:])))
+    assert row["difference"]["low"] < row["after"] - row["before"] < row["difference"]["high"]
+    assert row["changed"] == [{"what": "system_fingerprint", "before": "fp_1", "after": "fp_2"}]
+    # Runs that an older version has analyzed get the table, too.
+    shutil.rmtree(table_of(settings, "metrics_changes"))
+    assert analyze(spark, settings) == []
+    assert contents(spark, settings, "metrics_changes") == written
 
 
 @pytest.mark.slow

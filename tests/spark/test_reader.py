@@ -19,6 +19,8 @@ from deltatap.analysis.queries import (
     require_runs,
     summarize,
 )
+from deltatap.analysis.series import Measure
+from deltatap.analysis.trend import trend
 from deltatap.config import Settings, load_settings
 from deltatap.delta import tables as delta_tables
 from deltatap.delta.local import LocalReader
@@ -120,6 +122,9 @@ LOOKS: dict[str, Callable[[Reader, Settings], Any]] = {
     "summary": lambda reader, settings: summarize(reader, settings, RUNS[1]),
     "replay": lambda reader, settings: newest_answers(reader, settings, RUNS[:2], 1_000),
     "compare": lambda reader, settings: compare(reader, settings, *RUNS[:2]),
+    "trend": lambda reader, settings: trend(
+        reader, settings, Measure("ttft_ms", "p95"), newest_runs(reader, settings, 5)
+    ),
     "report": lambda reader, settings: gather(reader, settings, RUNS),
 }
 

@@ -26,6 +26,7 @@ from deltatap.analysis.sql import (
     pairs_sql,
     settings_json,
 )
+from deltatap.analysis.trend import changes_table
 from deltatap.delta import tables
 from deltatap.delta.columns import spark_schema
 from deltatap.delta.reader import SparkReader, identify_captures
@@ -70,8 +71,13 @@ def analyze(spark: SparkSession, settings: Settings, *, everything: bool = False
     by_run = _ensured(spark, settings, "metrics_by_run", metrics_tables.METRICS_BY_RUN)
     by_hour = _ensured(spark, settings, "metrics_by_hour", metrics_tables.METRICS_BY_HOUR)
     stream_vs_complete = _ensured(spark, settings, "stream_vs_complete", metrics_tables.STREAM_VS_COMPLETE)
+    changes = table_of(settings, "metrics_changes")
+    is_new = not tables.exists(spark, changes)
+    _ensured(spark, settings, "metrics_changes", metrics_tables.METRICS_CHANGES)
     changed = _changed_runs(spark, settings, by_run, everything=everything)
     if not changed:
+        if is_new:
+            _write_changes(spark, settings, by_run, changes)
         return []
     of_changed = in_runs(changed)
     with _view(spark.sql(measured_sql(settings, captures_sql(reader, settings, of_changed)))) as rows:
@@ -89,6 +95,7 @@ def analyze(spark: SparkSession, settings: Settings, *, everything: bool = False
         with _view(spark.sql(measured_sql(settings, of_hours))) as rows:
             metrics_by_hour = spark.sql(metrics_sql(rows, ("hour",), settings))
             _replace(metrics_by_hour, by_hour, metrics_tables.METRICS_BY_HOUR, f"hour IN ({', '.join(hours)})")
+    _write_changes(spark, settings, by_run, changes)
     newest = f"SELECT * FROM {tables.quoted(by_run)} WHERE {of_changed}"
     return rows_of(reader.query(f"{newest} ORDER BY started_at, endpoint, request_model, mode DESC"))
 
@@ -133,11 +140,22 @@ def paired_rows(reader: Reader, measured: str) -> list[dict[str, Any]]:
     return groups
 
 
-def _replace(frame: DataFrame, table: str, columns: Sequence[Column], where: str) -> None:
-    """Replace the rows of the table that match the condition, in one commit."""
+def _write_changes(spark: SparkSession, settings: Settings, by_run: str, table: str) -> None:
+    """Replace the changes, because a new run can move or confirm any of them."""
+    found = changes_table(SparkReader(spark), settings, by_run)
+    _replace(
+        spark.createDataFrame(found, spark_schema(metrics_tables.METRICS_CHANGES)),
+        table,
+        metrics_tables.METRICS_CHANGES,
+        None,
+    )
+
+
+def _replace(frame: DataFrame, table: str, columns: Sequence[Column], where: str | None) -> None:
+    """Replace the rows of the table that match the condition, or all rows, in one commit."""
     names = [column.name for column in columns]
-    writer = frame.select(*names).write.format("delta").mode("overwrite").option("replaceWhere", where)
-    tables.save(writer, table)
+    writer = frame.select(*names).write.format("delta").mode("overwrite")
+    tables.save(writer if where is None else writer.option("replaceWhere", where), table)
 
 
 @contextmanager

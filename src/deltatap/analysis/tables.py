@@ -1,6 +1,7 @@
-"""The columns of the analysis tables: metrics_by_run, metrics_by_hour and stream_vs_complete.
+"""The columns of the analysis tables.
 
-The columns of the metrics come from ``metrics.py``.
+The tables are metrics_by_run, metrics_by_hour, stream_vs_complete and metrics_changes. The columns of the metrics come
+from ``metrics.py``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ DISTRIBUTION = pa.struct(
     {"count": BIGINT, "mean": DOUBLE, "p50": ESTIMATE, "p90": ESTIMATE, "p95": ESTIMATE, "p99": ESTIMATE}
 )
 GAPS = pa.struct({"count": BIGINT, "mean": DOUBLE, "p50": DOUBLE, "p90": DOUBLE, "p95": DOUBLE, "p99": DOUBLE})
+CHANGED = pa.list_(pa.struct({"what": STRING, "before": STRING, "after": STRING}))
 
 _COUNTS: tuple[Column, ...] = (
     Column("endpoint", STRING, "name of the endpoint"),
@@ -99,4 +101,20 @@ STREAM_VS_COMPLETE: tuple[Column, ...] = (
     Column(
         "slower_ms", ESTIMATE, "median of (E2E streamed - E2E whole) over all pairs, with its 95 % bootstrap interval"
     ),
+)
+METRICS_CHANGES: tuple[Column, ...] = (
+    Column("endpoint", STRING, "name of the endpoint"),
+    Column("request_model", STRING, "the model requested"),
+    Column("mode", STRING, "stream or complete"),
+    Column("metric", STRING, "name of the metric, as in metrics_by_run"),
+    Column("quantile", STRING, "p50 or p95"),
+    Column("run_id", STRING, "the first run on the new level"),
+    Column("started_at", TIMESTAMP, "start of this run, UTC"),
+    Column("runs_before", BIGINT, "runs on the old level"),
+    Column("runs_after", BIGINT, "runs on the new level"),
+    Column("before", DOUBLE, "the old level: median of the quantile over its runs"),
+    Column("after", DOUBLE, "the new level, likewise"),
+    Column("difference", ESTIMATE, "after minus before, with its 95 % bootstrap interval"),
+    Column("p", DOUBLE, "p-value of the permutation test"),
+    Column("changed", CHANGED, "what most runs on the old level had, and what most runs on the new level have"),
 )

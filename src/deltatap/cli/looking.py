@@ -96,8 +96,8 @@ def analyze(
 ) -> int:
     """Compute the metrics tables from captures.
 
-    Updates metrics_by_run, metrics_by_hour and stream_vs_complete, whose columns have comments. Running the command
-    again changes nothing unless captures changed.
+    Updates metrics_by_run, metrics_by_hour, stream_vs_complete and metrics_changes, whose columns have comments.
+    Running the command again changes nothing unless captures changed.
 
     Exit codes: 0, done; 2, the configuration is wrong.
     """

@@ -11,7 +11,7 @@ from deltatap.analysis.changes import FEWEST
 from deltatap.analysis.facts import changed
 from deltatap.analysis.metrics import METRICS
 from deltatap.analysis.names import run_names
-from deltatap.analysis.trend import FEWEST_VALUES
+from deltatap.analysis.series import FEWEST_VALUES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from deltatap.analysis.conditions import Outcome
     from deltatap.analysis.facts import Changed
-    from deltatap.analysis.trend import Change, Point, Series
+    from deltatap.analysis.series import Change, Point, Series
 
     Row = Mapping[str, Any]
 

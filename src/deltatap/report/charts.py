@@ -92,7 +92,8 @@ def _series(table: pa.Table, label: Mapping[tuple[Any, ...], str]) -> Iterator[t
             yield name, key[3], {column: chosen[column].to_numpy() for column in chosen.column_names}
 
 
-def _figure(x: str, y: str, **layout: Any) -> go.Figure:  # noqa: ANN401 - plotly's keywords
+def new_figure(x: str, y: str, **layout: Any) -> go.Figure:  # noqa: ANN401 - plotly's keywords
+    """An empty figure with titles of both axes."""
     margin, legend = {"l": 60, "r": 16, "t": 16, "b": 52}, {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
     figure = go.Figure()
     figure.update_layout(margin=margin, legend=legend, hovermode="closest", **layout)
@@ -117,7 +118,7 @@ def _add_points(figure: go.Figure, at: int, name: str, x: Any, y: Any) -> None: 
 
 
 def _wait(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
-    figure = _figure("output tokens", "time until there is text to read, ms", xaxis=_LOG, yaxis=_LOG)
+    figure = new_figure("output tokens", "time until there is text to read, ms", xaxis=_LOG, yaxis=_LOG)
     for at, (name, mode, values) in enumerate(rows):
         x, y = _sampled(values, "output_tokens", "ttft_ms" if mode == "stream" else "e2e_ms")
         what = "TTFT" if mode == "stream" else "E2E"
@@ -132,7 +133,7 @@ def _wait(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
 
 
 def _ttft(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
-    figure = _figure("time to first token, ms", "% of streams", barmode="overlay")
+    figure = new_figure("time to first token, ms", "% of streams", barmode="overlay")
     streams = [(name, values["ttft_ms"].astype(float)) for name, mode, values in rows if mode == "stream"]
     streams = [(name, values[~np.isnan(values)]) for name, values in streams]
     streams = [(name, values) for name, values in streams if len(values)]
@@ -159,7 +160,7 @@ def _ttft(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
 
 
 def _gaps(gaps: pa.Table, label: Mapping[tuple[Any, ...], str]) -> Chart | None:
-    figure = _figure("time between two outputs, ms", "% of gaps", xaxis=_LOG)
+    figure = new_figure("time between two outputs, ms", "% of gaps", xaxis=_LOG)
     for at, (name, _, values) in enumerate(_series(gaps, label)):
         share = 100 * values["count"] / values["count"].sum()
         figure.add_scatter(
@@ -173,7 +174,7 @@ def _gaps(gaps: pa.Table, label: Mapping[tuple[Any, ...], str]) -> Chart | None:
 
 
 def _waterfall(streams: Iterable[Stream], runs: Mapping[str, str]) -> Chart | None:
-    figure = _figure("time since the request was written, ms", "")
+    figure = new_figure("time since the request was written, ms", "")
     names: list[str] = []
     drawn: dict[str, tuple[list[float | None], list[float | None]]] = {kind: ([], []) for kind in KINDS}
     for at, stream in enumerate(streams):
@@ -197,7 +198,7 @@ def _waterfall(streams: Iterable[Stream], runs: Mapping[str, str]) -> Chart | No
 
 
 def _stalls(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
-    figure = _figure("end to end, ms", "longest pause between two outputs, ms", xaxis=_LOG, yaxis=_LOG)
+    figure = new_figure("end to end, ms", "longest pause between two outputs, ms", xaxis=_LOG, yaxis=_LOG)
     for at, (name, mode, values) in enumerate(rows):
         if mode == "stream":
             _add_points(figure, at, name, *_sampled(values, "e2e_ms", "stall_ms"))
@@ -214,7 +215,7 @@ def _stalls(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
 def _load(timeline: pa.Table, runs: Mapping[str, str]) -> Chart | None:
     if not timeline.num_rows:
         return None
-    figure = _figure("seconds since the run's first request", "requests/s")
+    figure = new_figure("seconds since the run's first request", "requests/s")
     figure.update_layout(yaxis2={"overlaying": "y", "side": "right", "title": "open requests", "rangemode": "tozero"})
     figure.update_layout(margin={"r": 60})
     for at, run_id in enumerate(pc.unique(timeline["run_id"]).to_pylist()):
@@ -241,7 +242,7 @@ def _load(timeline: pa.Table, runs: Mapping[str, str]) -> Chart | None:
 def _errors(errors: pa.Table) -> Chart | None:
     if not errors.num_rows:
         return None
-    figure = _figure("seconds since the run's first request", "failed calls", barmode="stack")
+    figure = new_figure("seconds since the run's first request", "failed calls", barmode="stack")
     figure.update_xaxes(rangemode="tozero")
     # Plotly's own ticks for a small number of calls would include fractions of a call.
     if max(errors.group_by("at").aggregate([("count", "sum")])["count_sum"].to_pylist()) < _FEW:
@@ -257,7 +258,7 @@ def _errors(errors: pa.Table) -> Chart | None:
 
 
 def _tokens(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
-    figure = _figure("output tokens reported by the server", "output tokens counted by tiktoken")
+    figure = new_figure("output tokens reported by the server", "output tokens counted by tiktoken")
     most = 0.0
     for at, (name, _, values) in enumerate(rows):
         x, y = _sampled(values, "reported", "tiktoken")

@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from deltatap.analysis.compute import by_run_rows, paired_rows
 from deltatap.analysis.metrics import kinds_sql
+from deltatap.analysis.names import series_key
 from deltatap.analysis.queries import captures_sql
 from deltatap.analysis.requested import BODY, prompt_line
+from deltatap.analysis.series import Measure
 from deltatap.analysis.sql import in_runs, measured_sql
+from deltatap.analysis.trend import ended_runs, series_over
 from deltatap.analysis.uncounted import uncounted_sql
 from deltatap.delta import tables
 from deltatap.delta.reader import rows as rows_of
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from deltatap.analysis.series import Series
     from deltatap.config import Analysis, Settings
     from deltatap.delta.reader import Reader
 
@@ -41,6 +45,9 @@ WORDS = 3
 EXAMPLES = 3
 MESSAGE = 500
 CHOICE = 40
+# The runs of a series over weeks: at most, and at least.
+RUNS = 60
+FEWEST_RUNS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +99,7 @@ class Gathered:
         requests: rows for the table of requests.
         failures: rows of :func:`failures_sql`.
         uncounted: rows of ``uncounted.uncounted_sql``.
+        history: the reported series over the newest runs of the captures table: median TTFT, or E2E without streams.
     """
 
     analysis: Analysis
@@ -109,6 +117,7 @@ class Gathered:
     requests: pa.Table
     failures: Sequence[Row]
     uncounted: Sequence[Row]
+    history: Sequence[Series] = ()
 
 
 def gather(reader: Reader, settings: Settings, run_ids: Sequence[str]) -> Gathered:
@@ -168,10 +177,11 @@ def gather(reader: Reader, settings: Settings, run_ids: Sequence[str]) -> Gather
     """
     found = rows_of(reader.query(f"SELECT * FROM {runs} WHERE {of_runs} ORDER BY started_at, run_id"))
     order = [run["run_id"] for run in found]
+    metrics = sorted(by_run_rows(reader, settings, f"({measured})"), key=lambda row: _place(row, order))
     return Gathered(
         analysis=settings.analysis,
         runs=found,
-        metrics=sorted(by_run_rows(reader, settings, f"({measured})"), key=lambda row: _place(row, order)),
+        metrics=metrics,
         rows=rows,
         total=rows_of(reader.query(f"SELECT count(*) AS rows FROM {captures} WHERE {of_runs}"))[0]["rows"],
         gaps=gaps,
@@ -190,11 +200,25 @@ def gather(reader: Reader, settings: Settings, run_ids: Sequence[str]) -> Gather
         requests=reader.query(requests_sql(captures, run_ids)),
         failures=rows_of(reader.query(failures_sql(f"SELECT * FROM {captures} WHERE {of_runs}"))),
         uncounted=rows_of(reader.query(uncounted_sql(measured))),
+        history=_history(reader, settings, metrics),
     )
 
 
 def _with_prompts(found: pa.Table) -> list[Row]:
     return [row | {"prompt": prompt_line(row["body"], row["api"])} for row in rows_of(found)]
+
+
+def _history(reader: Reader, settings: Settings, metrics: Sequence[Row]) -> list[Series]:
+    """The reported series over the newest runs, if they have enough of them."""
+    streamed = any(row["mode"] == "stream" for row in metrics)
+    measure = Measure("ttft_ms", "p50", "stream") if streamed else Measure("e2e_ms", "p50", "complete")
+    reported = {series_key(row)[1:] for row in metrics}
+    found = series_over(reader, settings, measure, ended_runs(reader, settings, RUNS, {}))
+    return [
+        each
+        for each in found
+        if (each.endpoint, each.request_model, each.mode) in reported and len(each.points) >= FEWEST_RUNS
+    ]
 
 
 def failures_sql(captures: str) -> str:

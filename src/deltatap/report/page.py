@@ -18,6 +18,7 @@ from deltatap.report import requests
 from deltatap.report.cards import cards, kinds, left_out
 from deltatap.report.charts import charts, in_script
 from deltatap.report.data import ROWS, Gathered, gather
+from deltatap.report.history import history_charts
 from deltatap.setting_types import URI
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def render(gathered: Gathered, run_ids: Sequence[str], differences: dict[tuple[s
         kinds=kinds(gathered.failures),
         left_out=left_out(gathered.uncounted, gathered.analysis),
         counted=gathered.total - sum(row["rows"] for row in gathered.uncounted),
-        charts=charts(gathered),
+        charts=[*charts(gathered), *history_charts(gathered.history)],
         paired=gathered.paired,
         differences=differences,
         streams=gathered.streams,

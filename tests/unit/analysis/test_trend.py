@@ -14,15 +14,8 @@ from typer.testing import CliRunner
 
 from deltatap import cli
 from deltatap.analysis.compare import Difference
-from deltatap.analysis.trend import (
-    Measure,
-    conditions_on,
-    ended_runs,
-    judged,
-    labels_of,
-    parse_measure,
-    trend,
-)
+from deltatap.analysis.series import Measure, conditions_on, judged, labels_of, parse_measure
+from deltatap.analysis.trend import ended_runs, trend
 from deltatap.config import Settings, load_settings
 from deltatap.delta import columns
 from deltatap.delta.local import LocalReader
@@ -32,7 +25,7 @@ from tests.nightly import AT, NIGHTS, PROMPTS, capture_row, run_row, times_of_ni
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from deltatap.analysis.trend import Series
+    from deltatap.analysis.series import Series
 
 SINCE = NIGHTS // 2
 TIMES = times_of_nights(0, 0.1)
