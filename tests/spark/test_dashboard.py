@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deltatap.analysis.compute import analyze, table_of
+from deltatap.analysis.tables import METRICS_CHANGES
+from deltatap.delta import columns
 from tests.captured import AT, capture_row, empty_tables, write_captures, write_runs
 from tests.dashboard import widgets
-from tests.unit.test_dashboard import FILE
+from tests.unit.test_dashboard import FILE, METRICS_TABLES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +44,12 @@ def test_every_widget_query_returns_rows(spark: SparkSession, tables: Path) -> N
     )  # fmt: skip
     write_runs(spark, settings, "one", "two")
     analyze(spark, settings)
-    for name in ("metrics_by_run", "metrics_by_hour", "stream_vs_complete"):
+    # Two runs have no change.
+    change = ("e", "m", "stream", "ttft_ms", "p50", "two", later["started_at"], 12, 3, 100.0, 110.0, (10.0, 8.0, 12.0), 0.001,
+              [("deltatap version", "1", "2"), ("request.top_p", "none", "1")])  # fmt: skip
+    changes = spark.createDataFrame([change], columns.spark_schema(METRICS_CHANGES))
+    changes.write.format("delta").mode("append").save(table_of(settings, "metrics_changes"))
+    for name in METRICS_TABLES:
         spark.read.format("delta").load(table_of(settings, name)).createOrReplaceTempView(name)
     spark.read.format("delta").load(settings.runs.table).createOrReplaceTempView("runs")
 
@@ -69,5 +76,8 @@ def test_every_widget_query_returns_rows(spark: SparkSession, tables: Path) -> N
     assert column("errors-by-hour") == [(hour.replace(tzinfo=None), 1, "rate_limit")]
     assert column("saved-by-length") == [("1-16", 120.0, "m")]
     assert len(found["runs-table", "main_query"]) == 2
-    for name in ("runs", "metrics_by_run", "metrics_by_hour", "stream_vs_complete"):
+    (changed,) = found["changes-table", "main_query"]
+    assert (changed["measure"], changed["share"]) == ("ttft_ms p50", pytest.approx(0.1))
+    assert changed["changed_with_it"] == "deltatap version 1 → 2, request.top_p none → 1"
+    for name in ("runs", *METRICS_TABLES):
         spark.catalog.dropTempView(name)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 FILE = Path(__file__).parents[2] / "conf/dashboards/deltatap.lvdash.json"
 
+METRICS_TABLES = ("metrics_by_run", "metrics_by_hour", "stream_vs_complete", "metrics_changes")
+
 
 @pytest.fixture(scope="module")
 def dashboard() -> dict[str, Any]:
@@ -33,7 +35,7 @@ def test_queries_name_tables_without_catalog_and_schema(dashboard: dict[str, Any
         words = "".join(dataset["queryLines"]).replace("\n", " ").split()
         names = [words[at + 1] for at, word in enumerate(words) if word in {"FROM", "JOIN"}]
         assert names
-        assert all(name in {"runs", "metrics_by_run", "metrics_by_hour", "stream_vs_complete"} for name in names)
+        assert all(name in {"runs", *METRICS_TABLES} for name in names)
 
 
 def line(dashboard: dict[str, Any]) -> Any:

@@ -263,7 +263,7 @@ def _tokens(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
     for at, (name, _, values) in enumerate(rows):
         x, y = _sampled(values, "reported", "tiktoken")
         _add_points(figure, at, name, x, y)
-        most = max(most, *x, *y)
+        most = max([most, *x, *y])
     if not figure.data:
         return None
     figure.add_scatter(

@@ -39,9 +39,11 @@ def history_charts(history: Sequence[Series]) -> list[Chart]:
     ]
     most = max(len(each.points) for each in history)
     changed = f" Changes: {'; '.join(words)}." if words else " No change of the level was found."
+    few = any(point.value is not None and not point.decides for each in history for point in each.points)
+    hollow = " Runs with hollow marks have too few values to be tested." if few else ""
     caption = (
-        f"The median of each of the newest {most} runs on the captures table, with its 95 % interval. Runs with hollow "
-        f"marks have too few values to be tested. A dashed line marks a run from which the level changed.{changed}"
+        f"The median of each of the newest {most} runs on the captures table, with its 95 % interval.{hollow} A dashed "
+        f"line marks a run from which the level changed.{changed}"
     )
     return [Chart("history", f"{metric.label} over runs", caption, figure)]
 
@@ -66,9 +68,11 @@ def _add_series(figure: go.Figure, each: Series, color: str, *, named: bool) -> 
     for change in each.changes:
         line = {"color": color if named else _MARK, "dash": "dash", "width": 1}
         at = change.started_at
+        # Left of the line if there is little room on the right.
+        side = "right" if 2 * change.after < change.before else "left"
         figure.add_shape(type="line", xref="x", yref="paper", x0=at, x1=at, y0=0, y1=1, line=line)
         figure.add_annotation(
-            x=at, y=1, xref="x", yref="paper", text=_share(change), showarrow=False, xanchor="left", yanchor="top"
+            x=at, y=1, xref="x", yref="paper", text=_share(change), showarrow=False, xanchor=side, yanchor="top"
         )
 
 
@@ -80,7 +84,7 @@ def _share(change: Change) -> str:
 def _words(change: Change) -> str:
     found = change.difference
     with_it = f" with {', '.join(map(str, change.with_it))}" if change.with_it else ""
-    return f"{change.started_at:{_WHEN}} {_share(change)} from {found.first:,.0f} to {found.second:,.0f}{with_it}"
+    return f"{change.started_at:{_WHEN}} {_share(change)} from {found.first:,.0f} to {found.second:,.0f} ms{with_it}"
 
 
 def _label(each: Series) -> str:

@@ -231,6 +231,12 @@ def test_streams_beyond_the_edge_are_counted(slow: int, text: str) -> None:
     assert text in chart.caption
 
 
+def test_a_series_without_reported_tokens_has_no_chart_of_tokens() -> None:
+    rows = gathered().rows
+    rows = rows.set_column(rows.schema.get_field_index("reported"), "reported", [pa.array([None], pa.float64())])
+    assert "tokens" not in [chart.name for chart in charts(gathered(rows=rows))]
+
+
 def test_the_longest_stall_is_the_metric() -> None:
     """The sample of streams reads stall_ms of the measured rows, which leaves out chunks without output."""
     asked: list[str] = []
