@@ -40,9 +40,8 @@ def trend(
 ) -> int:
     """Show a metric over the runs on the captures table, and where its level changed.
 
-    Each endpoint, model and mode is a series. A change point (*) is a run from which the values stay on another level;
-    docs/metrics.md describes the test. The command lists what changed with it: model, fingerprint, versions and
-    configuration. A run with fewer than 20 values is shown, but not tested. It takes 12 runs to find a change.
+    Each endpoint, model and mode is a series. A change point (*) is a run from which the values stay on another level.
+    The command lists what changed with it: model, fingerprint, versions and configuration. A run with fewer than 20 values is shown, but not tested. It takes 12 runs to find a change.
 
     A condition of --fail-if is > or <, and a signed difference, with % or in the metric's unit, as in compare. It is
     checked on changes that start in the newest 10 runs, and holds if the difference between the levels is beyond this
