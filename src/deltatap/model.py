@@ -145,6 +145,7 @@ class Chunks:
         ]
 
 
+@dataclass(slots=True)
 class TokenCounts:
     """The counts of output tokens that a server sends while an answer arrives, in order of arrival.
 
@@ -153,14 +154,11 @@ class TokenCounts:
         probed_event, probed_choice, probed: event and choice of log probabilities, and the number of their tokens.
     """
 
-    __slots__ = ("probed", "probed_choice", "probed_event", "used", "used_event")
-
-    def __init__(self) -> None:
-        self.used_event = array("i")
-        self.used = array("q")
-        self.probed_event = array("i")
-        self.probed_choice = array("i")
-        self.probed = array("i")
+    used_event: array[int] = field(default_factory=lambda: array("i"))
+    used: array[int] = field(default_factory=lambda: array("q"))
+    probed_event: array[int] = field(default_factory=lambda: array("i"))
+    probed_choice: array[int] = field(default_factory=lambda: array("i"))
+    probed: array[int] = field(default_factory=lambda: array("i"))
 
 
 @dataclass(frozen=True, slots=True)

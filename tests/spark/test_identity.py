@@ -159,7 +159,7 @@ def test_a_table_of_an_older_version_gains_the_fields_of_its_structs(
 ) -> None:
     """Also the fields of structs in arrays, and in the view."""
     settings = of(tables, f"{schema}.captures")
-    older = delta_tables.ddl(columns.CAPTURES).replace(", tokens: INT", "")
+    older = columns.ddl(columns.CAPTURES).replace(", tokens: INT", "")
     spark.sql(f"CREATE TABLE {schema}.captures ({older}) USING DELTA CLUSTER BY (run_id)")
     chunk = "named_struct('ms', 1D, 'gap_ms', 0D, 'text', 'a', 'kind', 'content', 'choice', 0, 'event', 0, 'read', 0)"
     spark.sql(f"INSERT INTO {schema}.captures (run_id, chunks) VALUES ('r', array({chunk}))")

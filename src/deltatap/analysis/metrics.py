@@ -201,6 +201,8 @@ METRICS = (
 # The time from each output to the one before it in its choice. Outputs that arrived in one socket read have a gap of 0,
 # which says nothing about the model, so only the first output of a read counts.
 GAPS = "transform(filter(output, c -> c.gap_ms > 0), c -> c.gap_ms)"
+# The tokens of each output, and the socket read that brought them.
+SIZES = "transform(output, c -> named_struct('read', c.read, 'tokens', c.tokens))"
 COALESCED = "size(filter(output, c -> c.gap_ms = 0))"
 # The same for a row with the kernel's times whose event loop ran late. The kernel merges what arrives meanwhile, and
 # all of it gets the time of its last byte. So only outputs that had a read of their own count.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deltatap.analysis.metrics import COALESCED, GAPS, MERGED_COALESCED, MERGED_GAPS, METRICS, with_parts
+from deltatap.analysis.metrics import COALESCED, GAPS, MERGED_COALESCED, MERGED_GAPS, METRICS, SIZES, with_parts
 from deltatap.delta import tables
 from deltatap.delta.sums import total_sql
 
@@ -66,7 +66,7 @@ def measured_sql(settings: Settings, captures: str) -> str:
           status = 'completed' AND started_at IS NOT NULL AS answered, answered AND ({good}) AS good,
           loop_lag_ms, clock, answered AND {late} AS late, answered AND NOT {late} AS counts,
           {_unless_merged(COALESCED, MERGED_COALESCED)} AS coalesced, size(output) AS outputs,
-          {_unless_merged(GAPS, MERGED_GAPS)} AS gaps,
+          {_unless_merged(GAPS, MERGED_GAPS)} AS gaps, {SIZES} AS sizes,
           {", ".join(columns)}
         FROM (SELECT *, {late_sql(settings, kernel=True)} AS merged FROM ({with_parts(f"({captures})")}))
     """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +32,8 @@ _TICK = 0.38
 _BINS = 60
 _FEW = 10
 _NAME = 20
+# Where each bin of tokens starts.
+_SIZES = (0, 1, 2, 3, 4, 5, 9, 17, 33, 65, 129, 257)
 # Ticks at 1, 2 and 5 of each decade, with all digits. Between decades, plotly would write only 2 and 5.
 _TICKS = [digit * 10.0**decade for decade in range(-2, 8) for digit in (1, 2, 5)]
 _LOG = {"type": "log", "tickvals": _TICKS, "ticktext": [f"{tick:,.10g}" for tick in _TICKS]}
@@ -66,6 +69,7 @@ def charts(gathered: Gathered) -> list[Chart]:
         _wait(rows),
         _ttft(rows),
         _gaps(gathered.gaps, label),
+        _sizes(gathered.sizes, label),
         _waterfall(gathered.streams, names),
         _stalls(rows),
         _load(gathered.timeline, runs),
@@ -171,6 +175,36 @@ def _gaps(gaps: pa.Table, label: Mapping[tuple[Any, ...], str]) -> Chart | None:
         return None
     caption = "The time between consecutive outputs of a stream. Only the first output of each socket read counts."
     return Chart("gaps", "Inter-chunk latency", caption, figure)
+
+
+def _sizes(sizes: pa.Table, label: Mapping[tuple[Any, ...], str]) -> Chart | None:
+    figure = _figure("tokens", "% of chunks, % of socket reads", barmode="group")
+    names = _size_names()
+    for at, (name, _, values) in enumerate(_series(sizes, label)):
+        bins = np.searchsorted(_SIZES, values["tokens"], "right") - 1
+        for what, title, pattern in (("chunk", "in one chunk", ""), ("read", "at once", "/")):
+            its = values["what"] == what
+            count = np.bincount(bins[its], values["count"][its], len(names))
+            figure.add_bar(
+                x=names, y=np.round(100 * count / count.sum(), 3), name=f"{name}: {title}",
+                marker={"color": _color(at), "pattern": {"shape": pattern, "size": 6}, "line": {"width": 0}},
+            )  # fmt: skip
+    if not figure.data:
+        return None
+    used = [at for at in range(len(names)) if any(bar.y[at] for bar in figure.data)]
+    figure.update_layout(xaxis={"type": "category", "range": [used[0] - 0.5, used[-1] + 0.5]})
+    caption = (
+        "How many tokens one chunk holds, and how many arrive at once, in one socket read. Large chunks come from "
+        "speculative decoding, or from a server that sends several tokens together. If more tokens arrive at once than "
+        "one chunk holds, a proxy or the network has held chunks back. A chunk with 0 tokens has a part of a token."
+    )
+    return Chart("sizes", "Tokens per chunk", caption, figure)
+
+
+def _size_names() -> list[str]:
+    """The names of the bins that start at :data:`_SIZES`."""
+    bins = [f"{first:,}" if last == first + 1 else f"{first:,}-{last - 1:,}" for first, last in pairwise(_SIZES)]
+    return [*bins, f"{_SIZES[-1]:,} or more"]
 
 
 def _waterfall(streams: Iterable[Stream], runs: Mapping[str, str]) -> Chart | None:

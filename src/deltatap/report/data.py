@@ -33,14 +33,15 @@ if TYPE_CHECKING:
     Row = dict[str, Any]
 
 # Limits of one page: rows per run and mode, streams to replay, chunks per stream, characters per text, rows per list,
-# bins per chart over time, words per error type, examples of the same words, characters of words, characters of a
-# prompt in the list of streams.
+# bins per chart over time, tokens per chunk, words per error type, examples of the same words, characters of words,
+# characters of a prompt in the list of streams.
 ROWS = 10_000
 STREAMS = 12
 CHUNKS = 1_500
 TEXT = 4_000
 TABLE = 10
 BINS = 120
+SIZE = 1_000
 WORDS = 3
 EXAMPLES = 3
 MESSAGE = 500
@@ -89,6 +90,8 @@ class Gathered:
         rows: a sample of the rows with their metrics, at most :data:`ROWS` per run and mode.
         total: number of all rows.
         gaps: all gaps that count, as run_id, endpoint, request_model, mode, bin (ten per decade of ms), count.
+        sizes: the tokens of all outputs that count, and those of each socket read, as run_id, endpoint, request_model,
+            mode, what (``chunk`` or ``read``), tokens (at most :data:`SIZE`), count.
         timeline: all rows whose request was sent, as run_id, at (seconds since the first start of the run), bin_s,
             started, ended.
         errors: all failed calls, as run_id, at, bin_s, type, count.
@@ -108,6 +111,7 @@ class Gathered:
     rows: pa.Table
     total: int
     gaps: pa.Table
+    sizes: pa.Table
     timeline: pa.Table
     errors: pa.Table
     paired: Sequence[Row]
@@ -185,6 +189,7 @@ def gather(reader: Reader, settings: Settings, run_ids: Sequence[str]) -> Gather
         rows=rows,
         total=rows_of(reader.query(f"SELECT count(*) AS rows FROM {captures} WHERE {of_runs}"))[0]["rows"],
         gaps=gaps,
+        sizes=reader.query(sizes_sql(measured)),
         timeline=timeline,
         errors=errors,
         paired=sorted(paired_rows(reader, f"({measured})"), key=_shortest),
@@ -219,6 +224,24 @@ def _history(reader: Reader, settings: Settings, metrics: Sequence[Row]) -> list
         for each in found
         if (each.endpoint, each.request_model, each.mode) in reported and len(each.points) >= FEWEST_RUNS
     ]
+
+
+def sizes_sql(measured: str) -> str:
+    """SQL: how many outputs have how many tokens, and how many socket reads brought how many, from measured rows."""
+    keys = "run_id, endpoint, request_model, mode"
+    return f"""
+        WITH pieces AS (
+          SELECT {keys}, request_id, size.read AS read, size.tokens AS tokens
+          FROM (SELECT {keys}, request_id, explode(sizes) AS size FROM ({measured}) WHERE counts)
+          WHERE size.tokens IS NOT NULL
+        ), found AS (
+          SELECT {keys}, 'chunk' AS what, tokens FROM pieces
+          UNION ALL
+          SELECT {keys}, 'read' AS what, sum(tokens) AS tokens FROM pieces GROUP BY {keys}, request_id, read
+        )
+        SELECT {keys}, what, CAST(least(tokens, {SIZE}) AS INT) AS tokens, count(*) AS count
+        FROM found GROUP BY ALL ORDER BY what, tokens
+    """
 
 
 def failures_sql(captures: str) -> str:

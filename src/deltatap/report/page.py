@@ -89,7 +89,10 @@ def render(gathered: Gathered, run_ids: Sequence[str], differences: dict[tuple[s
         several=len(names) > 1,
         metrics=gathered.metrics,
         defined=METRICS,
-        labels={metric.name: metric.label for metric in METRICS},
+        labels={
+            each.name: each.label if each.unit in ("ms", each.label) else f"{each.label}, {each.unit}"
+            for each in METRICS
+        },
         cards=cards(gathered),
         kinds=kinds(gathered.failures),
         left_out=left_out(gathered.uncounted, gathered.analysis),

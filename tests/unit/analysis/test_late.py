@@ -63,7 +63,7 @@ def measured(folder: Path, chunks: list[dict[str, Any]], **values: Any) -> dict[
     settings = load_settings({"endpoint": {"model": "m"}, "captures": {"table": table}})
     reader = LocalReader(no_spark)
     (made,) = rows(reader.query(measured_sql(settings, f"SELECT * FROM {quoted(table)}")))
-    _, (times,) = summarize(reader, settings, "r")
+    _, (times,), _ = summarize(reader, settings, "r")
     late = made["loop_lag_ms"] is not None and made["loop_lag_ms"] > 50
     kept = late and made["clock"] == "kernel"
     expected = (made["late"], kept, made["coalesced"] if kept else 0, made["outputs"] if kept else 0)

@@ -17,7 +17,7 @@ from deltatap.delta.local import LocalReader
 from deltatap.delta.reader import rows as rows_of
 from deltatap.report import requests
 from deltatap.report.cards import Words, kinds, left_out
-from deltatap.report.data import failures_sql
+from deltatap.report.data import failures_sql, sizes_sql
 from tests import captured, prompts
 
 if TYPE_CHECKING:
@@ -76,6 +76,24 @@ def test_errors_are_counted_by_type_and_words(settings: Settings) -> None:
     assert found[0].words[0] == Words(503, "c", "overloaded", 5, examples)
     assert found[0].words[1].message == "words 0", "words of last calls come before retried calls"
     assert found[2].words[0] == Words(429, None, None, 1, (("r", "retried", "stream"),))
+
+
+def test_the_tokens_of_chunks_and_of_socket_reads(settings: Settings) -> None:
+    def chunks(*pieces: tuple[int, int | None], kind: str = "content") -> list[dict[str, Any]]:
+        return [{"kind": kind, "read": read, "tokens": tokens} for read, tokens in pieces]
+
+    made = [
+        row("a", chunks=chunks((0, 1), (1, 2), (1, 2), (2, 5000)) + chunks((3, 0), kind="usage")),
+        row("b", chunks=chunks((1, 2))),
+        row("older", chunks=chunks((1, None))),
+        row("failed", chunks=chunks((1, 2)), status="interrupted"),
+    ]
+    measured = measured_sql(settings, captures(settings))
+    found = rows_of(query(settings, sizes_sql(measured), *made))
+    assert [(each["what"], each["tokens"], each["count"]) for each in found] == [
+        ("chunk", 1, 1), ("chunk", 2, 3), ("chunk", 1000, 1), ("read", 1, 1), ("read", 2, 1), ("read", 4, 1),
+        ("read", 1000, 1),
+    ]  # fmt: skip
 
 
 def test_the_rows_left_out_have_a_reason(settings: Settings) -> None:

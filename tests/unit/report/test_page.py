@@ -99,6 +99,10 @@ def gathered(**values: Any) -> Gathered:
         "rows": pa.table(rows),
         "total": 1,
         "gaps": pa.table(keys | {"bin": [3], "count": [2]}),
+        "sizes": pa.table(
+            {name: value * 4 for name, value in keys.items()}
+            | {"what": ["chunk", "chunk", "chunk", "read"], "tokens": [1, 5, 8, 1000], "count": [6, 1, 1, 2]}
+        ),
         "timeline": pa.table({"run_id": ["r"], "at": [0.0], "bin_s": [1.0], "started": [1], "ended": [1]}),
         "errors": pa.table({"run_id": ["r"], "at": [0.0], "bin_s": [1.0], "type": ["server"], "count": [1]}),
         "paired": [],
@@ -117,7 +121,24 @@ def test_the_page_shows_every_metric_and_no_text_becomes_a_script() -> None:
     assert all(f">{metric.label}" in page for metric in METRICS)
     assert ATTACK not in page
     assert '"p95":' not in page.split("<script>")[0]
-    assert page.count('class="plot"') == 8
+    assert page.count('class="plot"') == 9
+
+
+def test_the_tokens_per_chunk_are_shares_of_chunks_and_of_reads() -> None:
+    chart = next(chart for chart in charts(gathered()) if chart.name == "sizes")
+    chunks, reads = chart.figure.data
+    shares = {name: (x, y) for name, x, y in zip(chunks.x, chunks.y, reads.y, strict=True) if x or y}
+    assert shares == {"1": (75.0, 0.0), "5-8": (25.0, 0.0), "257 or more": (0.0, 100.0)}
+    assert (chunks.name, reads.name) == ("stream: in one chunk", "stream: at once")
+    none = gathered().sizes.slice(0, 0)
+    assert "sizes" not in [chart.name for chart in charts(gathered(sizes=none))], "captured by an older version"
+
+
+def test_a_run_whose_server_reports_no_usage_has_no_chart_of_token_counts() -> None:
+    rows = gathered().rows
+    reported = rows.schema.get_field_index("reported")
+    unreported = rows.set_column(reported, "reported", pa.array([None], pa.int64()))
+    assert "tokens" not in [chart.name for chart in charts(gathered(rows=unreported))]
 
 
 def test_a_run_id_is_shown_once_above_the_figures() -> None:
