@@ -178,7 +178,7 @@ def _gaps(gaps: pa.Table, label: Mapping[tuple[Any, ...], str]) -> Chart | None:
 
 
 def _sizes(sizes: pa.Table, label: Mapping[tuple[Any, ...], str]) -> Chart | None:
-    figure = _figure("tokens", "% of chunks, % of socket reads", barmode="group")
+    figure = new_figure("tokens", "% of chunks, % of socket reads", barmode="group")
     names = _size_names()
     for at, (name, _, values) in enumerate(_series(sizes, label)):
         bins = np.searchsorted(_SIZES, values["tokens"], "right") - 1
