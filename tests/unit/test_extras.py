@@ -124,5 +124,6 @@ def test_without_spark_local_tables_can_be_used(tmp_path: Path) -> None:
     loaded, listed = run(tmp_path, {"spark"}, [["load", "prompts.csv"], ["runs"]])
     assert loaded == (0, f"prompts loaded into {tmp_path / 'data/prompts'}: 1\n")
     assert listed[1] == (
-        f"✗ runs.table: {tmp_path / 'data/runs'}: this Delta table does not exist; capture something first\n"
+        f"✗ runs.table: {tmp_path / 'data/runs'}: this Delta table does not exist; capture something first, "
+        "or name your table with --set runs.table=…\n"
     )

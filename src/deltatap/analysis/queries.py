@@ -42,7 +42,8 @@ def require_table(reader: Reader, name: str, table: str) -> None:
         ConfigError: it does not.
     """
     if not reader.exists(table):
-        raise ConfigError([f"{name}.table: {table}: this Delta table does not exist; capture something first"])
+        how = f"capture something first, or name your table with --set {name}.table=…"
+        raise ConfigError([f"{name}.table: {table}: this Delta table does not exist; {how}"])
 
 
 def captures_sql(reader: Reader, settings: Settings, where: str) -> str:

@@ -83,7 +83,9 @@ def table(spark: SparkSession, settings: Settings) -> DataFrame:
         raise ConfigError([f"prompts: {prompts.source}: {one_line(error)}"]) from error
     if frame is None:
         is_folder = not tables.is_path(str(prompts.table)) and Path(str(prompts.table)).is_dir()
-        hint = f"; for the folder, write ./{prompts.table}" if is_folder else ""
+        hint = (
+            f"; for the folder, write ./{prompts.table}" if is_folder else "; load prompts first: `deltatap load FILE`"
+        )
         raise ConfigError([f"prompts.table: {prompts.table}: the Delta table does not exist{hint}"])
     return frame
 
