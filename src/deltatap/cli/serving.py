@@ -62,7 +62,7 @@ def replay(
             say(console, f"{len(rows) - len(recordings):,} answers left out: {reason}")
         if not recordings:
             raise ConfigError([f"captures.table: {settings.captures.table}: no answer to replay"])
-        say(console, f"{len(recordings):,} answers; open / in a browser to watch one")
+        say(console, f"{len(recordings):,} answers; to watch one in a browser, open the address below without /v1")
         serve(Replay(recordings, speed=speed).application(), listening, "replay")
     return OK
 
