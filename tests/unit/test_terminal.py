@@ -125,7 +125,7 @@ def test_summary_of_one_mode_leaves_the_mode_out() -> None:
     failed = [outcome | {"mode": mode, "status": "failed", "why": "timeout"} for mode in ("stream", "complete")]
     lines = printed(terminal.show_summary, RUN, [outcome, *failed], [times], []).splitlines()
     assert [line for line in lines if "deltatap show" in line] == ["failed, timeout: for example `deltatap show 'q 1'`"]
-    assert "all of them: `deltatap failures r1`" in lines
+    assert "all of them: `deltatap failures r1` (with the same --config and --set)" in lines
     models = [{"model": "a", "cost_usd": 0.25}, {"model": "b[1]", "cost_usd": 1.25}, {"model": "c", "cost_usd": None}]
     assert "cost by model" not in printed(terminal.show_summary, RUN, [outcome], [times], models[:1])
     text = printed(terminal.show_summary, RUN, [outcome], [times], models)

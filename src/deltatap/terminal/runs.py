@@ -151,7 +151,7 @@ def _show_examples(console: Console, run_id: str, outcomes: Sequence[Mapping[str
     for (status, why), request_id in examples.items():
         line(console, f"{status}, {why}: for example {_show_command(request_id)}")
     if examples:
-        line(console, f"all of them: `deltatap failures {shlex.quote(run_id)}`")
+        line(console, f"all of them: `deltatap failures {shlex.quote(run_id)}` (with the same --config and --set)")
 
 
 def _show_command(request_id: str) -> str:
