@@ -142,7 +142,7 @@ def test_summary_of_one_mode_leaves_the_mode_out() -> None:
     assert (
         "2 rows ran on a late event loop (over 50 ms); their times are the kernel's, which it does not delay, but 7.5% of "
         "the chunks were merged and have no gaps: lower capture.concurrency, or use a machine that is less busy"
-        in printed(terminal.show_summary, RUN, [outcome], kept).splitlines()
+        in printed(terminal.show_summary, RUN, [outcome], kept, []).splitlines()
     )
 
 

@@ -41,7 +41,8 @@ def trend(
     """Show a metric over the runs on the captures table, and where its level changed.
 
     Each endpoint, model and mode is a series. A change point (*) is a run from which the values stay on another level.
-    The command lists what changed with it: model, fingerprint, versions and configuration. A run with fewer than 20 values is shown, but not tested. It takes 12 runs to find a change.
+    The command lists what changed with it: model, fingerprint, versions and configuration. A run with fewer than 20
+    values is shown, but not tested. It takes 12 runs to find a change.
 
     A condition of --fail-if is > or <, and a signed difference, with % or in the metric's unit, as in compare. It is
     checked on changes that start in the newest 10 runs, and holds if the difference between the levels is beyond this
@@ -50,8 +51,7 @@ def trend(
     Exit codes: 0, no condition holds; 2, a name or a condition cannot be read, or there are no values; 3, a condition
     holds.
     """
-    from deltatap.analysis.series import conditions_on, judged, labels_of, parse_measure  # noqa: PLC0415
-    from deltatap.analysis.trend import ended_runs  # noqa: PLC0415
+    from deltatap.analysis.trend import conditions_on, ended_runs, judged, labels_of, parse_measure  # noqa: PLC0415
     from deltatap.analysis.trend import trend as series_of  # noqa: PLC0415
     from deltatap.cli.trend_text import show_trend, trend_json  # noqa: PLC0415
 
