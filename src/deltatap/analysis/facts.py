@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
     Facts = Mapping[str, str]
 
-# What the endpoint says about itself, as columns of captures.
-SAID = ("response_model", "system_fingerprint", "service_tier")
+# Columns of captures: what the endpoint says about itself, and the clock that the times are from.
+SAID = ("response_model", "system_fingerprint", "service_tier", "clock")
 # The sections of the configuration that decide what is sent, and how.
 _SECTIONS = ("prompts", "endpoint", "request", "capture", "timeouts", "limits")
 # In these sections any key can be added, so a key that is missing means something. Elsewhere it means another version.

@@ -11,7 +11,7 @@ from deltatap.analysis.compare import COMPARED
 from deltatap.analysis.facts import SAID, of_run, said
 from deltatap.analysis.metrics import METRICS
 from deltatap.analysis.names import series_key
-from deltatap.analysis.queries import HAS_ROWS, newest_runs, require_table
+from deltatap.analysis.queries import HAS_ROWS, captures_sql, newest_runs, require_table
 from deltatap.analysis.series import Measure, series
 from deltatap.analysis.sql import in_runs, measured_sql, quantile_sql
 from deltatap.delta import tables
@@ -64,7 +64,7 @@ def measured_runs(reader: Reader, settings: Settings, measure: Measure, runs: Se
     """The measure in each run, endpoint, model and mode: number of values, and an estimate with its interval."""
     if not runs:
         return []
-    captures = f"SELECT * FROM {tables.quoted(settings.captures.table)} WHERE {in_runs(run['run_id'] for run in runs)}"
+    captures = captures_sql(reader, settings, in_runs(run["run_id"] for run in runs))
     found = reader.query(
         f"""
         SELECT run_id, endpoint, request_model, mode, CAST(size(found) AS BIGINT) AS rows,
@@ -83,14 +83,10 @@ def facts(reader: Reader, settings: Settings, runs: Sequence[Row]) -> dict[tuple
     """The facts of each run, endpoint, model and mode."""
     if not runs:
         return {}
-    counted = reader.query(
-        f"""
-        SELECT run_id, endpoint, request_model, mode, {", ".join(SAID)}, count(*) AS rows
-        FROM {tables.quoted(settings.captures.table)}
-        WHERE {in_runs(run["run_id"] for run in runs)} AND status = 'completed' AND started_at IS NOT NULL
-        GROUP BY run_id, endpoint, request_model, mode, {", ".join(SAID)}
-        """
-    )
+    called = "status = 'completed' AND started_at IS NOT NULL"
+    captures = captures_sql(reader, settings, f"{in_runs(run['run_id'] for run in runs)} AND {called}")
+    columns = ", ".join(("run_id", "endpoint", "request_model", "mode", *SAID))
+    counted = reader.query(f"SELECT {columns}, count(*) AS rows FROM ({captures}) GROUP BY {columns}")
     by_series: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows(counted):
         by_series.setdefault(series_key(row), []).append(row)

@@ -6,12 +6,18 @@ from deltatap.analysis.facts import Changed, changed, of_run, said
 
 
 def answer(fingerprint: str | None, rows: int, model: str = "m") -> dict[str, object]:
-    return {"response_model": model, "system_fingerprint": fingerprint, "service_tier": None, "rows": rows}
+    return {
+        "response_model": model,
+        "system_fingerprint": fingerprint,
+        "service_tier": None,
+        "clock": "kernel",
+        "rows": rows,
+    }
 
 
 def test_an_endpoint_is_described_by_what_most_answers_say() -> None:
     found = said([answer("fp_1", 3), answer(None, 2), answer("fp_2", 4, "other"), answer("fp_1", 2)])
-    assert found == {"response_model": "m", "system_fingerprint": "fp_1", "service_tier": "none"}
+    assert found == {"response_model": "m", "system_fingerprint": "fp_1", "service_tier": "none", "clock": "kernel"}
     assert said([]) == {}
 
 
