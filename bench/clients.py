@@ -1,14 +1,16 @@
 """Clients that read many streams at once, from the cheapest possible client to the plain loop of most programs.
 
-Each client is a process: ``python -m bench.clients NAME BASE_URL STREAMS REQUESTS`` prints one line of JSON with its
-CPU time and what it measured. ``worker`` is the complete work of a Spark worker, without Spark. ``worker-journal``,
-``worker-tokens`` and ``worker-input`` omit one part of it.
+Each client is a process: ``python -m bench.clients NAME BASE_URL STREAMS REQUESTS [CA_FILE]`` prints one line of JSON
+with its CPU time and what it measured. ``worker`` is the complete work of a Spark worker, without Spark. The event loop
+of ``worker-stalled`` stops for 50 ms at random, once a second on average.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import random
+import ssl
 import sys
 import tempfile
 import time
@@ -23,25 +25,21 @@ import pyarrow.parquet as pq
 import uvloop
 from openai import AsyncOpenAI, DefaultAioHttpClient, DefaultAsyncHttpxClient
 
-from deltatap.api.input_tokens import InputTokens
-from deltatap.api.registry import specification
 from deltatap.config import load_settings
-from deltatap.model import CONTENT
 from deltatap.prices import Prices
 from deltatap.prompts import build_request
-from deltatap.worker import counting
 from deltatap.worker.bootstrap import context_of, running_engine
-from deltatap.worker.counting import Output
 from deltatap.worker.jobs import job_of
 from deltatap.worker.journal import JournalWriter, warm_up
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable
 
     from deltatap.config import Settings
-    from deltatap.model import Capture, Job
+    from deltatap.model import Job
 
 MODEL = "gpt-4o-mini"
+STALL_S, STALLS_APART_S = 0.05, 1.0
 _APART_S = 0.003
 
 
@@ -62,9 +60,10 @@ def _body(number: int) -> dict[str, Any]:
     return {"model": MODEL, "messages": [{"role": "user", "content": f"p{number}"}], "stream": True}
 
 
-async def floor(base_url: str, streams: int, requests: int) -> list[int]:
+async def floor(base_url: str, streams: int, requests: int, ca_file: str | None) -> list[int]:
     """aiohttp, a split at blank lines, and orjson: the minimum that a Python client must do."""
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+    connector = aiohttp.TCPConnector(limit=0, ssl=_trusting(ca_file) or True)
+    async with aiohttp.ClientSession(connector=connector) as session:
 
         async def one(number: int) -> int:
             times: list[float] = []
@@ -81,13 +80,18 @@ async def floor(base_url: str, streams: int, requests: int) -> list[int]:
         return await _spread(streams, requests, one)
 
 
-async def plain(base_url: str, streams: int, requests: int) -> list[int]:
+def _trusting(ca_file: str | None) -> ssl.SSLContext | None:
+    return None if ca_file is None else ssl.create_default_context(cafile=ca_file)
+
+
+async def plain(base_url: str, streams: int, requests: int, ca_file: str | None) -> list[int]:
     """The plain loop: ``async for chunk in`` a stream of the openai client with its default transport."""
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
-    return await _plain(base_url, streams, requests, DefaultAsyncHttpxClient(timeout=600, limits=limits))
+    verify = _trusting(ca_file) or True
+    return await _plain(base_url, streams, requests, DefaultAsyncHttpxClient(timeout=600, limits=limits, verify=verify))
 
 
-async def plain_aiohttp(base_url: str, streams: int, requests: int) -> list[int]:
+async def plain_aiohttp(base_url: str, streams: int, requests: int, _ca_file: str | None) -> list[int]:
     """The same loop over aiohttp and on uvloop, for more speed."""
     return await _plain(base_url, streams, requests, DefaultAioHttpClient(timeout=600))
 
@@ -103,49 +107,55 @@ async def _plain(base_url: str, streams: int, requests: int, http_client: httpx2
         return await _spread(streams, requests, one)
 
 
-def worker(base_url: str, streams: int, requests: int, without: str = "") -> tuple[float, list[Any], int]:
+def worker(
+    base_url: str, streams: int, requests: int, ca_file: str | None, *, stalled: bool
+) -> tuple[float, list[Any], int]:
     """The complete work of a worker: build, read, decode, accumulate, time, count tokens, build Arrow, write.
 
     Returns its CPU time in seconds, what it measured, and the size of the journal in bytes. CPU time starts after
     everything that a worker loads once is loaded.
     """
+    endpoint = {"base_url": base_url, "api_key": None, "include_usage": False, "model": MODEL}
     settings = load_settings(
         {
-            "endpoint": {"base_url": base_url, "api_key": None, "include_usage": False, "model": MODEL},
+            "endpoint": {**endpoint, "tls": {"ca_file": ca_file}},
             "request": {},
             "capture": {"concurrency": streams},
         }
     )
     context = context_of(settings, Prices(), "bench", 0)
     warm_up(context)
-    if without == "tokens":
-        vars(counting).update(_output=lambda call, *_: Output(0, np.zeros(len(call.received.chunks), np.int32), None))
-        vars(specification("chat")).update(count_input=lambda *_: InputTokens())
-    jobs: Iterable[Job] = (_job(number, settings) for number in range(requests))
-    if without == "input":
-        jobs = list(jobs)
-    kept: list[Capture] = []
     with tempfile.TemporaryDirectory() as name:
         journal = JournalWriter(Path(name), "bench", context, plan=1, part=0, flush_s=settings.state.flush_s)
-        engine = running_engine(
-            settings,
-            None,
-            kept.append if without == "journal" else journal.put,
-            look_ahead=requests if without == "input" else 2 * streams + 128,
-            share=streams,
-        )
+        engine = running_engine(settings, None, journal.put, look_ahead=2 * streams + 128, share=streams)
         with journal, engine as running:
             started = time.process_time()
-            for job in jobs:
-                running.submit(job)
+            if stalled:
+                _stall(vars(running)["_loop"])
+            for number in range(requests):
+                running.submit(_job(number, settings))
             running.join()
         cpu_s = time.process_time() - started
-        if without == "journal":
-            return cpu_s, [_kept(capture) for capture in kept], 0
         found = pq.read_table(name, columns=["request_hash", "chunks", "loop_lag_ms"], partitioning=None).to_pylist()
         size = sum(path.stat().st_size for path in Path(name).iterdir())
-    times = ([chunk["ms"] for chunk in row["chunks"] if chunk["kind"] == "content"] for row in found)
-    return cpu_s, [(row["request_hash"], ms, row["loop_lag_ms"]) for row, ms in zip(found, times, strict=True)], size
+    return cpu_s, [measured(row["request_hash"], row["chunks"], row["loop_lag_ms"]) for row in found], size
+
+
+def measured(key: str, chunks: list[dict[str, Any]], lag_ms: float) -> tuple[str, list[float], float, list[int]]:
+    """The fields of :class:`bench.truth.Measured` of one row."""
+    content = [chunk for chunk in chunks if chunk["kind"] == "content"]
+    return key, [chunk["ms"] for chunk in content], lag_ms, [chunk["read"] for chunk in content]
+
+
+def _stall(loop: asyncio.AbstractEventLoop) -> None:
+    """Stop an event loop now and then."""
+    pauses = random.Random(0)  # noqa: S311 - not a secret
+
+    def stall() -> None:
+        time.sleep(STALL_S)
+        loop.call_later(pauses.expovariate(1 / STALLS_APART_S), stall)
+
+    loop.call_soon_threadsafe(stall)
 
 
 def _job(number: int, settings: Settings) -> Job:
@@ -153,32 +163,24 @@ def _job(number: int, settings: Settings) -> Job:
     return job_of(request, number, [], settings, "stream")
 
 
-def _kept(capture: Capture) -> tuple[str, list[float], float]:
-    chunks = capture.job.calls[-1].received.chunks
-    ms = [at for at, kind in zip(chunks.ms, chunks.kind, strict=True) if kind == CONTENT]
-    return str(capture.job.request.request_hash), ms, capture.loop_lag_ms or 0.0
-
-
 def main() -> None:
     name, base_url, streams, requests = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-    measured: list[Any] = []
+    ca_file = next(iter(sys.argv[5:]), None)
+    found: list[Any] = []
     journal_bytes = 0
     if name.startswith("worker"):
-        cpu_s, measured, journal_bytes = worker(
-            base_url, streams, requests, without=name.removeprefix("worker").removeprefix("-")
-        )
-        chunks = sum(len(times) for _, times, _ in measured)
+        cpu_s, found, journal_bytes = worker(base_url, streams, requests, ca_file, stalled=name == "worker-stalled")
+        chunks = sum(len(times) for _, times, *_ in found)
     else:
         started = time.process_time()
         if name == "plain":
-            chunks = sum(asyncio.run(plain(base_url, streams, requests)))
+            chunks = sum(asyncio.run(plain(base_url, streams, requests, ca_file)))
         else:
-            chunks = sum(
-                uvloop.run({"floor": floor, "plain-aiohttp": plain_aiohttp}[name](base_url, streams, requests))
-            )
+            client = {"floor": floor, "plain-aiohttp": plain_aiohttp}[name]
+            chunks = sum(uvloop.run(client(base_url, streams, requests, ca_file)))
         cpu_s = time.process_time() - started
     cpu_us = cpu_s / chunks * 1e6
-    print(json.dumps({"chunks": chunks, "cpu_us": cpu_us, "journal_bytes": journal_bytes, "streams": measured}))
+    print(json.dumps({"chunks": chunks, "cpu_us": cpu_us, "journal_bytes": journal_bytes, "streams": found}))
 
 
 if __name__ == "__main__":

@@ -63,13 +63,12 @@ def job(
     if ended.row["completed"] != requests:
         sys.exit(f"expected {requests} completed rows, found {ended.row}")
     captures = spark.table(quoted(settings.captures.table))
-    rows = captures.selectExpr(
-        "request_hash", "transform(filter(chunks, c -> c.kind = 'content'), c -> c.ms) AS ms", "loop_lag_ms"
-    ).toArrow()
+    content = "transform(filter(chunks, c -> c.kind = 'content'), c -> c.{0}) AS {0}"
+    rows = captures.selectExpr("request_hash", content.format("ms"), "loop_lag_ms", content.format("read")).toArrow()
     return {
         "ready": ready,
         "closed": closed,
-        "streams": [(row["request_hash"], row["ms"], row["loop_lag_ms"]) for row in rows.to_pylist()],
+        "streams": [list(row.values()) for row in rows.to_pylist()],
     }
 
 

@@ -97,6 +97,7 @@ def client(name: str, simulator: Simulation, streams: int, requests: int, within
     """Run a client of bench/clients.py as a process. Returns what it measured."""
     simulator.reset()
     command = [sys.executable, "-m", "bench.clients", name, simulator.base_url, str(streams), str(requests)]
+    command += [] if simulator.ca_file is None else [simulator.ca_file]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=within_s)
     if done.returncode:
         sys.exit(f"{name} ended with {done.returncode}:\n{done.stderr}")

@@ -23,6 +23,7 @@ from rich.table import Table
 
 from bench.page import with_table
 from bench.processes import client, watched
+from bench.simulators import CHUNKS_S, EVEN, TOKENS
 from bench.truth import Measured, busy, errors, full
 from deltatap.config import Bounds
 from deltatap.driver.control import backlog
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 OUT, PAGE = Path("data/bench-scaling.json"), Path("docs/scaling.md")
 WORKERS, STREAMS, ROUNDS = (1, 2, 4), 128, 8
-TTFT_S, GAP_S, TOKENS = 0.2, 0.02, 100
-EVEN = ("--ttft-ms", f"{TTFT_S * 1e3:g}", "--itl-ms", f"{GAP_S * 1e3:g}", "--sigma", "0", "--tokens", f"{TOKENS}")
 KINDS = {
     "worker": "workers",
     "executor": "executors' JVMs",
@@ -59,7 +58,7 @@ def with_workers(workers: int, simulator: Simulation) -> dict[str, float]:
     start, end = full(spans, streams)
     written = sum(start <= at <= end for call in calls for at, _ in call["chunks"])
     # Ideally, the chunks of a request take exactly the time for which the simulator is configured.
-    ideal = streams * TOKENS / (TTFT_S + (TOKENS - 1) * GAP_S)
+    ideal = streams * CHUNKS_S
     began, ended = min(at for at, _ in spans), max(at for _, at in spans)
     chunks = sum(len(call["chunks"]) for call in calls)
     truth = errors([Measured(*stream) for stream in found["streams"]], {call["key"]: call for call in calls})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import subprocess
 import sys
 import urllib.request
@@ -23,9 +24,10 @@ KEY_VARIABLE, KEY = "DELTATAP_TEST_KEY", "sk-test-4711-do-not-tell"
 
 @dataclass(frozen=True)
 class Simulation:
-    """A running simulator."""
+    """A running simulator. With `ca_file`, it serves over TLS, and its certificate is of this authority."""
 
     base_url: str
+    ca_file: str | None = None
 
     def calls(self) -> list[dict[str, Any]]:
         """Return the records of all calls, in order."""
@@ -59,7 +61,8 @@ class Simulation:
         request = urllib.request.Request(  # noqa: S310 - loopback
             f"{self.base_url.removesuffix('/v1')}/sim/{what}", data=None if body is None else json.dumps(body).encode()
         )
-        with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310 - loopback
+        tls = None if self.ca_file is None else ssl.create_default_context(cafile=self.ca_file)
+        with urllib.request.urlopen(request, timeout=60, context=tls) as response:  # noqa: S310 - loopback
             answer: dict[str, Any] = json.load(response)
         return answer
 
@@ -67,13 +70,22 @@ class Simulation:
 @contextmanager
 def start_simulator(*options: str, env: dict[str, str] | None = None) -> Iterator[Simulation]:
     """Start ``deltatap simulate``, and end it afterwards."""
-    command = [sys.executable, "-m", "deltatap", "simulate", "--port", "0", *options]
+    with started_simulator("deltatap", "simulate", "--port", "0", *options, env=env) as simulation:
+        yield simulation
+
+
+@contextmanager
+def started_simulator(
+    module: str, *options: str, env: dict[str, str] | None = None, ca_file: str | None = None
+) -> Iterator[Simulation]:
+    """Start a simulator from a Python module, and end it afterwards."""
+    command = [sys.executable, "-m", module, *options]
     env = {**(os.environ if env is None else env), KEY_VARIABLE: KEY}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line.startswith("simulator: "), line
         try:
-            yield Simulation(line.removeprefix("simulator: ").strip())
+            yield Simulation(line.removeprefix("simulator: ").strip(), ca_file)
         finally:
             process.terminate()

@@ -7,11 +7,13 @@ import math
 
 import pytest
 
+from bench.__main__ import streams_of
 from bench.figure import Figure
 from bench.page import with_table
 from bench.peers import times, true_times
 from bench.processes import spent
-from bench.truth import Measured, busy, errors, full, rank_correlation
+from bench.simulators import CHUNKS_S
+from bench.truth import Measured, busy, errors, full
 
 
 def test_errors_compare_measured_times_with_the_record() -> None:
@@ -20,20 +22,34 @@ def test_errors_compare_measured_times_with_the_record() -> None:
         "b": {"started": 20.0, "chunks": [(20.5, "x"), (20.6, "y")]},
         "c": {"started": 30.0, "chunks": [(30.5, "x")]},
     }
-    measured = [Measured("a", [101.0, 203.0, 303.0], 3.0), Measured("b", [505.0, 615.0], 11.0), Measured("c", [], 0.0)]
+    measured = [
+        Measured("a", [101.0, 203.0, 303.0], 3.0, [0, 1, 2]),
+        Measured("b", [505.0, 615.0], 11.0, [0, 1]),
+        Measured("c", [], 0.0, []),
+    ]
     found = errors(measured, calls)
     assert found["TTFT error p50"] == pytest.approx(3.0)  # of 1 and 5
     assert found["gap error p50"] == pytest.approx(2.0)  # of 2, 0 and 10
     assert found["extra or missing gaps"] == 1
-    assert found["rank correlation of loop lag and worst gap error"] == pytest.approx(1.0)
 
 
-def test_rank_correlation() -> None:
-    assert rank_correlation([1, 2, 3], [10, 20, 15]) == pytest.approx(0.5)
-    assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1.0)
-    # Ranks 1.5, 1.5, 3 and 1, 2, 3.
-    assert rank_correlation([5, 5, 9], [1, 2, 3]) == pytest.approx(math.sqrt(0.75))
-    assert math.isnan(rank_correlation([1, 1], [1, 2]))
+def test_chunks_that_share_a_read_are_left_out() -> None:
+    calls = {"a": {"started": 0.0, "chunks": [(0.1, "w"), (0.2, "x"), (0.3, "y"), (0.4, "z"), (0.5, "!")]}}
+    found = errors([Measured("a", [100.0, 207.0, 390.0, 400.0, 501.0], 1.0, [0, 1, 2, 2, 3])], calls)
+    assert found["chunks in shared reads"] == pytest.approx(40.0)
+    assert found["gap error p99"] == pytest.approx(7.0)  # of the first gap only
+    assert found["TTFT error p50"] == pytest.approx(0.0)
+    found = errors([Measured("a", [200.0, 200.0, 300.0, 400.0, 507.0], 1.0, [0, 0, 1, 2, 3])], calls)
+    assert math.isnan(found["TTFT error p50"])
+    assert found["gap error p50"] == pytest.approx(3.5)  # of 0 and 7
+
+
+def test_the_load_is_scaled_to_the_machine() -> None:
+    # 100 chunks take 0.2 s and 99 gaps of 20 ms.
+    assert pytest.approx(100 / 2.18) == CHUNKS_S
+    assert streams_of(25.0, 0.4) == round(0.4 / 25e-6 / CHUNKS_S) == 349
+    assert streams_of(100.0, 0.4) == 87
+    assert (streams_of(1.0, 0.6), streams_of(1e6, 0.6)) == (512, 8)
 
 
 def test_the_share_of_busy_slots() -> None:

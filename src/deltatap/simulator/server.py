@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from deltatap.errors import ConfigError
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Awaitable, Callable
 
     from starlette.applications import Starlette
@@ -64,29 +65,33 @@ class _Server(uvicorn.Server):
         for server in self.servers:
             host, port = server.sockets[0].getsockname()[:2]
             host = f"[{host}]" if ":" in host else host
-            print(f"{self.name}: http://{host}:{port}/v1", flush=True)  # noqa: T201 - the process that started it waits for this line
+            scheme = "https" if self.config.is_ssl else "http"
+            print(f"{self.name}: {scheme}://{host}:{port}/v1", flush=True)  # noqa: T201 - the process that started it waits for this line
 
 
-def serve(application: Starlette, listening: socket.socket, name: str = "simulator") -> None:
+def serve(
+    application: Starlette, listening: socket.socket, name: str = "simulator", tls: ssl.SSLContext | None = None
+) -> None:
     """Serve until SIGTERM or Ctrl-C.
 
     Args:
         application: the simulator or a replay.
         listening: what :func:`listen` returns.
         name: the start of the line that prints the URL.
+        tls: the certificate to serve with; None: plain HTTP.
     """
-    server = _Server(
-        uvicorn.Config(
-            application,
-            loop="uvloop",
-            http=_Protocol,
-            lifespan="off",
-            log_level="critical",
-            access_log=False,
-            timeout_graceful_shutdown=1,
-            backlog=_BACKLOG,
-        )
+    config = uvicorn.Config(
+        application,
+        loop="uvloop",
+        http=_Protocol,
+        lifespan="off",
+        log_level="critical",
+        access_log=False,
+        timeout_graceful_shutdown=1,
+        backlog=_BACKLOG,
+        ssl_context_factory=None if tls is None else lambda *_: tls,
     )
+    server = _Server(config)
     server.name = name
     # A full garbage collection would delay the next piece of every stream by 100 ms. Frozen objects are never visited,
     # and frequent small collections stop tracking the record's tuples, which hold no cycles.

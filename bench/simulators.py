@@ -1,0 +1,62 @@
+"""Simulators for the benchmarks: over plain TCP, or over TLS with a certificate of an authority of their own.
+
+``python -m bench.simulators PEM`` serves over TLS with this key and certificate.
+"""
+
+from __future__ import annotations
+
+import ssl
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trustme
+
+from deltatap.simulator.answers import ENCODING, Pace
+from deltatap.simulator.app import Simulator, SimulatorSettings
+from deltatap.simulator.server import listen, serve
+from deltatap.tokens import encoding
+from tests.simulation import Simulation, start_simulator, started_simulator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_HOST = "127.0.0.1"
+# The pace of every benchmark but one: all answers have 100 tokens and a chunk every 20 ms, after 200 ms.
+TTFT_S, GAP_S, TOKENS = 0.2, 0.02, 100
+# How many chunks one stream brings in a second, if a request follows the other.
+CHUNKS_S = TOKENS / (TTFT_S + (TOKENS - 1) * GAP_S)
+EVEN = ("--ttft-ms", f"{TTFT_S * 1e3:g}", "--itl-ms", f"{GAP_S * 1e3:g}", "--sigma", "0", "--tokens", f"{TOKENS}")
+
+
+@contextmanager
+def plain() -> Iterator[Simulation]:
+    """A simulator over plain TCP."""
+    with start_simulator(*EVEN) as simulation:
+        yield simulation
+
+
+@contextmanager
+def secure() -> Iterator[Simulation]:
+    """The same over TLS."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        authority, pem, ca_file = trustme.CA(), Path(name) / "server.pem", Path(name) / "ca.pem"
+        authority.cert_pem.write_to_path(str(ca_file))
+        authority.issue_cert(_HOST).private_key_and_cert_chain_pem.write_to_path(str(pem))
+        with started_simulator("bench.simulators", str(pem), ca_file=str(ca_file)) as simulation:
+            yield simulation
+
+
+def main() -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(sys.argv[1])
+    settings = SimulatorSettings(pace=Pace(TTFT_S * 1e3, 0, GAP_S * 1e3, 0, TOKENS, 0))
+    encoding(ENCODING)  # before the first call, which would wait for it
+    with listen(_HOST, 0) as listening:
+        serve(Simulator(settings).application(), listening, tls=context)
+
+
+if __name__ == "__main__":
+    main()
