@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import httpx2
-import numpy as np
 import orjson
 import pyarrow.parquet as pq
 import uvloop

@@ -194,14 +194,14 @@ def _size(capture: Capture) -> tuple[int, int]:
 def warm_up(context: Context) -> None:
     """Load the vocabulary and pyarrow's lazy imports now; later they would block the event loop for a second."""
     token_sizes(context.fallback_encoding)
-    with pq.ParquetWriter(pa.BufferOutputStream(), JOURNAL_SCHEMA, compression="zstd") as writer:
+    with pq.ParquetWriter(pa.BufferOutputStream(), JOURNAL_SCHEMA, compression="zstd", use_dictionary=False) as writer:
         writer.write_batch(journal_batch([], context, plan=0, part=0))
 
 
 def write_journal(folder: Path, name: str, batch: pa.RecordBatch) -> Path:
-    """Write a batch as a file of the journal."""
+    """Write a batch as a file of the journal. Few values repeat, so dictionaries would make it larger and slower."""
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, batch.schema, compression="zstd") as writer:
+    with pq.ParquetWriter(sink, batch.schema, compression="zstd", use_dictionary=False) as writer:
         writer.write_batch(batch)
     path = folder / f"{name}.parquet"
     write_whole(path, sink.getvalue())
