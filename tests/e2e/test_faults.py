@@ -88,7 +88,8 @@ def moments(scene: Scene) -> dict[str, Callable[[], object]]:
         "planning": lambda: scene.exists("*/plan-*/parts"),
         "capture": lambda: scene.simulator.counts()["finished"] >= COUNT // 3,
         "flush": lambda: scene.exists("*/journal/.*.tmp"),
-        "landing": lambda: scene.exists("*/checkpoint-*/offsets/0") and not scene.exists("*/checkpoint-*/commits/0"),
+        # The merge has written its rows. The journal files are deleted after the commit.
+        "landing": lambda: any((scene.folder / "captures").glob("*.parquet")) and scene.exists("*/journal/*.parquet"),
         "closing": lambda: scene.simulator.counts()["finished"] == COUNT,
     }
 

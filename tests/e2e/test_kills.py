@@ -147,7 +147,7 @@ def test_a_suspended_worker_ends_with_its_job(spark: SparkSession, tables: Path,
         log = tmp_path / "log"
         job = start(config, log)
         wait_until(finished(simulator, 8 / PROMPTS), job, log)
-        wait_until(lambda: any((tables / "captures").glob("*.parquet")), job, log)
+        wait_until(lambda: any((tables / "state").glob("*/journal/*.parquet")), job, log)
         (worker,) = streaming_workers(job, simulator)
         worker.suspend()
         job.terminate()
