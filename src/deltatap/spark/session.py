@@ -9,6 +9,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import sys
+import threading
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,10 +74,20 @@ def local_session(
         builder = SparkSession.builder.master(master).appName(app_name)
         for name, value in (_options(found) | dict(conf or {})).items():
             builder = builder.config(name, value)
+        # Meanwhile, this process imports what it reads tables with (readers.py). Errors are raised again when it does.
+        threading.Thread(target=_import_reader, name="deltatap-import", daemon=True).start()
         try:
             return builder.getOrCreate()
         except PySparkRuntimeError as error:
             raise SparkSetupError(f"Spark does not start: {one_line(error)}") from error
+
+
+def _import_reader() -> None:
+    from deltatap.delta.readers import without_jvm  # noqa: PLC0415 - it imports for a second
+
+    if without_jvm():
+        with suppress(Exception):
+            import_module("deltatap.delta.local")
 
 
 def _options(jars: Sequence[Path]) -> dict[str, str]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
+import threading
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -67,3 +68,14 @@ def test_a_jvm_that_does_not_start_is_one_line(tmp_path: Path, monkeypatch: pyte
         "Spark does not start: [JAVA_GATEWAY_EXITED] Java gateway process exited before sending its port number."
     )
     assert seen == [tmp_path]
+
+
+def test_the_reader_of_local_tables_is_imported_while_the_jvm_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imported = threading.Event()
+    monkeypatch.setattr(session, "_import_reader", imported.set)
+    monkeypatch.setattr(session, "java_home", nullcontext)
+    monkeypatch.setattr(session, "find_jars", lambda *_: [])
+    monkeypatch.setattr(SparkSession.Builder, "getOrCreate", lambda _: imported.wait(5))
+    assert session.local_session(jars=tmp_path)
