@@ -143,6 +143,8 @@ def test_tables_with_deletion_vectors_are_read(spark: SparkSession, tmp_path: Pa
     assert spark.sql(f"DESCRIBE DETAIL {table}").collect()[0]["numFiles"] == 1
     query = f"SELECT * FROM {table} ORDER BY id DESC LIMIT 7"
     assert rows(LocalReader(no_spark).query(query)) == rows(SparkReader(spark).query(query))
+    with pytest.raises(AssertionError, match="Spark was started"):
+        LocalReader(no_spark, whole_tables=False).query(query)
 
 
 def test_what_delta_rs_cannot_read_is_read_through_spark(spark: SparkSession, tmp_path: Path) -> None:

@@ -40,13 +40,14 @@ class UnreadableError(Exception):
 class LocalReader:
     """Reads tables, those on this machine without a JVM; a :class:`Reader`."""
 
-    def __init__(self, start_spark: Callable[[], SparkSession]) -> None:
+    def __init__(self, start_spark: Callable[[], SparkSession], *, whole_tables: bool = True) -> None:
         """Read nothing yet.
 
         Args:
             start_spark: called when a table has to be read through Spark.
+            whole_tables: whether to read a table with deletion vectors, which delta-rs reads into memory as a whole.
         """
-        self._start_spark = start_spark
+        self._start_spark, self._whole_tables = start_spark, whole_tables
         self._opened: dict[str, str] = {}
 
     def exists(self, table: str) -> bool:
@@ -114,7 +115,7 @@ class LocalReader:
             raise UnreadableError
         if folder not in self._opened:
             name = f"table_{len(self._opened)}"
-            self._duckdb.register(name, _opened(folder))
+            self._duckdb.register(name, _opened(folder, whole=self._whole_tables))
             self._opened[folder] = name
         return self._opened[folder]
 
@@ -153,12 +154,14 @@ def translated(sql: str, open_table: Callable[[str], str]) -> str:
     return query.transform(translate).sql(dialect="duckdb")
 
 
-def _opened(folder: str) -> Any:  # noqa: ANN401 - what DuckDB can read: a dataset or a table
+def _opened(folder: str, *, whole: bool) -> Any:  # noqa: ANN401 - what DuckDB can read: a dataset or a table
     try:
         table = DeltaTable(folder)
         try:
             return table.to_pyarrow_dataset()
         except DeltaProtocolError:  # deletion vectors, v2 checkpoints
+            if not whole:
+                raise
             return pa.table(QueryBuilder().register("t", table).execute("SELECT * FROM t"))
     except DeltaError as error:
         raise UnreadableError from error

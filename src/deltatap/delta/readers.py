@@ -28,5 +28,5 @@ def reader_beside(spark: SparkSession) -> Reader:
     if without_jvm() and (spark.conf.get("spark.master", None) or "").startswith("local"):
         from deltatap.delta.local import LocalReader  # noqa: PLC0415 - of the extra local
 
-        return LocalReader(lambda: spark)
+        return LocalReader(lambda: spark, whole_tables=False)
     return SparkReader(spark)
