@@ -116,23 +116,27 @@ class ArrivalClock:
         """
         if not self.kernel:
             return now
+        found = (stamp - self._offset) * 1e-9
+        if not self._previous <= found <= now:
+            found = self._corrected(stamp, now)
+        self._previous = found
+        return found
+
+    def _corrected(self, stamp: int, now: float) -> float:
+        """The time of a read whose stamp does not fit."""
         at = arrival(stamp, now, self._offset, self._previous)
-        if at is None:
-            if not stamp or not self._early(stamp) or not self.settled():
-                self.kernel = False
-                return now
+        if at is not None:
+            return at
+        if stamp and (stamp - self._offset) * 1e-9 < self._previous and self.settled():
             # Packets that overtook a lost one were there earlier, but nobody could read them.
-            at = self._previous
-        self._previous = at
-        return at
+            return self._previous
+        self.kernel = False
+        return now
 
     def settled(self) -> bool:
         """Whether the times are the kernel's, and the wall clock was not set meanwhile. Call it at the end."""
         self.kernel = self.kernel and abs(self._measure() - self._offset) <= _TOLERANCE_NS
         return self.kernel
-
-    def _early(self, stamp: int) -> bool:
-        return (stamp - self._offset) * 1e-9 < self._previous
 
 
 def as_read(chunks: Chunks, late_ms: Sequence[float]) -> None:

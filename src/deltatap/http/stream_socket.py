@@ -71,13 +71,24 @@ class StreamSocket:
         encryption: of a connection with TLS, after its handshake.
     """
 
-    __slots__ = ("_encryption", "_loop", "_owner", "_plain", "_recvmsg", "_socket", "_taken", "_unsent", "_waiting")
+    __slots__ = (
+        "_encryption",
+        "_loop",
+        "_owner",
+        "_plain",
+        "_received",
+        "_recvmsg",
+        "_socket",
+        "_taken",
+        "_unsent",
+        "_waiting",
+    )
 
     def __init__(self, stream: socket.socket, owner: Owner, encryption: Encryption | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         self._socket: socket.socket | None = stream
         self._recvmsg = stream.recvmsg
-        self._owner, self._encryption = owner, encryption
+        self._owner, self._received, self._encryption = owner, owner.received, encryption
         # What is to be encrypted, what is to be sent, and who is told when all of it is in the send buffer.
         self._plain = self._unsent = _NOTHING
         self._taken: Callable[[float], None] | None = None
@@ -119,58 +130,50 @@ class StreamSocket:
         self._discard(stream)
         stream.close()
 
-    def _readable(self) -> None:
-        """Event loop callback."""
-        try:
-            self._drain()
-        except BaseException as error:
-            self._broke(error)
-            if not isinstance(error, Exception):
-                raise
-
-    def _writable(self) -> None:
-        """Event loop callback."""
-        try:
-            self._flush()
-        except BaseException as error:
-            self._broke(error)
-            if not isinstance(error, Exception):
-                raise
-
-    def _drain(self, failure: OSError | None = None) -> None:  # noqa: C901 - the hot path: calls would cost more
-        """Read what is there.
+    def _readable(self, failure: OSError | None = None) -> None:  # noqa: C901 - the hot path: calls would cost more
+        """Read what is there. Event loop callback.
 
         Args:
             failure: the error that has already ended the connection, if what had arrived before is still to be read.
         """
         encryption, turns = self._encryption, _TURNS
-        while (stream := self._socket) is not None:
-            try:
-                data, ancillary, _, _ = self._recvmsg(_READ, TIMESTAMP_SPACE)
-            except (BlockingIOError, InterruptedError):
-                if failure is not None:
-                    self._end(failure)
-                return
-            except OSError as error:
-                self._end(failure or error)
-                return
-            now = _perf_counter()
-            if not data:
-                self._end(failure)
-                return
-            turns = turns - 1 if len(data) == _READ else 0
-            if encryption is not None:
-                data = encryption.receive(data)
-            if data:
-                self._owner.received(data, stamp_of(ancillary), now)
-            if encryption is not None and (encryption.over or encryption.pending or self._plain):
-                self._answer(encryption)
-            # Costs less than a read that finds nothing.
-            if not turns and failure is None and self._socket is not None:
-                code = stream.getsockopt(_SOL_SOCKET, _SO_ERROR)
-                if not code:
+        try:
+            while (stream := self._socket) is not None:
+                try:
+                    data, ancillary, _, _ = self._recvmsg(_READ, TIMESTAMP_SPACE)
+                except (BlockingIOError, InterruptedError):
+                    if failure is not None:
+                        self._end(failure)
                     return
-                failure = OSError(code, os.strerror(code))
+                except OSError as error:
+                    self._end(failure or error)
+                    return
+                now = _perf_counter()
+                if not data:
+                    self._end(failure)
+                    return
+                turns = turns - 1 if len(data) == _READ else 0
+                if encryption is not None:
+                    data = encryption.receive(data)
+                if data:
+                    self._received(data, stamp_of(ancillary), now)
+                if encryption is not None and (encryption.over or encryption.pending or self._plain):
+                    self._answer(encryption)
+                # Costs less than a read that finds nothing.
+                if not turns and failure is None and self._socket is not None:
+                    code = stream.getsockopt(_SOL_SOCKET, _SO_ERROR)
+                    if not code:
+                        return
+                    failure = OSError(code, os.strerror(code))
+        except BaseException as error:  # noqa: BLE001 - the owner's, who gets it
+            self._broke(error)
+
+    def _writable(self) -> None:
+        """Continue to send. Event loop callback."""
+        try:
+            self._flush()
+        except BaseException as error:  # noqa: BLE001 - the owner's, who gets it
+            self._broke(error)
 
     def _answer(self, encryption: Encryption) -> None:
         """Send what TLS has to send after a read; close if TLS is over."""
@@ -205,7 +208,7 @@ class StreamSocket:
                 return
             except OSError as error:
                 self._discard(stream)
-                self._drain(error)  # the server may have answered before it closed the connection
+                self._readable(error)  # the server may have answered before it closed the connection
                 return
             self._unsent = self._unsent[sent:]
 
@@ -232,3 +235,5 @@ class StreamSocket:
     def _broke(self, error: BaseException) -> None:
         self.abort()
         self._owner.broke(error)
+        if not isinstance(error, Exception):
+            raise error
