@@ -250,7 +250,7 @@ def test_closing_in_the_middle_of_a_write(connect: Callable[[], Ends], run: Run)
             with suppress(ConnectionResetError):
                 while data := ends.peer.receive():
                     received += len(data)
-            assert 0 < received < 2**23
+            assert 0 < received < 2**20, "little is in the send buffer"
             await asyncio.sleep(0.01)
             assert (ends.taken, ends.ends, ends.faults) == ([], [], [])
 
