@@ -42,9 +42,12 @@ BY_HAND = {
     "stall_ms": 70.0,
     "e2e_ms": 220.0,
     "tokens_per_s": 6 / 0.220,
+    "scheduled_ms": 30.0,
+    "ttft_scheduled_ms": 30.0 + 5.0 + 100.0,
+    "e2e_scheduled_ms": 30.0 + 5.0 + 220.0,
 }
 # The metrics that are columns of captures.
-TIMES = ("headers_ms", "first_chunk_ms", "ttft_ms", "ttfot_ms", "tpot_ms", "itl_ms", "e2e_ms")
+TIMES = ("headers_ms", "first_chunk_ms", "ttft_ms", "ttfot_ms", "tpot_ms", "itl_ms", "e2e_ms", "scheduled_ms")
 
 
 def empty_tables(spark: SparkSession, folder: Path) -> Settings:
@@ -61,6 +64,7 @@ def capture_row(run_id: str, request_id: str, **values: Any) -> dict[str, Any]:
         "chunks": CHUNKS, "retries": [], "loop_lag_ms": 1.0, "endpoint": "e", "request_model": "m",
         "cost_basis": "reported", "cost_usd": 0.25, "usage_reported": (10, 6, 16, None, 2, None, None),
         "usage_tiktoken": ("o200k_base", 9, 5, 14, False), "started_at": AT, "finished_at": AT + timedelta(seconds=1),
+        "dispatch_ms": 5.0,
         **{name: BY_HAND[name] for name in TIMES},
         **values,
     }  # fmt: skip

@@ -87,11 +87,30 @@ class Sample(Section):
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
 
 
+class Arrivals(Section):
+    """An open loop: requests start at the times of a random or a regular process, at a rate for the whole run."""
+
+    per_second: Annotated[float, Field(gt=0, le=100_000)]
+    process: Literal["poisson", "constant"] = "poisson"
+    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+
+    def __str__(self) -> str:
+        """The process, in words."""
+        seed = f" (seed {self.seed})" if self.process == "poisson" else ""
+        return f"{self.process}, {self.per_second:,.10g} per second{seed}"
+
+    def of(self, calls: int) -> str:
+        """The process and its duration, in one line."""
+        duration = f"about {round(calls / self.per_second, 1):,.10g} s for {calls:,} request{'s' * (calls != 1)}"
+        return f"arrivals: {self}, {duration}"
+
+
 class Capture(Section):
     """Which requests are captured, and how: the concurrency, and how often a request is retried.
 
     Attributes:
         reuse: call identical requests once, within the run and from earlier completed rows.
+        arrivals: when requests start; None: as soon as a stream is free.
     """
 
     mode: Literal["stream", "complete", "paired"] = "stream"
@@ -101,6 +120,7 @@ class Capture(Section):
     limit: Annotated[int, Field(ge=1, le=_MOST_ROWS)] | None = None
     sample: Sample | None = None
     reuse: bool = False
+    arrivals: Arrivals | None = None
     max_attempts: PositiveInt = 5
     max_broken: PositiveInt = 2
     max_runs: PositiveInt = 3
@@ -408,6 +428,8 @@ def _conflicts(settings: Settings) -> list[str]:
         problems.append("captures.table and runs.table: expected two different tables")
     if settings.prompts.table in (settings.captures.table, settings.runs.table):
         problems.append("prompts.table: must differ from captures.table and runs.table")
+    if settings.capture.arrivals is not None and settings.capture.mode == "paired":
+        problems.append("capture.arrivals: expected capture.mode stream or complete, found paired")
     if settings.timeouts.total_s < max(settings.timeouts.first_byte_s, settings.timeouts.idle_s):
         problems.append("timeouts.total_s: expected at least first_byte_s and idle_s")
     return problems

@@ -55,6 +55,8 @@ class Control:
         grace_s: seconds that open streams may continue after a stop.
         permits: by claim; None when the run has no limits.
         mean_output_tokens: the mean over the latest captures of all workers; None before the first.
+        begins_at: when the schedule of ``capture.arrivals`` begins, in seconds since the epoch; None while that is not
+            decided, or without a schedule.
     """
 
     epoch: int
@@ -65,6 +67,7 @@ class Control:
     grace_s: float = 0.0
     permits: Mapping[str, Permit] | None = None
     mean_output_tokens: float | None = None
+    begins_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -447,6 +447,7 @@ class Job:
         alike: identical requests in the same mode, which use this job's answer. If it fails, one of them is sent.
         expected: its expected use; None when the run has no limits and no budgets.
         fault: why deltatap cannot send it; None if it can.
+        due_s: when its first call is due, in seconds since the schedule of ``capture.arrivals`` began; None: at once.
         calls: made by this worker, oldest first.
         tries: its failures so far.
     """
@@ -461,6 +462,7 @@ class Job:
     alike: deque[Job] = field(default_factory=deque)
     expected: Expected | None = None
     fault: CaptureError | None = None
+    due_s: float | None = None
     calls: list[Call] = field(default_factory=list)
     tries: Tries = field(default_factory=Tries)
 
@@ -475,6 +477,7 @@ class Capture:
         queued_ms: from planned to the first call's start; None without a call.
         loop_lag_ms: the event loop's longest delay during the last call; None without a call.
         reused: the capture of an identical request, if its answer is used; None if the job has called.
+        scheduled_ms: from the scheduled time to the last call's start; None if the job was not scheduled.
     """
 
     job: Job
@@ -482,6 +485,7 @@ class Capture:
     queued_ms: float | None = None
     loop_lag_ms: float | None = None
     reused: Capture | None = None
+    scheduled_ms: float | None = None
 
     @property
     def completed(self) -> bool:

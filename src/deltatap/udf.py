@@ -95,6 +95,8 @@ def capture_udf(config: Settings | Mapping[str, Any] | str | Path, *, max_reques
     secrets = read_secrets(settings.endpoint)
     credential_of(settings.endpoint, secrets)
     route_of(settings.endpoint, secrets)
+    if settings.capture.arrivals is not None:
+        raise ConfigError(["capture.arrivals: the tasks of a UDF have no common schedule: run the job"])
     if len(settings.capture.modes) > 1:
         raise ConfigError(["capture.mode: a UDF returns one row for each prompt, and paired needs two: run the job"])
 

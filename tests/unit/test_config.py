@@ -53,7 +53,7 @@ def test_an_empty_override_unsets_a_key() -> None:
     [
         ({"captur": {}}, "settings: captur: unknown key; did you mean capture?"),
         ({"capture": {"concurency": 3}}, "settings: capture.concurency: unknown key; did you mean concurrency?"),
-        ({"capture": {"zzz": 3}}, "settings: capture.zzz: unknown key; known keys: concurrency, "),
+        ({"capture": {"zzz": 3}}, "settings: capture.zzz: unknown key; known keys: arrivals, "),
         ({"capture": {"concurrency": "8"}}, "settings: capture.concurrency: expected an integer, found '8'"),
         (
             {"capture": {"concurrency": 0}},
@@ -112,6 +112,24 @@ def test_an_empty_override_unsets_a_key() -> None:
             "settings: request.stream_options.include_usage: must not be set: deltatap sets it; use endpoint.include_usage",
         ),
         ({"request": {"stream_options": True}}, "settings: request.stream_options: expected an object"),
+        ({"capture": {"arrivals": 5}}, "settings: capture.arrivals: expected a mapping of keys, found 5"),
+        ({"capture": {"arrivals": {"process": "poisson"}}}, "settings: capture.arrivals.per_second: expected "),
+        (
+            {"capture": {"arrivals": {"per_second": 0}}},
+            "settings: capture.arrivals.per_second: expected a number greater than 0, found 0",
+        ),
+        (
+            {"capture": {"arrivals": {"per_second": 1, "process": "uniform"}}},
+            "settings: capture.arrivals.process: expected 'poisson' or 'constant', found 'uniform'",
+        ),
+        (
+            {"capture": {"arrivals": {"per_second": 1, "rate": 2}}},
+            "settings: capture.arrivals.rate: unknown key; known keys: per_second, process, seed",
+        ),
+        (
+            {"capture": {"arrivals": {"per_second": 1}, "mode": "paired"}},
+            "settings: capture.arrivals: expected capture.mode stream or complete, found paired",
+        ),
         ({"timeouts": {"total_s": 5}}, "settings: timeouts.total_s: expected at least first_byte_s and idle_s"),
         (
             {"captures": {"table": "a.b"}, "runs": {"table": "a.b"}},

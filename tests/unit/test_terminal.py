@@ -110,6 +110,8 @@ def test_summary_of_one_mode_leaves_the_mode_out() -> None:
         "gap_ms": None,
         "e2e_ms": [4.0, 5.0, 6.0],
         "lag_ms": None,
+        "scheduled_ms": None,
+        "ttft_scheduled_ms": None,
         "late": 0,
         "kept": 0,
         "merged": 0,

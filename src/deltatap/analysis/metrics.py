@@ -79,6 +79,9 @@ class Metric:
     merged_sql: str | None = None
 
 
+# The same metrics from the scheduled time of a request, for bounds of analysis.slo.
+FROM_SCHEDULE = {name: f"scheduled_ms + dispatch_ms + {name}" for name in ("ttft_ms", "e2e_ms")}
+
 METRICS = (
     Metric(
         name="headers_ms",
@@ -195,6 +198,33 @@ METRICS = (
         formula="output tokens / E2E of one request",
         null_when="E2E is null",
         unit="tokens/s",
+    ),
+    Metric(
+        name="scheduled_ms",
+        label="start delay",
+        title="delay after the scheduled time",
+        sql="scheduled_ms",
+        from_chunks=None,
+        formula="from the scheduled time of a request to the start of its last call",
+        null_when="no `capture.arrivals`",
+    ),
+    Metric(
+        name="ttft_scheduled_ms",
+        label="TTFT from schedule",
+        title="time to first token from the schedule",
+        sql=FROM_SCHEDULE["ttft_ms"],
+        from_chunks=None,
+        formula="`scheduled_ms` + `dispatch_ms` + TTFT",
+        null_when="no `capture.arrivals`; TTFT is null",
+    ),
+    Metric(
+        name="e2e_scheduled_ms",
+        label="E2E from schedule",
+        title="end to end from the schedule",
+        sql=FROM_SCHEDULE["e2e_ms"],
+        from_chunks=None,
+        formula="`scheduled_ms` + `dispatch_ms` + E2E",
+        null_when="no `capture.arrivals`; E2E is null",
     ),
 )
 

@@ -266,6 +266,8 @@ def summarize(reader: Reader, settings: Settings, run_id: str) -> tuple[list[Row
           percentile(e2e_ms, {quantiles}) AS e2e_ms, percentile(loop_lag_ms, {quantiles}) AS lag_ms,
           count_if(delayed) AS late, count_if(exact) AS kept, sum(IF(exact, {MERGED_COALESCED}, 0)) AS merged,
           sum(IF(exact, {size}, 0)) AS outputs,
+          percentile(scheduled_ms, {quantiles}) AS scheduled_ms,
+          percentile(scheduled_ms + dispatch_ms + ttft_ms, {quantiles}) AS ttft_scheduled_ms,
           CAST({"NULL" if lag is None else lag} AS DOUBLE) AS max_loop_lag_ms
         FROM run LEFT JOIN gaps USING (mode) GROUP BY mode ORDER BY mode DESC
         """

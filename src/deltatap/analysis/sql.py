@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from deltatap.analysis.metrics import COALESCED, GAPS, MERGED_COALESCED, MERGED_GAPS, METRICS, SIZES, with_parts
+from deltatap.analysis.metrics import (
+    COALESCED,
+    FROM_SCHEDULE,
+    GAPS,
+    MERGED_COALESCED,
+    MERGED_GAPS,
+    METRICS,
+    SIZES,
+    with_parts,
+)
 from deltatap.delta import tables
 from deltatap.delta.sums import total_sql
 
@@ -53,8 +62,9 @@ def measured_sql(settings: Settings, captures: str) -> str:
     """Rows of captures (a query) with their metrics, and whether their times count."""
     slo = settings.analysis.slo.bounds
     # A null metric is within its bound: a whole answer has neither TTFT nor TPOT. A row that reuses an answer
-    # (capture.reuse) has no start and no times at all.
-    within = [f"coalesce({name} <= {bound}, true)" for name, bound in slo.items()]
+    # (capture.reuse) has no start and no times at all. A scheduled request is measured from its scheduled time.
+    times = {name: f"coalesce({FROM_SCHEDULE[name]}, {name})" if name in FROM_SCHEDULE else name for name in slo}
+    within = [f"coalesce({times[name]} <= {bound}, true)" for name, bound in slo.items()]
     good = " AND ".join(within) or "CAST(NULL AS BOOLEAN)"
     columns = [f"{_unless_merged(metric.sql, metric.merged_sql)} AS {metric.name}" for metric in METRICS]
     late = late_sql(settings)

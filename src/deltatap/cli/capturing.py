@@ -67,7 +67,7 @@ def capture(
         from deltatap.driver.source import misspelled  # noqa: PLC0415
 
         spark = session(settings, console)
-        show_estimate(console, estimate_run(spark, settings, prices))
+        show_estimate(console, estimate_run(spark, settings, prices), settings.capture.arrivals)
         for line in misspelled(spark, settings):
             say(console, line, "warning")
         return OK

@@ -184,6 +184,12 @@ CAPTURES: tuple[Column, ...] = (
         "times and tokens are null",
         added=True,
     ),
+    Column(
+        "scheduled_ms",
+        DOUBLE,
+        "from the scheduled time of the request (capture.arrivals) to the start of the last call; null without one",
+        added=True,
+    ),
 )
 # What a row takes from the row that it reuses.
 ANSWER = (

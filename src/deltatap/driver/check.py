@@ -69,6 +69,8 @@ def check(settings: Settings, session: Callable[[], SparkSession]) -> Iterator[F
         reachable = reachable and not (need.name == NETWORK and result.problems)
         yield from _findings(f"{need.name}, driver", result)
     yield from _price(settings)
+    if (schedule := settings.capture.arrivals) is not None:
+        yield Finding("arrivals", "ok", str(schedule))
     spark = session()
     yield _runtime(spark)
     yield from _tables(spark, settings)

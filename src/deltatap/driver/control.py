@@ -7,7 +7,10 @@ Pure, apart from counting journal files. Leaves permits to ``pacer.py``, stops t
 from __future__ import annotations
 
 import statistics
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from deltatap.messages import POLL_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -16,6 +19,10 @@ if TYPE_CHECKING:
     from deltatap.state import RunState
 
 _JOURNAL_FILES = 1000
+# The schedule does not wait longer than this for workers that have not started.
+_STRAGGLERS_S = 30.0
+# Time for each worker to read when the schedule begins, before it begins.
+_NOTICE_S = 2 * POLL_S
 
 
 def backlog(state: RunState) -> bool:
@@ -49,3 +56,33 @@ def mean_output_tokens(beats: Iterable[Heartbeat]) -> float | None:
     """The mean of the workers' means; None if no worker reports one."""
     means = [beat.mean_output_tokens for beat in beats if beat.mean_output_tokens is not None]
     return statistics.fmean(means) if means else None
+
+
+@dataclass(slots=True)
+class Opening:
+    """Decides when the schedule of ``capture.arrivals`` begins: soon after the workers of all parts are ready.
+
+    Attributes:
+        parts: how many parts the plan has.
+        begins_at: in seconds since the epoch; None while it is not decided. Once decided, it does not change, so the
+            attempts of a part follow one schedule.
+    """
+
+    parts: int
+    begins_at: float | None = None
+    _first: float | None = None
+
+    def turn(self, beats: Iterable[Heartbeat], now: float) -> float | None:
+        """Read the heartbeats; returns `begins_at`.
+
+        Args:
+            beats: of the run's workers.
+            now: in seconds since the epoch.
+        """
+        ready = len({beat.part for beat in beats})
+        if self.begins_at is None and ready:
+            self._first = now if self._first is None else self._first
+            # The cluster may have fewer slots than the plan has parts.
+            if ready == self.parts or now - self._first >= _STRAGGLERS_S:
+                self.begins_at = now + _NOTICE_S
+        return self.begins_at

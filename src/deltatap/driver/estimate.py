@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, Row, SparkSession
     from rich.console import Console
 
-    from deltatap.config import Settings
+    from deltatap.config import Arrivals, Settings
     from deltatap.prices import Prices
 
 _COUNTED = (
@@ -208,8 +208,8 @@ def _earlier(spark: SparkSession, settings: Settings, model: str) -> Lengths:
     return Lengths(elsewhere=tuple(other["endpoint"] for other in others))
 
 
-def show(console: Console, found: Sequence[Estimate]) -> None:
-    """Print an estimate."""
+def show(console: Console, found: Sequence[Estimate], schedule: Arrivals | None = None) -> None:
+    """Print an estimate, and how long the run takes if its requests have a schedule."""
     if not any(one.requests or one.bad for one in found):
         console.print("nothing is owed: every request has a final row; no call was made", highlight=False)
         return
@@ -220,6 +220,9 @@ def show(console: Console, found: Sequence[Estimate]) -> None:
         for one in listed:
             if not one.called:
                 console.print(f"{one.mode}: {_saved(one)}", highlight=False, soft_wrap=True)
+    if schedule is not None:
+        calls = sum(one.requests for one in found if one.called)
+        console.print(schedule.of(calls), highlight=False, soft_wrap=True)
 
 
 def _show_model(console: Console, model: str, found: Sequence[Estimate]) -> None:

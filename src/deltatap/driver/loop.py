@@ -66,6 +66,7 @@ class CaptureLoop:
         self._signalled, self._ends_at = signalled, ends_at
         self._pacer = Pacer(run.settings.bounds, plan.spent)
         self._shutdown = Shutdown(run.settings.timeouts.grace_s, run.settings.timeouts.total_s)
+        self._opening = None if plan.calls is None else control.Opening(len(plan.calls))
         self._models: list[str] = []
         self._succeeded = any(plan.before.get(status) for status in ("completed", "interrupted"))
         self.notes: list[str] = []
@@ -109,7 +110,9 @@ class CaptureLoop:
         """Run one action over the paid UDF. Captures go to the journal; tasks skip captures that exist already."""
         run = self._run
         secrets = read_secrets(run.settings.endpoint)
-        task = CaptureTask(run.settings, run.prices, run.lease.run_id, run.state.folder, run.lease.epoch, secrets)
+        task = CaptureTask(
+            run.settings, run.prices, run.lease.run_id, run.state.folder, run.lease.epoch, secrets, self._plan.calls
+        )
         parts = len(self._plan.files.part_files())
         run.spark.range(0, parts, 1, parts).select(part_udf(task)("id").alias("receipt")).collect()
 
@@ -147,6 +150,7 @@ class CaptureLoop:
                 grace_s=self._shutdown.grace_s,
                 permits=permits,
                 mean_output_tokens=control.mean_output_tokens(beats),
+                begins_at=None if self._opening is None else self._opening.turn(beats, time.time()),
             )
         )
         progress = snapshot(self._plan.requests, beats, cool_s)

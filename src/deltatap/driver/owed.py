@@ -237,7 +237,7 @@ def _captures(spark: SparkSession, settings: Settings) -> DataFrame:
 
 @contextmanager
 def owed_requests(
-    spark: SparkSession, settings: Settings, run_id: str, building: Building | None = None
+    spark: SparkSession, settings: Settings, run_id: str, building: Building | None = None, *, settled: int = 0
 ) -> Iterator[DataFrame]:
     """The requests without a final row, in each mode that is captured, each with the earlier calls of this run.
 
@@ -246,6 +246,7 @@ def owed_requests(
         settings: of the run.
         run_id: the run.
         building: builds the requests, if that has begun already.
+        settled: how many final rows the run has, from its earlier starts; ``capture.limit`` counts them.
 
     Raises:
         ConfigError: if Spark cannot read the prompts, also while the caller uses the requests.
@@ -262,7 +263,7 @@ def owed_requests(
             found = _unsettled(built, _captures(spark, settings), settings, run_id)
         found = found.select(*(column.name for column in columns.OWED))
         limit = settings.capture.limit
-        yield found if limit is None else found.orderBy("request_id", "mode").limit(limit)
+        yield found if limit is None else found.orderBy("request_id", "mode").limit(max(0, limit - settled))
     except Exception as error:
         if not is_of_spark(error):
             raise

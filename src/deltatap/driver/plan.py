@@ -21,9 +21,10 @@ from deltatap.delta.sums import MOST
 from deltatap.driver import owed, reuse, runs, source
 from deltatap.driver.pacer import Spent
 from deltatap.errors import ConfigError
+from deltatap.worker.arrivals import calls_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from pyspark.sql import DataFrame
 
@@ -48,6 +49,7 @@ class Plan:
         reused: how many requests got the answers of earlier rows.
         final: how many final rows earlier starts of the run left.
         before: the run's totals from its earlier starts; empty if there were none.
+        calls: how many calls each part has; None without ``capture.arrivals``.
     """
 
     files: PlanState
@@ -56,6 +58,7 @@ class Plan:
     reused: int = 0
     final: int = 0
     before: Mapping[str, Any] = field(default_factory=dict)
+    calls: tuple[int, ...] | None = None
 
     @property
     def owed(self) -> int:
@@ -91,7 +94,7 @@ def make_plan(run: ActiveRun, landing: Landing, building: owed.Building) -> Plan
     files, tasks = run.state.plan(lease.epoch), task_count(settings, building.slots)
     with (
         run.console.status("planning: looking for requests without a final row"),
-        owed.owed_requests(spark, settings, lease.run_id, building) as found,
+        owed.owed_requests(spark, settings, lease.run_id, building, settled=final) as found,
     ):
         earlier = reuse.answers(spark, settings) if settings.capture.reuse else None
         called = reuse.without_answers(found, earlier)
@@ -100,7 +103,10 @@ def make_plan(run: ActiveRun, landing: Landing, building: owed.Building) -> Plan
     if reused:
         before["completed"] = before.get("completed", 0) + reused
         final += reused
-    return Plan(files, tasks, requests, reused, final, before)
+    calls = None
+    if settings.capture.arrivals is not None:
+        calls = tuple(calls_of(path, reuse=settings.capture.reuse) for path in files.part_files())
+    return Plan(files, tasks, requests, reused, final, before, calls)
 
 
 def _earlier_starts(run: ActiveRun) -> tuple[dict[str, Any], int]:
@@ -142,7 +148,9 @@ def announce(run: ActiveRun, plan: Plan, slots: int) -> list[str]:
         f"run {run.lease.run_id}: {plan.requests:,} {'request' if plan.requests == 1 else 'requests'} owed, "
         f"up to {capture.concurrency} concurrent streams to {settings.endpoint.label}"
     )
-    for line in source.misspelled(run.spark, settings):
+    if capture.arrivals is not None:
+        run.say(capture.arrivals.of(sum(plan.calls or ())))
+    for line in (*_too_fast(settings), *source.misspelled(run.spark, settings)):
         run.say(line, style="yellow")
     unpriced = [model for model in models(plan.files) if run.prices.find(model) is None]
     if unpriced and settings.budget.cost_usd is not None:
@@ -156,6 +164,16 @@ def announce(run: ActiveRun, plan: Plan, slots: int) -> list[str]:
             style="yellow",
         )
     return notes
+
+
+def _too_fast(settings: Settings) -> Iterator[str]:
+    """A warning if the schedule is faster than the run's own limit."""
+    limit, arrivals = settings.limits.requests_per_minute, settings.capture.arrivals
+    if limit is not None and arrivals is not None and limit < 60 * arrivals.per_second:
+        yield (
+            f"limits.requests_per_minute allows {limit:,.10g} requests, but {60 * arrivals.per_second:,.10g} arrive in "
+            "a minute: requests will start later and later"
+        )
 
 
 def task_count(settings: Settings, slots: int) -> int:

@@ -119,7 +119,10 @@ def _show_times(console: Console, times: Sequence[Mapping[str, Any]], *, several
     quantiles.add_column("ms, completed rows")
     for name in ("p50", "p90", "p99"):
         quantiles.add_column(name, justify="right")
-    columns = {"TTFT": "ttft_ms", "inter-chunk latency": "gap_ms", "end to end": "e2e_ms", "loop lag": "lag_ms"}
+    columns = {
+        "TTFT": "ttft_ms", "inter-chunk latency": "gap_ms", "end to end": "e2e_ms", "loop lag": "lag_ms",
+        "start after its scheduled time": "scheduled_ms", "TTFT from its scheduled time": "ttft_scheduled_ms",
+    }  # fmt: skip
     for row in times:
         for name, column in columns.items():
             if row[column] is not None:

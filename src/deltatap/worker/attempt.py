@@ -16,6 +16,7 @@ from deltatap.http.credentials import credential_of
 from deltatap.http.route import route_of
 from deltatap.messages import Heartbeat
 from deltatap.state import RunState
+from deltatap.worker.arrivals import due_times
 from deltatap.worker.bootstrap import context_of, running_engine, streams_of
 from deltatap.worker.jobs import BATCH_ROWS, jobs_of_part
 from deltatap.worker.journal import JournalWriter, journaled_rows, warm_up
@@ -40,6 +41,7 @@ class CaptureTask:
         folder: the run's state folder.
         epoch: of the lease and of the plan.
         secrets: from secret scopes, which a worker cannot read.
+        calls: how many calls each part has; None without ``capture.arrivals``.
     """
 
     settings: Settings
@@ -48,6 +50,7 @@ class CaptureTask:
     folder: Path
     epoch: int
     secrets: Secrets | None = None
+    calls: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +96,15 @@ def capture_part(task: CaptureTask, part: int) -> Receipt:
     journal = JournalWriter(
         state.journal, f"{task.folder.name}-{claim}", context, plan=epoch, part=part, flush_s=settings.state.flush_s
     )
+    arrivals, calls = settings.capture.arrivals, task.calls
+    due = None if arrivals is None or calls is None else due_times(arrivals, calls, part)
     look_ahead = 2 * streams_of(settings) + BATCH_ROWS
     with (
         journal,
         running_engine(settings, credential, journal.put, look_ahead=look_ahead, route=route) as engine,
         Link(state, plan, claim, epoch, engine, journal, grace_s=settings.timeouts.grace_s),
     ):
-        for job in jobs_of_part(plan.part_files()[part], known, settings, task.prices):
+        for job in jobs_of_part(plan.part_files()[part], known, settings, task.prices, due):
             if not engine.submit(job):
                 break
         engine.join()

@@ -54,12 +54,14 @@ class Proceed:
         cool_s: no request starts for this many seconds.
         permit: the latest permit; None when there are no limits.
         mean_output_tokens: the mean over all workers; None when unknown.
+        begins_at: when the schedule begins, in seconds since the epoch; None while that is not known.
     """
 
     share: int
     cool_s: float = 0.0
     permit: Permit | None = None
     mean_output_tokens: float | None = None
+    begins_at: float | None = None
 
 
 class Client(Protocol):
@@ -344,12 +346,13 @@ class Engine:
         if not worth_a_row:
             self._drop(job)
             return
-        first, last = job.calls[0], job.calls[-1]
+        first, last, scheduled = job.calls[0], job.calls[-1], self._scheduler.scheduled(job)
         self._done(
             Capture(
                 job,
                 queued_ms=(first.started - job.planned) * 1e3,
                 loop_lag_ms=self._lag.worst_ms(since=last.started),
+                scheduled_ms=None if scheduled is None else (last.started - scheduled) * 1e3,
             )
         )
 
@@ -387,7 +390,11 @@ class Engine:
         self._scheduler.share = bounds.share
         self._scheduler.barred = False
         self._tally.give(bounds.permit, bounds.mean_output_tokens)
-        self._scheduler.cool_down(time.perf_counter() + bounds.cool_s)
+        now = time.perf_counter()
+        self._scheduler.cool_down(now + bounds.cool_s)
+        if bounds.begins_at is not None:
+            # Read once. Later steps of the wall clock do not move the schedule.
+            self._scheduler.begin(now + bounds.begins_at - time.time())
         self._wake.set()
 
     def _stop(self, grace_s: float | None) -> None:
@@ -412,7 +419,7 @@ class Engine:
         return {
             "open": self._scheduler.open,
             "requests": self.requests,
-            "wants": self._scheduler.wants,
+            "wants": self._scheduler.wants(now),
             "loop_lag_ms": self._lag.worst_ms(since=now - _LAG_S),
             "cool_s": cool_s,
             "fatal": None if self.fatal is None else str(self.fatal),

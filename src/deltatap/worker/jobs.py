@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from itertools import groupby, pairwise
+from itertools import groupby, pairwise, tee
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
@@ -18,6 +18,7 @@ from deltatap.http.faults import internal_error, is_fault
 from deltatap.model import INTERNAL_REQUEST, Expected, Job, Request
 from deltatap.prompts import wire
 from deltatap.tokens import count_text, known_encoding
+from deltatap.worker.arrivals import call_numbers
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -27,31 +28,40 @@ if TYPE_CHECKING:
     from deltatap.config import Settings
     from deltatap.model import Mode, Wire
     from deltatap.prices import Prices
+    from deltatap.worker.arrivals import Seconds
 
 BATCH_ROWS = 128
 # Servers refuse far fewer choices; a float cannot hold every number that a request may ask for.
 _MOST_CHOICES = 1_000_000
 
 
-def jobs_of_part(path: Path, known: Collection[int], settings: Settings, prices: Prices) -> Iterator[Job]:
-    """The jobs of a part, without the rows that are known.
+def jobs_of_part(
+    path: Path, known: Collection[int], settings: Settings, prices: Prices, due: Seconds | None = None
+) -> Iterator[Job]:
+    """The jobs of a part, without the rows that are known. `due` has the time of each call; None: all are due at once.
 
     A part holds the modes of one request next to each other; the second becomes the ``then`` of the first. With
     ``capture.reuse``, it holds identical requests next to each other, too; all but the first become its ``alike``.
     """
-    rows = (row for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS) for row in batch.to_pylist())
-    owed = ((at, columns) for at, columns in enumerate(rows) if at not in known)
     reuse = settings.capture.reuse
+    read = (row for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS) for row in batch.to_pylist())
+    rows, again = tee(read)
+    # Known rows count, too, so each call has the same number in every attempt.
+    numbers = call_numbers(((row["error"], row["request_hash"]) for row in again), reuse=reuse)
+    numbered = enumerate(zip(rows, numbers, strict=True))
+    owed = ((at, columns, number) for at, (columns, number) in numbered if at not in known)
 
-    def together(row: tuple[int, dict[str, Any]]) -> str:
+    def together(row: tuple[int, dict[str, Any], int | None]) -> str:
         return str(row[1]["request_hash" if reuse and row[1]["body"] is not None else "request_id"])
 
     for _, group in groupby(owed, together):
         first: dict[str, Job] = {}
-        for at, columns in group:
+        for at, columns, number in group:
             mode = columns["mode"]
             if (leader := first.get(mode)) is None:
                 first[mode] = _planned(columns, at, settings, prices)
+                if due is not None and number is not None:
+                    first[mode].due_s = float(due[number])
             else:
                 leader.alike.append(_alike(columns, at, leader))
         jobs = list(first.values())

@@ -77,6 +77,7 @@ def decide(control: Control | None, now: Situation) -> Stop | Proceed:
         cool_s=control.cool_s,
         permit=None if control.permits is None else control.permits.get(now.claim, Permit()),
         mean_output_tokens=control.mean_output_tokens,
+        begins_at=control.begins_at,
     )
 
 

@@ -236,6 +236,7 @@ def _values(row: Row, context: Context) -> dict[str, Any]:
         "request": body,
         "worker": context.worker,
         "reused_from": reused_from,
+        "scheduled_ms": capture.scheduled_ms,
     }
 
 

@@ -1,14 +1,19 @@
 """Decides which request of a worker may start now, and when the next one may start. Pure: time is passed in.
 
-Knows the worker's share of the run's streams, retries that are due later, cool-downs and stops. Leaves the calls
-themselves to ``engine.py``, and which outcomes are retried to ``retry.py``.
+Knows the worker's share of the run's streams, retries that are due later, cool-downs, stops, and the times at which
+new jobs are due. Leaves the calls themselves to ``engine.py``, which outcomes are retried to ``retry.py``, and the
+schedule of ``capture.arrivals`` to ``arrivals.py``.
 """
 
 from __future__ import annotations
 
 import heapq
+import math
 from collections import deque
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING
+
+from deltatap.messages import PERMIT_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +35,9 @@ class Scheduler:
         barred: whether the next job has no permit; the owner resets it when permits change.
     """
 
-    __slots__ = ("_cool_until", "_count", "_new", "_next_start", "_retries", "barred", "open", "share", "stopped")
+    __slots__ = (
+        "_began", "_cool_until", "_count", "_new", "_next_start", "_retries", "barred", "open", "share", "stopped",
+    )  # fmt: skip
 
     def __init__(self, share: int = 0) -> None:
         self.share = share
@@ -42,15 +49,28 @@ class Scheduler:
         self._count = 0
         self._cool_until = 0.0
         self._next_start = 0.0
+        self._began: float | None = None
 
     @property
     def waiting(self) -> int:
         """The number of jobs that have not started or wait for a retry."""
         return len(self._new) + len(self._retries)
 
+    def begin(self, at: float) -> None:
+        """Set when the schedule begins; only the first call counts. Until then, no job with a due time starts."""
+        if self._began is None:
+            self._began = at
+
+    def scheduled(self, job: Job) -> float | None:
+        """When a job's first call is due; None if it has no due time, or the schedule has not begun."""
+        return None if job.due_s is None or self._began is None else self._began + job.due_s
+
     def plan(self, job: Job) -> None:
-        """Add a new job."""
-        self._new.append(job)
+        """Add a new job. Jobs with due times arrive in their order."""
+        if job.due_s is None and self._new and self._new[0].due_s is not None:
+            self._new.appendleft(job)  # it waits for nothing
+        else:
+            self._new.append(job)
 
     def retry_at(self, job: Job, at: float) -> None:
         """Add a job to retry at a time."""
@@ -61,14 +81,20 @@ class Scheduler:
         """Start no jobs before a time; the latest such time counts."""
         self._cool_until = max(self._cool_until, until)
 
-    @property
-    def wants(self) -> int:
-        """The number of jobs that could start if only the share of streams limited them."""
-        return 0 if self.stopped else max(0, min(self.waiting, self.share - self.open))
+    def wants(self, now: float) -> int:
+        """The number of jobs that could start if only the share of streams limited them.
+
+        Jobs that are due while a permit given now is valid count, so that a permit is there when they are due.
+        """
+        if self.stopped:
+            return 0
+        free = max(0, self.share - self.open)
+        due = takewhile(lambda job: self._due(job) <= now + PERMIT_S, islice(self._new, free))
+        return min(free, len(self._retries) + sum(1 for _ in due))
 
     def next(self, now: float) -> Job | None:
         """The job that would start next; None when there is none."""
-        if self._retries and (self._retries[0][0] <= now or not self._new):
+        if self._retries and (self._retries[0][0] <= now or self._retries[0][0] <= self._new_at()):
             return self._retries[0][2]
         return self._new[0] if self._new else None
 
@@ -77,12 +103,13 @@ class Scheduler:
         if self._held() or now < self._next_start or now < self._cool_until:
             return None
         job = self.next(now)
-        if job is None or (self._retries and job is self._retries[0][2] and now < self._retries[0][0]):
+        is_retry = bool(self._retries) and job is self._retries[0][2]
+        if job is None or now < (self._retries[0][0] if is_retry else self._new_at()):
             return None
         if not permitted(job):
             self.barred = True
             return None
-        if self._retries and job is self._retries[0][2]:
+        if is_retry:
             heapq.heappop(self._retries)
         else:
             self._new.popleft()
@@ -98,8 +125,8 @@ class Scheduler:
         """When the next job may start if no event comes before; None if only an event can let a job start."""
         if self._held() or self.barred or not self.waiting:
             return None
-        ready = 0.0 if self._new else self._retries[0][0]
-        return max(self._next_start, self._cool_until, ready)
+        ready = min(self._new_at(), self._retries[0][0] if self._retries else math.inf)
+        return None if ready == math.inf else max(self._next_start, self._cool_until, ready)
 
     def waits_until(self) -> float | None:
         """When the next retry is due, if it is all that the worker waits for; None otherwise."""
@@ -122,6 +149,16 @@ class Scheduler:
         self._new.clear()
         self._retries.clear()
         return dropped
+
+    def _due(self, job: Job) -> float:
+        """When a new job may start: at once without a due time, never before the schedule begins."""
+        if job.due_s is None:
+            return 0.0
+        return math.inf if self._began is None else self._began + job.due_s
+
+    def _new_at(self) -> float:
+        """When the next new job may start; infinite if there is none."""
+        return self._due(self._new[0]) if self._new else math.inf
 
     def _held(self) -> bool:
         return self.stopped or self.open >= self.share

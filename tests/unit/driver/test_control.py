@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltatap.driver import control
-from deltatap.messages import Heartbeat
+from deltatap.messages import POLL_S, Heartbeat
 from deltatap.state import RunState
 
 if TYPE_CHECKING:
@@ -53,3 +53,24 @@ def test_a_backlog_is_more_journal_files_than_the_limit(tmp_path: Path, monkeypa
         assert not control.backlog(state)
         (state.journal / f"{at}.parquet").touch()
     assert control.backlog(state)
+
+
+def test_the_schedule_begins_when_the_workers_of_all_parts_are_ready() -> None:
+    opening = control.Opening(3)
+    assert opening.turn([], 100.0) is None
+    assert opening.turn(beats(2), 101.0) is None
+    begins_at = opening.turn(beats(3), 102.0)
+    assert begins_at == 102.0 + 2 * POLL_S, "every worker reads it before"
+    assert opening.turn(beats(3), 110.0) == begins_at, "a new attempt follows the same schedule"
+
+
+def test_two_attempts_at_a_part_are_one_worker() -> None:
+    again = Heartbeat(1, "00000-000002-y", 1)
+    assert control.Opening(2).turn([*beats(1), again], 100.0) is None
+
+
+def test_the_schedule_does_not_wait_for_workers_without_a_slot() -> None:
+    opening = control.Opening(3)
+    assert opening.turn(beats(1), 100.0) is None
+    assert opening.turn(beats(1), 129.9) is None
+    assert opening.turn(beats(1), 130.0) is not None

@@ -86,3 +86,25 @@ def test_a_run_without_requests_says_why(monkeypatch: pytest.MonkeyPatch, empty:
     settings = load_settings({"prompts": {"table": "main.llm.prompts"}})
     run: Any = SimpleNamespace(settings=settings, spark=None)
     assert announce(run, plan(requests=0), slots=4) == [note]
+
+
+def test_a_run_says_when_its_requests_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deltatap.driver.plan.models", lambda _: [])
+    monkeypatch.setattr("deltatap.driver.plan.source.misspelled", lambda *_: [])
+
+    def said(**limits: Any) -> list[str]:
+        lines: list[str] = []
+        settings = load_settings({"capture": {"arrivals": {"per_second": 2}}, "limits": limits, "prices": None})
+        lease = SimpleNamespace(run_id="r1")
+        say = lambda text, style=None: lines.append(text)  # noqa: ARG005, E731
+        run: Any = SimpleNamespace(settings=settings, spark=None, say=say, lease=lease)
+        assert announce(run, plan(calls=(5, 4)), slots=4) == []
+        return lines
+
+    arrivals = "arrivals: poisson, 2 per second (seed 0), about 4.5 s for 9 requests"
+    assert said()[1:] == [arrivals]
+    assert said(requests_per_minute=120)[1:] == [arrivals]
+    slow = (
+        "limits.requests_per_minute allows 60 requests, but 120 arrive in a minute: requests will start later and later"
+    )
+    assert said(requests_per_minute=60)[1:] == [arrivals, slow]

@@ -23,6 +23,7 @@ from deltatap.prompts import build_request
 from deltatap.state import LANDED, RunState
 from deltatap.worker import attempt, link
 from deltatap.worker import journal as journaling
+from deltatap.worker.arrivals import due_times
 from deltatap.worker.attempt import CaptureTask, capture_part
 from tests import prompts
 from tests.networks import serving
@@ -61,7 +62,9 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def driver(folder: Path, *, share: int = 8, epoch: int = 1, stop: str | None = None) -> Iterator[None]:
+def driver(
+    folder: Path, *, share: int = 8, epoch: int = 1, stop: str | None = None, begins_at: float | None = None
+) -> Iterator[None]:
     """Publish shares as the driver does."""
     state, over = RunState(folder), threading.Event()
 
@@ -70,7 +73,7 @@ def driver(folder: Path, *, share: int = 8, epoch: int = 1, stop: str | None = N
         while not over.wait(0.01):
             beat += 1
             shares = {heartbeat.claim: share for heartbeat in state.heartbeats() if not heartbeat.ended}
-            state.publish(Control(epoch, beat, shares, stop=stop))
+            state.publish(Control(epoch, beat, shares, stop=stop, begins_at=begins_at))
 
     thread = threading.Thread(target=publish)
     thread.start()
@@ -312,3 +315,32 @@ def test_a_worker_without_the_certificates_of_the_driver_says_so(tmp_path: Path,
     (last,) = RunState(work.folder).heartbeats()
     expected = "endpoint.tls.ca_file: /nowhere.pem: cannot be read: No such file or directory (in the Spark worker, "
     assert str(last.fatal).startswith(expected)
+
+
+def test_the_workers_of_several_parts_follow_one_schedule(tmp_path: Path, simulator: Simulation) -> None:
+    schedule = {"per_second": 40, "seed": 1}
+    work = task(tmp_path, simulator, asked(30), capture={"arrivals": schedule, "concurrency": 32})
+    parts = RunState(work.folder).plan(1).parts
+    (whole,) = parts.glob("*.parquet")
+    rows = pq.read_table(whole)
+    for number, part in enumerate((rows.slice(0, 20), rows.slice(20))):
+        pq.write_table(part, parts / f"part-{number:05d}-x.parquet")
+    work = replace(work, calls=(20, 10))
+    begins_at = time.time() + 1.0  # both are ready by then
+    with driver(work.folder, begins_at=begins_at):
+        threads = [threading.Thread(target=capture_part, args=(work, part)) for part in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    arrivals = work.settings.capture.arrivals
+    assert arrivals is not None
+    due = np.sort(np.concatenate([due_times(arrivals, (20, 10), part) for part in range(2)]))
+    rows_by_start = sorted(journal(work), key=lambda row: row["started_at"])
+    late = np.array([row["scheduled_ms"] for row in rows_by_start])
+    starts = np.array([row["started_at"].timestamp() for row in rows_by_start]) - begins_at
+    assert len(starts) == 30
+    assert (late >= 0).all()
+    # Each call started when its row says: at a time of the one schedule, plus the delay in the row.
+    scheduled = np.sort(starts - late / 1e3)
+    assert np.abs(scheduled - due).max() < 0.02

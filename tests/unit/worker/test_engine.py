@@ -551,3 +551,29 @@ def test_a_feeding_thread_that_waits_continues_when_there_is_room_for_several_jo
     for _ in range(30):
         unfinished.remove()
     assert unfinished.wait(0.0)
+
+
+def test_a_scheduled_call_starts_when_it_is_due_and_says_how_late() -> None:
+    client, delivered = Scripted({"b": [CaptureError("server", None, "down", 500)]}), Delivered()
+    jobs = [replace(job(body), due_s=due_s) for body, due_s in (("a", 0.0), ("b", 0.05), ("c", 0.1))]
+    with Engine(lambda: client, limits=LIMITS, look_ahead=8, deliver=delivered.put) as engine:
+        for each in jobs:
+            engine.submit(each)
+        engine.control(Proceed(share=4))
+        time.sleep(0.02)
+        assert client.started == [], "the schedule has not begun"
+        began, begins_at = time.perf_counter(), time.time()
+        engine.control(Proceed(share=4, begins_at=begins_at))
+        engine.join()
+    late = {capture.job.request.request_id: capture.scheduled_ms for capture in delivered.captures}
+    assert client.started.count("b") == 2, "a retry is not an arrival"
+    for each in jobs:
+        name, scheduled_ms = each.request.request_id, late[each.request.request_id]
+        last = each.calls[-1].started
+        assert scheduled_ms is not None
+        assert scheduled_ms >= 0
+        assert abs(scheduled_ms - (last - began - (each.due_s or 0.0)) * 1e3) < 5, f"{name}: of the last call"
+
+
+def test_a_call_outside_the_schedule_has_no_scheduled_time() -> None:
+    assert run(Scripted(), ["a"]).captures[0].scheduled_ms is None

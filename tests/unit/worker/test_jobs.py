@@ -3,6 +3,7 @@ from __future__ import annotations
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -138,3 +139,16 @@ def test_the_input_of_a_body_that_fits_no_rule_is_counted_as_text() -> None:
 def test_an_absurd_number_of_choices_is_bounded() -> None:
     huge = Wire('{"model":"m","messages":[],"n":100000000}', "m", "stream", 10**8)
     assert jobs.expected_use(huge, settings(), Prices()).choices == 1_000_000
+
+
+def test_each_call_has_its_due_time_in_every_attempt(tmp_path: Path) -> None:
+    path = part(tmp_path, ("a", "stream"), ("bad", "stream"), ("b", "stream"), ("c", "stream"))
+
+    def found(known: set[int], **capture: Any) -> list[tuple[int, float | None]]:
+        jobs = jobs_of_part(path, known, settings(capture=capture), Prices(), np.array([0.5, 1.5, 2.5]))
+        return [(job.row, job.due_s) for job in jobs]
+
+    assert found(set()) == [(0, 0.5), (1, None), (2, 1.5), (3, 2.5)]
+    assert found({0, 2}) == [(1, None), (3, 2.5)]
+    # All have the same body, so they are called once.
+    assert found(set(), reuse=True) == [(0, 0.5), (1, None), (2, 1.5)]

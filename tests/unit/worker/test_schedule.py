@@ -5,6 +5,7 @@ from dataclasses import replace
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from deltatap.messages import PERMIT_S
 from deltatap.model import Job, Request, Wire
 from deltatap.worker.schedule import SPACING_S, Scheduler
 
@@ -115,17 +116,32 @@ class AnySequence(RuleBasedStateMachine):
         self.cool_until = 0.0
         self.waiting: set[int] = set()
         self.running: list[Job] = []
+        self.retried: set[int] = set()
         self.count = 0
 
     @initialize(share=st.integers(0, 4))
     def begin(self, share: int) -> None:
         self.scheduler = Scheduler(share)
+        self.began: float | None = None
+        self.due_s = 0.0
 
     @rule()
     def plan(self) -> None:
         self.scheduler.plan(job(self.count))
         self.waiting.add(self.count)
         self.count += 1
+
+    @rule(seconds=st.floats(0, 3))
+    def plan_on_the_schedule(self, seconds: float) -> None:
+        self.due_s += seconds
+        self.scheduler.plan(replace(job(self.count), due_s=self.due_s))
+        self.waiting.add(self.count)
+        self.count += 1
+
+    @rule()
+    def begin_the_schedule(self) -> None:
+        self.began = self.now if self.began is None else self.began
+        self.scheduler.begin(self.now)
 
     @rule(seconds=st.floats(0, 3))
     def time_passes(self, seconds: float) -> None:
@@ -150,6 +166,9 @@ class AnySequence(RuleBasedStateMachine):
         if started is not None:
             assert self.now >= self.cool_until
             assert len(self.running) < self.scheduler.share
+            if started.row not in self.retried and started.due_s is not None:
+                assert self.began is not None
+                assert self.now >= self.began + started.due_s
             self.waiting.remove(started.row)
             self.running.append(started)
 
@@ -160,6 +179,7 @@ class AnySequence(RuleBasedStateMachine):
             self.scheduler.ended()
             if retry:
                 self.scheduler.retry_at(ended, self.now + seconds)
+                self.retried.add(ended.row)
                 self.waiting.add(ended.row)
 
     @invariant()
@@ -175,11 +195,69 @@ TestAnySequence = AnySequence.TestCase
 def test_a_job_without_a_permit_waits_for_the_next_message() -> None:
     scheduler = Scheduler(share=2)
     scheduler.plan(job(0))
-    assert scheduler.wants == 1
+    assert scheduler.wants(10.0) == 1
     assert scheduler.start(10.0, lambda _: False) is None
     assert scheduler.barred
     assert scheduler.wake_at() is None, "no timer: only the driver's message can change this"
     assert scheduler.waiting == 1
     scheduler.barred = False
     assert scheduler.start(10.0, lambda _: True) is not None
-    assert (scheduler.wants, scheduler.open) == (0, 1)
+    assert (scheduler.wants(10.0), scheduler.open) == (0, 1)
+
+
+def due(row: int, due_s: float) -> Job:
+    return replace(job(row), due_s=due_s)
+
+
+def test_a_job_starts_when_it_is_due_and_not_before_the_schedule_begins() -> None:
+    scheduler = Scheduler(share=9)
+    scheduler.plan(due(0, 1.0))
+    scheduler.plan(due(1, 3.0))
+    assert (scheduler.start(50.0), scheduler.wake_at(), scheduler.wants(50.0)) == (None, None, 0)
+    scheduler.begin(60.0)
+    scheduler.begin(70.0)  # a later message says the same in other words
+    assert scheduler.wake_at() == 61.0
+    assert scheduler.start(60.9) is None
+    assert drain(scheduler, 61.0) == [0]
+    assert scheduler.wake_at() == 63.0
+    assert scheduler.scheduled(due(2, 5.0)) == 65.0
+
+
+def test_jobs_that_a_full_share_has_delayed_start_as_soon_as_possible() -> None:
+    scheduler = Scheduler(share=1)
+    scheduler.begin(0.0)
+    for row in range(3):
+        scheduler.plan(due(row, float(row)))
+    assert drain(scheduler, 9.0) == [0]
+    scheduler.ended()
+    assert drain(scheduler, 9.5) == [1]
+
+
+def test_a_retry_does_not_wait_for_the_schedule_nor_the_schedule_for_a_retry() -> None:
+    scheduler = Scheduler(share=9)
+    scheduler.begin(0.0)
+    scheduler.plan(due(0, 10.0))
+    scheduler.retry_at(job(9), 5.0)
+    assert scheduler.wake_at() == 5.0
+    assert drain(scheduler, 5.0) == [9]
+    scheduler.retry_at(job(9), 20.0)
+    assert scheduler.wake_at() == 10.0
+    assert drain(scheduler, 10.0) == [0]
+
+
+def test_a_job_without_a_due_time_overtakes_the_schedule() -> None:
+    scheduler = Scheduler(share=9)
+    scheduler.begin(0.0)
+    scheduler.plan(due(0, 10.0))
+    scheduler.plan(job(1))
+    assert drain(scheduler, 1.0) == [1]
+
+
+def test_a_worker_wants_permits_shortly_before_its_jobs_are_due() -> None:
+    scheduler = Scheduler(share=2)
+    scheduler.begin(0.0)
+    for row in range(4):
+        scheduler.plan(due(row, 10.0 + row / 10))
+    assert scheduler.wants(10.0 - PERMIT_S - 0.1) == 0
+    assert scheduler.wants(10.0 - PERMIT_S) == 1
+    assert scheduler.wants(10.0) == 2, "the share is the limit"
