@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 PANELS = {
-    "Capture": ["init", "capture", "load", "check", "stop"],
+    "Capture": ["init", "capture", "load", "check", "stop", "sweep"],
     "Results": ["runs", "show", "failures", "analyze", "compare", "report", "trend"],
     "Endpoints for tests": ["replay", "simulate"],
 }

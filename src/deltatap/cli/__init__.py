@@ -8,6 +8,7 @@ from deltatap.cli.capturing import capture, check, load, stop
 from deltatap.cli.looking import analyze, compare, failures, report, runs, show
 from deltatap.cli.runner import CONDITION_HOLDS, CONFIGURATION, EXTRAS, FAILED, OK, TOO_MANY_ERRORS, app, run, run_job
 from deltatap.cli.serving import replay, simulate
+from deltatap.cli.sweeping import sweep
 from deltatap.cli.trending import trend
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
     "show",
     "simulate",
     "stop",
+    "sweep",
     "trend",
 ]

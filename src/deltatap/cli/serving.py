@@ -110,6 +110,9 @@ def simulate(
     tokens_per_minute: Annotated[
         float | None, typer.Option(help="Maximum tokens per minute. Requests above the limit get a 429.")
     ] = None,
+    slots: Annotated[
+        int | None, typer.Option(min=1, help="Maximum answers at once. Further requests wait for a free slot.")
+    ] = None,
 ) -> None:
     """Serve a simulated endpoint, OpenAI- and Anthropic-compatible, that injects faults and records what it sent.
 
@@ -147,6 +150,7 @@ def simulate(
             api_key_env=api_key_env,
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
+            slots=slots,
         )
         encoding(ENCODING)  # Loaded before the first call, so that no call waits for it.
         with listen(host, port) as listening:

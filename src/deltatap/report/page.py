@@ -44,7 +44,7 @@ def write_report(reader: Reader, settings: Settings, run_ids: Sequence[str], pat
     Raises:
         ConfigError: there is no such run, no run has rows, or the file cannot be written.
     """
-    _make_folder(path)
+    make_folder(path)
     if run_ids:
         require_runs(reader, settings, run_ids)
     else:
@@ -59,7 +59,7 @@ def write_report(reader: Reader, settings: Settings, run_ids: Sequence[str], pat
     return list(run_ids)
 
 
-def _make_folder(path: Path) -> None:
+def make_folder(path: Path) -> None:
     """Create the folder of the page, before the queries take their time."""
     problem = ""
     if URI.match(str(path)):

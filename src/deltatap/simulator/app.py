@@ -11,6 +11,7 @@ import hashlib
 import math
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,7 @@ from deltatap.simulator.stream import BrokenOff, Stream
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from contextlib import AbstractAsyncContextManager
 
     from starlette.requests import Request
     from starlette.types import Receive, Scope, Send
@@ -55,6 +57,7 @@ class SimulatorSettings:
         api_key_env: name of the environment variable with the key that clients must send; None for no key.
         keep_calls: number of calls whose texts and times are kept.
         requests_per_minute, tokens_per_minute: limits for any sixty seconds. A call above them gets a 429.
+        slots: maximum number of answers that are generated at once; further calls wait in order. None: no maximum.
     """
 
     seed: int = 0
@@ -66,6 +69,7 @@ class SimulatorSettings:
     keep_calls: int = 50_000
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
+    slots: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,7 @@ class Simulator:
     def __init__(self, settings: SimulatorSettings) -> None:
         self.settings = settings
         self.record = Record(settings.keep_calls)
+        self._slots = _slots(settings)
         for text in settings.faults:
             parse(text)
 
@@ -124,13 +129,14 @@ class Simulator:
         return JSONResponse({})
 
     async def _change(self, request: Request) -> Response:
-        """Change faults, in_a_row or the pace of the running simulator."""
+        """Change faults, in_a_row, the pace or other settings of the running simulator."""
         body = await request.json()
         try:
             for text in body.get("faults", {}):
                 parse(text)
             pace = replace(self.settings.pace, **body.pop("pace", {}))
             self.settings = replace(self.settings, pace=pace, **body)
+            self._slots = _slots(self.settings)
         except (BadFaultError, TypeError) as error:
             return JSONResponse({"error": str(error)}, 400)
         return JSONResponse({})
@@ -201,7 +207,6 @@ class Simulator:
         if "cut_first" in fault:
             transport.close()
             raise BrokenOff
-        api = incoming.api
         found = answers(incoming.parsed, call.key, self.settings.seed, self.settings.pace, fault.names)
         limits = self._limits(call, incoming.input_tokens + sum(answer.tokens for answer in found))
         if refusal := _refused(incoming, fault, limits):
@@ -214,6 +219,23 @@ class Simulator:
             return "broken"
         if reason := next((name for name in ("content_filter", "length") if name in fault), None):
             found = [replace(answer, finish_reason=reason) for answer in found]
+        async with self._slots:
+            call.began = time.monotonic()
+            return await self._generate(incoming, call, fault, found, limits, receive, send, scope)
+
+    async def _generate(
+        self,
+        incoming: _Incoming,
+        call: Call,
+        fault: Fault,
+        found: list[Answer],
+        limits: Mapping[str, str],
+        receive: Receive,
+        send: Send,
+        scope: Scope,
+    ) -> str:
+        """Write the answer; returns how the call ended."""
+        api, transport = incoming.api, scope["extensions"]["transport"]
         facts = _facts(incoming, call, fault, found)
         frames = api.frames(facts)
         headers = {api.request_id_headers[0]: f"req_sim{call.number:08d}", "openai-processing-ms": "1", **limits}
@@ -260,6 +282,10 @@ class Simulator:
         if "retry-after" not in headers:
             record.accept(call.started, tokens)
         return headers
+
+
+def _slots(settings: SimulatorSettings) -> AbstractAsyncContextManager[None]:
+    return nullcontext() if settings.slots is None else asyncio.Semaphore(settings.slots)
 
 
 def _refused(incoming: _Incoming, fault: Fault, limits: dict[str, str]) -> Response | None:

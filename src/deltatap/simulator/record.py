@@ -44,6 +44,7 @@ class Call:
         usage: as reported, with the field names of chat completions.
         ended: done, refused, broken (by a fault), or client_gone.
         started: when the request had arrived.
+        began: when the simulator began to generate the answer; 0 if it did not.
         bearer_sha256: sha256 of the API key; None if the request had none.
     """
 
@@ -54,6 +55,7 @@ class Call:
     model: str
     attempt: int
     started: float
+    began: float = 0.0
     fault: str | None = None
     http_status: int = 0
     streamed: bool = False

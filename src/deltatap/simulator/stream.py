@@ -86,7 +86,7 @@ class Stream:
         return "broken" if "bad_json" in self.fault else "done"
 
     async def _pieces(self, answers: Sequence[Answer]) -> None:
-        """Write the pieces of all choices. Each is due at a time since the call's start, so delays do not add up."""
+        """Write the pieces of all choices. Each is due at a time since the answer's start, so delays do not add up."""
         call, fault = self.call, self.fault
         total = sum(len(answer.pieces) for answer in answers)
         breaks_at = fault.piece if fault.piece is not None else max(1, total // 2)
@@ -96,7 +96,7 @@ class Stream:
         for due, index, piece in merge(*(_timed(index, answer) for index, answer in enumerate(answers))):
             if sent == breaks_at:
                 await self._break()
-            await asyncio.sleep(max(0.0, call.started + due - time.monotonic()))
+            await asyncio.sleep(max(0.0, call.began + due - time.monotonic()))
             if "comments" in fault:
                 await self._write(shapes.COMMENT)
             if "empty_choices" in fault and sent % 5 == 0:
@@ -108,7 +108,7 @@ class Stream:
             without_role.discard(index)
             now = time.monotonic()
             if due:
-                self.record.late_by(now - call.started - due)
+                self.record.late_by(now - call.began - due)
             call.write(now, index, piece)
             if together:
                 await self._all(self.frames.role(index, piece.text))
@@ -189,7 +189,7 @@ class Stream:
 
 
 def _timed(index: int, answer: Answer) -> Iterator[tuple[float, int, Piece]]:
-    """When each piece of a choice is due, in seconds since the call's start."""
+    """When each piece of a choice is due, in seconds since the answer's start."""
     due = 0.0
     for wait, piece in zip(answer.waits_s, answer.pieces, strict=True):
         due += wait

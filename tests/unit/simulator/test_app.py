@@ -311,3 +311,26 @@ def test_limits_per_minute_are_enforced_and_reported(simulator: Simulation) -> N
     assert (first[1]["x-ratelimit-remaining-requests"], second[1]["x-ratelimit-remaining-requests"]) == ("1", "0")
     assert 0 < float(third[1]["retry-after"]) <= 60
     assert 0 < int(second[1]["x-ratelimit-remaining-tokens"]) < 1000
+
+
+def test_answers_above_the_slots_wait_in_order() -> None:
+    pace = ("--ttft-ms", "100", "--itl-ms", "1", "--tokens", "2", "--sigma", "0")
+    with start_simulator("--slots", "2", *pace) as simulator:
+
+        async def call(number: int) -> None:
+            content: Any = [{"role": "user", "content": f"{number}"}]
+            async with AsyncOpenAI(base_url=simulator.base_url, api_key="x", max_retries=0) as client:
+                stream = await client.chat.completions.create(model="gpt-4o-mini", messages=content, stream=True)
+                async for _ in stream:
+                    pass
+
+        async def five() -> None:
+            await asyncio.gather(*map(call, range(5)))
+
+        asyncio.run(five())
+        calls = simulator.calls()
+    begins = sorted(call["began"] for call in calls)
+    assert begins[1] - begins[0] < 0.05
+    assert 0.09 < begins[2] - begins[0] < 0.3
+    assert 0.19 < begins[4] - begins[0] < 0.6
+    assert [call["number"] for call in sorted(calls, key=lambda call: call["began"])] == list(range(5))

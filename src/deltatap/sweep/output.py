@@ -1,0 +1,95 @@
+"""What ``deltatap sweep`` prints: a table of the stages, the result in words, and JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from deltatap.config import Settings
+    from deltatap.sweep.running import Swept
+    from deltatap.sweep.stages import Plan, Point
+
+# Requests that start this late distort a stage.
+_LATE_MS = 50.0
+
+
+def table(swept: Swept, plan: Plan) -> Table:
+    """The stages, in order of their rates."""
+    made = Table(box=None, padding=(0, 2, 0, 0))
+    first = "TTFT" if any(point.ttft_p50_ms is not None for point in swept.points) else "E2E"
+    for name in ("rate /s", "good", "goodput /s", f"{first} p50 ms", "p99 ms", "late p99 ms", "holds"):
+        made.add_column(name, justify="right", no_wrap=True)
+    for point in sorted(swept.points, key=lambda point: point.rate):
+        p50, p99 = times(point)
+        made.add_row(
+            f"{point.rate:,.3g}",
+            f"{point.good:,}/{point.requests:,}",
+            *(_number(value) for value in (point.good_per_s, p50, p99, point.delay_p99_ms)),
+            "yes" if point.holds(plan.share) else "no",
+        )
+    return made
+
+
+def times(point: Point) -> tuple[float | None, float | None]:
+    """The median and p99 of TTFT, or of E2E if the answers were not streamed."""
+    if point.ttft_p50_ms is None:
+        return point.e2e_p50_ms, point.e2e_p99_ms
+    return point.ttft_p50_ms, point.ttft_p99_ms
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:,.1f}"
+
+
+def bounds(slo: Mapping[str, float]) -> str:
+    """The bounds of ``analysis.slo``, in words."""
+    return " and ".join(f"{name} at most {bound:,.10g}" for name, bound in slo.items())
+
+
+def lines(swept: Swept, plan: Plan, settings: Settings) -> Iterator[str]:
+    """The result in words, and what distorts it."""
+    found = swept.found
+    what = f"{100 * plan.share:.10g} % of requests with {bounds(settings.analysis.slo.bounds)}"
+    if found is None:
+        yield f"sweep {swept.sweep} has not ended: {swept.reason}; the same command continues it"
+    elif found.rate is None:
+        yield f"no tested rate has {what}"
+    else:
+        low = "below all tested rates" if found.low is None else f"{found.low:,.3g}"
+        if found.high is not None:
+            yield f"{found.rate:,.3g} requests per second have {what} (between {low} and {found.high:,.3g})"
+        else:
+            more = "" if plan.rates else "; for higher rates, load more prompts or lower --duration"
+            yield f"{found.rate:,.3g} requests per second, the highest tested rate, have {what}{more}"
+    late = [point for point in swept.points if (point.delay_p99_ms or 0) > _LATE_MS]
+    if late:
+        worst = min(late, key=lambda point: point.rate)
+        yield (
+            f"from {worst.rate:,.3g} per second, requests started late (p99 {worst.delay_p99_ms:,.0f} ms): "
+            f"raise capture.concurrency ({settings.capture.concurrency:,}) to measure only the server"
+        )
+
+
+def as_json(swept: Swept, plan: Plan, settings: Settings) -> str:
+    """The sweep as JSON."""
+    result: dict[str, Any] = {"rate": None, "low": None, "high": None}
+    return json.dumps(
+        {
+            "sweep": swept.sweep,
+            "ended": swept.found is not None,
+            "reason": swept.reason,
+            **(result if swept.found is None else asdict(swept.found)),
+            "share": plan.share,
+            "duration_s": plan.duration_s,
+            "slo": settings.analysis.slo.bounds,
+            "stages": [{**asdict(point), "holds": point.holds(plan.share)} for point in swept.points],
+        },
+        indent=2,
+        ensure_ascii=False,
+    )

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from deltatap.config import load_settings
+from deltatap.sweep import output
+from deltatap.sweep.chart import write_chart
+from deltatap.sweep.running import Swept
+from deltatap.sweep.search import Found
+from deltatap.sweep.stages import Plan, Point
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SETTINGS = load_settings({"analysis": {"slo": {"ttft_ms": 500}}})
+PLAN = Plan((), 30.0, 0.95)
+FOUND = Found(4.0, 4.0, 8.0)
+POINTS = (
+    Point(4.0, 120, 120, "s-01", 3.9, 200.0, 300.0, 900.0, 990.0, 1.0),
+    Point(8.0, 240, 60, "s-02", 2.1, 800.0, 1900.0, 1500.0, 2990.0, 120.0),
+)
+
+
+def swept(found: Found | None = FOUND, **values: Any) -> Swept:
+    return Swept(**{"sweep": "s", "points": POINTS, "found": found, **values})
+
+
+def test_the_table_fits_into_80_columns() -> None:
+    out = io.StringIO()
+    Console(file=out, width=80).print(output.table(swept(), PLAN))
+    text = out.getvalue()
+    assert "…" not in text
+    assert [line.split() for line in text.splitlines()[1:]] == [
+        ["4", "120/120", "3.9", "200.0", "300.0", "1.0", "yes"],
+        ["8", "60/240", "2.1", "800.0", "1,900.0", "120.0", "no"],
+    ]
+
+
+def test_whole_answers_show_their_end() -> None:
+    point = Point(4.0, 120, 120, "s-01", 3.9, None, None, 900.0, 990.0, 1.0)
+    out = io.StringIO()
+    Console(file=out, width=80).print(output.table(swept(points=(point,)), PLAN))
+    assert "E2E p50 ms" in out.getvalue()
+    assert "900.0" in out.getvalue()
+
+
+def said(*arguments: Any, **values: Any) -> list[str]:
+    return list(output.lines(swept(*arguments, **values), PLAN, SETTINGS))
+
+
+def test_the_result_in_words() -> None:
+    what = "95 % of requests with ttft_ms at most 500"
+    late = "from 8 per second, requests started late (p99 120 ms): raise capture.concurrency (64) to measure only the server"
+    assert said() == [f"4 requests per second have {what} (between 4 and 8)", late]
+    calm = {"points": POINTS[:1]}
+    assert said(Found(4.0, None, 8.0), **calm) == [
+        f"4 requests per second have {what} (between below all tested rates and 8)"
+    ]
+    (top,) = said(Found(4.0, 4.0, None), **calm)
+    assert top.startswith(f"4 requests per second, the highest tested rate, have {what}; ")
+    assert said(Found(None, None, 4.0), **calm) == [f"no tested rate has {what}"]
+    assert said(None, reason="budget.requests: 5 is used up", **calm) == [
+        "sweep s has not ended: budget.requests: 5 is used up; the same command continues it"
+    ]
+
+
+def test_json_has_the_result_and_every_stage() -> None:
+    tree = json.loads(output.as_json(swept(), PLAN, SETTINGS))
+    assert (tree["sweep"], tree["ended"], tree["rate"], tree["low"], tree["high"]) == ("s", True, 4.0, 4.0, 8.0)
+    assert [(each["rate"], each["run_id"], each["holds"]) for each in tree["stages"]] == [
+        (4.0, "s-01", True), (8.0, "s-02", False),
+    ]  # fmt: skip
+    assert tree["slo"] == {"ttft_ms": 500}
+    unended = json.loads(output.as_json(swept(None, reason="stopped"), PLAN, SETTINGS))
+    assert (unended["ended"], unended["reason"], unended["rate"]) == (False, "stopped", None)
+
+
+def test_the_chart_opens_without_a_network(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "sweep.html"
+    write_chart(swept(sweep="<s>"), PLAN, SETTINGS, path)
+    page = path.read_text(encoding="utf-8")
+    assert "<title>deltatap: &lt;s&gt;</title>" in page
+    assert "<script src=" not in page
+    assert "goodput" in page
+    assert "4 requests per second have" in page
