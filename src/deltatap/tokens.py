@@ -101,8 +101,8 @@ def count_text(text: str, encoding_name: str) -> int:
 
 def token_ends(text: str, encoding_name: str) -> np.ndarray[Any, Any]:
     """Where each token of a text ends, in bytes of its UTF-8. There are as many as :func:`count_text` counts."""
-    sizes = token_sizes(encoding_name)
-    return np.concatenate([sizes[_encoded(piece, encoding_name)] for piece in _pieces(text)]).cumsum()
+    tokens = [_encoded(piece, encoding_name) for piece in _pieces(text)]
+    return token_sizes(encoding_name)[np.concatenate(tokens)].cumsum()
 
 
 @functools.cache

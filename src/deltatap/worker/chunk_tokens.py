@@ -77,9 +77,9 @@ def _by_usage(received: Received, output: Array) -> Array | None:
         order = np.argsort(choice[place], kind="stable")
         firsts = np.flatnonzero(np.diff(choice[place][order], prepend=-1))
         ends = np.append(firsts[1:], len(order)) - 1
-        if used[-1] >= counts[order[ends]].sum():  # each choice was counted by itself, as vLLM and SGLang do
+        if used[-1] >= counts[order[ends]].sum():  # each choice was counted by itself, as vLLM does
             counts, place, starts = counts[order], place[order], firsts
-    grown = np.diff(counts, prepend=0)
+    grown = _steps(counts)
     grown[starts] = counts[starts]
     if (grown < 1).any() or (grown > _MOST).any():
         return None
@@ -112,14 +112,18 @@ def _keys(events: array[int], choices: array[int]) -> Array:
 def _by_text(received: Received, output: Array, texts: Texts, echoed: Mapping[tuple[int, int], int]) -> Array:
     """The tokens of each output, as tiktoken encodes the texts."""
     chunks = received.chunks
-    sizes = np.diff(np.frombuffer(chunks.end, np.intc), prepend=0)[output]
+    sizes = _steps(np.frombuffer(chunks.end, np.intc))[output]
     choice, kind = np.frombuffer(chunks.choice, np.intc)[output], np.frombuffer(chunks.kind, np.int8)[output]
     # The chunks of one text after the other. All sizes are added up, so that one search finds all tokens.
-    order = np.lexsort((kind, choice)) if (choice != choice[0]).any() or (kind != kind[0]).any() else slice(None)
-    choice, kind, ends = choice[order], kind[order], sizes[order].cumsum()
-    lasts = np.append(np.flatnonzero((choice[1:] != choice[:-1]) | (kind[1:] != kind[:-1])), len(ends) - 1)
+    order: Array | slice = slice(None)
+    lasts = [len(output) - 1]
+    if (choice != choice[0]).any() or (kind != kind[0]).any():
+        order = np.lexsort((kind, choice))
+        choice, kind = choice[order], kind[order]
+        lasts = [*np.flatnonzero((choice[1:] != choice[:-1]) | (kind[1:] != kind[:-1])).tolist(), *lasts]
+    ends = sizes[order].cumsum()
     start, found, missing = 0, [], dict(texts)
-    for last in lasts.tolist():
+    for last in lasts:
         key, end = (int(choice[last]), int(kind[last])), int(ends[last])
         at = start + echoed.get(key, 0)
         for tokens in missing.pop(key, ()):
@@ -128,7 +132,13 @@ def _by_text(received: Received, output: Array, texts: Texts, echoed: Mapping[tu
                 at += int(tokens[-1])
         start = end
     found += [np.full(len(tokens), start) for each in missing.values() for tokens in each]
-    until = np.searchsorted(np.concatenate(found), ends, "right") if found else np.zeros(len(ends), np.int64)
     made = np.empty(len(output), np.int32)
-    made[order] = np.diff(until, prepend=0)
+    made[order] = _steps(np.concatenate(found or [ends[:0]]).searchsorted(ends, "right"))
+    return made
+
+
+def _steps(values: Array) -> Array:
+    """The difference of each value to the one before it; of the first value, to 0. Faster than ``np.diff``."""
+    made = values.copy()
+    made[1:] -= values[:-1]
     return made

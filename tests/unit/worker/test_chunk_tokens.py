@@ -16,6 +16,7 @@ from deltatap.api.responses import ResponsesAccumulator
 from deltatap.model import OUTPUT_KINDS, Call
 from deltatap.tokens import count_text, encoding, token_ends
 from deltatap.worker.counting import _output
+from tests.unit.api.test_transcripts import EXPECTED, receive, transcript
 
 if TYPE_CHECKING:
     from deltatap.api.accumulate import Accumulator
@@ -264,3 +265,14 @@ def test_a_long_text_is_encoded_in_pieces(monkeypatch: pytest.MonkeyPatch) -> No
     events = [event(f"{first}{second}") for first, second in pairwise(f"{text} ")][::2]
     by_chunk, _, whole = counted(received(events))
     assert sum(by_chunk) == whole == count_text("".join(e["choices"][0]["delta"]["content"] for e in events), O200K)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_the_tokens_of_what_servers_send(name: str) -> None:
+    api, data = transcript(name)
+    got = receive(api, [data])
+    by_chunk, source, whole = counted(got)
+    assert source == {"vllm_both_fields": "usage", "openai_chat_logprobs": "logprobs"}.get(
+        name, "tiktoken" if by_chunk else None
+    )
+    assert sum(by_chunk) == (got.usage.output_tokens if source == "usage" and got.usage else whole)
