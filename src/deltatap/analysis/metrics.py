@@ -155,8 +155,9 @@ METRICS = (
         from_chunks=f"100 * ({_ALL_TOKENS} - {_READS}) / nullif({_ALL_TOKENS}, 0)",
         formula="share of the tokens that arrive together with the token before them, in one socket read: "
         "(tokens - socket reads with tokens) / tokens",
-        null_when="mode is `complete`; no token arrived; captured by an older version",
+        null_when="mode is `complete`; no token arrived; captured by an older version; the event loop ran late",
         unit="%",
+        merged_sql="CAST(NULL AS DOUBLE)",  # what arrived meanwhile was merged here, not on its way
     ),
     Metric(
         name="normalized_ms",
@@ -231,8 +232,8 @@ METRICS = (
 # The time from each output to the one before it in its choice. Outputs that arrived in one socket read have a gap of 0,
 # which says nothing about the model, so only the first output of a read counts.
 GAPS = "transform(filter(output, c -> c.gap_ms > 0), c -> c.gap_ms)"
-# The tokens of each output, and the socket read that brought them.
-SIZES = "transform(output, c -> named_struct('read', c.read, 'tokens', c.tokens))"
+# The tokens of each output, and the socket read that brought them. The read is null if a late loop merged chunks.
+SIZES = "transform(output, c -> named_struct('read', IF(merged, NULL, c.read), 'tokens', c.tokens))"
 COALESCED = "size(filter(output, c -> c.gap_ms = 0))"
 # The same for a row with the kernel's times whose event loop ran late. The kernel merges what arrives meanwhile, and
 # all of it gets the time of its last byte. So only outputs that had a read of their own count.

@@ -118,8 +118,10 @@ def _of_run(
             made.append(Card("median TPOT", f"{tpot:,.1f} ms", f"{rate}{series}"))
         size, burst = row["tokens_per_chunk"], row["burstiness"]
         if row["mode"] == "stream" and size["count"]:
-            together = f"{burst['p50']['value']:,.0f} % of tokens arrive together with the one before; {series}"
-            made.append(Card("tokens per chunk", f"{size['p50']['value']:,.1f}", together))
+            together = ""
+            if burst["count"]:
+                together = f"{burst['p50']['value']:,.0f} % of tokens arrive together with the one before; "
+            made.append(Card("tokens per chunk", f"{size['p50']['value']:,.1f}", f"{together}{series}"))
         made += _goodput(row, analysis, series, row["rows"] - unsent[series_key(row)])
     tokens = f"{_sum(metrics, 'input_tokens'):,} input tokens; last call per row only"
     made.append(Card("output tokens", f"{_sum(metrics, 'output_tokens'):,}", tokens))

@@ -237,7 +237,8 @@ def sizes_sql(measured: str) -> str:
         ), found AS (
           SELECT {keys}, 'chunk' AS what, tokens FROM pieces
           UNION ALL
-          SELECT {keys}, 'read' AS what, sum(tokens) AS tokens FROM pieces GROUP BY {keys}, request_id, read
+          SELECT {keys}, 'read' AS what, sum(tokens) AS tokens FROM pieces WHERE read IS NOT NULL
+          GROUP BY {keys}, request_id, read
         )
         SELECT {keys}, what, CAST(least(tokens, {SIZE}) AS INT) AS tokens, count(*) AS count
         FROM found GROUP BY ALL ORDER BY what, tokens

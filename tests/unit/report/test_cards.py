@@ -151,3 +151,10 @@ def test_rows_are_left_out_by_run_and_reason() -> None:
 
 def test_the_bounds_of_goodput_are_metrics() -> None:
     assert set(Slo.model_fields) <= {metric.name for metric in METRICS}
+
+
+def test_chunks_that_a_late_loop_merged_have_a_size_but_no_burstiness() -> None:
+    none = distribution(0.0, count=0)
+    none.p50.value = None
+    [(_, found)] = cards(gathered(metrics=[metrics_row(burstiness=none)]))
+    assert [card.detail for card in found if card.label == "tokens per chunk"] == ["m"]

@@ -87,12 +87,14 @@ def test_the_tokens_of_chunks_and_of_socket_reads(settings: Settings) -> None:
         row("b", chunks=chunks((1, 2))),
         row("older", chunks=chunks((1, None))),
         row("failed", chunks=chunks((1, 2)), status="interrupted"),
+        row("merged", chunks=chunks((1, 7), (1, 7)), loop_lag_ms=1e3, clock="kernel"),
+        row("late", chunks=chunks((1, 2)), loop_lag_ms=1e3, clock="process"),
     ]
     measured = measured_sql(settings, captures(settings))
     found = rows_of(query(settings, sizes_sql(measured), *made))
     assert [(each["what"], each["tokens"], each["count"]) for each in found] == [
-        ("chunk", 1, 1), ("chunk", 2, 3), ("chunk", 1000, 1), ("read", 1, 1), ("read", 2, 1), ("read", 4, 1),
-        ("read", 1000, 1),
+        ("chunk", 1, 1), ("chunk", 2, 3), ("chunk", 7, 2), ("chunk", 1000, 1),
+        ("read", 1, 1), ("read", 2, 1), ("read", 4, 1), ("read", 1000, 1),
     ]  # fmt: skip
 
 
