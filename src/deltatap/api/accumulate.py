@@ -43,10 +43,9 @@ from deltatap.model import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from io import StringIO
 
     from deltatap.api.alike import Alike
-    from deltatap.api.growing import ToolCall
+    from deltatap.api.growing import Text, ToolCall
 
 _DONE = b"[DONE]"
 # Variants of [DONE] that servers send, and the prefix that some servers repeat.
@@ -261,7 +260,7 @@ class Accumulator(ABC):
             choice = self._choices[index] = GrowingChoice(index)
         return choice
 
-    def _output(self, choice: GrowingChoice, into: StringIO | None, text: object, kind: int) -> None:
+    def _output(self, choice: GrowingChoice, into: Text | None, text: object, kind: int) -> None:
         """Add a piece of output. Empty text, or a value that is not text, adds nothing."""
         if type(text) is not str or not text:
             return

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from io import StringIO
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from deltatap.api.accumulate import Accumulator
 from deltatap.api.alike import Alike, around
 from deltatap.api.choices import RARE, ChoicesAccumulator, ChoicesApi, ChoicesFrames
 from deltatap.api.frames import Answer, ParsedRequest, Piece, call_id, logprob
-from deltatap.api.growing import GrowingChoice, ToolCall
+from deltatap.api.growing import GrowingChoice, Text, ToolCall
 from deltatap.api.input_tokens import InputTokens, count_messages, count_tools, without_rule
 from deltatap.api.values import decode, to_index, to_json
 from deltatap.model import CONTENT, REASONING, REFUSAL
@@ -99,7 +98,7 @@ class ChatAccumulator(ChoicesAccumulator):
                 rest[name] = value
         return rest
 
-    def _rest_of_text(self, choice: GrowingChoice, into: StringIO, value: object, *, finished: bool) -> object:
+    def _rest_of_text(self, choice: GrowingChoice, into: Text, value: object, *, finished: bool) -> object:
         if not into.tell():
             return value
         if type(value) is not str or (choice.messages == "pieces" and not finished):
@@ -252,7 +251,7 @@ def _rest_of_arguments(call: ToolCall, arguments: object) -> str | None:
         return arguments[len(known) :]
     value = _parsed(known)
     if value == "{}":
-        call.arguments = StringIO()
+        call.arguments = Text()
         return arguments
     return None if value is not None and value == _parsed(arguments) else arguments
 

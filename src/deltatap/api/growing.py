@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 import math
+from codecs import utf_8_decode
 from dataclasses import dataclass, field
-from io import StringIO
 from typing import Any
 
 from deltatap.api.codes import names_failure
 from deltatap.api.values import joined, to_json
 from deltatap.model import Choice
+
+
+class Text:
+    """A text while its pieces arrive. UTF-8: `StringIO` keeps an object of more than 50 bytes for each piece."""
+
+    __slots__ = ("_size", "_utf8")
+
+    def __init__(self) -> None:
+        self._utf8 = bytearray()
+        self._size = 0
+
+    def write(self, piece: str) -> None:
+        """Add a piece. It may end with half of a surrogate pair."""
+        self._utf8 += piece.encode("utf-8", "surrogatepass")
+        self._size += len(piece)
+
+    def tell(self) -> int:
+        """The number of characters."""
+        return self._size
+
+    def place(self) -> int:
+        """Where the next piece will be, for :meth:`since`."""
+        return len(self._utf8)
+
+    def since(self, place: int, size: int) -> str:
+        """This many characters from a place on."""
+        # A character has four bytes at most; the last one may be cut.
+        return utf_8_decode(self._utf8[place : place + 4 * size], "surrogatepass", False)[0][:size]
+
+    def getvalue(self) -> str:
+        """The whole text."""
+        return self._utf8.decode("utf-8", "surrogatepass")
 
 
 @dataclass(slots=True)
@@ -18,8 +50,8 @@ class ToolCall:
 
     id: str | None = None
     type: str = "function"
-    name: StringIO = field(default_factory=StringIO)
-    arguments: StringIO = field(default_factory=StringIO)
+    name: Text = field(default_factory=Text)
+    arguments: Text = field(default_factory=Text)
     item: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -46,9 +78,9 @@ class GrowingChoice:
     """
 
     index: int
-    text: StringIO = field(default_factory=StringIO)
-    reasoning: StringIO = field(default_factory=StringIO)
-    refusal: StringIO = field(default_factory=StringIO)
+    text: Text = field(default_factory=Text)
+    reasoning: Text = field(default_factory=Text)
+    refusal: Text = field(default_factory=Text)
     tool_calls: dict[int, ToolCall] = field(default_factory=dict)
     logprobs: list[Any] = field(default_factory=list)
     annotations: dict[str, None] = field(default_factory=dict)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from os import SEEK_END
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from deltatap.api.growing import GrowingChoice, ToolCall
@@ -20,7 +19,8 @@ from deltatap.model import CONTENT, REASONING, REFUSAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from io import StringIO
+
+    from deltatap.api.growing import Text
 
 # What repeats a text, from the smallest to the largest: its last event, its part, its item.
 TEXT, PART, ITEM = 1, 2, 3
@@ -51,14 +51,16 @@ class Stretch:
         kind: of its chunks.
         into: all text of this kind.
         start, end: where its first piece starts and its last piece ends.
+        place: of its first piece.
         repeated: the largest of the events that have repeated it.
     """
 
     choice: GrowingChoice
     kind: int
-    into: StringIO
+    into: Text
     start: int
     end: int
+    place: int
     repeated: int = 0
 
     def starts(self, text: str) -> bool:
@@ -69,10 +71,7 @@ class Stretch:
         size = self.end - self.start
         if size > len(text):
             return False
-        self.into.seek(self.start)
-        arrived = self.into.read(size)
-        self.into.seek(0, SEEK_END)
-        return text.startswith(arrived)
+        return text.startswith(self.into.since(self.place, size))
 
     def missing(self, text: str) -> str:
         """The end of the complete text, if only its start has arrived. Nothing if another text has arrived."""
@@ -109,7 +108,7 @@ class Texts:
         """A new text."""
         kind = FIELDS[place.field][0]
         into = {CONTENT: choice.text, REFUSAL: choice.refusal, REASONING: choice.reasoning}[kind]
-        stretch = self._latest[kind] = Stretch(choice, kind, into, into.tell(), into.tell())
+        stretch = self._latest[kind] = Stretch(choice, kind, into, into.tell(), into.tell(), into.place())
         self.stretches[_key(place)] = stretch
         self.number(place.id, place.item)
         return stretch

@@ -7,7 +7,6 @@ choice, and a stream always reports usage.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from io import StringIO
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from deltatap.api import prompt
@@ -26,6 +25,7 @@ from deltatap.api.frames import (
     event,
     logprob,
 )
+from deltatap.api.growing import Text
 from deltatap.api.input_tokens import InputTokens, count_messages, count_tools, without_rule
 from deltatap.api.items import arguments_in, identifier, is_call, part_texts, sent_call, texts
 from deltatap.api.output import ITEM, PART, TEXT, Calls, Place, Texts, place_of
@@ -231,7 +231,7 @@ class ResponsesAccumulator(Accumulator):
             if not arrived:
                 self._called(choice, call, None, given.arguments)
             elif len(given.arguments) > arrived:
-                call.arguments = StringIO()
+                call.arguments = Text()
                 call.arguments.write(given.arguments)
         else:
             self._called(choice, call, None if call.name.tell() else given.name, call.missing(given.arguments))
@@ -254,7 +254,8 @@ class ResponsesAccumulator(Accumulator):
         if type(command) is str and not call.complete:
             if call.arguments.tell() == call.line:
                 self._called(choice, call, None, command)
-            call.line = call.arguments.tell() + call.arguments.write("\n")
+            call.arguments.write("\n")
+            call.line = call.arguments.tell()
 
     def _command_output(self, event: dict[str, Any]) -> None:
         """The output of a command. The complete result usually follows."""

@@ -40,7 +40,7 @@ _RECENT = 256
 # The maximum of captures, of chunks and of their bytes in one file. They bound memory: chunks are copied into Arrow's
 # columns, and many long answers may end at the same time.
 _FLUSH_ROWS = 512
-_FLUSH_CHUNKS = 50_000
+_FLUSH_CHUNKS = 25_000
 _FLUSH_BYTES = 256 * 2**20
 # How often the thread takes what has finished. Waking it for each capture would cost the event loop more than
 # everything else that the loop does at the end of a request.
