@@ -30,7 +30,7 @@ from deltatap.http.parser import RefusedError
 from deltatap.http.reading import Reading
 from deltatap.http.redact import without_secrets
 from deltatap.http.route import route_of
-from deltatap.http.transport import RESPONSE, Http1Transport
+from deltatap.http.transport import Http1Transport
 from deltatap.http.watchdog import Watchdog, current
 from deltatap.model import INTERNAL_CUT, INTERNAL_REQUEST, Call, CaptureError
 from deltatap.prompts import without_stream_options
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
     from deltatap.config import Timeouts
     from deltatap.endpoint import Endpoint
-    from deltatap.http.connection import Response
     from deltatap.http.credentials import Credential
     from deltatap.http.route import Route
+    from deltatap.http.transport import Kind
     from deltatap.model import Wire
 
 # A server that does not know stream options refuses with one of these, and names one of them, in any spelling.
@@ -50,8 +50,9 @@ _REFUSED_OPTIONS = (200, 400, 422, 500, 501)
 _STREAM_OPTIONS = ("streamoptions", "includeusage", "includeobfuscation", "continuoususagestats")
 _SPELLING = str.maketrans("", "", "_- ")
 
-# How many built requests are kept: one for each token and, where a URL names the model, for each model.
+# How many kinds of requests are kept: one for each token and, where a URL names the model, for each model.
 _KEPT = 256
+_MAX_LIST_BYTES = 64 * 2**20
 
 _T = TypeVar("_T")
 
@@ -99,7 +100,7 @@ class EndpointClient:
         unset: dict[str, Any] = {"OpenAI-Organization": Omit(), "OpenAI-Project": Omit()}
         self._transport = Http1Transport(proxy=route.proxy, tls=route.tls)
         # By method, path and token.
-        self._built: dict[tuple[str, str, str | None], tuple[httpx2.URL, httpx2.Headers]] = {}
+        self._kinds: dict[tuple[str, str, str | None], Kind] = {}
         self._client = AsyncOpenAI(
             api_key="",
             admin_api_key="",
@@ -175,10 +176,20 @@ class EndpointClient:
         watchdog = Watchdog(self._timeouts, time.perf_counter(), "complete")
 
         async def listed() -> list[str]:
-            request = await self._request("GET", self._api.models_path, headers, reading.token)
-            response = await self._transport.handle_async_request(request)
+            kind = await self._kind("GET", self._api.models_path, headers, reading.token)
+            response = await self._transport.send(kind, None)
+            body = bytearray()
+
+            def keep(data: bytes, *_: float) -> bool:
+                body.extend(data)
+                return len(body) > _MAX_LIST_BYTES
+
             try:
-                return [str(model["id"]) for model in decode(await response.aread())["data"]]
+                await response.read(keep)
+            finally:
+                response.close()
+            try:
+                return [str(model["id"]) for model in decode(bytes(body))["data"]]
             except (ValueError, TypeError, KeyError) as error:
                 raise ProtocolError("the response is not a list of models") from error
 
@@ -208,28 +219,23 @@ class EndpointClient:
 
     async def _read(self, wire: Wire, body: str, reading: Reading, watchdog: Watchdog) -> None:
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json", **await self._signed(reading)}
-        request = await self._request("POST", self._path(wire.model), headers, reading.token, body.encode())
-        response = reading.response = await self._transport.handle_async_request(request)
-        incoming: Response = response.extensions[RESPONSE]
+        kind = await self._kind("POST", self._path(wire.model), headers, reading.token)
+        incoming = await self._transport.send(kind, body.encode())
         try:
             await reading.read(incoming, watchdog)
         finally:
             incoming.close()
 
-    async def _request(
-        self, method: str, path: str, headers: Mapping[str, Any], token: str | None, content: bytes | None = None
-    ) -> httpx2.Request:
-        """A request as the openai client builds it, with this body."""
-        known = self._built.get((method, path, token))
-        if known is None:
+    async def _kind(self, method: str, path: str, headers: Mapping[str, Any], token: str | None) -> Kind:
+        """The kind of a request, which the openai client builds once."""
+        kind = self._kinds.get((method, path, token))
+        if kind is None:
             send = self._client.get if method == "GET" else self._client.post
             response = await send(path, cast_to=httpx2.Response, options={"headers": headers})
-            built = response.request
-            built.headers.pop("Content-Length", None)
-            if len(self._built) >= _KEPT:
-                self._built.clear()
-            known = self._built[method, path, token] = (built.url, built.headers)
-        return httpx2.Request(method, known[0], headers=known[1], content=content)
+            if len(self._kinds) >= _KEPT:
+                self._kinds.clear()
+            kind = self._kinds[method, path, token] = self._transport.kind(response.request)
+        return kind
 
     def _path(self, model: str) -> str:
         endpoint = self._endpoint

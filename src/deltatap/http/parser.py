@@ -17,7 +17,7 @@ import httpx2
 from deltatap.http.coding import CodingError, Decoder, codings, decoded
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 _MAX_HEAD_BYTES = 256 * 1024
 _OK = 200
@@ -44,9 +44,25 @@ _LENGTH = re.compile(rb"(?im)^(content-length[ \t]*:)([^\r\n]*)(\r?\n)")
 class RefusedError(httpx2.HTTPError):
     """A response with an error status, with the start of its body."""
 
-    def __init__(self, url: str, status: int, headers: httpx2.Headers, body: bytes) -> None:
+    def __init__(self, url: str, status: int, headers: Mapping[str, str], body: bytes) -> None:
         super().__init__(f"HTTP {status}")
         self.url, self.status, self.headers, self.body = url, status, headers, body
+
+
+def header_map(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Raw headers by their names in lower case. Those with the same name are one, joined by commas."""
+    found: dict[str, str] = {}
+    for raw_name, raw_value in headers:
+        name, value = raw_name.decode("latin1").lower(), _decoded_value(raw_value)
+        found[name] = f"{found[name]}, {value}" if name in found else value
+    return found
+
+
+def _decoded_value(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin1")
 
 
 class State(Enum):

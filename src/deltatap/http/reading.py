@@ -21,6 +21,7 @@ from deltatap.http.clock import as_read
 from deltatap.http.connection import Moment
 from deltatap.http.faults import internal_error, is_fault
 from deltatap.http.outcomes import conclude
+from deltatap.http.parser import header_map
 from deltatap.model import INTERNAL_COMPLETE, INTERNAL_CUT, Chunks, Received
 
 if TYPE_CHECKING:
@@ -47,9 +48,9 @@ class Reading:
         accumulator: the answer, as far as it has arrived.
         request_id: of the row.
         token: the token that the request was sent with.
-        response: the response's status and headers, if the status is a success.
         refused: the response, if the status is an error.
-        incoming: the response's body; None unless the status is a success.
+        incoming: the response, if the status is a success.
+        received_headers: of `incoming`, by their names in lower case.
         ended: when the last event or byte of the answer arrived.
         clock: whose clock the times are from, once the call is concluded.
         late_ms: how long after its arrival each read happened, by the number of the read.
@@ -61,9 +62,9 @@ class Reading:
     accumulator: Accumulator
     request_id: str
     token: str | None = None
-    response: httpx2.Response | None = None
     refused: RefusedError | None = None
     incoming: Response | None = None
+    received_headers: Mapping[str, str] = field(default_factory=dict)
     ended: Moment | None = None
     clock: Clock = "process"
     late_ms: array[float] = field(default_factory=lambda: array("f"))
@@ -75,13 +76,12 @@ class Reading:
         """The status of the response; None if there is none."""
         if self.refused is not None:
             return self.refused.status
-        return None if self.response is None else self.response.status_code
+        return None if self.incoming is None else self.incoming.status
 
     @property
     def headers(self) -> Mapping[str, str]:
         """The headers of the response; empty if there is none."""
-        answered = self.refused or self.response
-        return {} if answered is None else answered.headers
+        return self.received_headers if self.refused is None else self.refused.headers
 
     @property
     def server_request_id(self) -> str | None:
@@ -97,6 +97,7 @@ class Reading:
             httpx2.TransportError: the connection broke.
         """
         self.incoming, accumulator = incoming, self.accumulator
+        self.received_headers = header_map(incoming.headers)
         body = AnswerBody(accumulator, self.headers.get("content-type", ""))
         written = watchdog.written or 0.0
         late_ms = self.late_ms

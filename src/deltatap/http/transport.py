@@ -1,4 +1,4 @@
-"""The openai client's transport: keeps idle connections, writes requests.
+"""Sends requests: keeps idle connections, writes heads and bodies.
 
 ``dial.py`` opens connections, ``connection.py`` reads responses, ``watchdog.py`` limits every wait, ``client.py``
 builds requests and reads answers.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import ssl
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import httpx2
 
 from deltatap.http.connection import Connection, Response
 from deltatap.http.dial import Dialer
-from deltatap.http.parser import RefusedError
+from deltatap.http.parser import RefusedError, header_map
 from deltatap.http.proxy import address
 from deltatap.http.stream_socket import StreamSocket
 from deltatap.http.tls import explained
@@ -22,49 +23,37 @@ from deltatap.http.watchdog import current
 from deltatap.model import ConnectionTimes
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     from deltatap.http.proxy import Proxy
-
-# The key in an httpx2 response's extensions under which the transport puts its own `Response`.
-RESPONSE = "deltatap_response"
 
 # Most servers close an idle connection after a minute or more; a request sent at that moment is lost.
 _IDLE_S = 15.0
 _PROXY_AUTHENTICATION = 407
 # For a response with an error status: how much of its body is kept, and how long reading it may take.
 _MAX_ERROR_BYTES, _ERROR_S = 64 * 1024, 2.0
-_MAX_LIST_BYTES = 64 * 2**20
 _FIRST_ERROR = 300
 
 _Origin = tuple[str, str, int]
 _REUSED = ConnectionTimes(reused=True)
 
 
-class _Body(httpx2.AsyncByteStream):
-    """A response's body as the openai client reads it: lists of models."""
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What all requests of one kind have in common.
 
-    def __init__(self, response: Response) -> None:
-        self.response = response
+    Attributes:
+        url: where they go.
+        origin: scheme, host and port of the server.
+        head: the request line and the headers, without the length of the body.
+    """
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        pieces: list[bytes] = []
-        size = 0
-
-        def keep(data: bytes, *_: float) -> bool:
-            nonlocal size
-            pieces.append(data)
-            size += len(data)
-            return size > _MAX_LIST_BYTES
-
-        await self.response.read(keep)
-        yield b"".join(pieces)
-
-    async def aclose(self) -> None:
-        self.response.close()
+    url: httpx2.URL
+    origin: _Origin
+    head: bytes
 
 
-class Http1Transport(httpx2.AsyncBaseTransport):
+class Http1Transport:
     """Sends requests over HTTP/1.1, one connection for each request in flight.
 
     Args:
@@ -86,27 +75,38 @@ class Http1Transport(httpx2.AsyncBaseTransport):
         self._idle: dict[_Origin, list[tuple[Connection, float]]] = {}
         self._closed = False
 
-    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+    def kind(self, request: httpx2.Request) -> Kind:
+        """What requests have in common that differ from this one only in their bodies.
+
+        Raises:
+            httpx2.LocalProtocolError: a header contains a line break.
+        """
+        return Kind(request.url, _origin(request.url), _head(request, self._forwarding(request.url.scheme)))
+
+    async def send(self, kind: Kind, content: bytes | None) -> Response:
         """Send a request; return when the headers of its response arrive. The caller's watchdog limits the wait.
+
+        Args:
+            kind: of the request.
+            content: its body; None for a request that has none.
 
         Raises:
             RefusedError: the response has an error status.
             httpx2.TransportError: the connection could not be opened, or it broke.
         """
-        # Without TLS, the proxy itself forwards the request (RFC 9112, section 3.2.2).
-        forwarding = self._proxy if request.url.scheme == "http" else None
-        head = _head(request, forwarding)
-        connection, times = await self._connection(request.url)
+        forwarding = self._forwarding(kind.origin[0])
+        connection, times = await self._connection(kind.origin)
         watchdog = current.get()
         watchdog.sending(times, time.perf_counter())
-        response = connection.send(b"%b\r\n%b" % (head, request.content), watchdog.wrote)
+        length = b"" if content is None else b"Content-Length: %d\r\n" % len(content)
+        response = connection.send(b"".join((kind.head, length, b"\r\n", content or b"")), watchdog.wrote)
         try:
             if watchdog.written is None:
                 watchdog.uploading()
             await response.head()
         except httpx2.TransportError as error:
             response.close()
-            if (better := _explained(error, request.url, fresh=not times.reused and forwarding is None)) is None:
+            if (better := _explained(error, kind, fresh=not times.reused and forwarding is None)) is None:
                 raise
             raise better from error
         except BaseException:
@@ -114,21 +114,18 @@ class Http1Transport(httpx2.AsyncBaseTransport):
             raise
         if forwarding is not None and response.status == _PROXY_AUTHENTICATION:
             response.close()
-            raise forwarding.failure(response.status, "Proxy Authentication Required", _server(request.url))
+            raise forwarding.failure(response.status, "Proxy Authentication Required", _server(kind.origin))
         if response.status >= _FIRST_ERROR:
             try:
-                body = await response.start(_MAX_ERROR_BYTES, _ERROR_S)
+                refusal = await response.start(_MAX_ERROR_BYTES, _ERROR_S)
             finally:
                 response.close()
-            raise RefusedError(str(request.url), response.status, httpx2.Headers(response.headers), body)
-        # The openai client reads lists of models through `stream`. `client.py` reads `Response` without layers.
-        return httpx2.Response(
-            response.status,
-            headers=response.headers,
-            stream=_Body(response),
-            extensions={RESPONSE: response},
-            request=request,
-        )
+            raise RefusedError(str(kind.url), response.status, header_map(response.headers), refusal)
+        return response
+
+    def _forwarding(self, scheme: str) -> Proxy | None:
+        """The proxy that forwards requests itself, which it does without TLS (RFC 9112, section 3.2.2)."""
+        return self._proxy if scheme == "http" else None
 
     async def reach(self, url: httpx2.URL) -> None:
         """Connect to a server, and keep the connection for the first request.
@@ -148,9 +145,8 @@ class Http1Transport(httpx2.AsyncBaseTransport):
                 connection.abort()
         self._idle.clear()
 
-    async def _connection(self, url: httpx2.URL) -> tuple[Connection, ConnectionTimes]:
-        """A connection to the URL's server, and what opening it took."""
-        origin = _origin(url)
+    async def _connection(self, origin: _Origin) -> tuple[Connection, ConnectionTimes]:
+        """A connection to a server, and what opening it took."""
         idle = self._idle.setdefault(origin, [])
         while idle:
             connection, since = idle.pop()
@@ -177,31 +173,31 @@ def _origin(url: httpx2.URL) -> _Origin:
     return url.scheme, url.host, url.port or (443 if url.scheme == "https" else 80)
 
 
-def _server(url: httpx2.URL) -> str:
-    return address(*_origin(url)[1:])
+def _server(origin: _Origin) -> str:
+    return address(*origin[1:])
 
 
-def _explained(error: httpx2.TransportError, url: httpx2.URL, *, fresh: bool) -> httpx2.TransportError | None:
+def _explained(error: httpx2.TransportError, kind: Kind, *, fresh: bool) -> httpx2.TransportError | None:
     """The failure of a request that has no response, in other words if TLS may be the cause; else None.
 
     Args:
         error: the failure.
-        url: of the request.
+        kind: of the request.
         fresh: whether nothing else was sent over the connection to the server.
     """
     # With TLS 1.3, a server that refuses the client's certificate says so only after the handshake.
     if isinstance(error.__cause__, ssl.SSLError):
-        return explained(error.__cause__, _server(url))
+        return explained(error.__cause__, _server(kind.origin))
     if not fresh or not isinstance(error, httpx2.RemoteProtocolError):
         return None
-    if url.scheme == "http":
+    if kind.url.scheme == "http":
         return httpx2.RemoteProtocolError(f"{error}; if the server expects TLS, use https:// in endpoint.base_url")
     hint = "if the server requires a client certificate, check endpoint.tls.client_cert"
     return httpx2.RemoteProtocolError(f"{error}; {hint}")
 
 
 def _head(request: httpx2.Request, proxy: Proxy | None = None) -> bytes:
-    """The request line and the headers.
+    """The request line and the headers, without the length of the body.
 
     Args:
         request: the request.
@@ -210,7 +206,8 @@ def _head(request: httpx2.Request, proxy: Proxy | None = None) -> bytes:
     Raises:
         httpx2.LocalProtocolError: a header contains a line break.
     """
-    target, headers = request.url.raw_path, request.headers.raw
+    target = request.url.raw_path
+    headers = [(name, value) for name, value in request.headers.raw if name.lower() != b"content-length"]
     if proxy is not None:
         target = b"http://%b%b" % (request.url.netloc, target)
         if proxy.credentials is not None:

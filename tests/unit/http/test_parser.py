@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deltatap.http.parser import TRANSITIONS, Event, ResponseParser, State
+from deltatap.http.parser import TRANSITIONS, Event, ResponseParser, State, header_map
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -255,3 +255,8 @@ def test_h11_agrees(response: tuple[bytes, bool, list[int]]) -> None:
     edges = sorted({0, len(data), *cuts})
     ours = parsed((data[a:b] for a, b in pairwise(edges)), eof=eof)
     assert ours == Outcome(status, body, State.REUSABLE if reusable else State.FINISHED)
+
+
+def test_headers_by_their_names() -> None:
+    raw = [(b"X-A", b"1"), (b"x-b", b"\xc3\xa9"), (b"x-a", b"2"), (b"X-C", b"\xe9")]
+    assert header_map(raw) == {"x-a": "1, 2", "x-b": "é", "x-c": "é"}

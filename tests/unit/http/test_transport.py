@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from deltatap.config import Timeouts
-from deltatap.http.transport import RESPONSE, Http1Transport
+from deltatap.http.transport import Http1Transport, Kind
 from deltatap.http.watchdog import Watchdog, current
 from tests.unit.http.test_connection import CHUNKED, END, HELLO, chunk
 
@@ -49,12 +49,25 @@ async def ask(transport: Http1Transport, url: str, **headers: str) -> bytes:
     watchdog = Watchdog(Timeouts(), time.perf_counter(), "stream")
     current.set(watchdog)
     with watchdog:
-        made = await transport.handle_async_request(httpx2.Request("POST", url, headers=headers, content=b"{}"))
+        made = await transport.send(kind(transport, url, **headers), b"{}")
         assert watchdog.written is not None
-        assert watchdog.written <= made.extensions[RESPONSE].began.arrived
-        body = await made.aread()
-        await made.aclose()
-    return body
+        assert made.began is not None
+        assert watchdog.written <= made.began.arrived
+        body = bytearray()
+
+        def keep(data: bytes, *_: float) -> bool:
+            body.extend(data)
+            return False
+
+        try:
+            await made.read(keep)
+        finally:
+            made.close()
+    return bytes(body)
+
+
+def kind(transport: Http1Transport, url: str, **headers: str) -> Kind:
+    return transport.kind(httpx2.Request("POST", url, headers=headers))
 
 
 @asynccontextmanager
@@ -134,11 +147,11 @@ def test_closed_transport_closes_every_connection() -> None:
             url = f"http://127.0.0.1:{port}/"
             current.set(Watchdog(Timeouts(), time.perf_counter(), "stream"))
             with current.get():
-                open_ = await transport.handle_async_request(httpx2.Request("POST", url, content=b"{}"))
+                open_ = await transport.send(kind(transport, url), b"{}")
                 await ask(transport, url)
                 await transport.aclose()
                 await asyncio.wait_for(ends.get(), 5)
-                await open_.aclose()
+                open_.close()
                 await asyncio.wait_for(ends.get(), 5)
 
     on_uvloop(talk())
