@@ -50,6 +50,7 @@ def capture_row(night: int, prompt: int, ttft_ms: float, **values: Any) -> dict[
         "endpoint": "e", "request_model": "m", "response_model": "m-2026", "system_fingerprint": "fp_1",
         "ttft_ms": ttft_ms, "e2e_ms": 4 * ttft_ms, "started_at": AT + timedelta(days=night, seconds=prompt),
         "finished_at": AT + timedelta(days=night, seconds=prompt + 1), "chunks": [], "retries": [], "loop_lag_ms": 1.0,
+        "server_timing": [("x-ms-region", "East US")],
     }  # fmt: skip
     return fields | values
 
@@ -62,10 +63,19 @@ def write_table(table: Path, declared: tuple[columns.Column, ...], rows: list[di
 
 
 def write_nights(folder: Path, times: Values, *, fingerprint_since: int | None = None) -> None:
-    """Write the tables captures and runs of nightly runs. From one night on, answers can have another fingerprint."""
+    """Write the tables captures and runs of nightly runs. From one night on, answers can have another fingerprint.
+
+    The fourth night has another region.
+    """
     since = len(times) if fingerprint_since is None else fingerprint_since
     captures = [
-        capture_row(night, prompt, float(ms), system_fingerprint="fp_2" if night >= since else "fp_1")
+        capture_row(
+            night,
+            prompt,
+            float(ms),
+            system_fingerprint="fp_2" if night >= since else "fp_1",
+            server_timing=[("x-ms-region", "West US" if night == 3 else "East US")],
+        )
         for night, its_times in enumerate(times)
         for prompt, ms in enumerate(its_times)
     ]

@@ -391,6 +391,7 @@ class Call:
             are left.
         clock: the source of the times of arrival.
         connection: None if there was none.
+        server_timing: the response headers about rate limits, timing and region, as names and values.
     """
 
     started_at: float
@@ -409,6 +410,7 @@ class Call:
     used_up_for_s: float | None = None
     clock: Clock = "process"
     connection: ConnectionTimes | None = None
+    server_timing: tuple[tuple[str, str], ...] = ()
 
 
 # Jobs and captures

@@ -15,8 +15,14 @@ if TYPE_CHECKING:
 
     Facts = Mapping[str, str]
 
-# Columns of captures: what the endpoint says about itself, and the clock that the times are from.
-SAID = ("response_model", "system_fingerprint", "service_tier", "clock")
+# What the endpoint says about itself, and the clock that the times are from: SQL over a row of captures.
+SAID = {
+    "response_model": "response_model",
+    "system_fingerprint": "system_fingerprint",
+    "service_tier": "service_tier",
+    "region": "server_timing['x-ms-region']",
+    "clock": "clock",
+}
 # The sections of the configuration that decide what is sent, and how.
 _SECTIONS = ("prompts", "endpoint", "request", "capture", "timeouts", "limits")
 # In these sections any key can be added, so a key that is missing means something. Elsewhere it means another version.
@@ -38,10 +44,10 @@ class Changed:
 
 
 def said(counted: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """The most frequent value of each column in :data:`SAID`.
+    """The most frequent value of each fact in :data:`SAID`.
 
     Args:
-        counted: rows with these columns and ``rows``, their number.
+        counted: rows with these facts as columns, and ``rows``, their number.
     """
     counts: dict[str, Counter[str]] = {name: Counter() for name in SAID}
     for row in counted:

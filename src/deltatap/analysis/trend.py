@@ -85,8 +85,14 @@ def facts(reader: Reader, settings: Settings, runs: Sequence[Row]) -> dict[tuple
         return {}
     called = "status = 'completed' AND started_at IS NOT NULL"
     captures = captures_sql(reader, settings, f"{in_runs(run['run_id'] for run in runs)} AND {called}")
+    said_sql = ", ".join(f"{sql} AS {name}" for name, sql in SAID.items())
     columns = ", ".join(("run_id", "endpoint", "request_model", "mode", *SAID))
-    counted = reader.query(f"SELECT {columns}, count(*) AS rows FROM ({captures}) GROUP BY {columns}")
+    counted = reader.query(
+        f"""
+        SELECT {columns}, count(*) AS rows
+        FROM (SELECT run_id, endpoint, request_model, mode, {said_sql} FROM ({captures})) GROUP BY {columns}
+        """
+    )
     by_series: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows(counted):
         by_series.setdefault(series_key(row), []).append(row)

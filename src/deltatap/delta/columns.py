@@ -152,6 +152,13 @@ CAPTURES: tuple[Column, ...] = (
     Column("response_model", STRING, "the model named in the response"),
     Column("response_id", STRING, "id of the completion or response"),
     Column("server_request_id", STRING, "the request id in the response headers, such as x-request-id"),
+    Column(
+        "server_timing",
+        STRINGS,
+        "response headers about rate limits, timing and the server's region, such as x-ratelimit-remaining-tokens, "
+        "openai-processing-ms, server-timing and x-ms-region; null when there were none",
+        added=True,
+    ),
     Column("system_fingerprint", STRING, "as the API sent it"),
     Column("service_tier", STRING, "as the API sent it"),
     Column("request", STRING, "the JSON body sent, without credentials; null when no request could be built"),

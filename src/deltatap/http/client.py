@@ -148,6 +148,7 @@ class EndpointClient:
             headers_ms=_ms(watchdog.written, began),
             e2e_ms=_ms(watchdog.written, ended),
             server_request_id=reading.server_request_id,
+            server_timing=reading.server_timing,
             received=received,
             status=status,
             error=error,

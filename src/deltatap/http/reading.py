@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import httpx2
 
 from deltatap.api.body import AnswerBody
-from deltatap.api.values import clean
+from deltatap.api.values import bounded, clean
 from deltatap.errors import ProtocolError
 from deltatap.http.clock import as_read
 from deltatap.http.connection import Moment
@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 _END_S = 0.5
 # How much is kept of an answer that deltatap cannot handle.
 _MAX_REST_BYTES = 16 * 2**20
+# Headers that say how fast and where an answer was made: starts of their names. cf-ray ends with a data center.
+_ABOUT_TIMING = (
+    "x-ratelimit-", "ratelimit", "anthropic-ratelimit-", "server-timing", "openai-processing-ms", "openai-version",
+    "x-envoy-upstream-service-time", "x-ms-region", "x-inference-", "cf-ray",
+)  # fmt: skip
+_MAX_HEADERS, _MAX_HEADER = 32, 256
 
 
 @dataclass(slots=True)
@@ -88,6 +94,13 @@ class Reading:
         """The id that the server gave to the request."""
         found = (self.headers.get(name) for name in self.api.request_id_headers)
         return next((clean(request_id) for request_id in found if request_id), None)
+
+    @property
+    def server_timing(self) -> tuple[tuple[str, str], ...]:
+        """The headers about rate limits, timing and the server's region, with their lower-case names."""
+        found = ((name.lower(), value) for name, value in self.headers.items())
+        about = [(clean(name), bounded(value, _MAX_HEADER)) for name, value in found if name.startswith(_ABOUT_TIMING)]
+        return tuple(dict(about[:_MAX_HEADERS]).items())
 
     async def read(self, incoming: Response, watchdog: Watchdog) -> None:
         """Read the answer to its end.

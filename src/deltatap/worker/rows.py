@@ -266,6 +266,7 @@ def _of_call(call: Call, outputs: Sequence[Output]) -> dict[str, Any]:
         "response_model": received.response_model,
         "response_id": received.response_id,
         "server_request_id": call.server_request_id,
+        "server_timing": dict(call.server_timing) or None,
         "system_fingerprint": received.system_fingerprint,
         "service_tier": received.service_tier,
         "content_filter": received.content_filter,

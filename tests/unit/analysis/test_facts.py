@@ -6,18 +6,16 @@ from deltatap.analysis.facts import Changed, changed, of_run, said
 
 
 def answer(fingerprint: str | None, rows: int, model: str = "m") -> dict[str, object]:
-    return {
-        "response_model": model,
-        "system_fingerprint": fingerprint,
-        "service_tier": None,
-        "clock": "kernel",
-        "rows": rows,
-    }
+    same = {"service_tier": None, "region": "East US", "clock": "kernel"}
+    return {"response_model": model, "system_fingerprint": fingerprint, "rows": rows} | same
 
 
 def test_an_endpoint_is_described_by_what_most_answers_say() -> None:
     found = said([answer("fp_1", 3), answer(None, 2), answer("fp_2", 4, "other"), answer("fp_1", 2)])
-    assert found == {"response_model": "m", "system_fingerprint": "fp_1", "service_tier": "none", "clock": "kernel"}
+    assert found == {
+        "response_model": "m", "system_fingerprint": "fp_1", "service_tier": "none", "region": "East US",
+        "clock": "kernel",
+    }  # fmt: skip
     assert said([]) == {}
 
 

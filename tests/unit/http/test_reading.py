@@ -97,6 +97,27 @@ def test_events_of_one_read_share_its_number_and_time() -> None:
     assert len(set(chunks.read)) == len(set(chunks.ms)) == 1
 
 
+TIMING = (
+    b"X-RateLimit-Remaining-Tokens: 9\r\nopenai-processing-ms: 12\r\nx-ms-region: East US\r\nset-cookie: a=b\r\n"
+    b"server-timing: " + b"x" * 300
+)
+
+
+@pytest.mark.parametrize("status", [b"200 OK", b"429 Too Many Requests"])
+def test_headers_about_timing_and_region_are_kept_and_bounded(status: bytes) -> None:
+    made = call(refusing(status.decode(), b"{}", TIMING), wire=WHOLE)
+    assert dict(made.server_timing) == {
+        "x-ratelimit-remaining-tokens": "9",
+        "openai-processing-ms": "12",
+        "x-ms-region": "East US",
+        "server-timing": "x" * 255 + "…",
+    }
+
+
+def test_without_such_headers_nothing_is_kept() -> None:
+    assert call(answering(OK + chunk(STOP) + chunk(DONE) + chunk(b""))).server_timing == ()
+
+
 def test_call_ends_at_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deltatap.http.reading._END_S", 0.01)
     made = call(answering(OK + chunk(HI + STOP + DONE), linger=True))

@@ -168,3 +168,8 @@ def test_no_split_leaves_a_secret(parts: Sequence[str], data: st.DataObject) -> 
     found = without_secrets(call(*(event(content=piece) for piece in pieces)), SECRETS).received
     assert spoken(found) == (found.text or "")
     assert not any(secret in repr(found) for secret in SECRETS)
+
+
+def test_headers_about_timing_are_stripped_of_secrets() -> None:
+    struck = without_secrets(call(server_timing=(("x-ratelimit-key", f"a {KEY}"), (f"x-ratelimit-{KEY}", "1"))), [KEY])
+    assert struck.server_timing == (("x-ratelimit-key", "a ***"), ("x-ratelimit-***", "1"))

@@ -114,7 +114,9 @@ def test_every_column_of_a_completed_row() -> None:
     assert json.loads(made["request"])["stream"] is True
     assert made["started_at"] == datetime(2026, 11, 20, 12, tzinfo=UTC)
     assert made["finished_at"] == datetime(2026, 11, 20, 12, 0, 0, 200_000, tzinfo=UTC)
-    assert made["server_request_id"] == "req_1"
+    assert (made["server_request_id"], made["server_timing"]) == ("req_1", None)
+    timed = row(replace(call(received("Hi")), server_timing=(("x-ms-region", "East US"),)))
+    assert timed["server_timing"] == [("x-ms-region", "East US")]
 
 
 def test_usage_that_is_not_reported_is_counted() -> None:
