@@ -161,7 +161,8 @@ WAITS = [
           chunked(*GOOD)), calls=TWICE),
     good("a reset that is an epoch", chunked(*GOOD, head=HEAD + b"x-ratelimit-remaining-requests: 0\r\nx-ratelimit-reset-requests: 1790000000\r\n"),
           alone=True),
-    good("a reset in an hour", chunked(*GOOD, head=HEAD + b"x-ratelimit-remaining-tokens: 0\r\nx-ratelimit-reset-tokens: 1h\r\n"), alone=True),
+    good("a reset in an hour", chunked(*GOOD, head=HEAD + b"x-ratelimit-remaining-tokens: 0\r\nx-ratelimit-reset-tokens: 1h\r\n"), alone=True,
+         columns={"server_timing": [("x-ratelimit-remaining-tokens", "0"), ("x-ratelimit-reset-tokens", "1h")]}),
     good("a reset that is no time", chunked(*GOOD, head=HEAD + b"x-ratelimit-remaining-tokens: 0\r\nx-ratelimit-reset-tokens: " + DIGITS + b"\r\n"),
           alone=True),
 ]  # fmt: skip

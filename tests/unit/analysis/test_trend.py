@@ -85,6 +85,16 @@ def test_without_a_shift_there_is_no_change(tmp_path: Path) -> None:
     assert [each.changes for each in trend_of(tmp_path)] == [()]
 
 
+def test_captures_of_an_older_version_are_read(tmp_path: Path) -> None:
+    older = tuple(column for column in columns.CAPTURES if not column.added)
+    rows = [capture_row(night, prompt, 300.0) for night in range(3) for prompt in range(20)]
+    write_table(tmp_path / "captures", older, rows)
+    write_table(tmp_path / "runs", columns.RUNS, [run_row(night, str(tmp_path / "captures")) for night in range(3)])
+    (found,) = trend_of(tmp_path)
+    assert [point.facts["clock"] for point in found.points] == ["none"] * 3
+    assert [point.facts["region"] for point in found.points] == ["none"] * 3
+
+
 def test_p95_needs_more_rows_to_decide(nights: Path, tmp_path: Path) -> None:
     (found,) = trend_of(nights, "stream.ttft_ms.p95")
     assert found.points[0].value == pytest.approx(np.quantile(TIMES[0], 0.95))
