@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     Texts = Mapping[tuple[int, int], Sequence[Array]]
 
 IS_OUTPUT = np.array([kind in OUTPUT_KINDS for kind in KINDS])
-_MOST = np.iinfo(np.int32).max
 
 
 def chunk_tokens(received: Received, texts: Texts, echoed: Mapping[tuple[int, int], int]) -> tuple[Array, str | None]:
@@ -67,7 +66,7 @@ def _by_usage(received: Received, output: Array) -> Array | None:
     choice = np.frombuffer(received.chunks.choice, np.intc)[output]
     place = np.flatnonzero(np.append(event[1:] != event[:-1], [True]))  # the last output of each event
     at = np.searchsorted(used_event, event[place], "right") - 1
-    if (at < 0).any() or (used_event[at] != event[place]).any():
+    if (used_event[at] != event[place]).any():
         return None
     counts, starts = used[at], np.zeros(1, np.intp)
     if (choice != choice[0]).any():
@@ -81,7 +80,7 @@ def _by_usage(received: Received, output: Array) -> Array | None:
             counts, place, starts = counts[order], place[order], firsts
     grown = _steps(counts)
     grown[starts] = counts[starts]
-    if (grown < 1).any() or (grown > _MOST).any():
+    if (grown < 1).any():
         return None
     found = np.zeros(len(output), np.int32)
     found[place] = grown

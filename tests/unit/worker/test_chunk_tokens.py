@@ -117,6 +117,16 @@ def counted(got: Received, echo: str | None = None) -> tuple[list[int], str | No
             id="usage of all choices",
         ),
         pytest.param(
+            [
+                total(3) | {"choices": event(" red")["choices"] + event(" green", 1)["choices"]},
+                event(" blue", 0, 5),
+                total(5),
+            ],
+            [1, 1, 1],
+            "tiktoken",
+            id="usage of an event with several choices",
+        ),
+        pytest.param(
             [event(" red", 0, 2), event(" green", 1, 3)], [1, 1], "tiktoken", id="usage of several choices, no total"
         ),
         pytest.param(
