@@ -237,7 +237,7 @@ def test_answer_that_deltatap_cannot_handle(
         take(self, chunk, data, event)
 
     monkeypatch.setattr(ChatAccumulator, "_take", faulty)
-    poison = HI.replace(b"Hi", b"poison")
+    poison = HI.replace(b"Hi", b"poison").replace(b"{", b"{ ")  # not alike, so that it is decoded
     end = chunk(b"") if complete else b""
     answers = [OK + chunk(HI) + chunk(poison) + chunk(HI + STOP + DONE) + end]
     found = call(answering(*answers))
