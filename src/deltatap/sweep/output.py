@@ -60,13 +60,12 @@ def lines(swept: Swept, plan: Plan, settings: Settings) -> Iterator[str]:
         yield f"sweep {swept.sweep} has not ended: {swept.reason}; the same command continues it"
     elif found.rate is None:
         yield f"no tested rate has {what}"
+    elif found.high is not None:
+        interval = f"below {found.high:,.3g}" if found.low is None else f"{found.low:,.3g} to {found.high:,.3g}"
+        yield f"{found.rate:,.3g} requests per second have {what} (interval: {interval})"
     else:
-        low = "below all tested rates" if found.low is None else f"{found.low:,.3g}"
-        if found.high is not None:
-            yield f"{found.rate:,.3g} requests per second have {what} (between {low} and {found.high:,.3g})"
-        else:
-            more = "" if plan.rates else "; for higher rates, load more prompts or lower --duration"
-            yield f"{found.rate:,.3g} requests per second, the highest tested rate, have {what}{more}"
+        more = "" if plan.rates else "; for higher rates, load more prompts or lower --duration"
+        yield f"{found.rate:,.3g} requests per second, the highest tested rate, have {what}{more}"
     late = [point for point in swept.points if (point.delay_p99_ms or 0) > _LATE_MS]
     if late:
         worst = min(late, key=lambda point: point.rate)

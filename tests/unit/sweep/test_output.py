@@ -55,11 +55,9 @@ def said(*arguments: Any, **values: Any) -> list[str]:
 def test_the_result_in_words() -> None:
     what = "95 % of requests with ttft_ms at most 500"
     late = "from 8 per second, requests started late (p99 120 ms): raise capture.concurrency (64) to measure only the server"
-    assert said() == [f"4 requests per second have {what} (between 4 and 8)", late]
+    assert said() == [f"4 requests per second have {what} (interval: 4 to 8)", late]
     calm = {"points": POINTS[:1]}
-    assert said(Found(4.0, None, 8.0), **calm) == [
-        f"4 requests per second have {what} (between below all tested rates and 8)"
-    ]
+    assert said(Found(4.0, None, 8.0), **calm) == [f"4 requests per second have {what} (interval: below 8)"]
     (top,) = said(Found(4.0, 4.0, None), **calm)
     assert top.startswith(f"4 requests per second, the highest tested rate, have {what}; ")
     assert said(Found(None, None, 4.0), **calm) == [f"no tested rate has {what}"]

@@ -553,7 +553,8 @@ def test_a_feeding_thread_that_waits_continues_when_there_is_room_for_several_jo
     assert unfinished.wait(0.0)
 
 
-def test_a_scheduled_call_starts_when_it_is_due_and_says_how_late() -> None:
+def test_a_scheduled_call_starts_when_it_is_due_and_says_how_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retry, "_BACKOFF_S", 0.1)
     client, delivered = Scripted({"b": [CaptureError("server", None, "down", 500)]}), Delivered()
     jobs = [replace(job(body), due_s=due_s) for body, due_s in (("a", 0.0), ("b", 0.05), ("c", 0.1))]
     with Engine(lambda: client, limits=LIMITS, look_ahead=8, deliver=delivered.put) as engine:
@@ -567,6 +568,7 @@ def test_a_scheduled_call_starts_when_it_is_due_and_says_how_late() -> None:
         engine.join()
     late = {capture.job.request.request_id: capture.scheduled_ms for capture in delivered.captures}
     assert client.started.count("b") == 2, "a retry is not an arrival"
+    assert (late["b"] or 0) >= 50, "the wait for the retry delays the answer, too"
     for each in jobs:
         name, scheduled_ms = each.request.request_id, late[each.request.request_id]
         last = each.calls[-1].started
