@@ -19,7 +19,7 @@ from aiohappyeyeballs import start_connection
 from deltatap.endpoint import Tls
 from deltatap.http.encryption import Encryption
 from deltatap.http.proxy import ProxyError, address, open_tunnel
-from deltatap.http.stream_socket import prepare
+from deltatap.http.stream_socket import keep_stamps_on, prepare
 from deltatap.http.tls import TlsError, explained, tls_context
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class Dialer:
 
     def __init__(self, clock: Callable[[], float], proxy: Proxy | None, tls: ssl.SSLContext | None) -> None:
         self._clock, self._proxy, self._tls = clock, proxy, tls
+        keep_stamps_on()
         # For each host and port the addresses, with the time at which they expire.
         self._addresses: dict[tuple[str, int], tuple[_Addresses, float]] = {}
 

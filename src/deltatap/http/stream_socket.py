@@ -17,6 +17,7 @@ import socket
 import sys
 import time
 from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
 from deltatap.http.clock import TIMESTAMP_SPACE, TIMESTAMPNS, stamp_of
@@ -48,6 +49,19 @@ class Owner(Protocol):
 
     def broke(self, error: BaseException) -> None:
         """Handle an exception of `received`. The connection is closed."""
+
+
+@cache
+def keep_stamps_on() -> None:
+    """Let the kernel stamp packets for as long as the process lives.
+
+    It stamps packets only while a socket asks for it, and begins a moment after the first one does (Linux,
+    net_enable_timestamp). Otherwise the first answers would have no stamps.
+    """
+    if sys.platform == "linux":
+        with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            asking.setsockopt(_SOL_SOCKET, TIMESTAMPNS, 1)
+            asking.detach()  # stays open
 
 
 def prepare(stream: socket.socket) -> None:
