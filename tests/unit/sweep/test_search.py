@@ -37,7 +37,8 @@ def test_a_search_finds_the_capacity_of_an_exact_server(capacity: float) -> None
     found, outcomes = swept(exact(capacity))
     assert found.low is not None
     assert found.high is not None
-    assert found.low == found.rate <= capacity < found.high
+    assert found.rate == found.low
+    assert found.low <= capacity < found.high
     assert found.high / found.low <= 1.1
     assert len(outcomes) <= 20
     assert {outcome.rate for outcome in outcomes[-4:]} == {found.low, found.high}, "the result is tested again"
