@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import yaml
 
 from deltatap import cli
@@ -16,7 +17,6 @@ from tests.runs import captured, run_rows
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import pytest
     from pyspark.sql import SparkSession
 
     from tests.simulation import Simulation
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 PACE = {"speed": 1, "ttft_ms": 50, "ttft_sigma": 0, "itl_ms": 1, "itl_sigma": 0, "tokens": 5, "tokens_sigma": 0}
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_where_it_was_interrupted(
     spark: SparkSession, tables: Path, simulator: Simulation, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -47,8 +48,10 @@ def test_a_sweep_goes_on_where_it_was_interrupted(
     assert (code, whole["ended"], whole["sweep"]) == (cli.OK, True, cut["sweep"])
     assert "stage 1" not in said
     assert f"resumes run {whole['sweep']}-02" in said
-    assert (whole["rate"], whole["low"], whole["high"]) == (10.0, 10.0, 80.0)
-    assert [(stage["requests"], stage["holds"]) for stage in whole["stages"]] == [(10, True), (80, False)]
+    slow, fast = whole["stages"]
+    assert (slow["requests"], fast["requests"], fast["holds"]) == (10, 80, False)
+    # On a machine that is very busy, the first stage may not hold either.
+    assert (whole["rate"], whole["low"], whole["high"]) == ((10.0, 10.0, 80.0) if slow["holds"] else (None, None, 10.0))
     calls = Counter(row["run_id"] for row in captured(spark, tables))
     assert calls == {f"{whole['sweep']}-01": 10, f"{whole['sweep']}-02": 80}
     assert simulator.counts()["calls"] == 90, "no request of a stage is sent twice"
