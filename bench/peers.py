@@ -10,6 +10,10 @@ client does; a worker opens them a few ms apart. A burst also delays the server,
 no chunk times: its inter-token latency is the mean of a stream, counted once for each token, so its p99 is one of
 streams and not of gaps.
 
+Each client runs again with an event loop that stops for 50 ms at random, once a second on average. The errors of a
+worker are those of each chunk's time against the record, without chunks that share a read; the peers' reports do not
+tell which time belongs to which chunk.
+
 The CPU of a peer is that of its processes from the arrival of the first request to the last chunk, by samples. The CPU
 of the worker and the floor is that of the process from the end of its imports to its end, including the last journal
 file. A separate column includes a peer's start and its report. The figures are also written to data/bench-peers.json.
@@ -25,7 +29,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,9 +38,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from bench.__main__ import FLOOR_SHARE, streams_of
 from bench.clients import MODEL
 from bench.page import with_table
 from bench.processes import Watch, client, spent
+from bench.simulators import EVEN
+from bench.truth import Measured, errors
 from deltatap.tokens import VOCABULARIES
 from tests.simulation import Simulation, start_simulator
 
@@ -46,10 +54,13 @@ FOLDER, OUT, PAGE = Path("data/peers"), Path("data/bench-peers.json"), Path("doc
 HEAD = (
     *("client", "CPU µs per chunk", "relative to worker", "CPU with start and report"),
     *("TTFT p50", "TTFT p99", "gap p50", "gap p99", "requests/s", "relative to worker", "simulator delay p99"),
+    *("TTFT error p50", "TTFT error p99", "gap error p99", "chunks in shared reads"),
 )
-STREAMS, REQUESTS = 256, 1024
-EVEN = ("--itl-ms", "20", "--sigma", "0", "--tokens", "100")
-_INSTALL_S, _RUN_S = 1200, 180
+ERRORS = HEAD[-4:]
+# The load is as many streams as keep 40 % of a core busy with the floor; each makes this many requests.
+ROUNDS = 4
+STALLED = Path(__file__).with_name("stalled")
+_INSTALL_S, _RUN_S, _FEW = 1200, 180, 96
 
 
 class PeerError(Exception):
@@ -78,6 +89,7 @@ class Result:
         late_p99_ms: the delay of the simulator's own writes.
         true: latencies in the simulator's record.
         reported: latencies that the client reports. None if it reports none.
+        errors: of :func:`bench.truth.errors`. None if the client does not say which time belongs to which chunk.
     """
 
     name: str
@@ -87,6 +99,7 @@ class Result:
     late_p99_ms: float
     true: Times
     reported: Times | None
+    errors: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +109,13 @@ class Peer:
     Attributes:
         requirement: the requirement for pip.
         column: the name of the prompt column in its input file.
-        command: returns its arguments for a server, a file of prompts and a folder for its report.
+        command: returns its arguments for a server, a number of streams, a file of prompts and a folder for its report.
         read: reads its report.
     """
 
     requirement: str
     column: str
-    command: Callable[[str, Path, Path], Sequence[str]]
+    command: Callable[[str, int, Path, Path], Sequence[str]]
     read: Callable[[Path], Times]
 
     @property
@@ -116,11 +129,11 @@ class Peer:
         return f"{self.name} {self.requirement.partition('==')[2]}"
 
 
-def _guidellm(server: str, prompts: Path, folder: Path) -> Sequence[str]:
+def _guidellm(server: str, streams: int, prompts: Path, folder: Path) -> Sequence[str]:
     backend = f"kind=openai_http,target={server},model={MODEL},validate_backend=false"
     return (
-        *("run", "--backend", backend, "--profile", f"kind=concurrent,streams={STREAMS}"),
-        *("--constraint", f"kind=max_requests,count={REQUESTS}", "--data", f"kind=json_file,path={prompts}"),
+        *("run", "--backend", backend, "--profile", f"kind=concurrent,streams={streams}"),
+        *("--constraint", f"kind=max_requests,count={ROUNDS * streams}", "--data", f"kind=json_file,path={prompts}"),
         *("--output", f"kind=json,path={folder / 'report.json'}", "--disable-console"),
     )
 
@@ -133,11 +146,11 @@ def _guidellm_report(folder: Path) -> Times:
     return Times(first["p50"], first["p99"], gap["p50"], gap["p99"])
 
 
-def _aiperf(server: str, prompts: Path, folder: Path) -> Sequence[str]:
+def _aiperf(server: str, streams: int, prompts: Path, folder: Path) -> Sequence[str]:
     return (
         *("profile", "-m", MODEL, "--endpoint-type", "chat", "--streaming", "--url", server, "--tokenizer", "builtin"),
         *("--input-file", str(prompts), "--custom-dataset-type", "single-turn"),
-        *("--concurrency", str(STREAMS), "--request-count", str(REQUESTS)),
+        *("--concurrency", str(streams), "--request-count", str(ROUNDS * streams)),
         *("--no-server-metrics", "--no-gpu-telemetry", "--ui", "none", "--artifact-dir", str(folder)),
     )
 
@@ -167,38 +180,55 @@ def true_times(calls: Sequence[Mapping[str, Any]]) -> Times:
     return times((ms[0] - call["started"] * 1e3 for ms, call in zip(written, calls, strict=True)), written)
 
 
-def _ours(name: str, simulator: Simulation) -> Result:
-    found = client(name, simulator, STREAMS, REQUESTS, _RUN_S)
-    streams = [ms for _, ms, _ in found["streams"]]
-    reported = times((ms[0] for ms in streams), streams) if streams else None
-    return _result(name, simulator, lambda *_: found["cpu_us"] * found["chunks"] / 1e6, None, reported)
+def _ours(name: str, simulator: Simulation, streams: int, *, stalled: bool) -> Result:
+    found = client(f"{name}-stalled" if stalled else name, simulator, streams, ROUNDS * streams, _RUN_S)
+    measured = [Measured(*stream) for stream in found["streams"]]
+    reported = times((each.ms[0] for each in measured), [each.ms for each in measured]) if measured else None
+    result = _result(
+        _named(name, stalled=stalled),
+        simulator,
+        ROUNDS * streams,
+        lambda *_: found["cpu_us"] * found["chunks"] / 1e6,
+        None,
+        reported,
+    )
+    calls = {call["key"]: call for call in simulator.calls()}
+    return replace(result, errors=errors(measured, calls)) if measured else result
 
 
-def _theirs(peer: Peer, simulator: Simulation) -> Result:
+def _named(name: str, *, stalled: bool) -> str:
+    return f"{name}, stalled" if stalled else name
+
+
+def _theirs(peer: Peer, simulator: Simulation, streams: int, *, stalled: bool) -> Result:
     binary = _installed(peer)
     simulator.reset()
     with tempfile.TemporaryDirectory(prefix="peer-") as name:
         folder = Path(name)
         prompts = folder / "prompts.jsonl"
-        prompts.write_text("".join(json.dumps({peer.column: f"p{number}"}) + "\n" for number in range(REQUESTS)))
-        command: list[str | Path] = [binary, *peer.command(simulator.base_url.removesuffix("/v1"), prompts, folder)]
-        watch = _run(command, folder)
+        count = ROUNDS * streams
+        prompts.write_text("".join(json.dumps({peer.column: f"p{number}"}) + "\n" for number in range(count)))
+        server = simulator.base_url.removesuffix("/v1")
+        command: list[str | Path] = [binary, *peer.command(server, streams, prompts, folder)]
+        watch = _run(command, folder, stalled=stalled)
         whole_s = sum(spent(watch.samples, -math.inf, math.inf).values())
         try:
             reported = peer.read(folder)
         except (OSError, LookupError) as error:
             raise PeerError(f"cannot read the report: {error!r}\n{_tail(folder)}") from error
         return _result(
-            peer.title,
+            _named(peer.title, stalled=stalled),
             simulator,
+            count,
             lambda start, end: sum(spent(watch.samples, start, end).values()),
             whole_s,
             reported,
         )
 
 
-def _run(command: Sequence[str | Path], folder: Path) -> Watch:
+def _run(command: Sequence[str | Path], folder: Path, *, stalled: bool) -> Watch:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TIKTOKEN_CACHE_DIR": str(VOCABULARIES)}
+    environment |= {"PYTHONPATH": str(STALLED)} if stalled else {}
     with (
         (folder / "log").open("w") as log,
         subprocess.Popen(
@@ -239,21 +269,22 @@ def _installed(peer: Peer) -> Path:
 def _result(
     name: str,
     simulator: Simulation,
+    requests: int,
     cpu_s: Callable[[float, float], float],
     whole_s: float | None,
     reported: Times | None,
 ) -> Result:
     calls = simulator.calls()
     whole = sum(call["ended"] == "done" for call in calls)
-    if whole != REQUESTS or len(calls) != REQUESTS:
-        raise PeerError(f"expected {REQUESTS} complete answers, the simulator wrote {whole} of {len(calls)}")
+    if whole != requests or len(calls) != requests:
+        raise PeerError(f"expected {requests} complete answers, the simulator wrote {whole} of {len(calls)}")
     chunks = sum(len(call["chunks"]) for call in calls)
     start, end = min(call["started"] for call in calls), max(call["chunks"][-1][0] for call in calls)
     return Result(
         name=name,
         cpu_us=cpu_s(start, end) / chunks * 1e6,
         whole_cpu_us=None if whole_s is None else whole_s / chunks * 1e6,
-        requests_s=REQUESTS / (end - start),
+        requests_s=requests / (end - start),
         late_p99_ms=simulator.stats()["late_ms"]["p99"],
         true=true_times(calls),
         reported=reported,
@@ -273,6 +304,7 @@ def _row(result: Result, ours: Result) -> list[str]:
         f"{result.requests_s:,.1f}",
         f"{result.requests_s / ours.requests_s:.2f}",
         f"{result.late_p99_ms:,.1f}",
+        *("-" if result.errors is None else f"{result.errors[name]:,.2f}" for name in ERRORS),
     ]
 
 
@@ -281,16 +313,18 @@ def main() -> None:
     missing = []
     results = []
     with start_simulator(*EVEN) as simulator:
-        for name in ("floor", "worker"):
+        floor = client("floor", simulator, _FEW, _FEW)
+        streams = streams_of(floor["cpu_us"], FLOOR_SHARE)
+        for name, stalled in (("floor", False), ("worker", False), ("worker", True)):
             with console.status(name):
-                results.append(_ours(name, simulator))
-        for peer in PEERS:
+                results.append(_ours(name, simulator, streams, stalled=stalled))
+        for peer, stalled in product(PEERS, (False, True)):
             with console.status(peer.title):
                 try:
-                    results.append(_theirs(peer, simulator))
+                    results.append(_theirs(peer, simulator, streams, stalled=stalled))
                 except (PeerError, subprocess.TimeoutExpired) as error:
-                    missing.append(f"{peer.title}: {error}")
-    title = f"{STREAMS} streams, 50 chunks/s each, {REQUESTS:,} requests; reported / true, in ms"
+                    missing.append(f"{_named(peer.title, stalled=stalled)}: {error}")
+    title = f"{streams} streams, 50 chunks/s each, {ROUNDS * streams:,} requests; reported / true, in ms"
     ours = next(result for result in results if result.name == "worker")
     rows = [_row(result, ours) for result in results]
     table = Table(*HEAD, title=title, title_justify="left")
