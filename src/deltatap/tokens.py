@@ -102,7 +102,8 @@ def count_text(text: str, encoding_name: str) -> int:
 def token_ends(text: str, encoding_name: str) -> np.ndarray[Any, Any]:
     """Where each token of a text ends, in bytes of its UTF-8. There are as many as :func:`count_text` counts."""
     tokens = [_encoded(piece, encoding_name) for piece in _pieces(text)]
-    return token_sizes(encoding_name)[np.concatenate(tokens)].cumsum()
+    ends: np.ndarray[Any, Any] = token_sizes(encoding_name)[np.concatenate(tokens)].cumsum()
+    return ends
 
 
 @functools.cache
