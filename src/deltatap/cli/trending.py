@@ -51,7 +51,8 @@ def trend(
     Exit codes: 0, no condition holds; 2, a name or a condition cannot be read, or there are no values; 3, a condition
     holds.
     """
-    from deltatap.analysis.trend import conditions_on, ended_runs, judged, labels_of, parse_measure  # noqa: PLC0415
+    from deltatap.analysis.series import conditions_on, judged, labels_of, parse_measure  # noqa: PLC0415
+    from deltatap.analysis.trend import ended_runs  # noqa: PLC0415
     from deltatap.analysis.trend import trend as series_of  # noqa: PLC0415
     from deltatap.cli.trend_text import show_trend, trend_json  # noqa: PLC0415
 

@@ -6,7 +6,7 @@ from deltatap.analysis.facts import Changed, changed, of_run, said
 
 
 def answer(fingerprint: str | None, rows: int, model: str = "m") -> dict[str, object]:
-    same = {"service_tier": None, "region": "East US", "clock": "kernel"}
+    same: dict[str, object] = {"service_tier": None, "region": "East US", "clock": "kernel"}
     return {"response_model": model, "system_fingerprint": fingerprint, "rows": rows} | same
 
 

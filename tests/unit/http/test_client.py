@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from openai import AsyncOpenAI, Omit
@@ -224,7 +224,10 @@ def test_every_request_is_one_of_the_openai_client(monkeypatch: pytest.MonkeyPat
         async with server(handler) as base_url, AsyncOpenAI(base_url=base_url, api_key=KEY, timeout=None) as client:
             headers = {"Authorization": Omit(), "Accept-Encoding": "identity"}
             await client.post(
-                "/chat/completions", cast_to=object, body=json.loads(longer.body), options={"headers": headers}
+                "/chat/completions",
+                cast_to=object,
+                body=json.loads(longer.body),
+                options=cast("Any", {"headers": headers}),
             )
         return seen[0]
 

@@ -78,4 +78,5 @@ def test_the_reader_of_local_tables_is_imported_while_the_jvm_starts(
     monkeypatch.setattr(session, "java_home", nullcontext)
     monkeypatch.setattr(session, "find_jars", lambda *_: [])
     monkeypatch.setattr(SparkSession.Builder, "getOrCreate", lambda _: imported.wait(5))
-    assert session.local_session(jars=tmp_path)
+    started: object = session.local_session(jars=tmp_path)
+    assert started is True, "imported before the JVM was ready"

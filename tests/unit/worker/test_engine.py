@@ -540,7 +540,12 @@ def test_a_feeding_thread_that_waits_continues_when_there_is_room_for_several_jo
     unfinished, added = _Unfinished(32), threading.Event()
     assert all(unfinished.add(0.0) for _ in range(32))
     assert not unfinished.add(0.0)
-    waiting = threading.Thread(target=lambda: unfinished.add(10.0) and added.set())
+
+    def add() -> None:
+        if unfinished.add(10.0):
+            added.set()
+
+    waiting = threading.Thread(target=add)
     waiting.start()
     for _ in range(2):
         unfinished.remove()
