@@ -113,7 +113,7 @@ METRICS_CHANGES: tuple[Column, ...] = (
     Column("runs_before", BIGINT, "runs on the old level"),
     Column("runs_after", BIGINT, "runs on the new level"),
     Column("before", DOUBLE, "the old level: median of the quantile over its runs"),
-    Column("after", DOUBLE, "the new level, likewise"),
+    Column("after", DOUBLE, "the new level: median of the quantile over its runs"),
     Column("difference", ESTIMATE, "after minus before, with its 95 % bootstrap interval"),
     Column("p", DOUBLE, "p-value of the permutation test"),
     Column("changed", CHANGED, "what most runs on the old level had, and what most runs on the new level have"),

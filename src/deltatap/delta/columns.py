@@ -132,7 +132,7 @@ CAPTURES: tuple[Column, ...] = (
         _CONNECTION,
         "the steps before the answer of the last call. reused: an open connection was used, so dns_ms, connect_ms and "
         "tls_ms are null. connect_ms includes a proxy's tunnel; tls_ms is null without TLS; upload_ms is the time from "
-        "the first byte written until the send buffer had taken the last byte",
+        "the first byte written until the send buffer had accepted the last byte",
         added=True,
     ),
     Column(
