@@ -148,7 +148,7 @@ def _notes_on(loaded: Loaded, *, replace: bool) -> Iterator[tuple[str, str | Non
         )
         yield fail, "warning"
     if "id" in loaded.unused and not loaded.has_ids:
-        yield "column id is not the request_id; load with --id-column id to use it", "warning"
+        yield "column id is not used as request_id; to use it, load with --id-column id", "warning"
     if loaded.unused:
         yield f"not used for requests, but kept in the table: {', '.join(loaded.unused)}", None
 

@@ -27,8 +27,8 @@ def runs(
 ) -> int:
     """List the runs on the captures table, newest first.
 
-    If analysis.slo has bounds, the command also counts the good requests of each run: those that completed within
-    every bound, out of those that were sent.
+    If analysis.slo has bounds, the list also shows, for each run, how many requests were sent, and how many of them
+    completed within every bound.
     """
     from deltatap.analysis.queries import good_requests, newest_runs, why_no_runs  # noqa: PLC0415
     from deltatap.terminal import show_runs  # noqa: PLC0415
@@ -55,7 +55,7 @@ def show(
 ) -> int:
     """Show one request: its prompt, when its chunks arrived, its latencies, cost, text and error.
 
-    A request without an id of its own has the hash of its body as its id.
+    If the prompts table has no request_id, the id of a request is the hash of its body.
     """
     from deltatap.analysis.queries import newest_capture  # noqa: PLC0415
     from deltatap.terminal import show_capture  # noqa: PLC0415
@@ -76,7 +76,7 @@ def failures(
 ) -> int:
     """List the failed and interrupted rows of a run, each with its error.
 
-    The next run sends interrupted requests and failed calls again. Fix invalid prompts first.
+    The next run sends each request that still has no final row. Fix invalid prompts before that.
     """
     from deltatap.analysis.queries import not_completed  # noqa: PLC0415
     from deltatap.terminal import show_failures  # noqa: PLC0415
@@ -96,7 +96,7 @@ def analyze(
 ) -> int:
     """Compute the metrics tables from captures.
 
-    Updates metrics_by_run, metrics_by_hour, stream_vs_complete and metrics_changes, whose columns have comments.
+    Updates metrics_by_run, metrics_by_hour, stream_vs_complete and metrics_changes. Their columns have comments.
     Running the command again changes nothing unless captures changed.
 
     Exit codes: 0, done; 2, the configuration is wrong.

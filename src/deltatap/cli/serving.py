@@ -39,8 +39,8 @@ def replay(
     """Serve captured answers as an OpenAI- and Anthropic-compatible endpoint, with their original timing.
 
     A request gets the answer that was captured for the same body (request_hash), or else for the same last prompt. If
-    the request sets stream, it gets a captured stream, otherwise a whole answer. Broken streams break again. Open / in
-    a browser to watch an answer arrive.
+    the request sets stream, it gets a captured stream, otherwise a whole answer. A stream that broke off breaks off
+    again at the same place. Open / in a browser to watch an answer arrive.
     """
     from deltatap.analysis.queries import newest_answers  # noqa: PLC0415
     from deltatap.replay.app import Replay  # noqa: PLC0415
@@ -72,9 +72,9 @@ def _with_faults(callback: Callable[..., None]) -> Callable[..., None]:
     groups = {
         "Faults that refuse a request": REFUSALS,
         "Faults that break a stream": BREAKS,
-        "Other ends, headers and types": ENDINGS,
-        "Other cuts into events and bytes": SHAPES,
-        "What some servers send": TRAITS,
+        "Faults that change the end, the headers or the content type": ENDINGS,
+        "Faults that change where events and reads begin and end": SHAPES,
+        "Faults that add or omit what only some servers send": TRAITS,
     }
     listed = [f"{what}: {', '.join(names)}." for what, names in groups.items()]
     callback.__doc__ = "\n\n".join([inspect.cleandoc(callback.__doc__ or ""), *listed])
@@ -91,7 +91,7 @@ def simulate(
     ttft_ms: Annotated[float, typer.Option(help="Median time to first token.")] = 200.0,
     itl_ms: Annotated[float, typer.Option(help="Median inter-token latency.")] = 20.0,
     tokens: Annotated[float, typer.Option(help="Median answer length in tokens.")] = 120.0,
-    sigma: Annotated[float, typer.Option(help="Spread factor for the three medians. 0: always the median.")] = 1.0,
+    sigma: Annotated[float, typer.Option(help="Factor for the spread around the three medians. 0: no spread.")] = 1.0,
     speed: Annotated[float, _SPEED] = 1.0,
     fault: Annotated[
         list[str] | None,
@@ -116,9 +116,9 @@ def simulate(
 ) -> None:
     """Serve a simulated endpoint, OpenAI- and Anthropic-compatible, that injects faults and records what it sent.
 
-    Point a client at the URL that it prints. A model name can request faults: gpt-4o-mini!429=0.2:2!cut@5:1 means two
-    rate limits, then a connection that is cut after five pieces, then an answer. /sim/calls, /sim/counts and /sim/stats
-    return the record.
+    Use the URL that the command prints as the base URL of a client. A model name can request faults:
+    gpt-4o-mini!429=0.2:2!cut@5:1 means two rate limits, then a connection that is cut after five pieces, then an
+    answer. /sim/calls, /sim/counts and /sim/stats return the record.
     """
     from deltatap.simulator.faults import BadFaultError, parse  # noqa: PLC0415
     from deltatap.terminal import plain_console  # noqa: PLC0415

@@ -31,15 +31,15 @@ _LISTED = 10
 
 
 def show_trend(console: Console, found: Iterable[Series], runs: Sequence[Row]) -> None:
-    """Print the series: a table of runs, the changes, and other runs with which something changed."""
+    """Print the series: a table of runs, the changes, and other runs at which something else changed."""
     names = run_names(runs)
     for each in found:
         _show_table(console, each, names)
         unit = _METRICS[each.measure.metric].unit
         for change in each.changes:
             _line(console, f"* {_when(change)} {names[change.run_id]}: {change_text(change, unit)}", "bold")
-            for what in change.with_it or ("nothing that deltatap knows of",):
-                _line(console, f"    changed with it: {what}")
+            for what in change.with_it or ("nothing that deltatap records",):
+                _line(console, f"    also changed: {what}")
         _show_other(console, each, names)
         if each.deciding < FEWEST:
             _line(
@@ -94,7 +94,7 @@ def _show_other(console: Console, each: Series, names: Mapping[str, str]) -> Non
 
 
 def other_facts(each: Series) -> list[tuple[Point, tuple[Changed, ...]]]:
-    """The runs that were captured with something else than the run before, and with what."""
+    """The runs at which a fact differs from the run before, each with the facts that differ."""
     pairs = zip(each.points, each.points[1:], strict=False)
     found = [(after, changed([before.facts], [after.facts])) for before, after in pairs if before.facts and after.facts]
     return [(point, what) for point, what in found if what]

@@ -35,18 +35,19 @@ def trend(
         typer.Option(metavar="CONDITION", help="Exit with 3 if a new change holds: '>+5%'. Repeatable."),
     ] = None,
     newest: Annotated[
-        int, typer.Option("--newest", min=1, help="For --fail-if: a change is new if it starts in so many runs.")
+        int,
+        typer.Option("--newest", min=1, help="For --fail-if: check only changes that start in this many newest runs."),
     ] = 10,
 ) -> int:
     """Show a metric over the runs on the captures table, and where its level changed.
 
     Each endpoint, model and mode is a series. A change point (*) is a run from which the values stay on another level.
-    The command lists what changed with it: model, fingerprint, versions and configuration. A run with fewer than 20
-    values is shown, but not tested. It takes 12 runs to find a change.
+    The command lists what else changed there: model, fingerprint, versions and configuration. A run with fewer than 20
+    values is shown, but not tested. At least 12 runs are needed to find a change.
 
     A condition of --fail-if is > or <, and a signed difference, with % or in the metric's unit, as in compare. It is
-    checked on changes that start in the newest 10 runs, and holds if the difference between the levels is beyond this
-    limit and its interval excludes zero.
+    checked only for changes that start in the newest 10 runs. It holds if the difference between the levels is beyond
+    this limit and its interval excludes zero.
 
     Exit codes: 0, no condition holds; 2, a name or a condition cannot be read, or there are no values; 3, a condition
     holds.

@@ -1,4 +1,4 @@
-"""What the report says in figures and words: the tiles of each run, the errors by kind, and the rows left out.
+"""The figures and texts of the report: the tiles of each run, the errors by kind, and the rows left out.
 
 ``data.py`` reads the rows, and ``page.html.j2`` lays out what this module decides.
 """
@@ -39,7 +39,7 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """The words of an error, from the server or from deltatap, and how often they occurred.
+    """The message of an error, from the server or from deltatap, and how often they occurred.
 
     Attributes:
         count: failed calls and refused prompts with these words.
@@ -231,7 +231,7 @@ def _advice(why: str, rows: Sequence[Row], analysis: Analysis) -> tuple[str, str
     return {
         "interrupted": (
             "The call ended early, after some output had arrived.",
-            "See Errors for the cause. Start the capture again to send these requests again.",
+            "See Errors for the cause. Start the capture again to send the requests that are still owed.",
         ),
         "failed": (
             "The call failed without output.",

@@ -196,7 +196,8 @@ def _sizes(sizes: pa.Table, label: Mapping[tuple[Any, ...], str]) -> Chart | Non
     caption = (
         "How many tokens one chunk holds, and how many arrive at once, in one socket read. Large chunks come from "
         "speculative decoding, or from a server that sends several tokens together. If more tokens arrive at once than "
-        "one chunk holds, a proxy or the network has held chunks back. A chunk with 0 tokens has a part of a token."
+        "one chunk holds, a proxy or the network has held chunks back. A chunk with 0 tokens contains only part of a "
+        "token."
     )
     return Chart("sizes", "Tokens per chunk", caption, figure)
 

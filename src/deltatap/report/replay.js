@@ -25,7 +25,7 @@ if (STREAMS.length) {
       else joined.push([piece, kind]);
     text(by("streamed"), joined);
     const broken = stream.status !== "completed" && at >= stream.end;
-    by("streamed-state").textContent = broken ? "stream broke: " + (stream.error || stream.status)
+    by("streamed-state").textContent = broken ? "stream broke off: " + (stream.error || stream.status)
       : arrived.length ? arrived.length + " of " + stream.chunks.length + " chunks" : "waiting for the first token";
     const whole = at >= stream.wholeMs;
     text(by("whole"), whole ? [[stream.whole, "content"]] : []);

@@ -197,7 +197,7 @@ def test_the_command_shows_marks_and_says_what_changed_without_pyspark(nights: P
     assert len(table) == NIGHTS + 1
     assert max(map(len, table)) <= 80
     assert sum(line.startswith("* ") for line in lines) == 2, "in the table, and below it"
-    assert "    changed with it: system_fingerprint fp_1 → fp_2" in lines
+    assert "    also changed: system_fingerprint fp_1 → fp_2" in lines
     assert any(line.startswith("~ 2026-12-01") and "request.temperature none → 1" in line for line in lines)
     assert "~ 2026-11-04 02:00 night 3: region East US → West US" in lines
     assert any("too few" in line for line in lines)
