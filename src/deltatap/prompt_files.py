@@ -238,7 +238,7 @@ def _json_lines(path: Path, api: str, named: frozenset[str]) -> PromptFile:
                         json.loads(line, object_pairs_hook=_object, parse_constant=_constant), api, named
                     )
                 except RecursionError:
-                    problems.append(f"line {number}: nests too deeply")
+                    problems.append(f"line {number}: is nested too deeply")
                 except json.JSONDecodeError as error:
                     problems.append(f"line {number}: expected JSON; column {error.colno}: {error.msg}")
                 except ValueError as error:  # for long integers, Python adds how to read them

@@ -95,7 +95,7 @@ def _text(body: Mapping[str, Any]) -> str:
     text = json.dumps(body, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     text.encode()
     if _levels(text) > _MOST_LEVELS:
-        raise BadPromptError(f"the request nests deeper than {_MOST_LEVELS} levels")
+        raise BadPromptError(f"the request is nested deeper than {_MOST_LEVELS} levels")
     return text
 
 
@@ -196,7 +196,7 @@ def _require_json(**columns: Mapping[str, Any]) -> None:
         except ValueError:
             raise BadPromptError(f"{name} contains NaN or an infinite number, which JSON cannot express") from None
         except RecursionError:
-            raise BadPromptError(f"the request nests deeper than {_MOST_LEVELS} levels") from None
+            raise BadPromptError(f"the request is nested deeper than {_MOST_LEVELS} levels") from None
 
 
 def _params(given: object) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class _Loader(yaml.SafeLoader):
             if key.tag == "tag:yaml.org,2002:merge":
                 continue
             if key.value in lines:
-                problem = f"{key.value} is set twice, first in line {lines[key.value]}"
+                problem = f"{key.value} is set twice, first on line {lines[key.value]}"
                 raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
             lines[key.value] = key.start_mark.line + 1
             key.tag = "tag:yaml.org,2002:str"
@@ -65,7 +65,7 @@ def parse(text: str) -> Any:  # noqa: ANN401 - any YAML
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "malformed"
         raise ValueError(f"{where}is not valid YAML: {problem}") from None
     except RecursionError:
-        raise ValueError("is not valid YAML: it nests too deeply") from None
+        raise ValueError("is not valid YAML: it is nested too deeply") from None
     except ValueError as error:  # a number with too many digits
         raise ValueError(f"is not valid YAML: {error}") from None
 

@@ -46,7 +46,7 @@ def test_identical_requests_are_called_once(
     prompts.write(spark, tables / "prompts", rows)
     ended, shown = capture(spark, tables, simulator, **sections)
     assert (ended.row["completed"], ended.row["requests"], ended.row["owed"]) == (3 * modes, modes, 3 * modes)
-    assert f"{2 * modes} requests have the answers of earlier rows" in shown
+    assert f"{2 * modes} requests reuse answers of earlier rows" in shown
     assert simulator.counts()["calls"] == 4 * modes
     check(spark, tables, called=4, reused=11, modes=modes)
     costs = [row["cost_usd"] for row in run_rows(spark, tables)]

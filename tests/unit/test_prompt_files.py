@@ -90,7 +90,7 @@ def problems(path: Path, api: str = "chat", **named: str) -> list[str]:
         ('{"prompt": "\\ud83d"}', ["line 1: prompt: expected valid Unicode, found half of a surrogate pair"]),
         ('{"prompt": "a", "params": {"user": "\\ude00"}}', ["line 1: params: expected valid Unicode, found half of a surrogate pair"]),
         ('{"prompt": "a", "\\ud83d": 1}', ["line 1: a column's name: expected valid Unicode, found half of a surrogate pair"]),
-        ('{"prompt": ' + "[" * 100_000, ["line 1: nests too deeply"]),
+        ('{"prompt": ' + "[" * 100_000, ["line 1: is nested too deeply"]),
         ('{"prompt": "a", "seed": ' + "1" * 5000 + "}", ["line 1: Exceeds the limit (4300 digits) for integer string conversion: value has 5000 digits"]),
         ('{"request_id": "a", "prompt": "x"}\n\n{"request_id": "a", "prompt": "y"}', ["line 3: request_id a is already used for a different prompt in line 1"]),
         ('{"Prompt": "a"}\n{"prompt": "b"}', ["column prompt: expected one, found Prompt, prompt"]),

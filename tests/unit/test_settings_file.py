@@ -61,9 +61,9 @@ def test_what_a_text_means(text: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("budget: {cost_usd: 5}\nbudget: {runtime_s: 600}", "line 2, column 1: is not valid YAML: budget is set twice, first in line 1"),
-        ("a:\n  b: 1\n  c: 2\n  b: 3", "line 4, column 3: is not valid YAML: b is set twice, first in line 2"),
-        ("{1: a, '1': b}", "line 1, column 8: is not valid YAML: 1 is set twice, first in line 1"),
+        ("budget: {cost_usd: 5}\nbudget: {runtime_s: 600}", "line 2, column 1: is not valid YAML: budget is set twice, first on line 1"),
+        ("a:\n  b: 1\n  c: 2\n  b: 3", "line 4, column 3: is not valid YAML: b is set twice, first on line 2"),
+        ("{1: a, '1': b}", "line 1, column 8: is not valid YAML: 1 is set twice, first on line 1"),
         ("{[a]: b}", "line 1, column 2: is not valid YAML: a key must be text"),
         ("a: !!python/object:os.system {}", "line 1, column 4: is not valid YAML: could not determine a constructor"),
         ("a: 1\n---\nb: 2", "line 2, column 1: is not valid YAML: but found another document"),
@@ -71,7 +71,7 @@ def test_what_a_text_means(text: str, value: Any) -> None:
         ("a:\tb: c", "line 1"),
         ("a: *x", "line 1, column 4: is not valid YAML: found undefined alias"),
         ("a: \0", "is not valid YAML: special characters are not allowed"),
-        ("[" * 5000, "is not valid YAML: it nests too deeply"),
+        ("[" * 5000, "is not valid YAML: it is nested too deeply"),
         ("9" * 5000, "is not valid YAML: Exceeds the limit"),
     ],
 )  # fmt: skip
@@ -83,7 +83,7 @@ def test_a_wrong_text_says_where(text: str, problem: str) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b"a: 1\na: 2", ", line 2, column 1: is not valid YAML: a is set twice, first in line 1"),
+        (b"a: 1\na: 2", ", line 2, column 1: is not valid YAML: a is set twice, first on line 1"),
         ("a: 1".encode("utf-16"), ": is not UTF-8 text (byte 0)"),
         (b"- a", ": expected a mapping of sections, found list"),
         (b"a: \xff", ": is not UTF-8 text (byte 3)"),

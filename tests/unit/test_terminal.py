@@ -142,8 +142,8 @@ def test_summary_of_one_mode_leaves_the_mode_out() -> None:
     )
     kept = [times | {"kept": 2, "merged": 30, "outputs": 400}, times | {"mode": "complete"}]
     assert (
-        "2 rows ran on a late event loop (over 50 ms); their times are the kernel's, which it does not delay, but 7.5% of "
-        "the chunks were merged and have no gaps: lower capture.concurrency, or use a machine that is less busy"
+        "2 rows ran on a late event loop (over 50 ms); their times are from the kernel, so the delay does not change them, "
+        "but 7.5% of the chunks were merged and have no gaps: lower capture.concurrency, or use a machine that is less busy"
         in printed(terminal.show_summary, RUN, [outcome], kept, []).splitlines()
     )
 
@@ -231,9 +231,9 @@ def test_comparison_shows_signed_differences_by_mode() -> None:
     }
     *rows, first, second, third = printed(terminal.show_comparison, "a", "b", found, counts, width=80).splitlines()
     assert [first, second, third] == [
-        "stream, a: 39 of 120 rows have times that count; left out: 1 interrupted, 80 on a late event loop",
-        "stream, b: 34 of 1,200 rows have times that count; left out: 6 not sent (invalid prompt), 1,160 reused",
-        "complete, b: 0 of 6 rows have times that count; left out: 6 failed",
+        "stream, a: 39 of 120 rows are in the latencies; left out: 1 interrupted, 80 on a late event loop",
+        "stream, b: 34 of 1,200 rows are in the latencies; left out: 6 not sent (invalid prompt), 1,160 reused",
+        "complete, b: 0 of 6 rows are in the latencies; left out: 6 failed",
     ]
     lines = [line.split() for line in rows]
     assert ["metric", "a", "b", "difference", "95", "%", "interval"] in lines

@@ -77,7 +77,7 @@ def decode(text: str, what: str) -> Any:  # noqa: ANN401 - any JSON
     except ValueError:
         raise BadPromptError(f"{what} is not valid JSON") from None
     except RecursionError:
-        raise BadPromptError(f"{what} nests too deeply") from None
+        raise BadPromptError(f"{what} is nested too deeply") from None
 
 
 def parts(content: str) -> str | list[Any]:

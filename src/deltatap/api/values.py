@@ -1,6 +1,6 @@
 """JSON values as servers send them: how they are decoded, and how they are stored as text. Pure.
 
-Servers send JSON that Python, UTF-8 or Arrow cannot hold: halves of surrogate pairs, numbers without end, NaN, deep
+Servers send JSON that Python, UTF-8 or Arrow cannot hold: halves of surrogate pairs, endless numbers, NaN, deep
 nesting. This module returns only valid values. It also reads indexes and numbers of tokens; it knows nothing else about
 the meaning of a value.
 """
@@ -47,7 +47,7 @@ def decode_first(text: str) -> Any:  # noqa: ANN401 - any JSON
     try:
         return _DECODER.raw_decode(text.lstrip())[0]
     except RecursionError:
-        raise ValueError("the JSON nests too deeply") from None
+        raise ValueError("the JSON is nested too deeply") from None
 
 
 def to_json(value: object) -> str:

@@ -258,11 +258,11 @@ def _why(one: Estimate) -> str:
     if one.answers:
         most = ", at most the limit of each request" if one.limited else ""
         if one.answers == 1:
-            return f"output as long as the one earlier answer{most}"
+            return f"output as long as the only earlier answer{most}"
         return f"output from the 10th to the 90th percentile of {one.answers:,} earlier answers{most}"
     none = "this endpoint has no earlier answers of this model"
     if one.elsewhere:
-        none += f" (there are some of {', '.join(one.elsewhere)}; endpoint.name tells endpoints apart)"
+        none += f" (only endpoints with another endpoint.name do: {', '.join(one.elsewhere)})"
     if one.most_output is not None:
         return f"{none}: output from one token to the limit of each request"
     return f"{none}, and no request limits its output: set budget.cost_usd or budget.tokens to bound the run"

@@ -107,7 +107,7 @@ class Landing:
             self.tick()
             if waiting == self._waiting():
                 where = f"{self.state.journal} in table {self.captures}"
-                raise LandingError(f"cannot land the files of {where}; the next start tries again")
+                raise LandingError(f"cannot land the files of {where}; the next capture tries again")
 
     def compact(self) -> None:
         """Compact the small files of many merges, clustered by the columns that analysis filters on."""

@@ -133,11 +133,11 @@ def announce(run: ActiveRun, plan: Plan, slots: int) -> list[str]:
     settings, capture, notes = run.settings, run.settings.capture, []
     if plan.tasks * capture.streams_per_worker < capture.concurrency:
         notes.append(
-            f"{slots} slots hold {plan.tasks} capture tasks of {capture.streams_per_worker} streams: "
-            f"fewer than capture.concurrency={capture.concurrency}"
+            f"{slots} task slots allow {plan.tasks} capture tasks of {capture.streams_per_worker} streams each: "
+            f"fewer streams than capture.concurrency={capture.concurrency}"
         )
     if plan.reused:
-        run.say(f"run {run.lease.run_id}: {plan.reused:,} requests have the answers of earlier rows (capture.reuse)")
+        run.say(f"run {run.lease.run_id}: {plan.reused:,} requests reuse answers of earlier rows (capture.reuse)")
     if not plan.requests:
         if plan.reused:
             return [*notes, "nothing else is owed: no call was made"]

@@ -79,7 +79,7 @@ def run(settings: Settings, spark: SparkSession, prices: Prices, console: Consol
         ConfigError: before any call is made.
         RunningError: if another run is active on the captures table.
         LeaseLostError: if another driver took over in the meantime.
-        LandingError: if the journal does not land; the next start tries again.
+        LandingError: if the journal does not land; the next capture tries again.
     """
     python = _start_python(spark)
     try:

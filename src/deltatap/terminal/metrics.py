@@ -83,7 +83,7 @@ def show_comparison(
         counted: by mode, for each run: its rows, and those whose times do not count.
     """
     if not differences:
-        console.print("nothing to compare: there is no mode in which both runs have times that count", soft_wrap=True)
+        console.print("nothing to compare: no mode has latencies in both runs", soft_wrap=True)
         _show_left_out(console, (first, second), counted)
         return
     for mode in dict.fromkeys(mode for mode, _, _ in differences):
@@ -108,14 +108,14 @@ def show_comparison(
 
 
 def _show_left_out(console: Console, names: Sequence[str], counted: Mapping[str, Sequence[Counted]]) -> None:
-    """Say how many rows of each run have no times that count, and why."""
+    """Say how many rows of each run are left out of the latencies, and why."""
     for mode, runs in counted.items():
         for name, run in zip(names, runs, strict=True):
             if left_out := sum(run.left_out.values()):
                 whys = ", ".join(
                     f"{run.left_out[why]:,} {said}" for why, said in REASONS.items() if why in run.left_out
                 )
-                times = f"{run.rows - left_out:,} of {run.rows:,} rows have times that count"
+                times = f"{run.rows - left_out:,} of {run.rows:,} rows are in the latencies"
                 line(console, f"{mode}, {name}: {times}; left out: {whys}", style="dim")
 
 

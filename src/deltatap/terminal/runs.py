@@ -144,7 +144,8 @@ def _show_late(console: Console, times: Sequence[Mapping[str, Any]]) -> None:
     if kept := sum(row["kept"] for row in times):
         rows = f"{kept:,} row{'s' * (kept > 1)} ran on a late event loop (over {times[0]['max_loop_lag_ms']:g} ms)"
         merged = sum(row["merged"] for row in times) / max(1, sum(row["outputs"] for row in times))
-        clock = f"{'their' if kept > 1 else 'its'} times are the kernel's, which it does not delay"
+        times_of = "their times are" if kept > 1 else "its times are"
+        clock = f"{times_of} from the kernel, so the delay does not change them"
         line(console, f"{rows}; {clock}, but {merged:.1%} of the chunks were merged and have no gaps: {_LESS_BUSY}")
 
 

@@ -101,7 +101,9 @@ def cool_down(call: Call, retry: Retry | None, limits: Capture) -> CoolDown | No
     reset = call.used_up_for_s or 0.0
     if not reset > 0:  # also if it is not a number
         return None
-    return CoolDown(min(reset, _HEADER_MAX_S), "the server has no requests or tokens left (x-ratelimit-reset)")
+    return CoolDown(
+        min(reset, _HEADER_MAX_S), "no requests or tokens are left in the server's rate limit (x-ratelimit-reset)"
+    )
 
 
 def too_long_s(error: CaptureError | None, limits: Capture) -> float | None:

@@ -108,13 +108,13 @@ def test_an_estimate_fits_into_80_columns_with_the_whole_model() -> None:
             "10th to the 90th percentile of 7 earlier answers, at most the limit of each request$",
         ),
         ({"unbounded": 1}, Lengths(7, 3.0, 80.0), "10th to the 90th percentile of 7 earlier answers$"),
-        ({}, Lengths(1, 3.0, 3.0), "output as long as the one earlier answer, at most"),
+        ({}, Lengths(1, 3.0, 3.0), "output as long as the only earlier answer, at most"),
         ({}, Lengths(), "no earlier answers of this model: output from one token to the limit of each request$"),
         ({"unbounded": 1}, Lengths(), "no earlier answers of this model, and no request limits its output: set budget"),
         (
             {},
             Lengths(elsewhere=("[azure]", "b")),
-            r"\(there are some of \[azure\], b; endpoint.name tells endpoints apart\)",
+            r"\(only endpoints with another endpoint.name do: \[azure\], b\)",
         ),
     ],
 )

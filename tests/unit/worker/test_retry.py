@@ -128,7 +128,7 @@ def call(error: CaptureError | None, used_up_for_s: float | None = None) -> Call
 
 HEADER = "rate limited by the server (as the server asks)"
 BACK_OFF = "rate limited by the server (back-off)"
-RESET = "the server has no requests or tokens left (x-ratelimit-reset)"
+RESET = "no requests or tokens are left in the server's rate limit (x-ratelimit-reset)"
 
 
 @pytest.mark.parametrize(
