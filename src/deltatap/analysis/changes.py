@@ -5,8 +5,8 @@ Works on arrays of numbers, one for each run, and knows nothing of runs. The sam
 The method is binary segmentation with a permutation test. In a series without a change, every order of the numbers is
 equally likely. So the series is split where the means of the two sides differ most, and the same is done with
 :data:`SHUFFLES` shuffled copies. If almost no copy has such a difference, the split is a change point, and each side is
-searched in the same way. A split cannot see a stretch that comes and goes. Where there is no split, a second test
-compares each inner stretch with the rest (circular binary segmentation: Olshen, Venkatraman, Lucito and Wigler,
+searched in the same way. A split does not find a level that lasts only for some runs. Where there is no split, a second
+test compares each inner stretch with the rest (circular binary segmentation: Olshen, Venkatraman, Lucito and Wigler,
 Biostatistics 5, 2004, 557-572). The test assumes no distribution, only that the noise of a run does not depend on the
 run before. Hunter, which watches benchmarks of databases, also splits and tests each split (Fleming and others, ICPE
 2023).

@@ -1,6 +1,6 @@
 """Queries for people: the newest runs, one request, failed requests, the newest answers, the summary of a run.
 
-Returns rows. ``terminal.py`` and the report lay them out.
+Returns rows. ``terminal/`` and the report lay them out.
 """
 
 from __future__ import annotations

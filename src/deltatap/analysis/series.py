@@ -1,4 +1,4 @@
-"""Series of runs: a metric in each run, where its level changed and what changed with it, and conditions on changes.
+"""Series of runs: a metric in each run, where its level changed and what else changed, and conditions on changes.
 
 Works on records and reads nothing. ``changes.py`` finds the change points in numbers, ``facts.py`` says what a run was
 captured with, ``trend.py`` reads the tables.

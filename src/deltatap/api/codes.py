@@ -1,4 +1,4 @@
-"""What servers mean by the codes, the types and the finish_reasons of errors inside an answer. Pure.
+"""The meaning of codes, types and finish_reasons of errors inside an answer. Pure.
 
 A finish_reason can say that the server failed: `error` (OpenRouter, Mistral, vLLM), `network_error` (Zhipu),
 `insufficient_system_resource` (DeepSeek), `abort` (SGLang, vLLM), `cancelled` and `timeout` (TensorRT-LLM),

@@ -1,4 +1,7 @@
-"""A choice and its tool calls while their pieces arrive. The accumulators fill them; they know no API and no event."""
+"""A choice and its tool calls while their pieces arrive.
+
+The accumulators fill these records, which do not depend on an API or on an event.
+"""
 
 from __future__ import annotations
 

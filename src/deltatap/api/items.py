@@ -1,4 +1,4 @@
-"""What the output items of the Responses API hold: messages, reasoning, calls of tools and their results. Pure.
+"""Reads output items of the Responses API: messages, reasoning, calls of tools and their results. Pure.
 
 The items are described in OpenAI's API reference. This module reads one complete item, with any values in it.
 `responses.py` knows the events, and which part of an item has already arrived.

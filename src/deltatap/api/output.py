@@ -1,8 +1,8 @@
-"""Which part of a response has arrived: every text and every call at its place in the output. Pure.
+"""Which parts of a response have arrived: every text and every call, by its place in the output. Pure.
 
 The Responses API sends most output twice or more: in deltas, at the end of each text, part and item, and in the
 complete response. These records find the parts that an event repeats. Only new parts are added. A text or a
-call is found by its place in the output; if a server numbers the places differently, by its id or by the order.
+call is found by its place in the output or, if a server numbers the places differently, by its id or its order.
 `responses.py` knows the events, and `items.py` knows what an item holds.
 """
 

@@ -1,4 +1,4 @@
-"""Finds the error, and the server's own words, in any JSON, event or text that a server sends. Pure.
+"""Finds the error, and the server's message, in any JSON, event or text that a server sends. Pure.
 
 OpenAI sends `{"error": {"message", "type", "code"}}`. Other servers, gateways and proxies have other forms, and some
 send them with status 200. This module knows the forms. `http/outcomes.py` decides what an error means for a request.

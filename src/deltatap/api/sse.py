@@ -1,8 +1,8 @@
 """Decodes bytes into server-sent events. Sans-IO: there are no sockets, clocks or JSON here.
 
 The grammar is WHATWG's (HTML Living Standard, 9.2.6): lines end with LF, CR or CRLF, and reads may cut them anywhere; a
-blank line ends an event. `finish` returns an event without its blank line, which the standard drops: whoever reads the
-stream knows whether it is complete. Four things are not the standard's: llama.cpp sends errors as `error: {…}`; some
+blank line ends an event. The standard drops a last event without a blank line, but `finish` returns it, because the
+caller knows whether the event is complete. There are four extensions: llama.cpp sends errors as `error: {…}`; some
 servers that fail in the middle of a stream send the error as JSON without `data:`, on one line or indented; some leave
 out the blank lines between events; and an `event: error` counts without data. Data stays bytes, because the JSON
 decoder checks that they are UTF-8. No byte is searched twice, so the cost is O(bytes), however small the reads are.

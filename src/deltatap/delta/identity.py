@@ -1,4 +1,4 @@
-"""Which table a name means, and which rows of ``runs`` belong to it, however it was spelled. Pure.
+"""Which table a name means, and which rows of ``runs`` belong to this table, however it was named. Pure.
 
 Two names mean one table if their resolved locations or their Delta ids are equal. Two local folders with one id are
 two tables: one is a copy of the other. ``reader.py`` looks tables up.

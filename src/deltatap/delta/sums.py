@@ -1,4 +1,4 @@
-"""SQL of sums that cannot overflow: Spark raises an error for a BIGINT that does, and fails the whole query."""
+"""SQL of sums that cannot overflow: in Spark, a BIGINT that overflows is an error, which fails the whole query."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The rows of the prompts frame as Python values. A value that Python cannot read spoils only its own row.
+"""The rows of the prompts frame as Python values. A value that Python cannot read affects only its own row.
 
-Knows how Arrow hands over the columns of ``source.py``, and fills the templates. Leaves the meaning of a row to
+Knows how Arrow represents the columns of ``source.py``, and fills the templates. Leaves the meaning of a row to
 ``prompts.py``.
 """
 

@@ -1,12 +1,13 @@
-"""One call, streamed or whole: the openai client sends the request, ``reading.py`` reads the response.
+"""One call, streamed or whole: the openai client builds the request, ``transport.py`` sends it.
 
-Knows URLs and headers, and corrects a refused request: it drops stream options or renews a token. ``outcomes.py``
-translates every failure into an error. ``transport.py`` owns the sockets, ``watchdog.py`` the timeouts,
-``credentials.py`` holds tokens.
+Corrects a refused request: drops stream options, or renews a token. ``reading.py`` reads the response, and
+``outcomes.py`` translates every failure into an error. ``transport.py`` owns the sockets, ``watchdog.py`` the timeouts,
+and ``credentials.py`` the tokens.
 
-The openai client knows URLs, query and headers, so it builds each kind of request once (``client.post``, its public
-method for arbitrary endpoints, over a transport that sends nothing). Its work for a request takes ten times as long as
-the transport's, and its typed objects cost several times as much as the rest of the worker's work on a chunk.
+The openai client knows URLs, query and headers. It builds each kind of request once (``client.post``, its public method
+for arbitrary endpoints, over a transport that sends nothing). For each request, the client would need ten times as long
+as the transport, and its typed objects would cost several times as much as everything else that a worker does for a
+chunk.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The arrival time of a read: the kernel's receive time stamp, on the process' monotonic clock.
 
 The kernel stamps a packet when it arrives, so an event loop that reads it late does not change the time. A stamp is
-wall-clock time. The distance between the two clocks changes only when somebody sets the wall clock, since NTP slews
-both alike. So the distance is measured when a response begins, and again when it ends. If it has changed, or a stamp
-is missing or impossible, the response's times are those of the reads (``clock`` is then `process`).
+wall-clock time. The offset between the two clocks changes only if somebody sets the wall clock, because NTP slews both
+alike. So the offset is measured when a response begins, and again when it ends. If the offset has changed, or if a
+stamp is missing or impossible, the response's times are those of the reads (``clock`` is then `process`).
 """
 
 from __future__ import annotations

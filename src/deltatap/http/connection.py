@@ -1,8 +1,8 @@
 """One HTTP/1.1 connection: delivers a response's body to its reader inside the callback that reads the socket.
 
 No task wakes up for a chunk and nothing waits in a queue, which halves the cost of a chunk. ``stream_socket.py`` reads
-the socket, ``clock.py`` says when a read arrived, ``parser.py`` does the framing. Owns no socket. Errors are httpx2's,
-which the openai client understands.
+the socket, ``clock.py`` says when a read arrived, ``parser.py`` does the framing. Owns no socket. Errors are those of
+httpx2, which ``outcomes.py`` translates.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The rules are one table, :data:`TRANSITIONS`. llhttp (httptools) splits the bytes; this module decides what they mean
 for the response. It uses no socket, no clock and no reader: ``connection.py`` delivers the body. Failures are httpx2
-errors, which the openai client understands.
+errors, which ``outcomes.py`` translates.
 """
 
 from __future__ import annotations

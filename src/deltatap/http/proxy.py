@@ -1,7 +1,7 @@
 """The HTTP proxy between deltatap and the endpoint: which one a URL needs, and how it opens a tunnel.
 
 Knows ``endpoint.proxy``, the environment's variables, and the request CONNECT with its answer. Owns no socket:
-``transport.py`` passes one. No message and no repr contains the password.
+``dial.py`` passes one. No message and no repr contains the password.
 """
 
 from __future__ import annotations

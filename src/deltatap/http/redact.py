@@ -1,4 +1,4 @@
-"""Strikes secrets out of a finished call: no row, journal, log or message contains them. Pure.
+"""Replaces secrets in a finished call, so that no row, journal, log or message contains them. Pure.
 
 Some servers repeat the key that they refuse, and a model can repeat a key that a gateway put into its prompt. A secret
 may be split over chunks, or written with JSON's escapes. Chunks still join to the text of their choice. Values of fewer

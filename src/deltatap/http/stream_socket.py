@@ -1,4 +1,4 @@
-"""A connected socket on the event loop: reads with the kernel's time stamps, writes as the send buffer has room.
+"""A connected socket on the event loop: reads with the kernel's time stamps, writes when the send buffer has room.
 
 Knows sockets and the event loop's readers and writers. ``encryption.py`` has TLS, ``connection.py`` knows what the
 bytes mean. Three rules follow from how uvloop watches a socket:

@@ -1,6 +1,6 @@
 """TLS: which certificates deltatap trusts and shows, and what a failed handshake means in words.
 
-Knows the files in ``endpoint.tls`` and the errors of OpenSSL. Leaves connecting to ``transport.py``.
+Knows the files in ``endpoint.tls`` and the errors of OpenSSL. Leaves connecting to ``dial.py``.
 """
 
 from __future__ import annotations

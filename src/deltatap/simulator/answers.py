@@ -2,7 +2,7 @@
 
 Texts are random words, some of them not ASCII, in pieces of one or more tiktoken tokens. Waits are log-normal, with a
 long tail like those of real endpoints. The answer follows the request: tools are called, JSON matches its schema,
-reasoning comes first. Traits cause what only a server decides, such as a refusal. Each API's module parses the request
+reasoning comes first. Traits add what only a server decides, such as a refusal. Each API's module parses the request
 (:class:`ParsedRequest`) and turns the answer into its own JSON.
 """
 

@@ -1,8 +1,8 @@
 """The Delta jars: which ones a Spark version needs, and where they are.
 
 They are in a checkout after ``make setup``, in the folder that ``spark.jars`` names, or in the user's cache, to which
-they are downloaded once. Each is pinned by its sha256. ``tools/setup.py`` uses this module, too. Its Python has no
-packages, so this module imports none at its top.
+they are downloaded once. Each is pinned by its sha256. ``tools/setup.py`` also uses this module, with a Python that
+has no packages, so this module imports no package at its top.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 _LOGGING = Path(__file__).with_name("log4j2.properties")
-# TieredStopAtLevel=1 shrinks the code cache to 48 MB. Structured Streaming and MERGEs fill it within a minute, and then
-# the JVM stops compiling.
+# TieredStopAtLevel=1 shrinks the code cache to 48 MB. The queries of a run fill it within a minute, and
+# then the JVM stops compiling.
 _QUICK_JVM = "-XX:TieredStopAtLevel=1 -XX:ReservedCodeCacheSize=240m -XX:+UseSerialGC"
 
 

@@ -1,13 +1,13 @@
-"""How many output tokens each chunk of a stream brought. Pure.
+"""How many output tokens each chunk of a stream has. Pure.
 
 There are three sources, best first:
 
 - ``usage``: some servers send the number of output tokens so far with each chunk, for example vLLM with
-  ``stream_options.continuous_usage_stats``. The tokens of a chunk are the difference to the chunk before.
+  ``stream_options.continuous_usage_stats``. The tokens of a chunk are the increase since the previous chunk.
 - ``logprobs``: log probabilities come with each chunk, one for each token.
-- ``tiktoken``: the whole text is encoded, and each token belongs to the chunk in which its last byte lies.
+- ``tiktoken``: the whole text is encoded, and each token belongs to the chunk that contains its last byte.
 
-One source counts for the whole answer. The server's counts are used only if every event with output has one, and its
+One source is used for the whole answer. The server's counts are used only if every event with output has one, and its
 usage only if it grows with every such event. The count of an event belongs to the last output of its choice in that
 event; other outputs of the event have 0. Chunks that are not output have 0.
 """

@@ -1,4 +1,4 @@
-"""Jobs: the rows of a part, or of a batch of prompts, as an engine takes them.
+"""Jobs: the rows of a part, or of a batch of prompts, in the form that an engine takes.
 
 Knows how a planned row becomes a job and what a request is expected to use. ``engine.py`` decides when a job starts.
 """
