@@ -42,7 +42,7 @@ def sweep(
     it again: it continues with the stage that was not finished.
 
     Without --rates, the command doubles the rate until the bounds no longer hold, bisects, and tests the result four
-    more times. docs/guide.md has an example.
+    more times.
 
     Exit codes: 0, the sweep ended, was stopped on request, or used up a budget; 1, a stage failed; 2, the configuration
     is wrong or there are too few prompts, and no API call was made.
