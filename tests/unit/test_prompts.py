@@ -164,7 +164,7 @@ def test_content_is_parts_only_when_it_is_objects_with_a_type(content: str, expe
         ({"prompt": "x", "params": '{"model": null}'}, "params.model: expected text"),
         ({"prompt": "x", "params": [("model", "[]")]}, "params.model: expected text"),
         ({"prompt": "x", "params": '{"a":' + "[" * 100_000 + "]" * 100_000 + "}"}, "params is nested too deeply"),
-        ({"prompt": "x", "params": '{"a":' + "[" * 300 + "]" * 300 + "}"}, "the request nests deeper than 250"),
+        ({"prompt": "x", "params": '{"a":' + "[" * 300 + "]" * 300 + "}"}, "the request is nested deeper than 250"),
         ({"messages": "[" * 100_000}, "messages is nested too deeply"),
         ({"prompt": "x", "params": {"a": timedelta(1)}}, "expected a JSON value, found one of type time"),
         ({"prompt": "x\ud800"}, "text that is not valid Unicode"),

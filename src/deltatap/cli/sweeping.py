@@ -37,8 +37,8 @@ def sweep(
 ) -> int:
     """Find the highest rate of requests at which the bounds of analysis.slo hold.
 
-    Each stage is a run with capture.arrivals at one rate. It sends as many prompts as arrive within the duration, also
-    prompts that other runs have captured. The budget is for all stages together. If the command is interrupted, run
+    Each stage is a run with capture.arrivals at one rate. It sends as many prompts as arrive within the duration, even
+    if other runs have captured them. The budget is for all stages together. If the command is interrupted, run
     it again: it continues with the stage that was not finished.
 
     Without --rates, the command doubles the rate until the bounds no longer hold, bisects, and tests the result four

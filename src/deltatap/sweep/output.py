@@ -55,17 +55,17 @@ def bounds(slo: Mapping[str, float]) -> str:
 def lines(swept: Swept, plan: Plan, settings: Settings) -> Iterator[str]:
     """The result in words, and what distorts it."""
     found = swept.found
-    what = f"{100 * plan.share:.10g} % of requests with {bounds(settings.analysis.slo.bounds)}"
+    what = f"{100 * plan.share:.10g} % of requests have {bounds(settings.analysis.slo.bounds)}"
     if found is None:
         yield f"sweep {swept.sweep} has not ended: {swept.reason}; the same command continues it"
     elif found.rate is None:
-        yield f"no tested rate has {what}"
+        yield f"result: none; at every tested rate, fewer than {what}"
     elif found.high is not None:
         interval = f"below {found.high:,.3g}" if found.low is None else f"{found.low:,.3g} to {found.high:,.3g}"
-        yield f"{found.rate:,.3g} requests per second have {what} (interval: {interval})"
+        yield f"result: {found.rate:,.3g} requests per second (interval: {interval}): {what}"
     else:
         more = "" if plan.rates else "; for higher rates, load more prompts or lower --duration"
-        yield f"{found.rate:,.3g} requests per second, the highest tested rate, have {what}{more}"
+        yield f"result: at least {found.rate:,.3g} requests per second, the highest tested rate: {what}{more}"
     late = [point for point in swept.points if (point.delay_p99_ms or 0) > _LATE_MS]
     if late:
         worst = min(late, key=lambda point: point.rate)

@@ -53,14 +53,14 @@ def said(*arguments: Any, **values: Any) -> list[str]:
 
 
 def test_the_result_in_words() -> None:
-    what = "95 % of requests with ttft_ms at most 500"
+    what = "95 % of requests have ttft_ms at most 500"
     late = "from 8 per second, requests started late (p99 120 ms): raise capture.concurrency (64) to measure only the server"
-    assert said() == [f"4 requests per second have {what} (interval: 4 to 8)", late]
+    assert said() == [f"result: 4 requests per second (interval: 4 to 8): {what}", late]
     calm = {"points": POINTS[:1]}
-    assert said(Found(4.0, None, 8.0), **calm) == [f"4 requests per second have {what} (interval: below 8)"]
+    assert said(Found(4.0, None, 8.0), **calm) == [f"result: 4 requests per second (interval: below 8): {what}"]
     (top,) = said(Found(4.0, 4.0, None), **calm)
-    assert top.startswith(f"4 requests per second, the highest tested rate, have {what}; ")
-    assert said(Found(None, None, 4.0), **calm) == [f"no tested rate has {what}"]
+    assert top.startswith(f"result: at least 4 requests per second, the highest tested rate: {what}; ")
+    assert said(Found(None, None, 4.0), **calm) == [f"result: none; at every tested rate, fewer than {what}"]
     assert said(None, reason="budget.requests: 5 is used up", **calm) == [
         "sweep s has not ended: budget.requests: 5 is used up; the same command continues it"
     ]
@@ -84,4 +84,4 @@ def test_the_chart_opens_without_a_network(tmp_path: Path) -> None:
     assert "<title>deltatap: &lt;s&gt;</title>" in page
     assert "<script src=" not in page
     assert "goodput" in page
-    assert "4 requests per second have" in page
+    assert "result: 4 requests per second" in page
