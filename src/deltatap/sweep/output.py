@@ -70,7 +70,7 @@ def lines(swept: Swept, plan: Plan, settings: Settings) -> Iterator[str]:
     if late:
         worst = min(late, key=lambda point: point.rate)
         yield (
-            f"from {worst.rate:,.3g} per second, requests started late (p99 {worst.delay_p99_ms:,.0f} ms): "
+            f"at {worst.rate:,.3g} per second and above, requests started late (p99 {worst.delay_p99_ms:,.0f} ms): "
             f"raise capture.concurrency ({settings.capture.concurrency:,}) to measure only the server"
         )
 

@@ -54,7 +54,7 @@ def said(*arguments: Any, **values: Any) -> list[str]:
 
 def test_the_result_in_words() -> None:
     what = "95 % of requests have ttft_ms at most 500"
-    late = "from 8 per second, requests started late (p99 120 ms): raise capture.concurrency (64) to measure only the server"
+    late = "at 8 per second and above, requests started late (p99 120 ms): raise capture.concurrency (64) to measure only the server"
     assert said() == [f"result: 4 requests per second (interval: 4 to 8): {what}", late]
     calm = {"points": POINTS[:1]}
     assert said(Found(4.0, None, 8.0), **calm) == [f"result: 4 requests per second (interval: below 8): {what}"]
