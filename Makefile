@@ -61,7 +61,7 @@ wheel: setup ## build dist/deltatap-*.whl, with the vocabularies
 lock: setup ## update requirements.lock from pyproject.toml
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 		--custom-compile-command "make lock" \
-		--extra spark --extra local --extra azure --extra databricks --extra report --extra serve \
+		--extra spark --extra local --extra azure --extra databricks --extra report --extra serve --extra otel \
 		--group dev --constraint tools/pins/spark.txt pyproject.toml -o requirements.lock
 
 clean: ## remove everything that setup and runs created

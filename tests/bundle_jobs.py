@@ -27,6 +27,8 @@ _DYNAMIC = re.compile(r"\{\{([^}]*)\}\}")
 _QUARTZ = re.compile(r"[0-9*?LW#,/\-A-Z]+")
 _TIMEZONES = available_timezones()
 _LEAST_BETWEEN_S = 600
+# The extra of a script, if it has another name.
+_EXTRAS = {"export": "otel"}
 # The scripts that take all settings of a capture, so also those that a user sets for one run.
 _WITH_SETTINGS = {"capture", "check", "dry_run"}
 
@@ -201,7 +203,9 @@ def _packages(job: dict[str, Any], root: Path) -> Iterator[str]:
     for task in job["tasks"]:
         if "spark_python_task" in task and task.get("environment_key") in environments:
             script = Path(task["spark_python_task"]["python_file"]).stem
-            expected = sorted(["../../dist/*.whl", *project["optional-dependencies"].get(script, ())])
+            expected = sorted(
+                ["../../dist/*.whl", *project["optional-dependencies"].get(_EXTRAS.get(script, script), ())]
+            )
             if (found := sorted(environments[task["environment_key"]])) != expected:
                 yield f"task {task['task_key']}: expected the packages {', '.join(expected)}, found {', '.join(found)}"
 

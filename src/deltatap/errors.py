@@ -69,6 +69,10 @@ class LandingError(DeltatapError):
     """The journal cannot be landed in the captures table."""
 
 
+class ExportError(DeltatapError):
+    """Spans cannot be exported: the server cannot be reached, or does not take them. No header is in the message."""
+
+
 def missing_extra(error: ModuleNotFoundError, extra: str) -> MissingExtraError:
     """Return the error to raise (``from error``) when an import fails because ``extra`` is not installed."""
     return MissingExtraError(

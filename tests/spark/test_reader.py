@@ -26,11 +26,13 @@ from deltatap.delta import tables as delta_tables
 from deltatap.delta.local import LocalReader
 from deltatap.delta.reader import Reader, SparkReader, rows
 from deltatap.errors import ConfigError
+from deltatap.export.captures import export
+from deltatap.export.spans import Options, Span
 from deltatap.report.data import gather
 from tests import captured
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from pyspark.sql import SparkSession
@@ -48,9 +50,8 @@ def chunks(random_: random.Random) -> list[tuple[Any, ...]]:
     for event in range(random_.choice([0, 1, 2, 7, 40])):
         gap = random_.choice([None, 0.0, random_.uniform(0.01, 90)])
         ms += gap or 0.0
-        made.append(
-            (ms, gap, random_.choice(["", "a", "ü🙂"]), random_.choice(KINDS), random_.choice([-1, 0, 1]), event, event)
-        )
+        text, kind, choice = random_.choice(["", "a", "ü🙂"]), random_.choice(KINDS), random_.choice([-1, 0, 1])
+        made.append((ms, gap, text, kind, choice, event, event, 1))
     return made
 
 
@@ -109,6 +110,20 @@ def refused(look: Callable[[], Any]) -> str:
     return str(error.value)
 
 
+class Sent(list[Span]):
+    """The spans that were sent."""
+
+    def send(self, spans: Sequence[Span]) -> None:
+        self.extend(spans)
+
+
+def exported(reader: Reader, settings: Settings) -> tuple[Any, list[Span]]:
+    sent = Sent()
+    return export(reader, settings, RUNS[0], Options(content=True, chunks=0.5), sent), sorted(
+        sent, key=lambda each: each.trace_id
+    )
+
+
 LOOKS: dict[str, Callable[[Reader, Settings], Any]] = {
     "runs": lambda reader, settings: newest_runs(reader, settings, 5),
     "good requests": lambda reader, settings: good_requests(reader, settings, RUNS),
@@ -126,6 +141,7 @@ LOOKS: dict[str, Callable[[Reader, Settings], Any]] = {
         reader, settings, Measure("ttft_ms", "p95"), newest_runs(reader, settings, 5)
     ),
     "report": lambda reader, settings: gather(reader, settings, RUNS),
+    "export": exported,
 }
 
 

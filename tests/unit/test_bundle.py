@@ -132,6 +132,7 @@ MUTATIONS: list[tuple[str, Any, str]] = [
     ("libraries of a serverless task", lambda t: task(t, 1).update(libraries=[{"whl": "../../dist/*.whl"}]), "libraries: a server"),
     ("unused environment", lambda t: job(t)["environments"].append({"environment_key": "y", "spec": {"dependencies": []}}), "environment y: no"),
     ("report without its extra", lambda t: environment(t, "report").remove("plotly>=5.24"), "task report: expected the packages"),
+    ("traces without their extra", lambda t: environment(t, "traces").pop(), "task traces: expected the packages"),
     ("analysis with an extra", lambda t: environment(t, "analysis").append("plotly>=5.24"), "task analyze: expected the packages"),
     ("missing script", lambda t: task(t)["spark_python_task"].update(python_file="../../jobs/captur.py"), "captur.py does not exist"),
     ("unknown entry point", lambda t: task(t).update(python_wheel_task={"package_name": "deltatap", "entry_point": "run"}),

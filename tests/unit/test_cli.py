@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 PANELS = {
     "Capture": ["init", "capture", "load", "check", "stop", "sweep"],
-    "Results": ["runs", "show", "failures", "analyze", "compare", "report", "trend"],
+    "Results": ["runs", "show", "failures", "analyze", "compare", "report", "export", "trend"],
     "Endpoints for tests": ["replay", "simulate"],
 }
 COMMANDS = [name for names in PANELS.values() for name in names]
@@ -500,10 +500,11 @@ def test_check_without_a_network_does_not_list_the_models(
 
 def test_the_module_of_every_optional_package_has_its_extra() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    modules = {"delta-spark": "delta"}
+    otel = ("opentelemetry-sdk", "opentelemetry-exporter-otlp-proto-http")
+    modules = {"delta-spark": "delta"} | dict.fromkeys(otel, "opentelemetry")
     declared = {
         modules.get(name := re.split(r"[<>=]", requirement)[0], name): extra
-        for extra in ("spark", "report", "serve")
+        for extra in ("spark", "report", "serve", "otel")
         for requirement in extras[extra]
     }
     assert declared == cli.EXTRAS

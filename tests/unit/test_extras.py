@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 # The top-level package of each package that has another name.
-MODULES = {"delta-spark": "delta", "azure-identity": "azure", "databricks-sdk": "databricks"}
+MODULES = {
+    "delta-spark": "delta", "azure-identity": "azure", "databricks-sdk": "databricks",
+    "opentelemetry-sdk": "opentelemetry", "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
+}  # fmt: skip
 # Runs command lines in a process without some packages. None in sys.modules means that an import fails.
 SCRIPT = """
 import json, sys
@@ -40,12 +43,14 @@ ALL_MISSING = {
     ("show", "a"): ("pyspark.sql", "spark"),
     ("compare", "a", "b"): ("pyspark.sql", "spark"),
     ("report",): ("jinja2", "report"),
+    ("export", "--otlp", "http://127.0.0.1:9"): ("opentelemetry.exporter", "otel"),
     ("replay",): ("starlette.applications", "serve"),
     ("simulate",): ("starlette.applications", "serve"),
 }
 # With the other extras installed, these commands still need Spark.
 WITHOUT_LOCAL_AND_SPARK = {
     ("report",): ("pyspark.sql", "spark"),
+    ("export", "--otlp", "http://127.0.0.1:9"): ("pyspark.sql", "spark"),
     ("replay",): ("pyspark.sql", "spark"),
 }
 WITHOUT_SPARK = {

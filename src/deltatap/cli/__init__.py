@@ -9,6 +9,7 @@ from deltatap.cli.looking import analyze, compare, failures, report, runs, show
 from deltatap.cli.runner import CONDITION_HOLDS, CONFIGURATION, EXTRAS, FAILED, OK, TOO_MANY_ERRORS, app, run, run_job
 from deltatap.cli.serving import replay, simulate
 from deltatap.cli.sweeping import sweep
+from deltatap.cli.tracing import export
 from deltatap.cli.trending import trend
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "capture",
     "check",
     "compare",
+    "export",
     "failures",
     "init",
     "load",

@@ -77,6 +77,7 @@ _NOT_STARTED = (ConfigError, VocabularyError, RunningError, MissingExtraError, S
 EXTRAS = {
     "delta": "spark",
     "jinja2": "report",
+    "opentelemetry": "otel",
     "plotly": "report",
     "pyspark": "spark",
     "starlette": "serve",

@@ -22,7 +22,7 @@ from deltatap.delta.identity import Identity, local_folder, resolved
 from deltatap.delta.reader import SparkReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from pyspark.sql import SparkSession
 
@@ -31,6 +31,8 @@ _MACROS = (
     "timestamp_seconds(seconds) AS to_timestamp(seconds)",
     "get(items, place) AS CASE WHEN place >= 0 THEN items[place + 1] END",
 )
+# Rows of a batch: rows with all chunks of long answers are hundreds of kB.
+_BATCH = 256
 
 
 class UnreadableError(Exception):
@@ -90,6 +92,21 @@ class LocalReader:
             pa.int64() if pa.types.is_decimal(each.type) and not each.type.scale else each.type for each in found.schema
         ]
         return found.cast(pa.schema(list(zip(found.column_names, types, strict=True))))
+
+    def stream(self, sql: str) -> Iterator[dict[str, Any]]:
+        """The rows of a query of any size. DuckDB runs no other query until the iterator is at its end."""
+        try:
+            found = self._duckdb.sql(translated(sql, self._open))
+            # fetch_record_batch: the name before DuckDB 1.5.
+            batches = getattr(found, "to_arrow_reader", None) or found.fetch_record_batch
+            rows = (row for batch in batches(_BATCH) for row in batch.to_pylist(maps_as_pydicts="lossy"))
+            first = next(rows, None)
+        except (UnreadableError, duckdb.Error, pa.ArrowException):
+            yield from self._spark.stream(sql)
+            return
+        if first is not None:
+            yield first
+            yield from rows
 
     def close(self) -> None:
         """End the JVM, if one was started."""

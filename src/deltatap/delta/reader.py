@@ -11,6 +11,8 @@ from deltatap.delta import tables
 from deltatap.delta.identity import Identity, resolved
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pyarrow as pa
     from pyspark.sql import SparkSession
 
@@ -36,6 +38,10 @@ class Reader(Protocol):
 
     def query(self, sql: str) -> pa.Table:
         """The result of a query in Spark's SQL, whose tables are named as :func:`deltatap.delta.tables.quoted` does."""
+        ...
+
+    def stream(self, sql: str) -> Iterator[dict[str, Any]]:
+        """The rows of a query of any size. Use no other method until the iterator is at its end."""
         ...
 
     def close(self) -> None:
@@ -79,6 +85,11 @@ class SparkReader:
     def query(self, sql: str) -> pa.Table:
         """The result of a query."""
         return self._spark.sql(sql).toArrow()
+
+    def stream(self, sql: str) -> Iterator[dict[str, Any]]:
+        """The rows of a query of any size. Times have no time zone: they are local, as Spark's rows have them."""
+        for row in self._spark.sql(sql).toLocalIterator():
+            yield row.asDict(recursive=True)
 
     def close(self) -> None:
         """End the session."""

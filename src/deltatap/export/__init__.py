@@ -1,0 +1,1 @@
+"""Writes captures as OpenTelemetry spans."""
