@@ -160,7 +160,8 @@ def translated(sql: str, open_table: Callable[[str], str]) -> str:
         if isinstance(node, exp.Quantile):  # Spark's percentile interpolates between values, percentile_approx does not
             name = "quantile_disc" if isinstance(node, exp.ApproxQuantile) else "quantile_cont"
             return exp.Anonymous(this=name, expressions=[node.this, node.args["quantile"]])
-        if isinstance(node, exp.Lambda) and len(node.expressions) > 1:  # Spark's places start at 0, DuckDB's at 1
+        # Spark's places start at 0, DuckDB's at 1. The second argument of aggregate's function is no place.
+        if isinstance(node, exp.Lambda) and len(node.expressions) > 1 and not isinstance(node.parent, exp.Reduce):
             for used in list(node.this.find_all(exp.Identifier)):
                 if used.name == node.expressions[1].name and not isinstance(used.parent, exp.Column | exp.Dot):
                     used.replace(exp.paren(exp.Sub(this=used.copy(), expression=exp.Literal.number(1))))

@@ -75,6 +75,8 @@ def test_functions_mean_what_they_mean_in_spark(tmp_path: Path) -> None:
     assert query(tmp_path / "t", "SELECT transform(a, (i, x) -> 10 * i + x) AS each, filter(a, (i, x) -> x > 0) AS but FROM {t} WHERE x = 2") == [
         {"each": [20, 31], "but": [3]}
     ]  # fmt: skip
+    sums = "SELECT aggregate(a, 0L, (sum, x) -> sum + x) AS total FROM {t} WHERE x = 2"
+    assert query(tmp_path / "t", sums) == [{"total": 5}]
 
 
 @pytest.mark.parametrize("text", ["plain", "it's", "${spark.x} \\ größe 🙂"])
