@@ -244,7 +244,8 @@ def refused() -> bytes:
     answer = ExportTraceServiceResponse()
     answer.partial_success.rejected_spans = 2
     answer.partial_success.error_message = "too old"
-    return answer.SerializeToString()
+    body: bytes = answer.SerializeToString()
+    return body
 
 
 @pytest.mark.parametrize(

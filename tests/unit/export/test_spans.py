@@ -138,7 +138,7 @@ def test_retries_are_events_and_no_error() -> None:
     call = {"started_at": AT - timedelta(seconds=2), "e2e_ms": 5.0, "http_status": 429, "error_type": "rate_limit",
             "input_tokens": None, "output_tokens": None, "cost_usd": None}  # fmt: skip
     found = made(row(retries=[call, call | {"started_at": None}]))
-    expected = {
+    expected: dict[str, Any] = {
         "deltatap.retry.e2e_ms": 5.0,
         "deltatap.retry.http_status": 429,
         "deltatap.retry.error_type": "rate_limit",
@@ -147,7 +147,7 @@ def test_retries_are_events_and_no_error() -> None:
     assert (found.error, found.attributes.get("error.type"), found.attributes["deltatap.retries"]) == (None, None, 2)
 
 
-CHUNK = {
+CHUNK: dict[str, Any] = {
     "ms": 100.25,
     "gap_ms": None,
     "text": "Say",
