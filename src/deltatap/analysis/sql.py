@@ -203,4 +203,5 @@ def pairs_sql(rows: str) -> str:
           collect_list(CASE WHEN place <= {_PAIRS} THEN slower_ms END) AS slower
         FROM (SELECT *, row_number() OVER (PARTITION BY {by} ORDER BY md5(request_id)) AS place FROM paired)
         GROUP BY {by}
+        ORDER BY {by}
     """
