@@ -103,9 +103,9 @@ class ArrivalClock:
         self._offset = measure()
         self._previous = 0.0
 
-    def start(self, written: float) -> None:
-        """Record when the request was written: nothing of the response arrives earlier."""
-        self._previous = written
+    def start(self, at: float) -> None:
+        """Record when the request began to be written, and then when it was written: no later read arrived earlier."""
+        self._previous = at
 
     def at(self, stamp: int, now: float) -> float:
         """When a read arrived, in monotonic seconds: never after `now`, never before the read before.

@@ -72,6 +72,7 @@ class Response:
         self.began: Moment | None = None
         self.ended: Moment | None = None
         self.clock = ArrivalClock()
+        self.clock.start(time.perf_counter())  # a server may send before the request is written, or even begun
         self._connection = connection
         self._wrote: Callable[[float], None] | None = wrote
         self._parser = ResponseParser()

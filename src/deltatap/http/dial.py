@@ -10,6 +10,7 @@ import os
 import socket
 import ssl
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -143,9 +144,12 @@ async def _handshake(stream: socket.socket, encryption: Encryption, server: str)
         while True:
             try:
                 done = encryption.handshake(data)
-            finally:  # a failure has an alert for the server
-                if encryption.pending:
+            except ssl.SSLError:
+                with suppress(OSError):  # an alert; the server may be gone, but the failure explains more
                     await loop.sock_sendall(stream, encryption.outgoing())
+                raise
+            if encryption.pending:
+                await loop.sock_sendall(stream, encryption.outgoing())
             if done:
                 return
             data = await loop.sock_recv(stream, _READ)

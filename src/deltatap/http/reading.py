@@ -73,7 +73,7 @@ class Reading:
     received_headers: Mapping[str, str] = field(default_factory=dict)
     ended: Moment | None = None
     clock: Clock = "process"
-    late_ms: array[float] = field(default_factory=lambda: array("f"))
+    late_ms: array[float] = field(default_factory=lambda: array("d"))
     fault: BaseException | None = None
     rest: bytearray = field(default_factory=bytearray)
 
@@ -98,9 +98,8 @@ class Reading:
     @property
     def server_timing(self) -> tuple[tuple[str, str], ...]:
         """The headers about rate limits, timing and the server's region, with their lower-case names."""
-        found = ((name.lower(), value) for name, value in self.headers.items())
-        about = [(clean(name), bounded(value, _MAX_HEADER)) for name, value in found if name.startswith(_ABOUT_TIMING)]
-        return tuple(dict(about[:_MAX_HEADERS]).items())
+        about = [each for each in self.headers.items() if each[0].startswith(_ABOUT_TIMING)][:_MAX_HEADERS]
+        return tuple({bounded(name, _MAX_HEADER): bounded(value, _MAX_HEADER) for name, value in about}.items())
 
     async def read(self, incoming: Response, watchdog: Watchdog) -> None:
         """Read the answer to its end.

@@ -68,6 +68,30 @@ class Exchange:
         await self.response.read(self.keep)
 
 
+def test_nothing_arrives_before_the_request_begins() -> None:
+    class Slow(FakeStream):
+        """Takes no request."""
+
+        def write(self, data: bytes, taken: Callable[[float], None]) -> None:
+            """Take nothing: the upload goes on."""
+
+    began = time.perf_counter()
+    connection, stream, written, seen = Connection(lambda _: None), Slow(), list[float](), list[float]()
+    connection.attach(stream)
+    response = connection.send(b"POST / HTTP/1.1\r\n\r\n", written.append)
+    # The server refused the connection a second ago, but the event loop was late.
+    connection.received(HELLO, time.time_ns() - 1_000_000_000, time.perf_counter())
+
+    def keep(_: bytes, at: float, now: float) -> bool:
+        seen.extend((at, now))
+        return False
+
+    asyncio.run(response.read(keep))
+    assert response.clock.kernel
+    assert [began, *written, *seen] == sorted([began, *written, *seen])
+    assert len(written) == 1
+
+
 def test_each_read_is_delivered_once_with_its_time_inside_the_callback() -> None:
     async def talk() -> None:
         exchange = Exchange()

@@ -6,13 +6,17 @@ import asyncio
 import json
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+from unittest.mock import Mock
 
 import pytest
 
 from deltatap.api.chat import ChatAccumulator
+from deltatap.api.registry import specification
 from deltatap.config import Timeouts
 from deltatap.endpoint import Endpoint
 from deltatap.http.client import EndpointClient
+from deltatap.http.connection import Moment
+from deltatap.http.reading import Reading
 from deltatap.model import Call, Usage
 
 if TYPE_CHECKING:
@@ -112,6 +116,32 @@ def test_headers_about_timing_and_region_are_kept_and_bounded(status: bytes) -> 
         "x-ms-region": "East US",
         "server-timing": "x" * 255 + "…",
     }
+
+
+def test_headers_about_timing_that_are_absurd() -> None:
+    limits = b"\r\n".join(b"x-ratelimit-%d: \xff\xfe" % number for number in range(900))
+    made = call(refusing("200 OK", b"{}", b"x-ratelimit-" + b"n" * 60_000 + b": \xf0\x9f\x98\x80", limits), wire=WHOLE)
+    (name, value), *others = made.server_timing
+    assert (len(name), name[-1], value) == (256, "…", "\U0001f600")
+    assert len(others) == 31
+    assert {value for _, value in others} == {"ÿþ"}, "as Latin-1, if it is not UTF-8"
+
+
+def test_times_of_reads_do_not_decrease_if_the_wall_clock_went_back_by_minutes() -> None:
+    """Stamps are minutes early, and reads are microseconds apart."""
+    reads = [(100.0 + number / 100, 700.0 + number / 1e5) for number in range(200)]
+
+    async def read(sink: Callable[[bytes, float, float], bool]) -> None:
+        for at, now in reads:
+            sink(HI, at, now)
+
+    clock = Mock(settled=lambda: False)
+    incoming = Mock(headers=[], status=200, complete=True, clock=clock, read=read, ended=Moment(*reads[-1]))
+    reading = Reading(specification("chat"), ChatAccumulator(), "r1")
+    asyncio.run(reading.read(incoming, Mock(written=90.0)))
+    chunks = reading.concluded(None, "stream")[0].chunks
+    assert list(chunks.ms) == sorted(chunks.ms)
+    assert list(chunks.ms) == pytest.approx([(now - 90.0) * 1e3 for _, now in reads], abs=1e-6)
 
 
 def test_without_such_headers_nothing_is_kept() -> None:

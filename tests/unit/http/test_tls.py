@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
 import ssl
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from deltatap.driver.check import _models
-from deltatap.http.tls import tls_context
+from deltatap.http.dial import _handshake
+from deltatap.http.encryption import Encryption
+from deltatap.http.tls import TlsError, tls_context
 from tests.networks import COMPLETED, Authority, call, calls, network, serving, settings_of
 
 pytestmark = pytest.mark.usefixtures("environment")
@@ -69,6 +74,22 @@ def test_a_certificate_that_is_not_accepted_is_explained(
         assert message.startswith(f"the certificate of localhost:{server.port} {expected}")
         assert network(settings) == (f"endpoint.base_url: {message}",)
         assert server.heads == []
+
+
+def test_a_certificate_is_explained_if_the_server_is_gone_before_the_alert(authority: Authority) -> None:
+    client = Encryption(ssl.create_default_context(), "localhost")
+    assert not client.handshake()
+    greeting, flight = ssl.MemoryBIO(), ssl.MemoryBIO()
+    greeting.write(client.outgoing())
+    with suppress(ssl.SSLWantReadError):
+        authority.serving("localhost").wrap_bio(greeting, flight, server_side=True).do_handshake()
+    ours, theirs = socket.socketpair()
+    with ours:
+        ours.setblocking(False)
+        with theirs:
+            theirs.sendall(flight.read())
+        with pytest.raises(TlsError, match=r"^the certificate of x:1 is not signed by a trusted authority"):
+            asyncio.run(_handshake(ours, client, "x:1"))
 
 
 def test_a_self_signed_certificate_is_explained_and_can_be_trusted(authority: Authority, tmp_path: Path) -> None:
