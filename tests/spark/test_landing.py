@@ -8,6 +8,7 @@ from unittest import mock
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from deltatap.delta import columns
@@ -211,6 +212,16 @@ def test_a_truncated_file_is_set_aside_and_the_others_land(landing: Landing) -> 
     assert [path.name for path in landing.set_aside] == ["b.parquet"]
     assert (landing.state.aside / "b.parquet").exists()
     assert recorded(landing) == [0], "its requests are owed again"
+
+
+def test_what_is_no_file_of_the_journal_is_set_aside_and_odd_names_land(landing: Landing) -> None:
+    write(landing, "a [1] {b,c} *%20", row(0))
+    (landing.state.journal / "folder.parquet").mkdir()
+    pq.write_table(pa.table({"a": [1]}), landing.state.journal / "other.parquet")
+    (landing.state.journal / "zero.parquet").write_bytes(b"")
+    landing.drain()
+    assert set(landed(landing)) == {"r0"}
+    assert [path.name for path in landing.set_aside] == ["folder.parquet", "other.parquet", "zero.parquet"]
 
 
 def test_a_truncated_file_alone_is_set_aside(landing: Landing) -> None:

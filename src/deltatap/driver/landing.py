@@ -126,8 +126,9 @@ class Landing:
             # One damaged file fails its whole batch, as does one that another driver has landed meanwhile.
             damaged = [path for path in files if not readable(path)]
             for path in damaged:
-                path.replace(self.state.aside / path.name)
-            self.set_aside += damaged
+                with suppress(FileNotFoundError):  # another driver has set it aside
+                    path.replace(self.state.aside / path.name)
+                    self.set_aside.append(path)
             left = [path for path in files if path.exists()]
             if len(left) == len(files):
                 raise

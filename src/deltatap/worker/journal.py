@@ -14,7 +14,6 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -48,6 +47,8 @@ _TAKE_S = 0.05
 # How often, and for how long, a write that failed is retried.
 _RETRY_S = 1.0
 _GIVE_UP_S = 120.0
+# Where a row belongs.
+_PLACE = ("plan", "part", "row")
 
 
 class Totals:
@@ -217,8 +218,12 @@ def journaled_rows(folder: Path, plan: int, part: int) -> np.ndarray[Any, Any]:
     rows = [np.empty(0, np.int32)]
     for path in sorted(folder.glob("*.parquet")):
         try:
-            table = pq.read_table(path, columns=["plan", "part", "row"], partitioning=None)
-        except (FileNotFoundError, pa.ArrowInvalid):
+            table = pq.read_table(path, columns=[*_PLACE], partitioning=None)
+        except FileNotFoundError:
+            continue
+        except (pa.ArrowException, OSError) as error:
+            if not _damaged(error):
+                raise
             continue
         here = table.filter((pa.compute.field("plan") == plan) & (pa.compute.field("part") == part))
         rows.append(here["row"].to_numpy())
@@ -228,18 +233,35 @@ def journaled_rows(folder: Path, plan: int, part: int) -> np.ndarray[Any, Any]:
 def has_output(folder: Path) -> bool:
     """Whether the journal holds an answer, complete or not; skips landed and damaged files."""
     for path in folder.glob("*.parquet"):
-        with suppress(FileNotFoundError, pa.ArrowInvalid):
-            if set(pq.read_table(path, columns=["status"], partitioning=None)["status"].to_pylist()) - {"failed"}:
-                return True
+        try:
+            found = pq.read_table(path, columns=["status"], partitioning=None)["status"].to_pylist()
+        except FileNotFoundError:
+            continue
+        except (pa.ArrowException, OSError) as error:
+            if not _damaged(error):
+                raise
+            continue
+        if set(found) - {"failed"}:
+            return True
     return False
 
 
 def readable(path: Path) -> bool:
-    """Whether a journal file is undamaged; True for a file that has been deleted."""
+    """Whether a file can be landed: False if it is damaged, or no file of the journal. True if it has been deleted.
+
+    True, too, if the storage fails now: the captures in the file are paid for.
+    """
+    if path.is_dir():
+        return False
     try:
-        pq.read_table(path, partitioning=None)
+        table = pq.read_table(path, partitioning=None)
     except FileNotFoundError:
         return True
-    except (pa.ArrowException, OSError):
-        return False
-    return True
+    except (pa.ArrowException, OSError) as error:
+        return not _damaged(error)
+    return all(name in table.column_names and not table[name].null_count for name in _PLACE)
+
+
+def _damaged(error: Exception) -> bool:
+    """Whether an error of pyarrow is about the content of a file. An error of the storage has a number."""
+    return isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None)

@@ -17,7 +17,7 @@ from deltatap.prices import Prices
 from deltatap.worker import counting
 from deltatap.worker import journal as journaling
 from deltatap.worker.counting import Context, counted
-from deltatap.worker.journal import JournalWriter, Totals, journaled_rows, readable, write_journal
+from deltatap.worker.journal import JournalWriter, Totals, has_output, journaled_rows, readable, write_journal
 from deltatap.worker.rows import journal_batch
 
 if TYPE_CHECKING:
@@ -80,6 +80,49 @@ def test_a_damaged_file_is_not_readable(tmp_path: Path) -> None:
     assert not readable(path)
     path.unlink()
     assert readable(path), "a deleted file has landed"
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "zeros in the footer", "zeros in the pages", "flipped"])
+def test_a_damaged_file_does_not_end_an_attempt(tmp_path: Path, damage: str) -> None:
+    write_journal(tmp_path, "[a] {b} %20", batch(1))
+    path = write_journal(tmp_path, "b", batch(2))
+    whole = path.read_bytes()
+    size = len(whole)
+    footer = size - 8 - int.from_bytes(whole[-8:-4], "little")
+    path.write_bytes(
+        {
+            "empty": b"",
+            "cut": whole[:-9],
+            "zeros in the footer": whole[:footer] + bytes(100) + whole[footer + 100 :],
+            "zeros in the pages": whole[:4] + bytes(size // 3) + whole[4 + size // 3 :],
+            "flipped": whole[: size - 8] + whole[: size - 9 : -1],
+        }[damage]
+    )
+    assert not readable(path)
+    assert 1 in journaled_rows(tmp_path, 1, 0)
+    assert has_output(tmp_path)
+
+
+def test_other_things_in_the_journal_cannot_be_landed(tmp_path: Path) -> None:
+    (tmp_path / "folder.parquet").mkdir()
+    pq.write_table(pa.table({"plan": [None], "part": [1], "row": [2]}), tmp_path / "nulls.parquet")
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
+    assert [readable(path) for path in tmp_path.iterdir()] == [False] * 3
+
+
+def test_a_file_that_the_storage_cannot_read_now_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_journal(tmp_path, "a", batch(1))
+
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(pq, "read_table", failing)
+    assert readable(path), "its captures are paid for"
+    for read in (lambda: journaled_rows(tmp_path, 1, 0), lambda: has_output(tmp_path)):
+        with pytest.raises(OSError, match="Input/output"):
+            read()
 
 
 def test_captures_are_written_within_the_flush_interval_and_on_exit(tmp_path: Path) -> None:
