@@ -67,8 +67,8 @@ class Scheduler:
 
     def plan(self, job: Job) -> None:
         """Add a new job. Jobs with due times arrive in their order."""
-        if job.due_s is None and self._new and self._new[0].due_s is not None:
-            self._new.appendleft(job)  # it waits for nothing
+        if job.due_s is None and self._new and self._new[-1].due_s is not None:
+            self._new.appendleft(job)  # it waits for nothing, so it comes before all that have due times
         else:
             self._new.append(job)
 
