@@ -222,6 +222,10 @@ def test_what_is_no_file_of_the_journal_is_set_aside_and_odd_names_land(landing:
     landing.drain()
     assert set(landed(landing)) == {"r0"}
     assert [path.name for path in landing.set_aside] == ["folder.parquet", "other.parquet", "zero.parquet"]
+    pq.write_table(pa.table({"a": [1]}), landing.state.journal / "alone.parquet")
+    landing.drain()
+    assert set(landed(landing)) == {"r0"}
+    assert landing.set_aside[-1].name == "alone.parquet"
 
 
 def test_a_truncated_file_alone_is_set_aside(landing: Landing) -> None:

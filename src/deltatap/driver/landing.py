@@ -41,6 +41,8 @@ _FILES_PER_BATCH = 200
 # Each merge adds one or two small files. They are compacted after this many merges during a run, and at its end only if
 # there were at least the smaller number of merges.
 _COMPACT_EVERY, _COMPACT_AT_LEAST = 100, 20
+# The class of Spark's error for a file that it cannot read.
+_UNREAD = "FAILED_READ_FILE"
 _WHERE = pa.schema(
     [
         each
@@ -122,23 +124,48 @@ class Landing:
         """Land a batch of files. Files that cannot be read are set aside."""
         try:
             self._merge(files)
-        except Exception:
+        except Exception as error:
             # One damaged file fails its whole batch, as does one that another driver has landed meanwhile.
             damaged = [path for path in files if not readable(path)]
-            for path in damaged:
-                with suppress(FileNotFoundError):  # another driver has set it aside
-                    path.replace(self.state.aside / path.name)
-                    self.set_aside.append(path)
+            self._set_aside(damaged)
             left = [path for path in files if path.exists()]
-            if len(left) == len(files):
+            if len(left) < len(files):
+                if left:
+                    self._land(left)
+            elif len(files) > 1 and _UNREAD in str(error):
+                self._land_halves(files)
+            else:
                 raise
-            if left:
-                self._land(left)
+
+    def _land_halves(self, files: Sequence[Path]) -> None:
+        """Land a batch in which Spark cannot read a file that pyarrow can read.
+
+        The file is set aside only if another one has landed: otherwise, Spark may be unable to read any file.
+        """
+        before, half = self.files, len(files) // 2
+        failed: list[tuple[Sequence[Path], Exception]] = []
+        for some in (files[:half], files[half:]):
+            try:
+                self._land(some)
+            except Exception as error:  # noqa: BLE001 - raised again if its file is not set aside
+                failed.append((some, error))
+        for some, why in failed:
+            if len(some) > 1 or self.files == before or _UNREAD not in str(why):
+                raise why
+            self._set_aside(some)
+
+    def _set_aside(self, files: Sequence[Path]) -> None:
+        for path in files:
+            with suppress(FileNotFoundError):  # another driver has set it aside
+                path.replace(self.state.aside / path.name)
+                self.set_aside.append(path)
 
     def _merge(self, files: Sequence[Path]) -> None:
         """Merge a batch of files, then record its rows as landed, then delete the files."""
         names = [str(path) for path in files]
         where = pq.read_table(names, schema=_WHERE, partitioning=None)
+        if where["plan"].null_count:
+            raise LandingError(f"a Parquet file in {self.state.journal} does not belong to the journal")
         plans = {
             plan: _places(where.filter(pc.equal(where["plan"], plan))) for plan in pc.unique(where["plan"]).to_pylist()
         }

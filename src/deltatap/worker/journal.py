@@ -49,6 +49,8 @@ _RETRY_S = 1.0
 _GIVE_UP_S = 120.0
 # Where a row belongs.
 _PLACE = ("plan", "part", "row")
+# What pyarrow raises for a file that it cannot read; a KeyError for a column that is not there.
+_FAILURES = (pa.ArrowException, OSError, ValueError, KeyError)
 
 
 class Totals:
@@ -217,33 +219,16 @@ def journaled_rows(folder: Path, plan: int, part: int) -> np.ndarray[Any, Any]:
     """
     rows = [np.empty(0, np.int32)]
     for path in sorted(folder.glob("*.parquet")):
-        try:
-            table = pq.read_table(path, columns=[*_PLACE], partitioning=None)
-        except FileNotFoundError:
-            continue
-        except (pa.ArrowException, OSError) as error:
-            if not _damaged(error):
-                raise
-            continue
-        here = table.filter((pa.compute.field("plan") == plan) & (pa.compute.field("part") == part))
-        rows.append(here["row"].to_numpy())
+        if (table := _columns(path, *_PLACE)) is not None:
+            here = table.filter((pa.compute.field("plan") == plan) & (pa.compute.field("part") == part))
+            rows.append(here["row"].to_numpy())
     return np.unique(np.concatenate(rows))
 
 
 def has_output(folder: Path) -> bool:
     """Whether the journal holds an answer, complete or not; skips landed and damaged files."""
-    for path in folder.glob("*.parquet"):
-        try:
-            found = pq.read_table(path, columns=["status"], partitioning=None)["status"].to_pylist()
-        except FileNotFoundError:
-            continue
-        except (pa.ArrowException, OSError) as error:
-            if not _damaged(error):
-                raise
-            continue
-        if set(found) - {"failed"}:
-            return True
-    return False
+    tables = (_columns(path, "status") for path in folder.glob("*.parquet"))
+    return any(set(table["status"].to_pylist()) - {"failed", None} for table in tables if table is not None)
 
 
 def readable(path: Path) -> bool:
@@ -255,13 +240,26 @@ def readable(path: Path) -> bool:
         return False
     try:
         table = pq.read_table(path, partitioning=None)
+        return not any(table[name].null_count for name in _PLACE)
     except FileNotFoundError:
         return True
-    except (pa.ArrowException, OSError) as error:
+    except _FAILURES as error:
         return not _damaged(error)
-    return all(name in table.column_names and not table[name].null_count for name in _PLACE)
+
+
+def _columns(path: Path, *names: str) -> pa.Table | None:
+    """Some columns of a file; None if the file has been deleted, or is damaged."""
+    schema = pa.schema([JOURNAL_SCHEMA.field(name) for name in names])
+    try:
+        return pq.read_table(path, schema=schema, partitioning=None)
+    except FileNotFoundError:
+        return None
+    except _FAILURES as error:
+        if not _damaged(error):
+            raise
+        return None
 
 
 def _damaged(error: Exception) -> bool:
     """Whether an error of pyarrow is about the content of a file. An error of the storage has a number."""
-    return isinstance(error, pa.ArrowException) or (type(error) is OSError and error.errno is None)
+    return not isinstance(error, OSError) or (type(error) is OSError and error.errno is None)

@@ -82,7 +82,9 @@ def test_a_damaged_file_is_not_readable(tmp_path: Path) -> None:
     assert readable(path), "a deleted file has landed"
 
 
-@pytest.mark.parametrize("damage", ["empty", "cut", "zeros in the footer", "zeros in the pages", "flipped"])
+@pytest.mark.parametrize(
+    "damage", ["empty", "cut", "zeros in the footer", "zeros in the pages", "flipped", "another name"]
+)
 def test_a_damaged_file_does_not_end_an_attempt(tmp_path: Path, damage: str) -> None:
     write_journal(tmp_path, "[a] {b} %20", batch(1))
     path = write_journal(tmp_path, "b", batch(2))
@@ -95,6 +97,7 @@ def test_a_damaged_file_does_not_end_an_attempt(tmp_path: Path, damage: str) -> 
             "cut": whole[:-9],
             "zeros in the footer": whole[:footer] + bytes(100) + whole[footer + 100 :],
             "zeros in the pages": whole[:4] + bytes(size // 3) + whole[4 + size // 3 :],
+            "another name": whole.replace(b"part", b"p\xffrt"),
             "flipped": whole[: size - 8] + whole[: size - 9 : -1],
         }[damage]
     )
@@ -108,6 +111,10 @@ def test_other_things_in_the_journal_cannot_be_landed(tmp_path: Path) -> None:
     pq.write_table(pa.table({"plan": [None], "part": [1], "row": [2]}), tmp_path / "nulls.parquet")
     pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
     assert [readable(path) for path in tmp_path.iterdir()] == [False] * 3
+    (tmp_path / "folder.parquet").rmdir()
+    pq.write_table(pa.table({"plan": ["a"], "part": [1], "row": [2]}), tmp_path / "texts.parquet")
+    assert journaled_rows(tmp_path, 1, 0).tolist() == []
+    assert not has_output(tmp_path)
 
 
 def test_a_file_that_the_storage_cannot_read_now_is_not_damaged(
