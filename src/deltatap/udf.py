@@ -140,7 +140,7 @@ def capture_batches(
     def frame(engine: Engine) -> pd.DataFrame:
         captures = [results.take(row, engine) for row in pending.popleft()]
         rows = [counted(capture, context) for capture in captures]
-        made: pd.DataFrame = captures_batch(rows, context).to_pandas()
+        made: pd.DataFrame = captures_batch(rows, context).to_pandas(maps_as_pydicts="strict")
         return made
 
     # No look-ahead limit: at most two batches are unfinished.

@@ -92,7 +92,7 @@ def test_definitions_of_other_tools_match_the_hand_computed_example(spark: Spark
 def test_outputs_that_the_kernel_merged_have_no_gaps(spark: SparkSession) -> None:
     (stall_ms,) = (metric.merged_sql for metric in METRICS if metric.name == "stall_ms")
     assert stall_ms is not None
-    row = capture_row("r", "a", chunks=[tuple(chunk.values()) for chunk in LATE], loop_lag_ms=55.0)
+    row = capture_row("r", "a", chunks=[(*chunk.values(), 1) for chunk in LATE], loop_lag_ms=55.0)
     assert select_from(spark, row, [MERGED_GAPS, MERGED_COALESCED, stall_ms]) == ([20.0, 15.0], 4, 20.0)
 
 

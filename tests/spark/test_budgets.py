@@ -135,7 +135,7 @@ def test_the_output_of_a_dry_run(
     show(Console(file=out, width=120), [one])
     assert "1,200 to unbounded" in out.getvalue()
     assert "no price" in out.getvalue()
-    assert "output is unbounded" in out.getvalue()
+    assert "no request limits its output" in out.getvalue()
     assert spark is not None
     prompts.write(spark, tables / "prompts", [("a", "Hi")])
     tree = prompts.config(tables, simulator.base_url)

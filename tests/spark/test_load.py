@@ -42,7 +42,7 @@ def test_requests_are_made_from_a_table_of_loaded_files(spark: SparkSession, tab
     loaded = load_prompts(spark, settings, lines)
     assert (loaded.rows, loaded.bad) == (1, [])
     loaded = load_prompts(spark, settings, write_file(tables, "y.csv", 'request_id,prompt,tenant\nb,Say,x\nc," ",x\n'))
-    assert (loaded.rows, loaded.bad) == (2, ["row 2: no prompt: expected text in prompt, or messages"])
+    assert (loaded.rows, loaded.bad) == (2, ["row 2 (request_id c): no prompt: expected text in prompt, or messages"])
     pq.write_table(pa.table({"request_id": [7], "prompt": ["Say more"]}), tables / "z.parquet")
     load_prompts(spark, settings, tables / "z.parquet")
     assert spark.table(quoted(str(tables / "prompts"))).count() == 4
@@ -128,7 +128,7 @@ def test_rows_that_are_loaded_without_a_jvm_are_those_of_spark(spark: SparkSessi
     settings = load_settings(prompts.config(tables, "http://127.0.0.1:1/v1"))
     first = write_file(tables, "x.csv", 'request_id,prompt,tenant\na,"Grüße 🙂",x\nb,,y\n')
     second = write_file(tables, "y.jsonl", '{"request_id": "b", "prompt": "Say", "params": {"n": 1}}')
-    bad = ["row 2: no prompt: expected text in prompt, or messages"]
+    bad = ["row 2 (request_id b): no prompt: expected text in prompt, or messages"]
     assert load_locally(settings, first) == Loaded(2, bad, 0, has_ids=True, unused=("tenant",))
     assert load_locally(settings, second) == Loaded(1, [], 1, has_ids=True)
     assert load_prompts(spark, settings, first).known == 2

@@ -92,7 +92,7 @@ def calling(request: pytest.FixtureRequest, authority: Authority) -> Callable[..
     with_tls = request.param == "https"
     context = authority.serving("localhost") if with_tls else None
 
-    def made(serve: Serve, *wires: Wire, cancel_after_s: float | None = None, **timeouts: float) -> Calling:
+    def made(serve: Serve, *wires: Wire, cancel_on: threading.Event | None = None, **timeouts: float) -> Calling:
         async def talk(base_url: str) -> list[Call]:
             endpoint = Endpoint(base_url=base_url, api_key=None, tls=Tls(ca_file=authority.file))
             client = EndpointClient(endpoint, Timeouts(**timeouts))
@@ -100,8 +100,9 @@ def calling(request: pytest.FixtureRequest, authority: Authority) -> Callable[..
             try:
                 for wire in wires:
                     task = asyncio.create_task(client.call(wire))
-                    if cancel_after_s is not None:
-                        asyncio.get_running_loop().call_later(cancel_after_s, task.cancel)
+                    if cancel_on is not None:
+                        assert await asyncio.to_thread(cancel_on.wait, 30)
+                        task.cancel()
                     found.append(await task)
             finally:
                 await client.close()
@@ -176,12 +177,15 @@ def test_server_may_answer_before_it_has_read_the_request(calling: Callable[...,
 def test_call_that_ends_during_the_upload_closes_its_connection(
     calling: Callable[..., Calling], *, cancelled: bool
 ) -> None:
+    begun = threading.Event()
+
     def never(served: Served) -> None:
         served.head()
+        begun.set()
         time.sleep(0.3)
         served.until_closed()
 
-    found = calling(never, LARGE, first_byte_s=0.1) if not cancelled else calling(never, LARGE, cancel_after_s=0.1)
+    found = calling(never, LARGE, first_byte_s=0.1) if not cancelled else calling(never, LARGE, cancel_on=begun)
     (made,) = found.made
     assert made.error is not None
     assert (made.status, made.error.type) == ("failed", "cancelled" if cancelled else "timeout")
