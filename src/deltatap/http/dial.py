@@ -106,6 +106,7 @@ class Dialer:
             looked_up = time.perf_counter()
             stream = await start_connection(addresses, happy_eyeballs_delay=_NEXT_ADDRESS_S)
         except (OSError, UnicodeError) as error:  # a name that no host can have is a UnicodeError
+            self._addresses.pop(to, None)  # the server may have moved
             if proxy is None:
                 raise httpx2.ConnectError(f"{address(*to)}: {_why(error)}") from error
             raise ProxyError(f"cannot connect to {proxy}: {_why(error)}; check endpoint.proxy") from error
