@@ -102,7 +102,10 @@ def test_a_command_names_the_missing_extra_in_one_line(
     tmp_path: Path, endpoint: list[str], without: set[str], expected: dict[tuple[str, ...], tuple[str, str]]
 ) -> None:
     here = [*endpoint, "--set", "endpoint.api_key="]
-    added = {("simulate",): [], ("replay",): [*here, "--port", "0"]}  # the usual port may be in use
+    added: dict[tuple[str, ...], list[str]] = {
+        ("simulate",): [],
+        ("replay",): [*here, "--port", "0"],
+    }  # the usual port may be in use
     found = run(tmp_path, without, [[*words, *added.get(words, here)] for words in expected])
     assert dict(zip(expected, found, strict=True)) == {
         words: (2, f"✗ {line(*missing)}") for words, missing in expected.items()
