@@ -16,6 +16,7 @@ from deltatap.delta.older import rows_sql
 from deltatap.delta.prepare import remembered_runs
 from deltatap.delta.reader import identify_captures, rows
 from deltatap.errors import ConfigError
+from deltatap.model import RunStatus
 from deltatap.prices import exact_usd
 from deltatap.prompt_columns import did_you_mean
 
@@ -93,6 +94,23 @@ def why_no_runs(reader: Reader, settings: Settings) -> str:
     return f"{why}; they are in {where}: use it as runs.table" if where else why
 
 
+def not_landed(reader: Reader, settings: Settings, run_id: str | None = None) -> str:
+    """Why answers can be missing from the tables: a run has not ended. Empty if no run is open.
+
+    Args:
+        reader: reads the tables.
+        settings: name the tables.
+        run_id: the run; None for the newest open one.
+    """
+    if not reader.exists(settings.runs.table):
+        return ""
+    wanted = "" if run_id is None else f" AND {in_runs([run_id])}"
+    if not (found := newest_runs(reader, settings, 1, f"status = '{RunStatus.RUNNING}'{wanted}")):
+        return ""
+    where = "its newest answers are in its journal, and land while it runs or when you start the capture again"
+    return f"run {found[0]['run_id']} has not ended: {where}"
+
+
 def require_runs(reader: Reader, settings: Settings, run_ids: Sequence[str]) -> list[Row]:
     """The rows of runs on this captures table.
 
@@ -157,7 +175,8 @@ def _full_id(reader: Reader, settings: Settings, start: str, run_id: str | None)
         raise ConfigError([f"captures.table: {table}: {why}"])
     known = [row["request_id"] for row in rows(reader.query(f"{ids} LIMIT {_IDS}"))]
     hint = did_you_mean(*difflib.get_close_matches(start, known))
-    raise ConfigError([f"captures.table: {table}: no row with request_id {start}{place}{hint}"])
+    problem = f"captures.table: {table}: no row with request_id {start}{place}{hint}"
+    raise ConfigError([problem, *filter(None, [not_landed(reader, settings, run_id)])])
 
 
 def not_completed(reader: Reader, settings: Settings, run_id: str | None, limit: int) -> tuple[str, list[Row], int]:
@@ -201,7 +220,8 @@ def newest_with_rows(reader: Reader, settings: Settings) -> str:
     """
     newest = newest_runs(reader, settings, 1, HAS_ROWS)
     if not newest:
-        raise ConfigError([f"runs.table: {settings.runs.table}: no run has rows yet; capture something first"])
+        why = not_landed(reader, settings) or "capture something first"
+        raise ConfigError([f"runs.table: {settings.runs.table}: no run has rows yet; {why}"])
     return str(newest[0]["run_id"])
 
 

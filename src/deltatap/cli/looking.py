@@ -78,10 +78,13 @@ def failures(
 
     The next run sends each request that still has no final row. Fix invalid prompts before that.
     """
-    from deltatap.analysis.queries import not_completed  # noqa: PLC0415
+    from deltatap.analysis.queries import not_completed, not_landed  # noqa: PLC0415
     from deltatap.terminal import show_failures  # noqa: PLC0415
 
-    show_failures(console, *not_completed(reader(settings, console), settings, run_id, most))
+    tables = reader(settings, console)
+    show_failures(console, *not_completed(tables, settings, run_id, most))
+    if note := not_landed(tables, settings, run_id):
+        say(console, note, "warning")
     return OK
 
 

@@ -20,7 +20,9 @@ from deltatap.analysis.queries import (
     good_requests,
     newest_capture,
     newest_runs,
+    newest_with_rows,
     not_completed,
+    not_landed,
     summarize,
     why_no_runs,
 )
@@ -204,6 +206,27 @@ def test_the_newest_run_with_rows_is_found_behind_any_number_of_runs_without(tmp
     settings = load_settings({name: {"table": str(tmp_path / name)} for name in ("captures", "runs")})
     (found,) = newest_runs(LocalReader(no_spark), settings, 1, HAS_ROWS)
     assert found["run_id"] == "one failed row"
+
+
+def test_a_run_that_has_not_ended_has_answers_that_are_not_in_the_table(tmp_path: Path) -> None:
+    write(tmp_path / "captures", columns.CAPTURES)
+    settings = load_settings({name: {"table": str(tmp_path / name)} for name in ("captures", "runs")})
+    reader = LocalReader(no_spark)
+    assert not_landed(reader, settings) == "", "there is no runs table"
+    usual = {"captures": str(tmp_path / "captures"), "started_at": AT}
+    ended = usual | {"run_id": "ended", "status": "completed", "started_at": AT + timedelta(hours=1)}
+    write(tmp_path / "runs", columns.RUNS, usual | {"run_id": "open", "status": "running"}, ended)
+    note = not_landed(reader, settings)
+    assert note.startswith("run open has not ended: its newest answers are in its journal")
+    assert not_landed(reader, settings, "open") == note
+    assert not_landed(reader, settings, "ended") == ""
+    with pytest.raises(ConfigError) as none:
+        newest_with_rows(reader, settings)
+    assert none.value.problems == (f"runs.table: {tmp_path / 'runs'}: no run has rows yet; {note}",)
+    for run_id, more in (None, [note]), ("open", [note]), ("ended", []):
+        with pytest.raises(ConfigError) as none:
+            newest_capture(reader, settings, "q1", run_id)
+        assert list(none.value.problems)[1:] == more
 
 
 def test_without_runs_the_runs_table_is_named(tmp_path: Path) -> None:
