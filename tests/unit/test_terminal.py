@@ -24,6 +24,7 @@ RUN: dict[str, Any] = {
     "run_id": "r1", "status": "stopped", "started_at": datetime(2026, 11, 21, 6, 30, tzinfo=UTC), "completed": 1234,
     "owed": 2000, "interrupted": 5, "failed": None, "cost_usd": 1.5, "reason": "stopped by [you]", "requests": 1250,
     "input_tokens": 10_000, "output_tokens": 20_000, "labels": {},
+    "config": '{"capture": {"concurrency": 64}}',
 }  # fmt: skip
 CAPTURE: dict[str, Any] = {
     "request_id": "q[1]", "run_id": "r1", "mode": "stream", "status": "interrupted", "finish_reason": None,
@@ -120,9 +121,10 @@ def test_summary_of_one_mode_leaves_the_mode_out() -> None:
     }
     text = printed(terminal.show_summary, RUN, [outcome], [times], [])
     assert "stream" not in text
+    assert text.startswith("run r1: stopped\n"), "no spaces at the end"
     assert "1,250 calls, 10,000 input tokens, 20,000 output tokens, $1.5000" in text
     assert "inter-chunk" not in text
-    assert "late event loop" not in text
+    assert "busy" not in text
     assert "deltatap show" not in text
     failed = [outcome | {"mode": mode, "status": "failed", "why": "timeout"} for mode in ("stream", "complete")]
     lines = printed(terminal.show_summary, RUN, [outcome, *failed], [times], []).splitlines()
@@ -135,17 +137,24 @@ def test_summary_of_one_mode_leaves_the_mode_out() -> None:
     both = printed(terminal.show_summary, RUN, [outcome, outcome | {"mode": "complete"}], [times], [])
     assert "TTFT, stream" in both
     late = [times | {"late": 2}, times | {"mode": "complete", "late": 1}]
+    busy = "rows (the event loop was more than 50 ms late): "
+    advice = "lower capture.concurrency, or use a machine that is less busy"
     assert (
-        "3 rows ran on a late event loop (over 50 ms); report, compare and analyze leave them out of the latencies: "
-        "lower capture.concurrency, or use a machine that is less busy"
+        f"the machine was busy during 3 {busy}report, compare and analyze leave them out of the latencies; {advice}"
         in printed(terminal.show_summary, RUN, [outcome], late, []).splitlines()
     )
-    kept = [times | {"kept": 2, "merged": 30, "outputs": 400}, times | {"mode": "complete"}]
-    assert (
-        "2 rows ran on a late event loop (over 50 ms); their times are from the kernel, so the delay does not change them, "
-        "but 7.5% of the chunks were merged and have no gaps: lower capture.concurrency, or use a machine that is less busy"
-        in printed(terminal.show_summary, RUN, [outcome], kept, []).splitlines()
-    )
+    merged = times | {"kept": 2, "merged": 30, "outputs": 400}
+    exact = "end-to-end times are exact, but a TTFT can be too long by the loop lag"
+    line = f"the machine was busy during 2 {busy}{exact}, and 7.5% of the chunks arrived merged with others and have no gaps"
+    kept = [merged, times | {"mode": "complete"}]
+    assert f"{line}; {advice}" in printed(terminal.show_summary, RUN, [outcome], kept, []).splitlines()
+    one = RUN | {"config": '{"capture": {"concurrency": 1}}'}
+    for run, counted in (one, outcome), (RUN, outcome | {"rows": 1}):
+        lines = printed(terminal.show_summary, run, [counted], kept, []).splitlines()
+        assert f"{line}; use a machine that is less busy" in lines, "only one stream was open"
+    for few in 0, 1:
+        exact_rows = [times | {"kept": 2, "merged": few, "outputs": 40_000}]
+        assert "busy" not in printed(terminal.show_summary, RUN, [outcome], exact_rows, [])
 
 
 def test_summary_of_a_run_without_rows() -> None:
@@ -235,6 +244,7 @@ def test_comparison_shows_signed_differences_by_mode() -> None:
         "stream, b: 34 of 1,200 rows are in the latencies; left out: 6 not sent (invalid prompt), 1,160 reused",
         "complete, b: 0 of 6 rows are in the latencies; left out: 6 failed",
     ]
+    assert "stream" in rows, "no spaces at the end"
     lines = [line.split() for line in rows]
     assert ["metric", "a", "b", "difference", "95", "%", "interval"] in lines
     assert ["TTFT", "p50,", "ms", "100.0", "130.0", "*", "+30.0", "+20.0", "to", "+40.0"] in lines

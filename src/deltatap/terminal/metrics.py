@@ -87,7 +87,8 @@ def show_comparison(
         _show_left_out(console, (first, second), counted)
         return
     for mode in dict.fromkeys(mode for mode, _, _ in differences):
-        table = Table(title=mode, title_justify="left", title_style="bold", box=None, padding=(0, 1, 0, 0))
+        line(console, mode, style="bold")
+        table = Table(box=None, padding=(0, 1, 0, 0))
         table.add_column("metric", no_wrap=True)
         for name in (first, second):
             table.add_column(name, justify="right", overflow="fold", min_width=_HALF_ID)

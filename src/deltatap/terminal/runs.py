@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -94,7 +95,9 @@ def show_summary(
         line(console, f"run {run['run_id']}: {run['status']}; it added no rows")
         return
     several_modes = len({outcome["mode"] for outcome in outcomes}) > 1
-    counts = Table(title=f"run {run['run_id']}: {run['status']}", title_justify="left", title_style="bold")
+    # Not the title of the table, which rich pads with spaces.
+    line(console, f"run {run['run_id']}: {run['status']}", style="bold")
+    counts = Table()
     for name in ("mode", "status", "finish_reason or error")[not several_modes :]:
         counts.add_column(name)
     for name in ("rows", "retries"):
@@ -104,7 +107,7 @@ def show_summary(
         counts.add_row(*cells, f"{outcome['rows']:,}", f"{outcome['retries'] or 0:,}")
     console.print(counts)
     _show_times(console, times, several_modes=several_modes)
-    _show_late(console, times)
+    _show_late(console, times, _less_busy(run, outcomes))
     _show_examples(console, run["run_id"], outcomes)
     cost = "no price" if run["cost_usd"] is None else f"${money(run['cost_usd'])}"
     tokens = f"{run['input_tokens']:,} input tokens, {run['output_tokens']:,} output tokens"
@@ -132,21 +135,30 @@ def _show_times(console: Console, times: Sequence[Mapping[str, Any]], *, several
         console.print(quantiles)
 
 
-_LESS_BUSY = "lower capture.concurrency, or use a machine that is less busy"
-
-
-def _show_late(console: Console, times: Sequence[Mapping[str, Any]]) -> None:
-    """Say why the report's latencies differ from those of the summary, if they do."""
-    if late := sum(row["late"] for row in times):
-        rows = f"{late:,} row{'s' * (late > 1)} ran on a late event loop (over {times[0]['max_loop_lag_ms']:g} ms)"
-        left_out = f"report, compare and analyze leave {'them' if late > 1 else 'it'} out of the latencies"
-        line(console, f"{rows}; {left_out}: {_LESS_BUSY}")
-    if kept := sum(row["kept"] for row in times):
-        rows = f"{kept:,} row{'s' * (kept > 1)} ran on a late event loop (over {times[0]['max_loop_lag_ms']:g} ms)"
+def _show_late(console: Console, times: Sequence[Mapping[str, Any]], advice: str) -> None:
+    """Say which times are not exact because the event loop ran late, if there are any."""
+    for name in ("late", "kept"):
+        if not (rows := sum(row[name] for row in times)):
+            continue
+        many = rows > 1
+        delay = f"the event loop was more than {times[0]['max_loop_lag_ms']:g} ms late"
+        busy = f"the machine was busy during {rows:,} row{'s' * many} ({delay})"
+        if name == "late":
+            left_out = f"report, compare and analyze leave {'them' if many else 'it'} out of the latencies"
+            line(console, f"{busy}: {left_out}; {advice}")
+            continue
+        # Times of the kernel are late only for chunks that were merged with later ones.
         merged = sum(row["merged"] for row in times) / max(1, sum(row["outputs"] for row in times))
-        times_of = "their times are" if kept > 1 else "its times are"
-        clock = f"{times_of} from the kernel, so the delay does not change them"
-        line(console, f"{rows}; {clock}, but {merged:.1%} of the chunks were merged and have no gaps: {_LESS_BUSY}")
+        if (share := f"{merged:.1%}") != "0.0%":
+            exact = "end-to-end times are exact, but a TTFT can be too long by the loop lag"
+            gaps = f"{share} of the chunks arrived merged with others and have no gaps"
+            line(console, f"{busy}: {exact}, and {gaps}; {advice}")
+
+
+def _less_busy(run: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]]) -> str:
+    """What to do about a late event loop. Fewer streams than one are not possible."""
+    one = sum(row["rows"] for row in outcomes) == 1 or json.loads(run["config"])["capture"]["concurrency"] == 1
+    return f"{'' if one else 'lower capture.concurrency, or '}use a machine that is less busy"
 
 
 def _show_examples(console: Console, run_id: str, outcomes: Sequence[Mapping[str, Any]]) -> None:
