@@ -125,15 +125,25 @@ def test_summary_of_one_mode_leaves_the_mode_out() -> None:
     assert "1,250 calls, 10,000 input tokens, 20,000 output tokens, $1.5000" in text
     assert "inter-chunk" not in text
     assert "busy" not in text
-    assert "deltatap show" not in text
+    assert text.endswith("\nnext: `deltatap show 'q 1'` shows one answer, `deltatap report r1` writes a report\n")
+    assert "failures" not in text
     failed = [outcome | {"mode": mode, "status": "failed", "why": "timeout"} for mode in ("stream", "complete")]
     lines = printed(terminal.show_summary, RUN, [outcome, *failed], [times], []).splitlines()
-    assert [line for line in lines if "deltatap show" in line] == ["failed, timeout: for example `deltatap show 'q 1'`"]
-    assert "all of them: `deltatap failures r1` (with the same --config and --set)" in lines
+    assert [line for line in lines if "deltatap show" in line] == [
+        "failed, timeout: for example `deltatap show 'q 1'`",
+        "next: `deltatap show 'q 1'` shows one answer, `deltatap report r1` writes a report",
+    ]
+    assert "all of them: `deltatap failures r1`" in lines
+    options = " --set captures.table=c"
+    lines = printed(terminal.show_summary, RUN, [failed[0] | {"example": "-q"}], [], [], options).splitlines()
+    assert lines[-2:] == [
+        f"failed, timeout: for example `deltatap show{options} -- -q`",
+        f"all of them: `deltatap failures{options} r1`",
+    ], "no row completed"
     models = [{"model": "a", "cost_usd": 0.25}, {"model": "b[1]", "cost_usd": 1.25}, {"model": "c", "cost_usd": None}]
     assert "cost by model" not in printed(terminal.show_summary, RUN, [outcome], [times], models[:1])
     text = printed(terminal.show_summary, RUN, [outcome], [times], models)
-    assert text.endswith("\ncost by model: b[1] $1.2500, a $0.2500, c no price\n")
+    assert "cost by model: b[1] $1.2500, a $0.2500, c no price" in text.splitlines()
     both = printed(terminal.show_summary, RUN, [outcome, outcome | {"mode": "complete"}], [times], [])
     assert "TTFT, stream" in both
     late = [times | {"late": 2}, times | {"mode": "complete", "late": 1}]
@@ -178,7 +188,7 @@ def test_a_capture_shows_outcome_chunks_times_and_text_literally() -> None:
 
 def test_failures_have_a_line_each_and_a_hash_has_its_prompt() -> None:
     row = {"request_id": "q[1]", "mode": "stream", "status": "failed", "type": "server", "code": None, "http_status": 500,
-           "message": "over\nloaded " * 20, "api": "chat", "body": CAPTURE["request"]}  # fmt: skip
+           "message": "over\nloaded " * 20, "final": False, "api": "chat", "body": CAPTURE["request"]}  # fmt: skip
     hashed = row | {"request_id": "ab" * 32, "status": "interrupted", "code": "c", "http_status": None, "message": None}
     title, first, second, prompt, more, _ = printed(
         terminal.show_failures, "r1", [row, hashed], 7, width=80
@@ -189,6 +199,13 @@ def test_failures_have_a_line_each_and_a_hash_has_its_prompt() -> None:
     assert second == "abababababab  interrupted  server c: no message"
     assert prompt.strip() == "prompt: Say [bold]"
     assert more == "5 more: --limit 7 lists all"
+    invalid = row | {"type": "invalid_request", "http_status": None, "message": "no prompt", "final": True}
+    first, *hints = printed(terminal.show_failures, "r1", [invalid], 1, " -c c", " -c p").splitlines()[1:]
+    assert first == "q[1]  failed; will not be sent again  invalid_request: no prompt"
+    assert hints == [
+        "invalid_request: correct these prompts in a file, load it with `deltatap load -c p FILE --replace`, and capture again",
+        "one request with everything that arrived: `deltatap show -c c REQUEST_ID`",
+    ]
     both = printed(terminal.show_failures, "r1", [row, row | {"mode": "complete"}], 2)
     assert "q[1] (complete)  failed" in both
     assert "more:" not in both

@@ -12,6 +12,7 @@ from deltatap.analysis.metrics import MERGED_COALESCED, kinds_sql
 from deltatap.analysis.requested import BODY, short_id
 from deltatap.analysis.sql import in_runs, late_sql, measured_sql
 from deltatap.delta import columns, tables
+from deltatap.delta.final import final_sql
 from deltatap.delta.older import rows_sql
 from deltatap.delta.prepare import remembered_runs
 from deltatap.delta.reader import identify_captures, rows
@@ -189,7 +190,8 @@ def not_completed(reader: Reader, settings: Settings, run_id: str | None, limit:
         limit: maximum number of rows.
 
     Returns:
-        The run's id, the rows, and how many rows there are without the limit. ``body`` is the start of the request.
+        The run's id, the rows, and how many rows there are without the limit. ``body`` is the start of the
+        request; ``final`` is whether it will not be sent again.
 
     Raises:
         ConfigError: there is no such run, or no run has rows.
@@ -203,8 +205,9 @@ def not_completed(reader: Reader, settings: Settings, run_id: str | None, limit:
         reader.query(
             f"""
             SELECT request_id, mode, status, error.type AS type, error.code AS code, error.http_status AS http_status,
-              left(error.message, 300) AS message, api, left(request, {BODY}) AS body, count(*) OVER () AS every
-            FROM {tables.quoted(settings.captures.table)} WHERE {in_runs([run_id])} AND status != 'completed'
+              left(error.message, 300) AS message, api, left(request, {BODY}) AS body,
+              {final_sql("c", keep_interrupted=settings.capture.keep_interrupted)} AS final, count(*) OVER () AS every
+            FROM {tables.quoted(settings.captures.table)} AS c WHERE {in_runs([run_id])} AND status != 'completed'
             ORDER BY status, type, code, message, request_id, mode LIMIT {limit}
             """
         )

@@ -15,6 +15,7 @@ from deltatap.cli.runner import (
     OK,
     TOO_MANY_ERRORS,
     command,
+    given,
     hint,
     say,
     session,
@@ -81,7 +82,8 @@ def capture(
     row = ended.row
     for note in ended.notes:
         say(console, note)
-    show_summary(console, row, *summarize(SparkReader(spark), settings, row["run_id"]))
+    found = summarize(SparkReader(spark), settings, row["run_id"])
+    show_summary(console, row, *found, given("captures", "runs", "analysis"))
     if ended.failed:
         say(console, f"the run failed: {row['reason']}", "problem")
     elif row["reason"]:
@@ -134,6 +136,9 @@ def load(
         say(console, f"{file}: {note}", level)
     bad = f"; invalid: {len(loaded.bad):,} (these become failed rows, at no cost)" if loaded.bad else ""
     say(console, f"prompts loaded into {settings.prompts.table}: {loaded.rows:,}{bad}")
+    # Headers of the endpoint can be secret.
+    same = given(*(name for name in type(settings).model_fields if name != "endpoint"))
+    say(console, f"next: `deltatap capture{same}`")
     return OK
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltatap.cli.runner import CONDITION_HOLDS, OK, RESULTS, command, reader, say, session
+from deltatap.cli.runner import CONDITION_HOLDS, OK, RESULTS, command, given, reader, say, session
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -82,7 +82,8 @@ def failures(
     from deltatap.terminal import show_failures  # noqa: PLC0415
 
     tables = reader(settings, console)
-    show_failures(console, *not_completed(tables, settings, run_id, most))
+    to_show, to_load = given("captures", "runs"), given("prompts")
+    show_failures(console, *not_completed(tables, settings, run_id, most), to_show, to_load)
     if note := not_landed(tables, settings, run_id):
         say(console, note, "warning")
     return OK

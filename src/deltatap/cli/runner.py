@@ -14,6 +14,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -96,6 +97,8 @@ _COMMON = (
     inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=_DEFAULT, annotation=_CONFIG),
     inspect.Parameter("overrides", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_SET),
 )
+# The --config and --set of the command that runs.
+_GIVEN: ContextVar[tuple[Path, tuple[str, ...]]] = ContextVar("_GIVEN", default=(_DEFAULT, ()))
 _HINTS: dict[Callable[..., int], str] = {}
 
 
@@ -195,6 +198,7 @@ def run(work: Callable[..., int], config: Path, overrides: list[str] | tuple[str
     from deltatap.terminal import plain_console  # noqa: PLC0415
 
     console = plain_console(stderr=bool(options.get("as_json")))
+    _GIVEN.set((config, tuple(overrides)))
     # All tests pass with Spark 4.2 and pandas 3.
     warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas", FutureWarning)
 
@@ -206,6 +210,20 @@ def run(work: Callable[..., int], config: Path, overrides: list[str] | tuple[str
         return work(load_settings(source, overrides), console, **options)
 
     return guarded(console, with_settings, _HINTS.get(work, ""))
+
+
+def given(*sections: str) -> str:
+    """The ``--config`` and ``--set`` of this command, to append to another command that the user can paste.
+
+    Args:
+        sections: of the settings that the other command needs.
+    """
+    config, overrides = _GIVEN.get()
+    words = [] if config == _DEFAULT else ["--config", str(config)]
+    for each in overrides:
+        if each.partition("=")[0].strip().partition(".")[0] in sections:
+            words += ["--set", each]
+    return "".join(f" {shlex.quote(word)}" for word in words)
 
 
 def guarded(console: Console, work: Callable[[], int], hint: str = "") -> int:

@@ -22,8 +22,19 @@ _WIDTH = 50
 _MESSAGE, _ASKED = 160, 70
 
 
-def show_failures(console: Console, run_id: str, found: Sequence[Mapping[str, Any]], every: int) -> None:
-    """Print failed and interrupted rows: what ``queries.not_completed`` returns."""
+def show_failures(
+    console: Console, run_id: str, found: Sequence[Mapping[str, Any]], every: int, to_show: str = "", to_load: str = ""
+) -> None:
+    """Print failed and interrupted rows, and what to do next.
+
+    Args:
+        console: to print to.
+        run_id: the run.
+        found: its rows, from ``queries.not_completed``.
+        every: how many there are.
+        to_show: options to append to the command ``show``.
+        to_load: options to append to the command ``load``.
+    """
     if not every:
         line(console, f"run {run_id}: no failed or interrupted rows")
         return
@@ -32,7 +43,8 @@ def show_failures(console: Console, run_id: str, found: Sequence[Mapping[str, An
     for row in found:
         kind = " ".join(str(part) for part in (row["type"], row["http_status"], row["code"]) if part)
         name = short_id(row["request_id"]) + (f" ({row['mode']})" if several_modes else "")
-        line(console, f"{name}  {row['status']}  {kind}: {shortened(row['message'] or 'no message', _MESSAGE)}")
+        status = row["status"] + ("; will not be sent again" if row["final"] else "")
+        line(console, f"{name}  {status}  {kind}: {shortened(row['message'] or 'no message', _MESSAGE)}")
         # A hash says nothing to a reader.
         if row["request_id"] != short_id(row["request_id"]) and (
             prompt := prompt_line(row["body"], row["api"], _ASKED)
@@ -40,7 +52,10 @@ def show_failures(console: Console, run_id: str, found: Sequence[Mapping[str, An
             line(console, f"    prompt: {prompt}", style="dim")
     if every > len(found):
         line(console, f"{every - len(found):,} more: --limit {every} lists all")
-    line(console, "one request with everything that arrived: `deltatap show REQUEST_ID`", style="dim")
+    if any(row["type"] == "invalid_request" for row in found):
+        load = f"`deltatap load{to_load} FILE --replace`"
+        line(console, f"invalid_request: correct these prompts in a file, load it with {load}, and capture again")
+    line(console, f"one request with everything that arrived: `deltatap show{to_show} REQUEST_ID`", style="dim")
 
 
 def show_capture(console: Console, row: Mapping[str, Any]) -> None:

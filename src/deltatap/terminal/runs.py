@@ -89,8 +89,18 @@ def show_summary(
     outcomes: Sequence[Mapping[str, Any]],
     times: Sequence[Mapping[str, Any]],
     models: Sequence[Mapping[str, Any]],
+    options: str = "",
 ) -> None:
-    """Print the summary of a run: its row of ``runs``, and what ``queries.summarize`` returns."""
+    """Print the summary of a run, and what to do next.
+
+    Args:
+        console: to print to.
+        run: its row of ``runs``.
+        outcomes: its rows, counted, from ``queries.summarize``.
+        times: quantiles of its times, from there.
+        models: the cost of its models, from there.
+        options: to append to commands that read the same tables.
+    """
     if not outcomes:
         line(console, f"run {run['run_id']}: {run['status']}; it added no rows")
         return
@@ -108,12 +118,12 @@ def show_summary(
     console.print(counts)
     _show_times(console, times, several_modes=several_modes)
     _show_late(console, times, _less_busy(run, outcomes))
-    _show_examples(console, run["run_id"], outcomes)
     cost = "no price" if run["cost_usd"] is None else f"${money(run['cost_usd'])}"
     tokens = f"{run['input_tokens']:,} input tokens, {run['output_tokens']:,} output tokens"
     line(console, f"{run['requests']:,} call{'s' * (run['requests'] != 1)}, {tokens}, {cost}")
     if len(models) > 1 and run["cost_usd"] is not None:
         line(console, f"cost by model: {by_model([(row['model'], row['cost_usd']) for row in models])}")
+    _show_next(console, run["run_id"], outcomes, options)
 
 
 def _show_times(console: Console, times: Sequence[Mapping[str, Any]], *, several_modes: bool) -> None:
@@ -161,15 +171,19 @@ def _less_busy(run: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]]) ->
     return f"{'' if one else 'lower capture.concurrency, or '}use a machine that is less busy"
 
 
-def _show_examples(console: Console, run_id: str, outcomes: Sequence[Mapping[str, Any]]) -> None:
-    """Name a request of each kind that did not complete, and how to look at it and at the others."""
+def _show_next(console: Console, run_id: str, outcomes: Sequence[Mapping[str, Any]], options: str) -> None:
+    """Commands to try next: for a request of each kind that did not complete, for a completed one, and for the run."""
     examples = {(row["status"], row["why"]): row["example"] for row in outcomes if row["status"] != "completed"}
     for (status, why), request_id in examples.items():
-        line(console, f"{status}, {why}: for example {_show_command(request_id)}")
+        line(console, f"{status}, {why}: for example {_command('show', short_id(request_id), options)}")
     if examples:
-        line(console, f"all of them: `deltatap failures {shlex.quote(run_id)}` (with the same --config and --set)")
+        line(console, f"all of them: {_command('failures', run_id, options)}")
+    completed = next((row["example"] for row in outcomes if row["status"] == "completed"), None)
+    if completed is not None:
+        shown, report = _command("show", short_id(completed), options), _command("report", run_id, options)
+        line(console, f"next: {shown} shows one answer, {report} writes a report")
 
 
-def _show_command(request_id: str) -> str:
-    hyphen = "-- " if request_id.startswith("-") else ""  # else it would be an option
-    return f"`deltatap show {hyphen}{shlex.quote(short_id(request_id))}`"
+def _command(name: str, argument: str, options: str) -> str:
+    hyphen = "-- " if argument.startswith("-") else ""  # else it would be an option
+    return f"`deltatap {name}{options} {hyphen}{shlex.quote(argument)}`"

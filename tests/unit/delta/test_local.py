@@ -184,6 +184,7 @@ def test_failures_are_those_of_a_run_that_did_not_complete(tmp_path: Path) -> No
     reader = LocalReader(no_spark)
     run_id, found, every = not_completed(reader, settings, None, 9)
     assert (run_id, every, [row["request_id"] for row in found]) == ("a", 2, ["bad", "cut"])
+    assert [row["final"] for row in found] == [False, False]
     assert (len(found[0]["body"]), len(found[0]["message"]), found[0]["http_status"]) == (BODY, 300, 500)
     _, found, every = not_completed(reader, settings, "a", 1)
     assert (every, len(found)) == (2, 1)
@@ -306,5 +307,8 @@ def test_the_command_line_loads_and_shows_without_pyspark(tmp_path: Path) -> Non
     code, output = run("show", "r-2")
     assert (code, output.partition(": no row ")[2]) == (2, "with request_id r-2; did you mean r-1?\n")
     (tmp_path / "x.csv").write_text("request_id,prompt\nr-1,Say\n", encoding="utf-8")
-    code, output = run("load", str(tmp_path / "x.csv"), "--set", f"prompts.table={tmp_path / 'prompts'}")
-    assert (code, output) == (0, f"prompts loaded into {tmp_path / 'prompts'}: 1\n")
+    given = [f"prompts.table={tmp_path / 'prompts'}", "endpoint.headers={key: secret}", "request={seed: 1}"]
+    code, output = run("load", str(tmp_path / "x.csv"), *(word for each in given for word in ("--set", each)))
+    tables = " ".join(f"--set {name}.table={tmp_path / name}" for name in ("captures", "runs"))
+    same = f"--config {tmp_path / 'c.yml'} --set {given[0]} --set 'request={{seed: 1}}' {tables}"
+    assert (code, output) == (0, f"prompts loaded into {tmp_path / 'prompts'}: 1\nnext: `deltatap capture {same}`\n")
