@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from deltatap.sweep.running import Swept
     from deltatap.sweep.stages import Plan, Point
 
+# How many requests that are not good a stage must be able to have at its share. With fewer, chance decides.
+_BAD = 5
 # Requests that start this late distort a stage.
 _LATE_MS = 50.0
 
@@ -59,13 +62,18 @@ def lines(swept: Swept, plan: Plan, settings: Settings) -> Iterator[str]:
     if found is None:
         yield f"sweep {swept.sweep} has not ended: {swept.reason}; the same command continues it"
     elif found.rate is None:
-        yield f"result: none; at every tested rate, fewer than {what}"
+        lower = "lower --rates, or raise --duration" if plan.rates else "raise --duration to test lower rates"
+        yield f"result: none; at every tested rate, fewer than {what}: {lower}"
     elif found.high is not None:
         interval = f"below {found.high:,.3g}" if found.low is None else f"{found.low:,.3g} to {found.high:,.3g}"
         yield f"result: {found.rate:,.3g} requests per second (interval: {interval}): {what}"
     else:
         more = "" if plan.rates else "; for higher rates, load more prompts or lower --duration"
         yield f"result: at least {found.rate:,.3g} requests per second, the highest tested rate: {what}{more}"
+    needed = fewest(plan.share)
+    if few := [point.requests for point in swept.points if point.requests < needed]:
+        stage = f"the smallest stage had {min(few):,} request{'s' * (min(few) != 1)}"
+        yield f"{stage}, too few to decide {100 * plan.share:.10g} %: raise --duration, for {needed:,} or more"
     late = [point for point in swept.points if (point.delay_p99_ms or 0) > _LATE_MS]
     if late:
         worst = min(late, key=lambda point: point.rate)
@@ -73,6 +81,11 @@ def lines(swept: Swept, plan: Plan, settings: Settings) -> Iterator[str]:
             f"at {worst.rate:,.3g} per second and above, requests started late (p99 {worst.delay_p99_ms:,.0f} ms): "
             f"raise capture.concurrency ({settings.capture.concurrency:,}) to measure only the server"
         )
+
+
+def fewest(share: float) -> int:
+    """How many requests a stage needs to decide a share: 100 for 95 %. A share of 1 allows no bad request at all."""
+    return math.ceil(round(_BAD / (1 - share), 6)) if share < 1 else 1
 
 
 def as_json(swept: Swept, plan: Plan, settings: Settings) -> str:

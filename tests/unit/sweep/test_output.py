@@ -4,6 +4,7 @@ import io
 import json
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from rich.console import Console
 
 from deltatap.config import load_settings
@@ -60,10 +61,29 @@ def test_the_result_in_words() -> None:
     assert said(Found(4.0, None, 8.0), **calm) == [f"result: 4 requests per second (interval: below 8): {what}"]
     (top,) = said(Found(4.0, 4.0, None), **calm)
     assert top.startswith(f"result: at least 4 requests per second, the highest tested rate: {what}; ")
-    assert said(Found(None, None, 4.0), **calm) == [f"result: none; at every tested rate, fewer than {what}"]
+    hint = "raise --duration to test lower rates"
+    assert said(Found(None, None, 4.0), **calm) == [f"result: none; at every tested rate, fewer than {what}: {hint}"]
     assert said(None, reason="budget.requests: 5 is used up", **calm) == [
         "sweep s has not ended: budget.requests: 5 is used up; the same command continues it"
     ]
+
+
+def test_given_rates_that_do_not_hold_are_to_be_lowered() -> None:
+    (result, _) = output.lines(swept(Found(None, None, 4.0)), Plan((4.0, 8.0), 30.0, 0.95), SETTINGS)
+    assert result.endswith(": lower --rates, or raise --duration")
+
+
+@pytest.mark.parametrize(("share", "needed"), [(0.95, 100), (0.9, 50), (0.99, 500), (0.5, 10), (0.01, 6), (1.0, 1)])
+def test_a_stage_with_few_requests_cannot_decide_a_high_share(share: float, needed: int) -> None:
+    assert output.fewest(share) == needed
+    plan = Plan((), 30.0, share)
+    for requests in needed - 1, needed:
+        points = (Point(4.0, requests, 0, "s-01"), Point(8.0, 1000, 0, "s-02"))
+        _, *more = output.lines(swept(points=points), plan, SETTINGS)
+        few = (
+            f"the smallest stage had {requests} request{'s' * (requests != 1)}, too few to decide {100 * share:.10g} %"
+        )
+        assert more == ([] if requests == needed else [f"{few}: raise --duration, for {needed} or more"])
 
 
 def test_json_has_the_result_and_every_stage() -> None:
