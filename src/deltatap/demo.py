@@ -135,7 +135,7 @@ def next_steps(program: str) -> str:
 Try next:
   {program} runs              # the runs so far
   {program} show demo-003     # one answer, streamed and whole, with the arrival of its chunks
-  {program} replay            # serve the answers with their timing; open the URL that it prints"""
+  {program} replay            # serve the answers with their timing, and a page that shows them"""
 
 
 def main() -> int:

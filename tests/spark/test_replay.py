@@ -62,7 +62,8 @@ def replayed(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> I
     command = [sys.executable, "-m", "deltatap", "replay", "--config", str(config), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        url = next(line for line in process.stdout if line.startswith("replay: ")).removeprefix("replay: ").strip()
+        start = "base_url of a client: "
+        url = next(line for line in process.stdout if line.startswith(start)).removeprefix(start).strip()
         yield url, {f"{row['request_id']} {row['mode']}": row for row in captured}
         process.send_signal(signal.SIGTERM)
 

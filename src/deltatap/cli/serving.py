@@ -32,7 +32,7 @@ def replay(
         list[str] | None, typer.Argument(metavar="RUN", help="Runs to replay. Default: all runs.")
     ] = None,
     host: Annotated[str, _HOST] = "127.0.0.1",
-    port: Annotated[int, _PORT] = 8089,
+    port: Annotated[int, _PORT] = 8090,
     speed: Annotated[float, _SPEED] = 1.0,
     most: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of answers, newest first.")] = 10_000,
 ) -> int:
@@ -62,8 +62,9 @@ def replay(
             say(console, f"{len(rows) - len(recordings):,} answers left out: {reason}")
         if not recordings:
             raise ConfigError([f"captures.table: {settings.captures.table}: no answer to replay"])
-        say(console, f"{len(recordings):,} answers; to watch one in a browser, open the address below without /v1")
-        serve(Replay(recordings, speed=speed).application(), listening, "replay")
+        say(console, f"{len(recordings):,} answer{'s' * (len(recordings) > 1)}")
+        page = "to watch an answer in a browser"
+        serve(Replay(recordings, speed=speed).application(), listening, "base_url of a client", page=page)
     return OK
 
 

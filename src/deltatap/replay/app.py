@@ -138,7 +138,9 @@ class Replay:
                 await asyncio.sleep(wait)
 
     async def _models(self, _request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": []})
+        models = sorted({each.model for each in self._by_hash.values() if each.model})
+        data = [{"id": name, "object": "model", "created": 0, "owned_by": "replay"} for name in models]
+        return JSONResponse({"object": "list", "data": data})
 
     async def _recordings(self, _request: Request) -> Response:
         return JSONResponse(

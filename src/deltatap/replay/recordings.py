@@ -28,6 +28,7 @@ class Recording:
         request_id, request_hash: of the row.
         prompt: the last prompt of the request, as text. A request with another body is matched by its last prompt.
         api: name of the API.
+        model: of the request.
         streamed: whether the answer was captured as a stream.
         status: HTTP status; 0 if no response arrived.
         headers_ms: when the response began.
@@ -40,6 +41,7 @@ class Recording:
     request_hash: str
     prompt: str
     api: str
+    model: str
     streamed: bool
     status: int
     headers_ms: float
@@ -70,6 +72,7 @@ def recording(row: Mapping[str, Any]) -> Recording:
         request_hash=row["request_hash"],
         prompt=prompt_of(json.loads(row["request"] or "{}"), row["api"]),
         api=row["api"],
+        model=row["request_model"] or "",
         streamed=streamed,
         status=status,
         headers_ms=row["headers_ms"] or 0.0,

@@ -56,9 +56,10 @@ class _Protocol(HttpToolsProtocol):
 
 
 class _Server(uvicorn.Server):
-    """Prints its URL when it accepts connections."""
+    """Prints its URLs when it accepts connections."""
 
     name = "simulator"
+    page = ""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -66,11 +67,18 @@ class _Server(uvicorn.Server):
             host, port = server.sockets[0].getsockname()[:2]
             host = f"[{host}]" if ":" in host else host
             scheme = "https" if self.config.is_ssl else "http"
-            print(f"{self.name}: {scheme}://{host}:{port}/v1", flush=True)  # noqa: T201 - the process that started it waits for this line
+            url = f"{scheme}://{host}:{port}"
+            if self.page:
+                print(f"{self.page}: {url}/", flush=True)  # noqa: T201 - as below
+            print(f"{self.name}: {url}/v1", flush=True)  # noqa: T201 - the process that started it waits for this line
 
 
 def serve(
-    application: Starlette, listening: socket.socket, name: str = "simulator", tls: ssl.SSLContext | None = None
+    application: Starlette,
+    listening: socket.socket,
+    name: str = "simulator",
+    tls: ssl.SSLContext | None = None,
+    page: str = "",
 ) -> None:
     """Serve until SIGTERM or Ctrl-C.
 
@@ -79,6 +87,7 @@ def serve(
         listening: what :func:`listen` returns.
         name: the start of the line that prints the URL.
         tls: the certificate to serve with; None: plain HTTP.
+        page: the start of a line that prints the URL of the page at /; empty if there is no page.
     """
     config = uvicorn.Config(
         application,
@@ -92,7 +101,7 @@ def serve(
         ssl_context_factory=None if tls is None else lambda *_: tls,
     )
     server = _Server(config)
-    server.name = name
+    server.name, server.page = name, page
     # A full garbage collection would delay the next piece of every stream by 100 ms. Frozen objects are never visited,
     # and frequent small collections stop tracking the record's tuples, which hold no cycles.
     gc.collect()

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
 from deltatap.prompts import request_hash_of
 from deltatap.replay.app import Replay
@@ -148,3 +149,9 @@ def test_the_endpoint_sends_the_frames_of_a_recording_and_refuses_other_requests
     status, refusal = asyncio.run(called(replay, BODY | {"stream": False}))
     assert (status, json.loads(refusal)["error"]["type"]) == (404, "invalid_request_error")
     assert asyncio.run(called(replay, [BODY]))[0] == 400
+
+
+def test_the_captured_models_are_listed() -> None:
+    rows = [row(), row(request_hash="b", request_model="n"), row(request_hash="c", request_model=None)]
+    client = TestClient(Replay(map(recording, rows)).application())
+    assert [each["id"] for each in client.get("/v1/models").json()["data"]] == ["m", "n"]
