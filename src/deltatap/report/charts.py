@@ -59,12 +59,24 @@ def in_script(json_text: str) -> str:
     return json_text.replace("<", "\\u003c")
 
 
+@dataclass(frozen=True, slots=True)
+class _Series:
+    """The label, mode, color and columns (as arrays) of a series."""
+
+    name: str
+    mode: str
+    color: str
+    values: dict[str, Any]
+
+
 def charts(gathered: Gathered) -> list[Chart]:
     """The charts that have data, in the order of the page."""
     names = run_names(gathered.runs)
     runs = {run_id: _plain(name) for run_id, name in names.items()}
     label = {key: _plain(name) for key, name in series_names(gathered.metrics, names).items()}
     rows = list(_series(gathered.rows, label))
+    # A run has the color of its first series.
+    first = {run_id: _color(at) for at, (run_id, *_) in reversed(list(enumerate(label)))}
     found = [
         _wait(rows),
         _ttft(rows),
@@ -72,7 +84,7 @@ def charts(gathered: Gathered) -> list[Chart]:
         _sizes(gathered.sizes, label),
         _waterfall(gathered.streams, names),
         _stalls(rows),
-        _load(gathered.timeline, runs),
+        _load(gathered.timeline, runs, first),
         _errors(gathered.errors),
         _tokens(rows),
     ]
@@ -84,16 +96,17 @@ def _plain(text: str) -> str:
     return html.escape(text, quote=False)
 
 
-def _series(table: pa.Table, label: Mapping[tuple[Any, ...], str]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """The label, mode and columns (as arrays) of each series, without rows whose times do not count."""
-    for key, name in label.items():
+def _series(table: pa.Table, label: Mapping[tuple[Any, ...], str]) -> Iterator[_Series]:
+    """Each series that has rows whose times count, with these rows. It has the same color in every chart."""
+    for at, (key, name) in enumerate(label.items()):
         chosen = table
         for column, value in zip(KEYS, key, strict=True):
             chosen = chosen.filter(pc.is_null(chosen[column]) if value is None else pc.equal(chosen[column], value))
         if "counts" in table.column_names:
             chosen = chosen.filter(chosen["counts"])
         if chosen.num_rows:
-            yield name, key[3], {column: chosen[column].to_numpy() for column in chosen.column_names}
+            columns = {column: chosen[column].to_numpy() for column in chosen.column_names}
+            yield _Series(name, key[3], _color(at), columns)
 
 
 def new_figure(x: str, y: str, **layout: Any) -> go.Figure:  # noqa: ANN401 - plotly's keywords
@@ -114,19 +127,19 @@ def _sampled(values: dict[str, Any], *names: str) -> list[Any]:
     return [np.round(values[name][at].astype(float), 2) for name in names]
 
 
-def _add_points(figure: go.Figure, at: int, name: str, x: Any, y: Any) -> None:  # noqa: ANN401 - arrays
+def _add_points(figure: go.Figure, color: str, name: str, x: Any, y: Any) -> None:  # noqa: ANN401 - arrays
     """Add the points of a series, if it has any."""
     if len(x):
-        marker = {"size": 5, "opacity": 0.6, "color": _color(at)}
+        marker = {"size": 5, "opacity": 0.6, "color": color}
         figure.add_scatter(x=x, y=y, mode="markers", name=name, marker=marker)
 
 
-def _wait(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
+def _wait(rows: Iterable[_Series]) -> Chart | None:
     figure = new_figure("output tokens", "time until there is text to read, ms", xaxis=_LOG, yaxis=_LOG)
-    for at, (name, mode, values) in enumerate(rows):
-        x, y = _sampled(values, "output_tokens", "ttft_ms" if mode == "stream" else "e2e_ms")
-        what = "TTFT" if mode == "stream" else "E2E"
-        _add_points(figure, at, f"{name}: {what}", x, y)
+    for each in rows:
+        x, y = _sampled(each.values, "output_tokens", "ttft_ms" if each.mode == "stream" else "e2e_ms")
+        what = "TTFT" if each.mode == "stream" else "E2E"
+        _add_points(figure, each.color, f"{each.name}: {what}", x, y)
     if not figure.data:
         return None
     caption = (
@@ -136,21 +149,21 @@ def _wait(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
     return Chart("saved", "Waiting time by length of the answer", caption, figure)
 
 
-def _ttft(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
+def _ttft(rows: Iterable[_Series]) -> Chart | None:
     figure = new_figure("time to first token, ms", "% of streams", barmode="overlay")
-    streams = [(name, values["ttft_ms"].astype(float)) for name, mode, values in rows if mode == "stream"]
-    streams = [(name, values[~np.isnan(values)]) for name, values in streams]
-    streams = [(name, values) for name, values in streams if len(values)]
+    streams = [(each, each.values["ttft_ms"].astype(float)) for each in rows if each.mode == "stream"]
+    streams = [(each, values[~np.isnan(values)]) for each, values in streams]
+    streams = [(each, values) for each, values in streams if len(values)]
     if not streams:
         return None
     every = np.concatenate([values for _, values in streams])
     edges = np.linspace(0, float(np.quantile(every, 0.995)) * 1.05 or 1.0, _BINS + 1)
-    for at, (name, values) in enumerate(streams):
+    for each, values in streams:
         counts, _ = np.histogram(values, edges)
         figure.add_bar(
             x=np.round((edges[1:] + edges[:-1]) / 2, 2), y=np.round(100 * counts / len(values), 3),
-            name=f"{name}, median {np.median(values):,.0f} ms", width=float(edges[1] - edges[0]),
-            marker={"color": _color(at), "opacity": 0.7 if len(streams) > 1 else 1.0, "line": {"width": 0}},
+            name=f"{each.name}, median {np.median(values):,.0f} ms", width=float(edges[1] - edges[0]),
+            marker={"color": each.color, "opacity": 0.7 if len(streams) > 1 else 1.0, "line": {"width": 0}},
         )  # fmt: skip
     beyond = sum(int((values > edges[-1]).sum()) for _, values in streams)
     slower = "1 slower stream is" if beyond == 1 else f"{beyond:,} slower streams are"
@@ -165,11 +178,12 @@ def _ttft(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
 
 def _gaps(gaps: pa.Table, label: Mapping[tuple[Any, ...], str]) -> Chart | None:
     figure = new_figure("time between two outputs, ms", "% of gaps", xaxis=_LOG)
-    for at, (name, _, values) in enumerate(_series(gaps, label)):
+    for each in _series(gaps, label):
+        values = each.values
         share = 100 * values["count"] / values["count"].sum()
         figure.add_scatter(
-            x=np.round(10 ** ((values["bin"] + 0.5) / 10), 3), y=np.round(share, 3), name=name, mode="lines",
-            fill="tozeroy", line={"color": _color(at), "shape": "spline", "smoothing": 0.4},
+            x=np.round(10 ** ((values["bin"] + 0.5) / 10), 3), y=np.round(share, 3), name=each.name,
+            mode="lines", fill="tozeroy", line={"color": each.color, "shape": "spline", "smoothing": 0.4},
         )  # fmt: skip
     if not figure.data:
         return None
@@ -180,14 +194,18 @@ def _gaps(gaps: pa.Table, label: Mapping[tuple[Any, ...], str]) -> Chart | None:
 def _sizes(sizes: pa.Table, label: Mapping[tuple[Any, ...], str]) -> Chart | None:
     figure = new_figure("tokens", "% of chunks, % of socket reads", barmode="group")
     names = _size_names()
-    for at, (name, _, values) in enumerate(_series(sizes, label)):
+    for each in _series(sizes, label):
+        values = each.values
         bins = np.searchsorted(_SIZES, values["tokens"], "right") - 1
         for what, title, pattern in (("chunk", "in one chunk", ""), ("read", "at once", "/")):
             its = values["what"] == what
+            # No read is known if burstiness does not count in any row.
+            if not its.any():
+                continue
             count = np.bincount(bins[its], values["count"][its], len(names))
             figure.add_bar(
-                x=names, y=np.round(100 * count / count.sum(), 3), name=f"{name}: {title}",
-                marker={"color": _color(at), "pattern": {"shape": pattern, "size": 6}, "line": {"width": 0}},
+                x=names, y=np.round(100 * count / count.sum(), 3), name=f"{each.name}: {title}",
+                marker={"color": each.color, "pattern": {"shape": pattern, "size": 6}, "line": {"width": 0}},
             )  # fmt: skip
     if not figure.data:
         return None
@@ -232,11 +250,11 @@ def _waterfall(streams: Iterable[Stream], runs: Mapping[str, str]) -> Chart | No
     return Chart("waterfall", "Arrival of each chunk", caption, figure)
 
 
-def _stalls(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
+def _stalls(rows: Iterable[_Series]) -> Chart | None:
     figure = new_figure("end to end, ms", "longest pause between two outputs, ms", xaxis=_LOG, yaxis=_LOG)
-    for at, (name, mode, values) in enumerate(rows):
-        if mode == "stream":
-            _add_points(figure, at, name, *_sampled(values, "e2e_ms", "stall_ms"))
+    for each in rows:
+        if each.mode == "stream":
+            _add_points(figure, each.color, each.name, *_sampled(each.values, "e2e_ms", "stall_ms"))
     if not figure.data:
         return None
     return Chart(
@@ -247,13 +265,14 @@ def _stalls(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
     )
 
 
-def _load(timeline: pa.Table, runs: Mapping[str, str]) -> Chart | None:
+def _load(timeline: pa.Table, runs: Mapping[str, str], colors: Mapping[str, str]) -> Chart | None:
     if not timeline.num_rows:
         return None
-    figure = new_figure("seconds since the run's first request", "requests/s")
+    with_rows = set(pc.unique(timeline["run_id"]).to_pylist())
+    figure = new_figure("seconds since the run's first request", "requests/s", yaxis={"rangemode": "tozero"})
     figure.update_layout(yaxis2={"overlaying": "y", "side": "right", "title": "open requests", "rangemode": "tozero"})
     figure.update_layout(margin={"r": 60})
-    for at, run_id in enumerate(pc.unique(timeline["run_id"]).to_pylist()):
+    for run_id in (run_id for run_id in runs if run_id in with_rows):
         run = timeline.filter(pc.equal(timeline["run_id"], run_id))
         seconds, bin_s = run["at"].to_numpy(), float(run["bin_s"][0].as_py())
         every = np.arange(0, float(seconds.max()) + bin_s, bin_s)
@@ -261,16 +280,19 @@ def _load(timeline: pa.Table, runs: Mapping[str, str]) -> Chart | None:
         started, ended = np.zeros(len(every) + 1), np.zeros(len(every) + 1)
         np.add.at(started, place, run["started"].to_numpy().astype(float))
         np.add.at(ended, place, run["ended"].to_numpy().astype(float))
-        several = f" {runs[run_id]}" if len(pc.unique(timeline["run_id"])) > 1 else ""
-        figure.add_bar(
-            x=np.round(every, 3), y=np.round(started[:-1] / bin_s, 3), name=f"started/s{several}", width=bin_s,
-            marker={"color": _color(2 * at), "opacity": 0.55, "line": {"width": 0}},
+        several = f" {runs[run_id]}" if len(with_rows) > 1 else ""
+        figure.add_scatter(
+            x=np.round(every, 3), y=np.round(started[:-1] / bin_s, 3), name=f"started/s{several}", mode="lines",
+            line={"color": colors[run_id], "width": 1.2, "dash": "dot", "shape": "hvh"},
         )  # fmt: skip
         figure.add_scatter(
             x=np.round(every, 3), y=np.cumsum(started - ended)[:-1], name=f"open{several}", yaxis="y2", mode="lines",
-            line={"color": _color(2 * at + 1), "width": 2},
+            line={"color": colors[run_id], "width": 2},
         )  # fmt: skip
-    caption = "Last call of each request. Earlier calls are in the chart of errors and retries."
+    caption = (
+        "Dotted: requests started per second (left axis). Solid: open requests (right axis). Only the last call of "
+        "each request counts. Earlier calls are in the chart of errors and retries."
+    )
     return Chart("load", "Request rate and concurrency", caption, figure)
 
 
@@ -292,12 +314,12 @@ def _errors(errors: pa.Table) -> Chart | None:
     return Chart("errors", "Errors and retries", caption, figure)
 
 
-def _tokens(rows: Iterable[tuple[str, str, dict[str, Any]]]) -> Chart | None:
+def _tokens(rows: Iterable[_Series]) -> Chart | None:
     figure = new_figure("output tokens reported by the server", "output tokens counted by tiktoken")
     most = 0.0
-    for at, (name, _, values) in enumerate(rows):
-        x, y = _sampled(values, "reported", "tiktoken")
-        _add_points(figure, at, name, x, y)
+    for each in rows:
+        x, y = _sampled(each.values, "reported", "tiktoken")
+        _add_points(figure, each.color, each.name, x, y)
         most = max([most, *x, *y])
     if not figure.data:
         return None

@@ -20,7 +20,7 @@ from deltatap.analysis.metrics import METRICS
 from deltatap.config import Analysis, Settings
 from deltatap.errors import ConfigError
 from deltatap.model import OUTPUT_KINDS
-from deltatap.report.charts import KINDS, charts, in_script
+from deltatap.report.charts import COLORS, KINDS, charts, in_script
 from deltatap.report.data import Gathered, Stream, _place, _streams
 from deltatap.report.page import _streams as page_streams
 from deltatap.report.page import render, write_report
@@ -132,6 +132,34 @@ def test_the_tokens_per_chunk_are_shares_of_chunks_and_of_reads() -> None:
     assert (chunks.name, reads.name) == ("stream: in one chunk", "stream: at once")
     none = gathered().sizes.slice(0, 0)
     assert "sizes" not in [chart.name for chart in charts(gathered(sizes=none))], "captured by an older version"
+
+
+def test_a_series_without_usable_reads_has_no_bars_for_them() -> None:
+    chart = next(chart for chart in charts(gathered(sizes=gathered().sizes.slice(0, 3))) if chart.name == "sizes")
+    assert [bar.name for bar in chart.figure.data] == ["stream: in one chunk"]
+
+
+def test_a_run_has_the_same_color_in_every_chart() -> None:
+    """Also if the times of an earlier run do not count, so that most charts leave that run out."""
+    both = pa.table({"run_id": ["s", "r"], "at": [0.0] * 2, "bin_s": [1.0] * 2, "started": [1] * 2, "ended": [1] * 2})
+    of_s = {name: _of_run(getattr(gathered(), name), "s") for name in ("rows", "gaps", "sizes")}
+    data = gathered(
+        runs=[run_row("r"), run_row("s")], metrics=[metrics_row(), metrics_row(run_id="s")], timeline=both, **of_s
+    )
+    found = {chart.name: chart.figure.data for chart in charts(data)}
+    load = {trace.name: (trace.line.color, trace.line.dash) for trace in found.pop("load")}
+    assert load == {
+        "started/s r": (COLORS[0], "dot"), "open r": (COLORS[0], None),
+        "started/s s": (COLORS[1], "dot"), "open s": (COLORS[1], None),
+    }  # fmt: skip
+    assert list(load) == ["started/s r", "open r", "started/s s", "open s"], "in the order of the page"
+    for name in ("saved", "ttft", "sizes", "stalls", "tokens"):
+        assert found[name][0].marker.color == COLORS[1], name
+    assert found["gaps"][0].line.color == COLORS[1]
+
+
+def _of_run(table: pa.Table, run_id: str) -> pa.Table:
+    return table.set_column(table.schema.get_field_index("run_id"), "run_id", [[run_id] * table.num_rows])
 
 
 def test_a_run_whose_server_reports_no_usage_has_no_chart_of_token_counts() -> None:
