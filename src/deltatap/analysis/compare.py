@@ -17,7 +17,7 @@ from deltatap.analysis.uncounted import reason, uncounted_sql
 from deltatap.delta.reader import rows
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     import pyarrow as pa
 
@@ -56,13 +56,24 @@ def difference(first: Values, second: Values, p: float) -> Difference:
 
 def compare(reader: Reader, settings: Settings, first: str, second: str) -> dict[tuple[str, str, str], Difference]:
     """The differences between two runs by (mode, metric, quantile), where both runs have values."""
-    before, after = (_values(_counting_rows(reader, settings, run_id)) for run_id in (first, second))
-    return {
-        (mode, name, quantile): difference(values, after[mode, name], p)
-        for (mode, name), values in before.items()
-        if (mode, name) in after
-        for quantile, p in COMPARED.items()
-    }
+    return compare_each(reader, settings, first, [second])[second]
+
+
+def compare_each(
+    reader: Reader, settings: Settings, first: str, others: Sequence[str]
+) -> dict[str, dict[tuple[str, str, str], Difference]]:
+    """The differences of other runs from a first one, by the other run's id: as in :func:`compare`."""
+    before = _values(_counting_rows(reader, settings, first))
+    found = {}
+    for other in others:
+        after = _values(_counting_rows(reader, settings, other))
+        found[other] = {
+            (mode, name, quantile): difference(values, after[mode, name], p)
+            for (mode, name), values in before.items()
+            if (mode, name) in after
+            for quantile, p in COMPARED.items()
+        }
+    return found
 
 
 @dataclass(frozen=True, slots=True)

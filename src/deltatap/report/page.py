@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader
 from plotly.offline import get_plotlyjs
 
-from deltatap.analysis.compare import Difference, compare
+from deltatap.analysis.compare import Difference, compare_each
 from deltatap.analysis.metrics import METRICS
 from deltatap.analysis.names import run_names
 from deltatap.analysis.queries import newest_with_rows, require_runs
@@ -49,14 +49,15 @@ def write_report(reader: Reader, settings: Settings, run_ids: Sequence[str], pat
         require_runs(reader, settings, run_ids)
     else:
         run_ids = [newest_with_rows(reader, settings)]
+    run_ids = list(dict.fromkeys(run_ids))
     gathered = gather(reader, settings, run_ids)
-    differences = compare(reader, settings, run_ids[0], run_ids[1]) if len(run_ids) > 1 else {}
+    differences = compare_each(reader, settings, run_ids[0], run_ids[1:]) if len(run_ids) > 1 else {}
     page = render(gathered, run_ids, differences)
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
         raise ConfigError([f"{path}: cannot be written: {error.strerror}"]) from error
-    return list(run_ids)
+    return run_ids
 
 
 def make_folder(path: Path) -> None:
@@ -75,8 +76,10 @@ def make_folder(path: Path) -> None:
         raise ConfigError([f"{path}: {problem}"])
 
 
-def render(gathered: Gathered, run_ids: Sequence[str], differences: dict[tuple[str, str, str], Difference]) -> str:
-    """The HTML of the page."""
+def render(
+    gathered: Gathered, run_ids: Sequence[str], differences: Mapping[str, Mapping[tuple[str, str, str], Difference]]
+) -> str:
+    """The HTML of the page. The differences of each later run from the first one are by its id."""
     environment = Environment(loader=PackageLoader("deltatap", "report"), autoescape=True, trim_blocks=True)
     environment.filters["ms"] = lambda value: "…" if value is None else f"{value:,.1f}"
     environment.filters["id"] = short_id
@@ -99,7 +102,7 @@ def render(gathered: Gathered, run_ids: Sequence[str], differences: dict[tuple[s
         counted=gathered.total - sum(row["rows"] for row in gathered.uncounted),
         charts=[*charts(gathered), *history_charts(gathered.history)],
         paired=gathered.paired,
-        differences=differences,
+        differences={run_id: found for run_id, found in differences.items() if found},
         streams=gathered.streams,
         streams_json=in_script(json.dumps(_streams(gathered, names))),
         listed=requests.keys(gathered.requests),

@@ -117,7 +117,7 @@ def gathered(**values: Any) -> Gathered:
 
 
 def test_the_page_shows_every_metric_and_no_text_becomes_a_script() -> None:
-    page = render(gathered(), ["r"], {("stream", "ttft_ms", "p50"): Difference(1.0, 2.0, None, None)})
+    page = render(gathered(), ["r"], {})
     assert all(f">{metric.label}" in page for metric in METRICS)
     assert ATTACK not in page
     assert '"p95":' not in page.split("<script>")[0]
@@ -191,6 +191,7 @@ def test_a_replay_ends_with_the_stream_but_not_before_its_last_chunk(e2e_ms: flo
 
 def test_of_several_runs_each_part_of_the_page_names_its_run() -> None:
     page = render(two_runs(), ["r", "s"], {})
+    assert "<title>deltatap: r and variant hot</title>" in page
     assert "<strong>variant hot</strong> s:" in page
     assert re.findall(r"<h2>(.*)</h2>\s*<div class=.cards", page) == ["r", "variant hot"]
     assert "q2 (slow start), variant hot</option>" in page
@@ -198,6 +199,32 @@ def test_of_several_runs_each_part_of_the_page_names_its_run() -> None:
     assert "<caption>variant hot, m at e, stream" in page
     assert 'data-key="run"' in page
     assert 'data-key="run"' not in render(gathered(), ["r"], {})
+
+
+def test_each_later_run_is_compared_with_the_first_in_the_order_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    key = ("stream", "ttft_ms", "p50")
+    found = {"t": {key: Difference(20.0, 25.0, 1.0, 9.0)}, "s": {key: Difference(20.0, 17.0, None, None)}, "u": {}}
+    asked: list[Any] = []
+    runs = [run_row(run_id, night=night) for run_id, night in zip("rstu", ("one", "two", "three", "four"), strict=True)]
+    monkeypatch.setattr("deltatap.report.page.gather", lambda *_: gathered(runs=runs))
+    monkeypatch.setattr("deltatap.report.page.require_runs", lambda *_: None)
+    monkeypatch.setattr("deltatap.report.page.compare_each", lambda *given: asked.extend(given[2:]) or found)
+    path = tmp_path / "report.html"
+    assert write_report(cast("Any", None), Settings(), ["r", "t", "s", "r", "u"], path) == ["r", "t", "s", "u"]
+    assert asked == ["r", ["t", "s", "u"]]
+    section = path.read_text(encoding="utf-8").partition('<section id="differences">')[2].partition("</section>")[0]
+    assert re.findall("<caption>(.*)</caption>", section) == [
+        "night three minus night one",
+        "night two minus night one",
+    ]
+    rows = re.findall(r"<tr( class=.clear.)?><th scope=.row.>TTFT p50, stream</th><td>20.0</td>(.*?)</tr>", section)
+    assert [row[1] for row in rows] == [
+        "<td>25.0</td><td>+5.0</td><td>+1.0 to +9.0</td>",
+        "<td>17.0</td><td>-3.0</td><td></td>",
+    ]
+    assert [bool(row[0]) for row in rows] == [True, False]
 
 
 def failure(**values: Any) -> dict[str, Any]:
