@@ -71,7 +71,7 @@ def _filtered(values: Values) -> Values:
     windows = np.lib.stride_tricks.sliding_window_view(values, _AROUND)
     place = np.clip(np.arange(len(values)) - _AROUND // 2, 0, len(windows) - 1)
     around = np.median(windows, axis=1)[place]
-    # Differences of neighbors, because a change of the level hardly affects them.
+    # Differences of neighbors, because a change in level hardly affects them.
     far = _FAR * _DEVIATIONS * np.median(np.abs(np.diff(values)))
     filtered = np.where(np.abs(values - around) > far, around, values) if far else values
     centred: Values = filtered - filtered.mean()

@@ -78,8 +78,8 @@ class Change:
     """A change point: the run from which the metric has a new level.
 
     Attributes:
-        before: number of runs on the old level.
-        after: number of runs on the new level.
+        before: number of runs at the old level.
+        after: number of runs at the new level.
         difference: between the medians of the runs' values on both levels, with its bootstrap interval.
         p: how often runs without a change would show one as large.
         with_it: what changed with it, between most runs before and most runs after.

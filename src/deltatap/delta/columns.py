@@ -94,7 +94,7 @@ CAPTURES: tuple[Column, ...] = (
         "token_source",
         STRING,
         "who counted chunks.tokens: usage (the server, with each chunk), logprobs (one for each token) or tiktoken; "
-        "null without output in chunks",
+        "null if chunks has no output",
         added=True,
     ),
     Column("retries", RETRIES, "the earlier calls for this row in this run, oldest first"),
@@ -194,7 +194,8 @@ CAPTURES: tuple[Column, ...] = (
     Column(
         "scheduled_ms",
         DOUBLE,
-        "from the scheduled time of the request (capture.arrivals) to the start of the last call; null without one",
+        "from the scheduled time of the request (capture.arrivals) to the start of the last call; null if there is no "
+        "scheduled time",
         added=True,
     ),
 )
