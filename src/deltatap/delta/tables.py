@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, TypeVar
 
-from deltatap.delta.columns import ddl, lacks, spark_schema
+from deltatap.delta.columns import ddl, spark_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pyspark.sql import DataFrame, DataFrameWriter, SparkSession
-    from pyspark.sql.types import StructType
+    from pyspark.sql.types import DataType, StructType
 
     from deltatap.delta.columns import Column
 
@@ -145,18 +145,29 @@ def is_conflict(error: Exception) -> bool:
 
 def upgrade(spark: SparkSession, table: str, columns: Sequence[Column]) -> list[str]:
     """Add the columns and fields that a table of an older version lacks. Other differences are only reported."""
-    from pyspark.sql.pandas.types import to_arrow_schema  # noqa: PLC0415 - workers import this module without Spark
-
     found = spark.table(quoted(table)).schema
     new = [column for column in columns if column.added and column.name not in found.names]
-    types = {field.name: field.type for field in to_arrow_schema(found)}
-    lacking = [column for column in columns if column.name in types and lacks(types[column.name], column.type)]
+    types = {field.name: field.dataType for field in found}
+    ours = {field.name: field.dataType for field in spark_schema(columns)}
+    lacking = [column for column in columns if column.name in types and _lacks(types[column.name], ours[column.name])]
     problems = differences(found, [column for column in columns if column not in (*new, *lacking)])
     if new and not problems:
         commit(spark, f"ALTER TABLE {quoted(table)} ADD COLUMNS ({ddl(new)})")
     if lacking and not problems:
         _add_fields(spark, table, lacking)
     return problems
+
+
+def _lacks(found: DataType, ours: DataType) -> bool:
+    """The same as :func:`~deltatap.delta.columns.lacks`, for Spark's types."""
+    from pyspark.sql.types import ArrayType, StructType  # noqa: PLC0415 - workers import this module without Spark
+
+    if isinstance(found, ArrayType) and isinstance(ours, ArrayType):
+        return _lacks(found.elementType, ours.elementType)
+    if not (isinstance(found, StructType) and isinstance(ours, StructType)):
+        return False
+    types = {field.name: field.dataType for field in found}
+    return any(field.name not in types or _lacks(types[field.name], field.dataType) for field in ours)
 
 
 def _add_fields(spark: SparkSession, table: str, columns: Sequence[Column]) -> None:
