@@ -264,12 +264,27 @@ def test_comparison_shows_signed_differences_by_mode() -> None:
     assert "stream" in rows, "no spaces at the end"
     lines = [line.split() for line in rows]
     assert ["metric", "a", "b", "difference", "95", "%", "interval"] in lines
-    assert ["TTFT", "p50,", "ms", "100.0", "130.0", "*", "+30.0", "+20.0", "to", "+40.0"] in lines
-    assert ["E2E", "p95,", "ms", "1.0", "1.0", "+0.0"] in lines
+    assert ["TTFT", "p50,", "ms", "100.0", "130.0", "*", "+30.0", "+30.0%", "+20.0", "to", "+40.0"] in lines
+    assert ["E2E", "p95,", "ms", "1.0", "1.0", "0.0", "0.0%"] in lines
     assert lines[-1] == ["difference:", "b", "minus", "a;", "*:", "its", "interval", "excludes", "zero"]
     nothing, *why = printed(terminal.show_comparison, "a", "b", {}, counts).splitlines()
     assert nothing.startswith("nothing to compare")
     assert why == [first, second, third]
+
+
+def test_a_comparison_has_percents_if_they_fit_and_no_negative_zero() -> None:
+    first, second = "20261121T063000-abc123", "20261121T063500-abc124"
+    short = {("stream", "ttft_ms", "p50"): Difference(200.0, 199.99, -0.04, -0.01),
+             ("stream", "e2e_ms", "p50"): Difference(0.0, 1.0, 0.5, 1.5)}  # fmt: skip
+    long = short | {("stream", "ttft_scheduled_ms", "p95"): Difference(11234.5, 12345.6, -1234.5, 1240.0)}
+    shown = printed(terminal.show_comparison, first, second, short, {}, width=80)
+    rows = [line.split() for line in shown.splitlines()]
+    assert ["TTFT", "p50,", "ms", "200.0", "200.0", "*", "0.0", "0.0%", "0.0", "to", "0.0"] in rows
+    assert ["E2E", "p50,", "ms", "0.0", "1.0", "*", "+1.0", "+0.5", "to", "+1.5"] in rows, "no share of 0"
+    shown = printed(terminal.show_comparison, first, second, long, {}, width=80)
+    assert "%" not in shown.replace("95 % interval", "")
+    assert "-1,234.5 to +1,240.0" in shown
+    assert "+9.9%" in printed(terminal.show_comparison, first, second, long, {}, width=120)
 
 
 def test_a_comparison_as_json_has_units_and_the_outcomes_of_conditions() -> None:

@@ -17,6 +17,11 @@ def kinds_sql(*left_out: str, kind: str = "c.kind") -> str:
     return f"{kind} IN ({kinds})"
 
 
+def signed(value: float) -> str:
+    """A difference with its sign and one decimal, as people read it; without a sign if that rounds to zero."""
+    return f"{value:+,.1f}" if round(value, 1) else "0.0"
+
+
 # The names that the expressions use besides the columns of captures.
 PARTS = {
     "output": f"filter(chunks, c -> {kinds_sql()})",

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader
 from plotly.offline import get_plotlyjs
 
 from deltatap.analysis.compare import Difference, compare_each
-from deltatap.analysis.metrics import METRICS
+from deltatap.analysis.metrics import METRICS, signed
 from deltatap.analysis.names import run_names
 from deltatap.analysis.queries import newest_with_rows, require_runs
 from deltatap.analysis.requested import short_id
@@ -82,6 +82,7 @@ def render(
     """The HTML of the page. The differences of each later run from the first one are by its id."""
     environment = Environment(loader=PackageLoader("deltatap", "report"), autoescape=True, trim_blocks=True)
     environment.filters["ms"] = lambda value: "…" if value is None else f"{value:,.1f}"
+    environment.filters["signed"] = signed
     environment.filters["id"] = short_id
     environment.filters["count"] = lambda value: f"{value:,}"
     names = run_names(gathered.runs)

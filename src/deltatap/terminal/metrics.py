@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from deltatap.analysis.metrics import METRICS
+from deltatap.analysis.metrics import METRICS, signed
 from deltatap.analysis.uncounted import REASONS
 from deltatap.terminal.console import line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from rich.console import Console
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # A generated run id fits into two lines of this width.
 _HALF_ID = 11
+# Columns of a comparison: the two runs, and the difference in percent.
+_RUNS, _SHARE = (1, 2), 4
 _METRICS = {metric.name: metric for metric in METRICS}
 
 
@@ -88,24 +90,43 @@ def show_comparison(
         return
     for mode in dict.fromkeys(mode for mode, _, _ in differences):
         line(console, mode, style="bold")
-        table = Table(box=None, padding=(0, 1, 0, 0))
-        table.add_column("metric", no_wrap=True)
-        for name in (first, second):
-            table.add_column(name, justify="right", overflow="fold", min_width=_HALF_ID)
-        for name in ("difference", "95 % interval"):
-            table.add_column(name, justify="right", no_wrap=True)
-        for (of_mode, name, quantile), found in differences.items():
-            if of_mode == mode:
-                table.add_row(
-                    f"{_METRICS[name].label} {quantile}, {_METRICS[name].unit}",
-                    f"{found.first:,.1f}",
-                    f"{found.second:,.1f}",
-                    f"{'* ' if found.clear else ''}{found.value:+,.1f}",
-                    _interval(found.low, found.high, signed=True),
-                )
-        console.print(table)
+        of_mode = {(name, quantile): found for (at, name, quantile), found in differences.items() if at == mode}
+        console.print(_comparison(first, second, of_mode, console.width))
     line(console, f"difference: {second} minus {first}; *: its interval excludes zero", style="dim")
     _show_left_out(console, (first, second), counted)
+
+
+def _comparison(first: str, second: str, differences: Mapping[tuple[str, str], Difference], width: int) -> Table:
+    """The differences of one mode. They are also in percent if that fits the width."""
+    rows = [
+        [
+            f"{_METRICS[name].label} {quantile}, {_METRICS[name].unit}",
+            f"{found.first:,.1f}",
+            f"{found.second:,.1f}",
+            f"{'* ' if found.clear else ''}{signed(found.value)}",
+            f"{signed(100 * found.value / abs(found.first))}%" if found.first else "",
+            _interval(found.low, found.high, signed),
+        ]
+        for (name, quantile), found in differences.items()
+    ]
+    # Each column, from its title down. The ids of the runs can be folded.
+    columns = [
+        list(column) for column in zip(("metric", first, second, "difference", "", "95 % interval"), *rows, strict=True)
+    ]
+    folded = [[column[0][:_HALF_ID], *column[1:]] if at in _RUNS else column for at, column in enumerate(columns)]
+    widths = [1 + max(map(len, column)) for column in folded]
+    if sum(widths) > width:
+        del columns[_SHARE], widths[_SHARE]
+    fits = sum(widths) <= width
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    for at, (title, *_) in enumerate(columns):
+        if at in _RUNS:
+            table.add_column(title, justify="right", overflow="fold", min_width=_HALF_ID)
+        else:
+            table.add_column(title, justify="right" if at else "left", no_wrap=fits or at > 0)
+    for cells in zip(*(column[1:] for column in columns), strict=True):
+        table.add_row(*cells)
+    return table
 
 
 def _show_left_out(console: Console, names: Sequence[str], counted: Mapping[str, Sequence[Counted]]) -> None:
@@ -155,6 +176,6 @@ def comparison_json(
     )
 
 
-def _interval(low: float | None, high: float | None, *, signed: bool = False) -> str:
-    ends = ["…" if end is None else f"{end:+,.1f}" if signed else f"{end:,.1f}" for end in (low, high)]
+def _interval(low: float | None, high: float | None, shown: Callable[[float], str] = "{:,.1f}".format) -> str:
+    ends = ["…" if end is None else shown(end) for end in (low, high)]
     return "" if low is None and high is None else " to ".join(ends)
