@@ -171,7 +171,7 @@ def test_failures_are_those_of_a_run_that_did_not_complete(tmp_path: Path) -> No
         {**usual, "request_id": "good", "status": "completed", "cost_usd": 0.1, "retries": []},
         {**usual, "request_id": "cut", "status": "interrupted", "error": error, "cost_usd": 0.2, "retries": []},
         {**usual, "request_id": "bad", "status": "failed", "error": error, "request_model": "n", "retries": []},
-        {**usual, "request_id": "elsewhere", "run_id": "b", "status": "failed", "error": error, "retries": []},
+        {**usual, "request_id": "elsewhere", "run_id": "b", "status": "failed", "error": error | {"type": "invalid_request"}, "retries": []},
     )  # fmt: skip
     captures = {"captures": str(tmp_path / "captures"), "started_at": AT, "failed": 1}
     write(
@@ -188,7 +188,8 @@ def test_failures_are_those_of_a_run_that_did_not_complete(tmp_path: Path) -> No
     assert (len(found[0]["body"]), len(found[0]["message"]), found[0]["http_status"]) == (BODY, 300, 500)
     _, found, every = not_completed(reader, settings, "a", 1)
     assert (every, len(found)) == (2, 1)
-    assert [row["request_id"] for row in not_completed(reader, settings, "b", 9)[1]] == ["elsewhere"]
+    (elsewhere,) = not_completed(reader, settings, "b", 9)[1]
+    assert (elsewhere["request_id"], elsewhere["final"]) == ("elsewhere", True)
     with pytest.raises(ConfigError, match="run c does not exist"):
         not_completed(reader, settings, "c", 9)
     models = summarize(reader, settings, "a")[2]
