@@ -36,7 +36,7 @@ _NAME = 20
 _SIZES = (0, 1, 2, 3, 4, 5, 9, 17, 33, 65, 129, 257)
 # Ticks at 1, 2 and 5 of each decade, with all digits. Between decades, plotly would write only 2 and 5.
 _TICKS = [digit * 10.0**decade for decade in range(-2, 8) for digit in (1, 2, 5)]
-_LOG = {"type": "log", "tickvals": _TICKS, "ticktext": [f"{tick:,.10g}" for tick in _TICKS]}
+LOG = {"type": "log", "tickvals": _TICKS, "ticktext": [f"{tick:,.10g}" for tick in _TICKS]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def _add_points(figure: go.Figure, color: str, name: str, x: Any, y: Any) -> Non
 
 
 def _wait(rows: Iterable[_Series]) -> Chart | None:
-    figure = new_figure("output tokens", "time until there is text to read, ms", xaxis=_LOG, yaxis=_LOG)
+    figure = new_figure("output tokens", "time until there is text to read, ms", xaxis=LOG, yaxis=LOG)
     for each in rows:
         x, y = _sampled(each.values, "output_tokens", "ttft_ms" if each.mode == "stream" else "e2e_ms")
         what = "TTFT" if each.mode == "stream" else "E2E"
@@ -177,7 +177,7 @@ def _ttft(rows: Iterable[_Series]) -> Chart | None:
 
 
 def _gaps(gaps: pa.Table, label: Mapping[tuple[Any, ...], str]) -> Chart | None:
-    figure = new_figure("time between two outputs, ms", "% of gaps", xaxis=_LOG)
+    figure = new_figure("time between two outputs, ms", "% of gaps", xaxis=LOG)
     for each in _series(gaps, label):
         values = each.values
         share = 100 * values["count"] / values["count"].sum()
@@ -227,7 +227,7 @@ def _size_names() -> list[str]:
 
 
 def _waterfall(streams: Iterable[Stream], runs: Mapping[str, str]) -> Chart | None:
-    figure = new_figure("time since the request was written, ms", "")
+    figure = new_figure("time, ms", "")
     names: list[str] = []
     drawn: dict[str, tuple[list[float | None], list[float | None]]] = {kind: ([], []) for kind in KINDS}
     for at, stream in enumerate(streams):
@@ -246,12 +246,15 @@ def _waterfall(streams: Iterable[Stream], runs: Mapping[str, str]) -> Chart | No
         return None
     ticks = {"tickvals": list(range(len(names))), "ticktext": names, "range": [len(names) - 0.5, -0.5]}
     figure.update_layout(yaxis={**ticks, "automargin": True, "showgrid": False, "zeroline": False})
-    caption = "One line per request, one tick per chunk. A gap is a stall. Broken streams end early."
+    caption = (
+        "One line per request, one tick per chunk. Times start when the request is written. A gap is a stall. Broken "
+        "streams end early."
+    )
     return Chart("waterfall", "Arrival of each chunk", caption, figure)
 
 
 def _stalls(rows: Iterable[_Series]) -> Chart | None:
-    figure = new_figure("end to end, ms", "longest pause between two outputs, ms", xaxis=_LOG, yaxis=_LOG)
+    figure = new_figure("end to end, ms", "longest pause between two outputs, ms", xaxis=LOG, yaxis=LOG)
     for each in rows:
         if each.mode == "stream":
             _add_points(figure, each.color, each.name, *_sampled(each.values, "e2e_ms", "stall_ms"))

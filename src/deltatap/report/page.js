@@ -18,7 +18,7 @@ function drawOne(name, figure, theme, size) {
     if (axis === "yaxis2" ? layout.yaxis2 : true) layout[axis] = { ...theme.axis, ...(figure.layout[axis] || {}) };
   if (layout.yaxis2) Object.assign(layout.yaxis2, { showgrid: false, tickmode: "auto" });
   Plotly.react("plot-" + name, figure.data, layout, { responsive: true, displaylogo: false,
-    displayModeBar: narrow.matches ? false : "hover" });
+    modeBarButtons: [["toImage"], ["zoom2d", "pan2d", "resetScale2d"]], displayModeBar: !narrow.matches });
 }
 
 // One chart per task, so that the page can be used while the rest are drawn.

@@ -143,6 +143,37 @@ def test_the_replay_shows_the_last_state_and_plays_when_it_is_seen(url: str, mot
     browse(tmp_path, visit)
 
 
+OVERLAPS = """(() => {
+  const box = (chart, part) => chart.querySelector(part)?.getBoundingClientRect();
+  const apart = (a, b) => !a || !b || a.bottom <= b.top || b.bottom <= a.top || a.right <= b.left || b.right <= a.left;
+  return [...document.querySelectorAll(".plot")].filter((chart) => {
+    const buttons = box(chart, ".modebar-btn"), last = [...chart.querySelectorAll(".modebar-btn")].at(-1);
+    const bar = buttons && { left: buttons.left, top: buttons.top, bottom: buttons.bottom,
+      right: last.getBoundingClientRect().right };
+    return !apart(box(chart, ".legend"), bar) || !apart(box(chart, ".legend"), box(chart, ".bglayer"));
+  }).map((chart) => chart.id);
+})()"""
+FIRST_COLUMN = """(() => {
+  const scroll = document.querySelector("#numbers .scroll"), left = scroll.getBoundingClientRect().left;
+  scroll.scrollLeft = 9999;
+  return [scroll.scrollLeft > 0, scroll.querySelector("tbody th").getBoundingClientRect().left - left];
+})()"""
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_no_button_covers_a_legend_and_the_first_column_stays_in_view(url: str, width: int, tmp_path: Path) -> None:
+    async def visit(tab: Tab) -> None:
+        await tab.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        await tab.open(url, DRAWN)
+        assert await tab.value(OVERLAPS) == []
+        assert await tab.value("document.querySelectorAll('.modebar-btn').length > 0") == (width > 640)
+        assert await tab.value("document.documentElement.scrollWidth <= innerWidth")
+        if width < 640:
+            assert await tab.value(FIRST_COLUMN) == [True, 0]
+
+    browse(tmp_path, visit)
+
+
 class Printed:
     """The structure of a PDF of Chromium: its elements with their type, parent, pages and alternative text."""
 
@@ -185,9 +216,9 @@ def test_on_paper_charts_are_light_and_charts_and_tables_are_whole(url: str, tmp
     pdf, background, widths = browse(tmp_path, visit)
     printed = Printed(pdf)
     charts = [number for number in printed.of_type(b"Figure") if b"/Alt" in printed.elements[number]]
-    assert len(charts) == 8
+    assert len(charts) == 9
     # With its title and its caption, which are beside it in an element of their own.
-    assert [len(printed.pages(printed.parents[chart])) for chart in charts] == [1] * 8
+    assert [len(printed.pages(printed.parents[chart])) for chart in charts] == [1] * 9
     tables = [len(printed.pages(table)) for table in printed.of_type(b"Table")]
     assert len(tables) == 7, "six series and the requests"
     assert tables.count(1) == 6, "only the table of requests may go on on the next page"

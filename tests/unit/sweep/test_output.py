@@ -9,7 +9,7 @@ from rich.console import Console
 
 from deltatap.config import load_settings
 from deltatap.sweep import output
-from deltatap.sweep.chart import write_chart
+from deltatap.sweep.chart import figure, write_chart
 from deltatap.sweep.running import Swept
 from deltatap.sweep.search import Found
 from deltatap.sweep.stages import Plan, Point
@@ -105,3 +105,17 @@ def test_the_chart_opens_without_a_network(tmp_path: Path) -> None:
     assert "<script src=" not in page
     assert "goodput" in page
     assert "result: 4 requests per second" in page
+    assert "Green: the result and its interval" in page
+    assert '"displaylogo": false' in page
+
+
+def test_only_a_chart_with_a_result_explains_green(tmp_path: Path) -> None:
+    for found in (None, Found(None, None, 4.0)):
+        write_chart(swept(found, reason="stopped"), PLAN, SETTINGS, tmp_path / "sweep.html")
+        assert "Green: the result" not in (tmp_path / "sweep.html").read_text(encoding="utf-8")
+
+
+def test_every_line_of_the_chart_has_a_color_of_its_own() -> None:
+    drawn = figure(swept(), SETTINGS)
+    assert len({trace.line.color for trace in drawn.data}) == len(drawn.data) == 4
+    assert "10,000" in drawn.layout.yaxis2.ticktext, "ticks with all digits, at 1, 2 and 5"
