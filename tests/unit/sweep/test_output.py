@@ -107,6 +107,7 @@ def test_the_chart_opens_without_a_network(tmp_path: Path) -> None:
     assert "result: 4 requests per second" in page
     assert "Green: the result and its interval" in page
     assert '"displaylogo": false' in page
+    assert '"modeBarButtons": [["toImage"],' in page, "plotly's own set has a button that sends the data to a server"
 
 
 def test_only_a_chart_with_a_result_explains_green(tmp_path: Path) -> None:
