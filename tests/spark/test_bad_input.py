@@ -127,7 +127,7 @@ def test_reports_that_cannot_be_written_are_refused(job: Job) -> None:
     (job.folder / "file").write_text("")
     for out, expected in (
         ("s3a://bucket/report.html", "s3a:/bucket/report.html: expected a path on this machine or under /Volumes"),
-        (str(job.folder / "file" / "report.html"), "report.html: its folder cannot be made: File exists"),
+        (str(job.folder / "file" / "report.html"), "report.html: its folder cannot be created: File exists"),
         (str(job.folder), f"{job.folder}: expected a file, found a folder"),
     ):
         assert expected in job.refused(work=cli.report, out=Path(out))

@@ -129,7 +129,7 @@ def compare(
     ] = False,
     fail_if: Annotated[
         list[str] | None,
-        typer.Option(metavar="CONDITION", help="Exit with 3 if this holds: 'ttft_ms.p95>+10%'. Repeatable."),
+        typer.Option(metavar="CONDITION", help="Exit with code 3 if this holds: 'ttft_ms.p95>+10%'. Repeatable."),
     ] = None,
 ) -> int:
     """Compare two runs: how much the median and p95 of each metric differ.

@@ -38,9 +38,9 @@ def replay(
 ) -> int:
     """Serve captured answers as an OpenAI- and Anthropic-compatible endpoint, with their original timing.
 
-    A request gets the answer that was captured for the same body (request_hash), or else for the same last prompt. If
-    the request sets stream, it gets a captured stream, otherwise a whole answer. A stream that broke off breaks off
-    again at the same place. Open / in a browser to watch an answer arrive.
+    A request gets the answer that was captured for the same body (request_hash), or else for the same last prompt. A
+    request with "stream": true gets a captured stream, any other request a whole answer. A stream that broke off during
+    the capture breaks off again at the same place. To watch an answer arrive, open / in a browser.
     """
     from deltatap.analysis.queries import newest_answers  # noqa: PLC0415
     from deltatap.replay.app import Replay  # noqa: PLC0415
@@ -112,7 +112,8 @@ def simulate(
         float | None, typer.Option(help="Maximum tokens per minute. Requests above the limit get a 429.")
     ] = None,
     slots: Annotated[
-        int | None, typer.Option(min=1, help="Maximum answers at once. Further requests wait for a free slot.")
+        int | None,
+        typer.Option(min=1, help="Maximum number of answers generated at once. Other requests wait for a free slot."),
     ] = None,
 ) -> None:
     """Serve a simulated endpoint, OpenAI- and Anthropic-compatible, that injects faults and records what it sent.

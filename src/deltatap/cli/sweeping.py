@@ -24,11 +24,13 @@ def sweep(
     *,
     rates: Annotated[
         str | None,
-        typer.Option(metavar="RATES", help="Requests per second to test: 1,2,4,8. Default: search for the highest."),
+        typer.Option(
+            metavar="RATES", help="Requests per second to test: 1,2,4,8. Default: search for the highest rate."
+        ),
     ] = None,
     duration: Annotated[float, typer.Option(min=0.1, help="Duration of a stage in seconds.")] = 30.0,
     share: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="Share of requests that must be within analysis.slo.")
+        float, typer.Option(min=0.01, max=1.0, help="Share of requests that must be within the bounds.")
     ] = 0.95,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON on standard output, and messages on standard error.")
@@ -39,10 +41,10 @@ def sweep(
 
     Each stage is a run with capture.arrivals at one rate. It sends as many prompts as arrive within the duration, even
     if other runs have captured them. The budget is for all stages together. If the command is interrupted, run
-    it again: it continues with the stage that was not finished.
+    it again: it continues with the unfinished stage.
 
-    Without --rates, the command doubles the rate until the bounds no longer hold, bisects, and tests the result four
-    more times.
+    Without --rates, the command doubles the rate until the bounds no longer hold, and narrows the range by bisection.
+    Then it tests rates near the result in four more rounds.
 
     Exit codes: 0, the sweep ended, was stopped on request, or used up a budget; 1, a stage failed; 2, the configuration
     is wrong or there are too few prompts, and no API call was made.

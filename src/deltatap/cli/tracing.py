@@ -19,32 +19,35 @@ def export(
     settings: Settings,
     console: Console,
     otlp: Annotated[
-        str, typer.Option(metavar="URL", help="OTLP/HTTP server. Without the path /v1/traces, it is added.")
+        str, typer.Option(metavar="URL", help="URL of the OTLP server. /v1/traces is added if it is missing.")
     ],
     *,
     since: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Export this run and all later ones. Default: the newest.")
+        str | None,
+        typer.Option(
+            metavar="RUN", help="Export this run and all later runs. Default: only the newest run that has rows."
+        ),
     ] = None,
     header: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=VALUE",
-            help="A header for the server, such as a key. Repeatable. VALUE can be {env: VARIABLE}.",
+            help="A header for the OTLP server, such as a key. VALUE can be {env: VARIABLE}. Repeatable.",
         ),
     ] = None,
     chunks: Annotated[
         float,
-        typer.Option(metavar="SHARE", min=0, max=1, help="Share of spans with an event for each chunk."),
+        typer.Option(metavar="SHARE", min=0, max=1, help="Share of spans that have an event for each chunk."),
     ] = 0.0,
     content: Annotated[bool, typer.Option("--content", help="Include prompts, answers and error messages.")] = False,
 ) -> int:
-    """Export captures to an OpenTelemetry server: one GenAI client span for each row.
+    """Export captures to an OTLP server: one OpenTelemetry GenAI client span per row.
 
-    The span is the last call of the row; earlier calls are events. Exporting again writes the same spans, with the
-    same ids. Headers can also come from OTEL_EXPORTER_OTLP_HEADERS.
+    The span describes the last call of the row; earlier calls are events. A second export sends the same spans with
+    the same ids. Headers can also come from OTEL_EXPORTER_OTLP_HEADERS.
 
-    Exit codes: 0, all spans were sent; 1, the server does not take them; 2, an option is wrong, or a run does not
-    exist.
+    Exit codes: 0, all spans were sent; 1, the server cannot be reached or does not accept them; 2, an option is wrong,
+    or a run does not exist.
     """
     from deltatap.export.captures import export as export_captures  # noqa: PLC0415
     from deltatap.export.otlp import Exporter  # noqa: PLC0415

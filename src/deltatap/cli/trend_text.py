@@ -44,8 +44,8 @@ def show_trend(console: Console, found: Iterable[Series], runs: Sequence[Row]) -
         if each.deciding < FEWEST:
             _line(
                 console,
-                f"no change points yet: they need {FEWEST} runs with {FEWEST_VALUES} values or more, "
-                f"and {each.deciding} of {len(each.points)} runs have them; compare two runs with `deltatap compare`",
+                f"no change points yet: {each.deciding} of {len(each.points)} runs have {FEWEST_VALUES} values or more"
+                f", and at least {FEWEST} such runs are needed; compare two runs with `deltatap compare`",
                 "dim",
             )
         elif not each.changes:

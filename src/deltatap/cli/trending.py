@@ -25,29 +25,29 @@ def trend(
     most: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of runs, newest first.")] = 60,
     label: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Only runs with this label in run.labels. Repeatable."),
+        typer.Option(metavar="NAME=VALUE", help="Show only runs with this label (run.labels). Repeatable."),
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON on standard output, and messages on standard error.")
     ] = False,
     fail_if: Annotated[
         list[str] | None,
-        typer.Option(metavar="CONDITION", help="Exit with 3 if a new change holds: '>+5%'. Repeatable."),
+        typer.Option(metavar="CONDITION", help="Exit with code 3 if this holds for a new change: '>+5%'. Repeatable."),
     ] = None,
     newest: Annotated[
         int,
-        typer.Option("--newest", min=1, help="For --fail-if: check only changes that start in this many newest runs."),
+        typer.Option("--newest", min=1, help="For --fail-if: number of newest runs in which a change counts as new."),
     ] = 10,
 ) -> int:
     """Show a metric over the runs on the captures table, and where its level changed.
 
-    Each endpoint, model and mode is a series. A change point (*) is a run from which the values stay on another level.
-    The command lists what else changed there: model, fingerprint, versions and configuration. A run with fewer than 20
-    values is shown, but not tested. At least 12 runs are needed to find a change.
+    Each combination of endpoint, model and mode is a series. A change point (*) is a run from which the values stay at
+    a different level. The command lists what else changed at this run: model, fingerprint, versions and configuration.
+    A run with fewer than 20 values is shown, but not tested. At least 12 tested runs are needed to find a change.
 
     A condition of --fail-if is > or <, and a signed difference, with % or in the metric's unit, as in compare. It is
-    checked only for changes that start in the newest 10 runs. It holds if the difference between the levels is beyond
-    this limit and its interval excludes zero.
+    checked only for changes that start in the newest runs (--newest). It holds if the difference between the levels is
+    beyond this limit and its interval excludes zero.
 
     Exit codes: 0, no condition holds; 2, a name or a condition cannot be read, or there are no values; 3, a condition
     holds.

@@ -78,7 +78,7 @@ def export(reader: Reader, settings: Settings, since: str | None, options: Optio
         try:
             sender.send(batch)
         except ExportError as error:
-            before = f"; {sent:,} spans were sent before, and exporting again writes them again" if sent else ""
+            before = f"; {sent:,} spans had already been sent, and the next export sends them again" if sent else ""
             raise ExportError(f"{error}{before}") from error
         sent += len(batch)
         batch.clear()

@@ -130,7 +130,7 @@ def _refused(body: bytes) -> str | None:
         return None
     if not partial.rejected_spans:
         return None
-    return f"refused {partial.rejected_spans} spans: {partial.error_message or 'without a reason'}"
+    return f"refused {partial.rejected_spans} spans: {partial.error_message or 'no reason given'}"
 
 
 def _cause(error: BaseException) -> str:

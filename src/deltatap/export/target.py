@@ -65,7 +65,7 @@ def headers_of(given: Iterable[str]) -> dict[str, str]:
         if value.startswith("{"):
             value = value_of(_source(name, value), f"--header {name}", None)
         if not sendable(value):
-            raise ConfigError([f"--header {name}: a header can hold only printable ASCII characters"])
+            raise ConfigError([f"--header {name}: a header can contain only printable ASCII characters"])
         if value:
             found[name] = value
     return found

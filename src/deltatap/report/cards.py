@@ -120,7 +120,7 @@ def _of_run(
         if row["mode"] == "stream" and size["count"]:
             together = ""
             if burst["count"]:
-                together = f"{burst['p50']['value']:,.0f} % of tokens arrive together with the one before; "
+                together = f"{burst['p50']['value']:,.0f} % of tokens arrive together with the token before; "
             made.append(Card("tokens per chunk", f"{size['p50']['value']:,.1f}", f"{together}{series}"))
         made += _goodput(row, analysis, series, row["rows"] - unsent[series_key(row)])
     tokens = f"{_sum(metrics, 'input_tokens'):,} input tokens; last call per row only"

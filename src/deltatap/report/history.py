@@ -38,7 +38,7 @@ def history_charts(history: Sequence[Series]) -> list[Chart]:
         for change in each.changes
     ]
     most = max(len(each.points) for each in history)
-    changed = f" Changes: {'; '.join(words)}." if words else " No change of the level was found."
+    changed = f" Changes: {'; '.join(words)}." if words else " No change in level was found."
     few = any(point.value is not None and not point.decides for each in history for point in each.points)
     hollow = " Runs with hollow marks have too few values to be tested." if few else ""
     caption = (

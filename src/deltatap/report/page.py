@@ -71,7 +71,7 @@ def make_folder(path: Path) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            problem = f"its folder cannot be made: {error.strerror}"
+            problem = f"its folder cannot be created: {error.strerror}"
     if problem:
         raise ConfigError([f"{path}: {problem}"])
 

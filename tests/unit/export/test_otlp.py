@@ -282,7 +282,7 @@ def test_spans_that_were_sent_before_an_error_are_counted(
     code, output = export(folder, receiver.url)
     assert (code, output) == (
         1,
-        f"✗ --otlp: {receiver.url}/v1/traces: answered 400 Bad Request; 3 spans were sent before, and exporting again writes them again\n",
+        f"✗ --otlp: {receiver.url}/v1/traces: answered 400 Bad Request; 3 spans had already been sent, and the next export sends them again\n",
     )
 
 

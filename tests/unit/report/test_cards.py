@@ -33,7 +33,7 @@ def test_the_tiles_of_a_run_sum_over_its_series() -> None:
         ("calls", "24"): "10 failed, including retried calls",
         ("median TTFT", "20 ms"): "p95 20 ms; stream",
         ("median TPOT", "20.0 ms"): "50 tokens/s per stream; stream",
-        ("tokens per chunk", "20.0"): "20 % of tokens arrive together with the one before; stream",
+        ("tokens per chunk", "20.0"): "20 % of tokens arrive together with the token before; stream",
         ("median E2E", "900 ms"): "p95 900 ms; complete",
         ("output tokens", "4,000"): "200 input tokens; last call per row only",
         ("cost", "$0.5000"): "retries included",

@@ -63,7 +63,7 @@ def test_each_series_is_named_if_there_are_several() -> None:
     (chart,) = history_charts(history("m", "n"))
     assert [trace.name for trace in chart.figure.data] == ["m at e", "n at e"]
     assert chart.caption.count("at e, 2026-11-16") == 2
-    assert "No change of the level was found." in history_charts(history("m", shift=0.0))[0].caption
+    assert "No change in level was found." in history_charts(history("m", shift=0.0))[0].caption
     assert history_charts([]) == []
 
 
