@@ -209,7 +209,7 @@ def _header_problem(endpoint: Endpoint, name: str, value: str | Source) -> str |
         return "endpoint.api_key sets this header; to send your own value, set endpoint.api_key to null"
     if isinstance(value, Source):
         return None if _names_one(value) else "expected exactly one of env and secret"
-    return None if sendable(value) else "a header can hold only printable ASCII characters, and no line breaks"
+    return None if sendable(value) else "a header can contain only printable ASCII characters, and no line breaks"
 
 
 def sendable(value: str) -> bool:

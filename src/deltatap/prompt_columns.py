@@ -59,7 +59,7 @@ def find(name: str, columns: Sequence[str]) -> str | None:
     """
     found = [column for column in columns if column.lower() == name.lower()]
     if len(found) > 1:
-        raise ValueError(f"column {name}: expected one, found {', '.join(found)}")
+        raise ValueError(f"column {name}: expected one column of this name, found {', '.join(found)}")
     return found[0] if found else None
 
 

@@ -114,7 +114,7 @@ def _wrong_names(names: Sequence[str]) -> Iterator[str]:
         if not name.strip():
             yield f"column {at} has no name"
         elif name.lower() in seen:
-            yield f"column {name}: expected one, found {seen[name.lower()]}, {name}"
+            yield f"column {name}: expected one column of this name, found {seen[name.lower()]}, {name}"
         seen[name.lower()] = name
 
 

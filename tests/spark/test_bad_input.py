@@ -82,7 +82,7 @@ def test_columns_and_templates_that_do_not_fit_are_named(spark: SparkSession, jo
         (["prompts.template=Say {titel}"], "prompts.template: column titel does not exist"),
         (["prompts.template=Say {"], "prompts.template: unmatched brace at character 5; for a literal brace, write {{"),
         (["prompts.keep=[my_col]"], "prompts.keep: column my_col does not exist; did you mean my.col?"),
-        (["prompts.table=", "prompts.sql=SELECT 'a' prompt, 'b' PROMPT"], "column prompt: expected one, found prompt, PROMPT"),
+        (["prompts.table=", "prompts.sql=SELECT 'a' prompt, 'b' PROMPT"], "column prompt: expected one column of this name, found prompt, PROMPT"),
         (["prompts.table=", "prompts.sql=SELECT 'a' promt"], "expected a column prompt or messages, found promt; did you mean promt?"),
     ):  # fmt: skip
         assert expected in job.refused(*overrides)

@@ -190,8 +190,12 @@ def test_kept_values_are_text_or_json(spark: SparkSession) -> None:
 @pytest.mark.parametrize(
     ("columns", "sections", "problem"),
     [
-        ("'x' prompt, 'y' Prompt", {}, "column prompt: expected one, found prompt, Prompt"),
-        ("'x' prompt, 1 n, 2 N", {"prompts": {"keep": ["n"]}}, "prompts.keep: column n: expected one, found n, N"),
+        ("'x' prompt, 'y' Prompt", {}, "column prompt: expected one column of this name, found prompt, Prompt"),
+        (
+            "'x' prompt, 1 n, 2 N",
+            {"prompts": {"keep": ["n"]}},
+            "prompts.keep: column n: expected one column of this name, found n, N",
+        ),
         ("'x' promt", {}, "expected a column prompt or messages, found promt; did you mean promt?"),
         ("'x' message", {}, "expected a column prompt or messages, found message; did you mean message?"),
         ("'x' prompt, 1 topic", {"prompts": {"keep": ["topics"]}}, "column topics does not exist; did you mean topic?"),

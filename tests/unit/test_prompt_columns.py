@@ -26,7 +26,7 @@ def test_columns_that_look_like_a_misspelled_name(columns: list[str], expected: 
 
 def test_a_column_is_found_in_any_case() -> None:
     assert (find("prompt", ["a", "Prompt"]), find("prompt", ["a"])) == ("Prompt", None)
-    with pytest.raises(ValueError, match="column prompt: expected one, found Prompt, PROMPT"):
+    with pytest.raises(ValueError, match="column prompt: expected one column of this name, found Prompt, PROMPT"):
         find("prompt", ["Prompt", "PROMPT"])
 
 

@@ -93,7 +93,7 @@ def problems(path: Path, api: str = "chat", **named: str) -> list[str]:
         ('{"prompt": ' + "[" * 100_000, ["line 1: is nested too deeply"]),
         ('{"prompt": "a", "seed": ' + "1" * 5000 + "}", ["line 1: Exceeds the limit (4300 digits) for integer string conversion: value has 5000 digits"]),
         ('{"request_id": "a", "prompt": "x"}\n\n{"request_id": "a", "prompt": "y"}', ["line 3: request_id a is already used for a different prompt in line 1"]),
-        ('{"Prompt": "a"}\n{"prompt": "b"}', ["column prompt: expected one, found Prompt, prompt"]),
+        ('{"Prompt": "a"}\n{"prompt": "b"}', ["column prompt: expected one column of this name, found Prompt, prompt"]),
         ('{"prompt": "a", "": 1}', ["column 2 has no name"]),
         ("\n \n", ["has no rows"]),
         ("", ["has no rows"]),
@@ -113,7 +113,7 @@ def test_json_lines_that_are_wrong_are_named(tmp_path: Path, text: str, expected
     [
         ("request_id,prompt\na,b\nc\n", ["line 3: expected 2 fields as in the first line, found 1"]),
         ('request_id,prompt\na,"b\nb"\nc,d,e\n', ["line 4: expected 2 fields as in the first line, found 3"]),
-        ("request_id,prompt,Prompt\na,b,c\n", ["column Prompt: expected one, found prompt, Prompt"]),
+        ("request_id,prompt,Prompt\na,b,c\n", ["column Prompt: expected one column of this name, found prompt, Prompt"]),
         ("request_id,,prompt\na,b,c\n", ["column 2 has no name"]),
         ("request_id,prompt\na,x\na,y\n", ["row 2: request_id a is already used for a different prompt in row 1"]),
         ("request_id,prompt\n", ["has no rows"]),
@@ -134,10 +134,10 @@ def test_lines_and_columns_of_csv_that_are_wrong_are_named(tmp_path: Path, text:
         ({"request_id": pa.array([1.5]), "prompt": ["x"]}, ["column request_id: expected text or integers, found double"]),
         ({"request_id": [{"a": 1}], "prompt": ["x"]}, ["column request_id: expected text or integers, found struct<a: int64>"]),
         ({"request_id": [["a"]], "prompt": ["x"]}, ["column request_id: expected text or integers, found list<element: string>"]),
-        ({"prompt": ["x"], "a\nb": ["y"], "A\nB": ["z"]}, ["column A B: expected one, found a b, A B"]),
+        ({"prompt": ["x"], "a\nb": ["y"], "A\nB": ["z"]}, ["column A B: expected one column of this name, found a b, A B"]),
         ({"prompt": ["x"], "size": pa.array([2**64 - 1], pa.uint64())}, ["column size: expected BIGINT, found uint64"]),
         ({"request_id": ["a", "a"], "prompt": ["x", "y"]}, ["row 2: request_id a is already used for a different prompt in row 1"]),
-        ({"prompt": ["x"], "PROMPT": ["y"]}, ["column PROMPT: expected one, found prompt, PROMPT"]),
+        ({"prompt": ["x"], "PROMPT": ["y"]}, ["column PROMPT: expected one column of this name, found prompt, PROMPT"]),
     ],
 )  # fmt: skip
 def test_columns_of_parquet_that_are_wrong_are_named(

@@ -61,5 +61,5 @@ def test_nan_in_an_object_is_no_null(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_two_fields_of_one_name_are_refused() -> None:
     settings = load_settings({"endpoint": {"api_key": None}, "prices": None})
     rows = pd.DataFrame([["a", "b"]], columns=["prompt", "PROMPT"])
-    with pytest.raises(ValueError, match="column prompt: expected one, found prompt, PROMPT"):
+    with pytest.raises(ValueError, match="column prompt: expected one column of this name, found prompt, PROMPT"):
         list(udf.capture_batches(iter([rows]), settings, Prices(), max_requests=9))

@@ -49,7 +49,7 @@ def test_headers_are_given_as_name_and_value(monkeypatch: pytest.MonkeyPatch) ->
     [
         ("geheim", "--header: expected NAME=VALUE"),
         ("a b=geheim", "--header: expected NAME=VALUE"),
-        ("X=gehe\nim", "--header X: a header can hold only printable ASCII characters"),
+        ("X=gehe\nim", "--header X: a header can contain only printable ASCII characters"),
         ("X={geheim}", "--header X: expected a value, {env: VARIABLE} or {secret: scope/key}"),
         ("X={env: geheim, secret: a/b}", "--header X: expected a value, {env: VARIABLE} or {secret: scope/key}"),
         ("X={env: [", "--header X: expected a value, {env: VARIABLE} or {secret: scope/key}"),
