@@ -43,7 +43,7 @@ def test_a_sweep_goes_on_where_it_was_interrupted(
     code, cut, said = sweep(requests=30)
     assert (code, cut["ended"], len(cut["stages"])) == (cli.OK, False, 1)
     assert "budget.requests: 20 is used up" in cut["reason"], "the first stage used 10 of 30"
-    assert "the same command continues it" in said
+    assert "to continue it, raise the budget and run the command again" in said
     code, whole, said = sweep()
     assert (code, whole["ended"], whole["sweep"]) == (cli.OK, True, cut["sweep"])
     assert "stage 1" not in said
