@@ -112,7 +112,7 @@ def test_the_jobs_check_capture_analyze_and_report_over_connect(
 
     analyze(spark, load_settings(tree))
     for name in METRICS:
-        assert over_connect[name], name
+        assert over_connect[name] or name == "metrics_changes", f"{name}; a change needs more runs"
         assert rows(spark, tmp_path / "classic" / name) == over_connect[name], name
     ended = job(server, "report", tmp_path, "--out", str(tmp_path / "report.html"))
     assert ended.returncode == 0, ended.stdout + ended.stderr
