@@ -60,16 +60,17 @@ def lines(swept: Swept, plan: Plan, settings: Settings) -> Iterator[str]:
     found = swept.found
     what = f"{100 * plan.share:.10g} % of requests have {bounds(settings.analysis.slo.bounds)}"
     if found is None:
-        yield f"sweep {swept.sweep} has not ended: {swept.reason}; the same command continues it"
+        larger = "raise the budget and " if (swept.reason or "").startswith("budget.") else ""
+        yield f"sweep {swept.sweep} has not ended: {swept.reason}; to continue it, {larger}run the command again"
     elif found.rate is None:
         lower = "lower --rates, or raise --duration" if plan.rates else "raise --duration to test lower rates"
         yield f"result: none; at every tested rate, fewer than {what}: {lower}"
     elif found.high is not None:
         interval = f"below {found.high:,.3g}" if found.low is None else f"{found.low:,.3g} to {found.high:,.3g}"
-        yield f"result: {found.rate:,.3g} requests per second (interval: {interval}): {what}"
+        yield f"result: {found.rate:,.3g} requests per second (interval: {interval}): at least {what}"
     else:
         more = "" if plan.rates else "; for higher rates, load more prompts or lower --duration"
-        yield f"result: at least {found.rate:,.3g} requests per second, the highest tested rate: {what}{more}"
+        yield f"result: at least {found.rate:,.3g} requests per second, the highest tested rate: at least {what}{more}"
     needed = fewest(plan.share)
     if few := [point.requests for point in swept.points if point.requests < needed]:
         stage = f"the smallest stage had {min(few):,} request{'s' * (min(few) != 1)}"

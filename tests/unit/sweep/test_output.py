@@ -56,15 +56,17 @@ def said(*arguments: Any, **values: Any) -> list[str]:
 def test_the_result_in_words() -> None:
     what = "95 % of requests have ttft_ms at most 500"
     late = "at 8 per second and above, requests started late (p99 120 ms): raise capture.concurrency (64) to measure only the server"
-    assert said() == [f"result: 4 requests per second (interval: 4 to 8): {what}", late]
+    assert said() == [f"result: 4 requests per second (interval: 4 to 8): at least {what}", late]
     calm = {"points": POINTS[:1]}
-    assert said(Found(4.0, None, 8.0), **calm) == [f"result: 4 requests per second (interval: below 8): {what}"]
+    assert said(Found(4.0, None, 8.0), **calm) == [
+        f"result: 4 requests per second (interval: below 8): at least {what}"
+    ]
     (top,) = said(Found(4.0, 4.0, None), **calm)
-    assert top.startswith(f"result: at least 4 requests per second, the highest tested rate: {what}; ")
+    assert top.startswith(f"result: at least 4 requests per second, the highest tested rate: at least {what}; ")
     hint = "raise --duration to test lower rates"
     assert said(Found(None, None, 4.0), **calm) == [f"result: none; at every tested rate, fewer than {what}: {hint}"]
     assert said(None, reason="budget.requests: 5 is used up", **calm) == [
-        "sweep s has not ended: budget.requests: 5 is used up; the same command continues it"
+        "sweep s has not ended: budget.requests: 5 is used up; to continue it, raise the budget and run the command again"
     ]
 
 
