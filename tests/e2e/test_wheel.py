@@ -223,7 +223,7 @@ def test_every_task_runs_with_its_packages_and_arguments_in_the_bundle(
         }  # fmt: skip
         jobs = ("check", "dry_run", "capture", "stop")
         commands = {task: words for job in jobs for task, words in as_deployed(files, job, places).items()}
-        assert list(commands) == ["check", "dry_run", "capture", "analyze", "report", "stop"]
+        assert list(commands) == ["check", "dry_run", "capture", "analyze", "report", "traces", "stop"]
         printed = {}
         for task, command in commands.items():
             if added := packages("capture").get(task):
@@ -232,11 +232,12 @@ def test_every_task_runs_with_its_packages_and_arguments_in_the_bundle(
                 [python, *command], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600, check=False
             )
             printed[task] = done.stdout
-            assert done.returncode == (2 if task == "stop" else 0), (task, done.stdout, done.stderr)
+            assert done.returncode == (2 if task in ("traces", "stop") else 0), (task, done.stdout, done.stderr)
             assert "sk-of-the-scope" not in done.stdout + done.stderr
         assert simulator.counts()["calls"] == len(rows), "check and dry_run must not call the endpoint"
     assert "ready to capture" in printed["check"]
     assert f"{len(rows)}" in printed["dry_run"]
+    assert printed["traces"].startswith("✗ --otlp: expected an http:// or https:// URL"), "the variable otlp is empty"
     assert printed["stop"] == f"✗ state.dir: {tmp_path / 'state'}: no run is active here\n"
     last = json.loads(printed["capture"].splitlines()[-1])
     assert (last["run_id"], last["status"], last["completed"]) == (RUN_ID, "completed", len(rows))
