@@ -35,6 +35,8 @@ class Api(ABC):
         max_output_names: the parameters that limit a choice's output; the first one that is set applies.
         takes_n: whether `n` asks for several choices.
         takes_stream_options: whether a stream reports usage only if `stream_options` asks for it.
+        operation, provider, openai_type: what OpenTelemetry calls the API: `gen_ai.operation.name`,
+            `gen_ai.provider.name` (if `endpoint.kind` is openai) and `openai.api.type`.
         per_deployment: whether Azure's older URLs have the path under a deployment.
         key_header, key_prefix: the header for the API key, and the text before the key.
         headers: other headers of every request.
@@ -54,6 +56,9 @@ class Api(ABC):
     max_output_names: ClassVar[tuple[str, ...]] = ()
     takes_n: ClassVar[bool] = False
     takes_stream_options: ClassVar[bool] = False
+    operation: ClassVar[str] = "chat"
+    provider: ClassVar[str] = "openai"
+    openai_type: ClassVar[str | None] = None
     per_deployment: ClassVar[bool] = False
     key_header: ClassVar[str] = "Authorization"
     key_prefix: ClassVar[str] = "Bearer "

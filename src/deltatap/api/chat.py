@@ -346,6 +346,7 @@ class Chat(ChoicesApi):
     """Chat completions."""
 
     name = "chat"
+    openai_type = "chat_completions"
     title = "chat completions"
     path = "/chat/completions"
     prompt_field = "messages"

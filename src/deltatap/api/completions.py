@@ -59,6 +59,7 @@ class Completions(ChoicesApi):
     """Legacy completions."""
 
     name = "completions"
+    operation = "text_completion"
     title = "legacy completions"
     path = "/completions"
     prompt_field = "prompt"

@@ -389,6 +389,7 @@ class Messages(Api):
     """Anthropic's Messages API."""
 
     name = "messages"
+    provider = "anthropic"
     title = "the Messages API"
     path = "/messages"
     models_path = "/models?limit=1000"

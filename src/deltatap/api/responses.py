@@ -550,6 +550,7 @@ class Responses(Api):
     """Responses."""
 
     name = "responses"
+    openai_type = "responses"
     title = "the Responses API"
     path = "/responses"
     prompt_field = "input"

@@ -28,7 +28,6 @@ _MICROSECOND = timedelta(microseconds=1)
 _PORTS = {"http": 80, "https": 443}
 # Other kinds of endpoints have OpenAI's API, or Anthropic's.
 _PROVIDERS = {"azure": "azure.ai.openai", "databricks": "databricks"}
-_OPENAI_APIS = {"chat": "chat_completions", "responses": "responses"}
 _NUMBERS = ("temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty")
 _OUTPUTS = {"text": "text", "json_object": "json", "json_schema": "json"}
 _USAGE = {
@@ -153,8 +152,9 @@ def span(row: Mapping[str, Any], server: Server, options: Options) -> Span | Non
 
 def _attributes(row: Mapping[str, Any], server: Server, options: Options) -> Iterator[tuple[str, Value | None]]:
     api = row["api"] or "chat"
-    provider = "anthropic" if api == "messages" and server.provider == "openai" else server.provider
-    yield "gen_ai.operation.name", "text_completion" if api == "completions" else "chat"
+    spec = specification(api) if api in NAMES else None
+    provider = spec.provider if spec is not None and server.provider == "openai" else server.provider
+    yield "gen_ai.operation.name", "chat" if spec is None else spec.operation
     yield "gen_ai.provider.name", provider
     yield "gen_ai.request.model", row["request_model"]
     yield "server.address", server.address
@@ -172,7 +172,7 @@ def _attributes(row: Mapping[str, Any], server: Server, options: Options) -> Ite
         yield f"gen_ai.usage.{attribute}", (row["usage_reported"] or {}).get(name)
     if provider == "openai":
         tier = body.get("service_tier")
-        yield "openai.api.type", _OPENAI_APIS.get(api)
+        yield "openai.api.type", None if spec is None else spec.openai_type
         yield "openai.request.service_tier", tier if isinstance(tier, str) and tier != "auto" else None
         yield "openai.response.service_tier", row["service_tier"]
         yield "openai.response.system_fingerprint", row["system_fingerprint"]

@@ -286,7 +286,7 @@ def test_captured_events_are_replayed_byte_by_byte(simulator: Simulation) -> Non
     received = called(simulator).received
     row = {
         "request_id": "a", "request_hash": "h", "request": json.dumps({"model": "m", "messages": HI}), "api": "messages",
-        "mode": "stream", "status": "completed", "error": None, "chunks": received.chunks.to_dicts(), "headers_ms": 1.0,
+        "request_model": "m", "mode": "stream", "status": "completed", "error": None, "chunks": received.chunks.to_dicts(), "headers_ms": 1.0,
         "e2e_ms": 9.0, "started_at": datetime(2026, 11, 26, tzinfo=UTC),
         "raw": [{"event": kind, "data": data} for kind, data in received.raw or ()],
     }  # fmt: skip
