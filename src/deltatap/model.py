@@ -351,7 +351,7 @@ Clock = Literal["kernel", "process"]
 
 @dataclass(frozen=True, slots=True)
 class ConnectionTimes:
-    """The ``connection`` column: what came before the answer. Times are in ms, and None where there was no such step.
+    """The ``connection`` column: the steps before the answer. Times are in ms; None for a step that was skipped.
 
     Attributes:
         reused: whether the connection had been opened for an earlier call; then nothing was looked up or opened.

@@ -1,8 +1,8 @@
 """Landing: merges a run's journal into ``captures``, so that each capture is there exactly once.
 
 Knows how journal files become rows, and when a file may be deleted: after the commit, and after its rows were recorded
-as landed. Every step can be repeated: the journal and the MERGE decide what is in the table. ``merge.py`` builds the
-MERGE statements, and ``run.py`` decides when to land.
+as landed. Every step can be repeated, because the MERGE inserts each row of the journal only once. ``merge.py`` builds
+the MERGE statements, and ``run.py`` decides when to land.
 """
 
 from __future__ import annotations

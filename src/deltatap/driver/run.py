@@ -228,7 +228,7 @@ def _land_leftovers(spark: SparkSession, settings: Settings, lease: Lease) -> No
 
 @contextmanager
 def _signals() -> Iterator[threading.Event]:
-    """Set an event on SIGINT and SIGTERM. A second signal ends the process at once; the journal keeps what it has."""
+    """Set an event on SIGINT and SIGTERM. A second signal ends the process at once; the journal keeps its captures."""
     signalled = threading.Event()
 
     def handle(number: int, _frame: object) -> None:

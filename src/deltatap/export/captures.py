@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Limits of a batch: OpenTelemetry's default number of spans, and a size that collectors accept (20 MiB by default).
 _SPANS, _BYTES = 512, 4_000_000
-# About what an attribute or an event takes besides its text.
+# The approximate size of an attribute or an event without its text.
 _EACH = 60
 _RUNS = 1_000
 _NEEDED = (
@@ -60,7 +60,7 @@ def export(reader: Reader, settings: Settings, since: str | None, options: Optio
         reader: reads the tables.
         settings: name the tables.
         since: the first run; None for only the newest run that has rows.
-        options: what the spans hold.
+        options: the content of the spans.
         sender: sends them.
 
     Raises:

@@ -34,7 +34,7 @@ _SCOPE = InstrumentationScope("deltatap", __version__)
 
 
 class _Session(requests.Session):
-    """Remembers what came of the last request. Follows no redirection: the second request would have no body."""
+    """Remembers the result of the last request. Follows no redirect, because the second request would have no body."""
 
     problem: str | None = None
 

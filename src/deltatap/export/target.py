@@ -1,6 +1,6 @@
 """Where spans go: the URL and the headers, as the options of the command give them.
 
-Says what is wrong with them, without a header's value. Reads the secrets and variables that headers name.
+Reports problems with them, but never a header's value. Reads the secrets and variables that headers name.
 """
 
 from __future__ import annotations

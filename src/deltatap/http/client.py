@@ -256,7 +256,9 @@ class EndpointClient:
         return self._headers | {name: f"{prefix}{reading.token}"}
 
     async def _adapt(self, error: CaptureError, reading: Reading, asked_usage_of: str | None) -> bool:
-        """Correct what the server refused: drop stream options, or renew the token. Returns whether to resend at once.
+        """Correct a refused request: drop its stream options, or renew the token.
+
+        Returns whether to resend the request at once.
 
         Args:
             error: why the call failed.

@@ -157,7 +157,7 @@ class Response:
             wrote(at)
 
     def feed(self, data: bytes, stamp: int, now: float) -> None:
-        """Handle what one read of the socket returned.
+        """Handle the data of one read of the socket.
 
         Args:
             data: the bytes.
@@ -237,7 +237,7 @@ class Connection:
         self._stream: Stream | None = None
 
     def attach(self, stream: Stream) -> None:
-        """Use a stream, which passes what it reads to :meth:`received`."""
+        """Use a stream, which passes its data to :meth:`received`."""
         self._stream = stream
 
     @property
@@ -284,7 +284,7 @@ class Connection:
             self._stream.abort()
 
     def received(self, data: bytes, stamp: int, now: float) -> None:
-        """Handle what one read returned: its plaintext, the kernel's stamp, and monotonic seconds."""
+        """Handle one read: its plaintext, the kernel's stamp, and monotonic seconds."""
         if self._response is not None:
             self._response.feed(data, stamp, now)
         else:  # no request is waiting for it

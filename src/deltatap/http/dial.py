@@ -38,7 +38,7 @@ _Addresses = list[tuple[int, int, int, str, tuple[str, int] | tuple[str, int, in
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A connected socket, and what opening it took.
+    """A connected socket, and the times of the steps that opened it.
 
     Attributes:
         stream: the socket; does not block.

@@ -17,7 +17,7 @@ _RECORD = 16 * 1024
 
 
 class Encryption:
-    """Encrypts what is sent and decrypts what arrives.
+    """Encrypts outgoing data and decrypts incoming data.
 
     Call :meth:`handshake` until it returns True. After every call, send :meth:`outgoing` if :attr:`pending`: a
     handshake, an alert, a KeyUpdate and a renegotiation have bytes to send, too.
@@ -50,7 +50,7 @@ class Encryption:
         return self._out.read()
 
     def handshake(self, data: bytes = b"") -> bool:
-        """Continue the handshake with what the server sent. Returns whether the handshake is complete.
+        """Continue the handshake with the server's data. Returns whether the handshake is complete.
 
         Raises:
             ssl.SSLError: the handshake failed. An alert for the server may be pending.
@@ -63,7 +63,7 @@ class Encryption:
         return True
 
     def receive(self, data: bytes) -> bytes:
-        """Decrypt what one read of the socket returned. Never fails: see `over` and `failure`.
+        """Decrypt the data of one read of the socket. Never fails: see `over` and `failure`.
 
         Returns:
             The plaintext of all records that are complete; often empty.

@@ -174,7 +174,7 @@ class ResponseParser:
         return not self.open and self.state is not State.FAILED
 
     def feed(self, data: bytes) -> bytes:
-        """Parse what one read of the socket returned.
+        """Parse the data of one read of the socket.
 
         Returns:
             The part of the body in it, still compressed; empty when there is none.

@@ -39,10 +39,10 @@ _perf_counter = time.perf_counter
 
 
 class Owner(Protocol):
-    """Gets what a socket reads."""
+    """Receives the data that a socket reads."""
 
     def received(self, data: bytes, stamp: int, now: float) -> None:
-        """Take what one read returned: its plaintext, the kernel's stamp (ns; 0 if none), and monotonic seconds."""
+        """Take the data of one read: its plaintext, the kernel's stamp (ns; 0 if none), and monotonic seconds."""
 
     def lost(self, error: Exception | None) -> None:
         """Handle the end of the connection: what broke it, or None if the server closed it."""
@@ -81,7 +81,7 @@ class StreamSocket:
 
     Args:
         stream: prepared by :func:`prepare`; this object closes it.
-        owner: gets what is read. It may call :meth:`abort` at any time.
+        owner: receives the data. It may call :meth:`abort` at any time.
         encryption: of a connection with TLS, after its handshake.
     """
 
@@ -103,7 +103,7 @@ class StreamSocket:
         self._socket: socket.socket | None = stream
         self._recvmsg = stream.recvmsg
         self._owner, self._received, self._encryption = owner, owner.received, encryption
-        # What is to be encrypted, what is to be sent, and who is told when all of it is in the send buffer.
+        # Data to encrypt, data to send, and the callback for the moment when all of it is in the send buffer.
         self._plain = self._unsent = _NOTHING
         self._taken: Callable[[float], None] | None = None
         self._waiting = False
@@ -135,7 +135,7 @@ class StreamSocket:
         self._flush()
 
     def abort(self) -> None:
-        """Close now. Discards what was not sent and what was not read; calls nobody."""
+        """Close now. Discards unsent and unread data, and calls no callback."""
         stream = self._socket
         if stream is None:
             return
@@ -145,10 +145,10 @@ class StreamSocket:
         stream.close()
 
     def _readable(self, failure: OSError | None = None) -> None:  # noqa: C901 - the hot path: calls would cost more
-        """Read what is there. Event loop callback.
+        """Read the available data. Event loop callback.
 
         Args:
-            failure: the error that has already ended the connection, if what had arrived before is still to be read.
+            failure: the error that has ended the connection, if earlier data is still unread.
         """
         encryption, turns = self._encryption, _TURNS
         try:
@@ -190,7 +190,7 @@ class StreamSocket:
             self._broke(error)
 
     def _answer(self, encryption: Encryption) -> None:
-        """Send what TLS has to send after a read; close if TLS is over."""
+        """Send the data that TLS produced during a read; close if TLS is over."""
         if not encryption.over:
             self._flush()
             return

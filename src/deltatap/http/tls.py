@@ -103,7 +103,7 @@ _CERTIFICATE = {
         "is not signed by a trusted authority; name the file with the authority's certificate in endpoint.tls.ca_file",
     ),
 }
-# By what the reason of OpenSSL's error contains; the first one applies.
+# By a part of OpenSSL's error; the first match applies.
 _REFUSED = "refuses the client certificate: "
 _REASONS = (
     ("CERTIFICATE_REVOKED", _REFUSED + "it was revoked; name a new one in endpoint.tls.client_cert"),

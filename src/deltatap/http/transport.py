@@ -146,7 +146,7 @@ class Http1Transport:
         self._idle.clear()
 
     async def _connection(self, origin: _Origin) -> tuple[Connection, ConnectionTimes]:
-        """A connection to a server, and what opening it took."""
+        """A connection to a server, and the times of the steps that opened it."""
         idle = self._idle.setdefault(origin, [])
         while idle:
             connection, since = idle.pop()

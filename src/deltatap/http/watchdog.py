@@ -26,7 +26,7 @@ class Watchdog:
     It re-arms its timer only when the call reaches the next stage or the timer fires, so a read costs one assignment.
 
     Attributes:
-        connection: what opening the connection and writing the request took; None until the connection is open.
+        connection: the times of opening the connection and writing the request; None until the connection is open.
         written: when the request was written; None until then.
         last_read: when the last bytes of the response arrived; None until then.
         fired: the timeout that ended the call: connect, first_byte, idle or total; None when none did.

@@ -62,7 +62,7 @@ def show_runs(
 
 
 def _silence(row: Mapping[str, Any], now: datetime) -> str:
-    """What is probably wrong with a run that has sent no heartbeat for long; empty for any other run."""
+    """A warning about a run that has sent no heartbeat for a long time; empty for other runs."""
     if row["status"] != RunStatus.RUNNING or (silent_s := (now - row["heartbeat_at"]).total_seconds()) <= SILENT_S:
         return ""
     closed = "its driver is probably dead; the next capture closes this run"

@@ -72,7 +72,7 @@ def _by_usage(received: Received, output: Array) -> Array | None:
     if (choice != choice[0]).any():
         mixed = (event[1:] == event[:-1]) & (choice[1:] != choice[:-1])
         if mixed.any() or used_event[-1] == event[-1]:
-            return None  # there is no usage of the whole answer, which tells what the others count
+            return None  # without usage of the whole answer, the counts before it are ambiguous
         order = np.argsort(choice[place], kind="stable")
         firsts = np.flatnonzero(np.diff(choice[place][order], prepend=-1))
         ends = np.append(firsts[1:], len(order)) - 1

@@ -41,7 +41,7 @@ _RECENT = 256
 _FLUSH_ROWS = 512
 _FLUSH_CHUNKS = 25_000
 _FLUSH_BYTES = 256 * 2**20
-# How often the thread takes what has finished. Waking it for each capture would cost the event loop more than
+# How often the thread takes the finished captures. Waking it for each capture would cost the event loop more than
 # everything else that the loop does at the end of a request.
 _TAKE_S = 0.05
 # How often, and for how long, a write that failed is retried.
