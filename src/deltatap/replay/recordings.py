@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from deltatap.api.registry import specification
+from deltatap.api.registry import NAMES, specification
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -54,8 +54,11 @@ def recording(row: Mapping[str, Any]) -> Recording:
     """The recording of a row of captures, given as a dict.
 
     Raises:
-        ValueError: if the API's answers can be replayed only from the bytes of the events, and the row has none.
+        ValueError: if this version does not know the API, or if the API's answers can be replayed only from the bytes
+            of the events, and the row has none.
     """
+    if row["api"] not in NAMES:
+        raise ValueError(f"this version of deltatap does not know the API {row['api'] or '(null)'}")
     api = specification(row["api"])
     streamed = row["mode"] == "stream"
     error = row["error"] or {}

@@ -71,6 +71,12 @@ def test_a_refusal_has_the_status_and_the_message_of_the_server() -> None:
     assert (nothing.status, nothing.broken) == (0, True)
 
 
+@pytest.mark.parametrize(("api", "named"), [(None, r"\(null\)"), ("of_a_newer_version", "of_a_newer_version")])
+def test_a_row_of_an_unknown_api_is_left_out_with_a_reason(api: str | None, named: str) -> None:
+    with pytest.raises(ValueError, match=f"does not know the API {named}$"):
+        recording(row(api=api))
+
+
 def test_kept_events_are_replayed_byte_by_byte() -> None:
     raw = [
         {"event": "response.output_text.delta", "data": b'{"delta": "S\xc3\xa9"}'},
