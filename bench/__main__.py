@@ -25,12 +25,13 @@ from bench.decoding import decoding
 from bench.figure import Figure, as_table
 from bench.page import with_table
 from bench.processes import client, watched
-from bench.simulators import CHUNKS_S, plain, secure
+from bench.simulators import CHUNKS_S, plain, secure, simulating
 from bench.truth import Measured, busy, errors
-from tests.simulation import Simulation, start_simulator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from tests.simulation import Simulation
 
 OUT, LAST, PAGE = Path("data/bench.json"), Path(__file__).parent / "last.json", Path("docs/performance.md")
 HEAD = ("figure", "measured", "goal", "")
@@ -122,7 +123,7 @@ def accuracy(where: str, found: dict[str, float]) -> Iterator[Figure]:
 
 def job() -> Iterator[Figure]:
     """The complete job on ``local[2]``: 5,000 requests with heavy-tailed lengths."""
-    with start_simulator(*HEAVY_TAILED) as simulator:
+    with simulating(*HEAVY_TAILED) as simulator:
         found, watch = watched("bench.job", simulator.base_url, STREAMS, 5000)
         spans = [(call["started"], call["chunks"][-1][0]) for call in simulator.calls()]
         truth, late = _errors(found, simulator), simulator.stats()["late_ms"]

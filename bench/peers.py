@@ -42,13 +42,14 @@ from bench.__main__ import FLOOR_SHARE, streams_of
 from bench.clients import MODEL
 from bench.page import with_table
 from bench.processes import Watch, client, spent
-from bench.simulators import EVEN
+from bench.simulators import EVEN, simulating
 from bench.truth import Measured, errors
 from deltatap.tokens import VOCABULARIES
-from tests.simulation import Simulation, start_simulator
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from tests.simulation import Simulation
 
 FOLDER, OUT, PAGE = Path("data/peers"), Path("data/bench-peers.json"), Path("docs/performance.md")
 HEAD = (
@@ -312,7 +313,7 @@ def main() -> None:
     console = Console(width=None if sys.stdout.isatty() else 160)
     missing = []
     results = []
-    with start_simulator(*EVEN) as simulator:
+    with simulating(*EVEN) as simulator:
         floor = client("floor", simulator, _FEW, _FEW)
         streams = streams_of(floor["cpu_us"], FLOOR_SHARE)
         for name, stalled in (("floor", False), ("worker", False), ("worker", True)):

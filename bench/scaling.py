@@ -23,7 +23,7 @@ from rich.table import Table
 
 from bench.page import with_table
 from bench.processes import client, watched
-from bench.simulators import CHUNKS_S, EVEN, TOKENS
+from bench.simulators import CHUNKS_S, EVEN, TOKENS, simulating
 from bench.truth import Measured, busy, errors, full
 from deltatap.config import Bounds
 from deltatap.driver.control import backlog
@@ -31,10 +31,11 @@ from deltatap.driver.pacer import Pacer
 from deltatap.driver.progress import snapshot
 from deltatap.messages import Control, Heartbeat
 from deltatap.state import RunState
-from tests.simulation import Simulation, start_simulator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.simulation import Simulation
 OUT, PAGE = Path("data/bench-scaling.json"), Path("docs/scaling.md")
 WORKERS, STREAMS, ROUNDS = (1, 2, 4), 128, 8
 KINDS = {
@@ -130,7 +131,7 @@ def main() -> None:
     console = Console()
     numbers = [int(number) for number in sys.argv[1:] if number.isdecimal()] or list(WORKERS)
     found: dict[str, dict[str, float]] = {}
-    with start_simulator(*EVEN) as simulator:
+    with simulating(*EVEN) as simulator:
         for number in numbers:
             with console.status(f"{number} workers"):
                 found[str(number)] = with_workers(number, simulator)

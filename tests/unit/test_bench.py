@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import socket
+import sys
+import time
 
 import pytest
 
@@ -14,6 +17,7 @@ from bench.peers import times, true_times
 from bench.processes import spent
 from bench.simulators import CHUNKS_S
 from bench.truth import Measured, busy, errors, full
+from bench.witness import Witness, witness
 
 
 def test_errors_compare_measured_times_with_the_record() -> None:
@@ -42,6 +46,32 @@ def test_chunks_that_share_a_read_are_left_out() -> None:
     found = errors([Measured("a", [200.0, 200.0, 300.0, 400.0, 507.0], 1.0, [0, 0, 1, 2, 3])], calls)
     assert math.isnan(found["TTFT error p50"])
     assert found["gap error p50"] == pytest.approx(3.5)  # of 0 and 7
+
+
+def test_a_witness_returns_the_last_data_before_a_moment() -> None:
+    seen = Witness()
+    for port, at in ((7, 1.0), (7, 1.5), (8, 1.7), (7, 3.0)):
+        seen.saw(port, at)
+    assert [seen.arrived(7, by) for by in (0.9, 1.0, 2.9, 3.1)] == [None, 1.0, 1.5, 3.0]
+    assert seen.arrived(9, 5.0) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="packet sockets are Linux's")
+def test_a_witness_sees_data_reach_a_socket() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, witness(server.getsockname()[1]) as seen:
+        if seen is None:
+            pytest.skip("needs CAP_NET_RAW")
+        with socket.create_connection(server.getsockname()) as client, server.accept()[0] as served:
+            before = time.monotonic()
+            client.sendall(b"request")
+            served.recv(100)
+            served.sendall(b"answer")
+            client.recv(100)
+            port, until = client.getsockname()[1], time.monotonic() + 10
+            while (at := seen.arrived(port, time.monotonic())) is None:
+                assert time.monotonic() < until
+                time.sleep(0.001)
+    assert 0 <= at - before + 1e-4 < 0.1  # 1e-4 s: the offset between the clocks is as exact as this
 
 
 def test_the_load_is_scaled_to_the_machine() -> None:

@@ -174,6 +174,7 @@ class Simulator:
             path=path,
             model=str(body["model"]),
             started=started,
+            port=scope["client"][1],
             streamed=body.get("stream") is True,
             bearer_sha256=hashlib.sha256(key.encode()).hexdigest() if key else None,
         )

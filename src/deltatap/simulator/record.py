@@ -43,7 +43,8 @@ class Call:
         finish_reasons: of each choice, in OpenAI's terms.
         usage: as reported, with the field names of chat completions.
         ended: done, refused, broken (by a fault), or client_gone.
-        started: when the request had arrived.
+        started: when the simulator had read the request. On a busy machine, the request had arrived some ms before.
+        port: of the client.
         began: when the simulator began to generate the answer; 0 if it did not.
         bearer_sha256: sha256 of the API key; None if the request had none.
     """
@@ -55,6 +56,7 @@ class Call:
     model: str
     attempt: int
     started: float
+    port: int = 0
     began: float = 0.0
     fault: str | None = None
     http_status: int = 0
