@@ -87,6 +87,7 @@ class StreamSocket:
 
     __slots__ = (
         "_encryption",
+        "_handed",
         "_loop",
         "_owner",
         "_plain",
@@ -106,6 +107,7 @@ class StreamSocket:
         # Data to encrypt, data to send, and the callback for the moment when all of it is in the send buffer.
         self._plain = self._unsent = _NOTHING
         self._taken: Callable[[float], None] | None = None
+        self._handed = 0.0
         self._waiting = False
         self._loop.add_reader(stream, self._readable)
 
@@ -124,8 +126,8 @@ class StreamSocket:
 
         Args:
             data: what to send; one at a time.
-            taken: gets the monotonic time at which the send buffer had taken the last byte. That may be at once. It is
-                not called if the connection ends before.
+            taken: gets the monotonic time at which the last byte was handed to the send buffer, which had room for it.
+                That may be at once. It is not called if the connection ends before.
         """
         self._taken = taken
         if self._encryption is None:
@@ -213,8 +215,10 @@ class StreamSocket:
                 # A renegotiation may hold the rest back.
                 if self._taken is not None and not self._plain:
                     taken, self._taken = self._taken, None
-                    taken(_perf_counter())
+                    taken(self._handed)
                 return
+            # Before the call, which never blocks: after it, a busy process may wait for the GIL for many ms.
+            self._handed = _perf_counter()
             try:
                 sent = stream.send(self._unsent)
             except (BlockingIOError, InterruptedError):
