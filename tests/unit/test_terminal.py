@@ -49,7 +49,8 @@ def test_runs_have_a_line_each_and_their_reasons_below() -> None:
         terminal.show_runs, [RUN, RUN | {"run_id": "r2", "reason": None}], {}, {}, NOW, width=90
     ).splitlines()
     assert lines[2].split() == ["r1", "stopped", "11-21", "06:30", "1,234/2,000", "5", "1.5000"]
-    assert lines[4:] == ["r1: stopped by [you]"]
+    assert lines[4].split() == ["together", "3.0000"]
+    assert lines[5:] == ["r1: stopped by [you]"]
 
 
 def test_runs_fit_into_80_columns() -> None:
@@ -65,6 +66,7 @@ def test_runs_fit_into_80_columns() -> None:
         [run["run_id"], "completed", *values, "0.0003"],
         [run["run_id"], "budget_", *values, "12.3456"],
         ["exhausted"],
+        ["together", "12.3459"],
     ]
 
 
@@ -87,16 +89,19 @@ def test_a_run_without_a_heartbeat_is_probably_dead(silent: timedelta, note: str
     run = RUN | {"status": "running", "reason": None, "heartbeat_at": NOW - silent}
     ended = run | {"run_id": "ended", "status": "completed"}
     expected = f"r1: running, but {note}: its driver is probably dead; the next capture closes this run"
-    assert printed(terminal.show_runs, [run, ended], {}, {}, NOW).splitlines()[4:] == ([expected] if note else [])
+    assert printed(terminal.show_runs, [run, ended], {}, {}, NOW).splitlines()[5:] == ([expected] if note else [])
 
 
-def test_labels_and_good_requests_have_a_line_for_each_run() -> None:
+def test_labels_and_good_requests_share_a_line_for_each_run_and_costs_add_up() -> None:
     runs = [RUN | {"run_id": name, "reason": None} for name in ("r1", "r2", "r3")]
     runs[1]["labels"] = {"night": "Tue", "zone": "[b]"}
-    good, slo = {"r3": (1299, 1396), "r1": (0, 3)}, {"ttft_ms": 1500.0, "e2e_ms": 0.5}
-    assert printed(terminal.show_runs, runs, good, slo, NOW).splitlines()[5:] == [
-        "r2: night=Tue, zone=[b]",
+    runs[0]["cost_usd"], runs[1]["cost_usd"], runs[2]["cost_usd"] = 0.25, None, 1.5
+    good, slo = {"r3": (1299, 1396), "r2": (7, 7), "r1": (0, 3)}, {"ttft_ms": 1500.0, "e2e_ms": 0.5}
+    _, _, *lines = printed(terminal.show_runs, runs, good, slo, NOW).splitlines()
+    assert lines[3].split() == ["together", "1.7500"]
+    assert lines[4:] == [
         "r1: 0/3 requests good",
+        "r2: night=Tue, zone=[b], 7/7 requests good",
         "r3: 1,299/1,396 requests good",
         "good: completed with ttft_ms at most 1,500, e2e_ms at most 0.5 (analysis.slo)",
     ]
@@ -135,13 +140,14 @@ def test_summary_of_one_mode_leaves_the_mode_out() -> None:
     ]
     assert "all of them: `deltatap failures r1`" in lines
     options = " --set captures.table=c"
-    lines = printed(terminal.show_summary, RUN, [failed[0] | {"example": "-q"}], [], [], options).splitlines()
+    lines = printed(terminal.show_summary, RUN, [failed[0] | {"example": "-q"}], [], [], None, options).splitlines()
     assert lines[-2:] == [
         f"failed, timeout: for example `deltatap show{options} -- -q`",
         f"all of them: `deltatap failures{options} r1`",
     ], "no row completed"
     models = [{"model": "a", "cost_usd": 0.25}, {"model": "b[1]", "cost_usd": 1.25}, {"model": "c", "cost_usd": None}]
     assert "cost by model" not in printed(terminal.show_summary, RUN, [outcome], [times], models[:1])
+    assert "5/6 requests good (analysis.slo)\n" in printed(terminal.show_summary, RUN, [outcome], [times], [], (5, 6))
     text = printed(terminal.show_summary, RUN, [outcome], [times], models)
     assert "cost by model: b[1] $1.2500, a $0.2500, c no price" in text.splitlines()
     both = printed(terminal.show_summary, RUN, [outcome, outcome | {"mode": "complete"}], [times], [])

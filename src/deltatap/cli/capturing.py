@@ -72,7 +72,7 @@ def capture(
         for line in misspelled(spark, settings):
             say(console, line, "warning")
         return OK
-    from deltatap.analysis.queries import summarize  # noqa: PLC0415
+    from deltatap.analysis.queries import good_requests, summarize  # noqa: PLC0415
     from deltatap.delta.reader import SparkReader  # noqa: PLC0415
     from deltatap.driver.run import run as run_capture  # noqa: PLC0415
     from deltatap.terminal import show_summary  # noqa: PLC0415
@@ -82,8 +82,9 @@ def capture(
     row = ended.row
     for note in ended.notes:
         say(console, note)
-    found = summarize(SparkReader(spark), settings, row["run_id"])
-    show_summary(console, row, *found, given("captures", "runs", "analysis"))
+    tables, run_id = SparkReader(spark), row["run_id"]
+    good = good_requests(tables, settings, [run_id]).get(run_id)
+    show_summary(console, row, *summarize(tables, settings, run_id), good, given("captures", "runs", "analysis"))
     if ended.failed:
         say(console, f"the run failed: {row['reason']}", "problem")
     elif row["reason"]:

@@ -19,13 +19,14 @@ from deltatap.driver.control import working
 from deltatap.prices import money
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from rich.console import Console, RenderableType
 
     from deltatap.messages import Heartbeat
 
-LINE_EVERY_S = 30.0
+# Without a terminal, a line follows after 4 s, 8 s, 16 s and so on; later, every 30 s.
+FIRST_LINE_S, LINE_EVERY_S = 4.0, 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +129,11 @@ def _wait(alive: Sequence[Heartbeat], cool_s: float) -> tuple[float, str]:
 
 
 class Display:
-    """Shows snapshots: as a live bar in a terminal, else as a plain line every :data:`LINE_EVERY_S`."""
+    """Shows snapshots: as a live bar in a terminal, else as plain lines, at most every :data:`LINE_EVERY_S`."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         """Show nothing until the display is entered."""
-        self._console = console
+        self._console, self._clock = console, clock
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
         self._bar = Progress(
             TextColumn("[bold]capture"),
@@ -143,8 +144,8 @@ class Display:
             console=console,
         )
         self._task = self._bar.add_task("capture", total=None)
-        self._started = time.monotonic()
-        self._shown_at = self._started
+        self._started = clock()
+        self._due_s = FIRST_LINE_S
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -157,12 +158,12 @@ class Display:
 
     def update(self, now: Snapshot, *, note: str | None = None) -> None:
         """Show a snapshot, followed by a note."""
-        elapsed = time.monotonic() - self._started
+        elapsed = self._clock() - self._started
         if self._live is not None:
             self._bar.update(self._task, completed=now.done, total=now.owed)
             self._live.update(_shown(self._bar, now, elapsed, note))
-        elif time.monotonic() - self._shown_at >= LINE_EVERY_S:
-            self._shown_at = time.monotonic()
+        elif elapsed >= self._due_s:
+            self._due_s = elapsed + min(elapsed, LINE_EVERY_S)
             self._console.print(line(now, elapsed, note), markup=False, highlight=False, soft_wrap=True)
 
 

@@ -46,16 +46,19 @@ def show_runs(
             *("" if row[name] is None else f"{row[name]:,}" for name in ("interrupted", "failed")),
             "" if row["cost_usd"] is None else money(row["cost_usd"]),
         )
+    costs = [row["cost_usd"] for row in runs if row["cost_usd"] is not None]
+    if len(costs) > 1:
+        table.add_row("together", "", "", "", "", "", money(sum(costs)))
     console.print(table)
     for row in runs:
         if note := row["reason"] or _silence(row, now):
             line(console, f"{row['run_id']}: {note}")
     for row in runs:
-        if row["labels"]:
-            line(console, f"{row['run_id']}: {', '.join(f'{name}={value}' for name, value in row['labels'].items())}")
-    for row in runs:
+        facts = [f"{name}={value}" for name, value in (row["labels"] or {}).items()]
         if row["run_id"] in good:
-            line(console, "{}: {:,}/{:,} requests good".format(row["run_id"], *good[row["run_id"]]))
+            facts.append("{:,}/{:,} requests good".format(*good[row["run_id"]]))
+        if facts:
+            line(console, f"{row['run_id']}: {', '.join(facts)}")
     if good:
         bounds = ", ".join(f"{name} at most {bound:,.10g}" for name, bound in slo.items())
         line(console, f"good: completed with {bounds} (analysis.slo)", style="dim")
@@ -89,6 +92,7 @@ def show_summary(
     outcomes: Sequence[Mapping[str, Any]],
     times: Sequence[Mapping[str, Any]],
     models: Sequence[Mapping[str, Any]],
+    good: tuple[int, int] | None = None,
     options: str = "",
 ) -> None:
     """Print the summary of a run, and what to do next.
@@ -99,6 +103,7 @@ def show_summary(
         outcomes: its rows, counted, from ``queries.summarize``.
         times: quantiles of its times, from there.
         models: the cost of its models, from there.
+        good: its good and its sent requests, from ``queries.good_requests``; None without bounds in ``analysis.slo``.
         options: to append to commands that read the same tables.
     """
     if not outcomes:
@@ -118,6 +123,8 @@ def show_summary(
     console.print(counts)
     _show_times(console, times, several_modes=several_modes)
     _show_late(console, times, _less_busy(run, outcomes))
+    if good is not None:
+        line(console, "{:,}/{:,} requests good (analysis.slo)".format(*good))
     cost = "no price" if run["cost_usd"] is None else f"${money(run['cost_usd'])}"
     tokens = f"{run['input_tokens']:,} input tokens, {run['output_tokens']:,} output tokens"
     line(console, f"{run['requests']:,} call{'s' * (run['requests'] != 1)}, {tokens}, {cost}")

@@ -101,6 +101,18 @@ def test_the_live_display_in_a_terminal() -> None:
         assert text in output.getvalue()
 
 
+def test_lines_of_a_log_come_soon_at_first_and_then_every_thirty_seconds() -> None:
+    output, now = io.StringIO(), 100.0
+    shown = []
+    with Display(Console(file=output, width=200), clock=lambda: now) as display:
+        for second in range(130):
+            now, before = 100.0 + second, len(output.getvalue())
+            display.update(Snapshot(500, {"completed": second}))
+            if len(output.getvalue()) > before:
+                shown.append(second)
+    assert shown == [4, 8, 16, 32, 62, 92, 122]
+
+
 def test_a_worker_that_has_ended_has_no_open_streams() -> None:
     beats = [
         Heartbeat(1, "00000-000001-a", 9, open=5, ended=True, ttft_ms=900.0),
