@@ -40,23 +40,29 @@ def settings_in(folder: Path, **sections: Any) -> Settings:  # noqa: ANN401 - an
     return load_settings(tables | rest | sections)
 
 
-def settings_of(folder: Path, base_url: str, streams: int, workers: int = 1) -> Settings:
-    """Settings for a job with a number of streams, shared by a number of workers."""
+def settings_of(folder: Path, base_url: str, streams: int, workers: int = 1, where: str = "workers") -> Settings:
+    """Settings for a job with a number of streams, shared by a number of workers, or by none: all in the driver."""
     return settings_in(
         folder,
         endpoint={"base_url": base_url, "api_key": None, "model": MODEL, "name": "sim"},
         request={},
-        capture={"concurrency": streams, "streams_per_worker": streams // workers},
+        capture={"concurrency": streams, "streams_per_worker": streams // workers, "where": where},
     )
 
 
 def job(
-    spark: SparkSession, folder: Path, base_url: str, streams: int, requests: int, workers: int = 1
+    spark: SparkSession,
+    folder: Path,
+    base_url: str,
+    streams: int,
+    requests: int,
+    workers: int = 1,
+    where: str = "workers",
 ) -> dict[str, Any]:
     """Run a capture of this many requests and read the result from Delta."""
     query = f"SELECT concat('r', id) AS request_id, concat('Prompt ', id) AS prompt FROM range({requests})"
     spark.sql(query).coalesce(1).write.format("delta").save(str(folder / "prompts"))
-    settings = settings_of(folder, base_url, streams, workers)
+    settings = settings_of(folder, base_url, streams, workers, where)
     ready = time.monotonic()
     ended = run(settings, spark, preflight(settings), Console(file=sys.stderr))
     closed = time.monotonic()

@@ -109,11 +109,14 @@ class Capture(Section):
     """Which requests are captured, and how: the concurrency, and how often a request is retried.
 
     Attributes:
+        where: workers: in a pandas UDF, in Spark's Python workers; driver: in the process of the driver.
         reuse: call identical requests once, within the run and from earlier completed rows.
         arrivals: when requests start; None: as soon as a stream is free.
+        follow_s: look for new prompts this often after the run, and capture them; None: end after the run.
     """
 
     mode: Literal["stream", "complete", "paired"] = "stream"
+    where: Literal["workers", "driver"] = "workers"
     owed: Literal["new", "all"] = "new"
     concurrency: PositiveInt = 64
     streams_per_worker: PositiveInt = 256
@@ -125,6 +128,7 @@ class Capture(Section):
     max_broken: PositiveInt = 2
     max_runs: PositiveInt = 3
     retry_for_s: Annotated[float, Field(ge=0)] = 600
+    follow_s: Seconds | None = None
     keep_interrupted: bool = False
     keep_raw: bool = False
     fail_above_error_rate: Rate = 0.5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,12 +23,14 @@ from deltatap.cli.runner import (
 from deltatap.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
+    from pyspark.sql import SparkSession
     from rich.console import Console
 
     from deltatap.config import Settings
     from deltatap.driver.load import Loaded
+    from deltatap.driver.run import Ended
 
 # How many invalid rows a load names.
 _BAD = 5
@@ -51,7 +53,8 @@ def capture(
 ) -> int:
     """Capture every prompt that has no final row yet.
 
-    The last line of the output is JSON: the run's id, status, counts and cost.
+    The last line of the output is JSON: the run's id, status, counts and cost. With capture.follow_s, there is such a
+    line after each run, and the last one is repeated at the end.
 
     Exit codes: 0, the run completed, was stopped on request, or used up a budget; 1, it failed; 2, the configuration is
     wrong, an optional package is missing, Spark cannot start, or another run is active, and no API call was made; 3,
@@ -72,13 +75,27 @@ def capture(
         for line in misspelled(spark, settings):
             say(console, line, "warning")
         return OK
+    spark = session(settings, console)
+    if settings.capture.follow_s is None:
+        from deltatap.driver.run import run as run_capture  # noqa: PLC0415
+
+        return _show_run(settings, spark, console, run_capture(settings, spark, prices, console))
+    from deltatap.driver.follow import follow  # noqa: PLC0415
+
+    codes = []
+    for ended in follow(settings, spark, prices, console, lambda text: say(console, text)):
+        codes.append(_show_run(settings, spark, console, ended))
+        last = ended.row
+    _print_row(last)
+    return FAILED if FAILED in codes else max(codes)
+
+
+def _show_run(settings: Settings, spark: SparkSession, console: Console, ended: Ended) -> int:
+    """Print a run's notes, its summary, and its row as JSON. Returns the exit code."""
     from deltatap.analysis.queries import good_requests, summarize  # noqa: PLC0415
     from deltatap.delta.reader import SparkReader  # noqa: PLC0415
-    from deltatap.driver.run import run as run_capture  # noqa: PLC0415
     from deltatap.terminal import show_summary  # noqa: PLC0415
 
-    spark = session(settings, console)
-    ended = run_capture(settings, spark, prices, console)
     row = ended.row
     for note in ended.notes:
         say(console, note)
@@ -89,10 +106,15 @@ def capture(
         say(console, f"the run failed: {row['reason']}", "problem")
     elif row["reason"]:
         say(console, f"{row['reason']}; the next run continues from here")
-    print(json.dumps({name: row[name] for name in _LAST_LINE}))  # noqa: T201 - a line for programs: no wrapping, no colors
+    _print_row(row)
     if ended.failed:
         return FAILED
     return TOO_MANY_ERRORS if ended.failed_share > settings.capture.fail_above_error_rate else OK
+
+
+def _print_row(row: Mapping[str, Any]) -> None:
+    line = json.dumps({name: row[name] for name in _LAST_LINE})
+    print(line, flush=True)  # noqa: T201 - a line for programs: no wrapping, no colors
 
 
 @command(CAPTURE)

@@ -11,11 +11,12 @@ import socket
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from deltatap.delta import columns, tables
+from deltatap.driver.check_where import Level, compute_of, shared_folder_problem, verdict
 from deltatap.driver.needs import NETWORK, Checked, checked, price_need, prices_of, process_needs, table_needs
 from deltatap.errors import ConfigError, CredentialError, one_line
 from deltatap.http.client import EndpointClient
@@ -32,13 +33,8 @@ if TYPE_CHECKING:
     from deltatap.config import Settings
     from deltatap.http.credentials import Secrets
 
-Level = Literal["ok", "warning", "problem"]
 SPARK = ((4, 0), (4, 1), (4, 2))
 _FOUND = tuple(columns.Column(name, columns.STRING, "") for name in ("host", "need", "problem"))
-_SERVERLESS = (
-    "serverless compute: UDFs have no network access there, so nothing can be captured; "
-    "use a classic cluster with dedicated access"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +70,7 @@ def check(settings: Settings, session: Callable[[], SparkSession]) -> Iterator[F
     spark = session()
     yield _runtime(spark)
     yield from _tables(spark, settings)
-    yield from _workers(spark, settings)
+    yield from _where(spark, settings)
     if reachable:
         yield _models(settings)
     else:
@@ -104,8 +100,6 @@ def _price(settings: Settings) -> Iterator[Finding]:
 def _runtime(spark: SparkSession) -> Finding:
     runtime = os.environ.get("DATABRICKS_RUNTIME_VERSION", "")
     version = f"Spark {spark.version}" + (f", Databricks {runtime}" if runtime else "")
-    if os.environ.get("IS_SERVERLESS", "").upper() == "TRUE" or runtime.startswith("client."):
-        return Finding("runtime", "problem", _SERVERLESS)
     if tuple(int(part) for part in spark.version.split(".")[:2]) not in SPARK:
         return Finding("runtime", "problem", f"{version}: expected Spark 4.0, 4.1 or 4.2")
     return Finding("runtime", "ok", version)
@@ -125,6 +119,21 @@ def _tables(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
             yield Finding(name, "problem", f"{name}.table: {table}: cannot be written: {one_line(error)}")
         else:
             yield Finding(name, "ok", f"{table}: can be written")
+
+
+def _where(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
+    """Check the place of the capture, and what it needs of Spark."""
+    try:
+        level, detail = verdict(settings.capture, compute_of(spark))
+    except Exception as error:  # noqa: BLE001 - anything can keep a worker from starting
+        yield Finding("workers", "problem", one_line(error))
+        return
+    yield Finding("where", level, detail)
+    if settings.capture.where == "driver":
+        problem = shared_folder_problem(spark, settings)
+        yield from _findings("shared state folder, Spark", Checked((problem,) if problem else ()))
+    else:
+        yield from _workers(spark, settings)
 
 
 def _workers(spark: SparkSession, settings: Settings) -> Iterator[Finding]:

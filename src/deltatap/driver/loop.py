@@ -1,12 +1,13 @@
-"""The control loop: while a Spark job captures a plan, read the heartbeats, decide what may start, and publish it.
+"""The control loop: while a plan is captured, read the heartbeats, decide what may start, and publish it.
 
-Knows the order of these steps, and when the Spark job is submitted again. Leaves the decisions to ``pacer.py``,
-``control.py`` and ``stopping.py``, and everything before and after the capture to ``run.py``.
+Knows the order of these steps, where the plan is captured, and when that is tried again. Leaves the decisions to
+``pacer.py``, ``control.py`` and ``stopping.py``, and everything before and after the capture to ``run.py``.
 """
 
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from deltatap.driver import control, runs
@@ -18,8 +19,9 @@ from deltatap.driver.stopping import Shutdown, Stop, all_refused, give_up, notes
 from deltatap.errors import one_line
 from deltatap.http.credentials import read_secrets
 from deltatap.messages import POLL_S, Control
+from deltatap.model import RunStatus
 from deltatap.udf import part_udf
-from deltatap.worker.attempt import CaptureTask
+from deltatap.worker.attempt import CaptureTask, capture_part
 from deltatap.worker.journal import has_output
 from deltatap.worker.retry import longest_s
 
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
 
 # A cancelled job's Python worker may run for 3 s more (spark.python.task.killTimeout) and journal captures.
 _KILLED_S = 4.0
+# What captures a plan, by `capture.where`, and what happens if it does not complete.
+_TRY = {"workers": ("Spark job", "submitting it again"), "driver": ("attempt", "starting another one")}
 
 
 class CaptureLoop:
@@ -64,6 +68,7 @@ class CaptureLoop:
         """
         self._run, self._plan, self._renewal = run, plan, renewal
         self._signalled, self._ends_at = signalled, ends_at
+        self._where = run.settings.capture.where
         self._pacer = Pacer(run.settings.bounds, plan.spent)
         self._shutdown = Shutdown(run.settings.timeouts.grace_s, run.settings.timeouts.total_s)
         self._opening = None if plan.calls is None else control.Opening(len(plan.calls))
@@ -72,7 +77,7 @@ class CaptureLoop:
         self.notes: list[str] = []
 
     def capture(self, threads: Sequence[Periodic], drain: Callable[[], None]) -> Stop | None:
-        """Submit the Spark job until everything is captured or the run stops.
+        """Try to capture the plan until everything is captured or the run stops.
 
         Args:
             threads: the background threads whose errors stop the run.
@@ -86,9 +91,14 @@ class CaptureLoop:
             while self._shutdown.stop is None:
                 job = Background("capture", self._submit)
                 submissions += 1
-                while job.is_alive():
-                    self._turn(threads, display)
-                    job.join(POLL_S)
+                try:
+                    while job.is_alive():
+                        self._turn(threads, display)
+                        job.join(POLL_S)
+                except BaseException:
+                    # This process may live on, as a notebook's does, and the job with it.
+                    self._order_stop()
+                    raise
                 self._turn(threads, display)
                 if self._shutdown.interrupted:
                     time.sleep(_KILLED_S)
@@ -99,22 +109,34 @@ class CaptureLoop:
                 if job.error is None and len(self._plan.files.landed()) + unsent >= self._plan.requests:
                     break
                 why = one_line(job.error) if job.error else "captures are missing"
-                self._shutdown.begin(give_up(submissions, why), time.monotonic())
+                what, again = _TRY[self._where]
+                self._shutdown.begin(give_up(submissions, why, what), time.monotonic())
                 if self._shutdown.stop is None:
-                    self._run.say(
-                        f"Spark job {submissions} did not complete: {why}; submitting it again", style="yellow"
-                    )
+                    self._run.say(f"{what} {submissions} did not complete: {why}; {again}", style="yellow")
         return self._shutdown.stop
 
     def _submit(self) -> None:
-        """Run one action over the paid UDF. Captures go to the journal; tasks skip captures that exist already."""
+        """Capture all parts: in one action over the paid UDF, or here, in a thread of the driver.
+
+        Captures go to the journal. Attempts skip captures that exist already.
+        """
         run = self._run
         secrets = read_secrets(run.settings.endpoint)
         task = CaptureTask(
             run.settings, run.prices, run.lease.run_id, run.state.folder, run.lease.epoch, secrets, self._plan.calls
         )
         parts = len(self._plan.files.part_files())
-        run.spark.range(0, parts, 1, parts).select(part_udf(task)("id").alias("receipt")).collect()
+        if self._where == "driver":
+            for part in range(parts):
+                capture_part(task, part)
+        else:
+            run.spark.range(0, parts, 1, parts).select(part_udf(task)("id").alias("receipt")).collect()
+
+    def _order_stop(self) -> None:
+        """Tell all attempts to stop, when nobody directs them any longer."""
+        run = self._run
+        with suppress(OSError):  # without new messages, they stop by themselves, but later
+            run.state.publish(Control(run.lease.epoch, next(run.beats), stop=RunStatus.FAILED))
 
     def _turn(self, threads: Sequence[Periodic], display: Display) -> None:
         """Read the heartbeats, decide, publish, and show the progress; twice a second."""
@@ -157,7 +179,8 @@ class CaptureLoop:
         if self._renewal is not None:
             self._renewal.counts = self._plan.counts(progress)
         display.update(progress, note=_stopping(stop, progress))
-        if self._shutdown.must_interrupt(now):
+        # A thread of this process cannot be interrupted, and it writes captures that are paid for: wait for it.
+        if self._where == "workers" and self._shutdown.must_interrupt(now):
             # This also cancels the Spark jobs of landing, which are repeated, and those of the lease. Spark's
             # interruptTag would spare them, but it does not reach jobs of other threads.
             run.spark.interruptAll()

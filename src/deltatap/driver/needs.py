@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import httpx2
 
+from deltatap.driver import where
 from deltatap.errors import ConfigError, CredentialError, DeltatapError
 from deltatap.http.credentials import credential_of
 from deltatap.http.proxy import ProxyError
@@ -23,6 +24,7 @@ from deltatap.http.tls import TlsError
 from deltatap.http.transport import Http1Transport
 from deltatap.prices import load_prices
 from deltatap.prompt_columns import COLUMNS
+from deltatap.spark.serverless import is_serverless
 from deltatap.state import RunState
 from deltatap.tokens import encoding, known_encoding
 
@@ -89,7 +91,7 @@ def preflight(settings: Settings) -> Prices:
     Raises:
         ConfigError: with all problems of all needs.
     """
-    require([*process_needs(settings), price_need(settings)])
+    require([where_need(settings), *process_needs(settings), price_need(settings)])
     return prices_of(settings)
 
 
@@ -106,6 +108,16 @@ def process_needs(settings: Settings, secrets: Secrets | None = None) -> list[Ne
         Need("state folder", lambda: _state_folder(settings)),
         Need(NETWORK, lambda: _network(settings, secrets)),
     ]
+
+
+def where_need(settings: Settings) -> Need:
+    """Whether calls can be made where the settings say."""
+
+    def check() -> None:
+        if (problem := where.impossible(settings.capture, serverless=is_serverless())) is not None:
+            raise ConfigError([problem])
+
+    return Need("where", check)
 
 
 def price_need(settings: Settings) -> Need:

@@ -26,10 +26,11 @@ from deltatap.errors import ConfigError, is_of_spark, one_line
 from deltatap.prices import exact_usd
 from deltatap.prompt_columns import COLUMNS
 from deltatap.prompts import build_request
+from deltatap.spark.serverless import is_serverless
 from deltatap.spark.slots import slots
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from pyspark.sql import DataFrame, SparkSession
 
@@ -164,25 +165,28 @@ def _in_modes(found: DataFrame, settings: Settings) -> DataFrame:
 class Building:
     """Builds the requests of the prompts that are not known to be settled.
 
-    They are kept on disk, unless captures has no rows yet.
+    They are kept on disk, unless captures has no rows yet. Serverless compute cannot keep them, so it builds them again
+    when it needs them again.
 
     On a cold Spark, planning this query takes as long as committing a lease, so a thread plans it while the lease is
     acquired. The query itself runs when the requests are used, because its tasks would delay the lease. A settled
     request stays settled, and :func:`owed_requests` leaves out the requests that are settled in the meantime.
 
     Attributes:
-        slots: how many tasks can run at once; known after :meth:`wait`.
+        slots: how many tasks can run at once; known after :meth:`wait`, and only if the workers capture.
+        after: as in :func:`owed_requests`.
     """
 
-    def __init__(self, spark: SparkSession, settings: Settings, run_id: str | None) -> None:
+    def __init__(self, spark: SparkSession, settings: Settings, run_id: str | None, after: Sequence[str] = ()) -> None:
         """Begin to plan the query.
 
         Args:
             spark: the session.
             settings: of the run.
             run_id: the run, if it is known already.
+            after: as in :func:`owed_requests`.
         """
-        self._spark, self._settings, self._run_id = spark, settings, run_id
+        self._spark, self._settings, self._run_id, self.after = spark, settings, run_id, tuple(after)
         self.slots = 0
         self._frame: DataFrame | None = None
         self._thread = Background("building", self._plan)
@@ -201,23 +205,25 @@ class Building:
     def close(self) -> None:
         """Release the requests."""
         self._thread.join()
-        if self._frame is not None:
+        if self._frame is not None and not is_serverless():
             self._frame.unpersist()
 
     def _plan(self) -> None:
-        self.slots = slots(self._spark)
+        if self._settings.capture.where == "workers":
+            self.slots = slots(self._spark)
         prompts = sampled(hashed(source(self._spark, self._settings), self._settings), self._settings)
         if _nothing_captured(self._spark, self._settings):
             self._frame = requests(prompts, self._settings)
         else:
-            unsettled = changed(prompts, self._rows(), self._settings)
-            self._frame = requests(unsettled, self._settings).persist(StorageLevel.DISK_ONLY)
+            built = requests(changed(prompts, self._rows(), self._settings), self._settings)
+            self._frame = built if is_serverless() else built.persist(StorageLevel.DISK_ONLY)
 
     def _rows(self) -> DataFrame:
         captures = _captures(self._spark, self._settings)
         if self._settings.capture.owed == "new":
             return captures
-        return captures.where(F.lit(False) if self._run_id is None else F.col("run_id") == self._run_id)
+        known = self.after if self._run_id is None else (self._run_id, *self.after)
+        return captures.where(F.col("run_id").isin(*known))
 
 
 def _nothing_captured(spark: SparkSession, settings: Settings) -> bool:
@@ -237,7 +243,13 @@ def _captures(spark: SparkSession, settings: Settings) -> DataFrame:
 
 @contextmanager
 def owed_requests(
-    spark: SparkSession, settings: Settings, run_id: str, building: Building | None = None, *, settled: int = 0
+    spark: SparkSession,
+    settings: Settings,
+    run_id: str,
+    building: Building | None = None,
+    *,
+    settled: int = 0,
+    after: Sequence[str] = (),
 ) -> Iterator[DataFrame]:
     """The requests without a final row, in each mode that is captured, each with the earlier calls of this run.
 
@@ -247,20 +259,22 @@ def owed_requests(
         run_id: the run.
         building: builds the requests, if that has begun already.
         settled: how many final rows the run has, from its earlier starts; ``capture.limit`` counts them.
+        after: other runs, whose rows settle their requests whatever their status; those of `building`, if given.
 
     Raises:
         ConfigError: if Spark cannot read the prompts, also while the caller uses the requests.
     """
-    building = building or Building(spark, settings, run_id)
+    building = building or Building(spark, settings, run_id, after)
     try:
         built = building.wait()
         if _nothing_captured(spark, settings):
             retries = F.lit(None).cast(_RETRIES)
             found = _in_modes(built, settings).withColumn("retries", retries)
         else:
-            # Once Spark knows how few requests there are, it looks them up without moving the rows of all others.
-            built.count()
-            found = _unsettled(built, _captures(spark, settings), settings, run_id)
+            if not is_serverless():
+                # Once Spark knows how few requests there are, it looks them up without moving the rows of all others.
+                built.count()
+            found = _unsettled(built, _captures(spark, settings), settings, run_id, building.after)
         found = found.select(*(column.name for column in columns.OWED))
         limit = settings.capture.limit
         yield found if limit is None else found.orderBy("request_id", "mode").limit(max(0, limit - settled))
@@ -272,12 +286,14 @@ def owed_requests(
         building.close()
 
 
-def _unsettled(built: DataFrame, captures: DataFrame, settings: Settings, run_id: str) -> DataFrame:
+def _unsettled(
+    built: DataFrame, captures: DataFrame, settings: Settings, run_id: str, after: Sequence[str]
+) -> DataFrame:
     capture = settings.capture
     key = ["request_id", "request_hash", "mode"]
     ours = captures.where(F.col("run_id") == run_id)
-    rows = ours if capture.owed == "all" else captures
-    final = F.expr(final_sql("c", keep_interrupted=capture.keep_interrupted))
+    rows = captures.where(F.col("run_id").isin(run_id, *after)) if capture.owed == "all" else captures
+    final = F.expr(final_sql("c", keep_interrupted=capture.keep_interrupted)) | F.col("run_id").isin(*after)
     broken = F.expr("c.status = 'interrupted' AND NOT c.error.type <=> 'cancelled'")
     settled = (
         rows.join(built.select("request_id"), "request_id", "left_semi")

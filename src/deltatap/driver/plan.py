@@ -132,10 +132,12 @@ def announce(run: ActiveRun, plan: Plan, slots: int) -> list[str]:
     """
     settings, capture, notes = run.settings, run.settings.capture, []
     if plan.tasks * capture.streams_per_worker < capture.concurrency:
-        notes.append(
-            f"{slots} task slots allow {plan.tasks} capture tasks of {capture.streams_per_worker} streams each: "
-            f"fewer streams than capture.concurrency={capture.concurrency}"
+        allowed = (
+            f"the driver holds capture.streams_per_worker={capture.streams_per_worker} streams (capture.where: driver)"
+            if capture.where == "driver"
+            else f"{slots} task slots allow {plan.tasks} capture tasks of {capture.streams_per_worker} streams each"
         )
+        notes.append(f"{allowed}: fewer streams than capture.concurrency={capture.concurrency}")
     if plan.reused:
         run.say(f"run {run.lease.run_id}: {plan.reused:,} requests reuse answers of earlier rows (capture.reuse)")
     if not plan.requests:
@@ -177,7 +179,12 @@ def _too_fast(settings: Settings) -> Iterator[str]:
 
 
 def task_count(settings: Settings, slots: int) -> int:
-    """How many capture tasks to run: enough for the streams, but one slot stays free for landing."""
+    """How many capture tasks to run: enough for the streams, but one slot stays free for landing.
+
+    One in the driver: two event loops in one process would only delay each other.
+    """
+    if settings.capture.where == "driver":
+        return 1
     needed = math.ceil(settings.capture.concurrency / settings.capture.streams_per_worker)
     return max(1, min(needed, slots - 1))
 

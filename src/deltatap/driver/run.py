@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 import uuid
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,7 +36,7 @@ from deltatap.model import RunStatus
 from deltatap.state import RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from pyspark.sql import SparkSession
     from rich.console import Console
@@ -72,8 +72,24 @@ class Ended:
         return (self.row["failed"] or 0) / rows if rows else 0.0
 
 
-def run(settings: Settings, spark: SparkSession, prices: Prices, console: Console) -> Ended:
+def run(
+    settings: Settings,
+    spark: SparkSession,
+    prices: Prices,
+    console: Console,
+    *,
+    after: Sequence[str] = (),
+    signalled: threading.Event | None = None,
+) -> Ended:
     """Run a capture from start to end. Call :func:`deltatap.driver.needs.preflight` first; it returns the prices.
+
+    Args:
+        settings: of the run.
+        spark: the session.
+        prices: of the models.
+        console: where the run prints.
+        after: other runs. A request with a row in one of them is not sent, whatever the row's status.
+        signalled: set when a signal asks the run to stop; None: the run handles signals itself.
 
     Raises:
         ConfigError: before any call is made.
@@ -85,32 +101,39 @@ def run(settings: Settings, spark: SparkSession, prices: Prices, console: Consol
     try:
         with console.status("checking the tables"):
             require(table_needs(spark, settings))
-        return _run_alone(settings, spark, prices, console)
+        return _run_alone(settings, spark, prices, console, after, signalled)
     finally:
         # If the process ends while Spark still starts them, Spark prints a stack trace.
         python.join(_PYTHON_START_S)
 
 
-def _run_alone(settings: Settings, spark: SparkSession, prices: Prices, console: Console) -> Ended:
+def _run_alone(
+    settings: Settings,
+    spark: SparkSession,
+    prices: Prices,
+    console: Console,
+    after: Sequence[str],
+    signalled: threading.Event | None,
+) -> Ended:
     """Take the lease, and run."""
     new_id = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{uuid.uuid4().hex[:6]}"
-    building = Building(spark, settings, settings.run.id)
+    building = Building(spark, settings, settings.run.id, after)
     try:
         captures = guard(spark, settings)
         with locked(captures.folder) as alone:
             lease = leases.acquire(spark, settings, new_id, captures=captures, alone=alone)
-            return _run_with_lease(ActiveRun.of(settings, spark, console, prices, lease), building)
+            return _run_with_lease(ActiveRun.of(settings, spark, console, prices, lease), building, signalled)
     finally:
         building.close()
 
 
-def _run_with_lease(run: ActiveRun, building: Building) -> Ended:
+def _run_with_lease(run: ActiveRun, building: Building, signalled: threading.Event | None = None) -> Ended:
     try:
         _land_leftovers(run.spark, run.settings, run.lease)
         run.state.adopt()
         run.state.prepare()
-        with _signals() as signalled:
-            return _run_steps(run, building, signalled)
+        with signals() if signalled is None else nullcontext(signalled) as event:
+            return _run_steps(run, building, event)
     except LeaseLostError:
         raise
     except BaseException as error:
@@ -126,9 +149,9 @@ def _run_steps(run: ActiveRun, building: Building, signalled: threading.Event) -
     # Workers of an older epoch that are still running stop now, before their journal is read.
     run.state.publish(Control(run.lease.epoch, next(run.beats)))
     building.wait()
-    # With a single slot, the Spark jobs of these threads would wait until the capture ends. Then nothing renews the
-    # lease, and the journal lands after the capture.
-    concurrent = building.slots > 1
+    # If the capture takes the only slot, the Spark jobs of these threads would wait until it ends. Then nothing renews
+    # the lease, and the journal lands after the capture.
+    concurrent = run.settings.capture.where == "driver" or building.slots > 1
     landing = Landing.of(run.spark, run.settings, run.state)
     renewal = leases.Renewal(run.spark, run.settings, run.lease) if concurrent else None
     keepers = [] if renewal is None else [Periodic("lease", renewal.renew, every_s=leases.HEARTBEAT_S)]
@@ -227,7 +250,7 @@ def _land_leftovers(spark: SparkSession, settings: Settings, lease: Lease) -> No
 
 
 @contextmanager
-def _signals() -> Iterator[threading.Event]:
+def signals() -> Iterator[threading.Event]:
     """Set an event on SIGINT and SIGTERM. A second signal ends the process at once; the journal keeps its captures."""
     signalled = threading.Event()
 

@@ -117,16 +117,17 @@ def _checked(refusal: str) -> str:
     return f"{refusal}; {check}" if check else refusal
 
 
-def give_up(submissions: int, why: str) -> Stop | None:
-    """Decide whether to submit the capture again after a Spark job that left captures missing.
+def give_up(submissions: int, why: str, what: str) -> Stop | None:
+    """Decide whether to try the capture again after a Spark job or an attempt that left captures missing.
 
     Args:
-        submissions: how many Spark jobs have been submitted.
+        submissions: how many of them there were.
         why: what went wrong with the last one.
+        what: what they are, for the message.
     """
     if submissions < SUBMISSIONS:
         return None
-    return Stop(RunStatus.FAILED, f"the capture did not complete in {submissions} Spark jobs: {why}")
+    return Stop(RunStatus.FAILED, f"the capture did not complete in {submissions} {what}s: {why}")
 
 
 @dataclass(slots=True)

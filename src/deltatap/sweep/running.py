@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltatap.analysis.queries import newest_runs
 from deltatap.delta.reader import SparkReader
+from deltatap.driver import budget
 from deltatap.driver.owed import hashed, sampled
 from deltatap.driver.run import run
 from deltatap.driver.source import source
@@ -82,8 +83,8 @@ def sweep(
         if isinstance(step, Found):
             return Swept(name, tuple(points), step)
         number = len(done) + 1
-        used = stages.spent(row for row in its_runs if int(row["labels"][stages.STAGE]) != number)
-        if (reason := stages.used_up(settings, used)) is not None:
+        used = budget.spent(row for row in its_runs if int(row["labels"][stages.STAGE]) != number)
+        if (reason := budget.used_up(settings.budget, used)) is not None:
             return Swept(name, tuple(points), None, reason)
         say(f"sweep {name}, stage {number}: {step:,.10g} per second, {plan.requests(step):,} requests")
         ended = run(stages.stage_settings(settings, plan, name, number, step, used), spark, prices, console)

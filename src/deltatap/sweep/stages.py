@@ -17,6 +17,7 @@ from deltatap.analysis.queries import captures_sql
 from deltatap.analysis.sql import in_runs, measured_sql
 from deltatap.config import Arrivals, Run, Settings
 from deltatap.delta.reader import rows
+from deltatap.driver.budget import left
 from deltatap.errors import ConfigError
 from deltatap.model import RunStatus
 from deltatap.sweep.search import FEWEST, Found, Outcome, Range, next_rate
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 SWEEP, STAGE, RATE = "sweep", "stage", "rate"
 # The parts of the settings that make another experiment. A larger budget, for example, continues the same one.
 _JOB = {"prompts", "endpoint", "request", "capture", "timeouts", "limits"}
-_BUDGETS = ("requests", "tokens", "cost_usd", "runtime_s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,8 @@ def problems(settings: Settings) -> list[str]:
         found.append("analysis.slo: a sweep needs a bound, for example --set analysis.slo.ttft_ms=500")
     if capture.mode == "paired":
         found.append("capture.mode: expected stream or complete, found paired")
+    if capture.follow_s is not None:
+        found.append("capture.follow_s: expected null: a stage ends when its prompts have been captured")
     if capture.reuse:
         found.append("capture.reuse: expected false: every stage calls the same prompts")
     return found
@@ -139,26 +141,6 @@ def finished(stages: Sequence[Row]) -> list[Row]:
     return [row for row in stages if row["status"] == RunStatus.COMPLETED]
 
 
-def spent(stages: Iterable[Row]) -> dict[str, float]:
-    """What stages have used, by the name of the budget."""
-    used = dict.fromkeys(_BUDGETS, 0.0)
-    for row in stages:
-        used["requests"] += row["requests"] or 0
-        used["tokens"] += (row["input_tokens"] or 0) + (row["output_tokens"] or 0)
-        used["cost_usd"] += row["cost_usd"] or 0
-        used["runtime_s"] += ((row["finished_at"] or row["heartbeat_at"]) - row["started_at"]).total_seconds()
-    return used
-
-
-def used_up(settings: Settings, used: Mapping[str, float]) -> str | None:
-    """The budget that stages have used up, in words; None if something is left of each."""
-    for name in _BUDGETS:
-        budget = getattr(settings.budget, name)
-        if budget is not None and used[name] >= budget:
-            return f"budget.{name}: {budget:,.10g} is used up"
-    return None
-
-
 def stage_settings(
     settings: Settings, plan: Plan, sweep: str, number: int, rate: float, used: Mapping[str, float]
 ) -> Settings:
@@ -179,17 +161,12 @@ def stage_settings(
     # Stages at the same rate must not repeat the same times.
     arrivals = base.model_copy(update={"per_second": rate, "seed": (base.seed + number) % 2**63})
     capture = {"owed": "all", "limit": plan.requests(rate), "arrivals": arrivals}
-    left = {
-        name: budget - (round(used[name]) if isinstance(budget, int) else used[name])
-        for name in _BUDGETS
-        if (budget := getattr(settings.budget, name)) is not None
-    }
     labels = {**settings.run.labels, SWEEP: sweep, STAGE: str(number), RATE: f"{rate:.10g}"}
     return settings.model_copy(
         update={
             "run": Run(id=f"{sweep}-{number:02d}", labels=labels),
             "capture": settings.capture.model_copy(update=capture),
-            "budget": settings.budget.model_copy(update=left),
+            "budget": left(settings.budget, used),
         }
     )
 

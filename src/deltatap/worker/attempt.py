@@ -1,7 +1,7 @@
-"""One attempt at one part of the plan, in a Spark worker: read the owed requests, capture them, journal them.
+"""One attempt at one part of the plan: read the owed requests, capture them, journal them.
 
 A retried attempt finds the captures that are already paid for in this order: claim the part, read the journal, then
-read the landed rows. Plain Python: Spark only calls :func:`capture_part`.
+read the landed rows. Plain Python: Spark, or a thread of the driver, only calls :func:`capture_part`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CaptureTask:
-    """The input of an attempt. Spark pickles it into the UDF's closure; `secrets` are the only ones it may hold.
+    """The input of an attempt. Spark may pickle it into the UDF's closure; `secrets` are the only ones it may hold.
 
     Attributes:
         settings: the configuration.
@@ -85,7 +85,8 @@ def capture_part(task: CaptureTask, part: int) -> Receipt:
             credential.token()
     except (ConfigError, CredentialError) as error:
         # The driver has the credential or the file and this process does not: another attempt cannot succeed either.
-        fatal = f"{error} (in the Spark worker, which has the environment variables that Spark was started with)"
+        there = "in the Spark worker, which has the environment variables that Spark was started with"
+        fatal = f"{error} ({there})" if settings.capture.where == "workers" else str(error)
         state.beat(Heartbeat(epoch, claim, 0, fatal=fatal, ended=True))
         return Receipt(part, claim, 0, 0)
     # In this order: landing records rows before it deletes their files, so each row is found in at least one place.

@@ -1,4 +1,4 @@
-"""What a worker process needs before its first call: the context of its rows, a running engine, interpreter settings.
+"""What a process needs before its first call: the context of its rows, a running engine, interpreter settings.
 
 The job's attempts and the public UDF both start here. They decide what the engine captures and where captures go.
 """
@@ -72,8 +72,7 @@ def running_engine(
         deliver=deliver,
         share=share,
     )
-    with engine:
-        settle()
+    with engine, settled():
         yield engine
 
 
@@ -88,12 +87,23 @@ def make_client(settings: Settings, credential: Credential | None, route: Route 
     )
 
 
-def settle() -> None:
-    """Keep garbage collection and other threads from delaying the event loop. Call this after everything is loaded.
+@contextmanager
+def settled() -> Iterator[None]:
+    """Keep garbage collection and other threads from delaying the event loop. Enter this after everything is loaded.
 
     Garbage collections become small and rare, and skip the objects that exist now. Threads switch ten times as often.
+    At the end, the process gets its own settings back, because it may be the driver's.
     """
+    threshold, interval, frozen = gc.get_threshold(), sys.getswitchinterval(), gc.get_freeze_count()
     gc.collect()
     gc.freeze()
     gc.set_threshold(1000, 20, 100)
     sys.setswitchinterval(_SWITCH_S)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
+        gc.set_threshold(*threshold)
+        # Spark's Python workers share the memory of the objects that their daemon froze.
+        if not frozen:
+            gc.unfreeze()

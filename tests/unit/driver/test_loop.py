@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deltatap.messages import Control
+    from deltatap.worker.attempt import CaptureTask
 
 EPOCH, CLAIM = 2, "00000-000001-a"
 
@@ -118,6 +119,63 @@ def test_a_job_that_fails_is_submitted_again_even_if_everything_landed(driver: D
     assert driver.capture(job) is None
     assert driver.jobs == 2
     assert "Spark job 1 did not complete: executor lost" in driver.output.getvalue()
+
+
+def test_the_driver_captures_each_part_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a Spark job: the session of this test has none."""
+    driver = Driver(tmp_path, monkeypatch, capture={"where": "driver"})
+    driver.plan.files.parts.mkdir(parents=True)
+    for part in range(2):
+        (driver.plan.files.parts / f"part-{part}.parquet").touch()
+    tasks: list[tuple[int, int]] = []
+
+    def capture_part(task: CaptureTask, part: int) -> None:
+        tasks.append((task.epoch, part))
+        driver.land(part)
+
+    monkeypatch.setattr(loop, "capture_part", capture_part)
+    assert driver.loop.capture([], lambda: None) is None
+    assert tasks == [(EPOCH, 0), (EPOCH, 1)]
+
+
+def test_a_failed_attempt_in_the_driver_is_started_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(tmp_path, monkeypatch, capture={"where": "driver"})
+
+    def job() -> None:
+        driver.land(0, 1)
+        if driver.jobs == 1:
+            raise OSError("disk full")
+
+    assert driver.capture(job) is None
+    assert "attempt 1 did not complete: disk full; starting another one" in driver.output.getvalue()
+    driver = Driver(tmp_path / "second", monkeypatch, capture={"where": "driver"})
+    stop = driver.capture(lambda: None)
+    assert stop == Stop(RunStatus.FAILED, "the capture did not complete in 4 attempts: captures are missing")
+
+
+def test_no_spark_job_is_interrupted_when_the_driver_captures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(tmp_path, monkeypatch, capture={"where": "driver"})
+    driver.signalled.set()
+    driver.turn()
+    monkeypatch.setattr(driver.loop._shutdown, "_interrupt_at", 0.0)
+    driver.turn()
+    assert driver.interrupts == 0
+
+
+def test_attempts_stop_if_the_control_loop_fails(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process may live on, and an attempt in it."""
+    ended = threading.Event()
+
+    def fail() -> list[Heartbeat]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunState, "heartbeats", lambda _: fail())
+    with pytest.raises(KeyboardInterrupt):
+        driver.capture(lambda: cast("None", ended.wait(5)))
+    ended.set()
+    published = driver.state.control()
+    assert published is not None
+    assert (published.epoch, published.stop, published.grace_s) == (EPOCH, "failed", 0.0)
 
 
 def test_a_run_fails_after_the_fourth_job(driver: Driver) -> None:

@@ -60,7 +60,7 @@ def test_the_first_of_several_reasons_counts(at: int) -> None:
 @pytest.mark.parametrize(("submissions", "gives_up"), [(1, False), (SUBMISSIONS - 1, False), (SUBMISSIONS, True)])
 def test_the_capture_is_submitted_four_times_at_most(submissions: int, gives_up: bool) -> None:  # noqa: FBT001
     assert SUBMISSIONS == 4
-    stop = give_up(submissions, "captures are missing")
+    stop = give_up(submissions, "captures are missing", "Spark job")
     assert (stop is not None) == gives_up
     if stop:
         assert stop.status is RunStatus.FAILED

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from deltatap.config import load_settings
+from deltatap.driver.budget import spent, used_up
 from deltatap.errors import ConfigError
 from deltatap.sweep import stages
 from deltatap.sweep.search import Outcome
@@ -52,17 +53,17 @@ def test_stages_at_the_same_rate_have_other_times() -> None:
 def test_the_budget_is_for_all_stages_together() -> None:
     given = settings(budget={"requests": 100, "tokens": 1000, "cost_usd": 2.0, "runtime_s": 60})
     done = [stage("s", 1, requests=30, input_tokens=100, output_tokens=300, cost_usd=0.5), stage("s", 2, requests=10)]
-    used = stages.spent(done)
+    used = spent(done)
     assert used == {"requests": 40, "tokens": 400, "cost_usd": 0.5, "runtime_s": 24}
     budget = stages.stage_settings(given, PLAN, "s", 3, 2.0, used).budget
     assert (budget.requests, budget.tokens, budget.cost_usd, budget.runtime_s) == (60, 600, 1.5, 36)
-    assert stages.used_up(given, used) is None
-    assert stages.used_up(given, {**used, "tokens": 1000}) == "budget.tokens: 1,000 is used up"
-    assert stages.used_up(settings(), {**used, "tokens": 1e9}) is None
+    assert used_up(given.budget, used) is None
+    assert used_up(given.budget, {**used, "tokens": 1000}) == "budget.tokens: 1,000 is used up"
+    assert used_up(settings().budget, {**used, "tokens": 1e9}) is None
 
 
 def test_a_stage_that_has_not_ended_counts_until_its_last_heartbeat() -> None:
-    assert stages.spent([stage("s", 1, "running", finished_at=None)])["runtime_s"] == 9
+    assert spent([stage("s", 1, "running", finished_at=None)])["runtime_s"] == 9
 
 
 def test_the_stages_of_a_sweep_are_found_by_their_labels() -> None:

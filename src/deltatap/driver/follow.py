@@ -1,0 +1,178 @@
+"""``capture.follow_s``: a run, and one more whenever there are new prompts, in one Spark session, until a stop.
+
+Each round is a run of its own. Knows when to look for prompts, what a later round sends, what is left of the budget,
+and what ends the rounds. Leaves a round to ``run.py``.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deltatap.config import Limits
+from deltatap.driver import budget
+from deltatap.driver.owed import owed_requests
+from deltatap.driver.run import run, signals
+from deltatap.errors import ConfigError, RunningError, one_line
+from deltatap.messages import MINUTE_S, POLL_S, Control
+from deltatap.model import RunStatus
+from deltatap.state import RunState
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Iterator
+
+    from pyspark.sql import SparkSession
+    from rich.console import Console
+
+    from deltatap.config import Settings
+    from deltatap.driver.run import Ended
+    from deltatap.prices import Prices
+
+# How many looks in a row may fail. Somebody may replace the table at that moment.
+_TRIES = 5
+
+
+@dataclass(slots=True)
+class Rounds:
+    """The rounds so far, and what follows for the next one. Pure.
+
+    Attributes:
+        settings: of all rounds; their budget and ``capture.limit`` are for all rounds together.
+        began: when the first round began, in monotonic seconds.
+        runs: the rows of the rounds.
+    """
+
+    settings: Settings
+    began: float
+    runs: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The ids of the rounds. A request with a row in one of them is not sent again, whatever its status."""
+        return tuple(row["run_id"] for row in self.runs)
+
+    def every_s(self) -> float:
+        """How long to wait before a look: with limits, what started in the last round must not count any longer."""
+        follow_s = self.settings.capture.follow_s or 0.0
+        return follow_s if self.settings.limits == Limits() else max(follow_s, MINUTE_S)
+
+    def over(self, now: float) -> str | None:
+        """Why there is no further round, in words; None if there may be one. `now` is in monotonic seconds."""
+        if self.runs and self.runs[-1]["status"] != RunStatus.COMPLETED:
+            return str(self.runs[-1]["reason"] or self.runs[-1]["status"])
+        limit = self.settings.capture.limit
+        if limit is not None and self._owed() >= limit:
+            return f"capture.limit: {limit:,} requests have been captured"
+        return budget.used_up(self.settings.budget, self._used(now))
+
+    def next(self, now: float) -> Settings:
+        """The settings of the next round."""
+        settings, number = self.settings, len(self.runs) + 1
+        limit, run_id = settings.capture.limit, settings.run.id
+        capture = {"limit": None if limit is None else limit - self._owed()}
+        named = {"id": run_id if run_id is None or number == 1 else f"{run_id}-{number}"}
+        return settings.model_copy(
+            update={
+                "run": settings.run.model_copy(update=named),
+                "capture": settings.capture.model_copy(update=capture),
+                "budget": budget.left(settings.budget, self._used(now)),
+            }
+        )
+
+    def _owed(self) -> int:
+        return sum(row["owed"] or 0 for row in self.runs)
+
+    def _used(self, now: float) -> dict[str, float]:
+        # The budget of time includes the waits.
+        return {**budget.spent(self.runs), "runtime_s": now - self.began}
+
+
+def follow(
+    settings: Settings, spark: SparkSession, prices: Prices, console: Console, say: Callable[[str], None]
+) -> Iterator[Ended]:
+    """Run rounds until a signal, ``deltatap stop``, a used-up budget, or a round that does not complete.
+
+    Call :func:`deltatap.driver.needs.preflight` first. The errors of the first round are those of
+    :func:`deltatap.driver.run.run`.
+
+    Args:
+        settings: of all rounds.
+        spark: the session of all rounds.
+        prices: of the models.
+        console: where the rounds print.
+        say: prints a line.
+
+    Yields:
+        How each round ended.
+    """
+    rounds = Rounds(settings, time.monotonic())
+    with signals() as signalled:
+        while True:
+            try:
+                now = time.monotonic()
+                ended = run(rounds.next(now), spark, prices, console, after=rounds.ids, signalled=signalled)
+            except RunningError as error:
+                if not rounds.runs:
+                    raise
+                say(f"{error}; looking again in {rounds.every_s():g} s")
+            else:
+                rounds.runs.append(ended.row)
+                yield ended
+                if rounds.over(time.monotonic()) is None:
+                    say(f"looking for new prompts every {rounds.every_s():g} s; Ctrl-C or `deltatap stop` ends this")
+            if (why := _until_due(spark, rounds, signalled, say)) is not None:
+                break
+    if rounds.runs[-1]["status"] == RunStatus.COMPLETED:  # otherwise, its row says why
+        say(f"no further round: {why}")
+
+
+def _until_due(
+    spark: SparkSession, rounds: Rounds, signalled: threading.Event, say: Callable[[str], None]
+) -> str | None:
+    """Wait until there are requests for another round; returns why there will be none."""
+    failures = 0
+    with _stoppable(rounds) as state:
+        while (why := _wait(rounds, state, signalled)) is None:
+            settings = rounds.next(time.monotonic())
+            try:
+                with owed_requests(spark, settings, settings.run.id or "", after=rounds.ids) as found:
+                    due = not found.isEmpty()
+                failures = 0
+            except ConfigError as error:
+                due, failures = False, failures + 1
+                if failures == _TRIES:
+                    raise
+                say(f"{one_line(error)}; looking again in {rounds.every_s():g} s")
+            if due and not state.asked_to_stop() and not signalled.is_set():
+                break
+    return why
+
+
+def _wait(rounds: Rounds, state: RunState, signalled: threading.Event) -> str | None:
+    """Wait until the next look; returns why there is none."""
+    now = time.monotonic()
+    until = now + rounds.every_s()
+    while (why := rounds.over(now)) is None and now < until:
+        if signalled.wait(min(POLL_S, until - now)):
+            return "stopped by a signal"
+        if state.asked_to_stop():
+            return "stopped by `deltatap stop`"
+        now = time.monotonic()
+    return why
+
+
+@contextmanager
+def _stoppable(rounds: Rounds) -> Iterator[RunState]:
+    """The folder of the last run, in which ``deltatap stop`` asks between two rounds."""
+    last = rounds.runs[-1]
+    state = RunState.of(Path(rounds.settings.state.dir), last["run_id"])
+    state.prepare()
+    state.publish(Control(last["epoch"], beat=0, stop=RunStatus.COMPLETED))
+    try:
+        yield state
+    finally:
+        state.remove()
