@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,15 @@ CHUNKS = [
     (210.0, None, "stop", "finish", 0, 5, 4, 0),
     (215.0, None, "", "usage", -1, 6, 5, 0),
 ]
+# Its content was checked after 6 characters and at its end.
+CHECKS = json.dumps(
+    [
+        {"choice": 0, "chars": 6, "chunk": 3, "ms": 130.0, "flagged": False, "categories": [], "error": None,
+         "took_ms": 40.0, "verdict_ms": 171.0, "seen": 6},
+        {"choice": 0, "chars": 11, "chunk": 4, "ms": 200.0, "flagged": True, "categories": ["x"], "error": None,
+         "took_ms": 12.5, "verdict_ms": 213.0, "seen": 11},
+    ]
+)  # fmt: skip
 # The value of every metric for this stream, computed by hand.
 BY_HAND = {
     "headers_ms": 70.0,
@@ -45,6 +55,10 @@ BY_HAND = {
     "scheduled_ms": 30.0,
     "ttft_scheduled_ms": 30.0 + 5.0 + 100.0,
     "e2e_scheduled_ms": 30.0 + 5.0 + 220.0,
+    "flagged_chars": 11,
+    "partial_checks": 1,
+    "partial_checks_ms": 40.0,
+    "last_check_ms": 12.5,
 }
 # The metrics that are columns of captures.
 TIMES = ("headers_ms", "first_chunk_ms", "ttft_ms", "ttfot_ms", "tpot_ms", "itl_ms", "e2e_ms", "scheduled_ms")
@@ -64,7 +78,7 @@ def capture_row(run_id: str, request_id: str, **values: Any) -> dict[str, Any]:
         "chunks": CHUNKS, "retries": [], "loop_lag_ms": 1.0, "endpoint": "e", "request_model": "m",
         "cost_basis": "reported", "cost_usd": 0.25, "usage_reported": (10, 6, 16, None, 2, None, None),
         "usage_tiktoken": ("o200k_base", 9, 5, 14, False), "started_at": AT, "finished_at": AT + timedelta(seconds=1),
-        "dispatch_ms": 5.0,
+        "dispatch_ms": 5.0, "partial_moderation": CHECKS,
         **{name: BY_HAND[name] for name in TIMES},
         **values,
     }  # fmt: skip

@@ -16,9 +16,10 @@ from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
-from deltatap import settings_file
+from deltatap import patterns, settings_file
 from deltatap.api import registry
 from deltatap.endpoint import A_PROXY, Endpoint, Source, conflicts
 from deltatap.errors import ConfigError
@@ -186,6 +187,33 @@ class Bounds:
         return any(getattr(self, name) is not None for name in self.__slots__)
 
 
+def _pattern(pattern: str) -> str:
+    if (expected := patterns.expected(pattern)) is not None:
+        raise PydanticCustomError("pattern", "{expected}", {"expected": expected})
+    return pattern
+
+
+class Moderation(Section):
+    """How the text of an answer is checked while it arrives, and at its end.
+
+    Attributes:
+        every_chars: a check follows the one before it after this many characters.
+        stop: cut a stream when its text is flagged.
+        model: of the endpoint's `/moderations`. None: `omni-moderation-latest`, unless there are patterns.
+        patterns: regular expressions of RE2. A text that contains one is flagged without a call.
+    """
+
+    every_chars: PositiveInt = 500
+    stop: bool = False
+    model: Annotated[str, Field(min_length=1)] | None = None
+    patterns: list[Annotated[str, AfterValidator(_pattern)]] = Field(default_factory=list)
+
+    @property
+    def asks(self) -> str | None:
+        """The model that is called; None if only patterns are used."""
+        return self.model or (None if self.patterns else "omni-moderation-latest")
+
+
 class Tokens(Section):
     """The encoding for models that tiktoken does not know."""
 
@@ -247,6 +275,7 @@ class Settings(Section):
     timeouts: Timeouts = Field(default_factory=Timeouts)
     limits: Limits = Field(default_factory=Limits)
     budget: Budget = Field(default_factory=Budget)
+    moderation: Moderation | None = None
     tokens: Tokens = Field(default_factory=Tokens)
     prices: str | list[str] | None = "conf/prices.yml"
     state: State = Field(default_factory=State)

@@ -326,6 +326,14 @@ class CaptureError:
         return ERRORS[self.type].retry != "never"
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The result of a moderation: whether a text is flagged, and in which categories."""
+
+    flagged: bool
+    categories: tuple[str, ...] = ()
+
+
 @dataclass(slots=True)
 class Tries:
     """The failures of one request in this run; see ``worker/retry.py``.
@@ -480,6 +488,7 @@ class Capture:
         loop_lag_ms: the event loop's longest delay during the last call; None without a call.
         reused: the capture of an identical request, if its answer is used; None if the job has called.
         scheduled_ms: from the scheduled time to the last call's start; None if the job was not scheduled.
+        partial_moderation: JSON of the checks of the last call's text; None if it was not checked.
     """
 
     job: Job
@@ -488,6 +497,7 @@ class Capture:
     loop_lag_ms: float | None = None
     reused: Capture | None = None
     scheduled_ms: float | None = None
+    partial_moderation: str | None = None
 
     @property
     def completed(self) -> bool:

@@ -228,13 +228,14 @@ def test_metrics_show_every_metric_that_has_values() -> None:
     values = {"count": 3, "p50": estimate, "p95": estimate}
     row: dict[str, Any] = {metric.name: values for metric in METRICS} | {"tpot_ms": values | {"count": 0}}
     row |= {"run_id": "r", "request_model": "m", "endpoint": "e", "mode": "stream", "rows": 4, "late": 1,
-            "coalesced": 0.125, "inter_chunk_ms": {"count": 7, "p50": 1.0, "p95": 2.0}}  # fmt: skip
+            "checked": 1200, "flagged": 7, "coalesced": 0.125, "inter_chunk_ms": {"count": 7, "p50": 1.0, "p95": 2.0}}  # fmt: skip
     text = printed(terminal.show_metrics, [row])
     assert "run r, m at e, stream: 4 rows, 1 left out because the event loop ran late" in text
     assert all((metric.title in text) == (metric.name != "tpot_ms") for metric in METRICS)
     assert "… to 14.5" in text
     assert "output rate, tokens/s" in text
     assert "7 gaps, without 12.5% of the outputs" in text
+    assert "moderation: 7 of 1,200 checked answers are flagged" in text
 
 
 @pytest.mark.parametrize(
@@ -248,7 +249,7 @@ def test_metrics_without_values_say_why(late: int, why: str) -> None:
     none = {"count": 0, "p50": None, "p95": None}
     row: dict[str, Any] = {metric.name: none for metric in METRICS} | {"inter_chunk_ms": none}
     row |= {"run_id": "r" * 22, "request_model": "gpt-4o-mini", "endpoint": "https://api.openai.com/v1",
-            "mode": "stream", "rows": 14, "late": late, "settings": json.dumps({"max_loop_lag_ms": 50.0})}  # fmt: skip
+            "mode": "stream", "rows": 14, "late": late, "checked": 0, "settings": json.dumps({"max_loop_lag_ms": 50.0})}  # fmt: skip
     title, line = printed(terminal.show_metrics, [row], width=80).splitlines()
     assert title.startswith("run rrrrrr")
     assert line == f"no latencies to show: {why}"

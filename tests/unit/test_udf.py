@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import pytest
@@ -12,11 +12,14 @@ from deltatap.config import load_settings
 from deltatap.model import Call, Choice, Chunks, Received, Wire
 from deltatap.prices import Prices
 
+if TYPE_CHECKING:
+    from deltatap.http.reading import Watch
+
 
 class Answers:
     """A client that answers each prompt with its own text."""
 
-    async def call(self, wire: Wire, request_id: str) -> Call:  # noqa: ARG002 - for the log only
+    async def call(self, wire: Wire, request_id: str, watch: Watch | None = None) -> Call:  # noqa: ARG002 - not used
         if "raise" in wire.body:
             raise KeyError("sk-secret")
         text = "lone \ud800" if "surrogate" in wire.body else "Hi"

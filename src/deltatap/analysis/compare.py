@@ -102,13 +102,14 @@ def counted(reader: Reader, settings: Settings, first: str, second: str) -> dict
 
 
 def _counting_rows(reader: Reader, settings: Settings, run_id: str) -> pa.Table:
-    """The metrics of a run's rows whose times count. If there are too many rows, always the same sample of them."""
+    """The metrics of a run's rows, where they count. If there are too many rows, always the same sample of them."""
+    values = ", ".join(f"CASE WHEN {metric.rows} THEN {metric.name} END AS {metric.name}" for metric in METRICS)
     run = captures_sql(reader, settings, in_runs([run_id]))
     return reader.query(
         f"""
-        SELECT mode, {", ".join(metric.name for metric in METRICS)} FROM (
-          SELECT *, row_number() OVER (PARTITION BY mode ORDER BY md5(request_id)) AS place
-          FROM ({measured_sql(settings, run)}) WHERE counts
+        SELECT mode, {values} FROM (
+          SELECT *, row_number() OVER (PARTITION BY mode, counts ORDER BY md5(request_id)) AS place
+          FROM ({measured_sql(settings, run)})
         ) WHERE place <= {ROWS}
         """
     )

@@ -29,6 +29,8 @@ PARTS = {
     "events": "array_distinct(transform(filter(chunks, c -> c.kind NOT IN ('usage', 'error')), "
     "c -> struct(c.event, c.ms)))",
     "tokens": "coalesce(usage_reported.output_tokens, usage_tiktoken.output_tokens)",
+    "checks": "from_json(partial_moderation, "
+    "'ARRAY<STRUCT<choice: INT, flagged: BOOLEAN, took_ms: DOUBLE, seen: INT>>')",
 }
 
 
@@ -56,6 +58,13 @@ _EXACT = (
 
 _CONTENT = "filter(chunks, c -> c.kind = 'content')"
 
+# Every check of a choice but its last one; and the last ones.
+_FOLLOWED = "coalesce(get(checks, i + 1).choice = c.choice, false)"
+_EXTRA, _LAST_CHECKS = f"filter(checks, (c, i) -> {_FOLLOWED})", f"filter(checks, (c, i) -> NOT {_FOLLOWED})"
+_TOOK_MS = "aggregate({}, 0D, (sum, c) -> sum + coalesce(c.took_ms, 0D))"
+CHECKED = "size(filter(checks, c -> c.flagged IS NOT NULL)) > 0"
+FLAGGED = "size(filter(checks, c -> c.flagged)) > 0"
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:
@@ -71,6 +80,7 @@ class Metric:
         null_when: when the metric is null.
         unit: of the values.
         merged_sql: the expression for a row with the kernel's times whose event loop ran late; None if it is `sql`.
+        rows: condition of the rows that count. Times count in completed rows whose event loop was not late.
     """
 
     name: str
@@ -82,6 +92,7 @@ class Metric:
     null_when: str
     unit: str = "ms"
     merged_sql: str | None = None
+    rows: str = "counts"
 
 
 # The same metrics from the scheduled time of a request, for bounds of analysis.slo.
@@ -231,6 +242,49 @@ METRICS = (
         from_chunks=None,
         formula="`scheduled_ms` + `dispatch_ms` + E2E",
         null_when="no `capture.arrivals`; E2E is null",
+    ),
+    Metric(
+        name="flagged_chars",
+        label="seen before the flag",
+        title="characters seen before the flag",
+        sql="get(filter(checks, c -> c.flagged), 0).seen",
+        from_chunks=None,
+        formula="characters of a choice that had arrived when its first flagged check had its result, in rows of any "
+        "status",
+        null_when="no `moderation`; nothing was flagged",
+        unit="characters",
+        rows="true",
+    ),
+    Metric(
+        name="partial_checks",
+        label="partial checks",
+        title="checks of partial answers",
+        sql=f"CAST(size({_EXTRA}) AS DOUBLE)",
+        from_chunks=None,
+        formula="checks of an answer beside the last one of each choice, in rows of any status",
+        null_when="no `moderation`",
+        unit="checks",
+        rows="true",
+    ),
+    Metric(
+        name="partial_checks_ms",
+        label="partial checks, time",
+        title="time of the checks of partial answers",
+        sql=_TOOK_MS.format(_EXTRA),
+        from_chunks=None,
+        formula="sum of the durations of these checks; no stream waits for them",
+        null_when="no `moderation`",
+        rows="true",
+    ),
+    Metric(
+        name="last_check_ms",
+        label="last check, time",
+        title="time of the last check",
+        sql=_TOOK_MS.format(_LAST_CHECKS),
+        from_chunks=None,
+        formula="sum of the durations of the last check of each choice",
+        null_when="no `moderation`",
+        rows="true",
     ),
 )
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deltatap.analysis.metrics import (
+    CHECKED,
     COALESCED,
+    FLAGGED,
     FROM_SCHEDULE,
     GAPS,
     MERGED_COALESCED,
@@ -76,7 +78,7 @@ def measured_sql(settings: Settings, captures: str) -> str:
           status = 'completed' AND started_at IS NOT NULL AS answered, answered AND ({good}) AS good,
           loop_lag_ms, clock, answered AND {late} AS late, answered AND NOT {late} AS counts,
           {_unless_merged(COALESCED, MERGED_COALESCED)} AS coalesced, size(output) AS outputs,
-          {_unless_merged(GAPS, MERGED_GAPS)} AS gaps, {SIZES} AS sizes,
+          {_unless_merged(GAPS, MERGED_GAPS)} AS gaps, {SIZES} AS sizes, {CHECKED} AS checked, {FLAGGED} AS flagged,
           {", ".join(columns)}
         FROM (SELECT *, {late_sql(settings, kernel=True)} AS merged FROM ({with_parts(f"({captures})")}))
     """
@@ -97,7 +99,8 @@ def metrics_sql(rows: str, by: tuple[str, ...], settings: Settings) -> str:
     last = "IF(started_at IS NULL, NULL, error.type)"
     failed = f"collect_list(concat(transform(retries, r -> r.error_type), array({last})))"
     values = ", ".join(
-        f"sort_array(collect_list(CASE WHEN counts THEN {metric.name} END)) AS {metric.name}" for metric in METRICS
+        f"sort_array(collect_list(CASE WHEN {metric.rows} THEN {metric.name} END)) AS {metric.name}"
+        for metric in METRICS
     )
     on = " AND ".join(f"m.{key} <=> g.{key}" for key in columns)
     distributions = ", ".join(f"{_distribution(f'm.{metric.name}')} AS {metric.name}" for metric in METRICS)
@@ -115,7 +118,7 @@ def metrics_sql(rows: str, by: tuple[str, ...], settings: Settings) -> str:
               AS reported_output_tokens,
             {total_sql("CASE WHEN counts_tokens THEN usage_tiktoken.output_tokens ELSE 0 END")}
               AS tiktoken_output_tokens,
-            sum(cost_usd) AS cost_usd, {good} AS good,
+            sum(cost_usd) AS cost_usd, {good} AS good, count_if(checked) AS checked, count_if(flagged) AS flagged,
             sum(coalesced) / nullif(sum(outputs), 0) AS coalesced,
             min(started_at) AS started_at, max(finished_at) AS finished_at, {values}
           FROM (

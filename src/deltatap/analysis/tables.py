@@ -51,6 +51,8 @@ _COUNTS: tuple[Column, ...] = (
         BIGINT,
         "completed rows within every bound of analysis.slo, reused answers left out; null when no bound is set",
     ),
+    Column("checked", BIGINT, "rows whose text was checked by moderation, with a result", added=True),
+    Column("flagged", BIGINT, "rows whose text was flagged by a check; the share is flagged / checked", added=True),
     Column(
         "coalesced",
         DOUBLE,

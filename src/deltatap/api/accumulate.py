@@ -135,6 +135,11 @@ class Accumulator(ABC):
         self._error: StreamError | None = None
         self._protocol_error: str | None = None
 
+    @property
+    def chunks(self) -> Chunks:
+        """The chunks that have arrived; they grow."""
+        return self._chunks
+
     def add(self, data: bytes, ms: float, read: int, event: str = "") -> None:
         """Add one event.
 

@@ -115,12 +115,18 @@ def simulate(
         int | None,
         typer.Option(min=1, help="Maximum number of answers generated at once. Other requests wait for a free slot."),
     ] = None,
+    flag: Annotated[
+        list[str] | None,
+        typer.Option(help="A word that /moderations flags. Repeatable. Default: forbidden.", metavar="WORD"),
+    ] = None,
+    moderation_ms: Annotated[float, typer.Option(min=0, help="Time that a call of /moderations takes.")] = 0.0,
 ) -> None:
     """Serve a simulated endpoint, OpenAI- and Anthropic-compatible, that injects faults and records what it sent.
 
     Use the URL that the command prints as the base URL of a client. A model name can request faults:
     gpt-4o-mini!429=0.2:2!cut@5:1 means two rate limits, then a connection that is cut after five pieces, then an
-    answer. /sim/calls, /sim/counts and /sim/stats return the record.
+    answer. gpt-4o-mini!planted@5 puts a word that /moderations flags after five pieces. /sim/calls, /sim/counts,
+    /sim/stats and /sim/moderations return the record.
     """
     from deltatap.simulator.faults import BadFaultError, parse  # noqa: PLC0415
     from deltatap.terminal import plain_console  # noqa: PLC0415
@@ -139,6 +145,7 @@ def simulate(
     def work() -> int:
         from deltatap.simulator.answers import ENCODING, Pace  # noqa: PLC0415
         from deltatap.simulator.app import Simulator, SimulatorSettings  # noqa: PLC0415
+        from deltatap.simulator.moderations import FLAGGED  # noqa: PLC0415
         from deltatap.simulator.server import listen, serve  # noqa: PLC0415
         from deltatap.tokens import encoding  # noqa: PLC0415
 
@@ -153,6 +160,8 @@ def simulate(
             requests_per_minute=requests_per_minute,
             tokens_per_minute=tokens_per_minute,
             slots=slots,
+            flagged=flag or FLAGGED,
+            moderation_ms=moderation_ms,
         )
         encoding(ENCODING)  # Loaded before the first call, so that no call waits for it.
         with listen(host, port) as listening:

@@ -176,6 +176,14 @@ CAPTURES: tuple[Column, ...] = (
     ),
     Column("moderation", STRING, "JSON of the moderation result; null when none was requested"),
     Column(
+        "partial_moderation",
+        STRING,
+        "JSON of the checks of the last call's text (moderation), by choice and length: an array of objects with "
+        "choice, chars, chunk, ms, flagged, categories, error, took_ms, verdict_ms and seen; null if nothing was "
+        "checked, and in rows with reused_from",
+        added=True,
+    ),
+    Column(
         "raw",
         _RAW,
         "type and bytes of every event of the last call, [DONE] included, or the body of a whole answer; null unless "

@@ -165,11 +165,19 @@ def translated(sql: str, open_table: Callable[[str], str]) -> str:
             for used in list(node.this.find_all(exp.Identifier)):
                 if used.name == node.expressions[1].name and not isinstance(used.parent, exp.Column | exp.Dot):
                     used.replace(exp.paren(exp.Sub(this=used.copy(), expression=exp.Literal.number(1))))
-        if isinstance(node, exp.ArrayAgg):  # Spark's collect_list has no items where DuckDB has a null
-            return exp.func("coalesce", node, exp.Array())
-        return node
+        return _function(node)
 
     return query.transform(translate).sql(dialect="duckdb")
+
+
+def _function(node: exp.Expr) -> exp.Expr:
+    """A function whose result differs in DuckDB, or else the same node."""
+    if isinstance(node, exp.FromJson):  # null for text that is not valid JSON
+        type_ = exp.DataType.build(node.expression.name, dialect="spark")
+        return exp.TryCast(this=exp.TryCast(this=node.this, to=exp.DataType.build("JSON")), to=type_)
+    if isinstance(node, exp.ArrayAgg):  # Spark's collect_list has no items where DuckDB has a null
+        return exp.func("coalesce", node, exp.Array())
+    return node
 
 
 def _opened(folder: str, *, whole: bool) -> Any:  # noqa: ANN401 - what DuckDB can read: a dataset or a table

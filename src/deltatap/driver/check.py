@@ -11,7 +11,7 @@ import socket
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pyarrow as pa
 
@@ -26,13 +26,14 @@ from deltatap.spark.slots import slots as count_slots
 from deltatap.state import write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
 
     from pyspark.sql import SparkSession
 
-    from deltatap.config import Settings
+    from deltatap.config import Moderation, Settings
     from deltatap.http.credentials import Secrets
 
+_T = TypeVar("_T")
 SPARK = ((4, 0), (4, 1), (4, 2))
 _FOUND = tuple(columns.Column(name, columns.STRING, "") for name in ("host", "need", "problem"))
 
@@ -75,6 +76,8 @@ def check(settings: Settings, session: Callable[[], SparkSession]) -> Iterator[F
         yield _models(settings)
     else:
         yield Finding("models", "warning", "not checked: the endpoint cannot be reached")
+    if settings.moderation is not None:
+        yield _moderation(settings, settings.moderation, reachable=reachable)
 
 
 def _findings(what: str, result: Checked) -> Iterator[Finding]:
@@ -198,19 +201,44 @@ def worker_checks(
     return work
 
 
-def _models(settings: Settings) -> Finding:
-    """Check that the endpoint accepts the key and knows the model. Listing models costs nothing."""
+def _asked(settings: Settings, ask: Callable[[EndpointClient], Awaitable[_T]]) -> _T:
+    """Ask the endpoint something that costs nothing."""
 
-    async def listed() -> list[str] | CaptureError:
+    async def asked() -> _T:
         client = EndpointClient(settings.endpoint, settings.timeouts)
         try:
-            return await client.models()
+            return await ask(client)
         finally:
             await client.close()
 
+    return asyncio.run(asked())
+
+
+def _moderation(settings: Settings, moderation: Moderation, *, reachable: bool) -> Finding:
+    """Check that the endpoint moderates a text."""
+    model, count = moderation.asks, len(moderation.patterns)
+    patterns = f"{count} pattern{'s' * (count != 1)}"
+    if model is None:
+        return Finding("moderation", "ok", patterns)
+    if not reachable:
+        return Finding("moderation", "warning", "not checked: the endpoint cannot be reached")
+    try:
+        found = _asked(settings, lambda client: client.moderate(model, "deltatap check"))
+    except (ConfigError, CredentialError) as error:
+        return Finding("moderation", "problem", str(error))
+    if isinstance(found, CaptureError):
+        why = f"the endpoint does not moderate texts with {model} ({found.type}): {found.message}"
+        return Finding("moderation", "problem", why)
+    return Finding(
+        "moderation", "ok", f"the endpoint moderates texts with {model}" + (f"; {patterns}" if count else "")
+    )
+
+
+def _models(settings: Settings) -> Finding:
+    """Check that the endpoint accepts the key and knows the model. Listing models costs nothing."""
     model = settings.endpoint.model
     try:
-        found = asyncio.run(listed())
+        found = _asked(settings, EndpointClient.models)
     except (ConfigError, CredentialError) as error:
         return Finding("models", "problem", str(error))
     if isinstance(found, CaptureError):

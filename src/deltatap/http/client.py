@@ -13,6 +13,7 @@ chunk.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,10 +23,11 @@ import httpx2
 from openai import AsyncOpenAI, Omit
 
 from deltatap.api.registry import specification
-from deltatap.api.values import decode
+from deltatap.api.values import decode, to_json
 from deltatap.errors import CredentialError, ProtocolError
 from deltatap.http.credentials import credential_of
 from deltatap.http.faults import internal_error
+from deltatap.http.moderations import verdict_of
 from deltatap.http.outcomes import FAILURES, cancelled, error_of, used_up_for_s
 from deltatap.http.parser import RefusedError
 from deltatap.http.reading import Reading
@@ -42,9 +44,10 @@ if TYPE_CHECKING:
     from deltatap.config import Timeouts
     from deltatap.endpoint import Endpoint
     from deltatap.http.credentials import Credential
+    from deltatap.http.reading import Watch
     from deltatap.http.route import Route
     from deltatap.http.transport import Kind
-    from deltatap.model import Wire
+    from deltatap.model import Verdict, Wire
 
 # A server that does not know stream options refuses with one of these, and names one of them, in any spelling.
 _REFUSED_OPTIONS = (200, 400, 422, 500, 501)
@@ -54,6 +57,7 @@ _SPELLING = str.maketrans("", "", "_- ")
 # How many kinds of requests are kept: one for each token and, where a URL names the model, for each model.
 _KEPT = 256
 _MAX_LIST_BYTES = 64 * 2**20
+_MODERATIONS = "/moderations"
 
 _T = TypeVar("_T")
 
@@ -118,12 +122,13 @@ class EndpointClient:
         given = {names.get(name.lower(), name): value for name, value in route.headers.items()}
         self._headers: dict[str, Any] = {"Authorization": Omit(), **self._api.headers, **given}
 
-    async def call(self, wire: Wire, request_id: str = "unknown") -> Call:
+    async def call(self, wire: Wire, request_id: str = "unknown", watch: Watch | None = None) -> Call:
         """Make one call. Errors of the API and the network are outcomes, not exceptions; so is cancelling the task.
 
         Args:
             wire: the body, and whether the answer is streamed.
             request_id: of the row, for the log.
+            watch: looks at the answer while it arrives, and may cut it by cancelling the task.
 
         Returns:
             What arrived and how the call ended.
@@ -131,7 +136,7 @@ class EndpointClient:
         started_at, started = self._wall(), time.perf_counter()
         with_options = wire.usage and wire.model not in self._refuse_stream_options
         body = without_stream_options(wire.body) if wire.usage and not with_options else wire.body
-        reading = Reading(self._api, self._api.accumulator(wire.choices, keep_raw=self._keep_raw), request_id)
+        reading = Reading(self._api, self._api.accumulator(wire.choices, keep_raw=self._keep_raw), request_id, watch)
         watchdog = Watchdog(self._timeouts, started, wire.mode)
         failure = await self._watched(self._read(wire, body, reading, watchdog), reading, watchdog)
         over = time.perf_counter()
@@ -173,13 +178,43 @@ class EndpointClient:
         Raises:
             CredentialError: there is no token.
         """
-        reading = Reading(self._api, self._api.accumulator(), "of the models")
-        headers = await self._signed(reading)
-        watchdog = Watchdog(self._timeouts, time.perf_counter(), "complete")
 
-        async def listed() -> list[str]:
-            kind = await self._kind("GET", self._api.models_path, headers, reading.token)
-            response = await self._transport.send(kind, None)
+        def listed(body: bytes) -> list[str]:
+            try:
+                return [str(model["id"]) for model in decode(body)["data"]]
+            except (ValueError, TypeError, KeyError) as error:
+                raise ProtocolError("the response is not a list of models") from error
+
+        return await self._free("GET", self._api.models_path, None, listed, self._timeouts)
+
+    async def moderate(self, model: str, text: str, *, within_s: float = math.inf) -> Verdict | CaptureError:
+        """Ask ``/moderations`` whether a text is flagged, or say why that fails.
+
+        Args:
+            model: the moderation model.
+            text: to check.
+            within_s: how long the call may take; ``timeouts.total_s`` if that is shorter.
+
+        Raises:
+            CredentialError: there is no token.
+        """
+        timeouts = self._timeouts.model_copy(update={"total_s": min(within_s, self._timeouts.total_s)})
+        content = to_json({"model": model, "input": text}).encode()
+        return await self._free("POST", _MODERATIONS, content, verdict_of, timeouts)
+
+    async def _free(
+        self, method: str, path: str, content: bytes | None, parse: Callable[[bytes], _T], timeouts: Timeouts
+    ) -> _T | CaptureError:
+        """Make a call that is not a request of the plan, and parse the body of its response, or say why that fails."""
+        reading = Reading(self._api, self._api.accumulator(), f"of {path}")
+        headers = await self._signed(reading)
+        if content is not None:
+            headers = {"Accept-Encoding": "identity", "Content-Type": "application/json", **headers}
+        watchdog = Watchdog(timeouts, time.perf_counter(), "complete")
+
+        async def made() -> _T:
+            kind = await self._kind(method, path, headers, reading.token)
+            response = await self._transport.send(kind, content)
             body = bytearray()
 
             def keep(data: bytes, *_: float) -> bool:
@@ -190,13 +225,10 @@ class EndpointClient:
                 await response.read(keep)
             finally:
                 response.close()
-            try:
-                return [str(model["id"]) for model in decode(bytes(body))["data"]]
-            except (ValueError, TypeError, KeyError) as error:
-                raise ProtocolError("the response is not a list of models") from error
+            return parse(bytes(body))
 
-        found = await self._watched(listed(), reading, watchdog)
-        return without_secrets(found, self._secrets) if isinstance(found, CaptureError) else found
+        found = await self._watched(made(), reading, watchdog)
+        return without_secrets(found, self._secrets)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -209,7 +241,8 @@ class EndpointClient:
             with watchdog:
                 return await work
         except asyncio.CancelledError:
-            return cancelled(watchdog.fired, self._timeouts)
+            cut = None if reading.watch is None else reading.watch.cut
+            return cut or cancelled(watchdog.fired, self._timeouts)
         except FAILURES as failure:
             reading.refused = failure if isinstance(failure, RefusedError) else None
             return error_of(failure, reading.http_status, self._wall(), self._api)

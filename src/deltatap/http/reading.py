@@ -10,7 +10,7 @@ import asyncio
 from array import array
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import httpx2
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from deltatap.api.accumulate import Accumulator
     from deltatap.api.base import Api
-    from deltatap.http.connection import Response
+    from deltatap.http.connection import Response, Sink
     from deltatap.http.parser import RefusedError
     from deltatap.http.watchdog import Watchdog
     from deltatap.model import CaptureError, Clock, Mode, Status
@@ -45,6 +45,20 @@ _ABOUT_TIMING = (
 _MAX_HEADERS, _MAX_HEADER = 32, 256
 
 
+class Watch(Protocol):
+    """Looks at an answer while it arrives, and may cut it. Its methods are quick and never raise."""
+
+    @property
+    def cut(self) -> CaptureError | None:
+        """Why it has cancelled the call's task; None if it has not."""
+
+    def begin(self, chunks: Chunks, written: float) -> None:
+        """Take the chunks, which grow, and when the request was written, in monotonic seconds."""
+
+    def arrived(self) -> None:
+        """Look at the chunks that have arrived."""
+
+
 @dataclass(slots=True)
 class Reading:
     """The progress of a call; it remains available when the call fails.
@@ -53,6 +67,7 @@ class Reading:
         api: the API that was called.
         accumulator: the answer, as far as it has arrived.
         request_id: of the row.
+        watch: looks at the answer; None if nothing does.
         token: the token that the request was sent with.
         refused: the response, if the status is an error.
         incoming: the response, if the status is a success.
@@ -67,6 +82,7 @@ class Reading:
     api: Api
     accumulator: Accumulator
     request_id: str
+    watch: Watch | None = None
     token: str | None = None
     refused: RefusedError | None = None
     incoming: Response | None = None
@@ -140,7 +156,7 @@ class Reading:
             return accumulator.done
 
         try:
-            await incoming.read(take)
+            await incoming.read(take if self.watch is None else _watched(take, self.watch, accumulator.chunks, written))
         except BaseException:
             # The failure is already known. The output that arrived still counts.
             self._end(body, complete=False)
@@ -199,6 +215,18 @@ class Reading:
     def _internal(self, fault: BaseException, failure: CaptureError | None) -> CaptureError:
         code = INTERNAL_COMPLETE if failure is None else INTERNAL_CUT
         return internal_error(fault, self.request_id, code, "handle the answer")
+
+
+def _watched(sink: Sink, watch: Watch, chunks: Chunks, written: float) -> Sink:
+    """The sink, after which the watch looks at what has arrived."""
+    watch.begin(chunks, written)
+
+    def take(data: bytes, at: float, now: float) -> bool:
+        over = sink(data, at, now)
+        watch.arrived()
+        return over
+
+    return take
 
 
 async def _read_to_end(incoming: Response) -> None:

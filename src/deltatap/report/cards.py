@@ -123,6 +123,7 @@ def _of_run(
                 together = f"{burst['p50']['value']:,.0f} % of tokens arrive together with the token before; "
             made.append(Card("tokens per chunk", f"{size['p50']['value']:,.1f}", f"{together}{series}"))
         made += _goodput(row, analysis, series, row["rows"] - unsent[series_key(row)])
+        made += _flagged(row, series)
     tokens = f"{_sum(metrics, 'input_tokens'):,} input tokens; last call per row only"
     made.append(Card("output tokens", f"{_sum(metrics, 'output_tokens'):,}", tokens))
     made.append(_cost(metrics))
@@ -168,6 +169,20 @@ def _goodput(row: Row, analysis: Analysis, series: str, of: int) -> list[Card]:
             "goodput", share, f"{row['good']:,} of {of:,} sent requests within {' and '.join(applied)}{rate}; {series}"
         )
     ]
+
+
+def _flagged(row: Row, series: str) -> list[Card]:
+    """The tile of a series whose texts were checked: the share flagged, and the use of partial checks."""
+    if not row["checked"]:
+        return []
+    detail = f"{row['flagged']:,} of {row['checked']:,} checked answers"
+    if row["flagged_chars"]["count"]:
+        detail += f"; a reader had seen {row['flagged_chars']['p50']['value']:,.0f} characters (median)"
+    more, last = row["partial_checks"], row["last_check_ms"]
+    if more["count"]:
+        took = f"{row['partial_checks_ms']['mean']:,.0f} ms beside {last['mean']:,.0f} ms at the end"
+        detail += f"; partial checks: {more['mean']:,.1f} per answer, {took}"
+    return [Card("flagged", f"{100 * row['flagged'] / row['checked']:.1f} %", f"{detail}; {series}")]
 
 
 def kinds(failures: Sequence[Row]) -> list[Kind]:

@@ -106,6 +106,19 @@ def _without_waits(parsed: ParsedRequest, chance: random.Random, pace: Pace, tra
     return _joined(reasoned, content)
 
 
+def planted(answer: Answer, word: str, at: int) -> Answer:
+    """The answer with a word after this many pieces, in two pieces that arrive one after the other."""
+    at, half = min(at, len(answer.pieces)), len(word) // 2
+    pieces = (Piece("content", f" {word[:half]}"), Piece("content", word[half:]))
+    wait = answer.waits_s[-1] if answer.waits_s else 0.0
+    return replace(
+        answer,
+        pieces=(*answer.pieces[:at], *pieces, *answer.pieces[at:]),
+        waits_s=(*answer.waits_s[:at], wait, wait, *answer.waits_s[at:]),
+        tokens=answer.tokens + count_text(f" {word}", ENCODING),
+    )
+
+
 _NOTHING = Answer((), 0, 0, (), "stop")
 
 

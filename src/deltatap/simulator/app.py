@@ -24,14 +24,15 @@ from starlette.routing import Route
 from deltatap.api import registry
 from deltatap.api.frames import Facts, openai_error, usage
 from deltatap.prompts import request_hash_of
-from deltatap.simulator.answers import ENCODING, Pace, answers
+from deltatap.simulator.answers import ENCODING, Pace, answers, planted
 from deltatap.simulator.faults import REFUSALS, TRAITS, BadFaultError, Fault, by_rate, in_sequence, of_model, parse
+from deltatap.simulator.moderations import FLAGGED, Moderations
 from deltatap.simulator.record import Call, Record, start_of
 from deltatap.simulator.server import Endpoint, body_of
 from deltatap.simulator.stream import BrokenOff, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from starlette.requests import Request
@@ -58,6 +59,8 @@ class SimulatorSettings:
         keep_calls: number of calls whose texts and times are kept.
         requests_per_minute, tokens_per_minute: limits for any sixty seconds. A call above them gets a 429.
         slots: maximum number of answers that are generated at once; further calls wait in order. None: no maximum.
+        flagged: the words that `/moderations` flags.
+        moderation_ms: how long `/moderations` takes.
     """
 
     seed: int = 0
@@ -70,6 +73,8 @@ class SimulatorSettings:
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     slots: int | None = None
+    flagged: Sequence[str] = FLAGGED
+    moderation_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +94,7 @@ class Simulator:
     def __init__(self, settings: SimulatorSettings) -> None:
         self.settings = settings
         self.record = Record(settings.keep_calls)
+        self.moderations = Moderations(settings.keep_calls)
         self._slots = _slots(settings)
         for text in settings.faults:
             parse(text)
@@ -99,8 +105,9 @@ class Simulator:
         return Starlette(
             routes=[
                 *(Route(base + api.path, Endpoint(self.serve, api)) for base in _BASES for api in apis),
+                *(Route(f"{base}/moderations", self._moderate, methods=["POST"]) for base in _BASES),
                 Route("/v1/models", self._models),
-                *(Route(f"/sim/{what}", self._recorded) for what in ("calls", "counts", "stats")),
+                *(Route(f"/sim/{what}", self._recorded) for what in ("calls", "counts", "stats", "moderations")),
                 Route("/sim/reset", self._reset, methods=["POST"]),
                 Route("/sim/settings", self._change, methods=["POST"]),
             ]
@@ -117,15 +124,27 @@ class Simulator:
         data = [{"id": name, "object": "model", "created": 0, "owned_by": "simulator"} for name in self.settings.models]
         return JSONResponse({"object": "list", "data": data})
 
+    async def _moderate(self, request: Request) -> Response:
+        if self._refuses(_key(request.headers)):
+            status, kind, code, message = REFUSALS["401"]
+            return JSONResponse(openai_error(kind, code, message), status)
+        return await self.moderations.answer(request, self.settings.flagged, self.settings.moderation_ms / 1e3)
+
     async def _recorded(self, request: Request) -> Response:
         """Read the record on the event loop, which also writes it. In a thread, the record could change meanwhile."""
         record = self.record
-        readers = {"calls": record.all_calls, "counts": record.counts, "stats": record.stats}
+        readers: dict[str, Callable[[], Any]] = {
+            "calls": record.all_calls,
+            "counts": record.counts,
+            "stats": record.stats,
+            "moderations": lambda: {"most_open": self.moderations.most_open, "calls": list(self.moderations.calls)},
+        }
         content = readers[request.url.path.rpartition("/")[2]]()
         return Response(orjson.dumps(content, option=orjson.OPT_NON_STR_KEYS), media_type="application/json")
 
     async def _reset(self, _request: Request) -> Response:
         self.record.reset()
+        self.moderations.reset()
         return JSONResponse({})
 
     async def _change(self, request: Request) -> Response:
@@ -209,6 +228,9 @@ class Simulator:
             transport.close()
             raise BrokenOff
         found = answers(incoming.parsed, call.key, self.settings.seed, self.settings.pace, fault.names)
+        if "planted" in fault:
+            word, at = fault.argument or self.settings.flagged[0], fault.piece
+            found = [planted(answer, word, len(answer.pieces) // 2 if at is None else at) for answer in found]
         limits = self._limits(call, incoming.input_tokens + sum(answer.tokens for answer in found))
         if refusal := _refused(incoming, fault, limits):
             call.http_status = refusal.status_code

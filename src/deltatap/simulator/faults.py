@@ -42,7 +42,7 @@ SHAPES = (
 # Differences between servers.
 TRAITS = (
     "refusal", "reasoning", "reasoning_field", "content_parts", "filters", "late_filters", "moderation", "details",
-    "usage_with_finish", "usage_each", "finish_with_content", "no_id", "float_created", "no_stream_options",
+    "usage_with_finish", "usage_each", "finish_with_content", "no_id", "float_created", "no_stream_options", "planted",
 )  # fmt: skip
 NAMES = (*REFUSALS, *BREAKS, *ENDINGS, *SHAPES, *TRAITS)
 

@@ -57,6 +57,8 @@ def show_metrics(console: Console, rows: Iterable[Mapping[str, Any]]) -> None:
             console.print(table)
         else:
             line(console, f"no latencies to show: {_why_none(row)}")
+        if row["checked"]:
+            line(console, f"moderation: {row['flagged']:,} of {row['checked']:,} checked answers are flagged")
 
 
 def _why_none(row: Mapping[str, Any]) -> str:

@@ -71,6 +71,8 @@ def running_engine(
         look_ahead=look_ahead,
         deliver=deliver,
         share=share,
+        moderation=settings.moderation,
+        limited=settings.limits.requests_per_minute is not None,
     )
     with engine, settled():
         yield engine

@@ -13,7 +13,7 @@ import threading
 import time
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import uvloop
@@ -25,7 +25,8 @@ from deltatap.messages import POLL_S, Refusal
 from deltatap.model import INTERNAL_COMPLETE, INTERNAL_REQUEST, Call, Capture, CaptureError, Chunks, Job, Received
 from deltatap.worker.breaker import Breaker
 from deltatap.worker.lag import LagWatch
-from deltatap.worker.retry import cool_down, next_try, stops_run, too_long_s, until
+from deltatap.worker.moderation.moderator import WAIT_S, Moderator
+from deltatap.worker.retry import cool_down, next_try, pause_s, stops_run, too_long_s, until
 from deltatap.worker.schedule import Scheduler
 from deltatap.worker.usage import Tally
 
@@ -33,8 +34,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from deltatap import config
+    from deltatap.http.reading import Watch
     from deltatap.messages import Permit
-    from deltatap.model import Wire
+    from deltatap.model import Verdict, Wire
 
 _JOIN_S = 10.0
 # The heartbeat's lag covers this many seconds.
@@ -67,8 +69,12 @@ class Proceed:
 class Client(Protocol):
     """Makes calls."""
 
-    async def call(self, wire: Wire, request_id: str) -> Call:
+    async def call(self, wire: Wire, request_id: str, watch: Watch | None = None) -> Call:
         """Make one call. Returns normally even if the call fails or is cancelled."""
+        ...
+
+    async def moderate(self, model: str, text: str, *, within_s: float) -> Verdict | CaptureError:
+        """Ask whether a text is flagged."""
         ...
 
     async def close(self) -> None:
@@ -128,6 +134,8 @@ class Engine:
         look_ahead: int,
         deliver: Callable[[Capture], None],
         share: int = 0,
+        moderation: config.Moderation | None = None,
+        limited: bool = False,
     ) -> None:
         """Nothing runs before the engine is entered.
 
@@ -137,6 +145,8 @@ class Engine:
             look_ahead: the number of unfinished jobs above which ``submit`` blocks.
             deliver: receives each capture once, on the event loop's thread; must not block.
             share: the maximum number of open streams until :meth:`control` sets it.
+            moderation: how the texts of the answers are checked; None: not at all.
+            limited: whether a call of moderation needs a permit, as a request does.
         """
         self._make_client, self._limits, self._deliver = make_client, limits, deliver
         self._scheduler = Scheduler(share)
@@ -154,6 +164,9 @@ class Engine:
         self._breaker = Breaker()
         self._cool_until = 0.0
         self._cool_why = self._retry_why = ""
+        self._moderation, self._limited = moderation, limited
+        self._moderator: Moderator | None = None
+        self._judging: set[asyncio.Task[None]] = set()
         self.requests = 0
         self.fatal: Refusal | None = None
         self.too_long: str | None = None
@@ -225,7 +238,14 @@ class Engine:
             self._ready.set()
 
     async def _serve(self) -> None:
-        self._client = self._make_client()
+        self._client = client = self._make_client()
+        if self._moderation is not None:
+            self._moderator = Moderator(
+                self._moderation,
+                lambda model, text: client.moderate(model, text, within_s=WAIT_S),
+                hold=self._hold_s,
+                failed=self._moderation_failed,
+            )
         self._ready.set()
         lag = asyncio.create_task(self._lag.run())
         try:
@@ -237,6 +257,10 @@ class Engine:
         finally:
             lag.cancel()
             await asyncio.gather(lag, *self._tasks, return_exceptions=True)
+            if self._moderator is not None:
+                self._cut()
+                await asyncio.gather(*self._judging, return_exceptions=True)
+                await self._moderator.close()
             await self._client.close()
 
     async def _next_event(self) -> None:
@@ -275,7 +299,13 @@ class Engine:
         """Make the call. If the client itself fails, nothing is known of the answer, so it is not bought again."""
         started_at, started = time.time(), time.perf_counter()
         try:
-            return await self._client.call(wire, job.request.request_id)
+            if self._moderator is None:
+                return await self._client.call(wire, job.request.request_id)
+            watch = self._moderator.watch(job)
+            try:
+                return await self._client.call(wire, job.request.request_id, watch)
+            finally:
+                watch.ended()
         except BaseException as error:  # noqa: BLE001 - as above
             fault = internal_error(error, job.request.request_id, INTERNAL_REQUEST, "make the call")
         none = Received(Chunks())
@@ -302,10 +332,7 @@ class Engine:
                 self._finish(waiting)
         retry = next_try(job.tries, call.status, error, self._limits, now=now, jitter=self._random.random())
         if (cool := cool_down(call, retry, self._limits)) is not None:
-            # The server's limit applies to all workers: the heartbeat carries the cool-down to the driver.
-            self._scheduler.cool_down(now + cool.seconds)
-            if now + cool.seconds > self._cool_until:
-                self._cool_until, self._cool_why = now + cool.seconds, cool.why
+            self._pause(now + cool.seconds, cool.why)
         if retry is None or self._scheduler.stopped or self._breaker.parked(wire.model):
             return None
         self._retry_why = retry.why
@@ -347,17 +374,52 @@ class Engine:
             self._drop(job)
             return
         first, last, scheduled = job.calls[0], job.calls[-1], self._scheduler.scheduled(job)
-        self._done(
-            Capture(
-                job,
-                queued_ms=(first.started - job.planned) * 1e3,
-                loop_lag_ms=self._lag.worst_ms(since=last.started),
-                scheduled_ms=None if scheduled is None else (last.started - scheduled) * 1e3,
-            )
+        capture = Capture(
+            job,
+            queued_ms=(first.started - job.planned) * 1e3,
+            loop_lag_ms=self._lag.worst_ms(since=last.started),
+            scheduled_ms=None if scheduled is None else (last.started - scheduled) * 1e3,
         )
+        if self._moderator is None:
+            self._done(capture)
+        else:
+            # A task of its own, so that the stream's place is free.
+            task = asyncio.create_task(self._judge(self._moderator, capture))
+            self._judging.add(task)
+            task.add_done_callback(self._judging.discard)
+
+    async def _judge(self, moderator: Moderator, capture: Capture) -> None:
+        """Wait for the checks of a capture's text, then deliver it."""
+        found = None
+        try:
+            found = await moderator.column(capture.job, capture.job.calls[-1])
+        except BaseException as error:  # noqa: BLE001 - logged, or else raised again
+            internal_error(error, capture.job.request.request_id, INTERNAL_COMPLETE, "check the text")
+        finally:
+            self._done(replace(capture, partial_moderation=found))
+
+    def _hold_s(self) -> float:
+        """The seconds until a call of moderation may start. 0: it may start now, and counts as started."""
+        now = time.perf_counter()
+        if (wait_s := self._scheduler.cool_s(now)) > 0:
+            return wait_s
+        return 0.0 if not self._limited or self._tally.takes_permit() else POLL_S
+
+    def _moderation_failed(self, error: CaptureError) -> None:
+        if (wait_s := pause_s(error)) is not None:
+            self._tally.limited += 1
+            self._pause(time.perf_counter() + wait_s, "rate limited by the server (moderation)")
+
+    def _pause(self, until_s: float, why: str) -> None:
+        """Start nothing before a time. The heartbeat carries the pause to the driver, because it applies to the run."""
+        self._scheduler.cool_down(until_s)
+        if until_s > self._cool_until:
+            self._cool_until, self._cool_why = until_s, why
 
     def _drop(self, job: Job) -> None:
         """End a job without a row."""
+        if self._moderator is not None:
+            self._moderator.drop(job)
         parked = None if job.wire is None else self._breaker.parked(job.wire.model)
         if parked is not None:
             self._breaker.dropped(parked.refusal.model)
@@ -395,6 +457,8 @@ class Engine:
         if bounds.begins_at is not None:
             # Read once. Later steps of the wall clock do not move the schedule.
             self._scheduler.begin(now + bounds.begins_at - time.time())
+        if self._moderator is not None:
+            self._moderator.pump()  # before new requests take the permits
         self._wake.set()
 
     def _stop(self, grace_s: float | None) -> None:
@@ -404,6 +468,8 @@ class Engine:
             self._loop.call_later(grace_s, self._cut)
 
     def _cut(self) -> None:
+        if self._moderator is not None:
+            self._moderator.hurry()
         for task in self._tasks:
             task.cancel()
 
@@ -417,9 +483,10 @@ class Engine:
         cool_s, retry_at = max(0.0, self._cool_until - now), self._scheduler.waits_until()
         retry_s = 0.0 if retry_at is None else max(0.0, retry_at - now)
         return {
-            "open": self._scheduler.open,
+            # A request whose answer is still being checked is in flight, too.
+            "open": self._scheduler.open + len(self._judging),
             "requests": self.requests,
-            "wants": self._scheduler.wants(now),
+            "wants": self._scheduler.wants(now) + (self._moderator.waiting if self._moderator and self._limited else 0),
             "loop_lag_ms": self._lag.worst_ms(since=now - _LAG_S),
             "cool_s": cool_s,
             "fatal": None if self.fatal is None else str(self.fatal),

@@ -106,6 +106,11 @@ def cool_down(call: Call, retry: Retry | None, limits: Capture) -> CoolDown | No
     )
 
 
+def pause_s(error: CaptureError) -> float | None:
+    """How long the run pauses after an error of a call that is not a request of the plan; None if it does not."""
+    return min(asked_s(error) or _BACKOFF_S, _HEADER_MAX_S) if waits_for_all(error) else None
+
+
 def too_long_s(error: CaptureError | None, limits: Capture) -> float | None:
     """The wait that the server asks of the whole run, if it is longer than any request may wait."""
     asked = asked_s(error) if error is not None and waits_for_all(error) else None

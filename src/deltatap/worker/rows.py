@@ -237,6 +237,7 @@ def _values(row: Row, context: Context) -> dict[str, Any]:
         "worker": context.worker,
         "reused_from": reused_from,
         "scheduled_ms": capture.scheduled_ms,
+        "partial_moderation": capture.partial_moderation,
     }
 
 

@@ -81,6 +81,10 @@ class Scheduler:
         """Start no jobs before a time; the latest such time counts."""
         self._cool_until = max(self._cool_until, until)
 
+    def cool_s(self, now: float) -> float:
+        """For how many more seconds no job starts, because of a cool-down."""
+        return max(0.0, self._cool_until - now)
+
     def wants(self, now: float) -> int:
         """The number of jobs that could start if only the share of streams limited them.
 

@@ -71,6 +71,15 @@ class Tally:
         """Whether a request may start now."""
         return self.allowance.allows(self._clock(), self.expects(job)[0])
 
+    def takes_permit(self) -> bool:
+        """Take a permit for a call that uses no tokens, such as one of moderation. False if there is none now."""
+        now = self._clock()
+        if not self.allowance.allows(now, 0):
+            return False
+        self.allowance.take()
+        self._meter.started(now, 0)
+        return True
+
     def started(self, job: Job) -> None:
         """Count the start of a call."""
         now = self._clock()

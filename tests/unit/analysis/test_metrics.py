@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from deltatap.delta.columns import Column
 
 # What tables of older versions lack, and the metrics that need it.
-NEW_COLUMNS = {"token_source", "itl_ms"}
+NEW_COLUMNS = {"token_source", "itl_ms", "partial_moderation"}
 OF_TOKENS = {"itl_ms", "tokens_per_chunk", "burstiness"}
+OF_CHECKS = {"flagged_chars", "partial_checks", "partial_checks_ms", "last_check_ms"}
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: metric.name)
@@ -89,7 +90,7 @@ def test_metrics_without_a_jvm_match_the_hand_computed_example(tmp_path: Path) -
         assert value == pytest.approx(BY_HAND[name.removesuffix("_from_chunks")]), name
 
 
-def test_a_table_of_an_older_version_has_no_metrics_of_tokens(tmp_path: Path) -> None:
+def test_a_table_of_an_older_version_has_no_metrics_of_tokens_and_checks(tmp_path: Path) -> None:
     chunk = pa.struct([field for field in columns.CHUNK if field.name != "tokens"])
     fields = [
         pa.field(field.name, pa.list_(chunk) if field.name == "chunks" else field.type)
@@ -105,8 +106,10 @@ def test_a_table_of_an_older_version_has_no_metrics_of_tokens(tmp_path: Path) ->
     reader = LocalReader(no_spark)
     measured = f"SELECT * FROM ({measured_sql(settings, captures_sql(reader, settings, 'true'))}) ORDER BY request_id"
     found, empty = rows(reader.query(measured))
-    assert {name for name in BY_HAND if found[name] is None} == OF_TOKENS
-    assert {name: found[name] for name in BY_HAND if name not in OF_TOKENS} == pytest.approx(
-        {name: value for name, value in BY_HAND.items() if name not in OF_TOKENS}
+    new = OF_TOKENS | OF_CHECKS
+    assert {name for name in BY_HAND if found[name] is None} == new
+    assert {name: found[name] for name in BY_HAND if name not in new} == pytest.approx(
+        {name: value for name, value in BY_HAND.items() if name not in new}
     )
+    assert not found["checked"]
     assert (found["gaps"], found["outputs"], empty["outputs"]) == ([30.0, 70.0], 4, 0)

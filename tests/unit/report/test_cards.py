@@ -40,6 +40,25 @@ def test_the_tiles_of_a_run_sum_over_its_series() -> None:
     }
 
 
+def test_a_series_with_checked_texts_has_the_share_of_flagged_ones() -> None:
+    none = distribution(0.0, count=0)
+    metrics = [
+        metrics_row(checked=8, flagged=1, flagged_chars=distribution(1234.0), partial_checks=distribution(2.5)),
+        metrics_row(mode="complete", checked=3, flagged=0, flagged_chars=none, partial_checks=none),
+        metrics_row(request_model="x", checked=0),
+    ]
+    [(_, found)] = cards(gathered(metrics=metrics))
+    first, second = (card for card in found if card.label == "flagged")
+    assert first.value == "12.5 %"
+    assert first.detail.startswith(
+        "1 of 8 checked answers; a reader had seen 1,234 characters (median); partial checks:"
+    )
+    assert "partial checks: 2.5 per answer, 20 ms beside 20 ms at the end; " in first.detail
+    assert second.value == "0.0 %"
+    assert second.detail.startswith("0 of 3 checked answers; ")
+    assert "complete" in second.detail
+
+
 def test_the_cost_of_several_models_is_that_of_each() -> None:
     metrics = [metrics_row(request_model="a", cost_usd=0.5), metrics_row(request_model="b", cost_usd=2.0)]
     metrics += [
