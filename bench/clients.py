@@ -2,7 +2,8 @@
 
 Each client is a process: ``python -m bench.clients NAME BASE_URL STREAMS REQUESTS [CA_FILE]`` prints one line of JSON
 with its CPU time and what it measured. ``worker`` is the complete work of a Spark worker, without Spark. The event loop
-of ``worker-stalled`` stops for 50 ms at random, once a second on average.
+of ``worker-stalled`` stops for 50 ms at random, once a second on average. ``worker-moderated`` and ``worker-patterns``
+check the texts while they arrive.
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ if TYPE_CHECKING:
 MODEL = "gpt-4o-mini"
 STALL_S, STALLS_APART_S = 0.05, 1.0
 _APART_S = 0.003
+# A check after every 100 characters: an answer of the bench has about 450.
+MODERATION: dict[str, Any] = {
+    "worker-moderated": {"every_chars": 100},
+    "worker-patterns": {"every_chars": 100, "patterns": [r"(?i)\bforbidden\b", r"\d{3}-\d{4}"]},
+}
 
 
 async def _spread(streams: int, requests: int, one: Callable[[int], Awaitable[int]]) -> list[int]:
@@ -107,12 +113,12 @@ async def _plain(base_url: str, streams: int, requests: int, http_client: httpx2
 
 
 def worker(
-    base_url: str, streams: int, requests: int, ca_file: str | None, *, stalled: bool
-) -> tuple[float, list[Any], int]:
+    name: str, base_url: str, streams: int, requests: int, ca_file: str | None
+) -> tuple[float, float, list[Any], int]:
     """The complete work of a worker: build, read, decode, accumulate, time, count tokens, build Arrow, write.
 
-    Returns its CPU time in seconds, what it measured, and the size of the journal in bytes. CPU time starts after
-    everything that a worker loads once is loaded.
+    Returns its CPU time and the wall time in seconds, what it measured, and the size of the journal in bytes. The times
+    start after everything that a worker loads once is loaded.
     """
     endpoint = {"base_url": base_url, "api_key": None, "include_usage": False, "model": MODEL}
     settings = load_settings(
@@ -120,24 +126,26 @@ def worker(
             "endpoint": {**endpoint, "tls": {"ca_file": ca_file}},
             "request": {},
             "capture": {"concurrency": streams},
+            "moderation": MODERATION.get(name),
         }
     )
     context = context_of(settings, Prices(), "bench", 0)
     warm_up(context)
-    with tempfile.TemporaryDirectory() as name:
-        journal = JournalWriter(Path(name), "bench", context, plan=1, part=0, flush_s=settings.state.flush_s)
+    with tempfile.TemporaryDirectory() as folder:
+        journal = JournalWriter(Path(folder), "bench", context, plan=1, part=0, flush_s=settings.state.flush_s)
         engine = running_engine(settings, None, journal.put, look_ahead=2 * streams + 128, share=streams)
         with journal, engine as running:
-            started = time.process_time()
-            if stalled:
+            started, began = time.process_time(), time.perf_counter()
+            if name == "worker-stalled":
                 _stall(vars(running)["_loop"])
             for number in range(requests):
                 running.submit(_job(number, settings))
             running.join()
+            wall_s = time.perf_counter() - began
         cpu_s = time.process_time() - started
-        found = pq.read_table(name, columns=["request_hash", "chunks", "loop_lag_ms"], partitioning=None).to_pylist()
-        size = sum(path.stat().st_size for path in Path(name).iterdir())
-    return cpu_s, [measured(row["request_hash"], row["chunks"], row["loop_lag_ms"]) for row in found], size
+        found = pq.read_table(folder, columns=["request_hash", "chunks", "loop_lag_ms"], partitioning=None).to_pylist()
+        size = sum(path.stat().st_size for path in Path(folder).iterdir())
+    return cpu_s, wall_s, [measured(row["request_hash"], row["chunks"], row["loop_lag_ms"]) for row in found], size
 
 
 def measured(key: str, chunks: list[dict[str, Any]], lag_ms: float) -> tuple[str, list[float], float, list[int]]:
@@ -166,9 +174,9 @@ def main() -> None:
     name, base_url, streams, requests = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     ca_file = next(iter(sys.argv[5:]), None)
     found: list[Any] = []
-    journal_bytes = 0
+    journal_bytes, wall_s = 0, 0.0
     if name.startswith("worker"):
-        cpu_s, found, journal_bytes = worker(base_url, streams, requests, ca_file, stalled=name == "worker-stalled")
+        cpu_s, wall_s, found, journal_bytes = worker(name, base_url, streams, requests, ca_file)
         chunks = sum(len(times) for _, times, *_ in found)
     else:
         started = time.process_time()
@@ -179,7 +187,8 @@ def main() -> None:
             chunks = sum(uvloop.run(client(base_url, streams, requests, ca_file)))
         cpu_s = time.process_time() - started
     cpu_us = cpu_s / chunks * 1e6
-    print(json.dumps({"chunks": chunks, "cpu_us": cpu_us, "journal_bytes": journal_bytes, "streams": found}))
+    made = {"chunks": chunks, "cpu_us": cpu_us, "wall_s": wall_s, "journal_bytes": journal_bytes, "streams": found}
+    print(json.dumps(made))
 
 
 if __name__ == "__main__":

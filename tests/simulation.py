@@ -40,6 +40,11 @@ class Simulation:
         """Return the numbers of calls and of finished answers, in total and by request hash."""
         return self._ask("counts")
 
+    def moderations(self) -> list[dict[str, Any]]:
+        """Return the records of all calls of /moderations, in order."""
+        calls: list[dict[str, Any]] = self._ask("moderations")["calls"]
+        return calls
+
     def stats(self) -> dict[str, Any]:
         """Return the number of open streams, and how late pieces were written."""
         return self._ask("stats")

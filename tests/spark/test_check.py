@@ -44,6 +44,14 @@ def test_a_valid_setup_passes_without_a_call(spark: SparkSession, tables: Path, 
     assert not details(found)
     assert not details(found, "warning")
     assert "including gpt-4o-mini" in found["models"].detail
+    tree["moderation"] = {"patterns": ["x"], "model": "mine"}
+    assert findings(spark, tree)["moderation"].detail == "the endpoint moderates texts with mine; 1 pattern"
+    tree["moderation"] = {"model": "mine!404"}
+    assert (
+        "the endpoint does not moderate texts with mine!404 (not_found): "
+        in details(findings(spark, tree))["moderation"]
+    )
+    assert len(simulator.moderations()) == 2
     assert simulator.counts()["calls"] == 0
     assert [path.name for path in (tables / "state").iterdir()] == [], "check leaves no files"
 

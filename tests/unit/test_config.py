@@ -343,3 +343,47 @@ def test_capture_mode_gives_the_modes_of_a_run() -> None:
     assert [load_settings({"capture": {"mode": mode}}).capture.modes for mode in ("stream", "complete", "paired")] == [
         ("stream",), ("complete",), ("stream", "complete"),
     ]  # fmt: skip
+
+
+def test_moderation_is_off_and_asks_the_endpoint_unless_there_are_patterns() -> None:
+    assert Settings().moderation is None
+
+    def asks(**given: object) -> str | None:
+        moderation = load_settings({"moderation": given}).moderation
+        assert moderation is not None
+        return moderation.asks
+
+    assert asks() == "omni-moderation-latest"
+    assert asks(model="mine") == "mine"
+    assert asks(patterns=["x"]) is None
+    assert asks(patterns=["x"], model="mine") == "mine"
+
+
+def test_moderation_can_be_set_and_unset() -> None:
+    moderation = load_settings({}, ["moderation.every_chars=5", "moderation.patterns=[a, '(?i)b']"]).moderation
+    assert moderation is not None
+    assert (moderation.every_chars, moderation.stop, moderation.patterns) == (5, False, ["a", "(?i)b"])
+    assert load_settings({"moderation": {"stop": True}}, ["moderation="]).moderation is None
+
+
+RE2 = "expected a regular expression of RE2, which has no lookaround and no backreferences"
+NOT_EMPTY = "expected a regular expression that does not match an empty text"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"patterns": ["ok", "("]}, f"moderation.patterns.1: {RE2} (missing ): (), found '('"),
+        ({"patterns": ["(?=x)y"]}, f"moderation.patterns.0: {RE2} (invalid perl operator: (?=), found '(?=x)y'"),
+        ({"patterns": ["x*"]}, f"moderation.patterns.0: {NOT_EMPTY}, found 'x*'"),
+        ({"patterns": "x"}, "moderation.patterns: expected a list, found 'x'"),
+        ({"patterns": [1]}, "moderation.patterns.0: expected a string, found 1; write it in quotes"),
+        ({"every_chars": 0}, "moderation.every_chars: expected a number greater than or equal to 1, found 0"),
+        ({"every_chars": -5}, "moderation.every_chars: expected a number greater than or equal to 1, found -5"),
+        ({"stop": "maybe"}, "moderation.stop: expected a boolean, found 'maybe'"),
+        ({"model": ""}, "moderation.model: expected text with at least 1 character, found ''"),
+        ({"each_chars": 5}, "moderation.each_chars: unknown key; did you mean every_chars?"),
+    ],
+)  # fmt: skip
+def test_a_moderation_that_cannot_be_made_is_one_clear_problem(given: dict[str, object], expected: str) -> None:
+    assert problems({"moderation": given}) == (f"settings: {expected}",)

@@ -178,9 +178,8 @@ CAPTURES: tuple[Column, ...] = (
     Column(
         "partial_moderation",
         STRING,
-        "JSON of the checks of the last call's text (moderation), by choice and length: an array of objects with "
-        "choice, chars, chunk, ms, flagged, categories, error, took_ms, verdict_ms and seen; null if nothing was "
-        "checked, and in rows with reused_from",
+        "JSON of the checks of the last call's text (the section moderation of the configuration), by choice and "
+        "length: an array of checks; null without moderation, without a call, and in rows with reused_from",
         added=True,
     ),
     Column(

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import socket
+import time
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -334,3 +335,42 @@ def test_answers_above_the_slots_wait_in_order() -> None:
     assert 0.09 < begins[2] - begins[0] < 0.3
     assert 0.19 < begins[4] - begins[0] < 0.6
     assert [call["number"] for call in sorted(calls, key=lambda call: call["began"])] == list(range(5))
+
+
+def moderated(simulator: Simulation, text: object, model: str = "omni-moderation-latest") -> tuple[int, Any]:
+    response = httpx2.post(f"{simulator.base_url}/moderations", json={"model": model, "input": text}, timeout=5)
+    return response.status_code, response.json()
+
+
+def test_moderations_flag_planted_words(simulator: Simulation) -> None:
+    simulator.change(flagged=["forbidden", "naughty"])
+    answered = simulator_answer(simulator, "planted=naughty@3")
+    assert "naughty" in answered
+    status, found = moderated(simulator, answered)
+    assert (status, found["results"][0]["flagged"]) == (200, True)
+    assert found["results"][0]["categories"] == {"forbidden": False, "naughty": True}
+    assert not moderated(simulator, ["fine", "text"])[1]["results"][1]["flagged"]
+    assert [call["flagged"] for call in simulator.moderations()] == [True, False]
+    assert simulator.counts()["calls"] == 1, "a moderation is not a completion"
+
+
+def simulator_answer(simulator: Simulation, fault: str) -> str:
+    client = OpenAI(base_url=simulator.base_url, api_key="x", max_retries=0)
+    made = client.chat.completions.create(model=f"gpt-4o-mini!{fault}", messages=[{"role": "user", "content": "Hi"}])
+    return made.choices[0].message.content or ""
+
+
+def test_moderations_can_fail_and_be_slow(simulator: Simulation) -> None:
+    statuses = [moderated(simulator, "x", "m!500:1!429=0.1:1")[0] for _ in range(3)]
+    assert statuses == [500, 429, 200]
+    assert moderated(simulator, "x", "m!nonsense")[0] == 400
+    assert httpx2.post(f"{simulator.base_url}/moderations", json={"model": "m"}, timeout=5).status_code == 400
+    simulator.change(moderation_ms=50)
+    started = time.perf_counter()
+    moderated(simulator, "x")
+    assert time.perf_counter() - started >= 0.05
+
+
+def test_the_openai_client_moderates_a_text(simulator: Simulation) -> None:
+    made = OpenAI(base_url=simulator.base_url, api_key="x").moderations.create(input="so forbidden")
+    assert made.results[0].flagged

@@ -148,5 +148,5 @@ def test_the_record_is_read_on_the_event_loop() -> None:
     """In one of Starlette's threads, a dictionary could change while it is read."""
     routes = [route for route in Simulator(SimulatorSettings()).application().routes if isinstance(route, Route)]
     endpoints = {route.path: route.endpoint for route in routes if "/sim/" in route.path or "models" in route.path}
-    assert len(endpoints) == 6
+    assert len(endpoints) == 7
     assert [path for path, endpoint in endpoints.items() if not inspect.iscoroutinefunction(endpoint)] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import threading
 import time
 from contextlib import contextmanager
@@ -106,6 +107,38 @@ def test_every_row_of_a_part_is_journaled(tmp_path: Path, simulator: Simulation)
     (last,) = RunState(work.folder).heartbeats()
     assert last.ended
     assert dict(last.rows) == {"completed": 30, "failed": 1}
+
+
+def test_texts_are_checked_and_flagged_streams_are_cut(tmp_path: Path, simulator: Simulation) -> None:
+    """Half of the streams have a word that the simulator flags; they would go on for a long time after it."""
+    simulator.change(pace={"tokens": 60, "itl_ms": 20, "itl_sigma": 0, "speed": 1, "ttft_ms": 1, "tokens_sigma": 0})
+    rows = [*asked(4), *({"request_id": f"bad{n}", "prompt": f"b{n}", "model": "gpt-4o!planted@5"} for n in range(4))]
+    work = task(tmp_path, simulator, rows, moderation={"every_chars": 20, "stop": True})
+    with driver(work.folder):
+        capture_part(work, 0)
+    found = {row["request_id"]: row for row in journal(work)}
+    for name, row in found.items():
+        checks = json.loads(row["partial_moderation"])
+        flagged = [check for check in checks if check["flagged"]]
+        for check in checks:
+            read = [chunk["text"] for chunk in row["chunks"][: check["chunk"] + 1] if chunk["kind"] == "content"]
+            assert len("".join(read)) == check["chars"]
+            assert check["ms"] == row["chunks"][check["chunk"]]["ms"]
+            assert check["flagged"] == ("forbidden" in "".join(read))
+        if not name.startswith("bad"):
+            assert (row["status"], flagged, checks[-1]["chars"]) == ("completed", [], len(row["text"]))
+            continue
+        assert (row["status"], row["error"]["type"], row["error"]["code"]) == (
+            "interrupted",
+            "content_policy",
+            "moderation",
+        )
+        assert len(flagged) == 1
+        assert "forbidden" in row["text"]
+        assert flagged[0]["seen"] == len(row["text"])
+        assert row["usage_tiktoken"]["output_tokens"] < 40
+    sent = [call for call in simulator.calls() if call["prompt"].startswith("b")]
+    assert [call["ended"] for call in sent] == ["client_gone"] * 4, "no token is generated after the cut"
 
 
 def test_a_retried_attempt_captures_only_lost_rows(tmp_path: Path, simulator: Simulation) -> None:
