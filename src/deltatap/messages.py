@@ -110,7 +110,7 @@ class Heartbeat:
         epoch: the plan's epoch.
         claim: the attempt's name.
         beat: increases with each message.
-        open: streams that are open.
+        open: streams that are open, and answers whose texts are still being checked.
         requests: calls made.
         rows: finished captures, by status.
         uncalled: rows without a call: invalid prompts, reused answers.

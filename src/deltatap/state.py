@@ -10,6 +10,7 @@ created, renamed and deleted, so the folder may be on a Databricks Volume. Leave
         stop                    exists when someone has asked the run to stop
         workers/<claim>.json    a worker's heartbeat
         journal/*.parquet       captures that have not landed
+        journal/*.held          captures whose texts are still being checked; they land only if their worker dies
         aside/*                 unreadable journal files, kept for inspection
         plan-<epoch>/parts/     the owed requests, one file per capture task
         plan-<epoch>/claims/    <part>-<number>-<uuid>: the attempts at a part; the greatest name holds the part

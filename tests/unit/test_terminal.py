@@ -223,6 +223,34 @@ def test_a_reused_answer_names_its_request() -> None:
     assert "the answer of request p[1] in run r0, reused without a call" in text.splitlines()
 
 
+def check(chars: int, flagged: object, **values: Any) -> dict[str, Any]:
+    usual = {"choice": 0, "chunk": chars // 4, "categories": [], "error": None, "seen": chars + 9}
+    return usual | {"chars": chars, "flagged": flagged} | values
+
+
+@pytest.mark.parametrize(
+    ("checks", "shown"),
+    [
+        ([], "unknown; 0 checks"),
+        ([check(20, False)], "not flagged; 1 check"),
+        ([check(20, None, error="timeout")], "unknown; 1 check (1 without a result: timeout)"),
+        (
+            [check(1000, None, error="server"), check(2000, True, categories=["hate", "x"]), check(2500, True)],
+            "flagged (hate, x) after 2,000 characters, at chunk 500; a reader had seen 2,009 characters; 3 checks",
+        ),
+        (
+            [check(5, True, chunk=None, seen=5)],
+            "flagged after 5 characters, at its end; a reader had seen 5 characters; 1 check",
+        ),
+    ],
+)
+def test_a_capture_shows_where_its_text_was_flagged(checks: list[dict[str, Any]], shown: str) -> None:
+    text = printed(terminal.show_capture, CAPTURE | {"partial_moderation": json.dumps(checks)})
+    (found,) = (line for line in text.splitlines() if line.startswith("moderation: "))
+    assert found.removeprefix("moderation: ").removesuffix(" (1 without a result: server)") == shown
+    assert "moderation" not in printed(terminal.show_capture, CAPTURE | {"partial_moderation": None})
+
+
 def test_metrics_show_every_metric_that_has_values() -> None:
     estimate = {"value": 12.0, "low": None, "high": 14.5}
     values = {"count": 3, "p50": estimate, "p95": estimate}

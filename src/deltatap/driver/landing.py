@@ -23,6 +23,7 @@ from deltatap.delta import columns, tables
 from deltatap.driver.merge import NewRows, insert_sql, merge_sql, one_per_key
 from deltatap.errors import LandingError
 from deltatap.state import LANDED
+from deltatap.worker.held import promote
 from deltatap.worker.journal import readable
 
 if TYPE_CHECKING:
@@ -100,11 +101,12 @@ class Landing:
         return self.files - before
 
     def drain(self) -> None:
-        """Land until the journal is empty.
+        """Land until the journal is empty. No worker is running any more.
 
         Raises:
             LandingError: if files do not land.
         """
+        promote(self.state.journal)
         while waiting := self._waiting():
             self.tick()
             if waiting == self._waiting():

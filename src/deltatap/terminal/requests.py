@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
@@ -76,6 +78,19 @@ def show_capture(console: Console, row: Mapping[str, Any]) -> None:
     if prompt := prompt_line(row["request"], row["api"]):
         line(console, f"prompt: {prompt}")
     line(console, sparkline([chunk["ms"] for chunk in row["chunks"] or () if chunk["kind"] in OUTPUT_KINDS]))
+    line(console, ", ".join(_facts(row)))
+    if checks := row.get("partial_moderation"):
+        line(console, f"moderation: {moderated(json.loads(checks))}")
+    for choice in row["choices"] or ():
+        for name in ("reasoning", "refusal", "tool_calls", "text"):
+            if choice[name]:
+                of_choice = f" of choice {choice['index']}" if len(row["choices"]) > 1 else ""
+                console.print(f"\n{name}{of_choice}", style="dim", highlight=False)
+                console.print(choice[name], markup=False, highlight=False, soft_wrap=True)
+
+
+def _facts(row: Mapping[str, Any]) -> list[str]:
+    """The times, tokens and cost of a row."""
     columns = {"TTFT": "ttft_ms", "per token": "tpot_ms", "end to end": "e2e_ms", "loop lag": "loop_lag_ms"}
     facts = [f"{name} {row[column]:,.1f} ms" for name, column in columns.items() if row[column] is not None]
     if usage := row["usage_reported"] or row["usage_tiktoken"]:
@@ -83,13 +98,23 @@ def show_capture(console: Console, row: Mapping[str, Any]) -> None:
         facts.append(f"{usage['input_tokens']:,} input + {usage['output_tokens']:,} output tokens ({source})")
     if row["cost_usd"] is not None:
         facts.append(f"${money(row['cost_usd'])}")
-    line(console, ", ".join(facts))
-    for choice in row["choices"] or ():
-        for name in ("reasoning", "refusal", "tool_calls", "text"):
-            if choice[name]:
-                of_choice = f" of choice {choice['index']}" if len(row["choices"]) > 1 else ""
-                console.print(f"\n{name}{of_choice}", style="dim", highlight=False)
-                console.print(choice[name], markup=False, highlight=False, soft_wrap=True)
+    return facts
+
+
+def moderated(checks: Sequence[Mapping[str, Any]]) -> str:
+    """The results of the checks of a text, in one line."""
+    failed = Counter(check["error"] for check in checks if check["error"])
+    count = f"{len(checks):,} check{'s' * (len(checks) != 1)}"
+    count += (
+        f" ({', '.join(f'{times:,} without a result: {error}' for error, times in failed.items())})" if failed else ""
+    )
+    first = next((check for check in checks if check["flagged"]), None)
+    if first is None:
+        return f"{'not flagged' if len(checks) > failed.total() else 'unknown'}; {count}"
+    place = "at its end" if first["chunk"] is None else f"at chunk {first['chunk']:,}"
+    named = f" ({', '.join(first['categories'])})" if first["categories"] else ""
+    seen = f"a reader had seen {first['seen']:,} characters"
+    return f"flagged{named} after {first['chars']:,} characters, {place}; {seen}; {count}"
 
 
 def sparkline(times: Sequence[float], width: int = _WIDTH) -> str:

@@ -102,7 +102,9 @@ def capture_part(task: CaptureTask, part: int) -> Receipt:
     look_ahead = 2 * streams_of(settings) + BATCH_ROWS
     with (
         journal,
-        running_engine(settings, credential, journal.put, look_ahead=look_ahead, route=route) as engine,
+        running_engine(
+            settings, credential, journal.put, look_ahead=look_ahead, route=route, hold=journal.hold
+        ) as engine,
         Link(state, plan, claim, epoch, engine, journal, grace_s=settings.timeouts.grace_s),
     ):
         for job in jobs_of_part(plan.part_files()[part], known, settings, task.prices, due):

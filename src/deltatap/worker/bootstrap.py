@@ -54,6 +54,7 @@ def running_engine(
     look_ahead: int,
     share: int = 0,
     route: Route | None = None,
+    hold: Callable[[Capture], None] | None = None,
 ) -> Iterator[Engine]:
     """An engine with its client, running until the context ends.
 
@@ -64,6 +65,7 @@ def running_engine(
         look_ahead: see :class:`Engine`.
         share: see :class:`Engine`.
         route: the way to the endpoint; None: the way that the configuration describes.
+        hold: receives each capture whose checks take longer than a flush interval.
     """
     engine = Engine(
         lambda: make_client(settings, credential, route),
@@ -73,6 +75,7 @@ def running_engine(
         share=share,
         moderation=settings.moderation,
         limited=settings.limits.requests_per_minute is not None,
+        hold=None if hold is None else (settings.state.flush_s, hold),
     )
     with engine, settled():
         yield engine

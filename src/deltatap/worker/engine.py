@@ -136,6 +136,7 @@ class Engine:
         share: int = 0,
         moderation: config.Moderation | None = None,
         limited: bool = False,
+        hold: tuple[float, Callable[[Capture], None]] | None = None,
     ) -> None:
         """Nothing runs before the engine is entered.
 
@@ -147,6 +148,7 @@ class Engine:
             share: the maximum number of open streams until :meth:`control` sets it.
             moderation: how the texts of the answers are checked; None: not at all.
             limited: whether a call of moderation needs a permit, as a request does.
+            hold: receives each capture whose checks take longer than this many seconds; None: nothing does.
         """
         self._make_client, self._limits, self._deliver = make_client, limits, deliver
         self._scheduler = Scheduler(share)
@@ -164,7 +166,7 @@ class Engine:
         self._breaker = Breaker()
         self._cool_until = 0.0
         self._cool_why = self._retry_why = ""
-        self._moderation, self._limited = moderation, limited
+        self._moderation, self._limited, self._hold = moderation, limited, hold
         self._moderator: Moderator | None = None
         self._judging: set[asyncio.Task[None]] = set()
         self.requests = 0
@@ -243,7 +245,7 @@ class Engine:
             self._moderator = Moderator(
                 self._moderation,
                 lambda model, text: client.moderate(model, text, within_s=WAIT_S),
-                hold=self._hold_s,
+                hold=self._check_wait_s,
                 failed=self._moderation_failed,
             )
         self._ready.set()
@@ -391,14 +393,17 @@ class Engine:
     async def _judge(self, moderator: Moderator, capture: Capture) -> None:
         """Wait for the checks of a capture's text, then deliver it."""
         found = None
+        timer = None if self._hold is None else self._loop.call_later(*self._hold, capture)
         try:
             found = await moderator.column(capture.job, capture.job.calls[-1])
         except BaseException as error:  # noqa: BLE001 - logged, or else raised again
             internal_error(error, capture.job.request.request_id, INTERNAL_COMPLETE, "check the text")
         finally:
+            if timer is not None:
+                timer.cancel()
             self._done(replace(capture, partial_moderation=found))
 
-    def _hold_s(self) -> float:
+    def _check_wait_s(self) -> float:
         """The seconds until a call of moderation may start. 0: it may start now, and counts as started."""
         now = time.perf_counter()
         if (wait_s := self._scheduler.cool_s(now)) > 0:

@@ -1,6 +1,6 @@
 """The journal: small Parquet files that hold finished captures until they land.
 
-A finished capture is in the journal within one flush interval.
+A finished capture is in the journal within one flush interval; if its text is still being checked, see ``held.py``.
 
 Knows when a file is written, and how to find out which rows the journal holds. A separate thread takes captures from
 the engine, counts their tokens and writes them. Leaves landing to ``driver/landing.py``.
@@ -14,6 +14,8 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
+from contextlib import suppress
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -24,12 +26,13 @@ from deltatap.http.faults import internal_error
 from deltatap.model import INTERNAL_COMPLETE
 from deltatap.state import write_whole
 from deltatap.tokens import token_sizes
+from deltatap.worker import held
 from deltatap.worker.counting import Context, Row, counted
 from deltatap.worker.rows import JOURNAL_SCHEMA, journal_batch
 from deltatap.worker.timing import Times
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -110,7 +113,9 @@ class JournalWriter:
         """
         self._folder, self._prefix, self._context = folder, prefix, context
         self._plan, self._part, self._flush_s = plan, part, flush_s
-        self._queue: queue.SimpleQueue[Capture | None] = queue.SimpleQueue()
+        # With each capture, whether it is held.
+        self._queue: queue.SimpleQueue[tuple[Capture, bool] | None] = queue.SimpleQueue()
+        self._held, self._to_hold = held.HeldFiles(), list[Row]()
         self._thread = threading.Thread(target=self._main, name="deltatap-journal", daemon=True)
         self.totals = Totals()
         self.failure: BaseException | None = None
@@ -135,7 +140,11 @@ class JournalWriter:
     def put(self, capture: Capture) -> None:
         """Take a capture; never blocks. A capture that was cancelled before anything arrived is not a row."""
         if capture.error is None or capture.error.type != "cancelled":
-            self._queue.put(capture)
+            self._queue.put((capture, False))
+
+    def hold(self, capture: Capture) -> None:
+        """Take a capture that :meth:`put` will get again with more in it; never blocks."""
+        self._queue.put((capture, True))
 
     def _main(self) -> None:
         try:
@@ -146,31 +155,58 @@ class JournalWriter:
 
     def _flush(self) -> bool:
         """Write the captures of one flush interval; False at the end."""
-        capture = self._queue.get()
-        if capture is None:
-            return False
+        taken = self._queue.get()
         due = time.monotonic() + self._flush_s
-        rows, (chunks, size) = [counted(capture, self._context)], _size(capture)
-        while len(rows) < _FLUSH_ROWS and chunks < _FLUSH_CHUNKS and size < _FLUSH_BYTES:
-            try:
-                capture = self._queue.get_nowait()
-            except queue.Empty:
-                if (left := due - time.monotonic()) <= 0:
-                    break
-                time.sleep(min(left, _TAKE_S))
-                continue
-            if capture is None:
+        rows, chunks, size = list[Row](), 0, 0
+        while taken is not None:
+            capture, is_held = taken
+            row = counted(capture, self._context)
+            if is_held:
+                self._to_hold.append(row)
+            else:
+                rows.append(row)
+                more = _size(capture)
+                chunks, size = chunks + more[0], size + more[1]
+            if len(rows) >= _FLUSH_ROWS or chunks >= _FLUSH_CHUNKS or size >= _FLUSH_BYTES:
                 break
-            rows.append(counted(capture, self._context))
-            more = _size(capture)
-            chunks, size = chunks + more[0], size + more[1]
-        self._write(rows)
+            try:
+                taken = self._next(due)
+            except queue.Empty:
+                break
+        self._hold()
+        if rows:
+            self._held.release(self._write(rows))
         for row in rows:
             self.totals.add(row)
-        return capture is not None
+        return taken is not None
 
-    def _write(self, rows: Sequence[Row]) -> None:
-        """Write a file. Retry while the write fails, because these captures are paid for."""
+    def _next(self, due: float) -> tuple[Capture, bool] | None:
+        """The next capture before a time, or the end. Writes what is held before it waits.
+
+        Raises:
+            queue.Empty: there is none.
+        """
+        while True:
+            try:
+                return self._queue.get_nowait()
+            except queue.Empty:
+                self._hold()
+                if (left := due - time.monotonic()) <= 0:
+                    raise
+                time.sleep(min(left, _TAKE_S))
+
+    def _hold(self) -> None:
+        """Write a file that lands only if this worker dies. If that fails, the captures still come to :meth:`put`."""
+        if not self._to_hold:
+            return
+        rows, self._to_hold = self._to_hold, []
+        batch = journal_batch(rows, self._context, plan=self._plan, part=self._part)
+        with suppress(OSError):
+            path = write_journal(self._folder, f"{self._prefix}-{uuid.uuid4().hex}", batch, held.SUFFIX)
+            self._held.add(path, (row.capture.job.row for row in rows))
+
+    def _write(self, rows: Sequence[Row]) -> list[int]:
+        """Write a file; returns its rows. Retry while the write fails, because these captures are paid for."""
         batch = journal_batch(rows, self._context, plan=self._plan, part=self._part)
         name = f"{self._prefix}-{uuid.uuid4().hex}"
         give_up = time.monotonic() + _GIVE_UP_S
@@ -182,7 +218,7 @@ class JournalWriter:
                     raise
                 time.sleep(_RETRY_S)
             else:
-                return
+                return [row.capture.job.row for row in rows]
 
 
 def _size(capture: Capture) -> tuple[int, int]:
@@ -201,33 +237,39 @@ def warm_up(context: Context) -> None:
         writer.write_batch(journal_batch([], context, plan=0, part=0))
 
 
-def write_journal(folder: Path, name: str, batch: pa.RecordBatch) -> Path:
+def write_journal(folder: Path, name: str, batch: pa.RecordBatch, suffix: str = ".parquet") -> Path:
     """Write a batch as a file of the journal. Few values repeat, so dictionaries would make it larger and slower."""
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, batch.schema, compression="zstd", use_dictionary=False) as writer:
         writer.write_batch(batch)
-    path = folder / f"{name}.parquet"
+    path = folder / f"{name}{suffix}"
     write_whole(path, sink.getvalue())
     return path
 
 
 def journaled_rows(folder: Path, plan: int, part: int) -> np.ndarray[Any, Any]:
-    """The rows of a part that are in the journal.
+    """The rows of a part that are in the journal, held ones included.
 
     Skips files that landing deletes meanwhile. Landing records their rows before it deletes them, so read the landed
     rows after the journal. Skips damaged files, too: their requests are owed again.
     """
     rows = [np.empty(0, np.int32)]
-    for path in sorted(folder.glob("*.parquet")):
+    # In this order: a held file is deleted after its rows have been written to a normal one.
+    for path in chain(_files(folder, held.SUFFIX), _files(folder, ".parquet")):
         if (table := _columns(path, *_PLACE)) is not None:
             here = table.filter((pa.compute.field("plan") == plan) & (pa.compute.field("part") == part))
             rows.append(here["row"].to_numpy())
     return np.unique(np.concatenate(rows))
 
 
+def _files(folder: Path, suffix: str) -> Iterator[Path]:
+    yield from sorted(folder.glob(f"*{suffix}"))
+
+
 def has_output(folder: Path) -> bool:
     """Whether the journal holds an answer, complete or not; skips landed and damaged files."""
-    tables = (_columns(path, "status") for path in folder.glob("*.parquet"))
+    files = chain(_files(folder, held.SUFFIX), _files(folder, ".parquet"))
+    tables = (_columns(path, "status") for path in files)
     return any(set(table["status"].to_pylist()) - {"failed", None} for table in tables if table is not None)
 
 

@@ -72,3 +72,13 @@ def test_a_file_that_fails_for_another_reason_is_not_set_aside(landing: Landing)
         landing.drain()
     assert waiting(landing) == ["a-unread", "b-conflict"]
     assert landing.set_aside == []
+
+
+def test_a_drain_lands_what_a_dead_worker_held(landing: Landing) -> None:
+    write(landing, "a")
+    write_journal(landing.state.journal, "b", batch(7), ".held")
+    landing.tick()
+    assert [path.name for path in landing.state.journal.iterdir()] == ["b.held"]
+    landing.drain()
+    assert list(landing.state.journal.iterdir()) == []
+    assert landing.files == 2

@@ -616,7 +616,7 @@ class Moderated(Scripted):
 
     async def moderate(self, model: str, text: str, *, within_s: float) -> Verdict | CaptureError:
         self.checked += 1
-        assert (model, within_s < 10) == ("omni-moderation-latest", True)
+        assert (model, within_s <= 10) == ("omni-moderation-latest", True)
         if self.verdicts is not None:
             verdict: Verdict | CaptureError = await self.verdicts(text)
             return verdict
@@ -750,3 +750,26 @@ def test_a_stop_ends_the_wait_for_verdicts() -> None:
     assert time.perf_counter() - started < 4
     assert delivered.errors() == {"text": None}
     assert checks_of(delivered) == {"text": [(4, None, "timeout")]}
+
+
+def test_a_capture_is_held_if_its_checks_take_longer_than_a_flush_interval() -> None:
+    held, delivered, go = Delivered(), Delivered(), asyncio.Event()
+
+    async def slow(text: str) -> Verdict:
+        if text == "slow":
+            await go.wait()
+        return Verdict(False)
+
+    engine = Engine(
+        lambda: Moderated(verdicts=slow), limits=LIMITS, look_ahead=8, deliver=delivered.put, share=4,
+        moderation=config.Moderation(), hold=(0.05, held.put),
+    )  # fmt: skip
+    with engine:
+        engine.submit(job("slow"))
+        held.wait(1)
+        assert delivered.captures == []
+        engine._loop.call_soon_threadsafe(go.set)
+        engine.submit(job("quick"))
+        engine.join()
+    assert held.errors() == {"slow": None}
+    assert set(checks_of(delivered)) == {"slow", "quick"}

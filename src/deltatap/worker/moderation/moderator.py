@@ -32,7 +32,7 @@ _log = logging.getLogger("deltatap")
 # How many calls of a worker are open at once.
 _MOST_OPEN = 32
 # How long a capture waits for its last results, after the answer has ended.
-WAIT_S = 5.0
+WAIT_S = 10.0
 # The check at the end of a text is repeated, since no later check covers its text.
 _TRIES, _AGAIN_S = 3, 0.5
 # After this many refusals in a row, the endpoint is not called again.
