@@ -109,7 +109,7 @@ def test_labels_and_good_requests_share_a_line_for_each_run_and_costs_add_up() -
 
 def test_summary_of_one_mode_leaves_the_mode_out() -> None:
     outcome: dict[str, Any] = {"mode": "stream", "status": "completed", "why": "stop", "rows": 1234, "retries": None,
-                               "example": "q 1"}  # fmt: skip
+                               "example": "q 1", "checked": 0, "flagged": 0, "failed_checks": 0}  # fmt: skip
     times: dict[str, Any] = {
         "mode": "stream",
         "ttft_ms": [1.0, 2.0, 3.0],
@@ -130,6 +130,11 @@ def test_summary_of_one_mode_leaves_the_mode_out() -> None:
     assert "1,250 calls, 10,000 input tokens, 20,000 output tokens, $1.5000" in text
     assert "inter-chunk" not in text
     assert "busy" not in text
+    assert "moderation" not in text
+    moderated = outcome | {"checked": 1200, "flagged": 7, "failed_checks": 2}
+    text = printed(terminal.show_summary, RUN, [moderated], [times], [])
+    assert "moderation: 7 of 1,200 checked answers are flagged; 2 checks have no result" in text.splitlines()
+    text = printed(terminal.show_summary, RUN, [outcome], [times], [])
     assert text.endswith("\nnext: `deltatap show 'q 1'` shows one answer, `deltatap report r1` writes a report\n")
     assert "failures" not in text
     failed = [outcome | {"mode": mode, "status": "failed", "why": "timeout"} for mode in ("stream", "complete")]

@@ -30,7 +30,7 @@ PARTS = {
     "c -> struct(c.event, c.ms)))",
     "tokens": "coalesce(usage_reported.output_tokens, usage_tiktoken.output_tokens)",
     "checks": "from_json(partial_moderation, "
-    "'ARRAY<STRUCT<choice: INT, flagged: BOOLEAN, took_ms: DOUBLE, seen: INT>>')",
+    "'ARRAY<STRUCT<choice: INT, flagged: BOOLEAN, error: STRING, took_ms: DOUBLE, seen: INT>>')",
 }
 
 
@@ -64,6 +64,7 @@ _EXTRA, _LAST_CHECKS = f"filter(checks, (c, i) -> {_FOLLOWED})", f"filter(checks
 _TOOK_MS = "aggregate({}, 0D, (sum, c) -> sum + coalesce(c.took_ms, 0D))"
 CHECKED = "size(filter(checks, c -> c.flagged IS NOT NULL)) > 0"
 FLAGGED = "size(filter(checks, c -> c.flagged)) > 0"
+FAILED_CHECKS = "greatest(size(filter(checks, c -> c.error IS NOT NULL)), 0)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from typing import TYPE_CHECKING, Any
 
-from deltatap.analysis.metrics import MERGED_COALESCED, kinds_sql
+from deltatap.analysis.metrics import CHECKED, FAILED_CHECKS, FLAGGED, MERGED_COALESCED, PARTS, kinds_sql
 from deltatap.analysis.requested import BODY, short_id
 from deltatap.analysis.sql import in_runs, late_sql, measured_sql
 from deltatap.delta import columns, tables
@@ -264,14 +264,16 @@ def summarize(reader: Reader, settings: Settings, run_id: str) -> tuple[list[Row
     The times are those of completed rows. ``late`` counts the rows that the metrics leave out because the event loop
     ran late. ``kept`` counts those that ran on a late loop, too, but have the kernel's times; ``merged`` of their
     ``outputs`` have no gaps of their own. Each model has its number of rows and their cost, the most expensive model
-    first.
+    first. ``checked``, ``flagged`` and ``failed_checks`` are the results of moderation.
     """
     run = f"SELECT * FROM {tables.quoted(settings.captures.table)} WHERE {in_runs([run_id])}"
     outcomes = reader.query(
         f"""
         SELECT mode, status, coalesce(finish_reason, error.type) AS why, count(*) AS rows,
-          sum(size(retries)) AS retries, min(request_id) AS example
-        FROM ({run}) GROUP BY ALL ORDER BY mode DESC, status, rows DESC, why
+          sum(size(retries)) AS retries, min(request_id) AS example, count_if({CHECKED}) AS checked,
+          count_if({FLAGGED}) AS flagged, sum({FAILED_CHECKS}) AS failed_checks
+        FROM (SELECT *, {PARTS["checks"]} AS checks FROM ({run}))
+        GROUP BY ALL ORDER BY mode DESC, status, rows DESC, why
         """
     )
     quantiles, lag = "array(0.5, 0.9, 0.99)", settings.analysis.max_loop_lag_ms

@@ -130,6 +130,10 @@ def show_summary(
     line(console, f"{run['requests']:,} call{'s' * (run['requests'] != 1)}, {tokens}, {cost}")
     if len(models) > 1 and run["cost_usd"] is not None:
         line(console, f"cost by model: {by_model([(row['model'], row['cost_usd']) for row in models])}")
+    checked, failed = (sum(outcome[name] or 0 for outcome in outcomes) for name in ("checked", "failed_checks"))
+    if checked or failed:
+        flagged = f"{sum(outcome['flagged'] for outcome in outcomes):,} of {checked:,} checked answers are flagged"
+        line(console, f"moderation: {flagged}" + (f"; {failed:,} checks have no result" if failed else ""))
     _show_next(console, run["run_id"], outcomes, options)
 
 
