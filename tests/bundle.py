@@ -25,6 +25,7 @@ from tests.bundle_jobs import job_problems, schedule_problems
 from tests.bundle_targets import (
     REQUIRED,
     bundle_problems,
+    compute_problems,
     deployed_names,
     side_by_side_problems,
     sync_problems,
@@ -131,6 +132,7 @@ def problems(tree: dict[str, Any], target: str, root: Path = ROOT) -> list[str]:
         for name, resource in named.items():
             found += [f"{kind}.{name}: {problem}" for problem in _resource(kind, resource, root)]
     found += bundle_problems(tree["bundle"])
+    found += compute_problems(tree["variables"])
     found += variable_problems(tree)
     found += sync_problems(tree.get("sync", {}), root)
     found += target_problems(target, given, resources)

@@ -22,6 +22,8 @@ from deltatap.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from deltatap.config import Settings
+
 _LEVELS = {"CAN_VIEW", "CAN_MANAGE_RUN", "CAN_MANAGE", "IS_OWNER"}
 _DYNAMIC = re.compile(r"\{\{([^}]*)\}\}")
 _QUARTZ = re.compile(r"[0-9*?LW#,/\-A-Z]+")
@@ -29,8 +31,12 @@ _TIMEZONES = available_timezones()
 _LEAST_BETWEEN_S = 600
 # The extra of a script, if it has another name.
 _EXTRAS = {"export": "otel"}
-# The scripts that take all settings of a capture, so also those that a user sets for one run.
+# The scripts that take all settings of a capture, so also those that a user sets for one run. They run where the
+# variable compute says.
 _WITH_SETTINGS = {"capture", "check", "dry_run"}
+# The condition on this variable, and what the two tasks of such a script must share.
+_CONDITION, _SERVERLESS = "on_serverless", "_serverless"
+_SHARED = ("max_retries", "min_retry_interval_millis", "retry_on_timeout", "timeout_seconds", "email_notifications")
 
 
 def job_problems(job: dict[str, Any], root: Path) -> Iterator[str]:
@@ -54,6 +60,7 @@ def job_problems(job: dict[str, Any], root: Path) -> Iterator[str]:
             *_runs(task, job, root),
         ):
             yield f"task {task['task_key']}: {problem}"
+    yield from _twins(job)
     yield from _dynamic(job)
     yield from _packages(job, root)
     for permission in job.get("permissions", ()):
@@ -147,6 +154,36 @@ def _compute(task: dict[str, Any], clusters: Any, environments: set[str]) -> Ite
         yield "libraries: a serverless task uses the dependencies of its environment"
 
 
+def _twins(job: dict[str, Any]) -> Iterator[str]:
+    """Check that exactly one of two tasks runs such a script: on a cluster, or on serverless compute."""
+    tasks = {task["task_key"]: task for task in job["tasks"]}
+    for key, task in tasks.items():
+        script = Path(task.get("spark_python_task", {}).get("python_file", "")).stem
+        if script not in _WITH_SETTINGS or key.endswith(_SERVERLESS):
+            continue
+        twin = tasks.get(key + _SERVERLESS)
+        condition = tasks.get(_CONDITION, {}).get("condition_task", {})
+        if twin is None or (condition.get("op"), condition.get("right")) != ("EQUAL_TO", "serverless"):
+            yield f"task {key}: expected a task {key}{_SERVERLESS} and the condition {_CONDITION}"
+            continue
+        yield from _alike(task, twin)
+        for other in job["tasks"]:
+            after = {each["task_key"] for each in other.get("depends_on", ())} & {key, key + _SERVERLESS}
+            if len(after) == 1:
+                yield f"task {other['task_key']}: depends_on: expected {key} and {key}{_SERVERLESS}, of which one runs"
+
+
+def _alike(task: dict[str, Any], twin: dict[str, Any]) -> Iterator[str]:
+    for each, place, outcome in ((task, "job_cluster_key", "false"), (twin, "environment_key", "true")):
+        if place not in each or each.get("depends_on") != [{"task_key": _CONDITION, "outcome": outcome}]:
+            yield f"task {each['task_key']}: expected {place}, and to depend on the outcome {outcome} of {_CONDITION}"
+    for name in _SHARED:
+        if task.get(name) != twin.get(name):
+            yield f"task {twin['task_key']}: {name}: expected that of {task['task_key']}: {task.get(name)}"
+    if twin["spark_python_task"]["python_file"] != task["spark_python_task"]["python_file"]:
+        yield f"task {twin['task_key']}: expected the script of {task['task_key']}"
+
+
 def _runs(task: dict[str, Any], job: dict[str, Any], root: Path) -> Iterator[str]:
     """Check that the script or entry point exists and that its arguments are valid settings."""
     if wheel := task.get("python_wheel_task"):
@@ -174,9 +211,19 @@ def _runs(task: dict[str, Any], job: dict[str, Any], root: Path) -> Iterator[str
         return
     if not settings.state.dir.startswith("/Volumes/") and "state.dir" in str(overrides):
         yield f"state.dir: expected a path in /Volumes, found {settings.state.dir}"
+    yield from _serverless(task, settings)
     budget, most = settings.budget.runtime_s, task.get("timeout_seconds")
     if "capture" in script["python_file"] and (budget is None or most is None or budget >= most):
         yield f"timeout_seconds: expected more than budget.runtime_s ({budget}), so that the run can drain"
+
+
+def _serverless(task: dict[str, Any], settings: Settings) -> Iterator[str]:
+    if "environment_key" not in task or Path(task["spark_python_task"]["python_file"]).stem not in _WITH_SETTINGS:
+        return
+    if settings.capture.where != "driver":
+        yield "capture.where: expected driver: UDFs on serverless compute have no network access"
+    if settings.endpoint.api_key is not None and settings.endpoint.api_key.env is not None:
+        yield "endpoint.api_key: expected a secret or an identity: serverless tasks have no environment variables"
 
 
 @cache

@@ -129,6 +129,23 @@ def variable_problems(tree: Mapping[str, Any]) -> Iterator[str]:
         yield "permissions: expected a variable for the deployer: user_name fails if a service principal deploys"
 
 
+def compute_problems(variables: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the problems of the variables that choose a cluster or serverless compute."""
+    if (compute := variables["compute"].get("default")) not in ("classic", "serverless"):
+        yield f"variables.compute: expected classic or serverless, found {compute}"
+    plain, serverless = (variables[name]["default"] for name in ("arguments", "serverless_arguments"))
+    expected = [
+        *plain[:-2],
+        "--set",
+        "capture.where=driver",
+        "--set",
+        "endpoint.api_key=${var.serverless_api_key}",
+        *plain[-2:],
+    ]
+    if serverless != expected:
+        yield "variables.serverless_arguments: expected those of arguments, capture.where and endpoint.api_key"
+
+
 def _permissions(tree: Mapping[str, Any]) -> list[Any]:
     return [each for target in tree["targets"].values() for each in target.get("permissions", ())]
 

@@ -64,8 +64,9 @@ def job(tree: dict[str, Any]) -> Any:
     return tree["resources"]["jobs"]["capture"]
 
 
-def task(tree: dict[str, Any], at: int = 0) -> Any:
-    return job(tree)["tasks"][at]
+def task(tree: dict[str, Any], key: str = "capture") -> Any:
+    (found,) = [each for each in job(tree)["tasks"] if each["task_key"] == key]
+    return found
 
 
 def cluster(tree: dict[str, Any]) -> Any:
@@ -107,8 +108,8 @@ MUTATIONS: list[tuple[str, Any, str]] = [
     ("unknown top key", lambda t: t.update(ressources={}), "ressources: unknown key"),
     ("unknown resource type", lambda t: t["resources"].update(job={"x": {}}), "unknown resource type job"),
     ("unknown key of a job", lambda t: job(t).update(max_concurent_runs=1), "max_concurent_runs: unknown key"),
-    ("unknown key of a task", lambda t: task(t).update(retries=2), "tasks[0].retries: unknown key"),
-    ("invalid enum value", lambda t: task(t, 1).update(run_if="ALWAYS"), "tasks[1].run_if: unknown key or invalid value"),
+    ("unknown key of a task", lambda t: task(t).update(retries=2), "tasks[1].retries: unknown key"),
+    ("invalid enum value", lambda t: task(t, "analyze").update(run_if="ALWAYS"), "tasks[3].run_if: unknown key or invalid value"),
     ("unknown key of a volume", lambda t: t["resources"]["volumes"]["state"].update(kind=1), "volumes.state: kind"),
     ("unknown key of a schema", lambda t: t["resources"]["schemas"]["tables"].update(x=1), "schemas.tables: x: unknown"),
     ("two resources with the same key", lambda t: t["resources"]["volumes"].update(tables=t["resources"]["volumes"].pop("state")),
@@ -120,16 +121,29 @@ MUTATIONS: list[tuple[str, Any, str]] = [
     ("unknown variable of a target", lambda t: t["targets"]["dev"]["variables"].update(no="1"), "variables.no: unknown variable"),
     ("unknown key of a target", lambda t: t["targets"]["dev"].update(modus="x"), "targets.dev.modus: unknown key"),
     ("unknown mode of a target", lambda t: t["targets"]["dev"].update(mode="dev"), "expected development or production"),
-    ("two tasks with the same key", lambda t: task(t, 1).update(task_key="capture"), "task capture: duplicate key"),
-    ("unknown task", lambda t: task(t, 1)["depends_on"][0].update(task_key="captur"), "unknown task captur"),
+    ("two tasks with the same key", lambda t: task(t, "analyze").update(task_key="capture"), "task capture: duplicate key"),
+    ("unknown task", lambda t: task(t, "analyze")["depends_on"][0].update(task_key="captur"), "unknown task captur"),
     ("task that depends on itself", lambda t: task(t).update(depends_on=[{"task_key": "report"}]), "depends on itself"),
-    ("outcome of a task that is not a condition", lambda t: task(t, 3)["depends_on"][0].update(task_key="analyze"), "has no outcome"),
-    ("run_if without depends_on", lambda t: task(t, 1).pop("depends_on"), "run_if: requires depends_on"),
+    ("outcome of a task that is not a condition", lambda t: task(t, "report")["depends_on"][0].update(task_key="analyze"), "has no outcome"),
+    ("run_if without depends_on", lambda t: task(t, "analyze").pop("depends_on"), "run_if: requires depends_on"),
     ("unknown cluster", lambda t: task(t).update(job_cluster_key="big"), "unknown job cluster big"),
-    ("unknown environment", lambda t: task(t, 1).update(environment_key="x"), "unknown environment x"),
+    ("unknown environment", lambda t: task(t, "analyze").update(environment_key="x"), "unknown environment x"),
     ("task without compute", lambda t: task(t).pop("job_cluster_key"), "found none"),
     ("task with two kinds of compute", lambda t: task(t).update(environment_key="analysis"), "found environment_key, job_cluster_key"),
-    ("libraries of a serverless task", lambda t: task(t, 1).update(libraries=[{"whl": "../../dist/*.whl"}]), "libraries: a server"),
+    # A cluster or serverless compute.
+    ("unknown compute", lambda t: t["variables"]["compute"].update(default="server"), "variables.compute: expected classic or serverless"),
+    ("no task on serverless compute", lambda t: job(t)["tasks"].remove(task(t, "capture_serverless")), "task capture: expected a task capture_serverless"),
+    ("no condition", lambda t: job(t)["tasks"].remove(task(t, "on_serverless")), "task capture: expected a task capture_serverless and the condition"),
+    ("both tasks run", lambda t: task(t, "capture_serverless")["depends_on"][0].update(outcome="false"), "task capture_serverless: expected environment_key, and to depend on the outcome true"),
+    ("the cluster's task always runs", lambda t: task(t).pop("depends_on"), "task capture: expected job_cluster_key, and to depend on the outcome false"),
+    ("another timeout on serverless compute", lambda t: task(t, "capture_serverless").update(timeout_seconds=60), "timeout_seconds: expected that of capture: 25200"),
+    ("another script on serverless compute", lambda t: task(t, "capture_serverless")["spark_python_task"].update(python_file="../../jobs/check.py"), "expected the script of capture"),
+    ("analysis waits for one of the two", lambda t: task(t, "analyze")["depends_on"].pop(), "task analyze: depends_on: expected capture and capture_serverless"),
+    ("UDF on serverless compute", lambda t: task(t, "capture_serverless")["spark_python_task"].update(parameters="${var.arguments}"), "capture.where: expected driver"),
+    ("environment variable on serverless compute", lambda t: t["variables"]["serverless_api_key"].update(default="{env: OPENAI_API_KEY}"), "endpoint.api_key: expected a secret or an identity"),
+    ("other arguments on serverless compute", lambda t: t["variables"]["serverless_arguments"]["default"].__setitem__(3, "run.id=mine"), "variables.serverless_arguments: expected those of arguments"),
+    ("packages on serverless compute", lambda t: environment(t, "capture").append("plotly>=5.24"), "task capture_serverless: expected the packages"),
+    ("libraries of a serverless task", lambda t: task(t, "analyze").update(libraries=[{"whl": "../../dist/*.whl"}]), "libraries: a server"),
     ("unused environment", lambda t: job(t)["environments"].append({"environment_key": "y", "spec": {"dependencies": []}}), "environment y: no"),
     ("report without its extra", lambda t: environment(t, "report").remove("plotly>=5.24"), "task report: expected the packages"),
     ("traces without their extra", lambda t: environment(t, "traces").pop(), "task traces: expected the packages"),

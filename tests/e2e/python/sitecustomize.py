@@ -32,10 +32,22 @@ def clock_steps() -> None:
     time.time = lambda: now() + STEPS_S[int(time.monotonic() / STEP_EVERY_S) % len(STEPS_S)]
 
 
+def no_persist() -> None:
+    """Spark keeps no DataFrames, as on serverless compute."""
+    from pyspark.sql.connect.dataframe import DataFrame  # noqa: PLC0415 - only the process of this job imports it
+
+    def refuse(*_: object) -> None:
+        raise NotImplementedError("[NOT_SUPPORTED_WITH_SERVERLESS] PERSIST TABLE is not supported on serverless")
+
+    for name in ("persist", "cache", "unpersist", "checkpoint"):
+        setattr(DataFrame, name, refuse)
+
+
 FAULTS: dict[str, Callable[[], None]] = {
     "slow-fsync": partial(slow_fsync, 10.0),
     "visible-flush": partial(slow_fsync, 0.25),  # a test sees each flush while it lasts
     "clock-steps": clock_steps,
+    "no-persist": no_persist,
 }
 if fault := os.environ.get("FAULT"):
     FAULTS[fault]()

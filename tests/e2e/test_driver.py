@@ -1,0 +1,114 @@
+"""Captures in the driver's process over Spark Connect, as on serverless compute, with real kills.
+
+The server is another process in another folder and has the tables. It shares only the state folder with the driver.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+import yaml
+
+from deltatap import cli
+from tests import prompts
+from tests.bundle import ROOT
+from tests.e2e.test_connect import server  # noqa: F401 - a fixture
+from tests.e2e.test_kills import CONCURRENCY, FLUSH_S, finished, in_one_flush, kill, wait_until
+from tests.simulation import start_simulator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+PROMPTS = 600
+QUERY = """
+import json, sys
+from pyspark.sql import SparkSession
+spark = SparkSession.builder.getOrCreate()
+print(json.dumps([row.asDict() for row in spark.sql(sys.argv[1]).collect()], default=str))
+"""
+
+
+def cluster(url: str) -> dict[str, str]:
+    """The environment of a serverless task. Keeping a DataFrame fails there."""
+    faults = f"{Path(__file__).parent / 'python'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    serverless = {"SPARK_REMOTE": url, "DATABRICKS_RUNTIME_VERSION": "client.4.9", "IS_SERVERLESS": "true"}
+    return {**os.environ, **serverless, "PYTHONPATH": faults, "FAULT": "no-persist"}
+
+
+def sql(url: str, statement: str) -> Any:
+    """The rows of a query on the server."""
+    done = subprocess.run(
+        [sys.executable, "-c", QUERY, statement], env=cluster(url), capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def start(url: str, folder: Path, name: str = "capture") -> psutil.Popen:
+    with (folder / "log").open("ab") as out:
+        command = [sys.executable, ROOT / f"jobs/{name}.py", "--config", folder / "config.yml"]
+        return psutil.Popen(command, cwd=folder, env=cluster(url), stdout=out, stderr=out)
+
+
+def test_no_answer_is_paid_for_twice_when_the_driver_dies(
+    server: str,  # noqa: F811 - the fixture
+    tmp_path_factory: pytest.TempPathFactory,
+    record_property: Callable[[str, object], None],
+) -> None:
+    folder, log = (here := tmp_path_factory.mktemp("driver")), here / "log"
+    sql(server, f"CREATE TABLE prompts USING delta AS SELECT concat('r', id) AS request_id, concat('Prompt ', id) AS prompt FROM range({PROMPTS})")  # fmt: skip
+    with start_simulator("--ttft-ms", "150", "--itl-ms", "15", "--tokens", "60") as simulator:
+        tree = prompts.config(
+            folder, simulator.base_url, capture={"concurrency": CONCURRENCY}, state={"flush_s": FLUSH_S},
+            prompts={"table": "prompts"}, captures={"table": "captures"}, runs={"table": "runs"},
+        )  # fmt: skip
+        (folder / "config.yml").write_text(yaml.safe_dump(tree))
+        # Spark's workers cannot call the endpoint there, so nothing is started.
+        assert start(server, folder).wait(timeout=120) == cli.CONFIGURATION
+        assert "use --set capture.where=driver" in log.read_text()
+        tree["capture"]["where"] = "driver"
+        (folder / "config.yml").write_text(yaml.safe_dump(tree))
+        assert start(server, folder, "check").wait(timeout=120) == cli.OK, log.read_text()
+        assert simulator.counts()["calls"] == 0
+
+        first = start(server, folder)
+        wait_until(finished(simulator, 0.4), first, log)
+        kill([first])
+        assert simulator.counts()["finished"] < 0.7 * PROMPTS
+
+        second = start(server, folder)
+        wait_until(finished(simulator, 0.7), second, log)
+        second.send_signal(signal.SIGINT)
+        wait_until(lambda: stopping(folder), second, log)
+        second.send_signal(signal.SIGINT)  # ends it at once
+        assert second.wait(timeout=30) == 128 + signal.SIGINT
+
+        assert start(server, folder).wait(timeout=240) == cli.OK, log.read_text()
+        last = json.loads(log.read_text().splitlines()[-1])
+        assert (last["status"], last["completed"]) == ("completed", PROMPTS)
+        calls, allowed = simulator.counts()["calls"], 2 * (CONCURRENCY + in_one_flush(simulator))
+        record_property("calls", f"{calls} for {PROMPTS} prompts, {allowed} more allowed")
+        assert PROMPTS <= calls <= PROMPTS + allowed
+
+        rows = sql(server, "SELECT run_id, request_id, mode, status FROM captures")
+        assert Counter(row["status"] for row in rows) == {"completed": PROMPTS}
+        assert len({row["request_id"] for row in rows}) == PROMPTS
+        assert len({row["run_id"] for row in rows}) == 1, "each start resumes the first run"
+        # Nothing is owed any longer.
+        assert start(server, folder).wait(timeout=120) == cli.OK, log.read_text()
+        assert simulator.counts()["calls"] == calls
+    assert not list((folder / "state").iterdir()), "a finished run leaves no state"
+
+
+def stopping(folder: Path) -> bool:
+    return any(json.loads(path.read_text())["stop"] for path in (folder / "state").glob("*/control.json"))
