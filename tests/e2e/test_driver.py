@@ -23,10 +23,14 @@ from tests import prompts
 from tests.bundle import ROOT
 from tests.e2e.test_connect import server  # noqa: F401 - a fixture
 from tests.e2e.test_kills import CONCURRENCY, FLUSH_S, finished, in_one_flush, kill, wait_until
+from tests.e2e.test_kills import start as start_locally
+from tests.runs import captured
 from tests.simulation import start_simulator
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pyspark.sql import SparkSession
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -112,3 +116,31 @@ def test_no_answer_is_paid_for_twice_when_the_driver_dies(
 
 def stopping(folder: Path) -> bool:
     return any(json.loads(path.read_text())["stop"] for path in (folder / "state").glob("*/control.json"))
+
+
+def test_a_waiting_command_is_stopped(spark: SparkSession, tables: Path, tmp_path: Path) -> None:
+    """`capture.follow_s`: new prompts are captured, and `deltatap stop` and SIGTERM end the wait."""
+    prompts.write(spark, tables / "prompts", [("a", "one")])
+    config, log = tmp_path / "config.yml", tmp_path / "log"
+    with start_simulator("--speed", "0") as simulator:
+        tree = prompts.config(tables, simulator.base_url, capture={"where": "driver", "follow_s": 1})
+        config.write_text(yaml.safe_dump(tree))
+        job = start_locally(config, log)
+        wait_until(lambda: "looking for new prompts" in log.read_text(), job, log)
+        prompts.write(spark, tables / "prompts", [("a", "one"), ("b", "two")])
+        wait_until(lambda: log.read_text().count("looking for new prompts") == 2, job, log)
+        assert cli.run(cli.stop, config, run_id="") == cli.OK
+        assert job.wait(timeout=60) == cli.OK, log.read_text()
+        assert "no further round: stopped by `deltatap stop`" in log.read_text()
+        assert json.loads(log.read_text().splitlines()[-1])["completed"] == 1
+        assert simulator.counts()["calls"] == 2
+
+        log.write_text("")
+        job = start_locally(config, log)
+        wait_until(lambda: "looking for new prompts" in log.read_text(), job, log)
+        job.terminate()
+        assert job.wait(timeout=60) == cli.OK, log.read_text()
+        assert json.loads(log.read_text().splitlines()[-1])["owed"] == 0
+        assert simulator.counts()["calls"] == 2
+    assert len(captured(spark, tables)) == 2
+    assert not list((tables / "state").iterdir())

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 ALL_FINDINGS = [
     "key, driver", "vocabularies, driver", "state folder, driver", "network, driver", "price", "runtime", "prompts",
-    "captures", "runs", "key, workers", "vocabularies, workers", "state folder, workers", "network, workers",
+    "captures", "runs", "where", "key, workers", "vocabularies, workers", "state folder, workers", "network, workers",
     "shared state folder, workers", "models",
 ]  # fmt: skip
 
@@ -56,6 +56,19 @@ def test_a_valid_setup_passes_without_a_call(spark: SparkSession, tables: Path, 
     assert [path.name for path in (tables / "state").iterdir()] == [], "check leaves no files"
 
 
+def test_the_driver_needs_only_a_shared_folder_of_spark(
+    spark: SparkSession, tables: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts.write(spark, tables / "prompts", [("a", "Say it.", None)])
+    monkeypatch.setenv("IS_SERVERLESS", "true")
+    found = findings(spark, prompts.config(tables, simulator.base_url, capture={"where": "driver"}))
+    expected = [name for name in ALL_FINDINGS if not name.endswith("workers")]
+    assert list(found) == [*expected[:-1], "shared state folder, Spark", "models"]
+    assert not details(found)
+    assert found["where"].detail == "driver: UDFs on serverless compute have no network access"
+    assert [path.name for path in (tables / "state").iterdir()] == []
+
+
 def test_all_problems_are_found(spark: SparkSession, tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a missing key nor a missing table hides other problems."""
     tree = prompts.config(tables, "http://127.0.0.1:9/v1")
@@ -71,7 +84,7 @@ def test_all_problems_are_found(spark: SparkSession, tables: Path, monkeypatch: 
     assert "the Delta table does not exist" in problems["prompts"]
     assert "tables" not in problems, "captures and runs are findings of their own"
     assert found["captures"].level == found["runs"].level == "ok"
-    assert "serverless compute" in problems["runtime"]
+    assert problems["where"].startswith("capture.where: workers: UDFs on serverless compute have no network access")
     assert details(found, "warning") == {
         "price": "model mine has no price: cost_usd will be null",
         "models": "not checked: the endpoint cannot be reached",

@@ -223,7 +223,7 @@ class Building:
         if self._settings.capture.owed == "new":
             return captures
         known = self.after if self._run_id is None else (self._run_id, *self.after)
-        return captures.where(F.col("run_id").isin(*known))
+        return captures.where(_in_runs(known))
 
 
 def _nothing_captured(spark: SparkSession, settings: Settings) -> bool:
@@ -292,8 +292,8 @@ def _unsettled(
     capture = settings.capture
     key = ["request_id", "request_hash", "mode"]
     ours = captures.where(F.col("run_id") == run_id)
-    rows = captures.where(F.col("run_id").isin(run_id, *after)) if capture.owed == "all" else captures
-    final = F.expr(final_sql("c", keep_interrupted=capture.keep_interrupted)) | F.col("run_id").isin(*after)
+    rows = captures.where(_in_runs((run_id, *after))) if capture.owed == "all" else captures
+    final = F.expr(final_sql("c", keep_interrupted=capture.keep_interrupted)) | _in_runs(after)
     broken = F.expr("c.status = 'interrupted' AND NOT c.error.type <=> 'cancelled'")
     settled = (
         rows.join(built.select("request_id"), "request_id", "left_semi")
@@ -303,6 +303,11 @@ def _unsettled(
         .where(F.col("final") | (F.col("tried") >= capture.max_runs))
     )
     return _in_modes(built, settings).join(settled, key, "left_anti").join(_earlier(ours), key, "left")
+
+
+def _in_runs(run_ids: Sequence[str]) -> Any:  # noqa: ANN401 - pyspark's Column has two classes
+    """The condition that a row belongs to one of these runs; Spark's IN needs at least one."""
+    return F.col("run_id").isin(*run_ids) if run_ids else F.lit(False)
 
 
 def _earlier(ours: DataFrame) -> DataFrame:

@@ -61,6 +61,30 @@ def test_capture_fails_above_the_configured_error_rate(
     assert last == {name: value for name, value in outcome.row.items() if name != "config"}
 
 
+@pytest.mark.parametrize(
+    ("rounds", "code"),
+    [
+        ([ended(1, 0, 0), ended(2, 0, 0)], cli.OK),
+        ([ended(0, 0, 4), ended(2, 0, 0)], cli.TOO_MANY_ERRORS),
+        ([ended(0, 0, 4), ended(2, 0, 0, status="failed", reason="quota")], cli.FAILED),
+        ([ended(1, 0, 0), ended(2, 0, 0, status="stopped", reason="stopped by a signal")], cli.OK),
+    ],
+)
+def test_each_round_prints_its_row_and_the_last_line_is_the_last_row(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, rounds: list[Ended], code: int
+) -> None:
+    """Runs the capture command. The rounds are replaced by their outcomes."""
+    monkeypatch.setattr("deltatap.driver.needs.preflight", lambda _: None)
+    monkeypatch.setattr("deltatap.driver.follow.follow", lambda *_: iter(rounds))
+    monkeypatch.setattr("deltatap.analysis.queries.summarize", lambda *_: ([], [], []))
+    monkeypatch.setattr("deltatap.cli.capturing.session", lambda *_: None)
+    path = tmp_path / "config.yml"
+    path.write_text("capture: {follow_s: 5}\n")
+    assert cli.run(cli.capture, path) == code
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [row["completed"] for row in found] == [1 if rounds[0].row["completed"] else 0, 2, 2]
+
+
 def test_a_dry_run_needs_neither_the_key_nor_the_endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Runs the capture command. What needs Spark is replaced."""
     shown: list[object] = []
