@@ -34,7 +34,7 @@ from deltatap.driver import plan
 from deltatap.driver.control import backlog
 from deltatap.driver.landing import Landing
 from deltatap.driver.merge import NewRows
-from deltatap.messages import Control
+from deltatap.messages import Control, OpenStream
 from deltatap.model import CONTENT, FINISH, Call, Choice, Chunks, Received, Usage
 from deltatap.prices import Prices
 from deltatap.spark.session import local_session
@@ -70,6 +70,10 @@ class Simulated:
         )
         at_wall = time.time()
         return Call(at_wall, at_wall, now, 0.1, 90.0, 300.0, "req", received, "completed", None, 200, wire.body)
+
+    def open_streams(self) -> list[OpenStream]:
+        """None is shown."""
+        return []
 
     async def close(self) -> None:
         """Do nothing."""

@@ -70,6 +70,12 @@ class Runs(Section):
     table: Location = "data/runs"
 
 
+class Record(Section):
+    """The table that ``deltatap record`` writes, in the form of `captures`."""
+
+    table: Location = "data/recorded"
+
+
 class Run(Section):
     """The identity of this run. The id of an earlier run resumes that run."""
 
@@ -268,6 +274,7 @@ class Settings(Section):
     prompts: Prompts = Field(default_factory=Prompts)
     captures: Captures = Field(default_factory=Captures)
     runs: Runs = Field(default_factory=Runs)
+    record: Record = Field(default_factory=Record)
     run: Run = Field(default_factory=Run)
     endpoint: Endpoint = Field(default_factory=Endpoint)
     request: Body = Field(default_factory=lambda: {"temperature": 0})
@@ -459,6 +466,8 @@ def _conflicts(settings: Settings) -> list[str]:
     problems += conflicts(settings.endpoint)
     if settings.captures.table == settings.runs.table:
         problems.append("captures.table and runs.table: expected two different tables")
+    if settings.record.table in (settings.prompts.table, settings.captures.table, settings.runs.table):
+        problems.append("record.table: must differ from prompts.table, captures.table and runs.table")
     if settings.prompts.table in (settings.captures.table, settings.runs.table):
         problems.append("prompts.table: must differ from captures.table and runs.table")
     if settings.capture.arrivals is not None and settings.capture.mode == "paired":

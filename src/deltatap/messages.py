@@ -103,6 +103,25 @@ class Parked:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenStream:
+    """A stream that is open, for whoever watches the run.
+
+    Attributes:
+        request_id, model, mode: of the request.
+        open_s: seconds since the request started.
+        chars: how many characters of choice 0 have arrived.
+        text: the last ones, without secrets.
+    """
+
+    request_id: str
+    model: str
+    mode: str
+    open_s: float
+    chars: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Heartbeat:
     """A worker's message to its driver. Counts start at zero when the worker starts.
 
@@ -136,6 +155,7 @@ class Heartbeat:
         in_flight_tokens, in_flight_usd: expected use of the open calls.
         limited: the number of 429 responses.
         mean_output_tokens: per choice, over the latest calls; None before the first.
+        streams: some of the open streams, those first that have been open for the longest time.
     """
 
     epoch: int
@@ -171,6 +191,7 @@ class Heartbeat:
     in_flight_usd: float = 0.0
     limited: int = 0
     mean_output_tokens: float | None = None
+    streams: Sequence[OpenStream] = ()
 
     @property
     def part(self) -> str:

@@ -31,14 +31,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from deltatap.errors import ConfigError
-from deltatap.messages import Control, Heartbeat, Parked, Permit, Refusal
+from deltatap.messages import Control, Heartbeat, OpenStream, Parked, Permit, Refusal
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
 
-_Record = TypeVar("_Record", Control, Permit, Heartbeat, Parked, Refusal)
+_Record = TypeVar("_Record", Control, Permit, Heartbeat, OpenStream, Parked, Refusal)
 LANDED = np.dtype([("part", "<i4"), ("row", "<i4")])
 # Above this number, the files in landed/ are merged into one.
 _MERGE_LANDED_ABOVE = 64
@@ -257,7 +257,8 @@ def _heartbeat(content: dict[str, Any]) -> Heartbeat:
     parked = [
         _record(Parked, {**entry, "refusal": _record(Refusal, entry["refusal"])}) for entry in content.get("parked", ())
     ]
-    return _record(Heartbeat, {**content, "parked": tuple(parked)})
+    streams = tuple(_record(OpenStream, entry) for entry in content.get("streams", ()))
+    return _record(Heartbeat, {**content, "parked": tuple(parked), "streams": streams})
 
 
 def _record(kind: type[_Record], content: dict[str, Any]) -> _Record:

@@ -14,6 +14,7 @@ from deltatap.prices import Prices
 
 if TYPE_CHECKING:
     from deltatap.http.reading import Watch
+    from deltatap.messages import OpenStream
 
 
 class Answers:
@@ -25,6 +26,9 @@ class Answers:
         text = "lone \ud800" if "surrogate" in wire.body else "Hi"
         received = Received(Chunks(), (Choice(0, text, "stop"),), output=True, finished=True)
         return Call(0.0, 0.0, 0.0, 1.0, 1.0, 1.0, None, received, "completed", None, 200)
+
+    def open_streams(self) -> list[OpenStream]:
+        return []
 
     async def close(self) -> None:
         pass

@@ -192,6 +192,19 @@ class Accumulator(ABC):
         if self._error is None or self.ANSWER in answer:
             self._take_whole(answer, data)
 
+    def end_of_text(self, size: int) -> tuple[int, str]:
+        """How many characters of choice 0 have arrived, and the last ones, this many at most.
+
+        They are those of its text, or else of its reasoning, of its refusal or of its last tool call.
+        """
+        choice = self._choices.get(0)
+        if choice is None:
+            return 0, ""
+        call = choice.last_call
+        texts = (choice.text, choice.reasoning, choice.refusal, *(() if call is None else (call.arguments, call.name)))
+        found = next((text for text in texts if text.tell()), choice.text)
+        return found.tell(), found.end(size)
+
     def add_refusal(self, data: bytes) -> None:
         """Keep the result of the content filter that refused the request. Azure puts the result into the error."""
         try:

@@ -42,6 +42,11 @@ class Text:
         # A character has four bytes at most; the last one may be cut.
         return utf_8_decode(self._utf8[place : place + 4 * size], "surrogatepass", False)[0][:size]
 
+    def end(self, size: int) -> str:
+        """The last characters, this many at most."""
+        # A character has four bytes at most; the first one may be cut.
+        return self._utf8[-4 * size :].decode("utf-8", "ignore")[-size:]
+
     def getvalue(self) -> str:
         """The whole text."""
         return self._utf8.decode("utf-8", "surrogatepass")

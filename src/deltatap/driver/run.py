@@ -129,7 +129,7 @@ def _run_alone(
 
 def _run_with_lease(run: ActiveRun, building: Building, signalled: threading.Event | None = None) -> Ended:
     try:
-        _land_leftovers(run.spark, run.settings, run.lease)
+        land_leftovers(run.spark, run.settings, run.lease)
         run.state.adopt()
         run.state.prepare()
         with signals() if signalled is None else nullcontext(signalled) as event:
@@ -231,7 +231,7 @@ def _start_python(spark: SparkSession) -> Background:
     return Background("python", start)
 
 
-def _land_leftovers(spark: SparkSession, settings: Settings, lease: Lease) -> None:
+def land_leftovers(spark: SparkSession, settings: Settings, lease: Lease) -> None:
     """Land the journals of other runs on this table: dead runs, and failed runs that could not land.
 
     Workers of these runs that are still running see the newer epoch and start no more requests.

@@ -16,6 +16,7 @@ import asyncio
 import math
 import time
 from contextlib import suppress
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
@@ -27,6 +28,7 @@ from deltatap.api.values import decode, to_json
 from deltatap.errors import CredentialError, ProtocolError
 from deltatap.http.credentials import credential_of
 from deltatap.http.faults import internal_error
+from deltatap.http.live import STREAMS, open_stream
 from deltatap.http.moderations import verdict_of
 from deltatap.http.outcomes import FAILURES, cancelled, error_of, used_up_for_s
 from deltatap.http.parser import RefusedError
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from deltatap.http.reading import Watch
     from deltatap.http.route import Route
     from deltatap.http.transport import Kind
+    from deltatap.messages import OpenStream
     from deltatap.model import Verdict, Wire
 
 # A server that does not know stream options refuses with one of these, and names one of them, in any spelling.
@@ -104,6 +107,8 @@ class EndpointClient:
         # Otherwise the client sends OPENAI_ORG_ID and OPENAI_PROJECT_ID. Only the key comes from the environment.
         unset: dict[str, Any] = {"OpenAI-Organization": Omit(), "OpenAI-Project": Omit()}
         self._transport = Http1Transport(proxy=route.proxy, tls=route.tls)
+        # By request_id and mode, in the order of their start.
+        self._open: dict[tuple[str, str], tuple[Reading, Wire, float]] = {}
         # By method, path and token.
         self._kinds: dict[tuple[str, str, str | None], Kind] = {}
         self._client = AsyncOpenAI(
@@ -137,9 +142,11 @@ class EndpointClient:
         with_options = wire.usage and wire.model not in self._refuse_stream_options
         body = without_stream_options(wire.body) if wire.usage and not with_options else wire.body
         reading = Reading(self._api, self._api.accumulator(wire.choices, keep_raw=self._keep_raw), request_id, watch)
+        self._open[reading.request_id, wire.mode] = reading, wire, started
         watchdog = Watchdog(self._timeouts, started, wire.mode)
         failure = await self._watched(self._read(wire, body, reading, watchdog), reading, watchdog)
         over = time.perf_counter()
+        self._open.pop((request_id, wire.mode), None)
         received, status, error = reading.concluded(failure, wire.mode)
         began = None if reading.incoming is None else reading.seconds(reading.incoming.began)
         ended = reading.seconds(reading.ended) or over
@@ -166,6 +173,11 @@ class EndpointClient:
             connection=watchdog.connection,
         )
         return without_secrets(call, self._secrets)
+
+    def open_streams(self) -> list[OpenStream]:
+        """Some of the open calls, those first that have been open for the longest time."""
+        oldest, secrets = islice(self._open.values(), STREAMS), self._secrets
+        return [open_stream(reading, wire.model, wire.mode, started, secrets) for reading, wire, started in oldest]
 
     @property
     def _secrets(self) -> frozenset[str]:

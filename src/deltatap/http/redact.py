@@ -26,6 +26,8 @@ _STRUCK = "***"
 _SHORTEST = 8
 # A message is cut at its limit, which may be in the middle of a secret.
 _SHORTEST_START = 6
+# How many characters stand for one character of a secret at most, if JSON escapes it.
+ESCAPED_CHAR = 13
 # How deep an event is searched for parts of a secret.
 _LEVELS = 100
 _OUTPUT = frozenset(KINDS.index(kind) for kind in OUTPUT_KINDS)
@@ -35,6 +37,27 @@ def without_secrets(record: _Record, secrets: Collection[str]) -> _Record:
     """The call, or its error, without any of the secrets."""
     hidden = tuple(sorted((secret for secret in secrets if len(secret) >= _SHORTEST), key=len, reverse=True))
     return _struck(record, hidden) if hidden else record
+
+
+def shown_end(text: str, secrets: Collection[str], size: int, *, whole: bool) -> str:
+    """The last characters of a text that is still growing, without any of the secrets and without parts of them.
+
+    Args:
+        text: the end of the text: more characters than are shown, since a secret may be cut at its start.
+        secrets: to strike out.
+        size: how many characters to show at most.
+        whole: whether `text` is the whole text so far.
+    """
+    hidden = tuple(sorted((secret for secret in secrets if len(secret) >= _SHORTEST), key=len, reverse=True))
+    text = _struck_text(text, hidden)
+    for secret in hidden:
+        room = ESCAPED_CHAR * len(secret)
+        if not whole:
+            text = text[room:]
+        # The rest of the secret may arrive later.
+        begun = [found.start() for found in _escaped(secret[:_SHORTEST_START]).finditer(text, max(0, len(text) - room))]
+        text = text[: min(begun, default=len(text))]
+    return text[-size:]
 
 
 def _struck(value: Any, secrets: tuple[str, ...]) -> Any:  # noqa: ANN401 - any field of a record
@@ -105,7 +128,7 @@ def _cut_start(text: str, secret: str) -> int:
     return next((n for n in range(len(secret) - 1, _SHORTEST_START - 1, -1) if text.endswith(secret[:n])), 0)
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=256)
 def _escaped(secret: str) -> re.Pattern[str]:
     """Matches the secret however JSON writes it, and JSON inside JSON: each character plain, or after backslashes.
 
@@ -114,7 +137,7 @@ def _escaped(secret: str) -> re.Pattern[str]:
     return re.compile("".join(rf"\\{{0,8}}(?:{re.escape(char)}|u(?i:{ord(char):04x}))" for char in secret))
 
 
-@functools.lru_cache(maxsize=16)
+@functools.lru_cache(maxsize=256)
 def _escaped_bytes(secret: str) -> re.Pattern[bytes]:
     return re.compile(_escaped(secret).pattern.encode())
 

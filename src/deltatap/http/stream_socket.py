@@ -90,6 +90,7 @@ class StreamSocket:
         "_handed",
         "_loop",
         "_owner",
+        "_paused",
         "_plain",
         "_received",
         "_recvmsg",
@@ -108,7 +109,7 @@ class StreamSocket:
         self._plain = self._unsent = _NOTHING
         self._taken: Callable[[float], None] | None = None
         self._handed = 0.0
-        self._waiting = False
+        self._waiting = self._paused = False
         self._loop.add_reader(stream, self._readable)
 
     @property
@@ -146,6 +147,20 @@ class StreamSocket:
         self._discard(stream)
         stream.close()
 
+    def pause(self, *, reading: bool) -> None:
+        """Stop reading, or read again. While nothing is read, the end of the connection is not seen either.
+
+        Args:
+            reading: whether to read.
+        """
+        if self._socket is None or self._paused is not reading:
+            return
+        self._paused = not reading
+        if reading:
+            self._loop.add_reader(self._socket, self._readable)
+        else:
+            self._loop.remove_reader(self._socket)
+
     def _readable(self, failure: OSError | None = None) -> None:  # noqa: C901 - the hot path: calls would cost more
         """Read the available data. Event loop callback.
 
@@ -175,6 +190,8 @@ class StreamSocket:
                     self._received(data, stamp_of(ancillary), now)
                 if encryption is not None and (encryption.over or encryption.pending or self._plain):
                     self._answer(encryption)
+                if self._paused and failure is None:
+                    return
                 # Costs less than a read that finds nothing.
                 if not turns and failure is None and self._socket is not None:
                     code = stream.getsockopt(_SOL_SOCKET, _SO_ERROR)

@@ -31,11 +31,11 @@ from deltatap.worker.schedule import Scheduler
 from deltatap.worker.usage import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from deltatap import config
     from deltatap.http.reading import Watch
-    from deltatap.messages import Permit
+    from deltatap.messages import OpenStream, Permit
     from deltatap.model import Verdict, Wire
 
 _JOIN_S = 10.0
@@ -75,6 +75,10 @@ class Client(Protocol):
 
     async def moderate(self, model: str, text: str, *, within_s: float) -> Verdict | CaptureError:
         """Ask whether a text is flagged."""
+        ...
+
+    def open_streams(self) -> Sequence[OpenStream]:
+        """Some of the open calls, for the heartbeat."""
         ...
 
     async def close(self) -> None:
@@ -490,6 +494,7 @@ class Engine:
         return {
             # A request whose answer is still being checked is in flight, too.
             "open": self._scheduler.open + len(self._judging),
+            "streams": self._client.open_streams(),
             "requests": self.requests,
             "wants": self._scheduler.wants(now) + (self._moderator.waiting if self._moderator and self._limited else 0),
             "loop_lag_ms": self._lag.worst_ms(since=now - _LAG_S),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deltatap import config
-from deltatap.messages import Permit
+from deltatap.messages import OpenStream, Permit
 from deltatap.model import CONTENT, Call, Capture, CaptureError, Choice, Chunks, Job, Received, Request, Verdict, Wire
 from deltatap.worker import retry
 from deltatap.worker.engine import Engine, Proceed, _Unfinished
@@ -69,6 +69,9 @@ class Scripted:
 
     async def moderate(self, model: str, text: str, *, within_s: float) -> Verdict | CaptureError:
         raise NotImplementedError
+
+    def open_streams(self) -> list[OpenStream]:
+        return []
 
     async def close(self) -> None:
         self.closed = True

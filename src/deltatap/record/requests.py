@@ -1,0 +1,113 @@
+"""Parses what a client sends on one connection: bytes in; heads, parts of bodies and ends out. Sans-IO.
+
+llhttp (httptools) does the framing. ``forwarding.py`` decides what becomes of a head, ``session.py`` passes it on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import httptools
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_MAX_HEAD_BYTES = 256 * 1024
+
+
+class BadRequestError(Exception):
+    """The client does not speak HTTP/1.1. The message is for the client."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The request line and the headers, as the client sent them."""
+
+    method: str
+    target: bytes
+    version: str
+    headers: tuple[tuple[bytes, bytes], ...]
+
+    def values(self, name: bytes) -> Iterator[bytes]:
+        """The values of the headers with this name, which is in lower case."""
+        return (value for found, value in self.headers if found.lower() == name)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of a body."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The end of a request."""
+
+
+Event = Head | Part | End
+
+
+class RequestParser:
+    """Parses the requests of one connection, one after the other."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._target = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._head_bytes = 0
+        self._in_head = True
+        self._llhttp = httptools.HttpRequestParser(self)
+
+    def feed(self, data: bytes) -> list[Event]:
+        """The events in the data of one read.
+
+        Raises:
+            BadRequestError: the data is not HTTP/1.1, or a head is too large.
+        """
+        try:
+            self._llhttp.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            # A request that asks for another protocol is passed on without that wish, so the next one follows it.
+            self._llhttp = httptools.HttpRequestParser(self)
+            rest = data[upgrade.args[0] :]
+            return [*self._taken(), *(self.feed(rest) if rest else ())]
+        except httptools.HttpParserError as error:
+            raise BadRequestError(f"this is not valid HTTP/1.1: {error}") from error
+        self._head_bytes = self._head_bytes + len(data) if self._in_head else 0
+        if self._head_bytes > _MAX_HEAD_BYTES:
+            raise BadRequestError(f"the headers exceed {_MAX_HEAD_BYTES:,} bytes")
+        return self._taken()
+
+    def _taken(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def on_message_begin(self) -> None:
+        """Httptools callback."""
+        self._target, self._headers, self._in_head = b"", [], True
+
+    def on_url(self, url: bytes) -> None:
+        """Httptools callback; a read may bring a part of the URL."""
+        self._target += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Httptools callback. Trailers, which come after the body, are ignored."""
+        if self._in_head:
+            self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Httptools callback."""
+        self._in_head = False
+        method, version = self._llhttp.get_method().decode("latin1"), self._llhttp.get_http_version()
+        self._events.append(Head(method, self._target, version, tuple(self._headers)))
+
+    def on_body(self, data: bytes) -> None:
+        """Httptools callback."""
+        self._events.append(Part(data))
+
+    def on_message_complete(self) -> None:
+        """Httptools callback."""
+        self._in_head = True
+        self._events.append(End())

@@ -1,0 +1,368 @@
+"""The proxy with real sockets: what the client and the server see, and the rows in the journal."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.raw_server import Answer, Asked, raw_server
+from tests.recording import recording
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+KEY = "sk-record-0123456789abcdef"
+HI = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hi"}], "stream": True}
+
+
+def event(text: str | None = None, finish: str | None = None) -> bytes:
+    delta = {} if text is None else {"content": text}
+    choice = {"index": 0, "delta": delta, "finish_reason": finish}
+    return b"data: " + json.dumps({"id": "c1", "model": "gpt-4o-mini", "choices": [choice]}).encode() + b"\n\n"
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\nX-Odd:  a  b \r\n\r\n"
+)
+STREAM = (
+    STREAM_HEAD,
+    chunk(event("Hel")),
+    chunk(event("lo")),
+    chunk(event(finish="stop") + b"data: [DONE]\n\n"),
+    b"0\r\n\r\n",
+)
+
+
+def request(body: Any = HI, path: str = "/v1/chat/completions", *, method: str = "POST", headers: str = "") -> bytes:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {len(data)}\r\n{headers}\r\n"
+    return head.encode() + data
+
+
+def talk(port: int, data: bytes, *, end: bytes | None = None) -> bytes:
+    """Send bytes; return everything that comes back, until the server closes the connection, or until `end`."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        client.sendall(data)
+        got = b""
+        while piece := client.recv(65536):
+            got += piece
+            if end is not None and got.endswith(end):
+                break
+        return got
+
+
+def answering(*pieces: bytes, then: Any = "close") -> Callable[[Asked], Answer]:
+    return lambda _: Answer(pieces, then)
+
+
+def test_a_stream_passes_byte_for_byte_and_becomes_a_row(tmp_path: Path) -> None:
+    with raw_server(answering(*STREAM)) as server, recording(server.base_url, tmp_path) as proxy:
+        assert talk(proxy.port, request()) == b"".join(STREAM)
+    (asked,), (row,) = server.asked, proxy.rows
+    assert (asked.path, asked.body, asked.headers["authorization"]) == ("/v1/chat/completions", HI, f"Bearer {KEY}")
+    assert asked.headers["host"] == server.base_url.removeprefix("http://").removesuffix("/v1")
+    assert (row["status"], row["text"], row["mode"], row["api"]) == ("completed", "Hello", "stream", "chat")
+    assert (row["finish_reason"], row["request_model"], row["clock"]) == ("stop", "gpt-4o-mini", "kernel")
+    assert [each["text"] for each in row["chunks"]] == ["Hel", "lo", "stop"]
+    assert json.loads(row["request"]) == HI
+    assert 0 <= row["headers_ms"] <= row["ttft_ms"] <= row["last_chunk_ms"] <= row["e2e_ms"]
+    assert row["connection"]["reused"] is False
+    assert row["error"] is None
+
+
+def test_one_connection_carries_several_requests(tmp_path: Path) -> None:
+    with (
+        raw_server(answering(*STREAM, then="keep")) as server,
+        recording(server.base_url, tmp_path) as proxy,
+        socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as client,
+    ):
+        for _ in range(3):
+            client.sendall(request())
+            got = b""
+            while not got.endswith(b"0\r\n\r\n"):
+                got += client.recv(65536)
+            assert got == b"".join(STREAM)
+    assert [row["connection"]["reused"] for row in proxy.rows] == [False, True, True]
+    assert len({row["request_id"] for row in proxy.rows}) == 3
+
+
+def test_pipelined_requests_are_answered_in_order(tmp_path: Path) -> None:
+    with (
+        raw_server(answering(*STREAM, then="keep")) as server,
+        recording(server.base_url, tmp_path) as proxy,
+        socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as client,
+    ):
+        client.sendall(request() * 3)
+        got = b""
+        while len(got) < 3 * len(b"".join(STREAM)):
+            got += client.recv(65536)
+    assert got == b"".join(STREAM) * 3
+    assert len(proxy.rows) == 3
+
+
+def test_the_key_is_in_no_row(tmp_path: Path) -> None:
+    said = f"Your key is {KEY}"
+    pieces = (STREAM_HEAD, chunk(event(said[:20])), chunk(event(said[20:])), chunk(event(finish="stop")), b"0\r\n\r\n")
+    body = {**HI, "messages": [{"role": "user", "content": f"my key: {KEY}"}], "user": "pw-12345678"}
+    headers = "x-api-key: anthropic-abcdefgh\r\nCookie: session=abcdefghijklmnop; a=b\r\nProxy-Authorization: Basic dXNlcjpwdy0xMjM0NTY3OA==\r\n"
+    with raw_server(answering(*pieces)) as server, recording(server.base_url, tmp_path) as proxy:
+        assert KEY.encode()[8:] in talk(proxy.port, request(body, headers=headers))
+    (row,) = proxy.rows
+    kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    for secret in (KEY, "pw-12345678", "anthropic-abcdefgh", "abcdefghijklmnop"):
+        assert secret not in str(row)
+        assert secret.encode() not in kept
+    assert row["text"] == "Your key is ***"
+    assert "my key: ***" in row["request"]
+    assert "proxy-authorization" not in server.asked[0].headers
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/models", "/v1/embeddings", "/v1/threads/t1/messages", "/v2/odd?x=1", "/v1/chat/completions/c1"]
+)
+def test_other_paths_pass_unrecorded(tmp_path: Path, path: str) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+    with raw_server(answering(answer)) as server, recording(server.base_url, tmp_path) as proxy:
+        assert talk(proxy.port, request({"a": 1}, path)) == answer
+        assert talk(proxy.port, f"GET {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n".encode()) == answer
+    assert [asked.path for asked in server.asked] == [path, path]
+    assert proxy.rows == []
+
+
+def test_head_and_204_end_without_a_body(tmp_path: Path) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 200\r\n\r\n"
+    none = b"HTTP/1.1 204 No Content\r\n\r\n"
+    with (
+        raw_server(lambda asked: Answer((head if asked.path == "/a" else none,), "keep")) as server,
+        recording(server.base_url, tmp_path) as proxy,
+        socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as client,
+    ):
+        client.sendall(b"HEAD /a HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(65536) == head
+        client.sendall(b"DELETE /b HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(65536) == none
+
+
+def test_an_error_passes_and_becomes_a_row(tmp_path: Path) -> None:
+    body = json.dumps(
+        {"error": {"message": f"bad key {KEY}", "type": "invalid_request_error", "code": "invalid_api_key"}}
+    ).encode()
+    answer = b"HTTP/1.1 401 Unauthorized\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
+        len(body),
+        body,
+    )
+    with raw_server(answering(answer)) as server, recording(server.base_url, tmp_path) as proxy:
+        assert talk(proxy.port, request()) == answer
+    (row,) = proxy.rows
+    assert (row["status"], row["error"]["type"], row["error"]["http_status"]) == ("failed", "authentication", 401)
+    assert row["error"]["message"] == "bad key ***"
+
+
+def test_a_stream_that_breaks_off_breaks_off_for_the_client(tmp_path: Path) -> None:
+    with raw_server(answering(*STREAM[:2], then="reset")) as server, recording(server.base_url, tmp_path) as proxy:
+        assert talk(proxy.port, request()) == b"".join(STREAM[:2])
+    (row,) = proxy.rows
+    assert (row["status"], row["text"], row["error"]["type"]) == ("interrupted", "Hel", "stream_interrupted")
+
+
+def test_a_break_without_a_length_is_a_reset(tmp_path: Path) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
+    with (
+        raw_server(answering(head, event("Hel"), then="reset")) as server,
+        recording(server.base_url, tmp_path) as proxy,
+        pytest.raises(ConnectionResetError),
+    ):
+        talk(proxy.port, request())
+    assert [row["status"] for row in proxy.rows] == ["interrupted"]
+
+
+def test_a_client_that_leaves_becomes_an_interrupted_row(tmp_path: Path) -> None:
+    with raw_server(answering(*STREAM[:2], then="stall")) as server, recording(server.base_url, tmp_path) as proxy:
+        talk(proxy.port, request(), end=STREAM[1])
+        (row,) = proxy.journaled()
+    assert (row["status"], row["text"], row["error"]["type"], row["error"]["code"]) == (
+        "interrupted",
+        "Hel",
+        "cancelled",
+        "client",
+    )
+    assert "client closed the connection" in row["error"]["message"]
+
+
+def test_a_client_that_leaves_before_output_becomes_a_failed_row(tmp_path: Path) -> None:
+    with raw_server(answering(STREAM_HEAD, then="stall")) as server, recording(server.base_url, tmp_path) as proxy:
+        talk(proxy.port, request(), end=STREAM_HEAD)
+        (row,) = proxy.journaled()
+    assert (row["status"], row["error"]["type"], row["error"]["code"]) == ("failed", "cancelled", "client")
+
+
+def test_a_client_that_leaves_in_its_request_becomes_no_row(tmp_path: Path) -> None:
+    with raw_server(answering(*STREAM)) as server, recording(server.base_url, tmp_path) as proxy:
+        with socket.create_connection(("127.0.0.1", proxy.port)) as client:
+            client.sendall(request()[:-5])
+        assert talk(proxy.port, request()) == b"".join(STREAM)
+    assert [row["status"] for row in proxy.rows] == ["completed"]
+
+
+def test_an_unreachable_server_is_a_502_and_a_row(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with (
+        recording(f"http://127.0.0.1:{port}/v1", tmp_path) as proxy,
+        socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as client,
+    ):
+        for _ in range(2):  # the connection stays usable
+            client.sendall(request())
+            got = client.recv(65536)
+            head, _, body = got.partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
+            assert f"cannot reach http://127.0.0.1:{port}" in json.loads(body)["error"]["message"]
+    assert [(row["status"], row["error"]["type"]) for row in proxy.rows] == [("failed", "connection")] * 2
+
+
+def test_a_compressed_answer_passes_untouched_and_is_decoded_for_the_row(tmp_path: Path) -> None:
+    packed = gzip.compress(event("Hello") + event(finish="stop") + b"data: [DONE]\n\n")
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n"
+    pieces = (head, chunk(packed[:30]), chunk(packed[30:]), b"0\r\n\r\n")
+    with raw_server(answering(*pieces)) as server, recording(server.base_url, tmp_path) as proxy:
+        assert talk(proxy.port, request(headers="Accept-Encoding: br, gzip;q=0.9, zstd\r\n")) == b"".join(pieces)
+    assert server.asked[0].headers["accept-encoding"] == "gzip;q=0.9"
+    assert [(row["status"], row["text"]) for row in proxy.rows] == [("completed", "Hello")]
+
+
+def test_an_answer_that_cannot_be_decoded_still_passes(tmp_path: Path) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\nTransfer-Encoding: chunked\r\n\r\n"
+    pieces = (head, chunk(b"\x8b\x03\x80abc"), chunk(b"\x01def"), b"0\r\n\r\n")
+    with raw_server(answering(*pieces, then="keep")) as server, recording(server.base_url, tmp_path) as proxy:
+        assert talk(proxy.port, request(), end=b"0\r\n\r\n") == b"".join(pieces)
+        (row,) = proxy.journaled()
+    assert (row["status"], row["error"]["type"]) == ("failed", "connection")
+    assert "content-encoding br" in row["error"]["message"]
+
+
+def test_a_body_in_chunks_and_100_continue_pass(tmp_path: Path) -> None:
+    seen: list[bytes] = []
+
+    def serve(listening: socket.socket) -> None:
+        client, _ = listening.accept()
+        with client:
+            got = b""
+            while b"\r\n\r\n" not in got:
+                got += client.recv(65536)
+            client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            while not got.endswith(b"0\r\n\r\n"):
+                got += client.recv(65536)
+            seen.append(got)
+            client.sendall(b"".join(STREAM))
+
+    body = json.dumps(HI).encode()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        recording(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", tmp_path) as proxy,
+    ):
+        thread = threading.Thread(target=serve, args=(listening,))
+        thread.start()
+        with socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as client:
+            client.sendall(
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n"
+            )
+            assert client.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+            client.sendall(chunk(body[:10]) + chunk(body[10:]) + b"0\r\n\r\n")
+            got = b""
+            while piece := client.recv(65536):
+                got += piece
+        thread.join()
+    assert got == b"".join(STREAM)
+    assert b"Expect: 100-continue" in seen[0]
+    (row,) = proxy.rows
+    assert (row["status"], json.loads(row["request"])) == ("completed", HI)
+    assert row["dispatch_ms"] > 0
+
+
+def test_a_slow_reader_bounds_the_memory(tmp_path: Path) -> None:
+    pieces = (STREAM_HEAD, *[chunk(event("word " * 10_000))] * 200, chunk(event(finish="stop")), b"0\r\n\r\n")
+    total = sum(map(len, pieces))
+    with (
+        raw_server(answering(*pieces)) as server,
+        recording(server.base_url, tmp_path) as proxy,
+        socket.socket() as client,
+    ):
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
+        client.settimeout(30)
+        client.connect(("127.0.0.1", proxy.port))
+        client.sendall(request())
+        deadline = time.monotonic() + 20
+        while not any(session._to_client.full for session in proxy.server._sessions.values()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        got = waiting = 0
+        while got < total:
+            waiting = max([waiting, *(session._to_client._waiting for session in proxy.server._sessions.values())])
+            got += len(client.recv(65536))
+    assert got == total
+    assert waiting < 2**20
+    assert [row["status"] for row in proxy.rows] == ["completed"]
+
+
+def test_a_large_request_passes(tmp_path: Path) -> None:
+    body = {**HI, "messages": [{"role": "user", "content": "word " * 600_000}]}
+    with raw_server(answering(*STREAM)) as server, recording(server.base_url, tmp_path) as proxy:
+        assert talk(proxy.port, request(body)) == b"".join(STREAM)
+    assert server.asked[0].body == body
+    assert len(proxy.rows[0]["request"]) > 3_000_000
+
+
+@pytest.mark.parametrize("body", [b"not json", b"[1]", b'{"model": "m", "stream": tru', b"\xff\xfe", b""])
+def test_a_body_that_is_no_request_passes_and_its_row_has_the_server_s_words(tmp_path: Path, body: bytes) -> None:
+    refusal = b'{"error": {"message": "no"}}'
+    answer = b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n%b" % (len(refusal), refusal)
+
+    def serve(listening: socket.socket) -> None:
+        client, _ = listening.accept()
+        with client:
+            got = client.recv(65536)
+            while not got.endswith(body):
+                got += client.recv(65536)
+            client.sendall(answer)
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        recording(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", tmp_path) as proxy,
+    ):
+        thread = threading.Thread(target=serve, args=(listening,))
+        thread.start()
+        assert talk(proxy.port, request(body)) == answer
+        thread.join()
+    assert [(row["status"], row["error"]["message"]) for row in proxy.rows] == [("failed", "no")]
+
+
+def test_what_is_not_http_gets_a_400(tmp_path: Path) -> None:
+    with raw_server(answering(*STREAM)) as server, recording(server.base_url, tmp_path) as proxy:
+        assert talk(proxy.port, b"hello\r\n\r\n").startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert (server.asked, proxy.rows) == ([], [])
+
+
+def test_stopping_cuts_what_does_not_end(tmp_path: Path) -> None:
+    with (
+        raw_server(answering(*STREAM[:2], then="stall")) as server,
+        recording(server.base_url, tmp_path, grace_s=0.2) as proxy,
+        socket.create_connection(("127.0.0.1", proxy.port)) as client,
+    ):
+        client.sendall(request())
+        got = b""
+        while not got.endswith(STREAM[1]):
+            got += client.recv(65536)
+        proxy.server.stop(0.2)
+        assert client.recv(65536) == b""
+    assert [(row["status"], row["error"]["code"]) for row in proxy.rows] == [("interrupted", None)]
