@@ -466,8 +466,8 @@ def _conflicts(settings: Settings) -> list[str]:
     problems += conflicts(settings.endpoint)
     if settings.captures.table == settings.runs.table:
         problems.append("captures.table and runs.table: expected two different tables")
-    if settings.record.table in (settings.prompts.table, settings.captures.table, settings.runs.table):
-        problems.append("record.table: must differ from prompts.table, captures.table and runs.table")
+    if settings.record.table in (settings.prompts.table, settings.runs.table):
+        problems.append("record.table: must differ from prompts.table and runs.table")
     if settings.prompts.table in (settings.captures.table, settings.runs.table):
         problems.append("prompts.table: must differ from captures.table and runs.table")
     if settings.capture.arrivals is not None and settings.capture.mode == "paired":

@@ -179,7 +179,7 @@ def _counts(beat: Heartbeat) -> dict[str, object]:
     """The counts of a heartbeat as columns of the run's row."""
     rows = {status: beat.rows.get(status, 0) for status in ("completed", "interrupted", "failed")}
     used = {"input_tokens": beat.input_tokens, "output_tokens": beat.output_tokens, "cost_usd": beat.cost_usd}
-    return {**rows, "owed": sum(rows.values()), "requests": beat.requests, **used}
+    return {**rows, "requests": beat.requests, **used}
 
 
 def _close(
