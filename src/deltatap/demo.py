@@ -100,6 +100,30 @@ def write_prompts(folder: Path) -> None:
 
 
 @contextmanager
+def watched(*, on: bool) -> Iterator[None]:
+    """With a page that shows the run as it goes, in a process of its own. The page ends with the run."""
+    if not on:
+        yield
+        return
+    command = [sys.executable, "-m", "deltatap", "watch", "--port", "0", "--config", str(CONFIG)]
+    # In its own session, so that the page shows how the capture drains after Ctrl-C.
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)  # noqa: S603 - ours
+    try:
+        for line in process.stdout or ():
+            say(line.rstrip())
+            if line.startswith("watch: "):
+                if _has_display():
+                    webbrowser.open(line.removeprefix("watch: ").strip())
+                break
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
+
+
+@contextmanager
 def simulator(*options: str) -> Iterator[Callable[[], str]]:
     """Run the simulator as a process on a free port.
 
@@ -138,8 +162,8 @@ Try next:
   {program} replay            # serve the answers with their timing, and a page that shows them"""
 
 
-def main() -> int:
-    """Run the demo. Returns the exit code."""
+def main(*, watch: bool = False) -> int:
+    """Run the demo, with a page that shows the run as it goes if `watch` is true. Returns the exit code."""
     say("deltatap demo: 200 prompts, each answered as a stream and as a whole by a simulated endpoint: no key, no cost")
     options = ["--tokens", "60", *(word for fault in _FAULTS for word in ("--fault", fault))]
     with simulator(*options) as base_url, ThreadPoolExecutor(1) as pool:
@@ -152,7 +176,8 @@ def main() -> int:
         # The endpoint's name identifies its requests. Without a name the URL would, and the port changes.
         here = (f"endpoint.base_url={url}", "endpoint.name=simulator", "endpoint.api_key=", "capture.mode=paired")
         wait([starting])
-        code = run(capture, CONFIG, here, dry_run=False)
+        with watched(on=watch):
+            code = run(capture, CONFIG, here, dry_run=False)
     if code == OK:
         say("writing the report")
         code = run(report, CONFIG, run_ids=None, out=REPORT)
@@ -174,4 +199,4 @@ def _has_display() -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(watch="--watch" in sys.argv[1:]))

@@ -12,6 +12,7 @@ from deltatap.cli.serving import replay, simulate
 from deltatap.cli.sweeping import sweep
 from deltatap.cli.tracing import export
 from deltatap.cli.trending import trend
+from deltatap.cli.watching import watch
 
 __all__ = [
     "CONDITION_HOLDS",
@@ -40,4 +41,5 @@ __all__ = [
     "stop",
     "sweep",
     "trend",
+    "watch",
 ]

@@ -220,6 +220,8 @@ def _close_failed(run: ActiveRun, error: BaseException) -> None:
         runs.close(
             spark, settings, run.lease.captures, run_id, RunStatus.FAILED, reason, runs.totals(spark, settings, run_id)
         )
+    with suppress(Exception):
+        run.state.publish(Control(run.lease.epoch, next(run.beats), stop="ended"))
 
 
 def _start_python(spark: SparkSession) -> Background:

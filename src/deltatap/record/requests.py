@@ -16,10 +16,6 @@ if TYPE_CHECKING:
 _MAX_HEAD_BYTES = 256 * 1024
 
 
-class BadRequestError(Exception):
-    """The client does not speak HTTP/1.1. The message is for the client."""
-
-
 @dataclass(frozen=True, slots=True)
 class Head:
     """The request line and the headers, as the client sent them."""
@@ -50,9 +46,14 @@ Event = Head | Part | End
 
 
 class RequestParser:
-    """Parses the requests of one connection, one after the other."""
+    """Parses the requests of one connection, one after the other.
+
+    Attributes:
+        wrong: why the client's data is not HTTP/1.1, in words for the client; None while it is. Nothing follows it.
+    """
 
     def __init__(self) -> None:
+        self.wrong: str | None = None
         self._events: list[Event] = []
         self._target = b""
         self._headers: list[tuple[bytes, bytes]] = []
@@ -61,11 +62,9 @@ class RequestParser:
         self._llhttp = httptools.HttpRequestParser(self)
 
     def feed(self, data: bytes) -> list[Event]:
-        """The events in the data of one read.
-
-        Raises:
-            BadRequestError: the data is not HTTP/1.1, or a head is too large.
-        """
+        """The events in the data of one read, up to what is not HTTP/1.1."""
+        if self.wrong is not None:
+            return []
         try:
             self._llhttp.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -74,10 +73,10 @@ class RequestParser:
             rest = data[upgrade.args[0] :]
             return [*self._taken(), *(self.feed(rest) if rest else ())]
         except httptools.HttpParserError as error:
-            raise BadRequestError(f"this is not valid HTTP/1.1: {error}") from error
+            self.wrong = f"this is not valid HTTP/1.1: {error}"
         self._head_bytes = self._head_bytes + len(data) if self._in_head else 0
         if self._head_bytes > _MAX_HEAD_BYTES:
-            raise BadRequestError(f"the headers exceed {_MAX_HEAD_BYTES:,} bytes")
+            self.wrong = f"the headers exceed {_MAX_HEAD_BYTES:,} bytes"
         return self._taken()
 
     def _taken(self) -> list[Event]:

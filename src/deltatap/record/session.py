@@ -26,7 +26,7 @@ from deltatap.http.stream_socket import StreamSocket, prepare
 from deltatap.model import CaptureError, ConnectionTimes
 from deltatap.record.forwarding import api_of, forwarded, is_chunked
 from deltatap.record.outbox import Outbox
-from deltatap.record.requests import BadRequestError, End, Head, Part, RequestParser
+from deltatap.record.requests import End, Head, Part, RequestParser
 from deltatap.record.upstream import Upstream
 
 if TYPE_CHECKING:
@@ -93,7 +93,6 @@ class Session:
         self._events: deque[Event] = deque()
         self._waiting = 0
         self._news = asyncio.Event()
-        self._bad: BadRequestError | None = None
         self._left = self._over = self._reset = False
         self._client = StreamSocket(client, self)
         self._to_client = Outbox(self._client, self._pace_upstream)
@@ -119,8 +118,8 @@ class Session:
                 self.busy = False
                 if not go_on or self._over:
                     break
-            if self._bad is not None:
-                self._refuse(400, str(self._bad))
+            if self._parser.wrong is not None:
+                self._refuse(400, self._parser.wrong)
             await self._finish()
         except asyncio.CancelledError:
             pass
@@ -143,15 +142,14 @@ class Session:
 
     def received(self, data: bytes, _stamp: int, _now: float) -> None:
         """Take what the client sends."""
-        try:
-            events = self._parser.feed(data)
-        except BadRequestError as error:
-            self._bad, events = error, []
+        events = self._parser.feed(data)
         self._events.extend(events)
         self._waiting += sum(len(event.data) for event in events if isinstance(event, Part))
         self._pump()
         self._pace_client()
         self._news.set()
+        if self._parser.wrong is not None and self._body is not _Body.WAIT and self._task is not None:
+            self._task.cancel()  # the rest of the request will not come
 
     def lost(self, _error: Exception | None) -> None:
         """The client has closed the connection."""
@@ -176,7 +174,7 @@ class Session:
 
     async def _next_head(self) -> Head | None:
         """The next request; None at the end."""
-        while not self._events and self._bad is None and not self._over:
+        while not self._events and self._parser.wrong is None and not self._over:
             self._news.clear()
             await self._news.wait()
         if not self._events or self._over:

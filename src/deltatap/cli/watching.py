@@ -1,0 +1,80 @@
+"""The command ``watch``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deltatap.cli.runner import CAPTURE, OK, command, say
+from deltatap.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+    from rich.console import Console
+
+    from deltatap.config import Settings
+
+
+@command(CAPTURE)
+def watch(
+    settings: Settings,
+    console: Console,
+    run_id: Annotated[
+        str, typer.Argument(metavar="RUN", help="The run to watch. By default, the active run, or else the next one.")
+    ] = "",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on. There is no authentication: keep it on loopback.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on. 0 picks a free port.")] = 8092,
+) -> int:
+    """Show an active run in a browser: open streams as they arrive, rates, TTFT, errors and cost.
+
+    Reads the run's state folder, so it also works for a run on another machine that uses the same folder. It changes
+    nothing, and ends when the run ends. Recordings can be watched, too.
+    """
+    from deltatap.simulator.server import listen  # noqa: PLC0415
+    from deltatap.watch.folder import Folder  # noqa: PLC0415
+    from deltatap.watch.server import Watching, serve  # noqa: PLC0415
+
+    folder = Folder(Path(settings.state.dir), run_id or None)
+    active = folder.active()
+    if run_id and run_id not in active:
+        raise ConfigError(
+            [f"state.dir: {folder.folder}: run {run_id} is not active here; active runs: {', '.join(active) or 'none'}"]
+        )
+    if not run_id and len(active) > 1:
+        say(console, f"watching {active[-1]}; also active here: {', '.join(active[:-1])}")
+    if not active:
+        say(console, f"no run is active in {folder.folder}: waiting for one")
+    with listen(host, port) as listening:
+        watching = Watching(folder, lambda ended: _final(settings, ended))
+        serve(watching, listening, host, lambda url: print(f"watch: {url}", flush=True))  # noqa: T201 - for programs
+    board = watching.board
+    if board["state"] == "ended":
+        why = f": {board['reason']}" if board["reason"] else ""
+        say(console, f"run {board['run']} has ended{f' ({status})' if (status := board.get('status')) else ''}{why}")
+    return OK
+
+
+def _final(settings: Settings, run_id: str) -> tuple[str, str | None] | None:
+    """Status and reason of a run in a local runs table. Other tables would need Spark, which takes seconds to start."""
+    from deltatap.delta import tables  # noqa: PLC0415
+    from deltatap.delta.identity import local_folder  # noqa: PLC0415
+    from deltatap.delta.readers import without_jvm  # noqa: PLC0415
+
+    if not without_jvm() or local_folder(settings.runs.table) is None:
+        return None
+    from deltatap.delta.local import LocalReader  # noqa: PLC0415
+    from deltatap.delta.reader import rows  # noqa: PLC0415
+
+    def no_spark() -> SparkSession:
+        raise LookupError
+
+    table, name = tables.quoted(settings.runs.table), tables.literal(run_id)
+    try:
+        found = rows(LocalReader(no_spark).query(f"SELECT status, reason FROM {table} WHERE run_id = {name}"))
+    except Exception:  # noqa: BLE001 - the page then says only that the run has ended
+        return None
+    return (found[0]["status"], found[0]["reason"]) if found else None

@@ -1,0 +1,123 @@
+"""Reads a run's state folder for the page: control, heartbeats, the size of the plan, new files of the journal.
+
+Reads only. A file can disappear at any moment, because landing deletes the journal and a run that ends deletes the
+folder. ``board.py`` makes sense of what was found.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from deltatap.delta import columns
+from deltatap.state import RunState
+from deltatap.watch.board import DEAD_S, Finished, Seen, of_epoch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from deltatap.messages import Control
+
+# A worker writes one file a second. Whoever reads slower than that leaves files out, and large files' texts.
+_FILES, _ROWS, _TEXT_FILE_BYTES = 16, 12, 2 * 2**20
+_TEXT, _ERROR = 300, 200
+_COLUMNS = ("request_id", "mode", "status", "request_model", "ttft_ms", "e2e_ms", "error")
+_FAILURES = (pa.ArrowException, OSError, ValueError, KeyError)
+
+
+@dataclass(slots=True)
+class Folder:
+    """The state folder, or one run in it.
+
+    Attributes:
+        folder: the state folder of the settings.
+        run_id: the run to follow; None follows the run that is active, once there is one.
+    """
+
+    folder: Path
+    run_id: str | None = None
+    _state: RunState | None = None
+    _read: set[str] = field(default_factory=set)
+    _owed: tuple[int, int] = (-1, 0)
+
+    def active(self) -> list[str]:
+        """The runs whose driver has sent a message lately, the latest one last. A killed run leaves its folder."""
+        found, since = [], time.time() - DEAD_S
+        for path in self.folder.glob("*/control.json"):
+            with suppress(FileNotFoundError):
+                found.append((path.stat().st_mtime, RunState(path.parent).name))
+        return [name for at, name in sorted(found) if at >= since]
+
+    def look(self) -> Seen | None:
+        """What is there now; None if the run's folder has been removed."""
+        try:
+            return self._look()
+        except FileNotFoundError:
+            return Seen() if self._state is None else None
+
+    def _look(self) -> Seen | None:
+        if self._state is None:
+            active = [self.run_id] if self.run_id is not None else self.active()
+            state = RunState.of(self.folder, active[-1]) if active else None
+            if state is None or not _is_led(state):
+                return Seen()
+            self._state = state
+            # What is in the journal already may be much.
+            self._read = {path.name for path in self._journal(state)[:-_FILES]}
+        state = self._state
+        control = state.control()
+        if control is None:
+            return None
+        beats = of_epoch(state.heartbeats(), control)
+        return Seen(state.name, control, beats, self._planned(state, control), tuple(self._finished(state)))
+
+    def _planned(self, state: RunState, control: Control) -> int:
+        """How many requests the plan has; its files do not change."""
+        if self._owed[0] != control.epoch or not self._owed[1]:
+            rows = [pq.read_metadata(path).num_rows for path in state.plan(control.epoch).part_files()]
+            self._owed = control.epoch, sum(rows)
+        return self._owed[1]
+
+    def _journal(self, state: RunState) -> list[Path]:
+        """The journal's files, the oldest first."""
+        aged = []
+        for path in state.journal.glob("*.parquet"):
+            try:
+                aged.append((path.stat().st_mtime, path))
+            except FileNotFoundError:
+                continue
+        return [path for _, path in sorted(aged)]
+
+    def _finished(self, state: RunState) -> Iterator[Finished]:
+        """Rows of the files that are new."""
+        files = self._journal(state)
+        new = [path for path in files if path.name not in self._read]
+        self._read = {path.name for path in files}
+        for path in new[-_FILES:]:
+            try:
+                yield from _rows(path)
+            except _FAILURES:  # landed meanwhile, or damaged
+                continue
+
+
+def _is_led(state: RunState) -> bool:
+    """Whether a driver leads the run. One that only lands the journal of a dead run removes the folder afterwards."""
+    control, beats = state.control(), state.heartbeats()
+    return control is not None and (not beats or bool(of_epoch(beats, control)))
+
+
+def _rows(path: Path) -> Iterator[Finished]:
+    names = (*_COLUMNS, "text") if path.stat().st_size <= _TEXT_FILE_BYTES else _COLUMNS
+    schema = pa.schema([columns.arrow_schema(columns.JOURNAL).field(name) for name in names])
+    for row in pq.read_table(path, schema=schema, partitioning=None).slice(0, _ROWS).to_pylist():
+        error = row["error"]
+        said = None if error is None else f"{error['type']}: {error['message']}"[:_ERROR]
+        text = (row.get("text") or "")[:_TEXT]
+        model = row["request_model"] or ""
+        yield Finished(row["request_id"], row["mode"], row["status"], model, row["ttft_ms"], row["e2e_ms"], said, text)

@@ -1,0 +1,88 @@
+"""What a watcher finds in a state folder, while files appear and disappear."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from deltatap.messages import Control, Heartbeat, OpenStream
+from deltatap.state import RunState
+from deltatap.watch.board import DEAD_S, Seen
+from deltatap.watch.folder import Folder
+from deltatap.worker.rows import JOURNAL_SCHEMA
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def prepared(folder: Path, run_id: str = "run", epoch: int = 1) -> RunState:
+    state = RunState.of(folder, run_id)
+    state.prepare()
+    state.publish(Control(epoch, 1))
+    return state
+
+
+def journaled(state: RunState, name: str, *texts: str) -> Path:
+    rows = [
+        {"request_id": text, "mode": "stream", "status": "completed", "text": text, "ttft_ms": 5.0} for text in texts
+    ]
+    path = state.journal / f"{name}.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, JOURNAL_SCHEMA), path)
+    return path
+
+
+def found(folder: Folder) -> Seen:
+    seen = folder.look()
+    assert seen is not None
+    return seen
+
+
+def test_it_waits_for_a_run_and_ends_with_it(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    assert found(folder) == Seen()
+    state = prepared(tmp_path, "späte Läufe: 1")
+    assert found(folder).run_id == "späte Läufe: 1"
+    state.remove()
+    assert folder.look() is None
+
+
+def test_each_row_is_shown_once_and_damaged_files_are_skipped(tmp_path: Path) -> None:
+    state, folder = prepared(tmp_path), Folder(tmp_path)
+    first = journaled(state, "a", "one", "two")
+    assert [row.request_id for row in found(folder).finished] == ["one", "two"]
+    (state.journal / "broken.parquet").write_bytes(b"PAR1")
+    journaled(state, "b", "three")
+    assert [row.text for row in found(folder).finished] == ["three"]
+    first.unlink()
+    assert found(folder).finished == ()
+
+
+def test_a_heartbeat_brings_its_open_streams(tmp_path: Path) -> None:
+    state = prepared(tmp_path)
+    stream = OpenStream("r", "m", "stream", 1.0, 2, "Hi")
+    state.beat(Heartbeat(1, "00000-000001-a", 1, streams=(stream,)))
+    (beat,) = found(Folder(tmp_path)).heartbeats
+    assert beat.streams == (stream,)
+
+
+def test_the_folder_of_a_killed_run_is_not_watched(tmp_path: Path) -> None:
+    old = prepared(tmp_path, "dead")
+    past = time.time() - DEAD_S - 60
+    os.utime(old.folder / "control.json", (past, past))
+    assert found(Folder(tmp_path)) == Seen()
+    # The next driver lands its journal under its own epoch, and removes the folder.
+    old.beat(Heartbeat(1, "00000-000001-a", 1))
+    old.publish(Control(2, 1))
+    assert found(Folder(tmp_path)) == Seen()
+    prepared(tmp_path, "alive")
+    assert found(Folder(tmp_path)).run_id == "alive"
+
+
+def test_a_heartbeat_of_an_older_version_has_no_streams(tmp_path: Path) -> None:
+    state = prepared(tmp_path)
+    (state.folder / "workers" / "x.json").write_text('{"epoch": 1, "claim": "00000-000001-x", "beat": 1}')
+    assert found(Folder(tmp_path)).heartbeats[0].streams == ()
