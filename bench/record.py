@@ -75,8 +75,7 @@ async def stream(port: int, delays: list[float], first: list[float]) -> None:
     first.append((time.perf_counter() - asked) * 1e3)
     while data := await reader.read(65536):
         now = time.perf_counter_ns()
-        for part in data.split(b'"content": "')[1:]:
-            delays.append((now - int(part[:20])) / 1e6)
+        delays += [(now - int(part[:20])) / 1e6 for part in data.split(b'"content": "')[1:]]
     writer.close()
 
 
