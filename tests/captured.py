@@ -43,6 +43,8 @@ BY_HAND = {
     "headers_ms": 70.0,
     "first_chunk_ms": 80.0,
     "ttft_ms": 100.0,
+    "ttft_cached_ms": 100.0,
+    "ttft_uncached_ms": None,
     "ttfot_ms": 130.0,
     "tpot_ms": (200.0 - 100.0) / 5,
     "itl_ms": (200.0 - 100.0) / 4,
@@ -71,12 +73,18 @@ def empty_tables(spark: SparkSession, folder: Path) -> Settings:
     return load_settings(prompts.config(folder, "http://127.0.0.1:1/v1"))
 
 
+def used(*counts: int | None) -> tuple[int | None, ...]:
+    """A value of ``usage_reported``: its first counts, the rest null."""
+    reported = next(column.type for column in columns.CAPTURES if column.name == "usage_reported")
+    return (*counts, *[None] * (len(reported) - len(counts)))
+
+
 def capture_row(run_id: str, request_id: str, **values: Any) -> dict[str, Any]:
     empty: dict[str, Any] = dict.fromkeys(column.name for column in columns.CAPTURES)
     return empty | {
         "run_id": run_id, "request_id": request_id, "mode": "stream", "status": "completed", "finish_reason": "stop",
         "chunks": CHUNKS, "retries": [], "loop_lag_ms": 1.0, "endpoint": "e", "request_model": "m",
-        "cost_basis": "reported", "cost_usd": 0.25, "usage_reported": (10, 6, 16, None, 2, None, None),
+        "cost_basis": "reported", "cost_usd": 0.25, "usage_reported": used(10, 6, 16, 4, 2),
         "usage_tiktoken": ("o200k_base", 9, 5, 14, False), "started_at": AT, "finished_at": AT + timedelta(seconds=1),
         "dispatch_ms": 5.0, "partial_moderation": CHECKS,
         **{name: BY_HAND[name] for name in TIMES},

@@ -289,6 +289,11 @@ class Settings(Section):
     analysis: Analysis = Field(default_factory=Analysis)
     spark: Spark = Field(default_factory=Spark)
 
+    def of_run(self, run_id: str) -> Settings:
+        """The settings with the run's id in place of ``{run_id}`` in `endpoint.metadata`."""
+        filled = {name: value.replace("{run_id}", run_id) for name, value in self.endpoint.metadata.items()}
+        return self.model_copy(update={"endpoint": self.endpoint.model_copy(update={"metadata": filled})})
+
     @property
     def bounds(self) -> Bounds:
         """The limits and budgets of the run."""

@@ -77,6 +77,8 @@ class Endpoint(Section):
     Attributes:
         headers: sent with every call. The text ``{run_id}`` stands for the id of the run; characters other
             than ASCII are percent-encoded.
+        metadata: sent in the body of every request, as `metadata` (Databricks: `usage_context`), and not part of its
+            hash. The text ``{run_id}`` stands for the id of the run.
         proxy: the URL of an HTTP proxy; ``env`` reads HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY.
         tls: which certificates to trust and to show.
     """
@@ -89,6 +91,7 @@ class Endpoint(Section):
     api_version: str | None = None
     api_key: ApiKey | None = ApiKey(env="OPENAI_API_KEY")
     headers: dict[str, str | Source] = Field(default={}, repr=False)
+    metadata: dict[str, str] = Field(default={})
     proxy: str | Source | None = Field(default=None, repr=False)
     tls: Tls = Field(default_factory=Tls)
     include_usage: bool = True
@@ -107,6 +110,11 @@ class Endpoint(Section):
             return "api-key", ""
         api = registry.specification(self.api)
         return api.key_header, api.key_prefix
+
+    @property
+    def added(self) -> dict[str, dict[str, str]]:
+        """The objects to add to the body of every request."""
+        return {"usage_context" if self.kind == "databricks" else "metadata": self.metadata} if self.metadata else {}
 
     @property
     def label(self) -> str:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from deltatap.prices import Price
+    from deltatap.prices import Prices
+    from deltatap.rates import Price
 
 
 Mode = Literal["stream", "complete"]
@@ -163,7 +164,15 @@ class TokenCounts:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """The usage that the server reports; None for each count that it leaves out."""
+    """The usage that the server reports; None for each count that it leaves out.
+
+    Attributes:
+        input_tokens: all of them, those read from a cache or written to it included.
+        output_tokens: all of them, reasoning and both kinds of prediction tokens included.
+        cache_write_1h_tokens: those of `cache_write_tokens` that are kept for an hour.
+        citation_tokens: of the sources that were read (Perplexity); not part of the input.
+        web_searches: the searches that the server ran and bills.
+    """
 
     input_tokens: int | None = None
     output_tokens: int | None = None
@@ -172,6 +181,14 @@ class Usage:
     reasoning_tokens: int | None = None
     audio_input_tokens: int | None = None
     audio_output_tokens: int | None = None
+    cache_write_tokens: int | None = None
+    cache_write_1h_tokens: int | None = None
+    accepted_prediction_tokens: int | None = None
+    rejected_prediction_tokens: int | None = None
+    image_input_tokens: int | None = None
+    image_output_tokens: int | None = None
+    citation_tokens: int | None = None
+    web_searches: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -432,13 +449,15 @@ class Expected:
         input_tokens: as tiktoken counts them.
         max_output: the request's maximum of output tokens per choice; None if it sets no maximum.
         choices: the number of requested choices.
-        price: of the model; None when unknown.
+        price: of the model and the requested service tier; None when unknown.
+        prices: to find the price of the model and the tier that answer; None: `price` applies to every answer.
     """
 
     input_tokens: int
     max_output: int | None
     choices: int
     price: Price | None
+    prices: Prices | None = None
 
 
 @dataclass(slots=True, eq=False)

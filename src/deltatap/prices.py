@@ -1,75 +1,104 @@
-"""Prices of tokens: price files with a pattern for each model, the exact cost of a call, and how amounts are shown.
+"""Finds the price of a call: in price files, else among the published prices. Also how amounts are shown.
 
-Costs are ``Decimal``, so that they add up exactly.
+Leaves the published prices to ``catalog.py`` and the arithmetic to ``rates.py``.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from datetime import date
-from decimal import Decimal
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
-from deltatap import shipped
+from deltatap import catalog, shipped
 from deltatap.errors import ConfigError
+from deltatap.rates import Price
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 DEFAULT_FILE = "conf/prices.yml"
-_MILLION = 1_000_000
 # Models in a line of costs.
 MODELS = 10
-# A float is converted through its text, so that 0.15 is exactly 0.15.
-_Usd = Annotated[Decimal, BeforeValidator(lambda usd: str(usd) if isinstance(usd, float) else usd), Field(ge=0)]
-
-
-class Price(BaseModel):
-    """The price of a model in USD per million tokens. ``model`` is a shell pattern such as ``gpt-4o-2024-*``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: str
-    input: _Usd
-    cached_input: _Usd | None = None
-    output: _Usd
-    date: date
-    source: str
+# The names of the tier without a premium or a discount. "auto" in an answer names no tier.
+_DEFAULT_TIERS = ("default", "standard", "auto", "scale")
 
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """Prices in the order of their files. The first pattern that matches a model applies."""
+    """Prices in the order of their files, then the published ones. The first that matches a model and a tier applies.
+
+    Attributes:
+        entries: of the files.
+        url: the endpoint's base URL, which says who bills.
+        published: whether the published prices apply, too.
+    """
 
     entries: tuple[Price, ...] = ()
+    url: str | None = None
+    published: bool = False
 
-    def find(self, *models: str | None) -> Price | None:
-        """The price of the first of these models that has one.
+    def find(
+        self, asked: str | None, answered: str | None = None, *, tier: str | None = None, at: datetime | None = None
+    ) -> Price | None:
+        """The price of a call; None if there is none.
+
+        In files, the requested model comes first, and a name with a provider's prefix (``openai/``) is also looked up
+        without the prefix. A published price is that of the model that answered, if it has one.
 
         Args:
-            models: the requested model and the model that answered. A requested name that is the name of an Azure
-                deployment or a serving endpoint has no price. If a name with a provider's prefix (``openai/``) has no
-                price, the name without the prefix is looked up.
+            asked: the requested model. The name of an Azure deployment or a serving endpoint can have no price.
+            answered: the model that answered.
+            tier: the service tier that the answer names, or else the requested one.
+            at: when the call started; now if not given.
         """
-        names = [name for model in models if model for name in (model, model.rpartition("/")[2])]
-        return next((price for name in names for price in self.entries if fnmatchcase(name, price.model)), None)
+        tier = None if tier in _DEFAULT_TIERS else tier
+        names = [name for model in (asked, answered) if model for name in (model, model.rpartition("/")[2])]
+        listed = (
+            price
+            for name in names
+            for price in self.entries
+            if fnmatchcase(name, price.model) and price.service_tier in (None, tier)
+        )
+        found = next(listed, None)
+        if found is not None or not self.published:
+            return found
+        when = at or datetime.now(UTC)
+        # Routers and deployments answer with other models than the requested one, and bill the model that answers.
+        models = (model for model in (answered, asked) if model)
+        return next((price for model in models if (price := catalog.published(model, self.url, tier, when))), None)
+
+    def tiers(self, model: str | None) -> Iterator[str]:
+        """The service tiers of a model that have prices of their own."""
+        listed = [price.service_tier for price in self.entries if model and fnmatchcase(model, price.model)]
+        known = catalog.tiers(model, self.url) if model and self.published else ()
+        yield from dict.fromkeys(tier for tier in (*listed, *known) if tier)
+
+    def warm_up(self) -> None:
+        """Load the published prices before any request is timed."""
+        if self.published:
+            catalog.warm_up()
 
 
-def load_prices(paths: str | Sequence[str] | None) -> Prices:
-    """Read price files. The first file with a price for a model applies.
+def load_prices(paths: str | Sequence[str] | None, url: str | None = None) -> Prices:
+    """Read price files. The first file with a price for a model applies; without one, the published price applies.
 
-    Returns no prices if ``paths`` is None. If the default file does not exist, deltatap's own prices apply.
+    Returns no prices if ``paths`` is None. If the default file does not exist, the one in the package applies.
+
+    Args:
+        paths: of the files.
+        url: the endpoint's base URL.
 
     Raises:
         ConfigError: lists every problem with its file, entry and key.
     """
-    return Prices(tuple(price for path in _listed(paths) for price in _load(path)))
+    entries = tuple(price for path in _listed(paths) for price in _load(path))
+    return Prices(entries, url, published=paths is not None)
 
 
 def named(paths: str | Sequence[str] | None) -> str:
@@ -108,13 +137,6 @@ def _load(path: str) -> list[Price]:
     if problems:
         raise ConfigError(problems)
     return prices
-
-
-def cost_usd(price: Price, input_tokens: int, output_tokens: int, cached_input_tokens: int = 0) -> Decimal:
-    """The exact cost of a call in USD. The input tokens include the cached ones."""
-    cached = price.input if price.cached_input is None else price.cached_input
-    uncached = max(0, input_tokens - cached_input_tokens)
-    return (uncached * price.input + cached_input_tokens * cached + output_tokens * price.output) / _MILLION
 
 
 def exact_usd(expression: str) -> str:

@@ -133,7 +133,9 @@ def stream_options_problem(params: Mapping[str, Any]) -> str | None:
     return None
 
 
-def wire(body: str, *, api: str, mode: Mode, include_usage: bool) -> Wire:
+def wire(
+    body: str, *, api: str, mode: Mode, include_usage: bool, added: Mapping[str, Mapping[str, str]] | None = None
+) -> Wire:
     """The body to send.
 
     Args:
@@ -142,9 +144,13 @@ def wire(body: str, *, api: str, mode: Mode, include_usage: bool) -> Wire:
         api: name of the API.
         mode: whether to stream.
         include_usage: ask for usage in a stream (`stream_options.include_usage`), if the API has this option.
+        added: objects to add, which are not part of the request's hash. What the request has itself comes first.
     """
     specified = specification(api)
     sent = json.loads(body)
+    for name, values in (added or {}).items():
+        own = sent.get(name)
+        sent[name] = {**values, **own} if isinstance(own, dict) else values
     options = sent.pop("stream_options", None) or {}
     if mode == "stream":
         sent["stream"] = True

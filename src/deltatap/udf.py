@@ -91,7 +91,7 @@ def capture_udf(config: Settings | Mapping[str, Any] | str | Path, *, max_reques
     if max_requests < 1:
         raise ValueError(f"max_requests: expected at least 1, found {max_requests}")
     settings = load_settings(config)
-    prices = load_prices(settings.prices)
+    prices = load_prices(settings.prices, settings.endpoint.base_url)
     secrets = read_secrets(settings.endpoint)
     credential_of(settings.endpoint, secrets)
     route_of(settings.endpoint, secrets)
@@ -130,6 +130,7 @@ def capture_batches(
 
     While the caller handles one batch, the next one streams.
     """
+    settings = settings.of_run("")
     context = context_of(settings, prices, "", partition)
     endpoint, (mode,) = settings.endpoint, settings.capture.modes
     credential, route = credential_of(endpoint, secrets), route_of(endpoint, secrets)

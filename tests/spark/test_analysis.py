@@ -27,7 +27,7 @@ from deltatap.errors import ConfigError
 from deltatap.prices import Prices
 from deltatap.terminal import show_capture, show_comparison, show_metrics, show_runs
 from tests import nightly, prompts
-from tests.captured import AT, BY_HAND, TIMES, capture_row, empty_tables, write_captures, write_runs
+from tests.captured import AT, BY_HAND, TIMES, capture_row, empty_tables, used, write_captures, write_runs
 from tests.unit.analysis.test_late import LATE
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def test_95_percent_of_intervals_contain_the_true_median(spark: SparkSession) ->
 @pytest.mark.slow
 def test_metrics_by_run_match_the_hand_computed_example(spark: SparkSession, settings: Settings) -> None:
     later = AT + timedelta(seconds=9)
-    retried: tuple[Any, ...] = (AT, 5.0, 429, "rate_limit", None, [], None, None, None)
+    retried: tuple[Any, ...] = (AT, 5.0, 429, "rate_limit", None, [], *[None] * 5)
     write_captures(
         spark,
         settings,
@@ -156,7 +156,7 @@ def test_metrics_by_run_match_the_hand_computed_example(spark: SparkSession, set
         "endpoint": "e", "request_model": "m", "mode": "stream", "rows": 6, "completed": 4, "interrupted": 1,
         "failed": 1, "late": 1, "requests": 5, "errors": {"rate_limit": 1, "connection": 1},
         "finish_reasons": {"stop": 4}, "input_tokens": 40, "output_tokens": 24, "reported_output_tokens": 18,
-        "tiktoken_output_tokens": 15, "cost_usd": 1.0, "good": 1, "coalesced": 1 / 4,
+        "tiktoken_output_tokens": 15, "cached_share": 0.4, "cost_usd": 1.0, "good": 1, "coalesced": 1 / 4,
         "requests_per_s": 3 / 9, "output_tokens_per_s": 24 / 9, "good_per_s": 1 / 9,
     }  # fmt: skip
     for name, value in expected.items():
@@ -231,7 +231,7 @@ def test_saved_time_matches_numpy(spark: SparkSession, settings: Settings) -> No
     spread = np.random.default_rng(3).normal(0, 50, 40)
     rows = []
     for at, more in enumerate(spread):
-        rows.append(capture_row("r", f"q{at}", usage_reported=(1, 10 if at < 30 else 100, 1, None, None, None, None)))
+        rows.append(capture_row("r", f"q{at}", usage_reported=used(1, 10 if at < 30 else 100, 1)))
         whole: dict[str, Any] = {
             "mode": "complete",
             "chunks": [],

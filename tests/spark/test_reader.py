@@ -72,7 +72,7 @@ def capture_rows(random_: random.Random) -> list[dict[str, Any]]:
                 "finished_at": started and started + timedelta(seconds=random_.uniform(0, 9)), "error": failed,
                 "finish_reason": random_.choice(["stop", "length", None]), "retries": [call] * random_.choice([0, 0, 2]),
                 "loop_lag_ms": random_.choice([None, 0.1, 80.0]), "request_model": random_.choice(["m", "n", None]),
-                "usage_reported": random_.choice([None, (10, random_.randrange(900), 16, None, 2, None, None)]),
+                "usage_reported": random_.choice([None, captured.used(10, random_.randrange(900), 16, None, 2)]),
                 "cost_usd": random_.choice([None, 1e-7, 0.25]), "cost_basis": random_.choice([None, "reported"]),
                 "keep": random_.choice([None, {"topic": "x", "none": None}]), "text": random_.choice([None, "", "Grüße"]),
             }

@@ -261,9 +261,12 @@ def test_metrics_show_every_metric_that_has_values() -> None:
     values = {"count": 3, "p50": estimate, "p95": estimate}
     row: dict[str, Any] = {metric.name: values for metric in METRICS} | {"tpot_ms": values | {"count": 0}}
     row |= {"run_id": "r", "request_model": "m", "endpoint": "e", "mode": "stream", "rows": 4, "late": 1,
-            "checked": 1200, "flagged": 7, "coalesced": 0.125, "inter_chunk_ms": {"count": 7, "p50": 1.0, "p95": 2.0}}  # fmt: skip
+            "checked": 1200, "flagged": 7, "coalesced": 0.125, "cached_share": 0.25, "inter_chunk_ms": {"count": 7, "p50": 1.0, "p95": 2.0}}  # fmt: skip
     text = printed(terminal.show_metrics, [row])
-    assert "run r, m at e, stream: 4 rows, 1 left out because the event loop ran late" in text
+    assert (
+        "run r, m at e, stream: 4 rows, 1 left out because the event loop ran late, 25.0% of the input tokens cached"
+        in text
+    )
     assert all((metric.title in text) == (metric.name != "tpot_ms") for metric in METRICS)
     assert "… to 14.5" in text
     assert "output rate, tokens/s" in text

@@ -10,6 +10,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from deltatap.rates import Rates
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -58,10 +60,44 @@ def said(counted: Iterable[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def of_run(run: Mapping[str, Any]) -> dict[str, str]:
-    """The versions and the configuration in a row of ``runs``."""
+    """The versions, the prices and the configuration in a row of ``runs``."""
     versions = {f"{name} version": text for name, text in sorted((run["versions"] or {}).items())}
     config = json.loads(run["config"] or "{}")
-    return versions | {name: value for section in _SECTIONS for name, value in _flat(config.get(section, {}), section)}
+    return (
+        versions
+        | prices_of(run)
+        | {name: value for section in _SECTIONS for name, value in _flat(config.get(section, {}), section)}
+    )
+
+
+def prices_of(run: Mapping[str, Any]) -> dict[str, str]:
+    """The prices in a row of ``runs``, by model and service tier."""
+    # A table of an older version has no such column.
+    listed = json.loads(run.get("prices") or "[]")
+    found: dict[str, str] = {}
+    for price in listed:
+        tier = f" ({price['service_tier']})" if price.get("service_tier") else ""
+        rates = ", ".join(f"{name} {price[name]}" for name in Rates.model_fields if name in price)
+        steps = "".join(f"; above {each['above']:,} tokens: input {each['input']}" for each in price.get("steps", ()))
+        name = f"price of {price['request_model']}{tier}"
+        # A price that changed during the run, or a model that several models answered for.
+        found[name] = f"{found[name]} and {rates}{steps}" if name in found else f"{rates}{steps}"
+    return found
+
+
+def price_changes(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, Changed]]:
+    """The changes of prices over runs, oldest first: the run with the new price, and the change."""
+    known: dict[str, str] = {}
+    found = []
+    for run in runs:
+        prices = prices_of(run)
+        found += [
+            (run["run_id"], Changed(name, known[name], value))
+            for name, value in prices.items()
+            if known.get(name, value) != value
+        ]
+        known |= prices
+    return found
 
 
 def _flat(tree: Any, path: str) -> Iterator[tuple[str, str]]:  # noqa: ANN401 - JSON

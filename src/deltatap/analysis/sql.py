@@ -37,6 +37,12 @@ HOUR = "timestamp_seconds(floor(unix_seconds(started_at) / 3600) * 3600)"
 _LENGTHS = ((16, "1-16"), (64, "17-64"), (256, "65-256"), (1024, "257-1024"))
 
 
+# As DOUBLE, because a server can report any number, and sums of BIGINT can overflow.
+_CACHED = "least(CAST(usage_reported.cached_input_tokens AS DOUBLE), usage_reported.input_tokens)"
+_CACHEABLE = "IF(usage_reported.cached_input_tokens IS NULL, NULL, CAST(usage_reported.input_tokens AS DOUBLE))"
+_CACHED_SHARE = f"sum({_CACHED}) / nullif(sum({_CACHEABLE}), 0)"
+
+
 def in_runs(run_ids: Iterable[str]) -> str:
     """The condition that a row belongs to one of these runs."""
     return f"run_id IN ({', '.join(map(tables.literal, run_ids))})"
@@ -118,6 +124,7 @@ def metrics_sql(rows: str, by: tuple[str, ...], settings: Settings) -> str:
               AS reported_output_tokens,
             {total_sql("CASE WHEN counts_tokens THEN usage_tiktoken.output_tokens ELSE 0 END")}
               AS tiktoken_output_tokens,
+            {_CACHED_SHARE} AS cached_share,
             sum(cost_usd) AS cost_usd, {good} AS good, count_if(checked) AS checked, count_if(flagged) AS flagged,
             sum(coalesced) / nullif(sum(outputs), 0) AS coalesced,
             min(started_at) AS started_at, max(finished_at) AS finished_at, {values}

@@ -45,6 +45,12 @@ _COUNTS: tuple[Column, ...] = (
         "reported_output_tokens", BIGINT, "output tokens of completed rows whose server reported usage, as reported"
     ),
     Column("tiktoken_output_tokens", BIGINT, "output tokens of the same rows, as tiktoken counts them"),
+    Column(
+        "cached_share",
+        DOUBLE,
+        "cached input tokens / input tokens, of the rows whose server reported both; null when there are none",
+        added=True,
+    ),
     Column("cost_usd", DOUBLE, "cost of all calls; null when no row has a price"),
     Column(
         "good",

@@ -50,6 +50,9 @@ def openai_usage(given: object) -> Usage | None:
     if total_tokens is not None and input_tokens is not None and total_tokens >= input_tokens + (output_tokens or 0):
         # xAI counts reasoning tokens only in the total, and all of it is billed.
         output_tokens = total_tokens - input_tokens
+    reasoning = _largest(outputs.get("reasoning_tokens"), given.get("reasoning_tokens"))
+    if total_tokens is None and reasoning is not None and output_tokens is not None and reasoning > output_tokens:
+        output_tokens += reasoning  # then the output does not contain it
     # Moonshot and DeepSeek report cached tokens outside the details.
     cached = (inputs.get("cached_tokens"), given.get("cached_tokens"), given.get("prompt_cache_hit_tokens"))
     return Usage(
@@ -57,9 +60,17 @@ def openai_usage(given: object) -> Usage | None:
         output_tokens=output_tokens,
         total_tokens=total_tokens,
         cached_input_tokens=_largest(*cached),
-        reasoning_tokens=count(outputs.get("reasoning_tokens")),
+        reasoning_tokens=reasoning,
         audio_input_tokens=count(inputs.get("audio_tokens")),
         audio_output_tokens=count(outputs.get("audio_tokens")),
+        # Gateways to Anthropic report writes under Anthropic's name.
+        cache_write_tokens=_largest(inputs.get("cache_write_tokens"), given.get("cache_creation_input_tokens")),
+        accepted_prediction_tokens=count(outputs.get("accepted_prediction_tokens")),
+        rejected_prediction_tokens=count(outputs.get("rejected_prediction_tokens")),
+        image_input_tokens=count(inputs.get("image_tokens")),
+        image_output_tokens=count(outputs.get("image_tokens")),
+        citation_tokens=count(given.get("citation_tokens")),
+        web_searches=count(given.get("num_search_queries")),
     )
 
 

@@ -43,6 +43,11 @@ _ERRORS = {
 _SPENT = ("Your credit balance is too low", "You have reached your specified API usage limits")
 _TOOLS = ("tool_use", "server_tool_use", "mcp_tool_use")
 _USAGE = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens", "output_tokens")
+_USAGE_DETAILS = (
+    ("output_tokens_details", "thinking_tokens"),
+    ("cache_creation", "ephemeral_1h_input_tokens"),
+    ("server_tool_use", "web_search_requests"),
+)
 
 
 class MessagesAccumulator(Accumulator):
@@ -216,7 +221,9 @@ class MessagesAccumulator(Accumulator):
         """Convert usage to OpenAI's definition: input tokens include those read from a cache and written to it."""
         if type(usage) is not dict:
             return
-        self._identify({"service_tier": usage.get("service_tier")})
+        # Fast mode has prices of its own, as a service tier has.
+        fast = usage.get("speed") == "fast"
+        self._identify({"service_tier": "fast" if fast else usage.get("service_tier")})
         self._remember(usage, complete=complete)
         fresh, written, read, output = (self._reported.get(name) for name in _USAGE)
         inputs = None if fresh is None else count(fresh + (written or 0) + (read or 0))
@@ -227,14 +234,19 @@ class MessagesAccumulator(Accumulator):
                 total_tokens=None if inputs is None or output is None else count(inputs + output),
                 cached_input_tokens=read,
                 reasoning_tokens=self._reported.get("thinking_tokens"),
+                cache_write_tokens=written,
+                cache_write_1h_tokens=self._reported.get("ephemeral_1h_input_tokens"),
+                web_searches=self._reported.get("web_search_requests"),
             )
         )
 
     def _remember(self, usage: dict[str, Any], *, complete: bool) -> None:
         """Keep the counts. They are cumulative; a later event can omit some, and some servers end with zeros."""
-        details = usage.get("output_tokens_details")
-        thinking = details.get("thinking_tokens") if type(details) is dict else None
-        for name, value in {**{name: usage.get(name) for name in _USAGE}, "thinking_tokens": thinking}.items():
+        given = {name: usage.get(name) for name in _USAGE}
+        for holder, name in _USAGE_DETAILS:
+            details = usage.get(holder)
+            given[name] = details.get(name) if type(details) is dict else None
+        for name, value in given.items():
             tokens = count(value)
             # The number of output tokens at the start of a message is a placeholder.
             known = complete or name != "output_tokens"

@@ -6,6 +6,7 @@ Spark, pandas and the settings are imported when a command runs, so that ``--hel
 from deltatap.cli.beginning import init
 from deltatap.cli.capturing import capture, check, load, stop
 from deltatap.cli.looking import analyze, compare, failures, report, runs, show
+from deltatap.cli.reconciling import reconcile
 from deltatap.cli.recording import record
 from deltatap.cli.runner import CONDITION_HOLDS, CONFIGURATION, EXTRAS, FAILED, OK, TOO_MANY_ERRORS, app, run, run_job
 from deltatap.cli.serving import replay, simulate
@@ -30,6 +31,7 @@ __all__ = [
     "failures",
     "init",
     "load",
+    "reconcile",
     "record",
     "replay",
     "report",

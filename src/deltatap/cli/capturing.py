@@ -48,7 +48,8 @@ def capture(
     console: Console,
     *,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show owed requests, their tokens and estimated cost. Make no API call.")
+        bool,
+        typer.Option("--dry-run", help="Show owed requests, tokens, estimated cost and savings. Make no API call."),
     ] = False,
 ) -> int:
     """Capture every prompt that has no final row yet.
@@ -67,7 +68,7 @@ def capture(
     prices = prices_of(settings) if dry_run else preflight(settings)
     if dry_run:
         from deltatap.driver.estimate import estimate_run  # noqa: PLC0415
-        from deltatap.driver.estimate import show as show_estimate  # noqa: PLC0415
+        from deltatap.driver.estimate_text import show as show_estimate  # noqa: PLC0415
         from deltatap.driver.source import misspelled  # noqa: PLC0415
 
         spark = session(settings, console)

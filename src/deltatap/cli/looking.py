@@ -28,15 +28,17 @@ def runs(
     """List the runs on the captures table, newest first.
 
     If analysis.slo has bounds, the list also shows, for each run, how many requests were sent, and how many of them
-    completed within every bound.
+    completed within every bound. A line names each price that changed from one run to a later one.
     """
+    from deltatap.analysis.facts import price_changes  # noqa: PLC0415
     from deltatap.analysis.queries import good_requests, newest_runs, why_no_runs  # noqa: PLC0415
-    from deltatap.terminal import show_runs  # noqa: PLC0415
+    from deltatap.terminal import show_price_changes, show_runs  # noqa: PLC0415
 
     tables = reader(settings, console)
     found = newest_runs(tables, settings, most)
     good = good_requests(tables, settings, [row["run_id"] for row in found])
     show_runs(console, found, good, settings.analysis.slo.bounds, datetime.now(UTC))
+    show_price_changes(console, price_changes(found[::-1]))
     if not found:
         say(console, why_no_runs(tables, settings), "warning")
     return OK
@@ -147,19 +149,22 @@ def compare(
     from deltatap.analysis.compare import compare as differences  # noqa: PLC0415
     from deltatap.analysis.compare import counted  # noqa: PLC0415
     from deltatap.analysis.conditions import evaluate, parse  # noqa: PLC0415
+    from deltatap.analysis.facts import price_changes  # noqa: PLC0415
     from deltatap.analysis.names import run_names  # noqa: PLC0415
     from deltatap.analysis.queries import require_runs  # noqa: PLC0415
-    from deltatap.terminal import comparison_json, show_comparison  # noqa: PLC0415
+    from deltatap.terminal import comparison_json, show_comparison, show_price_changes  # noqa: PLC0415
 
     conditions = parse(fail_if or ())
     tables = reader(settings, console)
-    names = run_names(require_runs(tables, settings, (first, second)))
+    both = require_runs(tables, settings, (first, second))
+    names = run_names(both)
     found = differences(tables, settings, first, second)
     outcomes = evaluate(conditions, found)
     if as_json:
         print(comparison_json(first, second, found, outcomes))  # noqa: T201 - for programs: no wrapping, no colors
     else:
         show_comparison(console, names[first], names[second], found, counted(tables, settings, first, second))
+        show_price_changes(console, price_changes(both))
     for outcome in outcomes:
         if outcome.holds:
             say(console, f"--fail-if {outcome}", "problem")

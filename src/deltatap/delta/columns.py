@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from deltatap.rates import PARTS, PLACES
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 STRING, BINARY, BOOLEAN = pa.string(), pa.binary(), pa.bool_()
 INT, BIGINT, DOUBLE = pa.int32(), pa.int64(), pa.float64()
 TIMESTAMP = pa.timestamp("us", tz="UTC")
+# Twenty digits before the point, which no cost of a call exceeds.
+USD = pa.decimal128(38, PLACES)
 STRINGS = pa.map_(STRING, STRING)
 
 CHUNK = pa.struct(
@@ -30,6 +34,7 @@ RETRY = pa.struct(
     {
         "started_at": TIMESTAMP, "e2e_ms": DOUBLE, "http_status": INT, "error_type": STRING, "text": STRING,
         "chunks": CHUNKS, "input_tokens": BIGINT, "output_tokens": BIGINT, "cost_usd": DOUBLE,
+        "response_id": STRING, "server_request_id": STRING,
     }
 )  # fmt: skip
 RETRIES = pa.list_(RETRY)
@@ -43,7 +48,10 @@ _ERROR = pa.struct(
 )  # fmt: skip
 _REPORTED = pa.struct(
     {"input_tokens": BIGINT, "output_tokens": BIGINT, "total_tokens": BIGINT, "cached_input_tokens": BIGINT,
-     "reasoning_tokens": BIGINT, "audio_input_tokens": BIGINT, "audio_output_tokens": BIGINT}
+     "reasoning_tokens": BIGINT, "audio_input_tokens": BIGINT, "audio_output_tokens": BIGINT,
+     "cache_write_tokens": BIGINT, "cache_write_1h_tokens": BIGINT, "accepted_prediction_tokens": BIGINT,
+     "rejected_prediction_tokens": BIGINT, "image_input_tokens": BIGINT, "image_output_tokens": BIGINT,
+     "citation_tokens": BIGINT, "web_searches": BIGINT}
 )  # fmt: skip
 _COUNTED = pa.struct(
     {"encoding": STRING, "input_tokens": BIGINT, "output_tokens": BIGINT, "total_tokens": BIGINT,
@@ -52,6 +60,7 @@ _COUNTED = pa.struct(
 _CONNECTION = pa.struct(
     {"reused": BOOLEAN, "dns_ms": DOUBLE, "connect_ms": DOUBLE, "tls_ms": DOUBLE, "upload_ms": DOUBLE}
 )
+_COST = pa.struct([pa.field(name, USD) for name in (*PARTS, "retries")])
 _RAW = pa.list_(pa.struct({"event": STRING, "data": BINARY}))
 
 
@@ -145,6 +154,20 @@ CAPTURES: tuple[Column, ...] = (
         "counting rule or encoding is published for the model",
     ),
     Column("cost_usd", DOUBLE, "cost of all calls for the row; null when the model has no price"),
+    Column(
+        "cost",
+        _COST,
+        "the parts of cost_usd in USD: those of the last call, and retries, the cost of the earlier calls. They add up "
+        "to cost_usd exactly; null when cost_usd is null",
+        added=True,
+    ),
+    Column(
+        "price",
+        STRING,
+        "JSON of the price of the last call: USD per million tokens (tools and requests: per thousand), its service "
+        "tier, its date (null: unknown) and its source; null when the model has no price",
+        added=True,
+    ),
     Column("cost_basis", STRING, "the token counts that cost_usd is based on: reported, tiktoken or mixed"),
     Column("endpoint", STRING, "name of the endpoint"),
     Column("api", STRING, "the API that was called, as in endpoint.api"),
@@ -235,6 +258,12 @@ RUNS: tuple[Column, ...] = (
     Column("input_tokens", BIGINT, "input tokens of all calls: as reported, else as tiktoken counts them"),
     Column("output_tokens", BIGINT, "output tokens of all calls: as reported, else as tiktoken counts them"),
     Column("cost_usd", DOUBLE, "cost of all rows that have a price"),
+    Column(
+        "prices",
+        STRING,
+        "JSON array of the prices that cost_usd is based on, each with the requested model, its date and its source",
+        added=True,
+    ),
     Column("labels", STRINGS, "run.labels"),
     Column("config", STRING, "the settings as JSON, without secrets"),
     Column("versions", STRINGS, "versions of deltatap, Python, Spark and the main libraries"),
@@ -281,6 +310,7 @@ _SQL = {
     INT: "INT",
     BIGINT: "BIGINT",
     DOUBLE: "DOUBLE",
+    USD: f"DECIMAL(38, {PLACES})",
     TIMESTAMP: "TIMESTAMP",
 }
 # What TIMESTAMP means depends on spark.sql.timestampType.

@@ -1,47 +1,49 @@
 """The estimate of ``--dry-run``: the owed requests, their tokens, and a range of their cost. Makes no call.
 
-Knows how long earlier answers of the endpoint were. Writes nothing: it creates no table and takes no lease.
+Knows how long earlier answers of the endpoint were, what ``capture.reuse`` saves, and what other service tiers cost.
+Writes nothing: it creates no table and takes no lease. ``estimate_text.py`` prints it.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from itertools import groupby
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
-from rich.table import Table
 
 from deltatap.api.registry import specification
 from deltatap.delta import columns, tables
 from deltatap.delta.sums import total_sql
 from deltatap.driver import owed, reuse
-from deltatap.prices import cost_usd
 from deltatap.tokens import known_encoding
+from deltatap.worker.billing import requested_tier
 from deltatap.worker.jobs import input_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from decimal import Decimal
+    from collections.abc import Iterable, Iterator, Mapping
 
     from pyspark.sql import DataFrame, Row, SparkSession
-    from rich.console import Console
 
-    from deltatap.config import Arrivals, Settings
+    from deltatap.config import Settings
     from deltatap.prices import Prices
+    from deltatap.rates import Price
 
 _COUNTED = (
     columns.Column("model", columns.STRING, "of the request"),
     columns.Column("mode", columns.STRING, "of the request"),
     columns.Column("bad", columns.BOOLEAN, "whether the row fails without a call"),
-    columns.Column("called", columns.BOOLEAN, "whether it is called, and does not reuse an answer"),
+    columns.Column("tier", columns.STRING, "the service tier that the request asks for"),
+    columns.Column("called", columns.BOOLEAN, "whether it is called, or would be with capture.reuse"),
     columns.Column("input_tokens", columns.BIGINT, "as tiktoken counts them"),
     columns.Column("most_output", columns.BIGINT, "the maximum of output tokens; null if the request sets none"),
 )
 # Other endpoints to name.
 _ENDPOINTS = 3
+# The sums of rows of requests.
+_SUMS = ("requests", "bad", "input_tokens", "bounded", "unbounded")
 _OUTPUT = "coalesce(usage_reported.output_tokens, usage_tiktoken.output_tokens)"
 
 
@@ -63,7 +65,7 @@ class Lengths:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """The estimate for one model in one mode.
+    """The estimate for one model in one mode and service tier.
 
     Attributes:
         model, mode: of the requests.
@@ -73,9 +75,12 @@ class Estimate:
         least_output, most_output: tokens; most_output is None if neither the requests nor earlier answers bound it.
         least_usd, most_usd: None if the model has no price; most_usd also if most_output is None.
         answers: how many earlier answers the output is estimated from.
-        called: whether the requests would be sent; otherwise this is what ``capture.reuse`` saves.
+        called: whether the requests would be sent; otherwise this is what ``capture.reuse`` saves, or would save.
         limited: whether each request has a limit on its output tokens.
         elsewhere: as in :class:`Lengths`.
+        tier: the service tier that the requests ask for.
+        tiers: the least and the most that the requests would cost in other tiers.
+        reuses: whether ``capture.reuse`` is on.
     """
 
     model: str
@@ -91,6 +96,9 @@ class Estimate:
     called: bool = True
     limited: bool = False
     elsewhere: tuple[str, ...] = ()
+    tier: str | None = None
+    tiers: tuple[tuple[str, Decimal, Decimal | None], ...] = ()
+    reuses: bool = True
 
 
 def estimate_run(spark: SparkSession, settings: Settings, prices: Prices) -> list[Estimate]:
@@ -100,9 +108,10 @@ def estimate_run(spark: SparkSession, settings: Settings, prices: Prices) -> lis
         ConfigError: if a run would refuse to start.
     """
     with owed.owed_requests(spark, settings, settings.run.id or "") as found:
+        called = reuse.is_called(found, reuse.answers(spark, settings))
         rows = (
-            _counted(_called(spark, found, settings), settings)
-            .groupBy("model", "mode", "called")
+            _counted(called, settings)
+            .groupBy("model", "mode", "tier", "called")
             .agg(
                 F.count_if(~F.col("bad")).alias("requests"),
                 F.count_if("bad").alias("bad"),
@@ -110,18 +119,43 @@ def estimate_run(spark: SparkSession, settings: Settings, prices: Prices) -> lis
                 F.expr(total_sql("most_output")).alias("bounded"),
                 F.count_if(F.expr("NOT bad AND most_output IS NULL")).alias("unbounded"),
             )
-            .orderBy("model", "mode", "called")
+            .orderBy("model", "mode", "tier", "called")
             .collect()
         )
-    return [estimate(row, _earlier(spark, settings, row["model"] or ""), prices) for row in rows]
+    listed = with_savings([row.asDict() for row in rows], reuses=settings.capture.reuse)
+    earlier = {row["model"]: _earlier(spark, settings, row["model"] or "") for row in listed}
+    return [estimate(row, earlier[row["model"]], prices) for row in listed]
+
+
+def with_savings(rows: Iterable[Mapping[str, Any]], *, reuses: bool) -> list[dict[str, Any]]:
+    """The rows to estimate: what is called, and what ``capture.reuse`` saves, or would save if it is off.
+
+    Args:
+        rows: as :func:`estimate` takes them; `called` is what would be called if ``capture.reuse`` were on.
+        reuses: whether it is on.
+    """
+    if reuses:
+        return [{**row, "reuses": True} for row in rows]
+    made: list[dict[str, Any]] = []
+    every: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        key = (row["model"], row["mode"], row["tier"])
+        if not row["called"]:
+            made.append({**row, "reuses": False})
+        if (known := every.get(key)) is None:
+            every[key] = known = {**row, "called": True, "reuses": False}
+            made.append(known)
+        else:
+            known |= {name: (known[name] or 0) + (row[name] or 0) for name in _SUMS}
+    return sorted(made, key=lambda row: (row["model"] or "", row["mode"], row["tier"] or "", row["called"]))
 
 
 def estimate(row: Row | Mapping[str, Any], earlier: Lengths, prices: Prices) -> Estimate:
     """The estimate for a model and mode.
 
     Args:
-        row: model, mode, called, requests, bad, input_tokens, bounded (the sum of the requests' own limits on output
-            tokens) and unbounded (how many requests have no such limit).
+        row: model, mode, tier, called, reuses, requests, bad, input_tokens, bounded (the sum of the requests' own
+            limits on output tokens) and unbounded (how many requests have no such limit).
         earlier: the lengths of earlier answers.
         prices: of the models.
     """
@@ -131,7 +165,18 @@ def estimate(row: Row | Mapping[str, Any], earlier: Lengths, prices: Prices) -> 
     most = round(requests * earlier.long) if earlier.answers else bounded
     if most is not None and bounded is not None:
         least, most = min(least, bounded), min(most, bounded)
-    price = prices.find(model)
+
+    def between(price: Price) -> tuple[Decimal, Decimal | None]:
+        return _usd(price, requests, inputs, least), None if most is None else _usd(price, requests, inputs, most)
+
+    price, tier = prices.find(model, tier=row["tier"]), row["tier"]
+    least_usd, most_usd = between(price) if price else (None, None)
+    others = [None, *prices.tiers(model)] if price and row["called"] else []
+    tiers = [
+        (other or "default", *between(found))
+        for other in others
+        if other != tier and (found := prices.find(model, tier=other)) is not None
+    ]
     return Estimate(
         model,
         row["mode"],
@@ -140,19 +185,23 @@ def estimate(row: Row | Mapping[str, Any], earlier: Lengths, prices: Prices) -> 
         inputs,
         least,
         most,
-        cost_usd(price, inputs, least) if price else None,
-        cost_usd(price, inputs, most) if price and most is not None else None,
+        least_usd,
+        most_usd,
         earlier.answers,
         row["called"],
         bounded is not None,
         earlier.elsewhere,
+        tier,
+        tuple(tiers),
+        row["reuses"],
     )
 
 
-def _called(spark: SparkSession, found: DataFrame, settings: Settings) -> DataFrame:
-    if settings.capture.reuse:
-        return reuse.is_called(found, reuse.answers(spark, settings))
-    return found.withColumn("called", F.lit(True))
+def _usd(price: Price, requests: int, inputs: int, outputs: int) -> Decimal:
+    """The cost of requests whose inputs are about equally long, without cached input and tools."""
+    rates = price.at(inputs // requests if requests else 0)
+    tokens = inputs * rates.input + outputs * rates.output
+    return tokens / 1_000_000 + requests * (rates.request or 0) / Decimal(1000)
 
 
 def _counted(found: DataFrame, settings: Settings) -> DataFrame:
@@ -184,7 +233,7 @@ def count_tokens(batch: pa.RecordBatch, api: str, fallback_encoding: str) -> pa.
         tokens = 0 if text is None else input_tokens(text, spec, model or "", encoding).tokens
         most = None if body is None else spec.max_output(body)
         most = None if most is None else most * spec.generated(body or {})
-        rows.append((model, mode, body is None, called, tokens, most))
+        rows.append((model, mode, body is None, requested_tier(text), called, tokens, most))
     return pa.RecordBatch.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema)
 
 
@@ -206,73 +255,3 @@ def _earlier(spark: SparkSession, settings: Settings, model: str) -> Lengths:
         return Lengths(row["answers"], *row["lengths"])
     others = answers.select("endpoint").distinct().orderBy("endpoint").limit(_ENDPOINTS).collect()
     return Lengths(elsewhere=tuple(other["endpoint"] for other in others))
-
-
-def show(console: Console, found: Sequence[Estimate], schedule: Arrivals | None = None) -> None:
-    """Print an estimate, and how long the run takes if its requests have a schedule."""
-    if not any(one.requests or one.bad for one in found):
-        console.print("nothing is owed: every request has a final row; no call was made", highlight=False)
-        return
-    console.print("what a run would capture (no call was made)", style="bold", highlight=False, soft_wrap=True)
-    for model, estimates in groupby(found, lambda one: one.model):
-        listed = list(estimates)
-        _show_model(console, model, [one for one in listed if one.called])
-        for one in listed:
-            if not one.called:
-                console.print(f"{one.mode}: {_saved(one)}", highlight=False, soft_wrap=True)
-    if schedule is not None:
-        calls = sum(one.requests for one in found if one.called)
-        console.print(schedule.of(calls), highlight=False, soft_wrap=True)
-
-
-def _show_model(console: Console, model: str, found: Sequence[Estimate]) -> None:
-    """Print the estimate for one model in a table that fits into 80 columns."""
-    table = Table(box=None, padding=(0, 1, 0, 0))
-    table.add_column("mode")
-    for name in ("requests", "bad", "input", "output", "cost"):
-        table.add_column(name, justify="right")
-    for one in found:
-        outputs = _range(f"{one.least_output:,}", None if one.most_output is None else f"{one.most_output:,}")
-        table.add_row(one.mode, f"{one.requests:,}", f"{one.bad:,}", f"{one.input_tokens:,}", outputs, _cost(one))
-    name = model or "no model"
-    console.print(f"\n{name} (input and output in tokens)", markup=False, highlight=False, soft_wrap=True)
-    console.print(table)
-    for one in found:
-        if one.requests:
-            console.print(f"{one.mode}: {_why(one)}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _saved(one: Estimate) -> str:
-    cost = "" if one.least_usd is None else f", and {_cost(one)}"
-    calls = "1 call" if one.requests == 1 else f"{one.requests:,} calls"
-    return f"capture.reuse saves {calls}{cost}"
-
-
-def _cost(one: Estimate) -> str:
-    if one.least_usd is None:
-        return "no price"
-    return _range(_usd(one.least_usd), None if one.most_usd is None else _usd(one.most_usd))
-
-
-def _why(one: Estimate) -> str:
-    if one.answers:
-        most = ", at most the limit of each request" if one.limited else ""
-        if one.answers == 1:
-            return f"output as long as the only earlier answer{most}"
-        return f"output from the 10th to the 90th percentile of {one.answers:,} earlier answers{most}"
-    none = "this endpoint has no earlier answers of this model"
-    if one.elsewhere:
-        none += f" (only endpoints with another endpoint.name do: {', '.join(one.elsewhere)})"
-    if one.most_output is not None:
-        return f"{none}: output from one token to the limit of each request"
-    return f"{none}, and no request limits its output: set budget.cost_usd or budget.tokens to bound the run"
-
-
-def _range(least: str, most: str | None) -> str:
-    return least if least == most else f"{least} to {most or 'unbounded'}"
-
-
-def _usd(amount: Decimal) -> str:
-    """An amount with four decimal places, or with more if it would have fewer than two significant digits."""
-    places = max(4, 1 - amount.adjusted()) if amount else 4
-    return f"${amount:,.{places}f}"

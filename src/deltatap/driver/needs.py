@@ -150,7 +150,7 @@ def prices_of(settings: Settings) -> Prices:
     Raises:
         ConfigError: if a file is not valid, or ``budget.cost_usd`` is set and the model has no price.
     """
-    prices, model = load_prices(settings.prices), settings.endpoint.model
+    prices, model = load_prices(settings.prices, settings.endpoint.base_url), settings.endpoint.model
     if settings.budget.cost_usd is not None and model is not None and prices.find(model) is None:
         unbounded = f"model {model} has no price, so its cost cannot be bounded; add it to prices"
         raise ConfigError([f"budget.cost_usd: {unbounded}"])

@@ -322,6 +322,8 @@ def _earlier(ours: DataFrame) -> DataFrame:
         _used("input_tokens"),
         _used("output_tokens"),
         F.expr(f"CAST({exact_usd('cost_usd')} - {EARLIER_USD} AS DOUBLE)").alias("cost_usd"),
+        F.col("response_id"),
+        F.col("server_request_id"),
     )
     return ours.where("status != 'completed' AND started_at IS NOT NULL").select(
         "request_id",

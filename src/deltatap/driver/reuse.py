@@ -16,6 +16,7 @@ from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's docum
 from deltatap.delta import columns, tables
 from deltatap.driver.merge import merge_sql
 from deltatap.driver.owed import EARLIER_USD
+from deltatap.rates import PARTS
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from deltatap.config import Settings
 
 _KEY = ("request_hash", "mode")
+# The answer itself costs nothing.
+_FREE = ", ".join(f"'{part}', 0" for part in PARTS)
+_COST = f"named_struct({_FREE}, 'retries', {EARLIER_USD})"
 
 
 def answers(spark: SparkSession, settings: Settings) -> DataFrame | None:
@@ -76,6 +80,7 @@ def take_over(spark: SparkSession, settings: Settings, run_id: str, found: DataF
         "chunks": F.array(),
         # An answer has no cost if its model has no price.
         "cost_usd": F.expr(f"IF(answer.cost_usd IS NULL, NULL, CAST({EARLIER_USD} AS DOUBLE))"),
+        "cost": F.expr(f"IF(answer.cost_usd IS NULL, NULL, {_COST})"),
         "endpoint": F.lit(settings.endpoint.label),
         "api": F.lit(settings.endpoint.api),
         "request_model": F.col("model"),

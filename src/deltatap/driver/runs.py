@@ -6,6 +6,7 @@ part of the same rows, to ``lease.py``.
 
 from __future__ import annotations
 
+import json
 import uuid
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 NAMES = tuple(column.name for column in columns.RUNS)
 _COUNTED = ("completed", "interrupted", "failed")
 _SCHEMA = columns.arrow_schema(columns.RUNS)
+# The prices that a run's row holds: usually one for each model and service tier.
+_PRICES = 1000
 
 
 def read(spark: SparkSession, settings: Settings, captures: Identity) -> list[dict[str, Any]]:
@@ -83,7 +86,7 @@ def settle(
 
 
 def totals(spark: SparkSession, settings: Settings, run_id: str) -> dict[str, Any]:
-    """A run's counts, tokens and cost: the sums over its rows in ``captures``, retries included."""
+    """A run's counts, tokens and cost, and its prices: the sums over its rows in ``captures``, retries included."""
     calls = "size(retries) + IF(started_at IS NULL, 0, 1)"
     inputs, outputs = (
         f"{wide(f'coalesce({used_sql(name)}, 0)')} + {_earlier_sql(name)}" for name in ("input_tokens", "output_tokens")
@@ -97,7 +100,20 @@ def totals(spark: SparkSession, settings: Settings, run_id: str) -> dict[str, An
         FROM {tables.quoted(settings.captures.table)} WHERE run_id = {tables.literal(run_id)}
         """
     )
-    return rows(found)[0]
+    return {**rows(found)[0], "prices": _prices(spark, settings, run_id)}
+
+
+def _prices(spark: SparkSession, settings: Settings, run_id: str) -> str | None:
+    """The prices that a run's costs are based on, as JSON."""
+    found = reader_beside(spark).query(
+        f"""
+        SELECT DISTINCT request_model, price FROM {tables.quoted(settings.captures.table)}
+        WHERE run_id = {tables.literal(run_id)} AND price IS NOT NULL
+        ORDER BY request_model, price LIMIT {_PRICES}
+        """
+    )
+    listed = [{"request_model": row["request_model"], **json.loads(row["price"])} for row in rows(found)]
+    return json.dumps(listed, ensure_ascii=False) if listed else None
 
 
 def used_sql(name: str) -> str:
@@ -107,7 +123,8 @@ def used_sql(name: str) -> str:
     """
     counted = f"IF(cost_basis IS NOT NULL, usage_tiktoken.{name}, NULL)"
     if name != "output_tokens":
-        return f"coalesce(usage_reported.{name}, {counted})"
+        # No request has an input of zero tokens. Without a basis, nothing was used.
+        return f"coalesce(nullif(usage_reported.{name}, 0), {counted})"
     exact = "cost_basis = 'reported' OR (status = 'completed' AND usage_reported.output_tokens > 0)"
     return f"IF({exact}, usage_reported.{name}, greatest(usage_reported.{name}, {counted}))"
 

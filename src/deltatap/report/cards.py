@@ -122,12 +122,25 @@ def _of_run(
             if burst["count"]:
                 together = f"{burst['p50']['value']:,.0f} % of tokens arrive together with the token before; "
             made.append(Card("tokens per chunk", f"{size['p50']['value']:,.1f}", f"{together}{series}"))
+        made += _cached(row, series)
         made += _goodput(row, analysis, series, row["rows"] - unsent[series_key(row)])
         made += _flagged(row, series)
     tokens = f"{_sum(metrics, 'input_tokens'):,} input tokens; last call per row only"
     made.append(Card("output tokens", f"{_sum(metrics, 'output_tokens'):,}", tokens))
     made.append(_cost(metrics))
     return made
+
+
+def _cached(row: Row, series: str) -> list[Card]:
+    """The share of input read from the provider's cache, and TTFT with and without; none if it is unknown."""
+    if row["cached_share"] is None:
+        return []
+    medians = [
+        f"median TTFT {row[name]['p50']['value']:,.0f} ms {what}"
+        for name, what in (("ttft_cached_ms", "with cached input"), ("ttft_uncached_ms", "without"))
+        if row[name]["count"]
+    ]
+    return [Card("cached input", f"{row['cached_share']:.1%}", "; ".join([", ".join(medians) or "no TTFT", series]))]
 
 
 def _cost(metrics: Sequence[Row]) -> Card:

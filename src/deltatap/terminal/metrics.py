@@ -31,7 +31,9 @@ def show_metrics(console: Console, rows: Iterable[Mapping[str, Any]]) -> None:
     for row in rows:
         title = f"run {row['run_id']}, {row['request_model']} at {row['endpoint']}, {row['mode']}: {row['rows']:,} rows"
         late = f", {row['late']:,} left out because the event loop ran late" if row["late"] else ""
-        line(console, f"{title}{late}", style="bold")
+        cached = row["cached_share"]
+        hits = "" if cached is None else f", {cached:.1%} of the input tokens cached"
+        line(console, f"{title}{late}{hits}", style="bold")
         table = Table()
         table.add_column("metric")
         for name in ("median", "95 % interval", "p95", "rows"):

@@ -64,6 +64,12 @@ def show_runs(
         line(console, f"good: completed with {bounds} (analysis.slo)", style="dim")
 
 
+def show_price_changes(console: Console, changes: Sequence[tuple[str, object]]) -> None:
+    """Print what ``facts.price_changes`` found."""
+    for run_id, change in changes:
+        line(console, f"{run_id}: {change} (USD per million tokens)", style="yellow")
+
+
 def _silence(row: Mapping[str, Any], now: datetime) -> str:
     """A warning about a run that has sent no heartbeat for a long time; empty for other runs."""
     if row["status"] != RunStatus.RUNNING or (silent_s := (now - row["heartbeat_at"]).total_seconds()) <= SILENT_S:

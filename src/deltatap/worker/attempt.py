@@ -75,7 +75,7 @@ def capture_part(task: CaptureTask, part: int) -> Receipt:
 
     Returns when all of them are journaled, or after a stop.
     """
-    settings, epoch = task.settings, task.epoch
+    settings, epoch = task.settings.of_run(task.run_id), task.epoch
     state = RunState(task.folder)
     plan = state.plan(epoch)
     claim = plan.claim(part)

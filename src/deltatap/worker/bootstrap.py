@@ -30,6 +30,7 @@ _SWITCH_S = 0.0005
 
 def context_of(settings: Settings, prices: Prices, run_id: str, place: int) -> Context:
     """The context that all rows of a worker share; `place` is its part or partition."""
+    prices.warm_up()
     return Context(
         run_id=run_id,
         endpoint=settings.endpoint.label,

@@ -1,8 +1,8 @@
 """Counts the tokens of a finished capture and sums the costs of its calls.
 
-Knows which texts are output, and which count is used: the server's or tiktoken's. Leaves counting to ``tokens.py`` and
-``api/``, the tokens of each chunk to ``chunk_tokens.py``, prices to ``prices.py``, and the columns to ``rows.py``. A
-capture takes milliseconds, so run this off the event loop.
+Knows which texts are output. Leaves counting to ``tokens.py`` and ``api/``, the tokens of each chunk to
+``chunk_tokens.py``, bills to ``billing.py``, and the columns to ``rows.py``. A capture takes milliseconds, so run this
+off the event loop.
 
 No answer can raise here. A capture that cannot be counted gets the error ``internal`` and keeps its output.
 """
@@ -10,26 +10,26 @@ No answer can raise here. A capture that cannot be counted gets the error ``inte
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
-from decimal import Decimal
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from deltatap.api.input_tokens import InputTokens
 from deltatap.api.registry import specification
 from deltatap.http.faults import internal_error
 from deltatap.model import CONTENT, INTERNAL_COMPLETE, INTERNAL_CUT, REASONING, REFUSAL, TOOL_CALLS
-from deltatap.prices import cost_usd
 from deltatap.tokens import known_encoding, token_ends
+from deltatap.worker.billing import Bill, Cost, bill, price_of, total
 from deltatap.worker.chunk_tokens import chunk_tokens
 from deltatap.worker.jobs import input_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     import numpy as np
 
-    from deltatap.model import Call, Capture, CaptureError, Choice, Status
-    from deltatap.prices import Price, Prices
+    from deltatap.model import Call, Capture, CaptureError, Choice, Job, Status
+    from deltatap.prices import Prices
+    from deltatap.rates import Price
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +51,6 @@ class Context:
     worker: str
     fallback_encoding: str
     prices: Prices
-
-
-@dataclass(frozen=True, slots=True)
-class Bill:
-    """The use of one call: tokens, cost (None without a price), and who counted them (None when nothing was used)."""
-
-    input_tokens: int
-    output_tokens: int
-    cost_usd: Decimal | None
-    basis: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +80,7 @@ class Row:
     input: InputTokens
     outputs: tuple[Output, ...]
     bills: tuple[Bill, ...]
-    cost_usd: float | None
-    cost_basis: str | None
+    cost: Cost = field(default_factory=Cost)
     fault: CaptureError | None = None
 
     @property
@@ -136,7 +125,7 @@ def counted(capture: Capture, context: Context) -> Row:
         return _counted(capture, context)
     except BaseException as error:  # noqa: BLE001 - raised again if it is not this row's trouble
         bills = tuple(Bill(0, 0, None, None) for _ in capture.job.calls)
-        uncounted = Row(capture, context.fallback_encoding, InputTokens(0, approximate=True), (), bills, None, None)
+        uncounted = Row(capture, context.fallback_encoding, InputTokens(0, approximate=True), (), bills)
         return uncounted.with_fault(error)
 
 
@@ -147,8 +136,8 @@ def _counted(capture: Capture, context: Context) -> Row:
     if capture.reused is not None:
         answered = capture.reused.job.calls[-1].received.response_model
         priced = context.prices.find(asked, answered) is not None
-        cost, basis = _total((), job.earlier, priced=priced)
-        return Row(capture, context.fallback_encoding, InputTokens(), (), (), cost, basis)
+        cost = total((), job.earlier, priced=priced)
+        return Row(capture, context.fallback_encoding, InputTokens(), (), (), cost)
     answered = next(
         (call.received.response_model for call in reversed(job.calls) if call.received.response_model), None
     )
@@ -157,14 +146,23 @@ def _counted(capture: Capture, context: Context) -> Row:
     encoding = (known_encoding(model) if model else None) or context.fallback_encoding
     inputs = InputTokens() if job.wire is None else input_tokens(job.wire.body, api, model or asked or "", encoding)
     inputs += InputTokens(0, approximate=job.wire is not None and model is None)
-    price = context.prices.find(asked, answered)
     echo = None if job.wire is None else api.echo(json.loads(job.wire.body))
     outputs = tuple(_output(call, encoding, echo) for call in job.calls)
     bills = tuple(
-        _bill(call, inputs.tokens, output.tokens, price) for call, output in zip(job.calls, outputs, strict=True)
+        bill(call, inputs.tokens, output.tokens, _price(call, job, answered, context.prices))
+        for call, output in zip(job.calls, outputs, strict=True)
     )
-    cost, basis = _total(bills, job.earlier, priced=price is not None)
-    return Row(capture, encoding, inputs, outputs, bills, cost, basis)
+    price = bills[-1].price if bills else context.prices.find(asked, answered)
+    cost = total(bills, job.earlier, priced=price is not None)
+    return Row(capture, encoding, inputs, outputs, bills, cost)
+
+
+def _price(call: Call, job: Job, answered: str | None, prices: Prices) -> Price | None:
+    """The price of a call. A call that broke off before it named its model has the price of the others."""
+    received, body = call.received, call.body or (job.wire.body if job.wire else None)
+    if received.response_model is None and answered is not None:
+        received = replace(received, response_model=answered)
+    return price_of(prices, job.request.model, received, body, call.started_at)
 
 
 def _output(call: Call, encoding: str, echo: str | None) -> Output:
@@ -205,39 +203,3 @@ def _called(tool_calls: str) -> Iterator[str | None]:
         generated = call.get("function", {}) if isinstance(call, dict) else call
         for value in generated.values() if isinstance(generated, dict) else (generated,):
             yield value if isinstance(value, str) or value is None else json.dumps(value, ensure_ascii=False)
-
-
-def _bill(call: Call, inputs: int, output: int, price: Price | None) -> Bill:
-    """The tokens of a call: as reported, or else as tiktoken counts them; none if no output arrived.
-
-    A report of fewer output tokens than tiktoken counts is used only if it is not zero and came after all output.
-    """
-    received = call.received
-    usage = received.usage
-    if usage is None and not received.output:
-        return Bill(0, 0, Decimal(0) if price else None, None)
-    used_in = usage.input_tokens if usage else None
-    used_out = usage.output_tokens if usage else None
-    stale = used_out is not None and used_out < output and not (used_out and received.usage_final)
-    if stale:
-        used_out = None
-    bases = {"tiktoken" if tokens is None else "reported" for tokens in (used_in, used_out)}
-    used_in = inputs if used_in is None else used_in
-    used_out = output if used_out is None else used_out
-    cached = usage.cached_input_tokens or 0 if usage else 0
-    cost = cost_usd(price, used_in, used_out, cached) if price else None
-    return Bill(used_in, used_out, cost, bases.pop() if len(bases) == 1 else "mixed")
-
-
-def _total(
-    bills: Sequence[Bill], earlier: Sequence[dict[str, Any]], *, priced: bool
-) -> tuple[float | None, str | None]:
-    bases = {bill.basis for bill in bills if bill.basis}
-    if any(call["input_tokens"] for call in earlier):
-        bases.add("tiktoken")  # a retried call ended before its usage, which comes last in a stream
-    basis = None if not bases else bases.pop() if len(bases) == 1 else "mixed"
-    if not priced:
-        return None, basis
-    # Decimals from text keep the sum exact to the last digit.
-    before = sum((Decimal(str(call["cost_usd"] or 0)) for call in earlier), Decimal(0))
-    return float(before + sum((bill.cost_usd or Decimal(0) for bill in bills), Decimal(0))), basis

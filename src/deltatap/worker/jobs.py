@@ -19,6 +19,7 @@ from deltatap.model import INTERNAL_REQUEST, Expected, Job, Request
 from deltatap.prompts import wire
 from deltatap.tokens import count_text, known_encoding
 from deltatap.worker.arrivals import call_numbers
+from deltatap.worker.billing import requested_tier
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -107,7 +108,9 @@ def job_of(
     job, endpoint = Job(request, None, mode, row, earlier, planned=time.perf_counter()), settings.endpoint
     try:
         if request.body is not None:
-            job.wire = wire(request.body, api=endpoint.api, mode=mode, include_usage=endpoint.include_usage)
+            job.wire = wire(
+                request.body, api=endpoint.api, mode=mode, include_usage=endpoint.include_usage, added=endpoint.added
+            )
             job.expected = None if prices is None else expected_use(job.wire, settings, prices)
     except BaseException as error:  # noqa: BLE001 - raised again if it is not this row's trouble
         job.fault = internal_error(error, request.request_id, INTERNAL_REQUEST, "build the request")
@@ -121,7 +124,8 @@ def expected_use(sent: Wire, settings: Settings, prices: Prices) -> Expected:
     inputs = input_tokens(sent.body, api, sent.model, encoding)
     body = json.loads(sent.body)
     generated = min(api.generated(body), _MOST_CHOICES)
-    return Expected(inputs.tokens, api.max_output(body), generated, prices.find(sent.model))
+    price = prices.find(sent.model, tier=requested_tier(sent.body))
+    return Expected(inputs.tokens, api.max_output(body), generated, price, prices)
 
 
 def input_tokens(body: str, api: Api, model: str, encoding: str) -> InputTokens:

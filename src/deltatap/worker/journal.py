@@ -85,8 +85,9 @@ class Totals:
             self.errors[row.error.type] += 1
         self.input_tokens += sum(bill.input_tokens for bill in row.bills)
         self.output_tokens += sum(bill.output_tokens for bill in row.bills)
-        if row.cost_usd is not None:
-            self.cost_usd = (self.cost_usd or 0.0) + row.cost_usd
+        if row.cost.usd is not None:
+            # Without the earlier calls, which another worker has counted.
+            self.cost_usd = (self.cost_usd or 0.0) + float(sum(bill.cost_usd or 0 for bill in row.bills))
         if row.last is not None and (ttft := Times.of(row.last.received.chunks).ttft_ms) is not None:
             self._ttft_ms.append(ttft)
 

@@ -12,6 +12,7 @@ cost more than everything else that the worker does for the chunk.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -228,8 +229,7 @@ def _values(row: Row, context: Context) -> dict[str, Any]:
         "queued_ms": capture.queued_ms,
         "loop_lag_ms": capture.loop_lag_ms,
         "usage_tiktoken": None if capture.reused else counted,
-        "cost_usd": row.cost_usd,
-        "cost_basis": row.cost_basis,
+        **_cost(row),
         "endpoint": context.endpoint,
         "api": context.api,
         "request_model": job.request.model,
@@ -238,6 +238,16 @@ def _values(row: Row, context: Context) -> dict[str, Any]:
         "reused_from": reused_from,
         "scheduled_ms": capture.scheduled_ms,
         "partial_moderation": capture.partial_moderation,
+    }
+
+
+def _cost(row: Row) -> dict[str, Any]:
+    cost = row.cost
+    return {
+        "cost_usd": None if cost.usd is None else float(cost.usd),
+        "cost": None if cost.usd is None else dict(cost.parts),
+        "price": None if cost.price is None else json.dumps(cost.price.to_json(), ensure_ascii=False),
+        "cost_basis": cost.basis,
     }
 
 
@@ -295,6 +305,8 @@ def _retries(job: Job, row: Row) -> list[dict[str, Any]]:
                 "input_tokens": bill.input_tokens,
                 "output_tokens": bill.output_tokens,
                 "cost_usd": None if bill.cost_usd is None else float(bill.cost_usd),
+                "response_id": call.received.response_id,
+                "server_request_id": call.server_request_id,
             }
             for call, bill, its_tokens in zip(job.calls[:-1], row.bills[:-1], tokens[:-1], strict=True)
         ),

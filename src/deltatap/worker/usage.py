@@ -1,8 +1,9 @@
 """What a worker's requests are expected to use, and what its calls have used: the worker's side of limits and budgets.
 
 Knows permits, expected use, and how the end of a call corrects it. ``driver/pacer.py`` issues permits, and
-``counting.py`` computes the exact cost. This module runs on the event loop, so if the server reports no usage, or less
-than arrived, it estimates the output from the number of chunks.
+``billing.py`` has the rules for costs. This module runs on the event loop, so if the server reports no usage, or less
+than arrived, it estimates the output from what arrived. The driver corrects such estimates when the journal has counted
+the tokens.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from deltatap.prices import cost_usd
+from deltatap.rates import Billed, cost_parts
 from deltatap.worker.allowance import Allowance, Meter
+from deltatap.worker.billing import billed, price_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from deltatap.messages import Permit
-    from deltatap.model import Call, Expected, Job, Received
+    from deltatap.model import Call, Job, Received
+    from deltatap.rates import Price
 
 # The expected output tokens before the first call has ended, unless the request has a smaller maximum. A high
 # value slows the start. With a low value, a run could exceed a limit before the first usage is known.
@@ -65,7 +68,7 @@ class Tally:
         if expected.max_output is not None:
             output = min(output, expected.max_output)
         output *= expected.choices
-        return expected.input_tokens + output, _usd(expected, expected.input_tokens, output)
+        return expected.input_tokens + output, _usd(expected.price, Billed(expected.input_tokens, round(output)))
 
     def allows(self, job: Job) -> bool:
         """Whether a request may start now."""
@@ -105,18 +108,16 @@ class Tally:
     def _used(self, job: Job, call: Call) -> tuple[float, float]:
         received, expected = call.received, job.expected
         usage = received.usage
-        if usage is None and not received.output:
+        if not received.output and not (usage and (usage.input_tokens or usage.output_tokens)):
             return 0.0, 0.0
-        inputs = usage.input_tokens if usage else None
+        # No request has an input of zero tokens.
+        inputs = (usage.input_tokens if usage else 0) or (expected.input_tokens if expected else 0)
         outputs = usage.output_tokens if usage else None
-        if inputs is None:
-            inputs = expected.input_tokens if expected else 0
         if not outputs or not received.usage_final:
             outputs = max(outputs or 0, _arrived(received))
         if call.error is None and expected is not None:
             self._learn(outputs / expected.choices)
-        cached = usage.cached_input_tokens or 0 if usage else 0
-        return inputs + outputs, 0.0 if expected is None else _usd(expected, inputs, outputs, cached)
+        return inputs + outputs, _usd(_price(job, call), billed(received, inputs, outputs))
 
     def _learn(self, output: float) -> None:
         """Update the mean: an average over the first outputs, later a moving average."""
@@ -142,11 +143,24 @@ class Tally:
 
 
 def _arrived(received: Received) -> int:
-    """About how many output tokens have arrived: one per chunk, or one per four characters of a whole answer."""
+    """About how many output tokens have arrived: one per chunk, or one per four bytes if that is more."""
     if not received.output:
         return 0
-    return len(received.chunks) or sum(len(choice.text) for choice in received.choices) // 4
+    chunks = received.chunks
+    if len(chunks):
+        return max(len(chunks), len(chunks.utf8) // 4)
+    texts = (text for each in received.choices for text in (each.text, each.reasoning, each.refusal, each.tool_calls))
+    return max(1, sum(len(text.encode("utf-8", "surrogatepass")) for text in texts if text) // 4)
 
 
-def _usd(expected: Expected, inputs: float, outputs: float, cached: int = 0) -> float:
-    return 0.0 if expected.price is None else float(cost_usd(expected.price, round(inputs), round(outputs), cached))
+def _price(job: Job, call: Call) -> Price | None:
+    """The price of a call: of the model and the tier that answered."""
+    expected = job.expected
+    if expected is None or expected.prices is None:
+        return None if expected is None else expected.price
+    body = call.body or (job.wire.body if job.wire else None)
+    return price_of(expected.prices, job.request.model, call.received, body, call.started_at) or expected.price
+
+
+def _usd(price: Price | None, use: Billed) -> float:
+    return 0.0 if price is None else float(sum(cost_parts(price, use).values()))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+from deltatap.analysis import facts
 from deltatap.analysis.facts import Changed, changed, of_run, said
 
 
@@ -46,3 +47,22 @@ def test_only_what_most_runs_of_both_stretches_have_has_changed() -> None:
 def test_a_key_that_a_newer_version_adds_has_not_changed_but_a_parameter_has() -> None:
     found = changed([{"capture.new": "null"}], [{"request.top_p": "0.5", "endpoint.headers.x": "1"}])
     assert found == (Changed("request.top_p", "none", "0.5"), Changed("endpoint.headers.x", "none", "1"))
+
+
+def priced(run_id: str, *prices: dict[str, object]) -> dict[str, object]:
+    return {"run_id": run_id, "versions": {}, "config": "{}", "prices": json.dumps(prices) if prices else None}
+
+
+def test_a_price_that_changed_between_runs_is_named() -> None:
+    old = {"request_model": "a", "input": "2", "output": "8", "model": "a", "date": None, "source": "s"}
+    new, flex = {**old, "input": "1.5"}, {**old, "service_tier": "flex", "input": "1"}
+    runs = [priced("1", old), priced("2"), priced("3", old, flex), priced("4", new, flex), priced("5", new)]
+    assert [(run_id, str(change)) for run_id, change in facts.price_changes(runs)] == [
+        ("4", "price of a input 2, output 8 → input 1.5, output 8")
+    ]
+    assert facts.of_run(runs[2]) == {"price of a": "input 2, output 8", "price of a (flex)": "input 1, output 8"}
+    assert facts.price_changes([{"run_id": "older version", "versions": {}, "config": "{}"}]) == []
+    steps = {**old, "steps": [{"above": 200000, "input": "4", "output": "9"}]}
+    assert facts.prices_of(priced("6", old, steps)) == {
+        "price of a": "input 2, output 8 and input 2, output 8; above 200,000 tokens: input 4"
+    }

@@ -106,7 +106,7 @@ def test_a_whole_message() -> None:
         {"id": "toolu_1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}},
         {"id": "toolu_2", "type": "function", "function": {"name": "g", "arguments": "{}"}},
     ]
-    assert received.usage == Usage(23, 13, 36, 11, 2)
+    assert received.usage == Usage(23, 13, 36, 11, 2, cache_write_tokens=7)
     assert (received.response_id, received.response_model, received.service_tier) == ("msg_1", "claude-4", "priority")
     assert conclude(received, None) == ("completed", None)
 
@@ -410,7 +410,7 @@ USAGES: dict[str, tuple[dict[str, Any], list[dict[str, Any]], Usage]] = {
     "only at the start": ({"input_tokens": 25, "output_tokens": 7}, [], Usage(25)),
     "cached": (
         {"input_tokens": 5, "cache_creation_input_tokens": 7, "cache_read_input_tokens": 11}, [{"output_tokens": 2, "cache_read_input_tokens": 0}],
-        Usage(23, 2, 25, 11),
+        Usage(23, 2, 25, 11, cache_write_tokens=7),
     ),
     "whole numbers as floats": ({"input_tokens": 25.0}, [{"output_tokens": 15.0}], Usage(25, 15, 40)),
     "numbers that are no counts": ({"input_tokens": 25}, [{"input_tokens": -1, "output_tokens": 2**63}, {"output_tokens": "7"}], Usage(25)),

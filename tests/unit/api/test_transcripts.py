@@ -58,7 +58,7 @@ RESPONSE_USAGE = Usage(37, 11, 48, 8, 2)
 EXPECTED = {
     "openai_chat": Expected("role content content finish", "Hello!", names={
         "response_id": "chatcmpl-123", "response_model": "gpt-4o-mini", "system_fingerprint": "fp_44709d6fcb", "service_tier": None}),
-    "openai_chat_usage": Expected("role content finish usage", "Good day", "length", usage=Usage(19, 10, 29, 16, 4, 0, 0), names={"service_tier": "default"}),
+    "openai_chat_usage": Expected("role content finish usage", "Good day", "length", usage=Usage(19, 10, 29, 16, 4, 0, 0, accepted_prediction_tokens=0, rejected_prediction_tokens=0), names={"service_tier": "default"}),
     "openai_chat_tools": Expected(
         "role tool_calls tool_calls tool_calls tool_calls tool_calls finish", finish="tool_calls",
         tools=[call("get_weather", '{"location": "Paris"}', "call_DdmO9pD3xa9XTPNJ32zg2hcA"), call("get_time", "{}", "call_2")]),
@@ -105,25 +105,25 @@ EXPECTED = {
     "deepseek": Expected("role reasoning content finish usage", "9.11 < 9.8", reasoning="Compare.", usage=Usage(15, 12, 27, 12, 5)),
     "mistral_thinking": Expected("reasoning reasoning content content finish usage", "John is 7.", reasoning="Let me see.", usage=Usage(40, 20, 60)),
     "anthropic_text": Expected(
-        "role usage empty empty content content empty finish usage empty", "Hello!", "end_turn", usage=Usage(25, 15, 40, 0),
+        "role usage empty empty content content empty finish usage empty", "Hello!", "end_turn", usage=Usage(25, 15, 40, 0, cache_write_tokens=0),
         names={"response_id": "msg_01XFDUDYJgAACzvnptvVoYEL", "response_model": "claude-sonnet-4-5-20250929", "service_tier": "standard"}),
     "anthropic_thinking": Expected(
         "role usage empty reasoning reasoning empty empty empty content empty finish usage empty", "27 * 453 = 12,231", "end_turn",
-        reasoning="Let me solve this step by step:\n\n27 * 453 = 12,231", usage=Usage(25, 60, 85, 0, 41)),
+        reasoning="Let me solve this step by step:\n\n27 * 453 = 12,231", usage=Usage(25, 60, 85, 0, 41, cache_write_tokens=0)),
     "anthropic_tool_use": Expected(
         "role usage empty empty content empty tool_calls empty tool_calls tool_calls empty tool_calls empty finish usage empty",
-        "Okay", "tool_use", usage=Usage(472, 89, 561, 0), tools=[
+        "Okay", "tool_use", usage=Usage(472, 89, 561, 0, cache_write_tokens=0), tools=[
             call("get_weather", '{"location": "San Francisco, CA"}', "toolu_01T1x1fJ34qAmk2tNTrN7Up6"), call("get_time", "{}", "toolu_02")]),
     "anthropic_overloaded": Expected(
-        "role usage empty empty content error", "Half", None, "interrupted", ("stream_error", "overloaded_error"), usage=Usage(25, None, None, 0)),
-    "anthropic_rate_limited": Expected("role usage empty error", "", None, "failed", ("rate_limit", "rate_limit_error"), usage=Usage(25, None, None, 0)),
+        "role usage empty empty content error", "Half", None, "interrupted", ("stream_error", "overloaded_error"), usage=Usage(25, None, None, 0, cache_write_tokens=0)),
+    "anthropic_rate_limited": Expected("role usage empty error", "", None, "failed", ("rate_limit", "rate_limit_error"), usage=Usage(25, None, None, 0, cache_write_tokens=0)),
     "anthropic_cache": Expected(
-        "role usage empty content empty finish usage empty", "It is about pride.", "max_tokens", usage=Usage(100298, 503, 100801, 100000)),
+        "role usage empty content empty finish usage empty", "It is about pride.", "max_tokens", usage=Usage(100298, 503, 100801, 100000, cache_write_tokens=0)),
     "anthropic_refusal": Expected(
-        "role usage empty content empty finish usage empty", "Hello..", "refusal", usage=Usage(564, 22, 586, 0), others=["content_filter"]),
+        "role usage empty content empty finish usage empty", "Hello..", "refusal", usage=Usage(564, 22, 586, 0, cache_write_tokens=0), others=["content_filter"]),
     "anthropic_web_search": Expected(
         "role usage empty content empty tool_calls tool_calls tool_calls empty empty empty empty empty content empty finish usage empty",
-        "I'll check. It is sunny.", "end_turn", usage=Usage(10682, 510, 11192, 0), others=["annotations"], tools=[
+        "I'll check. It is sunny.", "end_turn", usage=Usage(10682, 510, 11192, 0, cache_write_tokens=0, web_searches=1), others=["annotations"], tools=[
             {"type": "server_tool_use", "id": "srvtoolu_014hJH82Qum7Td6UV8gDXThB", "name": "web_search", "input": {"query": "weather NYC today"}}]),
     "groq": Expected("role content finish usage", "Hello", usage=Usage(23, 19, 42)),
     "xai_reasoning": Expected(

@@ -15,13 +15,17 @@ CHUNKS_DDL = "ARRAY<STRUCT<ms: DOUBLE, gap_ms: DOUBLE, text: STRING, kind: STRIN
 DDL = {
     "chunks": CHUNKS_DDL,
     "retries": "ARRAY<STRUCT<started_at: TIMESTAMP, e2e_ms: DOUBLE, http_status: INT, error_type: STRING, text: STRING, "
-    f"chunks: {CHUNKS_DDL}, input_tokens: BIGINT, output_tokens: BIGINT, cost_usd: DOUBLE>>",
+    f"chunks: {CHUNKS_DDL}, input_tokens: BIGINT, output_tokens: BIGINT, cost_usd: DOUBLE, "
+    "response_id: STRING, server_request_id: STRING>>",
     "choices": "ARRAY<STRUCT<index: INT, text: STRING, finish_reason: STRING, refusal: STRING, reasoning: STRING, "
     "tool_calls: STRING>>",
     "error": "STRUCT<type: STRING, code: STRING, message: STRING, http_status: INT, retryable: BOOLEAN, "
     "retry_after_s: DOUBLE>",
     "usage_reported": "STRUCT<input_tokens: BIGINT, output_tokens: BIGINT, total_tokens: BIGINT, "
-    "cached_input_tokens: BIGINT, reasoning_tokens: BIGINT, audio_input_tokens: BIGINT, audio_output_tokens: BIGINT>",
+    "cached_input_tokens: BIGINT, reasoning_tokens: BIGINT, audio_input_tokens: BIGINT, audio_output_tokens: BIGINT, "
+    "cache_write_tokens: BIGINT, cache_write_1h_tokens: BIGINT, accepted_prediction_tokens: BIGINT, "
+    "rejected_prediction_tokens: BIGINT, image_input_tokens: BIGINT, image_output_tokens: BIGINT, "
+    "citation_tokens: BIGINT, web_searches: BIGINT>",
     "usage_tiktoken": "STRUCT<encoding: STRING, input_tokens: BIGINT, output_tokens: BIGINT, total_tokens: BIGINT, "
     "approximate: BOOLEAN>",
     "raw": "ARRAY<STRUCT<event: STRING, data: BINARY>>",

@@ -11,12 +11,14 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
-from deltatap.driver.estimate import Estimate, Lengths, count_tokens, estimate, show
-from deltatap.prices import Price, Prices
+from deltatap.driver.estimate import Estimate, Lengths, count_tokens, estimate, with_savings
+from deltatap.driver.estimate_text import show
+from deltatap.prices import Prices
+from deltatap.rates import Price
 
 ROW: dict[str, Any] = {
     "model": "m", "mode": "stream", "requests": 10, "bad": 1, "input_tokens": 100, "bounded": 500,
-    "unbounded": 0, "called": True,
+    "unbounded": 0, "called": True, "tier": None, "reuses": True,
 }  # fmt: skip
 
 
@@ -78,7 +80,39 @@ def test_the_fallback_encoding_counts_the_tokens_of_an_unknown_model() -> None:
 def test_the_model_s_price_gives_the_cost() -> None:
     price = Price(model="m", input=Decimal(2), output=Decimal(10), date=date(2026, 1, 1), source="here")
     found = estimate(ROW, Lengths(), Prices((price,)))
-    assert (found.least_usd, found.most_usd) == (Decimal("0.0003"), Decimal("0.0052"))
+    assert (found.least_usd, found.most_usd, found.tiers) == (Decimal("0.0003"), Decimal("0.0052"), ())
+
+
+def test_the_service_tiers_have_costs_beside_the_plain_one() -> None:
+    prices = Prices(url="https://api.openai.com/v1", published=True)
+    found = estimate({**ROW, "model": "gpt-5"}, Lengths(), prices)
+    assert found.least_usd == Decimal("0.000225")
+    assert [(tier, str(least)) for tier, least, _ in found.tiers] == [
+        ("flex", "0.0001125"), ("priority", "0.00045"), ("batch", "0.0001125"),
+    ]  # fmt: skip
+    flex = estimate({**ROW, "model": "gpt-5", "tier": "flex", "unbounded": 1}, Lengths(), prices)
+    assert (flex.least_usd, flex.tiers[0]) == (Decimal("0.0001125"), ("default", Decimal("0.000225"), None))
+    out = io.StringIO()
+    show(Console(file=out, width=80), [flex])
+    assert "stream, flex: $0.00022 to unbounded with service_tier default" in out.getvalue()
+
+
+def test_a_long_input_has_the_rates_of_one_request_not_of_their_sum() -> None:
+    prices = Prices(url="https://api.openai.com/v1", published=True)
+    row = {**ROW, "model": "gpt-5.4", "requests": 100, "input_tokens": 1_000_000}
+    assert estimate(row, Lengths(), prices).least_usd == Decimal("2.5015")
+    assert estimate({**row, "requests": 1}, Lengths(), prices).least_usd == Decimal("5.0000225")
+
+
+def test_what_reuse_would_save_is_shown_beside_the_plain_estimate() -> None:
+    first, again = {**ROW, "requests": 6}, {**ROW, "requests": 4, "bad": 0, "bounded": None, "called": False}
+    assert with_savings([first, again], reuses=True) == [first, again]
+    saved, every = with_savings([first, again], reuses=False)
+    assert (saved["requests"], saved["called"], saved["reuses"]) == (4, False, False)
+    assert (every["requests"], every["bounded"], every["input_tokens"], every["called"]) == (10, 500, 200, True)
+    out = io.StringIO()
+    show(Console(file=out, width=80), [estimate(row, Lengths(3, 1.0, 9.0), Prices()) for row in (every, saved)])
+    assert "stream: capture.reuse would save 4 calls" in out.getvalue()
 
 
 def test_an_estimate_fits_into_80_columns_with_the_whole_model() -> None:

@@ -62,7 +62,7 @@ def metrics_row(**values: Any) -> Row:
     fields: dict[str, Any] = {
         "run_id": "r", "endpoint": "e", "request_model": "m", "mode": "stream", "rows": 10, "completed": 7,
         "interrupted": 2, "failed": 1, "requests": 12, "errors": {"rate_limit": 2, "connection": 3}, "late": 0,
-        "input_tokens": 100, "output_tokens": 2000, "cost_usd": 0.5,
+        "input_tokens": 100, "output_tokens": 2000, "cached_share": None, "cost_usd": 0.5,
         "good": None, "good_per_s": None, "checked": 0, "flagged": 0,
         "inter_chunk_ms": Row(count=0, mean=None, p50=None, p90=None, p95=None, p99=None),
     }  # fmt: skip

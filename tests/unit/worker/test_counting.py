@@ -9,9 +9,10 @@ import pytest
 
 from deltatap.api.chat import ChatAccumulator
 from deltatap.model import Call, Capture, CaptureError, Choice, Job, Usage
-from deltatap.prices import Price, Prices
+from deltatap.prices import Prices
 from deltatap.prompts import build_request, wire
-from deltatap.worker import counting
+from deltatap.rates import Price
+from deltatap.worker import billing, counting
 from deltatap.worker.counting import Context, counted
 
 if TYPE_CHECKING:
@@ -73,8 +74,8 @@ def test_tool_calls_of_any_shape_are_counted(tools: str, counted_as: str) -> Non
 
 
 def bill(usage: Usage | None, counted: int, *, output: bool = True, final: bool = True) -> tuple[int, int, str | None]:
-    got = SimpleNamespace(usage=usage, output=output, usage_final=final)
-    made = counting._bill(cast("Call", SimpleNamespace(received=got)), 8, counted, PRICE)
+    got = SimpleNamespace(usage=usage, output=output, usage_final=final, choices=())
+    made = billing.bill(cast("Call", SimpleNamespace(received=got)), 8, counted, PRICE)
     return made.input_tokens, made.output_tokens, made.basis
 
 
@@ -91,7 +92,10 @@ def bill(usage: Usage | None, counted: int, *, output: bool = True, final: bool 
         (Usage(None, 0), 20, {}, (8, 20, "tiktoken")),
         (Usage(10, 0), 0, {"output": False}, (10, 0, "reported")),
         (Usage(10, 7), 0, {"output": False}, (10, 7, "reported")),
-        (Usage(0, 0), 20, {}, (0, 20, "mixed")),
+        (Usage(0, 0), 20, {}, (8, 20, "tiktoken")),
+        (Usage(0, 25), 20, {}, (8, 25, "mixed")),
+        (Usage(0, 0), 0, {"output": False}, (0, 0, None)),
+        (Usage(None, None), 0, {"output": False}, (0, 0, None)),
     ],
 )
 def test_a_bill_is_never_less_than_what_arrived(

@@ -13,6 +13,7 @@ from deltatap.delta import columns
 from deltatap.model import Call, Capture, CaptureError, Choice, Job, Request
 from deltatap.prices import Prices
 from deltatap.prompts import build_request, wire
+from deltatap.rates import PARTS
 from deltatap.worker import rows as rowing
 from deltatap.worker.counting import Context, counted
 from deltatap.worker.rows import CAPTURES_SCHEMA, JOURNAL_SCHEMA, captures_batch, journal_batch
@@ -41,6 +42,7 @@ def test_a_row_that_reuses_an_answer_has_no_times_no_tokens_and_no_cost() -> Non
     same = {"run_id", "request_hash", "mode", "status", "endpoint", "api", "request_model", "worker", *columns.ANSWER}
     assert {name: reusing[name] for name in same} == {name: answered[name] for name in same}
     own = {"request_id": "b", "keep": [("x", "y")], "chunks": [], "retries": [], "cost_usd": 0.0}
+    own["cost"] = dict.fromkeys((*PARTS, "retries"), Decimal(0))
     own["reused_from"] = {"run_id": "run-1", "request_id": REQUEST.request_id}
     assert {name: reusing[name] for name in own} == own
     rest = reusing.keys() - same - own.keys()
@@ -101,7 +103,9 @@ def test_every_column_of_a_completed_row() -> None:
     )
     assert made["usage_reported"] == {
         "input_tokens": 8, "output_tokens": 3, "total_tokens": 11, "cached_input_tokens": 4, "reasoning_tokens": None,
-        "audio_input_tokens": None, "audio_output_tokens": None,
+        "audio_input_tokens": None, "audio_output_tokens": None, "cache_write_tokens": None,
+        "cache_write_1h_tokens": None, "accepted_prediction_tokens": None, "rejected_prediction_tokens": None,
+        "image_input_tokens": None, "image_output_tokens": None, "citation_tokens": None, "web_searches": None,
     }  # fmt: skip
     assert made["usage_tiktoken"] == {
         "encoding": "o200k_base",
@@ -111,6 +115,13 @@ def test_every_column_of_a_completed_row() -> None:
         "approximate": False,
     }
     assert (made["cost_usd"], made["cost_basis"]) == ((4 * 1 + 4 * 0.5 + 3 * 10) / 1e6, "reported")
+    parts = {name: amount for name, amount in made["cost"].items() if amount}
+    assert {name: str(amount.normalize()) for name, amount in parts.items()} == {
+        "input": "0.000004", "cached_input": "0.000002", "output": "0.00003",
+    }  # fmt: skip
+    assert json.loads(made["price"]) == {
+        "model": "gpt-4o-mini", "input": "1", "cached_input": "0.5", "output": "10", "date": "2026-01-01", "source": "here",
+    }  # fmt: skip
     assert json.loads(made["request"])["stream"] is True
     assert made["started_at"] == datetime(2026, 11, 20, 12, tzinfo=UTC)
     assert made["finished_at"] == datetime(2026, 11, 20, 12, 0, 0, 200_000, tzinfo=UTC)
@@ -140,6 +151,8 @@ def test_earlier_calls_are_kept_and_their_cost_counts() -> None:
     ]  # fmt: skip
     assert [(c["text"], c["tokens"]) for c in made["retries"][1]["chunks"]] == [("Good", 1)]
     assert made["cost_usd"] == (8 * 1 + 1 * 10) / 1e6 + 0.0 + (8 * 1 + 2 * 10) / 1e6 + 0.25
+    assert sum(made["cost"].values()) == Decimal(str(made["cost_usd"])), "to the last digit"
+    assert made["cost"]["retries"] == Decimal("0.250018"), "what the earlier calls cost, of this worker and before"
     assert made["cost_basis"] == "mixed"
 
 

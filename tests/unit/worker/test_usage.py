@@ -9,7 +9,7 @@ import pytest
 
 from deltatap.messages import Permit
 from deltatap.model import Call, CaptureError, Choice, Chunks, Expected, Job, Received, Request, Usage
-from deltatap.prices import Price
+from deltatap.rates import Price
 from deltatap.worker.allowance import Allowance, Meter
 from deltatap.worker.usage import Tally
 

@@ -1,0 +1,122 @@
+"""Exports as the providers and gateways write them."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from deltatap.errors import ConfigError
+from deltatap.reconcile.charges import Charge
+from deltatap.reconcile.exports import read_charges
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+AT = datetime(2024, 11, 1, 4, tzinfo=UTC)
+USAGE = """{"object": "page", "data": [{"object": "bucket", "start_time": 1730433600, "end_time": 1730520000, "results": [
+  {"object": "organization.usage.completions.result", "input_tokens": 1000, "output_tokens": 500,
+   "input_cached_tokens": 800, "num_model_requests": 5, "project_id": null, "api_key_id": "key_1",
+   "model": "gpt-4o-2024-08-06", "batch": null}]}, {"object": "bucket", "start_time": 1730520000, "results": []}],
+  "has_more": false, "next_page": null}"""
+COSTS = """{"object": "page", "data": [{"object": "bucket", "start_time": 1730433600, "results": [
+  {"object": "organization.costs.result", "amount": {"value": 0.06, "currency": "usd"},
+   "line_item": "gpt-4o-2024-08-06, cached input", "project_id": null}]}]}"""
+COSTS_CSV = (
+    "start_time,end_time,start_time_iso,amount_value,amount_currency,line_item,project_id\n"
+    '1730433600,1730520000,2024-11-01T04:00:00Z,0.0123456789,usd,"gpt-4o-2024-08-06, output",proj_1\n'
+)
+USAGE_CSV = (
+    "\ufeffstart_time_iso,model,num_model_requests,input_tokens,output_tokens,input_cached_tokens\n"
+    '2024-11-01T04:00:00+00:00,gpt-4o-2024-08-06,5,"1,000",500,800\n'
+)
+SERVING = (
+    "databricks_request_id,client_request_id,status_code,request_time,input_token_count,output_token_count,"
+    "request_streaming,served_entity_name,usage_context\n"
+    'dbx-1,,200,2024-11-01 04:00:00,100,7,true,databricks-gpt-oss-120b,"{""run_id"": ""r1""}"\n'
+    "dbx-2,mine,429,2024-11-01 04:00:01,0,0,true,databricks-gpt-oss-120b,\n"
+)
+GATEWAY = """{"request_id": "chatcmpl-1", "model": "openai/gpt-4o", "prompt_tokens": 10, "completion_tokens": 2, "spend": 4.5e-05, "startTime": "2024-11-01T04:00:00", "metadata": "{\\"usage\\": {\\"prompt_tokens_details\\": {\\"cached_tokens\\": 3}}, \\"requester_metadata\\": {\\"run_id\\": \\"r1\\"}}"}
+
+{"request_id": "chatcmpl-2", "model": "openai/gpt-4o", "prompt_tokens": 0, "completion_tokens": 0, "spend": 0.0}
+"""
+
+READ = [
+    ("usage.json", USAGE, Charge(("gpt-4o-2024-08-06",), 5, 1000, 800, 500, None, (), AT)),
+    ("pages.jsonl", USAGE.replace("\n", " "), Charge(("gpt-4o-2024-08-06",), 5, 1000, 800, 500, None, (), AT)),
+    ("costs.json", COSTS, Charge(("gpt-4o-2024-08-06",), usd=Decimal("0.06"), at=AT)),
+    ("costs.csv", COSTS_CSV, Charge(("gpt-4o-2024-08-06",), usd=Decimal("0.0123456789"), at=AT)),
+    ("usage.csv", USAGE_CSV, Charge(("gpt-4o-2024-08-06",), 5, 1000, 800, 500, None, (), AT)),
+    ("endpoint_usage.csv", SERVING, Charge(("databricks-gpt-oss-120b",), 1, 100, None, 7, None, ("dbx-1",), AT, "r1")),
+    ("log.jsonl", GATEWAY, Charge(("openai/gpt-4o",), 1, 10, 3, 2, Decimal("0.000045"), ("chatcmpl-1",), AT, "r1")),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "expected"), READ, ids=[name for name, *_ in READ])
+def test_an_export_is_read(tmp_path: Path, name: str, content: str, expected: Charge) -> None:
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    assert read_charges(path) == [expected]
+
+
+def test_a_serving_table_is_read_from_parquet(tmp_path: Path) -> None:
+    row = {
+        "databricks_request_id": "dbx-1", "client_request_id": "ours", "request_time": AT, "input_token_count": 100,
+        "output_token_count": 7, "usage_context": [("run_id", "r1")],
+    }  # fmt: skip
+    types = pa.schema(
+        [
+            ("databricks_request_id", pa.string()), ("client_request_id", pa.string()),
+            ("request_time", pa.timestamp("us", "UTC")), ("input_token_count", pa.int64()),
+            ("output_token_count", pa.int64()), ("usage_context", pa.map_(pa.string(), pa.string())),
+        ]
+    )  # fmt: skip
+    path = tmp_path / "usage.parquet"
+    pq.write_table(pa.Table.from_pylist([row], types), path)
+    assert read_charges(path) == [Charge((), 1, 100, None, 7, None, ("dbx-1", "ours"), AT, "r1")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("a.json", "{", "cannot be read"),
+        ("a.json", "[1]", "cannot be read: expected objects, found 1"),
+        ("a.jsonl", '{"a": 1}\n{"b"', "cannot be read"),
+        ("a.csv", "x,y\n1,2\n", "no column with tokens, requests or an amount; found x, y"),
+        (
+            "a.csv",
+            "model,input_tokens\ngpt-4o,many\n",
+            "row 1: expected a number of input tokens or requests, found 'many'",
+        ),
+        ("a.csv", "model,input_tokens\ngpt-4o,-1\n", "row 1: expected a number of input"),
+        ("a.csv", "model,input_tokens\ngpt-4o,1e999999999\n", "row 1: expected a number of input"),
+        ("a.csv", "model,cost_usd\ngpt-4o,NaN\n", "row 1: expected an amount in USD, found 'NaN'"),
+        ("a.csv", "model,amount_value,amount_currency\ngpt-4o,1,eur\n", "row 1: expected amounts in USD, found eur"),
+        ("a.parquet", "no", "cannot be read"),
+        ("a.csv", 'model,"cost\n', "cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_bill_is_one_clear_error(tmp_path: Path, name: str, content: str, problem: str) -> None:
+    path = tmp_path / name
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        read_charges(path)
+    (found,) = caught.value.problems
+    assert found.startswith(f"{path}: {problem}"), found
+
+
+def test_a_file_that_is_missing_or_not_text(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        read_charges(tmp_path / "none.csv")
+    (tmp_path / "a.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_charges(tmp_path / "a.csv")
+    (tmp_path / "empty.csv").write_text("")
+    assert read_charges(tmp_path / "empty.csv") == []
+    (tmp_path / "odd.json").write_text(json.dumps([{"model": None, "cost": "1.5", "id": "é\ud800"}]))
+    assert read_charges(tmp_path / "odd.json")[0].usd == Decimal("1.5")
