@@ -32,7 +32,7 @@ from deltatap.record.recorder import Recorder
 from deltatap.record.server import Server
 from deltatap.record.session import Shared
 from deltatap.state import RunState
-from deltatap.worker.bootstrap import settle
+from deltatap.worker.bootstrap import settled
 
 if TYPE_CHECKING:
     import socket
@@ -132,8 +132,7 @@ class _Recording:
 
                 server = Server(listening, shared)
                 keepers.append(Periodic("landing", landing.keep, every_s=_LAND_EVERY_S, tries=_LANDING_TRIES))
-                with signals() as signalled:
-                    settle()
+                with signals() as signalled, settled():
                     server.start()
                     ready(lease.run_id)
                     failure = self._keep(server, recorder, keepers, renewal, signalled, beats)
