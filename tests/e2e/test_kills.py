@@ -138,6 +138,27 @@ def test_after_two_kills_every_request_has_one_row(
     assert not list((tables / "state").iterdir()), "a finished run leaves no state"
 
 
+def test_a_kill_while_texts_are_checked_repeats_no_call(spark: SparkSession, tables: Path, tmp_path: Path) -> None:
+    """All answers have ended, but the results of their last checks have not arrived."""
+    prompts.write(spark, tables / "prompts", [(f"r{n:04d}", f"Prompt {n}?") for n in range(40)])
+    sections = {"capture": {"concurrency": 40}, "moderation": {"every_chars": 10_000}, "state": {"flush_s": FLUSH_S}}
+    with start_simulator("--ttft-ms", "50", "--speed", "4", "--moderation-ms", "60000") as simulator:
+        config, log = tmp_path / "config.yml", tmp_path / "log"
+        config.write_text(yaml.safe_dump(prompts.config(tables, simulator.base_url, **sections)))
+        job = start(config, log)
+        wait_until(finished(simulator, 40 / PROMPTS), job, log)
+        time.sleep(2 * FLUSH_S)
+        kill([job, *job.children(recursive=True)])
+        held = list((tables / "state").glob("*/journal/*.held"))
+        assert held
+        assert not list((tables / "state").glob("*/journal/*.parquet"))
+        start_again(spark, tables, simulator, log, **sections)
+        assert simulator.counts()["calls"] == 40
+    rows = spark.table(quoted(str(tables / "captures"))).collect()
+    assert {row["status"] for row in rows} == {"completed"}
+    assert len({row["request_id"] for row in rows}) == len(rows) == 40
+
+
 def test_a_suspended_worker_ends_with_its_job(spark: SparkSession, tables: Path, tmp_path: Path) -> None:
     prompts.write(spark, tables / "prompts", [(f"r{n:04d}", f"Prompt {n}?") for n in range(40)])
     with start_simulator("--ttft-ms", "2000") as simulator:

@@ -23,6 +23,7 @@ from deltatap.driver.landing import Landing
 from deltatap.driver.merge import NewRows
 from deltatap.messages import Control
 from deltatap.state import PlanState, RunState
+from deltatap.worker.held import SUFFIX
 from deltatap.worker.journal import journaled_rows, write_journal
 
 if TYPE_CHECKING:
@@ -78,9 +79,9 @@ class JournalAndLanding(RuleBasedStateMachine):
             "retries": [], "finished_at": self.clock, "plan": 1, "part": at % 2, "row": at,
         }  # fmt: skip
 
-    def write(self, rows: list[dict[str, Any]]) -> Path:
+    def write(self, rows: list[dict[str, Any]], suffix: str = ".parquet") -> Path:
         batch = pa.RecordBatch.from_pylist(rows, columns.arrow_schema(columns.JOURNAL))
-        return write_journal(self.state.journal, uuid.uuid4().hex, batch)
+        return write_journal(self.state.journal, uuid.uuid4().hex, batch, suffix)
 
     @rule(
         rows=st.lists(
@@ -98,6 +99,14 @@ class JournalAndLanding(RuleBasedStateMachine):
         with mock.patch.object(Path, "replace", side_effect=Crash), pytest.raises(Crash):
             self.write([self.row(at, "completed")])
         self.written = known  # a file that was not renamed does not count as written
+
+    @rule(at=st.integers(0, 30), dies=st.booleans())
+    def a_worker_checks_a_text(self, at: int, dies: bool) -> None:  # noqa: FBT001 - a strategy
+        row = self.row(at, "completed")
+        held = self.write([row], SUFFIX)
+        if not dies:
+            self.write([row])
+            held.unlink()
 
     @rule(at=st.integers(31, 40))
     def a_file_is_cut_short(self, at: int) -> None:
@@ -172,7 +181,7 @@ class JournalAndLanding(RuleBasedStateMachine):
 
     def check_that_every_row_landed_once(self) -> None:
         self.landing.drain()
-        assert not list(self.state.journal.glob("*.parquet"))
+        assert not [*self.state.journal.glob("*.parquet"), *self.state.journal.glob(f"*{SUFFIX}")]
         rows = self.spark.table(delta_tables.quoted(self.captures)).collect()
         assert sorted(row["request_id"] for row in rows) == sorted(f"r{at}" for at in self.written)
         for row in rows:
