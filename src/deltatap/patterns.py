@@ -50,6 +50,8 @@ def expected(pattern: str) -> str | None:
 def find(windows: Sequence[Window], patterns: Sequence[str]) -> list[tuple[str, ...]]:
     """The patterns that each window contains. A match that more text could undo counts only if the text ends."""
     found: list[tuple[str, ...]] = [()] * len(windows)
+    if not patterns:
+        return found
     any_of = "|".join(f"(?:{pattern})" for pattern in patterns)
     for first in (True, False):
         places = [at for at, window in enumerate(windows) if window.first == first]

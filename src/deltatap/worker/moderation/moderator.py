@@ -72,6 +72,7 @@ class Moderator:
         self._to_search: list[tuple[Watch, Check]] = []
         self._searching: asyncio.Task[None] | None = None
         self._thread = ThreadPoolExecutor(1, "deltatap-patterns") if settings.patterns else None
+        patterns.find([patterns.Window("", first=True, last=True)], settings.patterns)  # loads the engine now
 
     @property
     def waiting(self) -> int:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # A pattern may begin this many bytes before the text that a check adds; and an endpoint gets this many bytes at most.
 # Without bounds, the checks of an endless text would cost its length squared.
-_REACH = 16 * 1024
+_REACH = 4 * 1024
 _MOST = 256 * 1024
 
 
