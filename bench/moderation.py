@@ -23,9 +23,8 @@ _NAMES = ("worker", *MODERATION)
 
 
 def main() -> None:
-    streams, turns = (
-        int(given) for given in (*sys.argv[1:], *(str(n) for n in (_STREAMS, _TURNS))[len(sys.argv) - 1 :])
-    )
+    given = [int(argument) for argument in sys.argv[1:]]
+    streams, turns = (*given, *(_STREAMS, _TURNS)[len(given) :])
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in _NAMES}
     with start_simulator(*EVEN, "--moderation-ms", str(_DELAY_MS)) as simulator:
         for turn in range(turns):

@@ -98,7 +98,7 @@ def test_outputs_that_the_kernel_merged_have_no_gaps(spark: SparkSession) -> Non
 
 def test_metrics_of_a_row_without_chunks_are_null(spark: SparkSession) -> None:
     row = capture_row("r", "a", chunks=[])
-    empty = row.keys() & {*BY_HAND, "usage_reported", "usage_tiktoken", "loop_lag_ms"}
+    empty = row.keys() & {*BY_HAND, "usage_reported", "usage_tiktoken", "loop_lag_ms", "partial_moderation"}
     every = [metric.sql for metric in METRICS] + [peer.sql for peer in PEERS]
     for value in select_from(spark, row | dict.fromkeys(empty), every):
         assert value is None or value == []

@@ -58,7 +58,7 @@ def moderate(answers: Sequence[bytes], texts: Sequence[str], **described: Any) -
     """Moderate texts with one client. Returns the results, and the heads and bodies of the requests."""
 
     async def made() -> tuple[list[Any], list[bytes]]:
-        left, seen = list(answers), []
+        left, seen = list(answers), list[bytes]()
 
         async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             while left:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
@@ -73,10 +73,10 @@ def test_a_held_file_is_written_before_the_flush_interval_ends(tmp_path: Path) -
 def test_a_held_file_that_cannot_be_written_stops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = write_journal
 
-    def full(folder: Path, name: str, rows: object, suffix: str = ".parquet") -> Path:
+    def full(folder: Path, name: str, rows: Any, suffix: str = ".parquet") -> Path:
         if suffix != ".parquet":
             raise OSError(28, "no space left")
-        return real(folder, name, rows)  # type: ignore[arg-type]
+        return real(folder, name, rows)
 
     monkeypatch.setattr(journaling, "write_journal", full)
     with writer(tmp_path) as journal:
