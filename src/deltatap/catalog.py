@@ -6,6 +6,7 @@ URL, by the model's name. Leaves the arithmetic to ``rates.py``.
 
 from __future__ import annotations
 
+from datetime import UTC
 from functools import cache, lru_cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -55,6 +56,12 @@ def published(model: str, url: str | None, tier: str | None, at: datetime) -> Pr
         tier: the service tier. A tier without prices of its own costs as much as the default one.
         at: when the call started.
     """
+    # Prices change at whole minutes at most.
+    return _published(model, url, tier, at.astimezone(UTC).replace(second=0, microsecond=0))
+
+
+@lru_cache(maxsize=4096)
+def _published(model: str, url: str | None, tier: str | None, at: datetime) -> Price | None:
     found = _find(model, url)
     if found is None:
         return None

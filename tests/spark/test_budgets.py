@@ -12,7 +12,8 @@ from rich.console import Console
 
 from deltatap import cli
 from deltatap.config import load_settings
-from deltatap.driver.estimate import Estimate, estimate_run, show
+from deltatap.driver.estimate import Estimate, estimate_run
+from deltatap.driver.estimate_text import show
 from deltatap.errors import ConfigError
 from deltatap.prices import load_prices
 from tests import prompts

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 PANELS = {
     "Capture": ["init", "capture", "load", "check", "stop", "sweep"],
-    "Results": ["runs", "show", "failures", "analyze", "compare", "report", "export", "trend"],
+    "Results": ["runs", "show", "failures", "analyze", "compare", "report", "reconcile", "export", "trend"],
     "Endpoints for tests": ["replay", "simulate"],
 }
 COMMANDS = [name for names in PANELS.values() for name in names]

@@ -24,7 +24,7 @@ def reconcile(
     settings: Settings,
     console: Console,
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE…", help="Exports of one bill: JSON, JSON lines, CSV or Parquet.")
+        list[Path], typer.Argument(metavar="FILES", help="Exports of one bill: JSON, JSON lines, CSV or Parquet.")
     ],
     *,
     run_id: Annotated[

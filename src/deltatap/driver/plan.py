@@ -161,8 +161,8 @@ def announce(run: ActiveRun, plan: Plan, slots: int) -> list[str]:
         )
     if unpriced and settings.prices:
         run.say(
-            f"no price for {_listed(unpriced)} in {prices.named(settings.prices)}: costs will be null, "
-            "unless the responses name a model that has a price",
+            f"no price for {_listed(unpriced)} in {prices.named(settings.prices)}, and none is published: "
+            "costs will be null, unless the responses name a model that has a price",
             style="yellow",
         )
     return notes

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from datetime import date
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,20 @@ def part(folder: Path, *rows: tuple[str, str], params: str | None = None) -> Pat
 
 def settings(**sections: Any) -> Any:
     return load_settings({"endpoint": {"api_key": None}, **sections})
+
+
+def test_the_id_of_the_run_is_sent_in_the_body_and_enters_no_hash(tmp_path: Path) -> None:
+    path = part(tmp_path, ("a", "stream"))
+    (plain,) = jobs_of_part(path, set(), settings(), Prices())
+    for kind, name in (("openai", "metadata"), ("databricks", "usage_context")):
+        tagged = settings(
+            endpoint={"api_key": None, "kind": kind, "metadata": {"job": "nightly", "run": "{run_id}"}}
+        ).of_run("run/é 1")
+        (job,) = jobs_of_part(path, set(), tagged, Prices())
+        assert plain.wire is not None
+        assert job.wire is not None
+        assert json.loads(job.wire.body) == json.loads(plain.wire.body) | {name: {"job": "nightly", "run": "run/é 1"}}
+        assert job.request == plain.request
 
 
 def test_known_rows_are_skipped_and_modes_of_a_request_are_chained(
