@@ -19,7 +19,7 @@ from deltatap.worker.billing import Bill, bill, price_of, total
 
 HERE = Path(__file__).parent
 SHIPPED = str(HERE.parents[1] / DEFAULT_FILE)
-WHOLE = {
+WHOLE: dict[str, dict[str, Any]] = {
     "chat": {"choices": [{"index": 0, "message": {"role": "assistant", "content": "."}, "finish_reason": "stop"}]},
     "completions": {"choices": [{"index": 0, "text": ".", "finish_reason": "stop"}]},
     "messages": {"type": "message", "role": "assistant", "content": [{"type": "text", "text": "."}],

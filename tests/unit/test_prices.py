@@ -96,7 +96,7 @@ def test_an_entry_can_be_for_one_tier_and_have_steps(tmp_path: Path) -> None:
     flex, plain = prices.find("a-b", tier="flex"), prices.find("a-b", tier="priority")
     assert flex is not None
     assert plain is not None
-    assert (flex.input, plain.input) == (1, 2), "an entry without a tier is for every tier"
+    assert [flex.input, plain.input] == [1, 2], "an entry without a tier is for every tier"
     assert [plain.at(tokens).input for tokens in (0, 9, 10, 99, 100)] == [2, 2, 4, 4, 5]
     assert plain.to_json()["steps"][1] == {"input": "5", "output": "9", "above": 99}
 

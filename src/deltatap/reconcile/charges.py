@@ -126,7 +126,7 @@ def reconcile(captured: Sequence[Charge], billed: Sequence[Charge]) -> Reconcile
         calls, found = _by_call(ours, calls)
     if sums or not calls:
         found += _by_model(_totals(ours), _totals(sums))
-    found.sort(key=lambda each: (each.model, -abs(each.usd or 0), each.reason, each.ids))
+    found.sort(key=lambda each: (each.model, -abs(each.usd or Decimal(0)), each.reason, each.ids))
     return Reconciled(tuple(found), _totals(sums or calls), _totals(ours))
 
 

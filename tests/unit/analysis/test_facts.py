@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from deltatap.analysis import facts
 from deltatap.analysis.facts import Changed, changed, of_run, said
@@ -49,12 +50,12 @@ def test_a_key_that_a_newer_version_adds_has_not_changed_but_a_parameter_has() -
     assert found == (Changed("request.top_p", "none", "0.5"), Changed("endpoint.headers.x", "none", "1"))
 
 
-def priced(run_id: str, *prices: dict[str, object]) -> dict[str, object]:
+def priced(run_id: str, *prices: dict[str, Any]) -> dict[str, object]:
     return {"run_id": run_id, "versions": {}, "config": "{}", "prices": json.dumps(prices) if prices else None}
 
 
 def test_a_price_that_changed_between_runs_is_named() -> None:
-    old = {"request_model": "a", "input": "2", "output": "8", "model": "a", "date": None, "source": "s"}
+    old: dict[str, Any] = {"request_model": "a", "input": "2", "output": "8", "model": "a", "date": None, "source": "s"}
     new, flex = {**old, "input": "1.5"}, {**old, "service_tier": "flex", "input": "1"}
     runs = [priced("1", old), priced("2"), priced("3", old, flex), priced("4", new, flex), priced("5", new)]
     assert [(run_id, str(change)) for run_id, change in facts.price_changes(runs)] == [

@@ -95,7 +95,7 @@ def run(answer: Callable[[], Received], bounds: Bounds, *, journal: float = 0.0,
             worker.exact = (
                 int(journal * worker.ended * (INPUT + OUTPUT)), journal * worker.ended * TRUE_USD
             )  # fmt: skip
-            worker.tally.give(permits and permits[worker.name], None)
+            worker.tally.give(None if permits is None else permits[worker.name], None)
             while worker.owed and len(worker.open) < STREAMS and worker.tally.allows(job := worker.job()):
                 worker.tally.started(job)
                 worker.open.append(job)
@@ -112,7 +112,7 @@ IN_FLIGHT = 2 * STREAMS
 def test_a_budget_is_exceeded_by_at_most_the_calls_in_flight(budget: str, answer: Callable[[], Received]) -> None:
     fits = 60
     most = fits * (TRUE_USD if budget == "cost_usd" else INPUT + OUTPUT)
-    bounds = Bounds(None, None, None, most if budget == "tokens" else None, most if budget == "cost_usd" else None)
+    bounds = Bounds(None, None, None, int(most) if budget == "tokens" else None, most if budget == "cost_usd" else None)
     made = run(answer, bounds)
     assert made <= fits + IN_FLIGHT, "the true use"
     assert made >= fits / 2, "the budget is used"
