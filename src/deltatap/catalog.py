@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from deltatap.rates import Price, Step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import date, datetime
     from decimal import Decimal
 
     from genai_prices.data_snapshot import DataSnapshot
-    from genai_prices.types import ModelInfo, ModelPrice, Provider
+    from genai_prices.types import ConditionalPrice, ModelInfo, ModelPrice, PriceVariant, Provider
 
 # The names of genai-prices for our rates.
 _RATES = {
@@ -66,23 +66,23 @@ def _published(model: str, url: str | None, tier: str | None, at: datetime) -> P
     if found is None:
         return None
     wanted = dict.fromkeys(("service_tier", "speed", "processing"), tier) if tier else {}
-    applies = any(
-        all(wanted.get(name) == value for name, value in variant.when.items())
-        and (variant.constraint is None or variant.constraint.active(at))
+    variants = [
+        variant
         for variant in found.model.price_variants or ()
-    )
+        if all(wanted.get(name) == value for name, value in variant.when.items())
+        and (variant.constraint is None or variant.constraint.active(at))
+    ]
     rates = found.model.get_prices(at, wanted or None)
     base, steps = _of(rates)
     if "input" not in base and "output" not in base:
         return None
-    since = _since(found.model, at)
     return Price.model_validate(
         {
             **_both(base),
             "model": model,
-            "service_tier": tier if applies and tier != "default" else None,
+            "service_tier": tier if variants else None,
             "steps": tuple(Step.model_validate({**_both(base | step), "above": above}) for above, step in steps),
-            "date": since,
+            "date": _since([*found.model.prices, *variants] if isinstance(found.model.prices, list) else variants, at),
             "source": f"genai-prices {_version()}, {found.provider.id}: {found.model.id}",
         }
     )
@@ -146,9 +146,8 @@ def _both(rates: Mapping[str, Decimal]) -> dict[str, Any]:
     return {"input": "0", "output": "0", **rates}
 
 
-def _since(model: ModelInfo, at: datetime) -> date | None:
-    """The latest day at which a price of the model changed, as far as this is known."""
-    changes = [*(model.prices if isinstance(model.prices, list) else ()), *(model.price_variants or ())]
+def _since(changes: Sequence[ConditionalPrice | PriceVariant], at: datetime) -> date | None:
+    """The day since which a price applies, as far as this is known."""
     days = [getattr(change.constraint, "start_date", None) for change in changes]
     return max((day for day in days if day is not None and day <= at.date()), default=None)
 
