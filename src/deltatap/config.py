@@ -118,6 +118,7 @@ class Capture(Section):
     Attributes:
         where: workers: in a pandas UDF, in Spark's Python workers; driver: in the process of the driver.
         reuse: call identical requests once, within the run and from earlier completed rows.
+        resume: ask the server to keep each stream, and read a broken one on instead of paying for it again.
         arrivals: when requests start; None: as soon as a stream is free.
         follow_s: look for new prompts this often after the run, and capture them; None: end after the run.
     """
@@ -130,6 +131,7 @@ class Capture(Section):
     limit: Annotated[int, Field(ge=1, le=_MOST_ROWS)] | None = None
     sample: Sample | None = None
     reuse: bool = False
+    resume: bool = False
     arrivals: Arrivals | None = None
     max_attempts: PositiveInt = 5
     max_broken: PositiveInt = 2
@@ -469,6 +471,7 @@ def _conflicts(settings: Settings) -> list[str]:
     if (problem := stream_options_problem(settings.request)) is not None:
         problems.append(f"request.{problem}")
     problems += conflicts(settings.endpoint)
+    problems += _resume_problems(settings)
     if settings.captures.table == settings.runs.table:
         problems.append("captures.table and runs.table: expected two different tables")
     if settings.record.table in (settings.prompts.table, settings.runs.table):
@@ -479,4 +482,20 @@ def _conflicts(settings: Settings) -> list[str]:
         problems.append("capture.arrivals: expected capture.mode stream or complete, found paired")
     if settings.timeouts.total_s < max(settings.timeouts.first_byte_s, settings.timeouts.idle_s):
         problems.append("timeouts.total_s: expected at least first_byte_s and idle_s")
+    return problems
+
+
+def _resume_problems(settings: Settings) -> list[str]:
+    """Problems of ``capture.resume``, and of parameters that need it."""
+    api, resume = registry.specification(settings.endpoint.api), settings.capture.resume
+    problems = []
+    if resume and not api.resume:
+        able = " or ".join(each.name for each in registry.specifications() if each.resume)
+        problems.append(f"capture.resume: expected endpoint.api {able}, found {api.name}, which cannot read streams on")
+    if resume and settings.capture.mode == "complete":
+        problems.append(
+            "capture.resume: expected capture.mode stream or paired, found complete: only streams break off"
+        )
+    if (why := api.resume_problem(settings.request, resume=resume)) is not None:
+        problems.append(f"request.{why}")
     return problems

@@ -71,6 +71,31 @@ class Control:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptStream:
+    """A stream that the provider keeps (``capture.resume``), for the worker that reads it on after a kill.
+
+    Attributes:
+        request_id, request_hash, mode, endpoint: identify the request.
+        started_at: when the request was sent, in seconds since the epoch.
+        response_id: None while no event has arrived.
+        sequence: the number of the last event; None without a number.
+    """
+
+    request_id: str
+    request_hash: str
+    mode: str
+    endpoint: str
+    started_at: float
+    response_id: str | None = None
+    sequence: int | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What identifies the request."""
+        return self.endpoint, self.request_id, self.request_hash, self.mode
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """A server's refusal that other requests will meet, too.
 

@@ -59,6 +59,7 @@ class Wire:
         mode: whether the answer is streamed.
         choices: the number of choices that the body requests.
         usage: whether stream options in the body request usage, which some servers refuse.
+        resumable: whether the server keeps the answer, so that a broken stream can be read on.
     """
 
     body: str
@@ -66,6 +67,7 @@ class Wire:
     mode: Mode
     choices: int
     usage: bool = False
+    resumable: bool = False
 
 
 # Responses
@@ -81,7 +83,7 @@ class Chunks:
     """A stream's chunks as columns: one element per (event, choice, kind), in order of arrival.
 
     Attributes:
-        ms: arrival, since the request was written.
+        ms: arrival, since the request was written; NaN when it was lost.
         gap_ms: since the previous output of the same choice; NaN when there is none.
         utf8: the texts of all elements, joined. The text of a finish is its reason; the text of an error is its data.
         end: where each element's text ends in `utf8`.
@@ -133,7 +135,7 @@ class Chunks:
         text = self.text
         return [
             {
-                "ms": self.ms[at],
+                "ms": None if math.isnan(self.ms[at]) else self.ms[at],
                 "gap_ms": None if math.isnan(self.gap_ms[at]) else self.gap_ms[at],
                 "text": text[at],
                 "kind": KINDS[self.kind[at]],
@@ -393,6 +395,32 @@ class ConnectionTimes:
     upload_ms: float | None = None
 
 
+# What followed a break: the stream was read on; the whole answer was read; the server had no such answer, or the
+# connection broke before the first event, so the request was sent again.
+Outcome = Literal["stream", "whole", "expired", "unseen"]
+# The error type of a break if the process that read the stream was killed.
+KILLED = "killed"
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """A break of a stream that the server keeps, and what followed: an element of the ``resumed`` column.
+
+    Attributes:
+        at: when the reading went on, in seconds since the epoch.
+        after: the sequence number of the last event before the break; None if there is none, or if its text was lost.
+        error_type: the error of the call that broke; :data:`KILLED` if the process was killed.
+        outcome: what followed.
+        times_lost: whether the times of events were lost.
+    """
+
+    at: float
+    after: int | None
+    error_type: str
+    outcome: Outcome
+    times_lost: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """The result of one call. Times are in ms since the request was written, unless noted.
@@ -417,6 +445,8 @@ class Call:
         clock: the source of the times of arrival.
         connection: None if there was none.
         server_timing: the response headers about rate limits, timing and region, as names and values.
+        resumed: the breaks after which this answer was read on. All calls that read one answer count as one call,
+            whose times begin with the first.
     """
 
     started_at: float
@@ -436,6 +466,7 @@ class Call:
     clock: Clock = "process"
     connection: ConnectionTimes | None = None
     server_timing: tuple[tuple[str, str], ...] = ()
+    resumed: tuple[Resumed, ...] = ()
 
 
 # Jobs and captures

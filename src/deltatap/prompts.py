@@ -25,6 +25,12 @@ _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 _MOST_EXACT = 2**53
 
 
+def depends_on_resume(request: Request, api: str) -> bool:
+    """Whether a bad row may be valid with another ``capture.resume``."""
+    starts = tuple(f"params.{name}: " for name in specification(api).resume)
+    return request.error is not None and request.error.startswith(starts)
+
+
 def compact(value: object) -> str:
     """Compact JSON with sorted keys and without escapes: the text that is hashed.
 
@@ -48,6 +54,7 @@ def build_request(
     keep: Sequence[str],
     filled: Mapping[str, str] | None = None,
     problem: str | None = None,
+    resume: bool = False,
 ) -> Request:
     """Build the request of a row.
 
@@ -60,6 +67,7 @@ def build_request(
         keep: names of the columns to copy as text.
         filled: texts that replace columns; they come from templates.
         problem: why the row cannot be read; None if it can.
+        resume: whether broken streams are read on (``capture.resume``). It changes no request, but some are refused.
     """
     kept = {name: None if (value := row.get(name)) is None else as_text(value) for name in keep} or None
     asked, given_id = _asked(row, model), _id(row.get("request_id"))
@@ -67,6 +75,8 @@ def build_request(
         if problem is not None:
             raise BadPromptError(problem)  # noqa: TRY301 - as any other problem
         body = _body({**row, **(filled or {})}, api, asked, defaults)
+        if (why := specification(api).resume_problem(body, resume=resume)) is not None:
+            raise BadPromptError(f"params.{why}")  # noqa: TRY301 - as any other problem
         asked, request_hash, text = body["model"], request_hash_of(body), _text(body)
     except UnicodeEncodeError:
         bad = "text that is not valid Unicode (a lone surrogate)"
@@ -134,7 +144,13 @@ def stream_options_problem(params: Mapping[str, Any]) -> str | None:
 
 
 def wire(
-    body: str, *, api: str, mode: Mode, include_usage: bool, added: Mapping[str, Mapping[str, str]] | None = None
+    body: str,
+    *,
+    api: str,
+    mode: Mode,
+    include_usage: bool,
+    added: Mapping[str, Mapping[str, str]] | None = None,
+    resume: bool = False,
 ) -> Wire:
     """The body to send.
 
@@ -145,6 +161,7 @@ def wire(
         mode: whether to stream.
         include_usage: ask for usage in a stream (`stream_options.include_usage`), if the API has this option.
         added: objects to add, which are not part of the request's hash. What the request has itself comes first.
+        resume: ask the server to keep a stream, so that it can be read on, if the API has this option.
     """
     specified = specification(api)
     sent = json.loads(body)
@@ -152,14 +169,16 @@ def wire(
         own = sent.get(name)
         sent[name] = {**values, **own} if isinstance(own, dict) else values
     options = sent.pop("stream_options", None) or {}
+    kept = specified.resume if resume and mode == "stream" else {}
     if mode == "stream":
-        sent["stream"] = True
+        sent |= {"stream": True, **kept}
         if include_usage and specified.takes_stream_options:
             options = {**options, "include_usage": True}
         if options:
             sent["stream_options"] = options
     text = json.dumps(sent, separators=(",", ":"), ensure_ascii=False)
-    return Wire(text, str(sent["model"]), mode, specified.choices(sent), "stream_options" in sent)
+    usage = "stream_options" in sent
+    return Wire(text, str(sent["model"]), mode, specified.choices(sent), usage, resumable=bool(kept))
 
 
 def without_stream_options(body: str) -> str:

@@ -9,6 +9,7 @@ created, renamed and deleted, so the folder may be on a Databricks Volume. Leave
         control.json            the driver's message: epoch, beat, shares, stop; replaced every half second
         stop                    exists when someone has asked the run to stop
         workers/<claim>.json    a worker's heartbeat
+        kept/*.json             streams that a worker has open, or had open when it was killed (capture.resume)
         journal/*.parquet       captures that have not landed
         journal/*.held          captures whose texts are still being checked; they land only if their worker dies
         aside/*                 unreadable journal files, kept for inspection
@@ -31,9 +32,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from deltatap.errors import ConfigError
-from deltatap.messages import Control, Heartbeat, OpenStream, Parked, Permit, Refusal
+from deltatap.messages import Control, Heartbeat, KeptStream, OpenStream, Parked, Permit, Refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     import pyarrow as pa
@@ -103,6 +105,11 @@ class RunState:
         return self.folder / "journal"
 
     @property
+    def kept(self) -> Path:
+        """The folder of the streams that workers have open."""
+        return self.folder / "kept"
+
+    @property
     def aside(self) -> Path:
         """The folder of unreadable journal files."""
         return self.folder / "aside"
@@ -122,7 +129,7 @@ class RunState:
             ConfigError: if the state folder cannot be written.
         """
         try:
-            for folder in (self.journal, self.aside, self.folder / "workers"):
+            for folder in (self.journal, self.aside, self.kept, self.folder / "workers"):
                 folder.mkdir(parents=True, exist_ok=True)
             write_whole(self.folder / "probe", b"")
             (self.folder / "probe").unlink()
@@ -166,6 +173,20 @@ class RunState:
         if content.get("permits") is not None:
             content["permits"] = {claim: _record(Permit, permit) for claim, permit in content["permits"].items()}
         return _record(Control, content)
+
+    def note_kept(self, name: str, streams: Iterable[KeptStream]) -> None:
+        """Replace the list of open streams of a worker, or those that another run has left."""
+        write_whole(self.kept / f"{name}.json", json.dumps([asdict(stream) for stream in streams]).encode())
+
+    def kept_streams(self) -> dict[tuple[str, str, str, str], KeptStream]:
+        """The streams that were open, by request; the latest of each request. Skips damaged files and entries."""
+        found: dict[tuple[str, str, str, str], KeptStream] = {}
+        for path in sorted(self.kept.glob("*.json")):
+            for stream in kept_streams(path):
+                known = found.get(stream.key)
+                if known is None or _rank(stream) > _rank(known):
+                    found[stream.key] = stream
+        return found
 
     def beat(self, heartbeat: Heartbeat) -> None:
         """Replace a worker's heartbeat."""
@@ -251,6 +272,34 @@ def write_whole(path: Path, content: bytes | pa.Buffer) -> None:
     except OSError:  # on a full disk, leave the space to the next attempt
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _rank(stream: KeptStream) -> tuple[float, bool, int]:
+    return stream.started_at, stream.response_id is not None, -1 if stream.sequence is None else stream.sequence
+
+
+def kept_streams(path: Path) -> list[KeptStream]:
+    """The entries of a file that are whole."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return []
+    return [stream for entry in content if (stream := _kept_stream(entry))] if isinstance(content, list) else []
+
+
+def _kept_stream(entry: object) -> KeptStream | None:
+    if not isinstance(entry, dict):
+        return None
+    texts = [entry.get(name) for name in ("request_id", "request_hash", "mode", "endpoint")]
+    started_at, response_id, sequence = (entry.get(name) for name in ("started_at", "response_id", "sequence"))
+    if not (
+        all(isinstance(text, str) for text in texts)
+        and type(started_at) in (int, float)
+        and (response_id is None or isinstance(response_id, str))
+        and (sequence is None or type(sequence) is int)
+    ):
+        return None
+    return KeptStream(*texts, started_at, response_id, sequence)  # type: ignore[arg-type] # checked above
 
 
 def _heartbeat(content: dict[str, Any]) -> Heartbeat:

@@ -169,7 +169,14 @@ def _job(values: Mapping[str, Any], row: int, settings: Settings, mode: Mode) ->
     """The job of a row of prompts; if its request cannot be built, only this row fails."""
     endpoint = settings.endpoint
     try:
-        request = build_request(values, api=endpoint.api, model=endpoint.model, defaults=settings.request, keep=())
+        request = build_request(
+            values,
+            api=endpoint.api,
+            model=endpoint.model,
+            defaults=settings.request,
+            keep=(),
+            resume=settings.capture.resume,
+        )
     except BaseException as error:  # noqa: BLE001 - raised again if it is not this row's trouble
         fault = internal_error(error, f"of row {row}", INTERNAL_REQUEST, "build the request")
         return Job(Request("", "", endpoint.model, None, None, None), None, mode, row, [], 0.0, fault=fault)

@@ -106,6 +106,22 @@ def test_an_empty_override_unsets_a_key() -> None:
             "settings: endpoint.base_url: expected an http:// or https:// URL",
         ),
         ({"endpoint": {"base_url": "http://me:pw@x/v1"}}, "settings: endpoint.base_url: must not contain a user name"),
+        (
+            {"capture": {"resume": True}},
+            "settings: capture.resume: expected endpoint.api responses, found chat, which cannot read streams on",
+        ),
+        (
+            {"capture": {"resume": True, "mode": "complete"}, "endpoint": {"api": "responses"}},
+            "settings: capture.resume: expected capture.mode stream or paired, found complete",
+        ),
+        (
+            {"endpoint": {"api": "responses"}, "request": {"background": True}},
+            "settings: request.background: use capture.resume: true instead",
+        ),
+        (
+            {"capture": {"resume": True}, "endpoint": {"api": "responses"}, "request": {"store": False}},
+            "settings: request.store: false cannot be combined with capture.resume",
+        ),
         ({"request": {"stream": False}}, "settings: request.stream: must not be set"),
         (
             {"request": {"stream_options": {"include_usage": True}}},

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deltatap.api.registry import NAMES
-from deltatap.prompts import build_request, request_hash_of, wire, without_stream_options
+from deltatap.prompts import build_request, depends_on_resume, request_hash_of, wire, without_stream_options
 
 if TYPE_CHECKING:
     from deltatap.model import Mode, Request, Wire
@@ -358,3 +358,27 @@ def test_choices_count_only_in_apis_that_have_them() -> None:
     for api, count in (("chat", 3), ("completions", 3), ("responses", 1)):
         request = build_request({"prompt": "Hi", "params": '{"n": 3}'}, api=api, model="m", defaults={}, keep=())
         assert sent(request, api=api).choices == count
+
+
+@pytest.mark.parametrize(
+    ("params", "resume", "problem"),
+    [
+        ({"background": True}, False, "params.background: use capture.resume: true instead"),
+        ({"background": True}, True, None),
+        ({"background": False}, False, None),
+        ({"background": None}, False, None),
+        ({"store": False}, True, "params.store: false cannot be combined with capture.resume"),
+        ({"store": False}, False, None),
+        ({"store": True}, True, None),
+    ],
+)
+def test_a_request_that_would_be_paid_twice_or_not_kept_is_refused(
+    params: dict[str, Any], *, resume: bool, problem: str | None
+) -> None:
+    row = {"prompt": "x", "params": json.dumps(params)}
+    request = build_request(row, api="responses", model="m", defaults={}, keep=(), resume=resume)
+    assert (request.error or "").startswith(problem or "")
+    assert (request.error is None) == (problem is None)
+    assert depends_on_resume(request, "responses") == (problem is not None)
+    chat = build_request(row, api="chat", model="m", defaults={}, keep=())
+    assert chat.error is None

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 class Answers:
     """A client that answers each prompt with its own text."""
 
-    async def call(self, wire: Wire, request_id: str, watch: Watch | None = None) -> Call:  # noqa: ARG002 - not used
+    async def call(
+        self,
+        wire: Wire,
+        request_id: str,  # noqa: ARG002 - not used
+        watch: Watch | None = None,  # noqa: ARG002
+        answer: object = None,  # noqa: ARG002
+    ) -> Call:
         if "raise" in wire.body:
             raise KeyError("sk-secret")
         text = "lone \ud800" if "surrogate" in wire.body else "Hi"

@@ -34,6 +34,8 @@ _Z = 1.959964
 _PAIRS = 5_000
 # date_trunc would use the session's time zone.
 HOUR = "timestamp_seconds(floor(unix_seconds(started_at) / 3600) * 3600)"
+# Whether a row has lost times (capture.resume).
+TIMES_LOST = "coalesce(size(filter(resumed, r -> r.times_lost)) > 0, false)"
 _LENGTHS = ((16, "1-16"), (64, "17-64"), (256, "65-256"), (1024, "257-1024"))
 
 
@@ -81,8 +83,9 @@ def measured_sql(settings: Settings, captures: str) -> str:
           usage_reported, usage_tiktoken, cost_basis, started_at, finished_at,
           {HOUR} AS hour, tokens AS output_tokens,
           coalesce(usage_reported.input_tokens, usage_tiktoken.input_tokens) AS input_tokens,
-          status = 'completed' AND started_at IS NOT NULL AS answered, answered AND ({good}) AS good,
-          loop_lag_ms, clock, answered AND {late} AS late, answered AND NOT {late} AS counts,
+          status = 'completed' AND started_at IS NOT NULL AS answered, {TIMES_LOST} AS lost,
+          answered AND NOT lost AND ({good}) AS good,
+          loop_lag_ms, clock, answered AND {late} AS late, answered AND NOT lost AND NOT {late} AS counts,
           {_unless_merged(COALESCED, MERGED_COALESCED)} AS coalesced, size(output) AS outputs,
           {_unless_merged(GAPS, MERGED_GAPS)} AS gaps, {SIZES} AS sizes, {CHECKED} AS checked, {FLAGGED} AS flagged,
           {", ".join(columns)}

@@ -77,6 +77,7 @@ class Accumulator(ABC):
         STATUSES: the HTTP status that an error in a stream corresponds to, by the error's code or type in lower case.
             A code or type that is not listed is a server error.
         done: whether the end of the response was received.
+        sequence: the number that the server gave to the last event; None if it gives none.
     """
 
     PLAIN: ClassVar[str] = "choices"
@@ -107,10 +108,12 @@ class Accumulator(ABC):
         "_usage_at",
         "_whole",
         "done",
+        "sequence",
     )
 
     def __init__(self, choices: int = 1, *, keep_raw: bool = False) -> None:
         self.done = False
+        self.sequence: int | None = None
         self._asked = choices
         self._raw: list[tuple[str, bytes]] | None = [] if keep_raw else None
         self._chunks = Chunks()
@@ -204,6 +207,20 @@ class Accumulator(ABC):
         texts = (choice.text, choice.reasoning, choice.refusal, *(() if call is None else (call.arguments, call.name)))
         found = next((text for text in texts if text.tell()), choice.text)
         return found.tell(), found.end(size)
+
+    @property
+    def response_id(self) -> str | None:
+        """The id of the response; None while it is unknown."""
+        return self._names.get("id")
+
+    @property
+    def size(self) -> int:
+        """The number of chunks so far."""
+        return len(self._chunks)
+
+    def read_on(self) -> None:
+        """Prepare for the rest of the answer, after a break. What ended the answer early no longer counts."""
+        self._error = self._protocol_error = None
 
     def add_refusal(self, data: bytes) -> None:
         """Keep the result of the content filter that refused the request. Azure puts the result into the error."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import quote
 
 from deltatap.api.frames import DONE, ParsedRequest, openai_error
 from deltatap.api.values import count
@@ -40,6 +41,8 @@ class Api(ABC):
         per_deployment: whether Azure's older URLs have the path under a deployment.
         key_header, key_prefix: the header for the API key, and the text before the key.
         headers: other headers of every request.
+        resume: the fields of a request whose answer the server keeps, so that a broken stream can be read on. Empty if
+            the API cannot do that.
         request_id_headers: the response headers that may hold the server's request id, best first.
         end_mark: the bytes that a server writes after the last event of a stream.
         accumulator: decodes the events of a stream, or a whole response.
@@ -63,6 +66,7 @@ class Api(ABC):
     key_header: ClassVar[str] = "Authorization"
     key_prefix: ClassVar[str] = "Bearer "
     headers: ClassVar[Mapping[str, str]] = {}
+    resume: ClassVar[Mapping[str, Any]] = {}
     request_id_headers: ClassVar[tuple[str, ...]] = ("x-request-id", "apim-request-id")
     end_mark: ClassVar[bytes] = DONE
     accumulator: ClassVar[type[Accumulator]]
@@ -101,6 +105,24 @@ class Api(ABC):
     def echo(self, body: Mapping[str, Any]) -> str | None:  # noqa: ARG002 - only legacy completions have it
         """The text that the request asks to repeat before the output of each choice."""
         return None
+
+    def resume_problem(self, body: Mapping[str, Any], *, resume: bool) -> str | None:  # noqa: ARG002 - most APIs have none
+        """Why a body cannot be sent, with or without ``capture.resume``. None if it can."""
+        return None
+
+    def read_on(self, path: str, response_id: str, after: int | None, *, whole: bool) -> tuple[str, dict[str, str]]:
+        """The path and the query of the request that reads an answer on.
+
+        Args:
+            path: of the request that was sent.
+            response_id: of the answer.
+            after: the sequence number of the last event that arrived. None: read from the start.
+            whole: read the whole answer instead of its stream.
+        """
+        query = {} if whole else {"stream": "true"}
+        if after is not None and not whole:
+            query["starting_after"] = str(after)
+        return f"{path}/{quote(response_id, safe='')}", query
 
     def refusal_status(self, status: int, message: str) -> int:  # noqa: ARG002 - few APIs need it
         """The HTTP status that best describes a refusal, for an API that uses one status for different causes."""

@@ -358,7 +358,8 @@ class ChoicesApi(Api):
     def replayed(self, row: Mapping[str, Any]) -> list[tuple[float, bytes]]:
         """One chunk per captured event, then `[DONE]` if the stream was completed."""
         made = [
-            (chunks[0]["ms"], event(self._replayed_chunk(row, chunks))) for chunks in _by_event(row["chunks"]).values()
+            (chunks[0]["ms"] or 0.0, event(self._replayed_chunk(row, chunks)))
+            for chunks in _by_event(row["chunks"]).values()
         ]
         if row["status"] == "completed":
             made.append((made[-1][0] if made else 0.0, DONE))

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 
+# The statuses of a response whose generation has not ended.
+UNFINISHED = ("queued", "in_progress")
 # The HTTP status that an error corresponds to, by its code or type in lower case.
 STATUSES = {
     "rate_limit_exceeded": 429,

@@ -159,6 +159,14 @@ class Frames(ABC):
     def error(self, *, named: bool) -> list[bytes]:
         """An error in mid-stream; `named` gives the event a type."""
 
+    def unfinished(self, status: str) -> dict[str, Any]:
+        """The body of a response that is generated in the background and has not completed."""
+        raise NotImplementedError
+
+    def cancelled(self) -> list[bytes]:
+        """The end of a response in the background that was cancelled."""
+        raise NotImplementedError
+
     @abstractmethod
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The body of a response that is not streamed."""

@@ -6,6 +6,7 @@ choice, and a stream always reports usage.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,6 +14,7 @@ from deltatap.api import prompt
 from deltatap.api.accumulate import Accumulator
 from deltatap.api.base import Api, json_schema
 from deltatap.api.choices import openai_usage
+from deltatap.api.codes import UNFINISHED
 from deltatap.api.frames import (
     MODERATION,
     SAFE,
@@ -29,7 +31,7 @@ from deltatap.api.growing import Text
 from deltatap.api.input_tokens import InputTokens, count_messages, count_tools, without_rule
 from deltatap.api.items import arguments_in, identifier, is_call, part_texts, sent_call, texts
 from deltatap.api.output import ITEM, PART, TEXT, Calls, Place, Texts, place_of
-from deltatap.api.values import to_index
+from deltatap.api.values import decode, to_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -49,9 +51,8 @@ _REPEATS = {
     "response.reasoning_text.done": ("reasoning", "text"),
 }
 _ENDS = ("response.completed", "response.incomplete", "response.failed", "response.cancelled")
-# Statuses that are not the end of an answer. Only a whole response can have one of the latter.
+# Statuses of an answer that failed.
 _FAILED = ("failed", "cancelled", "canceled", "expired", "error")
-_UNFINISHED = ("queued", "in_progress")
 # Codes that say that the request is at fault. The other codes of a response that failed are the server's.
 _INVALID = (
     "data_residency_mismatch",
@@ -78,7 +79,7 @@ class ResponsesAccumulator(Accumulator):
     that failed in a completed response does not make the response an error.
     """
 
-    __slots__ = ("_calls", "_held", "_texts")
+    __slots__ = ("_calls", "_held", "_known", "_texts")
     PLAIN = "type"
     ANSWER = "output"
     STATUSES = Accumulator.STATUSES | dict.fromkeys(_INVALID, 400)  # type: ignore[operator]
@@ -88,9 +89,35 @@ class ResponsesAccumulator(Accumulator):
         self._texts = Texts()
         self._calls = Calls()
         self._held: list[dict[str, Any]] = []
+        # After a break: the number of the last event before it, until a later one arrives.
+        self._known: int | None = None
+
+    def read_on(self) -> None:
+        """Prepare for the rest of the answer. Events that are sent again are skipped."""
+        super().read_on()
+        self._known = self.sequence
+
+    def add(self, data: bytes, ms: float, read: int, event: str = "") -> None:
+        """Add one event, unless it arrived before a break."""
+        if self._known is not None:
+            number = _number(data)
+            if number is not None and number <= self._known:
+                return
+            self._known = None
+        super().add(data, ms, read, event)
+
+    def add_whole(self, data: bytes) -> None:
+        """Add a whole response. After a break, it completes what the stream has brought, at an unknown time."""
+        if not self._chunks:
+            super().add_whole(data)
+            return
+        self._known = None
+        self.add(b'{"type":"%b","response":%b}' % (_type_of(data).encode(), data), math.nan, self._read)
 
     def _take(self, chunk: dict[str, Any], data: bytes, event: str) -> None:
-        type_ = chunk.get("type")
+        type_, number = chunk.get("type"), chunk.get("sequence_number")
+        if type(number) is int:
+            self.sequence = number
         if type(type_) is not str or not type_:
             type_ = event
         take = self.EVENTS.get(type_)
@@ -106,9 +133,7 @@ class ResponsesAccumulator(Accumulator):
             self._refuse(chunk, data)
 
     def _take_whole(self, answer: dict[str, Any], data: bytes) -> None:
-        status = answer.get("status")
-        known = status in (*_FAILED, *_UNFINISHED, "incomplete")
-        self._end(answer, f"response.{status}" if known else "response.completed", data)
+        self._end(answer, _ends_with(answer), data)
 
     def _notice(self, event: str) -> bool:
         return super()._notice(event) and event not in _REPEATS and event not in _ENDS
@@ -276,7 +301,7 @@ class ResponsesAccumulator(Accumulator):
         status, error = found.get("status"), found.get("error")
         if type_ not in ("response.completed", "response.incomplete") or status in _FAILED or error:
             self._ended(found)
-            status = status if status in _FAILED + _UNFINISHED else type_.removeprefix("response.")
+            status = status if status in _FAILED + UNFINISHED else type_.removeprefix("response.")
             self._refuse({"error": error or {"code": status, "message": f"the response has the status {status}"}}, data)
             return
         details = found.get("incomplete_details")
@@ -366,6 +391,30 @@ class ResponsesAccumulator(Accumulator):
     }
 
 
+def _ends_with(answer: Mapping[str, Any]) -> str:
+    """The type of the event that would end the stream of a whole response."""
+    status = answer.get("status")
+    known = status in (*_FAILED, *UNFINISHED, "incomplete")
+    return f"response.{status}" if known else "response.completed"
+
+
+def _decoded(data: bytes) -> dict[str, Any]:
+    try:
+        value = decode(data)
+    except ValueError:
+        return {}
+    return value if type(value) is dict else {}
+
+
+def _type_of(data: bytes) -> str:
+    return _ends_with(_decoded(data))
+
+
+def _number(data: bytes) -> int | None:
+    number = _decoded(data).get("sequence_number")
+    return number if type(number) is int else None
+
+
 def _texts_of(event: dict[str, Any]) -> list[tuple[Place, str, dict[str, Any]]]:
     """The texts of the part in an event, with their places."""
     part = event.get("part")
@@ -400,11 +449,21 @@ class ResponsesFrames(Frames):
     _text: str = ""
 
     def begin(self) -> list[bytes]:
-        """The start of the response."""
-        return [
-            self._event(kind, response=self._response("in_progress"))
-            for kind in ("response.created", "response.in_progress")
-        ]
+        """The start of the response. In the background, it waits in a queue first."""
+        queued = "background" in self.facts.traits
+        made = [self._event("response.created", response=self._response("queued" if queued else "in_progress"))]
+        if queued:
+            made.append(self._event("response.queued", response=self._response("queued")))
+        return [*made, self._event("response.in_progress", response=self._response("in_progress"))]
+
+    def unfinished(self, status: str) -> dict[str, Any]:
+        """The response without output, which a failed one has an error instead of."""
+        error = {"code": "server_error", "message": STREAM_ERROR} if status == "failed" else None
+        return {**self._response(status), "error": error}
+
+    def cancelled(self) -> list[bytes]:
+        """The last event of a cancelled response."""
+        return [self._event("response.cancelled", response=self._response("cancelled"))]
 
     def empty(self) -> list[bytes]:
         """An event that repeats the state."""
@@ -516,6 +575,7 @@ class ResponsesFrames(Frames):
             "status": status,
             "error": None,
             "incomplete_details": details,
+            "background": "background" in facts.traits,
             "model": facts.model,
             "output": list(output),
             "service_tier": "default",
@@ -559,12 +619,21 @@ class Responses(Api):
     end_mark = b""
     accumulator = ResponsesAccumulator
     frames = ResponsesFrames
+    resume: ClassVar[Mapping[str, Any]] = {"background": True, "store": True}
 
     def prompt(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """The input as text or as items, and the system prompt as instructions."""
         system = row.get("system")
         given = prompt.prompt_text(row) if row.get("messages") is None else prompt.messages(row, allow_items=True)
         return {"input": given, "instructions": system} if system else {"input": given}
+
+    def resume_problem(self, body: Mapping[str, Any], *, resume: bool) -> str | None:
+        """Without ``capture.resume``, an answer in the background would be paid for again when its stream breaks."""
+        if body.get("background") and not resume:
+            return "background: use capture.resume: true instead, which sends it and reads broken streams on"
+        if resume and body.get("store") is False:
+            return "store: false cannot be combined with capture.resume: it reads answers that the provider stores"
+        return None
 
     def count_input(self, body: Mapping[str, Any], model: str, encoding: str) -> InputTokens:
         """By the rules of chat completions, so always approximate."""

@@ -61,6 +61,11 @@ _CONNECTION = pa.struct(
     {"reused": BOOLEAN, "dns_ms": DOUBLE, "connect_ms": DOUBLE, "tls_ms": DOUBLE, "upload_ms": DOUBLE}
 )
 _COST = pa.struct([pa.field(name, USD) for name in (*PARTS, "retries")])
+_RESUMED = pa.list_(
+    pa.struct(
+        {"at": TIMESTAMP, "after": BIGINT, "error_type": STRING, "outcome": STRING, "times_lost": BOOLEAN}
+    )
+)  # fmt: skip
 _RAW = pa.list_(pa.struct({"event": STRING, "data": BINARY}))
 
 
@@ -226,6 +231,16 @@ CAPTURES: tuple[Column, ...] = (
         DOUBLE,
         "from the scheduled time of the request (capture.arrivals) to the start of the last call; null if there is no "
         "scheduled time",
+        added=True,
+    ),
+    Column(
+        "resumed",
+        _RESUMED,
+        "the breaks of streams that the provider keeps (capture.resume), in order; null if there was none. outcome: "
+        "stream (the stream was read on after the event with the number in after, or from the start), whole (only the "
+        "whole answer could be read), expired (the provider no longer had the answer, so the request was sent again) "
+        "or unseen (the connection broke before the first event, so the request was sent again). error_type is killed "
+        "if the worker was killed. times_lost: times of chunks are null, and the row is left out of all times",
         added=True,
     ),
 )

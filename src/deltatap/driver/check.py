@@ -18,6 +18,7 @@ import pyarrow as pa
 from deltatap.delta import columns, tables
 from deltatap.driver.check_where import Level, compute_of, shared_folder_problem, verdict
 from deltatap.driver.needs import NETWORK, Checked, checked, price_need, prices_of, process_needs, table_needs
+from deltatap.driver.resuming import PRIVACY
 from deltatap.errors import ConfigError, CredentialError, one_line
 from deltatap.http.client import EndpointClient
 from deltatap.http.credentials import read_secrets
@@ -68,6 +69,8 @@ def check(settings: Settings, session: Callable[[], SparkSession]) -> Iterator[F
     yield from _price(settings)
     if (schedule := settings.capture.arrivals) is not None:
         yield Finding("arrivals", "ok", str(schedule))
+    if settings.capture.resume:
+        yield Finding("capture.resume", "ok", PRIVACY)
     spark = session()
     yield _runtime(spark)
     yield from _tables(spark, settings)

@@ -133,7 +133,7 @@ class Load:
             for row in prompt_rows(batch, (), {}):
                 made = build_request(
                     row.columns, api=endpoint.api, model=endpoint.model, defaults=self.settings.request, keep=(),
-                    filled=filled, problem=row.problem,
+                    filled=filled, problem=row.problem, resume=self.settings.capture.resume,
                 )  # fmt: skip
                 if made.error is not None:
                     request_id = row.columns.get("request_id")

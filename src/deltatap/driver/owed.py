@@ -25,7 +25,7 @@ from deltatap.driver.source import source
 from deltatap.errors import ConfigError, is_of_spark, one_line
 from deltatap.prices import exact_usd
 from deltatap.prompt_columns import COLUMNS
-from deltatap.prompts import build_request
+from deltatap.prompts import build_request, depends_on_resume
 from deltatap.spark.serverless import is_serverless
 from deltatap.spark.slots import slots
 
@@ -107,6 +107,7 @@ def requests(prompts: DataFrame, settings: Settings) -> DataFrame:
     """The requests of hashed prompts, one for each request_id. No call is made, so Spark may run this twice."""
     api, model, defaults = settings.endpoint.api, settings.endpoint.model, settings.request
     keep, templates = tuple(settings.prompts.keep), settings.prompts.templates
+    resume = settings.capture.resume
 
     def build(batches: Iterable[pa.RecordBatch]) -> Iterable[pa.RecordBatch]:
         for batch in batches:
@@ -119,11 +120,16 @@ def requests(prompts: DataFrame, settings: Settings) -> DataFrame:
                     keep=keep,
                     filled=row.filled,
                     problem=row.problem,
+                    resume=resume,
                 )
                 for row in prompt_rows(batch, keep, templates)
             ]
             columns = {name: [getattr(request, name) for request in built] for name in REQUESTS_SCHEMA.names}
-            columns["source_hash"] = batch["source_hash"]
+            # A row that capture.resume decides on must be built again after it has changed.
+            columns["source_hash"] = [
+                None if depends_on_resume(request, api) else source_hash
+                for request, source_hash in zip(built, batch["source_hash"].to_pylist(), strict=True)
+            ]
             yield pa.RecordBatch.from_pydict(columns, REQUESTS_SCHEMA)
 
     built = prompts.mapInArrow(build, columns.spark_schema(columns.REQUESTS))

@@ -20,6 +20,7 @@ from deltatap.delta.final import final_sql
 from deltatap.delta.sums import MOST
 from deltatap.driver import owed, reuse, runs, source
 from deltatap.driver.pacer import Spent
+from deltatap.driver.resuming import PRIVACY
 from deltatap.errors import ConfigError
 from deltatap.worker.arrivals import calls_of
 
@@ -152,7 +153,7 @@ def announce(run: ActiveRun, plan: Plan, slots: int) -> list[str]:
     )
     if capture.arrivals is not None:
         run.say(capture.arrivals.of(sum(plan.calls or ())))
-    for line in (*_too_fast(settings), *source.misspelled(run.spark, settings)):
+    for line in (*_stored(settings), *_too_fast(settings), *source.misspelled(run.spark, settings)):
         run.say(line, style="yellow")
     unpriced = [model for model in models(plan.files) if run.prices.find(model) is None]
     if unpriced and settings.budget.cost_usd is not None:
@@ -166,6 +167,12 @@ def announce(run: ActiveRun, plan: Plan, slots: int) -> list[str]:
             style="yellow",
         )
     return notes
+
+
+def _stored(settings: Settings) -> Iterator[str]:
+    """A warning if the provider stores the answers."""
+    if settings.capture.resume:
+        yield f"capture.resume: {PRIVACY}"
 
 
 def _too_fast(settings: Settings) -> Iterator[str]:

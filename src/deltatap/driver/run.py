@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from deltatap.delta.lock import locked
 from deltatap.delta.prepare import guard
 from deltatap.driver import lease as leases
-from deltatap.driver import runs
+from deltatap.driver import resuming, runs
 from deltatap.driver.active import ActiveRun
 from deltatap.driver.background import Background, Periodic
 from deltatap.driver.landing import Landing
@@ -148,6 +148,7 @@ def _run_steps(run: ActiveRun, building: Building, signalled: threading.Event) -
     run.state.forget_stop()
     # Workers of an older epoch that are still running stop now, before their journal is read.
     run.state.publish(Control(run.lease.epoch, next(run.beats)))
+    resuming.take(run)
     building.wait()
     # If the capture takes the only slot, the Spark jobs of these threads would wait until it ends. Then nothing renews
     # the lease, and the journal lands after the capture.
@@ -206,6 +207,8 @@ def _close(run: ActiveRun, plan: Plan, landing: Landing, stop: Stop | None, note
         notes.append(f"the captures table was not compacted: {one_line(error)}")
     totals = {"owed": plan.owed, **runs.totals(run.spark, run.settings, run.lease.run_id)}
     status, reason = (RunStatus.COMPLETED, None) if stop is None else (stop.status, stop.reason)
+    notes += resuming.notes(run.spark, run.settings, run.lease.run_id)
+    resuming.leave(run)
     row = runs.close(run.spark, run.settings, run.lease.captures, run.lease.run_id, status, reason, totals)
     run.state.publish(Control(run.lease.epoch, next(run.beats), stop="ended"))
     run.state.remove()
@@ -246,6 +249,7 @@ def land_leftovers(spark: SparkSession, settings: Settings, lease: Lease) -> Non
             state.prepare()
             state.publish(Control(lease.epoch, beat=1))
             Landing.of(spark, settings, state).drain()
+            resuming.carry(settings, lease.captures, state)
             state.remove()
         if left or run_id in lease.died:
             runs.settle(spark, settings, lease.captures, run_id, runs.totals(spark, settings, run_id))

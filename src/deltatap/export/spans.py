@@ -228,6 +228,8 @@ def _chunks(row: Mapping[str, Any], start_ns: int, options: Options) -> Iterator
     """The chunks of the last call, at their times of arrival, which count from the request being written."""
     names = (*_CHUNK, "text") if options.content else _CHUNK
     for chunk in row["chunks"] or ():
+        if chunk["ms"] is None:
+            continue  # its time was lost when a broken stream was read again
         at_ms = (row["dispatch_ms"] or 0.0) + chunk["ms"]
         found = {f"deltatap.chunk.{name}": chunk[name] for name in names if chunk[name] is not None}
         yield Event("deltatap.chunk", start_ns + round(at_ms * 1e6), found)

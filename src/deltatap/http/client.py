@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from array import array
 from contextlib import suppress
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from deltatap.endpoint import Endpoint
     from deltatap.http.credentials import Credential
     from deltatap.http.reading import Watch
+    from deltatap.http.resumable import Resumable
     from deltatap.http.route import Route
     from deltatap.http.transport import Kind
     from deltatap.messages import OpenStream
@@ -127,13 +129,20 @@ class EndpointClient:
         given = {names.get(name.lower(), name): value for name, value in route.headers.items()}
         self._headers: dict[str, Any] = {"Authorization": Omit(), **self._api.headers, **given}
 
-    async def call(self, wire: Wire, request_id: str = "unknown", watch: Watch | None = None) -> Call:
+    async def call(
+        self,
+        wire: Wire,
+        request_id: str = "unknown",
+        watch: Watch | None = None,
+        answer: Resumable | None = None,
+    ) -> Call:
         """Make one call. Errors of the API and the network are outcomes, not exceptions; so is cancelling the task.
 
         Args:
             wire: the body, and whether the answer is streamed.
             request_id: of the row, for the log.
             watch: looks at the answer while it arrives, and may cut it by cancelling the task.
+            answer: what earlier calls have read of the answer, if this call may read on; updated in place.
 
         Returns:
             What arrived and how the call ended.
@@ -142,16 +151,32 @@ class EndpointClient:
         with_options = wire.usage and wire.model not in self._refuse_stream_options
         body = without_stream_options(wire.body) if wire.usage and not with_options else wire.body
         reading = Reading(self._api, self._api.accumulator(wire.choices, keep_raw=self._keep_raw), request_id, watch)
+        reads_on, after, mode = False, None, wire.mode
+        if answer is not None:
+            answer.secrets = self._secrets
+            reads_on = answer.readable
+            reading.accumulator = answer.begin(reading.accumulator, started_at)
+            reading.identified, after = answer.changed, answer.after
+            if reads_on:
+                reading.written, reading.kernel = answer.written, answer.kernel
+                reading.late_ms = array("d", answer.late_ms)
+                mode = "complete" if answer.whole else mode
         self._open[reading.request_id, wire.mode] = reading, wire, started
-        watchdog = Watchdog(self._timeouts, started, wire.mode)
-        failure = await self._watched(self._read(wire, body, reading, watchdog), reading, watchdog)
+        watchdog = Watchdog(self._timeouts, started, mode)
+        if answer is not None and reads_on:
+            work = self._read_on(wire, answer, reading, watchdog)
+        else:
+            work = self._read(wire, body, reading, watchdog)
+        failure = await self._watched(work, reading, watchdog)
         over = time.perf_counter()
         self._open.pop((request_id, wire.mode), None)
+        if answer is not None:
+            answer.interrupt(reading.late_ms, kernel=reading.settled())
         received, status, error = reading.concluded(failure, wire.mode)
         began = None if reading.incoming is None else reading.seconds(reading.incoming.began)
         ended = reading.seconds(reading.ended) or over
         resend = False
-        if error is not None and not received.output:
+        if error is not None and (reads_on or not received.output):
             resend = await self._adapt(error, reading, wire.model if with_options else None)
         call = Call(
             started_at=started_at,
@@ -159,7 +184,7 @@ class EndpointClient:
             started=started,
             dispatch_ms=_ms(started, watchdog.written),
             headers_ms=_ms(watchdog.written, began),
-            e2e_ms=_ms(watchdog.written, ended),
+            e2e_ms=_ms(watchdog.written if reading.written is None else reading.written, ended),
             server_request_id=reading.server_request_id,
             server_timing=reading.server_timing,
             received=received,
@@ -172,7 +197,10 @@ class EndpointClient:
             clock=reading.clock,
             connection=watchdog.connection,
         )
-        return without_secrets(call, self._secrets)
+        if answer is None:
+            return without_secrets(call, self._secrets)
+        answer.call = without_secrets(answer.ended(call, after, reading=reads_on), self._secrets)
+        return answer.call
 
     def open_streams(self) -> list[OpenStream]:
         """Some of the open calls, those first that have been open for the longest time."""
@@ -268,6 +296,21 @@ class EndpointClient:
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json", **await self._signed(reading)}
         kind = await self._kind("POST", self._path(wire.model), headers, reading.token)
         incoming = await self._transport.send(kind, body.encode())
+        try:
+            await reading.read(incoming, watchdog)
+        finally:
+            incoming.close()
+
+    async def _read_on(self, wire: Wire, answer: Resumable, reading: Reading, watchdog: Watchdog) -> None:
+        """Read the answer to an earlier request on."""
+        headers = {"Accept-Encoding": "identity", **await self._signed(reading)}
+        path, query = self._api.read_on(
+            self._path(wire.model), answer.response_id or "", answer.after, whole=answer.whole
+        )
+        options: Any = {"headers": headers, "params": query}
+        # Each path is used once, so its kind is not kept.
+        response = await self._client.get(path, cast_to=httpx2.Response, options=options)
+        incoming = await self._transport.send(self._transport.kind(response.request), None)
         try:
             await reading.read(incoming, watchdog)
         finally:

@@ -25,7 +25,7 @@ from deltatap.http.parser import header_map
 from deltatap.model import INTERNAL_COMPLETE, INTERNAL_CUT, Chunks, Received
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from deltatap.api.accumulate import Accumulator
     from deltatap.api.base import Api
@@ -77,6 +77,9 @@ class Reading:
         late_ms: how long after its arrival each read happened, by the number of the read.
         fault: the exception in deltatap's own code.
         rest: the bytes of the answer that arrived after the fault.
+        written: when the first request was written, if this call reads an answer on; not a number if that is lost.
+        kernel: whether the times of all earlier reads are the kernel's.
+        identified: called once, when the id of the response is known.
     """
 
     api: Api
@@ -92,6 +95,9 @@ class Reading:
     late_ms: array[float] = field(default_factory=lambda: array("d"))
     fault: BaseException | None = None
     rest: bytearray = field(default_factory=bytearray)
+    written: float | None = None
+    kernel: bool = True
+    identified: Callable[[], None] | None = None
 
     @property
     def http_status(self) -> int | None:
@@ -127,14 +133,14 @@ class Reading:
         self.incoming, accumulator = incoming, self.accumulator
         self.received_headers = header_map(incoming.headers)
         body = AnswerBody(accumulator, self.headers.get("content-type", ""))
-        written = watchdog.written or 0.0
+        written = (watchdog.written or 0.0) if self.written is None else self.written
         late_ms = self.late_ms
-        reads = 0
+        first = reads = len(late_ms)
 
         def take(data: bytes, at: float, now: float) -> bool:
             nonlocal reads
             watchdog.last_read = now
-            if reads == 0:
+            if reads == first:
                 watchdog.first_read(now)
             if self.fault is not None:
                 self.rest += data[: _MAX_REST_BYTES - len(self.rest)]
@@ -151,9 +157,7 @@ class Reading:
                 self.rest += data[:_MAX_REST_BYTES]
                 return False
             reads += 1
-            if accumulator.done:
-                self.ended = Moment(at, now)
-            return accumulator.done
+            return self._taken(at, now)
 
         try:
             await incoming.read(take if self.watch is None else _watched(take, self.watch, accumulator.chunks, written))
@@ -165,6 +169,16 @@ class Reading:
         self._end(body, complete=True)
         if not incoming.complete:
             await _read_to_end(incoming)
+
+    def _taken(self, at: float, now: float) -> bool:
+        """Note what a read has brought; returns whether the answer has ended."""
+        accumulator = self.accumulator
+        if self.identified is not None and accumulator.response_id is not None:
+            self.identified()
+            self.identified = None
+        if accumulator.done:
+            self.ended = Moment(at, now)
+        return accumulator.done
 
     def _end(self, body: AnswerBody, *, complete: bool) -> None:
         if self.fault is not None:
@@ -178,6 +192,10 @@ class Reading:
             if not is_fault(fault):
                 raise
             self.fault = fault
+
+    def settled(self) -> bool:
+        """Whether all times are the kernel's. Call it when the response has ended."""
+        return self.kernel and self.incoming is not None and self.incoming.clock.settled()
 
     def seconds(self, moment: Moment | None) -> float | None:
         """A moment by the clock of the call, in monotonic seconds. Call it when the call is concluded."""
@@ -193,7 +211,7 @@ class Reading:
             mode: whether the answer was to be streamed; a whole answer has no chunks.
         """
         received = Received(Chunks())
-        if self.incoming is not None and self.incoming.clock.settled():
+        if self.settled():
             self.clock = "kernel"
         try:
             if self.refused is not None:

@@ -96,7 +96,7 @@ def _kept(row: Mapping[str, Any]) -> Iterator[tuple[float, bytes]]:
     due = {chunk["event"]: chunk["ms"] for chunk in row["chunks"]}
     ms = 0.0
     for number, kept in enumerate(row["raw"]):
-        ms = due.get(number, ms)
+        ms = due.get(number) or ms  # a time can be lost
         named = f"event: {kept['event']}\n".encode() if kept["event"] not in (None, "", "message") else b""
         lines = bytes(kept["data"]).split(b"\n")
         yield ms, named + b"".join(b"data: " + line + b"\n" for line in lines) + b"\n"

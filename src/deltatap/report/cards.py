@@ -257,6 +257,10 @@ def _advice(why: str, rows: Sequence[Row], analysis: Analysis) -> tuple[str, str
             ),
         )
     return {
+        "lost": (
+            "A broken answer was read again (capture.resume), so the times of its chunks are lost.",
+            "Nothing is wrong with the text. To measure these requests, capture again with capture.owed=all.",
+        ),
         "interrupted": (
             "The call ended early, after some output had arrived.",
             "See Errors for the cause. Start the capture again to send the requests that are still owed.",

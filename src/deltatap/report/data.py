@@ -333,7 +333,7 @@ def _streams(reader: Reader, captures: str, measured: str) -> list[Stream]:
 
 
 def _stream(row: Row, whole: Row | None, chosen: dict[tuple[str, str], str]) -> Stream:
-    chunks = tuple((round(chunk["ms"], 2), chunk["text"], chunk["kind"]) for chunk in row["chunks"])
+    chunks = tuple((round(chunk["ms"] or 0.0, 2), chunk["text"], chunk["kind"]) for chunk in row["chunks"])
     return Stream(
         request_id=row["request_id"],
         run_id=row["run_id"],

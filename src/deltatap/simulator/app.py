@@ -15,6 +15,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs
 
 import orjson
 from starlette.applications import Starlette
@@ -25,6 +26,7 @@ from deltatap.api import registry
 from deltatap.api.frames import Facts, openai_error, usage
 from deltatap.prompts import request_hash_of
 from deltatap.simulator.answers import ENCODING, Pace, answers, planted
+from deltatap.simulator.background import Kept, Store
 from deltatap.simulator.faults import REFUSALS, TRAITS, BadFaultError, Fault, by_rate, in_sequence, of_model, parse
 from deltatap.simulator.moderations import FLAGGED, Moderations
 from deltatap.simulator.record import Call, Record, start_of
@@ -61,6 +63,8 @@ class SimulatorSettings:
         slots: maximum number of answers that are generated at once; further calls wait in order. None: no maximum.
         flagged: the words that `/moderations` flags.
         moderation_ms: how long `/moderations` takes.
+        keep_s: how long a response in the background is kept. Later, it is not found (404).
+        stream_s: how long a response in the background can be streamed. Later, a stream is refused (400).
     """
 
     seed: int = 0
@@ -75,6 +79,8 @@ class SimulatorSettings:
     slots: int | None = None
     flagged: Sequence[str] = FLAGGED
     moderation_ms: float = 0.0
+    keep_s: float = 600.0
+    stream_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +102,7 @@ class Simulator:
         self.record = Record(settings.keep_calls)
         self.moderations = Moderations(settings.keep_calls)
         self._slots = _slots(settings)
+        self._store = Store()
         for text in settings.faults:
             parse(text)
 
@@ -106,6 +113,13 @@ class Simulator:
             routes=[
                 *(Route(base + api.path, Endpoint(self.serve, api)) for base in _BASES for api in apis),
                 *(Route(f"{base}/moderations", self._moderate, methods=["POST"]) for base in _BASES),
+                *(
+                    Route(base + api.path + rest, Endpoint(serve, api))
+                    for base in _BASES
+                    for api in apis
+                    if api.resume
+                    for rest, serve in (("/{id}", self.read), ("/{id}/cancel", self.cancel))
+                ),
                 Route("/v1/models", self._models),
                 *(Route(f"/sim/{what}", self._recorded) for what in ("calls", "counts", "stats", "moderations")),
                 Route("/sim/reset", self._reset, methods=["POST"]),
@@ -174,7 +188,7 @@ class Simulator:
         started = time.monotonic()
         try:
             body = orjson.loads(content)
-            request_hash = request_hash_of(body)
+            request_hash = request_hash_of(_without_resume(api, body))
             parsed = api.parse_request(body)
             input_tokens = api.count_input(body, str(body.get("model")), ENCODING).tokens
             model, faults = of_model(str(body["model"]))
@@ -195,7 +209,7 @@ class Simulator:
             started=started,
             port=scope["client"][1],
             streamed=body.get("stream") is True,
-            bearer_sha256=hashlib.sha256(key.encode()).hexdigest() if key else None,
+            bearer_sha256=_sha256(key),
         )
         fault = Fault(("401",)) if self._refuses(key) else self._fault(faults, call)
         call.fault = None if fault is None else fault.text
@@ -209,6 +223,65 @@ class Simulator:
             ended = "client_gone"
         finally:
             self.record.end(call, ended)
+
+    async def read(self, api: Api, scope: Scope, receive: Receive, send: Send) -> None:
+        """Read a response in the background: its events after a number, or all of it."""
+        query = parse_qs(scope["query_string"].decode("latin-1"))
+        kept = self._store.find(scope["path_params"]["id"], self.settings.keep_s)
+        if scope["method"] != "GET" or kept is None:
+            await _not_found(api, scope["path_params"]["id"])(scope, receive, send)
+            return
+        streamed, after = query.get("stream") == ["true"], query.get("starting_after", [""])[0]
+        headers = {name.decode().lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        key = _key(headers)
+        first = kept.call
+        call = self.record.begin(
+            key=first.key, prompt=first.prompt, path=scope["path"], model=first.model, started=time.monotonic(),
+            streamed=streamed, bearer_sha256=_sha256(key), method="GET", response_id=kept.id,
+            after=int(after) if after.isdecimal() else None,
+        )  # fmt: skip
+        fault = Fault(("401",)) if self._refuses(key) else self._fault(of_model(first.model)[1], call)
+        call.fault = None if fault is None else fault.text
+        ended = "broken"
+        try:
+            ended = await self._read(api, kept, call, fault or Fault(()), scope, receive, send)
+        except BrokenOff:
+            pass
+        except ConnectionResetError:
+            ended = "client_gone"
+        finally:
+            self.record.end(call, ended)
+
+    async def _read(
+        self, api: Api, kept: Kept, call: Call, fault: Fault, scope: Scope, receive: Receive, send: Send
+    ) -> str:
+        """Answer a call that reads a response; returns how it ended."""
+        transport = scope["extensions"]["transport"]
+        if "cut_first" in fault:
+            transport.close()
+            raise BrokenOff
+        refusal = next((_refusal(api, name, argument=fault.argument) for name in fault.names if name in REFUSALS), None)
+        if refusal is None and call.streamed and time.monotonic() - kept.created > self.settings.stream_s:
+            why = f"This response can no longer be streamed because it is more than {self.settings.stream_s:g} s old."
+            refusal = _refusal(api, "400", why)
+        if refusal is not None:
+            call.http_status = refusal.status_code
+            await refusal(scope, receive, send)
+            return "refused"
+        call.http_status = 200
+        if not call.streamed:
+            await JSONResponse(kept.whole())(scope, receive, send)
+            return "done" if kept.over else "unfinished"
+        return await _followed(kept, call, fault, {}, scope, receive, send)
+
+    async def cancel(self, api: Api, scope: Scope, receive: Receive, send: Send) -> None:
+        """Cancel a response in the background."""
+        kept = self._store.find(scope["path_params"]["id"], self.settings.keep_s)
+        if scope["method"] != "POST" or kept is None:
+            await _not_found(api, scope["path_params"]["id"])(scope, receive, send)
+            return
+        kept.cancel()
+        await JSONResponse(kept.whole())(scope, receive, send)
 
     def _fault(self, requested: Sequence[Fault], call: Call) -> Fault | None:
         """The fault that the request asks for, or a random fault if the request asks for none."""
@@ -262,6 +335,15 @@ class Simulator:
         facts = _facts(incoming, call, fault, found)
         frames = api.frames(facts)
         headers = {api.request_id_headers[0]: f"req_sim{call.number:08d}", "openai-processing-ms": "1", **limits}
+        if "background" in facts.traits:
+            kept = Kept(frames.unfinished("queued")["id"], call, frames, found, time.monotonic())
+            call.response_id = kept.id
+            self._store.add(kept)
+            kept.start(self.record, fault)
+            if call.streamed:
+                return await _followed(kept, call, fault, headers, scope, receive, send)
+            await JSONResponse(kept.whole(), headers=headers)(scope, receive, send)
+            return "unfinished"
         if not call.streamed:
             await asyncio.sleep(max(sum(answer.waits_s) for answer in found))
             for index, answer in enumerate(found):
@@ -314,6 +396,8 @@ def _slots(settings: SimulatorSettings) -> AbstractAsyncContextManager[None]:
 def _refused(incoming: _Incoming, fault: Fault, limits: dict[str, str]) -> Response | None:
     """The refusal that the fault or the limits cause. None if the call gets an answer."""
     api = incoming.api
+    if api.resume and incoming.body.get("background") and incoming.body.get("store") is False:
+        return _refusal(api, "400", "Background mode requires store=true.")
     if "no_stream_options" in fault and "stream_options" in incoming.body:
         return _refusal(api, "400", "Unrecognized request argument supplied: stream_options")
     if name := next((name for name in fault.names if name in REFUSALS), None):
@@ -324,6 +408,8 @@ def _refused(incoming: _Incoming, fault: Fault, limits: dict[str, str]) -> Respo
 def _facts(incoming: _Incoming, call: Call, fault: Fault, found: Sequence[Answer]) -> Facts:
     output, reasoning = sum(answer.tokens for answer in found), sum(answer.reasoning_tokens for answer in found)
     traits = tuple(name for name in fault.names if name in TRAITS)
+    if incoming.api.resume and incoming.body.get("background"):
+        traits = (*traits, "background")
     reports = incoming.parsed.usage
     return Facts(
         f"sim{call.number:08d}",
@@ -335,6 +421,37 @@ def _facts(incoming: _Incoming, call: Call, fault: Fault, found: Sequence[Answer
         logprobs=incoming.parsed.logprobs,
         traits=traits,
     )
+
+
+async def _followed(
+    kept: Kept, call: Call, fault: Fault, headers: Mapping[str, str], scope: Scope, receive: Receive, send: Send
+) -> str:
+    """Stream a response in the background; returns how the call ended."""
+    headers = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", **headers}
+    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": 200, "headers": encoded})
+    gone = asyncio.Event()
+    watch = asyncio.create_task(_disconnected(receive, gone))
+    try:
+        after = -1 if call.after is None else call.after
+        return await kept.follow(after, send, fault, scope["extensions"]["transport"], gone)
+    finally:
+        watch.cancel()
+
+
+def _without_resume(api: Api, body: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The body without the fields that ``capture.resume`` adds, which no hash contains."""
+    resumes = bool(api.resume) and all(body.get(name) == value for name, value in api.resume.items())
+    return {name: value for name, value in body.items() if not resumes or name not in api.resume}
+
+
+def _not_found(api: Api, response_id: str) -> Response:
+    message = f"Response with id '{response_id}' not found."
+    return JSONResponse(api.error_body(404, "invalid_request_error", None, message), 404)
+
+
+def _sha256(key: str) -> str | None:
+    return hashlib.sha256(key.encode()).hexdigest() if key else None
 
 
 async def _disconnected(receive: Receive, gone: asyncio.Event) -> None:

@@ -47,6 +47,9 @@ class Call:
         port: of the client.
         began: when the simulator began to generate the answer; 0 if it did not.
         bearer_sha256: sha256 of the API key; None if the request had none.
+        method: POST, or GET if the call read a response that is kept in the background.
+        response_id: of a response in the background.
+        after: the number after which a GET asked for events; None without one.
     """
 
     number: int
@@ -69,6 +72,9 @@ class Call:
     usage: dict[str, Any] | None = None
     ended: str = "open"
     bearer_sha256: str | None = None
+    method: str = "POST"
+    response_id: str | None = None
+    after: int | None = None
 
     def write(self, at: float, choice: int, piece: Piece) -> None:
         """Record a piece that is being written."""
@@ -92,6 +98,8 @@ class Record:
         """Forget everything."""
         self.calls: deque[Call] = deque(maxlen=self._keep)
         self.attempts: Counter[str] = Counter()
+        self.posts: Counter[str] = Counter()
+        self.gets: Counter[str] = Counter()
         self.finished: Counter[str] = Counter()
         self.statuses: Counter[int] = Counter()
         self.open = 0
@@ -116,6 +124,7 @@ class Record:
         call = Call(number=self.total, attempt=self.attempts[known["key"]], **known)
         self.total += 1
         self.attempts[call.key] += 1
+        (self.gets if call.method == "GET" else self.posts)[call.key] += 1
         self.open += 1
         self.most_open = max(self.most_open, self.open)
         self.calls.append(call)
@@ -135,13 +144,18 @@ class Record:
             self.late.append(seconds)
 
     def counts(self) -> dict[str, Any]:
-        """Number of calls and of complete answers, in total and by key."""
+        """Number of calls and of complete answers, in total and by key. `gets` read an answer that is kept."""
         return {
-            "calls": self.total,
+            "calls": self.posts.total(),
+            "gets": self.gets.total(),
             "finished": self.finished.total(),
             "statuses": {str(status): count for status, count in self.statuses.items()},
-            "by_key": {key: {"calls": count, "finished": self.finished[key]} for key, count in self.attempts.items()},
+            "by_key": {key: self._of_key(key) for key in self.posts},
         }
+
+    def _of_key(self, key: str) -> dict[str, int]:
+        gets = {"gets": self.gets[key]} if key in self.gets else {}
+        return {"calls": self.posts[key], "finished": self.finished[key], **gets}
 
     def all_calls(self) -> dict[str, Any]:
         """The calls that are kept in full, and the number of older calls that were dropped."""

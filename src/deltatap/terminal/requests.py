@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _WIDTH = 50
+# What followed the break of a stream, by its outcome.
+_FOLLOWED = {
+    "stream": "read on without a new request",
+    "whole": "the whole answer was read without a new request",
+    "expired": "the provider no longer had the answer, so the request was sent again",
+    "unseen": "no event had arrived, so the request was sent again",
+}
 # Characters of a message and of a prompt in a list.
 _MESSAGE, _ASKED = 160, 70
 
@@ -60,6 +67,18 @@ def show_failures(
     line(console, f"one request with everything that arrived: `deltatap show{to_show} REQUEST_ID`", style="dim")
 
 
+def _show_calls(console: Console, row: Mapping[str, Any]) -> None:
+    """Print the earlier calls of a row, its breaks, and the row whose answer it reuses."""
+    # Tables of older versions lack some columns.
+    if reused := row.get("reused_from"):
+        line(console, f"the answer of request {reused['request_id']} in run {reused['run_id']}, reused without a call")
+    for at, call in enumerate(row["retries"] or (), 1):
+        received = f"{len(call['text'] or ''):,} characters received"
+        line(console, f"call {at}: {call['error_type']}, {received}", style="yellow")
+    for each in row.get("resumed") or ():
+        line(console, f"broke off ({each['error_type']}): {_FOLLOWED[each['outcome']]}", style="yellow")
+
+
 def show_capture(console: Console, row: Mapping[str, Any]) -> None:
     """Print one row of ``captures``: its outcome, when its chunks arrived, its times, its text."""
     model = row["response_model"] or row["request_model"]
@@ -70,14 +89,11 @@ def show_capture(console: Console, row: Mapping[str, Any]) -> None:
     if error:
         kind = " ".join(str(part) for part in (error["type"], error.get("http_status"), error["code"]) if part)
         line(console, f"{kind}: {error['message'] or ''}", style="red")
-    if "reused_from" in row and (reused := row["reused_from"]):  # tables of older versions lack the column
-        line(console, f"the answer of request {reused['request_id']} in run {reused['run_id']}, reused without a call")
-    for at, call in enumerate(row["retries"] or (), 1):
-        received = f"{len(call['text'] or ''):,} characters received"
-        line(console, f"call {at}: {call['error_type']}, {received}", style="yellow")
+    _show_calls(console, row)
     if prompt := prompt_line(row["request"], row["api"]):
         line(console, f"prompt: {prompt}")
-    line(console, sparkline([chunk["ms"] for chunk in row["chunks"] or () if chunk["kind"] in OUTPUT_KINDS]))
+    times = [chunk["ms"] for chunk in row["chunks"] or () if chunk["kind"] in OUTPUT_KINDS and chunk["ms"] is not None]
+    line(console, sparkline(times))
     line(console, ", ".join(_facts(row)))
     if checks := row.get("partial_moderation"):
         line(console, f"moderation: {moderated(json.loads(checks))}")

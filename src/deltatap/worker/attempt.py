@@ -6,6 +6,7 @@ read the landed rows. Plain Python: Spark, or a thread of the driver, only calls
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,10 @@ from deltatap.http.route import route_of
 from deltatap.messages import Heartbeat
 from deltatap.state import RunState
 from deltatap.worker.arrivals import due_times
-from deltatap.worker.bootstrap import context_of, running_engine, streams_of
+from deltatap.worker.bootstrap import context_of, resuming_of, running_engine, streams_of
 from deltatap.worker.jobs import BATCH_ROWS, jobs_of_part
 from deltatap.worker.journal import JournalWriter, journaled_rows, warm_up
+from deltatap.worker.kept_streams import KeptStreamsFile
 from deltatap.worker.link import Link, heartbeat
 
 if TYPE_CHECKING:
@@ -94,16 +96,31 @@ def capture_part(task: CaptureTask, part: int) -> Receipt:
     known = set(np.union1d(journaled, plan.landed_rows(part)).tolist())
     context = context_of(settings, task.prices, task.run_id, part)
     warm_up(context)
+    resuming, flush_s = resuming_of(settings, state.kept_streams()), settings.state.flush_s
     journal = JournalWriter(
-        state.journal, f"{task.folder.name}-{claim}", context, plan=epoch, part=part, flush_s=settings.state.flush_s
+        state.journal,
+        f"{task.folder.name}-{claim}",
+        context,
+        plan=epoch,
+        part=part,
+        flush_s=flush_s,
+        written=None if resuming is None else resuming.journaled,
     )
+    kept = settings.capture.resume and resuming is not None
     arrivals, calls = settings.capture.arrivals, task.calls
     due = None if arrivals is None or calls is None else due_times(arrivals, calls, part)
     look_ahead = 2 * streams_of(settings) + BATCH_ROWS
     with (
+        KeptStreamsFile(state, claim, resuming, flush_s=flush_s) if kept else nullcontext(),
         journal,
         running_engine(
-            settings, credential, journal.put, look_ahead=look_ahead, route=route, hold=journal.hold
+            settings,
+            credential,
+            journal.put,
+            look_ahead=look_ahead,
+            route=route,
+            hold=journal.hold,
+            resuming=resuming,
         ) as engine,
         Link(state, plan, claim, epoch, engine, journal, grace_s=settings.timeouts.grace_s),
     ):

@@ -11,18 +11,22 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from deltatap.api.registry import specification
 from deltatap.http.client import EndpointClient
 from deltatap.worker.counting import Context
 from deltatap.worker.engine import Engine
+from deltatap.worker.resuming import Resuming
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from deltatap.config import Settings
     from deltatap.http.credentials import Credential
     from deltatap.http.route import Route
+    from deltatap.messages import KeptStream
     from deltatap.model import Capture
     from deltatap.prices import Prices
+    from deltatap.worker.resuming import Key
 
 # The interpreter lets another thread run after this time; Python's default of 5 ms would delay the event loop.
 _SWITCH_S = 0.0005
@@ -56,6 +60,7 @@ def running_engine(
     share: int = 0,
     route: Route | None = None,
     hold: Callable[[Capture], None] | None = None,
+    resuming: Resuming | None = None,
 ) -> Iterator[Engine]:
     """An engine with its client, running until the context ends.
 
@@ -67,7 +72,10 @@ def running_engine(
         share: see :class:`Engine`.
         route: the way to the endpoint; None: the way that the configuration describes.
         hold: receives each capture whose checks take longer than a flush interval.
+        resuming: see :class:`Engine`; None: answers of earlier workers are unknown.
     """
+    if resuming is None:
+        resuming = resuming_of(settings)
     engine = Engine(
         lambda: make_client(settings, credential, route),
         limits=settings.capture,
@@ -77,9 +85,16 @@ def running_engine(
         moderation=settings.moderation,
         limited=settings.limits.requests_per_minute is not None,
         hold=None if hold is None else (settings.state.flush_s, hold),
+        resuming=resuming,
     )
     with engine, settled():
         yield engine
+
+
+def resuming_of(settings: Settings, earlier: Mapping[Key, KeptStream] | None = None) -> Resuming | None:
+    """The answers that a worker reads on; None if the API cannot do that. `earlier` are those of killed workers."""
+    able = bool(specification(settings.endpoint.api).resume)
+    return Resuming(settings.endpoint.label, earlier) if able else None
 
 
 def make_client(settings: Settings, credential: Credential | None, route: Route | None = None) -> EndpointClient:

@@ -35,8 +35,10 @@ if TYPE_CHECKING:
 
     from deltatap import config
     from deltatap.http.reading import Watch
+    from deltatap.http.resumable import Resumable
     from deltatap.messages import OpenStream, Permit
     from deltatap.model import Verdict, Wire
+    from deltatap.worker.resuming import Resuming
 
 _JOIN_S = 10.0
 # The heartbeat's lag covers this many seconds.
@@ -69,8 +71,10 @@ class Proceed:
 class Client(Protocol):
     """Makes calls."""
 
-    async def call(self, wire: Wire, request_id: str, watch: Watch | None = None) -> Call:
-        """Make one call. Returns normally even if the call fails or is cancelled."""
+    async def call(
+        self, wire: Wire, request_id: str, watch: Watch | None = None, answer: Resumable | None = None
+    ) -> Call:
+        """Make one call, or read an answer on. Returns normally even if the call fails or is cancelled."""
         ...
 
     async def moderate(self, model: str, text: str, *, within_s: float) -> Verdict | CaptureError:
@@ -141,6 +145,7 @@ class Engine:
         moderation: config.Moderation | None = None,
         limited: bool = False,
         hold: tuple[float, Callable[[Capture], None]] | None = None,
+        resuming: Resuming | None = None,
     ) -> None:
         """Nothing runs before the engine is entered.
 
@@ -153,6 +158,7 @@ class Engine:
             moderation: how the texts of the answers are checked; None: not at all.
             limited: whether a call of moderation needs a permit, as a request does.
             hold: receives each capture whose checks take longer than this many seconds; None: nothing does.
+            resuming: reads broken answers on; None if the API cannot do that.
         """
         self._make_client, self._limits, self._deliver = make_client, limits, deliver
         self._scheduler = Scheduler(share)
@@ -168,6 +174,7 @@ class Engine:
         self._broken: BaseException | None = None
         self._random = random.Random()  # noqa: S311 - jitter, not secrets
         self._breaker = Breaker()
+        self._resuming = resuming
         self._cool_until = 0.0
         self._cool_why = self._retry_why = ""
         self._moderation, self._limited, self._hold = moderation, limited, hold
@@ -288,10 +295,14 @@ class Engine:
     async def _call(self, job: Job) -> None:
         if job.wire is None:
             raise RuntimeError("a bad row is never scheduled")
-        call = await self._made(job, job.wire)
+        answer = None if self._resuming is None else self._resuming.answer(job, job.wire)
+        known = None if answer is None else answer.call
+        call = await self._made(job, job.wire, answer)
+        # The calls that read one answer are one call.
+        before = job.calls.pop() if known is not None and job.calls and job.calls[-1] is known else None
         job.calls.append(call)
         try:
-            self._tally.ended(job, call)
+            self._tally.ended(job, call, before)
             again_at = self._again_at(job, job.wire, call)
         except BaseException as error:  # noqa: BLE001 - logged, or else raised again
             internal_error(error, job.request.request_id, INTERNAL_COMPLETE, "count the call")
@@ -301,15 +312,15 @@ class Engine:
         else:
             self._scheduler.retry_at(job, again_at)
 
-    async def _made(self, job: Job, wire: Wire) -> Call:
+    async def _made(self, job: Job, wire: Wire, answer: Resumable | None) -> Call:
         """Make the call. If the client itself fails, nothing is known of the answer, so it is not bought again."""
         started_at, started = time.time(), time.perf_counter()
         try:
             if self._moderator is None:
-                return await self._client.call(wire, job.request.request_id)
+                return await self._client.call(wire, job.request.request_id, answer=answer)
             watch = self._moderator.watch(job)
             try:
-                return await self._client.call(wire, job.request.request_id, watch)
+                return await self._client.call(wire, job.request.request_id, watch, answer)
             finally:
                 watch.ended()
         except BaseException as error:  # noqa: BLE001 - as above
@@ -333,10 +344,15 @@ class Engine:
         if wait_s is not None and self.too_long is None:
             self.too_long = f"rate limited {until(time.time(), wait_s)}: {refusal}"
             self._stop(None)
+        jitter = self._random.random()
+        read = self._resuming and self._resuming.next_read(job, call, self._limits, now=now, jitter=jitter)
         if self._breaker.ended(call, refusal):
             for waiting in self._scheduler.drop(wire.model):
                 self._finish(waiting)
-        retry = next_try(job.tries, call.status, error, self._limits, now=now, jitter=self._random.random())
+        if read is None:
+            retry = next_try(job.tries, call.status, error, self._limits, now=now, jitter=jitter)
+        else:
+            retry = read.retry
         if (cool := cool_down(call, retry, self._limits)) is not None:
             self._pause(now + cool.seconds, cool.why)
         if retry is None or self._scheduler.stopped or self._breaker.parked(wire.model):
@@ -439,6 +455,8 @@ class Engine:
 
     def _done(self, capture: Capture) -> None:
         job, following = capture.job, capture.job.then
+        if self._resuming is not None:
+            self._resuming.ended(job)
         try:
             self._deliver(capture)
             if capture.completed:

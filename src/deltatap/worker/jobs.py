@@ -109,7 +109,12 @@ def job_of(
     try:
         if request.body is not None:
             job.wire = wire(
-                request.body, api=endpoint.api, mode=mode, include_usage=endpoint.include_usage, added=endpoint.added
+                request.body,
+                api=endpoint.api,
+                mode=mode,
+                include_usage=endpoint.include_usage,
+                added=endpoint.added,
+                resume=settings.capture.resume,
             )
             job.expected = None if prices is None else expected_use(job.wire, settings, prices)
     except BaseException as error:  # noqa: BLE001 - raised again if it is not this row's trouble

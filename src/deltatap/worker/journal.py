@@ -32,7 +32,7 @@ from deltatap.worker.rows import JOURNAL_SCHEMA, journal_batch
 from deltatap.worker.timing import Times
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -101,7 +101,17 @@ class Totals:
 class JournalWriter:
     """Writes captures as they finish: one file per flush interval, and the last one on exit."""
 
-    def __init__(self, folder: Path, prefix: str, context: Context, *, plan: int, part: int, flush_s: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        prefix: str,
+        context: Context,
+        *,
+        plan: int,
+        part: int,
+        flush_s: float,
+        written: Callable[[Sequence[Capture]], None] | None = None,
+    ) -> None:
         """Nothing runs before the writer is entered.
 
         Args:
@@ -111,9 +121,11 @@ class JournalWriter:
             plan: the plan's epoch.
             part: the part of the plan.
             flush_s: the maximum time from a capture's end to the start of its write, in seconds.
+            written: called with captures when they are on disk; None if nobody needs that.
         """
         self._folder, self._prefix, self._context = folder, prefix, context
         self._plan, self._part, self._flush_s = plan, part, flush_s
+        self._written = written
         # With each capture, whether it is held.
         self._queue: queue.SimpleQueue[tuple[Capture, bool] | None] = queue.SimpleQueue()
         self._held, self._to_hold = held.HeldFiles(), list[Row]()
@@ -177,6 +189,8 @@ class JournalWriter:
         self._hold()
         if rows:
             self._held.release(self._write(rows))
+            if self._written is not None:
+                self._written([row.capture for row in rows])
         for row in rows:
             self.totals.add(row)
         return taken is not None

@@ -70,7 +70,7 @@ def next_try(
     out_of_time = error.type == "timeout" and error.code == "total"
     if kind.retry == "never" or out_of_time or enough:
         return None
-    asked, back_off = asked_s(error), _backoff(count, jitter)
+    asked, back_off = asked_s(error), backoff(count, jitter)
     wait = asked or back_off if waits else max(asked or 0.0, min(back_off, limits.retry_for_s))
     if (waits or asked is not None) and now + wait - tries.failing_since > limits.retry_for_s:
         return None
@@ -140,7 +140,8 @@ def stops_run(error: CaptureError | None) -> bool:
     return error is not None and ERRORS[error.type].stops_run
 
 
-def _backoff(tries: int, jitter: float) -> float:
+def backoff(tries: int, jitter: float) -> float:
+    """How long to wait after this many failures, in seconds; `jitter` is from 0 to 1."""
     return float(min(_BACKOFF_MAX_S, _BACKOFF_S * 2 ** (min(tries, 16) - 1)) * (0.5 + jitter / 2))
 
 

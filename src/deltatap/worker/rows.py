@@ -163,8 +163,8 @@ def chunks_array(chunks: Sequence[Chunks], tokens: Sequence[Tokens | None]) -> p
 
     choice = joined("choice")
     fields = [
-        pa.array(joined("ms", np.double)),
-        pa.array(joined("gap_ms", np.double), from_pandas=True),  # NaN is null
+        pa.array(joined("ms", np.double), from_pandas=True),  # NaN is null
+        pa.array(joined("gap_ms", np.double), from_pandas=True),
         _texts_array(chunks),
         pa.array(KINDS).take(pa.array(joined("kind", np.int8))),
         pa.array(choice, mask=choice < 0),
@@ -238,6 +238,7 @@ def _values(row: Row, context: Context) -> dict[str, Any]:
         "reused_from": reused_from,
         "scheduled_ms": capture.scheduled_ms,
         "partial_moderation": capture.partial_moderation,
+        "resumed": [{**asdict(each), "at": _utc(each.at)} for call in job.calls for each in call.resumed] or None,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -39,11 +40,15 @@ class Times:
         output = [at for at, kind in enumerate(chunks.kind) if kind in _OUTPUT]
         shown = next((at for at in output if chunks.kind[at] != REASONING), None)
         return cls(
-            first_chunk_ms=chunks.ms[0],
-            ttft_ms=chunks.ms[output[0]] if output else None,
-            ttfot_ms=None if shown is None else chunks.ms[shown],
-            last_chunk_ms=chunks.ms[output[-1]] if output else None,
+            first_chunk_ms=_known(chunks.ms[0]),
+            ttft_ms=_known(chunks.ms[output[0]]) if output else None,
+            ttfot_ms=None if shown is None else _known(chunks.ms[shown]),
+            last_chunk_ms=_known(chunks.ms[output[-1]]) if output else None,
         )
+
+
+def _known(ms: float) -> float | None:
+    return None if math.isnan(ms) else ms
 
 
 def itl_ms(chunks: Chunks, tokens: np.ndarray[Any, Any], times: Times) -> float | None:

@@ -93,12 +93,21 @@ class Tally:
         self.in_flight_tokens += tokens
         self.in_flight_usd += usd
 
-    def ended(self, job: Job, call: Call | None) -> None:
-        """Replace a call's expected use with its actual use; `call` is None when the call never began."""
+    def ended(self, job: Job, call: Call | None, before: Call | None = None) -> None:
+        """Replace a call's expected use with its actual use.
+
+        Args:
+            job: the job.
+            call: its last call; None when the call never began.
+            before: the call that this one replaces, because both have read one answer.
+        """
         at, tokens, usd = self._in_flight.pop(job)
         self.in_flight_tokens -= tokens
         self.in_flight_usd -= usd
         used_tokens, used_usd = (0.0, 0.0) if call is None else self._used(job, call)
+        if before is not None:
+            known_tokens, known_usd = self._used(job, before)
+            used_tokens, used_usd = used_tokens - known_tokens, used_usd - known_usd
         self._meter.corrected(at, used_tokens - tokens)
         self.spent_tokens += used_tokens
         self.spent_usd += used_usd

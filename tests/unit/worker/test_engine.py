@@ -46,7 +46,13 @@ class Scripted:
         self.started: list[str] = []
         self.closed = False
 
-    async def call(self, wire: Wire, request_id: str, watch: Watch | None = None) -> Call:  # noqa: ARG002 - not used
+    async def call(
+        self,
+        wire: Wire,
+        request_id: str,  # noqa: ARG002 - not used
+        watch: Watch | None = None,  # noqa: ARG002
+        answer: object = None,  # noqa: ARG002
+    ) -> Call:
         body = wire.body
         self.started.append(body)
         self.open += 1
