@@ -103,10 +103,11 @@ class Answer(Response):
 
     async def over(self) -> None:
         """Wait for the end of the answer, which nobody reads any more. Never fails."""
-        try:
-            await self.read(lambda *_: False)
-        except httpx2.TransportError:
-            return
+        while self._parser.open:  # `read` also returns when the head has arrived
+            try:
+                await self.read(lambda *_: False)
+            except httpx2.TransportError:
+                return
 
     def _deliver(self, sink: Sink, body: bytes, at: float, now: float) -> None:
         """Pass a part on. If deltatap cannot handle it, `read` raises, and the client still gets the rest."""

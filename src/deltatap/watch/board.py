@@ -102,9 +102,11 @@ class Board:
             now: monotonic seconds.
         """
         if seen is None:
-            self.state, self._last = "ended", {**self._last, "streams": [], "open": 0}
+            self.state = "ended"
         elif seen.run_id:
             self._follow(seen, now)
+        if self.state == "ended" and self._last:
+            self._last |= {"streams": [], "open": 0}
         return {**self._last, "state": self.state, "reason": self.reason, "run": self._run_id}
 
     def _follow(self, seen: Seen, now: float) -> None:

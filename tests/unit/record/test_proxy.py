@@ -140,6 +140,36 @@ def test_other_paths_pass_unrecorded(tmp_path: Path, path: str) -> None:
     assert proxy.rows == []
 
 
+def test_an_unrecorded_answer_may_come_in_pieces(tmp_path: Path) -> None:
+    """The server waits until the client has read the head, then until it has read the first half."""
+    client_read: list[threading.Event] = [threading.Event(), threading.Event()]
+
+    def serve(listening: socket.socket) -> None:
+        client, _ = listening.accept()
+        with client:
+            client.recv(65536)
+            client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n")
+            for read, piece in zip(client_read, (b"ab", b"cd"), strict=True):
+                read.wait(20)
+                client.sendall(piece)
+            client.recv(65536)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve, args=(listening,))
+        thread.start()
+        upstream = f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
+        with (
+            recording(upstream, tmp_path) as proxy,
+            socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as client,
+        ):
+            client.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert client.recv(65536).endswith(b"\r\n\r\n")
+            for read, piece in zip(client_read, (b"ab", b"cd"), strict=True):
+                read.set()
+                assert client.recv(65536) == piece
+        thread.join()
+
+
 def test_head_and_204_end_without_a_body(tmp_path: Path) -> None:
     head = b"HTTP/1.1 200 OK\r\nContent-Length: 200\r\n\r\n"
     none = b"HTTP/1.1 204 No Content\r\n\r\n"
