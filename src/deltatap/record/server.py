@@ -7,6 +7,7 @@ connection, ``run.py`` decides when to stop.
 from __future__ import annotations
 
 import asyncio
+import resource
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -49,6 +50,7 @@ class Server:
 
     def start(self) -> None:
         """Accept connections from now on."""
+        _allow_files()
         self._thread.start()
 
     def stop(self, grace_s: float) -> None:
@@ -113,3 +115,11 @@ class Server:
     def _cut(self) -> None:
         for session in self._sessions.values():
             session.cut()
+
+
+def _allow_files() -> None:
+    """Let the process open as many files as the system permits: each connection of a client takes two."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < hard:
+        with suppress(ValueError, OSError):  # macOS permits less than its hard limit says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

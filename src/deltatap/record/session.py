@@ -20,10 +20,11 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from deltatap.api.registry import NAMES, specification
+from deltatap.http.faults import internal_error
 from deltatap.http.outcomes import FAILURES
 from deltatap.http.redact import without_secrets
 from deltatap.http.stream_socket import StreamSocket, prepare
-from deltatap.model import CaptureError, ConnectionTimes
+from deltatap.model import INTERNAL_CUT, CaptureError, ConnectionTimes
 from deltatap.record.forwarding import api_of, forwarded, is_chunked
 from deltatap.record.outbox import Outbox
 from deltatap.record.requests import End, Head, Part, RequestParser
@@ -243,6 +244,10 @@ class Session:
             elif recording is not None:
                 self._record(recording.left() if self._left else _STOPPED)
             raise
+        except Exception as fault:  # noqa: BLE001 - one connection's trouble is that connection's trouble
+            request_id = "that is not recorded" if recording is None else recording.request_id
+            self._record(internal_error(fault, request_id, INTERNAL_CUT, "pass the call on"))
+            return False
 
     def _record(self, failure: CaptureError | None) -> None:
         """Record the end of the exchange, once."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from deltatap.http.proxy import Proxy
 from deltatap.record.forwarding import Target, api_of, deployment_of, forwarded, is_chunked, path_of, secrets_of
 from deltatap.record.requests import Head
 
@@ -91,6 +92,16 @@ def test_only_codings_that_can_be_decoded_are_asked_for(accepted: str, recorded:
     assert b"\r\nAccept-Encoding: %b\r\n" % sent in forwarded(
         head(("Accept-Encoding", accepted)), TO, recorded=recorded
     )
+
+
+def test_a_proxy_that_forwards_gets_the_whole_url() -> None:
+    proxy = Proxy("proxy.example", 3128, "Basic dXNlcjpwYXNz")
+    sent = forwarded(
+        head(method="GET", target="/v1/models?x=1"), Target.of("http://llm.example:8000/v1", proxy), recorded=False
+    )
+    assert sent.startswith(b"GET http://llm.example:8000/v1/models?x=1 HTTP/1.1\r\nHost: llm.example:8000\r\n")
+    assert b"Proxy-Authorization: " in sent
+    assert Target.of("https://llm.example/v1", proxy).forwarded_by is None
 
 
 def test_chunked_bodies() -> None:

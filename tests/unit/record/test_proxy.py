@@ -396,3 +396,31 @@ def test_stopping_cuts_what_does_not_end(tmp_path: Path) -> None:
         proxy.server.stop(0.2)
         assert client.recv(65536) == b""
     assert [(row["status"], row["error"]["code"]) for row in proxy.rows] == [("interrupted", None)]
+
+
+def test_a_fault_of_deltatap_touches_one_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> bytes:
+        raise KeyError(KEY)
+
+    with raw_server(answering(*STREAM)) as server, recording(server.base_url, tmp_path) as proxy:
+        with monkeypatch.context() as patch:
+            patch.setattr("deltatap.record.session.forwarded", fail)
+            assert talk(proxy.port, request()) == b""
+        assert talk(proxy.port, request()) == b"".join(STREAM)
+    assert [(row["status"], (row["error"] or {}).get("type")) for row in proxy.rows] == [
+        ("failed", "internal"),
+        ("completed", None),
+    ]
+    assert KEY not in str(proxy.rows)
+
+
+def test_an_answer_that_deltatap_cannot_read_still_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise KeyError(KEY)
+
+    monkeypatch.setattr("deltatap.api.chat.ChatAccumulator._take", fail)
+    with raw_server(answering(*STREAM)) as server, recording(server.base_url, tmp_path) as proxy:
+        assert talk(proxy.port, request()) == b"".join(STREAM)
+    (row,) = proxy.rows
+    assert (row["status"], row["error"]["type"]) == ("interrupted", "internal")
+    assert b"Hel" in row["raw"][0]["data"]
