@@ -118,7 +118,7 @@ EXPECTED = {
         "role usage empty empty content error", "Half", None, "interrupted", ("stream_error", "overloaded_error"), usage=Usage(25, None, None, 0, cache_write_tokens=0)),
     "anthropic_rate_limited": Expected("role usage empty error", "", None, "failed", ("rate_limit", "rate_limit_error"), usage=Usage(25, None, None, 0, cache_write_tokens=0)),
     "anthropic_cache": Expected(
-        "role usage empty content empty finish usage empty", "It is about pride.", "max_tokens", usage=Usage(100298, 503, 100801, 100000, cache_write_tokens=0)),
+        "role usage empty content empty finish usage empty", "It is about pride.", "max_tokens", usage=Usage(100298, 503, 100801, 100000, cache_write_tokens=248, cache_write_1h_tokens=100)),
     "anthropic_refusal": Expected(
         "role usage empty content empty finish usage empty", "Hello..", "refusal", usage=Usage(564, 22, 586, 0, cache_write_tokens=0), others=["content_filter"]),
     "anthropic_web_search": Expected(
