@@ -285,7 +285,7 @@ def test_metrics_without_values_say_why(late: int, why: str) -> None:
     none = {"count": 0, "p50": None, "p95": None}
     row: dict[str, Any] = {metric.name: none for metric in METRICS} | {"inter_chunk_ms": none}
     row |= {"run_id": "r" * 22, "request_model": "gpt-4o-mini", "endpoint": "https://api.openai.com/v1",
-            "mode": "stream", "rows": 14, "late": late, "checked": 0, "settings": json.dumps({"max_loop_lag_ms": 50.0})}  # fmt: skip
+            "mode": "stream", "rows": 14, "late": late, "checked": 0, "cached_share": None, "settings": json.dumps({"max_loop_lag_ms": 50.0})}  # fmt: skip
     title, line = printed(terminal.show_metrics, [row], width=80).splitlines()
     assert title.startswith("run rrrrrr")
     assert line == f"no latencies to show: {why}"
