@@ -91,7 +91,7 @@ def test_a_dry_run_needs_neither_the_key_nor_the_endpoint(monkeypatch: pytest.Mo
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setattr("deltatap.cli.capturing.session", lambda *_: None)
     monkeypatch.setattr("deltatap.driver.estimate.estimate_run", lambda *_: "estimate")
-    monkeypatch.setattr("deltatap.driver.estimate.show", lambda *arguments: shown.extend(arguments[1:]))
+    monkeypatch.setattr("deltatap.driver.estimate_text.show", lambda *arguments: shown.extend(arguments[1:]))
     monkeypatch.setattr("deltatap.driver.source.misspelled", lambda *_: [])
     path = tmp_path / "config.yml"
     path.write_text("endpoint: {base_url: 'http://127.0.0.1:9/v1'}\n")
