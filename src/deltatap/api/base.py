@@ -13,12 +13,13 @@ from urllib.parse import quote
 
 from deltatap.api.frames import DONE, ParsedRequest, openai_error
 from deltatap.api.values import count
+from deltatap.model import OUTPUT_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from deltatap.api.accumulate import Accumulator
-    from deltatap.api.frames import Frames
+    from deltatap.api.framing import Frames
     from deltatap.api.input_tokens import InputTokens
 
 
@@ -45,8 +46,11 @@ class Api(ABC):
             the API cannot do that.
         request_id_headers: the response headers that may hold the server's request id, best first.
         end_mark: the bytes that a server writes after the last event of a stream.
+        says: the kinds of output that an answer can have.
+        call_types: the types of tool calls that an answer can have, of those that every API can store.
+        finish_reasons: the name in chat completions of each finish_reason, if it differs.
         accumulator: decodes the events of a stream, or a whole response.
-        frames: builds the events of a stream, or a whole response, for the simulator.
+        frames: builds the events of a stream, or a whole response, for the simulator and the replay.
     """
 
     name: ClassVar[str]
@@ -69,6 +73,9 @@ class Api(ABC):
     resume: ClassVar[Mapping[str, Any]] = {}
     request_id_headers: ClassVar[tuple[str, ...]] = ("x-request-id", "apim-request-id")
     end_mark: ClassVar[bytes] = DONE
+    says: ClassVar[frozenset[str]] = frozenset(OUTPUT_KINDS)
+    call_types: ClassVar[frozenset[str]] = frozenset(("function", "custom"))
+    finish_reasons: ClassVar[Mapping[str, str]] = {}
     accumulator: ClassVar[type[Accumulator]]
     frames: ClassVar[type[Frames]]
 
@@ -171,24 +178,20 @@ class Api(ABC):
         """The body of a refusal with this HTTP status; `kind` and `code` are OpenAI's type and code."""
         return openai_error(kind, code, message)
 
-    def replayed(self, row: Mapping[str, Any]) -> list[tuple[float, bytes]]:  # noqa: ARG002 - same as below
-        """The frames of a captured stream, built from its chunks: (ms, bytes).
+    def refusal(self, status: int, code: str | None, message: str) -> dict[str, Any]:
+        """The body of a captured refusal. A row has the code that the server sent or, without a code, the type."""
+        if code is not None and code.endswith("_error"):
+            return openai_error(code, None, message)
+        kind = "server_error" if status >= 500 else "invalid_request_error"  # noqa: PLR2004 - server errors
+        kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}.get(status, kind)
+        return openai_error(code if code == "insufficient_quota" else kind if code else None, code, message)
 
-        Args:
-            row: of captures, as a dict.
+    def sent(self, call: Mapping[str, Any]) -> tuple[str, str]:
+        """Name and arguments of a call that the server executed, from the call as it was sent.
 
-        Raises:
-            ValueError: if this API's events cannot be built from chunks.
+        A row has the pieces of both in its chunks.
         """
-        raise ValueError(f"a stream of {self.title} can be replayed only if capture.keep_raw kept its events")
-
-    def replayed_whole(self, row: Mapping[str, Any]) -> bytes:  # noqa: ARG002 - as above
-        """The body of a captured response that was not streamed.
-
-        Raises:
-            ValueError: if it cannot be built from the row's columns.
-        """
-        raise ValueError(f"a response of {self.title} can be replayed only if capture.keep_raw kept it")
+        return str(call.get("name") or ""), str(call.get("arguments") or "")
 
 
 def json_schema(form: object) -> Mapping[str, Any] | None:

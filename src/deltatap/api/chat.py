@@ -6,7 +6,6 @@ sources for what the servers send.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from math import isnan
 from typing import TYPE_CHECKING, Any
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 _LONGEST_PARSED = 64 * 1024
 _TEXTS = (CONTENT, REASONING, REFUSAL)
 _TEXT_FIELDS = ("content", "refusal", "reasoning_content", "reasoning")
-_REPLAYED_FIELDS = {"content": "content", "reasoning": "reasoning_content", "refusal": "refusal"}
 
 
 class ChatAccumulator(ChoicesAccumulator):
@@ -306,8 +304,7 @@ class ChatFrames(ChoicesFrames):
         if piece.kind == "arguments":
             return {"tool_calls": [{"index": piece.call, "function": {"arguments": piece.text}}]}
         if piece.kind == "call":
-            call = {"index": piece.call, **_call(call_id(self.facts, piece.call), piece.text, "")}
-            return {"tool_calls": [call]}
+            return {"tool_calls": [{"index": piece.call, **self._call(piece, "")}]}
         if piece.kind == "reasoning":
             if "content_parts" in traits:
                 return {"content": [{"type": "reasoning", "summary": [{"type": "summary_text", "text": piece.text}]}]}
@@ -315,6 +312,30 @@ class ChatFrames(ChoicesFrames):
         if piece.kind == "content" and "content_parts" in traits:
             return {"content": [{"type": "text", "text": piece.text}]}
         return {piece.kind: piece.text}
+
+    def _call(self, piece: Piece, arguments: str) -> dict[str, Any]:
+        if piece.sent is not None:
+            return dict(piece.sent)
+        id_ = call_id(self.facts, piece) if self.facts.response_id is None else piece.id
+        if piece.type == "custom":
+            return {"id": id_, "type": "custom", "custom": {"name": piece.text, "input": arguments}}
+        return {"id": id_, "type": piece.type, "function": {"name": piece.text, "arguments": arguments}}
+
+    def _start(self) -> dict[str, Any]:
+        return {"role": "assistant", "content": ""}
+
+    def _add(self, delta: dict[str, Any], piece: Piece) -> None:
+        """Add a piece to a delta. The name and the first arguments of a call are in one object."""
+        calls = delta.get("tool_calls")
+        if piece.kind != "arguments" or not calls or calls[-1]["index"] != piece.call:
+            added = self._delta(piece)
+            delta |= (
+                {**added, "tool_calls": [*calls, *added["tool_calls"]]} if calls and "tool_calls" in added else added
+            )
+        elif "custom" in calls[-1]:
+            calls[-1]["custom"]["input"] += piece.text
+        else:
+            calls[-1]["function"]["arguments"] += piece.text
 
     def _logprobs(self, texts: Sequence[str]) -> dict[str, Any] | None:
         return {"content": [logprob(text) for text in texts], "refusal": None} if self.facts.logprobs else None
@@ -328,18 +349,12 @@ class ChatFrames(ChoicesFrames):
         if reasoning := answer.text("reasoning"):
             message[_reasoning_field(self.facts.traits)] = reasoning
         if calls := answer.calls():
-            message["tool_calls"] = [
-                _call(call_id(self.facts, number), name, arguments) for number, (name, arguments) in enumerate(calls)
-            ]
+            message["tool_calls"] = [self._call(piece, arguments) for piece, arguments in calls]
         return {"message": message}
 
 
 def _reasoning_field(traits: Sequence[str]) -> str:
     return "reasoning" if "reasoning_field" in traits else "reasoning_content"
-
-
-def _call(id_: str, name: str, arguments: str) -> dict[str, Any]:
-    return {"id": id_, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 class Chat(ChoicesApi):
@@ -377,36 +392,6 @@ class Chat(ChoicesApi):
         if not isinstance(body["messages"], list):
             raise TypeError("messages is not a list")
         return super().parse_request(body)
-
-    def _replayed_output(self, row: Mapping[str, Any], chunks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        delta: dict[str, Any] = {}
-        for chunk in chunks:
-            kind = chunk["kind"]
-            if kind == "role":
-                delta |= {"role": "assistant", "content": ""}
-            elif kind == "tool_calls":
-                delta |= _replayed_calls(row, chunk)
-            elif kind in _REPLAYED_FIELDS:
-                delta[_REPLAYED_FIELDS[kind]] = chunk["text"]
-        return {"delta": delta}
-
-    def _replayed_whole_output(self, choice: Mapping[str, Any]) -> dict[str, Any]:
-        message = {"role": "assistant", "content": choice["text"], "refusal": choice["refusal"]}
-        if choice["reasoning"]:
-            message["reasoning_content"] = choice["reasoning"]
-        if choice["tool_calls"]:
-            message["tool_calls"] = json.loads(choice["tool_calls"])
-        return {"message": message}
-
-
-def _replayed_calls(row: Mapping[str, Any], chunk: Mapping[str, Any]) -> dict[str, Any]:
-    """All tool calls of a choice, at its first tool_calls chunk. A row does not say which call a chunk belongs to."""
-    of_choice = [each for each in row["chunks"] if each["kind"] == "tool_calls" and each["choice"] == chunk["choice"]]
-    if chunk is not of_choice[0]:
-        return {}
-    found = next((choice["tool_calls"] for choice in row["choices"] if choice["index"] == chunk["choice"]), None)
-    calls = json.loads(found) if found else []
-    return {"tool_calls": [{**call, "index": at} for at, call in enumerate(calls)]}
 
 
 API = Chat()

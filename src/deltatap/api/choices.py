@@ -11,18 +11,20 @@ from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import orjson
-
 from deltatap.api.accumulate import Accumulator
 from deltatap.api.base import Api
-from deltatap.api.frames import DONE, MODERATION, SAFE, STREAM_ERROR, Answer, Frames, Piece, event, openai_error
+from deltatap.api.captured import error_in
+from deltatap.api.frames import DONE, MODERATION, SAFE, STREAM_ERROR, Answer, Frame, Piece, event, openai_error
+from deltatap.api.framing import Frames
 from deltatap.api.values import count, to_json
 from deltatap.model import CONTENT, EMPTY, REASONING, REFUSAL, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from deltatap.api.captured import Captured, Event
     from deltatap.api.growing import GrowingChoice
+    from deltatap.model import StreamError
 
 # Azure's filter results and Databricks' guardrails, as they appear in a chunk.
 _FILTERS = frozenset(("prompt_filter_results", "input_guardrail", "output_guardrail"))
@@ -34,7 +36,6 @@ RARE = _FILTERS.union(_SOURCES, ("moderation", "x_groq", "base_resp"))
 _RARE_IN_CHOICE = frozenset((*_CHOICE_FILTERS, "error", "usage"))
 # Fields of a part of content.
 _PART = frozenset(("type", "text", "refusal", "thinking", "summary", "annotations"))
-_FINGERPRINT = "fp_simulator"
 _PROMPT_FILTERS = [{"prompt_index": 0, "content_filter_results": SAFE}]
 
 
@@ -209,6 +210,7 @@ class ChoicesFrames(Frames):
         kind, whole_kind: the value of `object` in a chunk and in a whole response.
     """
 
+    typed = False
     prefix: ClassVar[str]
     kind: ClassVar[str]
     whole_kind: ClassVar[str]
@@ -280,6 +282,70 @@ class ChoicesFrames(Frames):
         """An error object as data."""
         return [event(openai_error("server_error", "server_error", STREAM_ERROR), "error" if named else "")]
 
+    def refuse(self, error: StreamError) -> list[bytes]:
+        """An error object as data."""
+        return [event(openai_error(error.type, error.code, error.message))]
+
+    def replayed(self, captured: Captured) -> Iterator[Frame]:
+        """One chunk per captured event, then `[DONE]` if the answer is complete."""
+        begun: set[int] = set()
+        ms = 0.0
+        for its in captured.events:
+            ms = its.ms
+            made = self._replayed_event(captured, its, begun)
+            outputs = sum(bool(part.pieces) for part in its.parts)
+            for number, data in enumerate(made, 1):
+                yield Frame(ms, data, outputs if number == len(made) else 0)
+        if captured.completed:
+            yield Frame(ms, DONE)
+
+    def _replayed_event(self, captured: Captured, its: Event, begun: set[int]) -> list[bytes]:
+        """The chunks of one event. A chunk that another API has sent has the role before its first output."""
+        choices: dict[int, tuple[dict[str, Any], str | None]] = {}
+        more: dict[str, Any] = {}
+        refused: list[bytes] = []
+        for kind, index, text, pieces in its.parts:
+            if kind in ("error", "failed"):
+                if kind == "error" and captured.same:
+                    return [captured.error_frame(text)]
+                refused = self.refuse(error_in(text))
+                continue
+            if kind == "usage":
+                more["usage"] = {**self.facts.usage, "completion_tokens": int(text)} if text else self.facts.usage
+                continue
+            if index is None or (kind == "empty" and not captured.same):
+                continue
+            delta, finish = choices.get(index, ({}, None))
+            if index not in begun and (kind == "role" or (pieces and not captured.same)):
+                begun.add(index)
+                for name, value in self._start().items():
+                    delta.setdefault(name, value)
+            for piece in pieces:
+                self._add(delta, piece)
+            choices[index] = delta, text if kind == "finish" else finish
+        given = [
+            {"index": index, **self._output(delta), "logprobs": None, "finish_reason": finish}
+            for index, (delta, finish) in choices.items()
+            if delta or finish or captured.same
+        ]
+        if given and more and not captured.same:
+            return [self._bare(choices=given), self._bare(choices=[], **more), *refused]
+        made = [self._bare(choices=given, **more)] if given or more or (captured.same and not refused) else []
+        return [*made, *refused]
+
+    def _bare(self, **fields: Any) -> bytes:  # noqa: ANN401 - any JSON
+        facts = self.facts
+        made = {"id": self._id(), "object": self.kind, "created": facts.created, "model": facts.model}
+        return event({**made, **facts.named(), **fields})
+
+    def _start(self) -> dict[str, Any]:
+        """The start of the delta that begins a choice."""
+        return {}
+
+    def _add(self, delta: dict[str, Any], piece: Piece) -> None:
+        """Add a piece to a delta."""
+        delta |= self._delta(piece)
+
     def _choice(
         self, index: int, delta: dict[str, Any], finish: str | None = None, text: str = "", more: Mapping[str, Any] = {}
     ) -> bytes:
@@ -292,12 +358,11 @@ class ChoicesFrames(Frames):
     def _frame(self, more: dict[str, Any]) -> bytes:
         facts = self.facts
         chunk: dict[str, Any] = {
-            "id": f"{self.prefix}-{facts.id}",
+            "id": self._id(),
             "object": self.kind,
             "created": facts.created + 0.5 if "float_created" in facts.traits else facts.created,
             "model": facts.model,
-            "service_tier": "default",
-            "system_fingerprint": _FINGERPRINT,
+            **facts.named(),
             **more,
         }
         if "no_id" in facts.traits:
@@ -306,18 +371,21 @@ class ChoicesFrames(Frames):
             chunk.setdefault("usage", facts.usage if "usage_each" in facts.traits else None)
         return event(chunk)
 
+    def _id(self) -> str:
+        facts = self.facts
+        return f"{self.prefix}-{facts.id}" if facts.response_id is None else facts.response_id
+
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """A whole response with all choices."""
         facts = self.facts
         made: dict[str, Any] = {
-            "id": f"{self.prefix}-{facts.id}",
+            "id": self._id(),
             "object": self.whole_kind,
             "created": facts.created,
             "model": facts.model,
             "choices": [self._whole_choice(index, answer) for index, answer in enumerate(answers)],
-            "usage": facts.usage,
-            "service_tier": "default",
-            "system_fingerprint": _FINGERPRINT,
+            "usage": facts.usage or None,
+            **facts.named(),
         }
         if "filters" in facts.traits:
             made["prompt_filter_results"] = _PROMPT_FILTERS
@@ -329,10 +397,10 @@ class ChoicesFrames(Frames):
 
     def _whole_choice(self, index: int, answer: Answer) -> dict[str, Any]:
         choice = {
-            "index": index,
+            "index": index if answer.index is None else answer.index,
             **self._whole_output(answer),
             "logprobs": self._logprobs([piece.text for piece in answer.pieces]),
-            "finish_reason": answer.finish_reason,
+            "finish_reason": answer.finish_reason or None,
         }
         if {"filters", "late_filters"} & set(self.facts.traits):
             choice["content_filter_results"] = SAFE
@@ -340,89 +408,9 @@ class ChoicesFrames(Frames):
 
 
 class ChoicesApi(Api):
-    """An API whose responses have choices. They can be replayed from the chunks of a row."""
+    """An API whose responses have choices."""
 
     takes_n = True
     takes_stream_options = True
     per_deployment = True
     frames: ClassVar[type[ChoicesFrames]]
-
-    @abstractmethod
-    def _replayed_output(self, row: Mapping[str, Any], chunks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The output of a streamed choice, from its chunks of one event."""
-
-    @abstractmethod
-    def _replayed_whole_output(self, choice: Mapping[str, Any]) -> dict[str, Any]:
-        """The output of a whole choice."""
-
-    def replayed(self, row: Mapping[str, Any]) -> list[tuple[float, bytes]]:
-        """One chunk per captured event, then `[DONE]` if the stream was completed."""
-        made = [
-            (chunks[0]["ms"] or 0.0, event(self._replayed_chunk(row, chunks)))
-            for chunks in _by_event(row["chunks"]).values()
-        ]
-        if row["status"] == "completed":
-            made.append((made[-1][0] if made else 0.0, DONE))
-        return made
-
-    def _replayed_chunk(self, row: Mapping[str, Any], chunks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        made = _envelope(row, self.frames.kind)
-        choices: dict[int, list[Mapping[str, Any]]] = {}
-        for chunk in chunks:
-            if chunk["kind"] == "error":
-                return openai_error("server_error", None, chunk["text"])
-            if chunk["kind"] == "usage":
-                made["usage"] = _reported(row)
-            elif chunk["kind"] != "empty":
-                choices.setdefault(chunk["choice"], []).append(chunk)
-        made["choices"] = [
-            {
-                "index": index,
-                **self._replayed_output(row, its),
-                "logprobs": None,
-                "finish_reason": next((chunk["text"] for chunk in its if chunk["kind"] == "finish"), None),
-            }
-            for index, its in choices.items()
-        ]
-        return made
-
-    def replayed_whole(self, row: Mapping[str, Any]) -> bytes:
-        """The response that the row's columns describe."""
-        choices = [
-            {
-                "index": choice["index"],
-                **self._replayed_whole_output(choice),
-                "logprobs": None,
-                "finish_reason": choice["finish_reason"],
-            }
-            for choice in row["choices"]
-        ]
-        return orjson.dumps({**_envelope(row, self.frames.whole_kind), "choices": choices, "usage": _reported(row)})
-
-
-def _by_event(chunks: Sequence[Mapping[str, Any]]) -> dict[int, list[Mapping[str, Any]]]:
-    events: dict[int, list[Mapping[str, Any]]] = {}
-    for chunk in chunks:
-        events.setdefault(chunk["event"], []).append(chunk)
-    return events
-
-
-def _envelope(row: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    return {
-        "id": row["response_id"] or "",
-        "object": kind,
-        "created": int(row["started_at"].timestamp()),
-        "model": row["response_model"] or row["request_model"] or "",
-        "choices": [],
-    }
-
-
-def _reported(row: Mapping[str, Any]) -> dict[str, Any] | None:
-    usage = row["usage_reported"]
-    if usage is None:
-        return None
-    return {
-        "prompt_tokens": usage["input_tokens"],
-        "completion_tokens": usage["output_tokens"],
-        "total_tokens": usage["total_tokens"],
-    }

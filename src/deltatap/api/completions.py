@@ -64,6 +64,7 @@ class Completions(ChoicesApi):
     path = "/completions"
     prompt_field = "prompt"
     max_output_names = ("max_tokens",)
+    says = frozenset(("content",))
     accumulator = CompletionsAccumulator
     frames = CompletionsFrames
 
@@ -88,12 +89,6 @@ class Completions(ChoicesApi):
         """The prompt, if `echo` is set."""
         prompt = body.get("prompt")
         return prompt if body.get("echo") and isinstance(prompt, str) else None
-
-    def _replayed_output(self, row: Mapping[str, Any], chunks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:  # noqa: ARG002
-        return {"text": "".join(chunk["text"] for chunk in chunks if chunk["kind"] == "content")}
-
-    def _replayed_whole_output(self, choice: Mapping[str, Any]) -> dict[str, Any]:
-        return {"text": choice["text"]}
 
 
 def _texts(prompt: object) -> list[str]:

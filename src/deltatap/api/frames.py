@@ -1,12 +1,12 @@
 """The frames of the simulator and the replay: the records that all APIs share, and how an event becomes bytes. Pure.
 
-Each API's module turns these records into its own JSON. `simulator/` decides which answer is sent, and when.
+Each API's module turns these records into its own JSON, in a subclass of `framing.Frames`. `simulator/` decides which
+answer is sent, and when.
 """
 
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -60,11 +60,30 @@ class Piece(NamedTuple):
         kind: the kind of output. The text of `call` is the name of the called tool.
         text: complete characters. A token that is not valid UTF-8 on its own is joined with the next token.
         call: number of the tool call, from 0.
+        id, type: of the tool call, if a captured answer is replayed.
+        sent: the call as the server sent it, if the server executed it.
     """
 
     kind: Kind
     text: str
     call: int = 0
+    id: str | None = None
+    type: str = "function"
+    sent: Mapping[str, Any] | None = None
+
+
+class Frame(NamedTuple):
+    """A frame of a captured answer.
+
+    Attributes:
+        ms: when it is due, since the request was written.
+        data: the bytes.
+        outputs: the number of captured chunks with output that it completes.
+    """
+
+    ms: float
+    data: bytes
+    outputs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +95,9 @@ class Answer:
         tokens: number of tokens in the pieces.
         reasoning_tokens: number of reasoning tokens among them.
         waits_s: seconds to wait before each piece; the first is the time to the first token.
-        finish_reason: stop, length, tool_calls or content_filter.
+        finish_reason: stop, length, tool_calls or content_filter; in a replayed answer, as the API calls it,
+            or empty if there is none.
+        index: of the choice; None if it is the answer's place in the list.
     """
 
     pieces: tuple[Piece, ...]
@@ -84,18 +105,19 @@ class Answer:
     reasoning_tokens: int
     waits_s: tuple[float, ...]
     finish_reason: str
+    index: int | None = None
 
     def text(self, kind: Kind = "content") -> str:
         """All text of one kind."""
         return "".join(piece.text for piece in self.pieces if piece.kind == kind)
 
-    def calls(self) -> list[tuple[str, str]]:
-        """Name and arguments of each tool call."""
-        numbers = sorted({piece.call for piece in self.pieces if piece.kind == "call"})
-        return [(self._of(number, "call"), self._of(number, "arguments")) for number in numbers]
+    def calls(self) -> list[tuple[Piece, str]]:
+        """Each tool call: the piece with its name, and its arguments."""
+        found = {piece.call: piece for piece in self.pieces if piece.kind == "call"}
+        return [(piece, self._arguments(number)) for number, piece in sorted(found.items())]
 
-    def _of(self, call: int, kind: Kind) -> str:
-        return "".join(piece.text for piece in self.pieces if piece.kind == kind and piece.call == call)
+    def _arguments(self, call: int) -> str:
+        return "".join(piece.text for piece in self.pieces if piece.kind == "arguments" and piece.call == call)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +132,8 @@ class Facts:
         with_usage: whether the stream reports usage.
         logprobs: whether log probabilities are sent.
         traits: the quirks of the simulated server.
+        response_id: the complete id of a response that is replayed.
+        fingerprint, tier: `system_fingerprint` and `service_tier`; None leaves them out.
     """
 
     id: str
@@ -119,57 +143,14 @@ class Facts:
     with_usage: bool
     logprobs: bool = False
     traits: Sequence[str] = ()
+    response_id: str | None = None
+    fingerprint: str | None = "fp_simulator"
+    tier: str | None = "default"
 
-
-@dataclass(slots=True)
-class Frames(ABC):
-    """Builds one response of an API. Every method but `whole` returns a list with one frame per event.
-
-    Attributes:
-        facts: what all frames share.
-    """
-
-    facts: Facts
-
-    @abstractmethod
-    def begin(self) -> list[bytes]:
-        """Before the first piece."""
-
-    def role(self, choice: int, content: str = "") -> list[bytes]:
-        """The start of a choice, with the first content if the server sends both together."""
-        return self.piece(choice, Piece("content", content)) if content else []
-
-    @abstractmethod
-    def piece(self, choice: int, piece: Piece, finish: str | None = None) -> list[bytes]:
-        """A piece, with the finish_reason if the server sends it with the last piece."""
-
-    @abstractmethod
-    def empty(self) -> list[bytes]:
-        """An event without output."""
-
-    @abstractmethod
-    def finish(self, choice: int, reason: str) -> list[bytes]:
-        """The end of a choice."""
-
-    @abstractmethod
-    def end(self, reason: str | None) -> list[bytes]:
-        """The end of the response. If `reason` is None, the stream ends without a finish_reason."""
-
-    @abstractmethod
-    def error(self, *, named: bool) -> list[bytes]:
-        """An error in mid-stream; `named` gives the event a type."""
-
-    def unfinished(self, status: str) -> dict[str, Any]:
-        """The body of a response that is generated in the background and has not completed."""
-        raise NotImplementedError
-
-    def cancelled(self) -> list[bytes]:
-        """The end of a response in the background that was cancelled."""
-        raise NotImplementedError
-
-    @abstractmethod
-    def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
-        """The body of a response that is not streamed."""
+    def named(self) -> dict[str, Any]:
+        """The fields of a response that identify the server's configuration."""
+        fields = {"service_tier": self.tier, "system_fingerprint": self.fingerprint}
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 def event(data: Mapping[str, Any], kind: str = "") -> bytes:
@@ -178,9 +159,9 @@ def event(data: Mapping[str, Any], kind: str = "") -> bytes:
     return f"{named}data: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
 
 
-def call_id(facts: Facts, number: int) -> str:
+def call_id(facts: Facts, piece: Piece) -> str:
     """The id of a tool call."""
-    return f"call_{facts.id}_{number}"
+    return piece.id or f"call_{facts.id}_{piece.call}"
 
 
 def logprob(text: str) -> dict[str, Any]:
@@ -202,6 +183,6 @@ def usage(
     }
 
 
-def openai_error(kind: str, code: str | None, message: str) -> dict[str, Any]:
+def openai_error(kind: str | None, code: str | None, message: str | None) -> dict[str, Any]:
     """An error in OpenAI's form."""
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}

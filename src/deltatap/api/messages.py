@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from deltatap.api import prompt
 from deltatap.api.accumulate import Accumulator
 from deltatap.api.base import Api, json_schema
-from deltatap.api.frames import STREAM_ERROR, Answer, Frames, ParsedRequest, Piece, event
+from deltatap.api.frames import STREAM_ERROR, Answer, ParsedRequest, Piece, event
 from deltatap.api.growing import ToolCall
 from deltatap.api.input_tokens import InputTokens, count_messages, image_size, without_rule
+from deltatap.api.typed import TypedFrames
 from deltatap.api.values import clean, count, decode, joined, to_index, to_json
 from deltatap.model import CONTENT, REASONING, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from deltatap.model import Received
+    from deltatap.model import Received, StreamError
 
 _ERRORS = {
     400: "invalid_request_error",
@@ -293,11 +294,12 @@ _DELTAS = {
 
 
 @dataclass(slots=True)
-class MessagesFrames(Frames):
+class MessagesFrames(TypedFrames):
     """Writes typed events. A block opens with the first piece of its kind and closes before the next block."""
 
     _blocks: list[dict[str, Any]] = field(default_factory=list)
     _open: tuple[str, int] | None = None
+    _type: str = ""
     _text: str = ""
     _refused: bool = False
 
@@ -328,9 +330,11 @@ class MessagesFrames(Frames):
     def _opened(self, type_: str, piece: Piece) -> list[bytes]:
         more: dict[str, Any] = {"text": ""}
         if type_ == "tool_use":
-            more = {"id": f"toolu_{self.facts.id}_{piece.call}", "name": piece.text, "input": {}}
+            id_ = piece.id or f"toolu_{self.facts.id}_{piece.call}"
+            more = {"id": id_, "name": piece.text, "input": {}} if piece.sent is None else {**piece.sent, "input": {}}
         elif type_ == "thinking":
             more = {"thinking": "", "signature": ""}
+        self._type = type_
         self._blocks.append({"type": type_, **more})
         opened = self._block_event("start", content_block=self._blocks[-1])
         return [opened, *(self.empty() if len(self._blocks) == 1 else ())]
@@ -339,11 +343,11 @@ class MessagesFrames(Frames):
         if self._open is None:
             return []
         block, made = self._blocks[-1], []
-        if block["type"] == "tool_use":
+        if self._type == "tool_use":
             block["input"] = _decoded(self._text)
         else:
-            block[block["type"]] = self._text
-        if block["type"] == "thinking":
+            block[self._type] = self._text
+        if self._type == "thinking":
             block["signature"] = "c2ln"
             made.append(self._block_event("delta", delta={"type": "signature_delta", "signature": "c2ln"}))
         self._open, self._text = None, ""
@@ -364,33 +368,55 @@ class MessagesFrames(Frames):
         """An error event."""
         return [_event("error", error={"type": "api_error", "message": STREAM_ERROR})]
 
+    def refuse(self, error: StreamError) -> list[bytes]:
+        """An error event."""
+        return [_event("error", error=_error(error))]
+
+    def whole_error(self, body: dict[str, Any], error: StreamError) -> dict[str, Any]:
+        """A message with an error."""
+        return {**body, "error": _error(error)}
+
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The message with the same blocks as a stream."""
-        for piece in answers[0].pieces:
+        for piece in answers[0].pieces if answers else ():
             self.piece(0, piece)
         self._close()
-        message = self._message(self._stop_reason(answers[0].finish_reason))
+        message = self._message(self._stop_reason(answers[0].finish_reason if answers else ""))
         return {**message, "content": self._blocks, "usage": self._usage()}
 
-    def _stop_reason(self, reason: str) -> str:
+    def _stop_reason(self, reason: str) -> str | None:
+        if self.facts.response_id is not None:
+            return reason or None
         return "refusal" if self._refused else _STOP_REASONS.get(reason, reason)
 
     def _message(self, stop_reason: str | None) -> dict[str, Any]:
         facts = self.facts
-        made = {"id": f"msg_{facts.id}", "type": "message", "role": "assistant", "model": facts.model, "content": []}
+        id_ = f"msg_{facts.id}" if facts.response_id is None else facts.response_id
+        made = {"id": id_, "type": "message", "role": "assistant", "model": facts.model, "content": []}
         return {**made, "stop_reason": stop_reason, "stop_sequence": None}
 
     def _usage(self) -> dict[str, Any]:
-        usage = self.facts.usage
-        read = usage["prompt_tokens_details"]["cached_tokens"]
-        return {
-            "input_tokens": usage["prompt_tokens"] - read,
-            "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": read,
-            "output_tokens": usage["completion_tokens"],
-            "output_tokens_details": {"thinking_tokens": usage["completion_tokens_details"]["reasoning_tokens"]},
-            "service_tier": "standard",
+        """The usage. This API always reports it, so counts that are not known are 0."""
+        facts = self.facts
+        inputs, outputs = (facts.usage.get(f"{name}_tokens_details") or {} for name in ("prompt", "completion"))
+        read, written = inputs.get("cached_tokens"), inputs.get("cache_write_tokens")
+        made: dict[str, Any] = {
+            "input_tokens": facts.usage.get("prompt_tokens", 0) - (read or 0) - (written or 0),
+            "output_tokens": facts.usage.get("completion_tokens", 0),
         }
+        if read is not None or written is not None:
+            made |= {"cache_creation_input_tokens": written or 0, "cache_read_input_tokens": read or 0}
+        if inputs.get("cache_write_1h_tokens") is not None:
+            made["cache_creation"] = {"ephemeral_1h_input_tokens": inputs["cache_write_1h_tokens"]}
+        if facts.usage.get("num_search_queries") is not None:
+            made["server_tool_use"] = {"web_search_requests": facts.usage["num_search_queries"]}
+        if outputs.get("reasoning_tokens") is not None:
+            made["output_tokens_details"] = {"thinking_tokens": outputs["reasoning_tokens"]}
+        return {**made, "service_tier": "standard" if facts.response_id is None else facts.tier}
+
+
+def _error(error: StreamError) -> dict[str, Any]:
+    return {"type": error.code or error.type or "api_error", "message": error.message}
 
 
 def _event(kind: str, **fields: Any) -> bytes:  # noqa: ANN401 - any JSON
@@ -415,6 +441,16 @@ class Messages(Api):
     headers: ClassVar[Mapping[str, str]] = {"anthropic-version": "2023-06-01"}
     request_id_headers = ("request-id", "x-request-id")
     end_mark = b""
+    says = frozenset(("content", "reasoning", "tool_calls"))
+    call_types = frozenset(("function",))
+    finish_reasons: ClassVar[Mapping[str, str]] = {
+        "end_turn": "stop",
+        "stop_sequence": "stop",
+        "max_tokens": "length",
+        "model_context_window_exceeded": "length",
+        "tool_use": "tool_calls",
+        "refusal": "content_filter",
+    }
     accumulator = MessagesAccumulator
     frames = MessagesFrames
 
@@ -461,6 +497,16 @@ class Messages(Api):
             schema=json_schema((body.get("output_config") or {}).get("format")),
             stop=tuple(body.get("stop_sequences") or ()),
         )
+
+    def refusal(self, status: int, code: str | None, message: str) -> dict[str, Any]:
+        """Like the base class, but the type is the code."""
+        body = self.error_body(status, "", None, message)
+        return body if code is None else {**body, "error": {**body["error"], "type": code}}
+
+    def sent(self, call: Mapping[str, Any]) -> tuple[str, str]:
+        """Name and input of a call that the server executed."""
+        given = call.get("input")
+        return str(call.get("name") or ""), str(_encoded(given)) if given else ""
 
     def tool(self, tool: Any) -> tuple[str, Mapping[str, Any]]:  # noqa: ANN401 - any JSON
         """Name and JSON schema of a tool."""

@@ -20,7 +20,6 @@ from deltatap.api.frames import (
     SAFE,
     STREAM_ERROR,
     Answer,
-    Frames,
     ParsedRequest,
     Piece,
     call_id,
@@ -31,6 +30,7 @@ from deltatap.api.growing import Text
 from deltatap.api.input_tokens import InputTokens, count_messages, count_tools, without_rule
 from deltatap.api.items import arguments_in, identifier, is_call, part_texts, sent_call, texts
 from deltatap.api.output import ITEM, PART, TEXT, Calls, Place, Texts, place_of
+from deltatap.api.typed import TypedFrames
 from deltatap.api.values import decode, to_index
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from deltatap.api.growing import GrowingChoice
     from deltatap.api.items import SentCall
     from deltatap.api.output import Call, Stretch
-    from deltatap.model import Received
+    from deltatap.model import Received, StreamError
 
 
 # The events that repeat a complete text: its field, and its name in the event.
@@ -424,9 +424,16 @@ def _texts_of(event: dict[str, Any]) -> list[tuple[Place, str, dict[str, Any]]]:
     return [(place_of(text.field, event), text.text, part) for text in part_texts(part, 0, name)]
 
 
-# For each kind of output: the name of its events, the index in them, and the field of the last one with all its text.
+# For each kind of output and type of call: the name of its events, their index, and the last one's field with the text.
+# For each type of call in the form of chat completions: the type of its item, and the item's field with the arguments.
+_CALL_ITEMS = {"function": ("function_call", "arguments"), "custom": ("custom_tool_call", "input")}
+# The fields of an item that the server adds when it is complete.
+_RESULTS = frozenset(("arguments", "code", "output", "outputs", "result", "results"))
 _EVENTS_OF: Mapping[str, tuple[str, dict[str, int], str]] = {
     "call": ("function_call_arguments", {}, "arguments"),
+    "custom": ("custom_tool_call_input", {}, "input"),
+    "mcp_call": ("mcp_call_arguments", {}, "arguments"),
+    "code_interpreter_call": ("code_interpreter_call_code", {}, "code"),
     "content": ("output_text", {"content_index": 0}, "text"),
     "reasoning": ("reasoning_summary_text", {"summary_index": 0}, "text"),
     "refusal": ("refusal", {"content_index": 0}, "refusal"),
@@ -440,12 +447,13 @@ def _part(kind: str, text: str) -> dict[str, Any]:
 
 
 @dataclass(slots=True)
-class ResponsesFrames(Frames):
+class ResponsesFrames(TypedFrames):
     """Writes typed events. An item opens with the first piece of its kind and closes before the next item."""
 
     _sequence: int = -1
     _items: list[dict[str, Any]] = field(default_factory=list)
     _open: tuple[str, int] | None = None
+    _call: Piece | None = None
     _text: str = ""
 
     def begin(self) -> list[bytes]:
@@ -477,9 +485,26 @@ class ResponsesFrames(Frames):
         if piece.kind == "call":
             return made
         self._text += piece.text
-        name, index, _ = _EVENTS_OF[of[0]]
+        name, index, _ = self._events()
+        if not name:
+            return made
         more = {"logprobs": [logprob(piece.text)] if self.facts.logprobs else []} if piece.kind == "content" else {}
         return [*made, self._event(f"response.{name}.delta", **self._where(), **index, delta=piece.text, **more)]
+
+    def announce(self, kind: str) -> list[bytes]:
+        """The start of a message."""
+        if kind not in ("content", "refusal"):
+            return []
+        made = [*self._close(), *self._opened(Piece(kind, ""))]  # type: ignore[arg-type] # of Kind
+        self._open = (kind, 0)
+        return made
+
+    def _events(self) -> tuple[str, dict[str, int], str]:
+        """The events of the open item. The arguments of some calls have no events."""
+        kind, call = "" if self._open is None else self._open[0], self._call
+        if kind == "call" and call is not None and call.type != "function":
+            kind = call.type
+        return _EVENTS_OF.get(kind, ("", {}, ""))
 
     def _where(self) -> dict[str, Any]:
         return {"item_id": self._items[-1]["id"], "output_index": len(self._items) - 1}
@@ -497,15 +522,14 @@ class ResponsesFrames(Frames):
     def _item(self, piece: Piece, number: int) -> dict[str, Any]:
         facts = self.facts
         if piece.kind == "call":
-            called = call_id(facts, piece.call)
-            return {
-                "id": f"fc_{facts.id}_{number}",
-                "type": "function_call",
-                "status": "in_progress",
-                "call_id": called,
-                "name": piece.text,
-                "arguments": "",
-            }
+            self._call = piece
+            if piece.sent is not None:
+                return {name: value for name, value in piece.sent.items() if name not in _RESULTS}
+            made = {"id": f"fc_{facts.id}_{number}", "status": "in_progress", "call_id": call_id(facts, piece)}
+            if piece.type in _CALL_ITEMS:
+                type_, arguments = _CALL_ITEMS[piece.type]
+                return {**made, "type": type_, "name": piece.text, arguments: ""}
+            return {**made, "type": piece.type}
         if piece.kind == "reasoning":
             return {"id": f"rs_{facts.id}_{number}", "type": "reasoning", "summary": []}
         return {
@@ -519,25 +543,30 @@ class ResponsesFrames(Frames):
     def _close(self) -> list[bytes]:
         if self._open is None:
             return []
-        kind, item, text = self._open[0], self._items[-1], self._text
-        self._text = ""
-        if kind == "call":
-            item |= {"arguments": text, "status": "completed"}
+        kind, item, text, call = self._open[0], self._items[-1], self._text, self._call
+        name, index, complete = self._events()
+        self._text, self._open = "", None
+        if kind == "call" and call is not None:
+            item |= self._completed(call, text)
         elif kind == "reasoning":
             item["summary"] = [{"type": "summary_text", "text": text}]
         else:
             item |= {"content": [_part(kind, text)], "status": "completed"}
-        name, index, complete = _EVENTS_OF[kind]
-        return [
-            self._event(f"response.{name}.done", **self._where(), **index, **{complete: text}),
-            self._event("response.output_item.done", output_index=len(self._items) - 1, item=item),
-        ]
+        made = [self._event(f"response.{name}.done", **self._where(), **index, **{complete: text})] if name else []
+        return [*made, self._event("response.output_item.done", output_index=len(self._items) - 1, item=item)]
+
+    def _completed(self, call: Piece, arguments: str) -> dict[str, Any]:
+        """The fields of a complete call."""
+        if call.sent is not None:
+            return dict(call.sent)
+        if call.type in _CALL_ITEMS:
+            return {_CALL_ITEMS[call.type][1]: arguments, "status": "completed"}
+        content = decode(arguments.encode()) if arguments else {}
+        return {**content, "status": "completed"} if isinstance(content, dict) else {"status": "completed"}
 
     def finish(self, choice: int, reason: str) -> list[bytes]:  # noqa: ARG002 - the response's end has the reason
         """The end of the last item."""
-        made = self._close()
-        self._open = None
-        return made
+        return self._close()
 
     def end(self, reason: str | None) -> list[bytes]:
         """The complete response, whose status and details are this API's finish_reason."""
@@ -553,33 +582,42 @@ class ResponsesFrames(Frames):
         failed = {**self._response("failed"), "error": {"code": "server_error", "message": STREAM_ERROR}}
         return [self._event("response.failed", response=failed)]
 
+    def refuse(self, error: StreamError) -> list[bytes]:
+        """An error event."""
+        return [self._event("error", code=error.code or error.type, message=error.message, param=None)]
+
+    def whole_error(self, body: dict[str, Any], error: StreamError) -> dict[str, Any]:
+        """A response that failed."""
+        given = {"code": error.code or error.type, "message": error.message}
+        return {**body, "status": "failed", "error": given, "incomplete_details": None}
+
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The response with the same items as a stream."""
-        for piece in answers[0].pieces:
+        for piece in answers[0].pieces if answers else ():
             self.piece(0, piece)
         self._close()
         if self.facts.logprobs:
             for item in self._items:
                 for part in item.get("content", ()):
                     part["logprobs"] = [logprob(part.get("text", ""))]
-        reason = answers[0].finish_reason
+        reason = answers[0].finish_reason if answers else ""
         return self._response(_status(reason), reason, self._items)
 
     def _response(self, status: str, reason: str = "", output: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
         facts = self.facts
-        details = {"reason": "max_output_tokens" if reason == "length" else reason} if status == "incomplete" else None
+        details = {"reason": "max_output_tokens" if reason == "length" else reason}
         made: dict[str, Any] = {
-            "id": f"resp_{facts.id}",
+            "id": f"resp_{facts.id}" if facts.response_id is None else facts.response_id,
             "object": "response",
             "created_at": facts.created,
             "status": status,
             "error": None,
-            "incomplete_details": details,
+            "incomplete_details": details if status == "incomplete" and reason != "incomplete" else None,
             "background": "background" in facts.traits,
             "model": facts.model,
             "output": list(output),
-            "service_tier": "default",
-            "usage": _responses_usage(facts.usage) if status in ("completed", "incomplete") else None,
+            "service_tier": facts.tier,
+            "usage": _responses_usage(facts.usage) if facts.usage and status in ("completed", "incomplete") else None,
         }
         if "moderation" in facts.traits and status == "completed":
             made["moderation"] = MODERATION
@@ -593,17 +631,18 @@ class ResponsesFrames(Frames):
 
 
 def _status(reason: str) -> str:
-    return "incomplete" if reason in ("length", "content_filter") else "completed"
+    return "completed" if reason in ("", "stop", "tool_calls", "completed") else "incomplete"
 
 
 def _responses_usage(given: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "input_tokens": given["prompt_tokens"],
-        "input_tokens_details": {"cached_tokens": given["prompt_tokens_details"]["cached_tokens"]},
-        "output_tokens": given["completion_tokens"],
-        "output_tokens_details": {"reasoning_tokens": given["completion_tokens_details"]["reasoning_tokens"]},
-        "total_tokens": given["total_tokens"],
+    names = {
+        "input_tokens": "prompt_tokens",
+        "input_tokens_details": "prompt_tokens_details",
+        "output_tokens": "completion_tokens",
+        "output_tokens_details": "completion_tokens_details",
+        "total_tokens": "total_tokens",
     }
+    return {name: given[of_chat] for name, of_chat in names.items() if of_chat in given}
 
 
 class Responses(Api):
@@ -616,6 +655,7 @@ class Responses(Api):
     prompt_field = "input"
     system = "instructions"
     max_output_names = ("max_output_tokens",)
+    finish_reasons: ClassVar[Mapping[str, str]] = {"completed": "stop", "max_output_tokens": "length"}
     end_mark = b""
     accumulator = ResponsesAccumulator
     frames = ResponsesFrames
@@ -643,6 +683,11 @@ class Responses(Api):
             messages = [{"role": "system", "content": body["instructions"]}, *messages]
         counted = count_messages(messages, model, encoding) + count_tools(body.get("tools"), model, encoding)
         return counted + without_rule(body.get("text"), encoding) + InputTokens(0, approximate=True)
+
+    def sent(self, call: Mapping[str, Any]) -> tuple[str, str]:
+        """Name and arguments of a call that the server executed."""
+        found = sent_call(dict(call))
+        return found.name, found.arguments
 
     def parse_request(self, body: Mapping[str, Any]) -> ParsedRequest:
         """Like the base class, but reasoning, the output format and log probabilities have other names."""

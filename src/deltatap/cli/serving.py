@@ -38,13 +38,16 @@ def replay(
 ) -> int:
     """Serve captured answers as an OpenAI- and Anthropic-compatible endpoint, with their original timing.
 
-    A request gets the answer that was captured for the same body (request_hash), or else for the same last prompt. A
-    request with "stream": true gets a captured stream, any other request a whole answer. A stream that broke off during
-    the capture breaks off again at the same place. To watch an answer arrive, open / in a browser.
+    A request gets the answer with its request_id (a query parameter, or the header x-deltatap-request-id), or else the
+    answer that was captured for the same body (request_hash), or for the same last prompt and model. Every API can send
+    every answer that it can express, streamed or whole. A stream that broke off breaks off again at the same place.
+
+    Other options of a request: run_id, speed, from_ms, loop, cut, stall, stall_ms, merge, split, bytes_per_s and
+    drop_usage. To watch answers arrive, open / in a browser.
     """
     from deltatap.analysis.queries import newest_answers  # noqa: PLC0415
     from deltatap.replay.app import Replay  # noqa: PLC0415
-    from deltatap.replay.recordings import recording  # noqa: PLC0415
+    from deltatap.replay.recordings import recordings_of  # noqa: PLC0415
     from deltatap.simulator.server import listen, serve  # noqa: PLC0415
 
     # Reading the answers takes long, so a used port is reported first.
@@ -52,14 +55,9 @@ def replay(
         tables = reader(settings, console)
         rows = newest_answers(tables, settings, run_ids or [], most)
         tables.close()
-        recordings, reason = [], ""
-        for row in rows:
-            try:
-                recordings.append(recording(row))
-            except ValueError as error:
-                reason = str(error)
-        if reason:
-            say(console, f"{len(rows) - len(recordings):,} answers left out: {reason}")
+        recordings, reasons = recordings_of(rows)
+        for reason, count in reasons.items():
+            say(console, f"{count:,} answer{'s' * (count > 1)} left out: {reason}")
         if not recordings:
             raise ConfigError([f"captures.table: {settings.captures.table}: no answer to replay"])
         say(console, f"{len(recordings):,} answer{'s' * (len(recordings) > 1)}")

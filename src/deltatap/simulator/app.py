@@ -30,7 +30,7 @@ from deltatap.simulator.background import Kept, Store
 from deltatap.simulator.faults import REFUSALS, TRAITS, BadFaultError, Fault, by_rate, in_sequence, of_model, parse
 from deltatap.simulator.moderations import FLAGGED, Moderations
 from deltatap.simulator.record import Call, Record, start_of
-from deltatap.simulator.server import Endpoint, body_of
+from deltatap.simulator.server import Endpoint, body_of, cors, disconnected
 from deltatap.simulator.stream import BrokenOff, Stream
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ class Simulator:
         """The routes."""
         apis = registry.specifications()
         return Starlette(
+            middleware=[cors()],
             routes=[
                 *(Route(base + api.path, Endpoint(self.serve, api)) for base in _BASES for api in apis),
                 *(Route(f"{base}/moderations", self._moderate, methods=["POST"]) for base in _BASES),
@@ -124,7 +125,7 @@ class Simulator:
                 *(Route(f"/sim/{what}", self._recorded) for what in ("calls", "counts", "stats", "moderations")),
                 Route("/sim/reset", self._reset, methods=["POST"]),
                 Route("/sim/settings", self._change, methods=["POST"]),
-            ]
+            ],
         )
 
     def _refuses(self, key: str) -> bool:
@@ -358,7 +359,7 @@ class Simulator:
         encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": 200, "headers": encoded})
         gone = asyncio.Event()
-        watch = asyncio.create_task(_disconnected(receive, gone))
+        watch = asyncio.create_task(disconnected(receive, gone))
         try:
             stream = Stream(call, self.record, fault, frames, send, transport, gone)
             return await stream.run(found, api.end_mark)
@@ -431,7 +432,7 @@ async def _followed(
     encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": 200, "headers": encoded})
     gone = asyncio.Event()
-    watch = asyncio.create_task(_disconnected(receive, gone))
+    watch = asyncio.create_task(disconnected(receive, gone))
     try:
         after = -1 if call.after is None else call.after
         return await kept.follow(after, send, fault, scope["extensions"]["transport"], gone)
@@ -452,12 +453,6 @@ def _not_found(api: Api, response_id: str) -> Response:
 
 def _sha256(key: str) -> str | None:
     return hashlib.sha256(key.encode()).hexdigest() if key else None
-
-
-async def _disconnected(receive: Receive, gone: asyncio.Event) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    gone.set()
 
 
 def _refusal(

@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import uvicorn
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from deltatap.errors import ConfigError
 
 if TYPE_CHECKING:
+    import asyncio
     import ssl
     from collections.abc import Awaitable, Callable
 
@@ -23,6 +26,11 @@ if TYPE_CHECKING:
     from deltatap.api.base import Api
 
 _BACKLOG = 4096
+# The response headers that a script on a page of another origin can read.
+_EXPOSED = (
+    "retry-after", "x-request-id", "request-id", "x-deltatap-run-id", "x-deltatap-request-id",
+    *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +53,20 @@ async def body_of(receive: Receive) -> bytes:
         content.append(message.get("body", b""))
         more = message.get("more_body", False)
     return b"".join(content)
+
+
+async def disconnected(receive: Receive, gone: asyncio.Event) -> None:
+    """Wait until the client disconnects, and set the event."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    gone.set()
+
+
+def cors() -> Middleware:
+    """Allows web pages of any origin to send requests, and to read the headers of the answers."""
+    return Middleware(
+        CORSMiddleware, allow_origins=["*"], allow_methods=["*"], allow_headers=["*"], expose_headers=list(_EXPOSED)
+    )
 
 
 class _Protocol(HttpToolsProtocol):

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from starlette.types import Send
 
-    from deltatap.api.frames import Answer, Frames, Piece
+    from deltatap.api.frames import Answer, Piece
+    from deltatap.api.framing import Frames
     from deltatap.simulator.faults import Fault
     from deltatap.simulator.record import Call, Record
 

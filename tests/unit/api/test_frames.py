@@ -14,7 +14,7 @@ from deltatap.api.sse import SSEDecoder
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from deltatap.api.frames import Frames
+    from deltatap.api.framing import Frames
     from deltatap.model import Received
 
 SMILE = "\N{SLIGHTLY SMILING FACE}"

@@ -285,21 +285,19 @@ def test_requests_are_parsed_for_the_simulator(simulator: Simulation) -> None:
 def test_captured_events_are_replayed_byte_by_byte(simulator: Simulation) -> None:
     received = called(simulator).received
     row = {
-        "request_id": "a", "request_hash": "h", "request": json.dumps({"model": "m", "messages": HI}), "api": "messages",
+        "run_id": "r", "request_id": "a", "request_hash": "h", "request": json.dumps({"model": "m", "messages": HI}), "api": "messages",
         "request_model": "m", "mode": "stream", "status": "completed", "error": None, "chunks": received.chunks.to_dicts(), "headers_ms": 1.0,
         "e2e_ms": 9.0, "started_at": datetime(2026, 11, 26, tzinfo=UTC),
         "raw": [{"event": kind, "data": data} for kind, data in received.raw or ()],
     }  # fmt: skip
     found = recording(row)
     assert found.prompt == "Hi"
-    assert [frame for _, frame in found.frames] == [
+    assert [frame.data for frame in found.frames(API)] == [
         f"event: {kind}\n".encode() + b"data: " + data + b"\n\n" for kind, data in received.raw or ()
     ]
-    with pytest.raises(ValueError, match=r"the Messages API can be replayed only if capture\.keep_raw"):
-        recording({**row, "raw": None})
     refused = CaptureError("rate_limit", "rate_limit_error", "Too many.", 429)
     error = {"type": refused.type, "code": refused.code, "message": refused.message, "http_status": 429}
-    assert json.loads(recording({**row, "status": "failed", "error": error}).frames[0][1])["error"] == {
+    assert json.loads(recording({**row, "status": "failed", "error": error}).body(API))["error"] == {
         "type": "rate_limit_error",
         "message": "Too many.",
     }

@@ -1,8 +1,9 @@
-"""Recordings, and the lookup of the recording for a request. tests/spark/test_replay.py tests the endpoint itself."""
+"""What a request gets: which answer, in which form and when. tests/spark/test_replay.py tests real clients."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from datetime import UTC, datetime
 from typing import Any
@@ -10,8 +11,12 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from deltatap.api.registry import NAMES, specification
 from deltatap.prompts import request_hash_of
 from deltatap.replay.app import Replay
+from deltatap.replay.library import AmbiguousError, Library, NotFoundError
+from deltatap.replay.options import BadOptionError, Options, Place, options_of, without_selection
+from deltatap.replay.plan import plan_of
 from deltatap.replay.recordings import prompt_of, recording
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "Say it."}], "stream": True}
@@ -26,7 +31,7 @@ def row(**columns: Any) -> dict[str, Any]:
         {"ms": 21.0, "gap_ms": None, "text": "", "kind": "usage", "choice": -1, "event": 4, "read": 2},
     ]
     return {
-        "request_id": "a", "request_hash": request_hash_of(BODY), "request": json.dumps(BODY), "api": "chat",
+        "run_id": "run-1", "request_id": "a", "text": "So be it.", "request_hash": request_hash_of(BODY), "request": json.dumps(BODY), "api": "chat",
         "mode": "stream", "status": "completed", "error": None, "chunks": chunks, "raw": None, "headers_ms": 9.0,
         "e2e_ms": 22.0, "response_id": "chatcmpl-1", "response_model": "m-1", "request_model": "m",
         "started_at": datetime(2026, 11, 21, tzinfo=UTC), "choices": [
@@ -36,14 +41,22 @@ def row(**columns: Any) -> dict[str, Any]:
     } | columns  # fmt: skip
 
 
-def decoded(frames: tuple[tuple[float, bytes], ...]) -> list[tuple[float, Any]]:
-    texts = [(at, frame.decode().removeprefix("data: ").strip()) for at, frame in frames]
+def plan(found: Any, asked: str = "chat", *, streamed: bool = True, speed: float = 1.0, **options: Any) -> Any:
+    return plan_of(recording(found), specification(asked), Options(**options), streamed=streamed, speed=speed)
+
+
+def decoded(writes: Any) -> list[tuple[float, Any]]:
+    texts = [(at, frame.decode().removeprefix("data: ").strip()) for at, frame in writes]
     return [(at, text if text == "[DONE]" else json.loads(text)) for at, text in texts]
 
 
+def error(type_: str, code: str | None = None, status: int | None = None, **more: Any) -> dict[str, Any]:
+    return {"type": type_, "code": code, "message": "No.", "http_status": status, "retry_after_s": None, **more}
+
+
 def test_every_event_has_its_time() -> None:
-    found = recording(row())
-    frames = decoded(found.frames)
+    found = plan(row())
+    frames = decoded(found.writes)
     assert [at for at, _ in frames] == [10.0, 12.0, 12.0, 20.0, 21.0, 21.0]
     assert [frame["choices"][0]["delta"] for _, frame in frames[:4]] == [
         {"role": "assistant", "content": ""}, {"content": "So"}, {"content": " be it."}, {},
@@ -51,24 +64,72 @@ def test_every_event_has_its_time() -> None:
     assert frames[3][1]["choices"][0]["finish_reason"] == "stop"
     assert frames[4][1]["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
     assert frames[5][1] == "[DONE]"
-    assert (found.headers_ms, found.end_ms, found.broken) == (9.0, 22.0, False)
+    assert (found.begin_ms, found.end_ms, found.end, found.status) == (9.0, 22.0, "close", 200)
 
 
-def test_a_broken_stream_has_no_end() -> None:
-    found = recording(row(status="interrupted", error={"type": "connection", "http_status": 200}))
-    assert found.broken
-    assert decoded(found.frames)[-1][1] != "[DONE]"
+@pytest.mark.parametrize("asked", NAMES)
+def test_every_api_sends_the_texts_at_their_times(asked: str) -> None:
+    whole = json.loads(plan(row(), asked, streamed=False).writes[0][1])
+    assert "So be it." in json.dumps(whole)
+    frames = [(at, frame.decode()) for at, frame in plan(row(), asked).writes]
+    for text in ('"So"', '" be it."'):
+        assert next(at for at, frame in frames if text in frame) == 12.0
+    assert max(at for at, _ in frames) == 21.0
 
 
-def test_a_refusal_has_the_status_and_the_message_of_the_server() -> None:
-    refused = {"type": "rate_limit", "code": "slow_down", "message": "Too many.", "http_status": 429}
-    found = recording(row(status="failed", error=refused, chunks=[], choices=[]))
-    assert (found.status, found.broken) == (429, False)
-    assert json.loads(found.frames[0][1])["error"] == {
-        "message": "Too many.", "type": "rate_limit", "param": None, "code": "slow_down",
-    }  # fmt: skip
-    nothing = recording(row(status="failed", error={"type": "connection"}, chunks=[], choices=[]))
-    assert (nothing.status, nothing.broken) == (0, True)
+@pytest.mark.parametrize(
+    ("failure", "end"),
+    [
+        (error("stream_interrupted", "ReadError", 200), "cut"),
+        (error("stream_interrupted", None, 200), "close"),
+        (error("connection", "ConnectError"), "cut"),
+        (error("cancelled"), "cut"),
+        (error("timeout", "idle"), "stall"),
+        (error("timeout", "total", 200), "stall"),
+        (error("timeout", "connect"), "cut"),
+        (error("stream_error", "server_error", 200), "close"),
+        (error("protocol", None, 200), "close"),
+        (error("internal", "cut"), "cut"),
+        (error("internal", "complete"), "close"),
+    ],
+)
+def test_a_stream_ends_again_as_it_ended(failure: dict[str, Any], end: str) -> None:
+    found = plan(row(status="interrupted", error=failure))
+    assert found.end == end
+    assert b"[DONE]" not in found.writes[-1][1]
+
+
+def test_an_event_that_could_not_be_decoded_is_broken_again() -> None:
+    found = plan(row(status="interrupted", error=error("protocol", None, 200)))
+    assert found.writes[-1] == (22.0, b"data: {\n\n")
+    assert plan(row(status="interrupted", error=error("protocol", None, 200)), streamed=False).writes[0][1] == b"{"
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "status", "body"),
+    [
+        ("chat", "slow_down", 429, {"message": "No.", "type": "rate_limit_error", "param": None, "code": "slow_down"}),
+        ("chat", "server_error", 500, {"message": "No.", "type": "server_error", "param": None, "code": None}),
+        ("chat", "insufficient_quota", 429,
+         {"message": "No.", "type": "insufficient_quota", "param": None, "code": "insufficient_quota"}),
+        ("responses", None, 400, {"message": "No.", "type": None, "param": None, "code": None}),
+        ("messages", "overloaded_error", 529, {"message": "No.", "type": "overloaded_error"}),
+        ("messages", None, 404, {"message": "No.", "type": "not_found_error"}),
+    ],
+)  # fmt: skip
+def test_a_refusal_is_what_the_server_sent(asked: str, code: str | None, status: int, body: dict[str, Any]) -> None:
+    failure = error("rate_limit", code, status, retry_after_s=2.0)
+    for streamed in (True, False):
+        found = plan(row(status="failed", error=failure, chunks=[], choices=[]), asked, streamed=streamed)
+        assert (found.status, found.end, found.headers["retry-after"]) == (status, "close", "2")
+        assert found.headers["content-type"] == "application/json"
+        assert json.loads(found.writes[0][1])["error"] == body
+
+
+def test_a_call_without_a_response_gets_none() -> None:
+    for status in (None, 999):
+        found = plan(row(status="failed", error=error("connection", None, status), chunks=[], choices=[]))
+        assert (found.status, found.end, found.writes) == (0, "cut", ())
 
 
 @pytest.mark.parametrize(("api", "named"), [(None, r"\(null\)"), ("of_a_newer_version", "of_a_newer_version")])
@@ -77,51 +138,189 @@ def test_a_row_of_an_unknown_api_is_left_out_with_a_reason(api: str | None, name
         recording(row(api=api))
 
 
-def test_kept_events_are_replayed_byte_by_byte() -> None:
-    raw = [
-        {"event": "response.output_text.delta", "data": b'{"delta": "S\xc3\xa9"}'},
-        {"event": "message", "data": b"two\nlines"},
-        {"event": "message", "data": b"[DONE]"},
-    ]
-    found = recording(row(api="responses", raw=raw, request=json.dumps({"model": "m", "input": "Say it."})))
-    assert found.frames == (
+RAW = [
+    {"event": "response.output_text.delta", "data": b'{"delta": "S\xc3\xa9"}'},
+    {"event": "message", "data": b"two\nlines"},
+    {"event": "message", "data": b"[DONE]"},
+]
+
+
+def test_kept_events_are_replayed_byte_by_byte_through_their_own_api() -> None:
+    kept = row(api="responses", raw=RAW, request=json.dumps({"model": "m", "input": "Say it."}))
+    assert plan(kept, "responses").writes == (
         (10.0, b'event: response.output_text.delta\ndata: {"delta": "S\xc3\xa9"}\n\n'),
         (12.0, b"data: two\ndata: lines\n\n"),
         (12.0, b"data: [DONE]\n\n"),
     )
-    for mode in ("stream", "complete"):
-        with pytest.raises(ValueError, match="keep_raw"):
-            recording(row(api="responses", mode=mode))
+    assert b"chat.completion.chunk" in plan(kept, "chat").writes[0][1]
+    assert (
+        b"two"
+        not in plan({**kept, "status": "interrupted", "error": error("internal", "cut")}, "responses").writes[0][1]
+    )
 
 
-def test_a_request_is_found_by_its_body_then_by_its_prompt() -> None:
-    first, newer = recording(row(request_id="old")), recording(row(request_id="new"))
-    whole = recording(row(request_id="whole", mode="complete"))
-    replay = Replay([first, newer, whole])
-    streamed, asked = replay.find(BODY, "chat"), {**BODY, "stream": False}
-    assert streamed is newer
-    assert replay.find(asked, "chat") is whole
-    assert replay.find({**BODY, "model": "another"}, "chat") is newer, "by its last prompt"
-    assert replay.find({**BODY, "messages": [{"role": "user", "content": "Else."}]}, "chat") is None
-    assert replay.find({"model": "m", "prompt": "Say it.", "stream": True}, "completions") is None, "another API"
+def texts(found: Any) -> list[tuple[float, str]]:
+    return [
+        (at, text)
+        for at, frame in decoded(found.writes)
+        if frame != "[DONE]" and frame["choices"] and (text := frame["choices"][0]["delta"].get("content"))
+    ]
 
 
-def test_a_request_without_an_answer_is_told_what_to_ask_for() -> None:
-    streamed, whole = recording(row()), recording(row(mode="complete"))
-    asked = {**BODY, "stream": False}
-    assert Replay([streamed]).why_none(asked, "chat").endswith('only a streamed one: set "stream": true to get it')
-    assert Replay([whole]).why_none(BODY, "chat").endswith("only a whole one: leave out stream to get it")
-    other = {"model": "m", "prompt": "Say it.", "stream": True}
-    assert Replay([streamed]).why_none(other, "completions").endswith("another API: ask /v1/chat/completions")
-    for found in ([], [whole]):
-        assert Replay(found).why_none(other, "completions").endswith("nor its last prompt matches")
+@pytest.mark.parametrize(
+    ("options", "sent", "end"),
+    [
+        ({"cut": Place(0, None)}, [], ("cut", 0.0)),
+        ({"cut": Place(1, None)}, [(12.0, "So")], ("cut", 12.0)),
+        ({"cut": Place(None, 15.0)}, [(12.0, "So"), (12.0, " be it.")], ("cut", 15.0)),
+        ({"cut": Place(99, None)}, [(12.0, "So"), (12.0, " be it.")], ("close", 22.0)),
+        ({"stall": Place(1, None)}, [(12.0, "So")], ("stall", 12.0)),
+        ({"stall": Place(1, None), "stall_ms": 5.0}, [(12.0, "So"), (17.0, " be it.")], ("close", 27.0)),
+        ({"loop": 2}, [(12.0, "So"), (12.0, " be it."), (34.0, "So"), (34.0, " be it.")], ("close", 44.0)),
+        ({"from_ms": 11.0}, [(1.0, "So"), (1.0, " be it.")], ("close", 11.0)),
+        ({"speed": 2.0}, [(6.0, "So"), (6.0, " be it.")], ("close", 11.0)),
+        ({"speed": 0.0}, [(0.0, "So"), (0.0, " be it.")], ("close", 0.0)),
+    ],
+)  # fmt: skip
+def test_a_fault_changes_the_plan(options: dict[str, Any], sent: list[Any], end: tuple[str, float]) -> None:
+    found = plan(row(), **options)
+    assert texts(found) == sent
+    assert (found.end, found.end_ms) == end
+
+
+def test_the_usage_can_be_left_out() -> None:
+    for asked in ("chat", "responses"):
+        sent = b"".join(frame for _, frame in plan(row(), asked, drop_usage=True).writes)
+        assert b'_tokens"' not in sent
+        assert b"So" in sent
+
+
+def test_events_are_merged_split_and_slowed_down() -> None:
+    whole = b"".join(frame for _, frame in plan(row()).writes)
+    merged = plan(row(), merge=4).writes
+    assert [at for at, _ in merged] == [20.0, 21.0]
+    split = plan(row(), split=50).writes
+    assert all(len(frame) <= 50 for _, frame in split)
+    assert all(later > earlier for (earlier, _), (later, _) in itertools.pairwise(split))
+    slow = plan(row(), bytes_per_s=1000).writes
+    assert slow[-1][0] == pytest.approx(10 + len(whole), abs=1)
+    for writes in (merged, split, slow):
+        assert b"".join(frame for _, frame in writes) == whole
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_a_whole_answer_can_be_cut_and_stalled(*, streamed: bool) -> None:
+    found = row(mode="complete", chunks=[])
+    assert plan(found, streamed=streamed, cut=Place(0, None)).end == "cut"
+    assert plan(found, streamed=streamed, stall=Place(0, None)).end == "stall"
+
+
+def test_options_come_from_the_query_the_headers_and_the_metadata() -> None:
+    body = {"metadata": {"deltatap_request_id": "a", "deltatap_run_id": "b", "own": "c"}, "model": "m"}
+    headers = [("x-deltatap-run-id", "h"), ("x-deltatap-from-ms", "1.5"), ("accept", "x")]
+    query = [("run_id", "q"), ("cut", "12"), ("stall", "500ms"), ("drop_usage", ""), ("api-version", "1")]
+    assert options_of(query, headers, body) == Options(
+        run_id="q", request_id="a", from_ms=1.5, cut=Place(12, None), stall=Place(None, 500.0), drop_usage=True
+    )
+    assert without_selection(body) == {"model": "m", "metadata": {"own": "c"}}
+    assert without_selection({"metadata": {"deltatap_run_id": "b"}, "model": "m"}) == {"model": "m"}
+    assert (
+        options_of([], [], {"metadata": None}) == options_of([], [], {"metadata": {"deltatap_run_id": 1}}) == Options()
+    )
+
+
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        (("ctu", "8"), "no option ctu; the options are run_id, "),
+        (("cut", "8s"), "cut: expected a number of chunks"),
+        (("cut", "-1"), "cut: expected a number of chunks"),
+        (("speed", "nan"), "speed: expected a number"),
+        (("speed", "1e99"), "speed: expected a number"),
+        (("loop", "0"), "loop: expected a whole number from 1"),
+        (("loop", "1.5"), "loop: expected a whole number from 1"),
+        (("merge", "x"), "merge: expected a number"),
+        (("drop_usage", "maybe"), "drop_usage: expected true or false"),
+        (("request_id", ""), "request_id: expected an id"),
+    ],
+)
+def test_a_wrong_option_is_named(query: tuple[str, str], named: str) -> None:
+    with pytest.raises(BadOptionError, match=named):
+        options_of([query], [], {})
+
+
+def find(
+    found: list[dict[str, Any]], body: Any = BODY, api: str = "chat", *, streamed: bool = True, **options: Any
+) -> Any:
+    made = Library(map(recording, found)).find(body, api, Options(**options), streamed=streamed)
+    return made.request_id, made.run_id
+
+
+OTHER = {"model": "m", "messages": [{"role": "system", "content": "New."}, {"role": "user", "content": "Say it."}]}
+FAILED = {"status": "failed", "error": error("rate_limit", None, 429)}
+
+
+def test_an_answer_to_the_same_body_is_found_in_the_same_mode_completed_first_then_the_newest() -> None:
+    rows = [
+        row(request_id="old"),
+        row(request_id="new"),
+        row(request_id="failed", **FAILED),
+        row(request_id="w", mode="complete"),
+    ]
+    assert find(rows)[0] == "new"
+    assert find(rows, streamed=False)[0] == "w"
+    assert find(rows[2:3])[0] == "failed"
+    assert find(rows[:1], streamed=False)[0] == "old", "a stream is an answer to a request for a whole one"
+
+
+def test_an_answer_is_found_by_its_request_id_and_run() -> None:
+    rows = [row(run_id="x"), row(run_id="y"), row(run_id="y", request_id="b")]
+    assert find(rows, {}, request_id="a") == ("a", "y")
+    assert find(rows, {}, request_id="a", run_id="x") == ("a", "x")
+    assert find(rows, run_id="x") == ("a", "x")
+    assert find(rows, {"messages": "else"}, "messages", request_id="b") == ("b", "y")
+    wrong: list[dict[str, Any]] = [{"request_id": "c"}, {"run_id": "z"}, {"request_id": "b", "run_id": "x"}, {}]
+    for options in wrong:
+        with pytest.raises(NotFoundError):
+            find(rows, {}, **options)
+
+
+def test_an_answer_to_the_same_prompt_has_the_same_model() -> None:
+    other = row(request_model="n", request_hash="h", **FAILED)
+    assert find([row(), other], OTHER) == ("a", "run-1")
+    with pytest.raises(NotFoundError, match=r"no answer of the model k was captured for this prompt, only of m, n"):
+        find([row(), other], {**OTHER, "model": "k"})
+    with pytest.raises(NotFoundError, match="neither its request_hash nor its last prompt"):
+        find([row()], {**OTHER, "messages": [{"role": "user", "content": "Else."}]})
+    without = {name: value for name, value in OTHER.items() if name != "model"}
+    assert find([row()], without) == ("a", "run-1")
+    with pytest.raises(AmbiguousError):
+        find([row(), row(request_model="n", request_hash="h")], without)
+
+
+def test_different_requests_with_the_same_prompt_are_ambiguous() -> None:
+    rows = [row(request_id="a", request_hash="1"), row(request_id="b", request_hash="2")]
+    with pytest.raises(AmbiguousError, match="2 captured answers have this last prompt and model") as caught:
+        find(rows, OTHER)
+    assert [each.request_id for each in caught.value.choices] == ["a", "b"]
+    assert find([rows[0], rows[1] | FAILED], OTHER)[0] == "a", "completed rows come first"
+    assert find([rows[0], rows[1] | {"request_id": "a", "run_id": "later"}], OTHER) == ("a", "later")
+
+
+def test_the_own_api_comes_before_another_one() -> None:
+    request = json.dumps({"model": "m", "input": "Say it."})
+    rows = [row(request_id="own", api="responses", request=request, request_hash="r"), row()]
+    assert find(rows, {"model": "m", "input": "Say it.", "x": 1}, "responses")[0] == "own"
+    assert find(rows, {"model": "m", "input": "Say it."}, "messages", request_id="own")[0] == "own"
+    assert find(rows[1:], {"model": "m", "prompt": "Say it."}, "completions")[0] == "a"
 
 
 @pytest.mark.parametrize(
     ("body", "api", "prompt"),
     [
         (BODY, "chat", "Say it."),
-        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}, "chat", '[{"type":"text","text":"x"}]'),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}]}]}, "chat", "x"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "chat", '[{"type":"image_url"}]'),
         ({"messages": []}, "chat", "[]"),
         ({}, "chat", ""),
         ({"prompt": "p"}, "completions", "p"),
@@ -132,32 +331,72 @@ def test_the_last_prompt(body: dict[str, Any], api: Any, prompt: str) -> None:
     assert prompt_of(body, api) == prompt
 
 
-async def called(replay: Replay, body: Any) -> tuple[int, bytes]:
-    """Call the endpoint of chat completions. Returns the status and the body."""
+def request(
+    replay: Replay, path: str = "/v1/chat/completions", *, body: Any = None, headers: dict[str, str] | None = None
+) -> tuple[int, dict[str, str], bytes]:
+    """Call the endpoint: status, headers and body of the response. Without a body, the request is a GET."""
     sent: list[Any] = []
+    bodies = [json.dumps(body).encode()]
 
     async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}
+        if bodies:
+            return {"type": "http.request", "body": bodies.pop(), "more_body": False}
+        await asyncio.Event().wait()
+        raise AssertionError
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    path = {"path": "/v1/chat/completions", "root_path": "", "query_string": b"", "headers": []}
-    scope = {"type": "http", "method": "POST", "extensions": {"transport": None}, **path}
-    await replay.application()(scope, receive, send)
-    return sent[0]["status"], b"".join(message.get("body", b"") for message in sent)
+    path, _, query = path.partition("?")
+    encoded = [(name.encode(), value.encode()) for name, value in (headers or {}).items()]
+    scope = {"type": "http", "method": "GET" if body is None else "POST", "extensions": {"transport": None},
+             "path": path, "root_path": "", "query_string": query.encode(), "headers": encoded}  # fmt: skip
+    asyncio.run(replay.application()(scope, receive, send))
+    got = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
+    return sent[0]["status"], got, b"".join(message.get("body", b"") for message in sent)
 
 
-def test_the_endpoint_sends_the_frames_of_a_recording_and_refuses_other_requests() -> None:
-    replay = Replay([recording(row())], speed=0)
-    frames = b"".join(frame for _, frame in recording(row()).frames)
-    assert asyncio.run(called(replay, BODY)) == (200, frames)
-    status, refusal = asyncio.run(called(replay, BODY | {"stream": False}))
-    assert (status, json.loads(refusal)["error"]["type"]) == (404, "invalid_request_error")
-    assert asyncio.run(called(replay, [BODY]))[0] == 400
+def test_the_endpoint_sends_the_plan_and_refuses_other_requests() -> None:
+    replay = Replay([recording(row(request_id="n\u00e4me"))], speed=0)
+    frames = b"".join(frame for _, frame in plan(row()).writes)
+    status, headers, body = request(replay, body=BODY)
+    assert (status, body) == (200, frames)
+    assert (headers["x-deltatap-request-id"], headers["x-deltatap-run-id"]) == ("n%C3%A4me", "run-1")
+    assert request(replay, "/v1/chat/completions?request_id=n%C3%A4me")[2] == frames, "an EventSource sends GET"
+    status, _, body = request(replay, body=BODY | {"messages": []})
+    assert (status, json.loads(body)["error"]["type"]) == (404, "invalid_request_error")
+    assert request(replay, body=[BODY])[0] == 400
+    assert request(replay, "/v1/chat/completions?cut=x", body=BODY)[0] == 400
+    status, headers, _ = request(replay, body=BODY, headers={"origin": "http://elsewhere"})
+    assert headers["access-control-allow-origin"] == "*"
 
 
-def test_the_captured_models_are_listed() -> None:
+def test_the_endpoint_says_what_an_api_cannot_express_and_which_answers_fit() -> None:
+    calls = '[{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]'
+    called = row(choices=[{**row()["choices"][0], "tool_calls": calls}])
+    status, _, body = request(
+        Replay([recording(called)], speed=0), "/v1/completions?request_id=a", body={"prompt": "p"}
+    )
+    assert status == 422
+    assert json.loads(body)["error"]["message"] == (
+        "legacy completions cannot express this answer: it has tool calls. It was captured from another API: "
+        "ask /v1/chat/completions"
+    )
+    several = [recording(row(request_id=name, request_hash=name)) for name in "ab"]
+    status, _, body = request(Replay(several, speed=0), body=OTHER)
+    assert (status, [each["request_id"] for each in json.loads(body)["choices"]]) == (409, ["a", "b"])
+
+
+def test_a_preflight_is_answered() -> None:
+    asked = {"origin": "http://elsewhere", "access-control-request-method": "POST",
+             "access-control-request-headers": "content-type,x-deltatap-cut"}  # fmt: skip
+    response = TestClient(Replay([recording(row())]).application()).options("/v1/chat/completions", headers=asked)
+    assert response.status_code == 200
+    assert "x-deltatap-cut" in response.headers["access-control-allow-headers"]
+
+
+def test_the_captured_models_and_answers_are_listed() -> None:
     rows = [row(), row(request_hash="b", request_model="n"), row(request_hash="c", request_model=None)]
     client = TestClient(Replay(map(recording, rows)).application())
     assert [each["id"] for each in client.get("/v1/models").json()["data"]] == ["m", "n"]
+    assert [each["model"] for each in client.get("/replay/recordings").json()] == ["", "n", "m"], "the newest first"
