@@ -1,17 +1,22 @@
-"""The command that writes captures as spans of OpenTelemetry: ``export``."""
+"""The command that writes captures for other programs, as OpenTelemetry spans or as fixtures: ``export``."""
 
 from __future__ import annotations
 
+from pathlib import Path  # noqa: TC003 - typer reads the annotation
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deltatap.cli.runner import OK, RESULTS, command, reader, say
+from deltatap.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from deltatap.config import Settings
+
+# How many answers are exported, or are searched for given requests.
+_NEWEST, _MOST_ROWS = 100, 100_000
 
 
 @command(RESULTS)
@@ -19,9 +24,25 @@ def export(
     settings: Settings,
     console: Console,
     otlp: Annotated[
-        str, typer.Option(metavar="URL", help="URL of the OTLP server. /v1/traces is added if it is missing.")
-    ],
+        str | None, typer.Option(metavar="URL", help="URL of the OTLP server. /v1/traces is added if it is missing.")
+    ] = None,
     *,
+    fixtures: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for streams as files: SSE text with times, for tests of front ends.",
+            file_okay=False,
+        ),
+    ] = None,
+    request_id: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="With --fixtures: only this request. Repeatable. Default: the newest 100."),
+    ] = None,
+    api: Annotated[
+        str | None,
+        typer.Option(metavar="API", help="With --fixtures: write the streams of this API. Default: as captured."),
+    ] = None,
     since: Annotated[
         str | None,
         typer.Option(
@@ -41,14 +62,22 @@ def export(
     ] = 0.0,
     content: Annotated[bool, typer.Option("--content", help="Include prompts, answers and error messages.")] = False,
 ) -> int:
-    """Export captures to an OTLP server: one OpenTelemetry GenAI client span per row.
+    """Export captures to an OTLP server (--otlp) or as files for tests of front ends (--fixtures).
 
-    The span describes the last call of the row; earlier calls are events. A second export sends the same spans with
-    the same ids. Headers can also come from OTEL_EXPORTER_OTLP_HEADERS.
+    --otlp sends one OpenTelemetry GenAI client span per row. The span describes the last call of the row; earlier calls
+    are events. A second export sends the same spans with the same ids. Headers can also come from
+    OTEL_EXPORTER_OTLP_HEADERS. --fixtures writes each stream as SSE text with times.
 
     Exit codes: 0, all spans were sent; 1, the server cannot be reached or does not accept them; 2, an option is wrong,
     or a run does not exist.
     """
+    if (otlp is None) == (fixtures is None):
+        raise ConfigError(["expected either --otlp URL or --fixtures DIR"])
+    if fixtures is not None:
+        return _write_fixtures(settings, console, fixtures, request_id or [], api)
+    if request_id or api:
+        raise ConfigError(["--request-id and --api need --fixtures"])
+    assert otlp is not None  # noqa: S101 - checked above
     from deltatap.export.captures import export as export_captures  # noqa: PLC0415
     from deltatap.export.otlp import Exporter  # noqa: PLC0415
     from deltatap.export.spans import Options  # noqa: PLC0415
@@ -69,4 +98,31 @@ def export(
         say(console, "1 row without a call has no span: an invalid prompt or a reused answer")
     elif done.without_call:
         say(console, f"{done.without_call:,} rows without a call have no span: invalid prompts and reused answers")
+    return OK
+
+
+def _write_fixtures(settings: Settings, console: Console, folder: Path, ids: list[str], api: str | None) -> int:
+    """Write streams as files."""
+    from deltatap.analysis.queries import newest_answers  # noqa: PLC0415
+    from deltatap.api.registry import NAMES  # noqa: PLC0415
+    from deltatap.replay.fixtures import write  # noqa: PLC0415
+    from deltatap.replay.recordings import recordings_of  # noqa: PLC0415
+
+    if api is not None and api not in NAMES:
+        raise ConfigError([f"--api {api}: expected one of {', '.join(NAMES)}"])
+    tables = reader(settings, console)
+    rows = newest_answers(tables, settings, [], _MOST_ROWS if ids else _NEWEST)
+    recordings, left_out = recordings_of(rows)
+    found = [each for each in recordings if not ids or each.request_id in ids]
+    missing = [id_ for id_ in ids if not any(each.request_id == id_ and each.streamed for each in found)]
+    if missing:
+        raise ConfigError(
+            [f"captures.table: {settings.captures.table}: no stream of the request {id_}" for id_ in missing]
+        )
+    names, reasons = write(found, folder, api)
+    for reason in [*left_out, *reasons]:
+        say(console, f"left out: {reason}")
+    if not names:
+        raise ConfigError([f"captures.table: {settings.captures.table}: no stream to export"])
+    say(console, f"{len(names):,} stream{'s' * (len(names) != 1)} written to {folder}")
     return OK
