@@ -299,7 +299,7 @@ def _kept_stream(entry: object) -> KeptStream | None:
         and (sequence is None or type(sequence) is int)
     ):
         return None
-    return KeptStream(*texts, started_at, response_id, sequence)  # type: ignore[arg-type] # checked above
+    return KeptStream(*texts, started_at, response_id, sequence)  # type: ignore[arg-type, call-arg] # checked above
 
 
 def _heartbeat(content: dict[str, Any]) -> Heartbeat:

@@ -106,12 +106,14 @@ def capture_part(task: CaptureTask, part: int) -> Receipt:
         flush_s=flush_s,
         written=None if resuming is None else resuming.journaled,
     )
-    kept = settings.capture.resume and resuming is not None
+    kept = None
+    if settings.capture.resume and resuming is not None:
+        kept = KeptStreamsFile(state, claim, resuming, flush_s=flush_s)
     arrivals, calls = settings.capture.arrivals, task.calls
     due = None if arrivals is None or calls is None else due_times(arrivals, calls, part)
     look_ahead = 2 * streams_of(settings) + BATCH_ROWS
     with (
-        KeptStreamsFile(state, claim, resuming, flush_s=flush_s) if kept else nullcontext(),
+        kept or nullcontext(),
         journal,
         running_engine(
             settings,

@@ -345,7 +345,9 @@ class Engine:
             self.too_long = f"rate limited {until(time.time(), wait_s)}: {refusal}"
             self._stop(None)
         jitter = self._random.random()
-        read = self._resuming and self._resuming.next_read(job, call, self._limits, now=now, jitter=jitter)
+        read = None
+        if self._resuming is not None:
+            read = self._resuming.next_read(job, call, self._limits, now=now, jitter=jitter)
         if self._breaker.ended(call, refusal):
             for waiting in self._scheduler.drop(wire.model):
                 self._finish(waiting)

@@ -609,8 +609,9 @@ class Moderated(Scripted):
         super().__init__(scripts)
         self.verdicts, self.checked = verdicts, 0
 
-    async def call(self, wire: Wire, request_id: str, watch: Watch | None = None) -> Call:
+    async def call(self, wire: Wire, request_id: str, watch: Watch | None = None, answer: object = None) -> Call:
         assert watch is not None
+        assert answer is None
         chunks = Chunks()
         watch.begin(chunks, time.perf_counter())
         for start in range(0, len(wire.body), 4):
