@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 PANELS = {
-    "Capture": ["init", "capture", "load", "check", "stop", "sweep"],
+    "Capture": ["init", "capture", "load", "check", "stop", "record", "sweep", "watch"],
     "Results": ["runs", "show", "failures", "analyze", "compare", "report", "reconcile", "export", "trend"],
     "Endpoints for tests": ["replay", "simulate"],
 }

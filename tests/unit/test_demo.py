@@ -51,6 +51,19 @@ def test_a_simulator_that_does_not_start_ends_the_demo() -> None:
         base_url()
 
 
+def test_a_page_waits_for_the_demo_s_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "_has_display", lambda: False)
+    with demo.watched(on=True):
+        said = capsys.readouterr().out.splitlines()
+    assert said[0].endswith("waiting for one")
+    assert re.fullmatch(r"watch: http://127\.0\.0\.1:\d+/", said[1])
+    with demo.watched(on=False):
+        assert not capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("platform", "env", "has_display"),
     [("linux", {}, False), ("linux", {"DISPLAY": ":0"}, True), ("linux", {"WAYLAND_DISPLAY": "w"}, True), ("darwin", {}, True)],

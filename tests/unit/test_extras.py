@@ -46,6 +46,8 @@ ALL_MISSING = {
     ("export", "--otlp", "http://127.0.0.1:9"): ("opentelemetry.exporter", "otel"),
     ("replay",): ("starlette.applications", "serve"),
     ("simulate",): ("starlette.applications", "serve"),
+    ("record",): ("pyspark.sql", "spark"),
+    ("watch",): ("uvicorn", "serve"),
 }
 # With the other extras installed, these commands still need Spark.
 WITHOUT_LOCAL_AND_SPARK = {
@@ -54,6 +56,7 @@ WITHOUT_LOCAL_AND_SPARK = {
     ("replay",): ("pyspark.sql", "spark"),
 }
 WITHOUT_SPARK = {
+    ("record",): ("pyspark.sql", "spark"),
     ("load", "prompts.csv", "--replace"): ("pyspark.sql", "spark"),
     ("analyze",): ("pyspark.sql", "spark"),
 }
@@ -105,6 +108,8 @@ def test_a_command_names_the_missing_extra_in_one_line(
     added: dict[tuple[str, ...], list[str]] = {
         ("simulate",): [],
         ("replay",): [*here, "--port", "0"],
+        ("record",): [*here, "--port", "0"],
+        ("watch",): ["--port", "0"],
     }  # the usual port may be in use
     found = run(tmp_path, without, [[*words, *added.get(words, here)] for words in expected])
     assert dict(zip(expected, found, strict=True)) == {

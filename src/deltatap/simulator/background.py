@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from starlette.types import Message, Send
 
-    from deltatap.api.frames import Answer, Frames
+    from deltatap.api.frames import Answer
+    from deltatap.api.framing import Frames
     from deltatap.simulator.record import Call, Record
 
 # Faults of one connection. The response itself is generated without them.
