@@ -34,7 +34,7 @@ def main() -> None:
                 measured = [Measured(*each) for each in made.pop("streams")]
                 lags = [each.lag_ms for each in measured]
                 made["answers_per_s"] = len(measured) / made["wall_s"]
-                made["lag_p50"], made["lag_p99"] = np.quantile(lags, (0.5, 0.99))
+                made["lag_p50"], made["lag_p99"] = map(float, np.quantile(lags, (0.5, 0.99)))
                 made["checks"] = len(simulator.moderations())
                 found[name].append(made | errors(measured, calls))
     for name, runs in found.items():

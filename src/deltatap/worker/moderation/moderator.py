@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("deltatap")
 # How many calls of a worker are open at once.
-_MOST_OPEN = 32
+_MOST_OPEN = 128
 # How long a capture waits for its last results, after the answer has ended.
 WAIT_S = 10.0
 # The check at the end of a text is repeated, since no later check covers its text.
