@@ -1,7 +1,7 @@
 """Makes the checks of a worker's calls: searches patterns in a thread, and calls the endpoint.
 
-Knows how many checks may run at once, which of them wait, and which are repeated. Runs on the event loop. ``watch.py``
-takes the results. The engine says when a call may start (limits, pauses).
+Knows how many checks may run at once, and which of them wait, are skipped or are repeated. Runs on the event loop.
+``watch.py`` takes the results. The engine says when a call may start (limits, pauses).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -61,7 +60,8 @@ class Moderator:
         """
         self._settings, self._moderate, self._hold, self._failed = settings, moderate, hold, failed
         self._watches: dict[Job, Watch] = {}
-        self._waiting: deque[tuple[Watch, Check, int]] = deque()
+        # The check of each text that waits for its call, and how often it has been tried. Oldest texts first.
+        self._waiting: dict[tuple[Watch, int], tuple[Check, int]] = {}
         self._calls: set[asyncio.Task[None]] = set()
         self._timers: set[asyncio.TimerHandle] = set()
         self._held: asyncio.TimerHandle | None = None
@@ -122,18 +122,19 @@ class Moderator:
     def pump(self) -> None:
         """Start calls that wait, as far as limits and pauses allow."""
         while self._waiting and len(self._calls) < _MOST_OPEN:
-            watch, check, tries = self._waiting[0]
+            key = next(iter(self._waiting))
+            watch, (check, tries) = key[0], self._waiting[key]
             if watch.over:
-                self._waiting.popleft()
+                del self._waiting[key]
             elif self._refusal is not None:
-                self._waiting.popleft()
+                del self._waiting[key]
                 watch.judged(check, self._refusal, None)
             elif (hold_s := self._hold()) > 0:
                 if self._held is None:
                     self._held = self._later(hold_s, self._resume)
                 return
             else:
-                self._waiting.popleft()
+                del self._waiting[key]
                 task = asyncio.create_task(self._call(watch, check, tries))
                 self._calls.add(task)
                 task.add_done_callback(self._called)
@@ -163,7 +164,11 @@ class Moderator:
             self._queue(watch, check)
 
     def _queue(self, watch: Watch, check: Check, tries: int = 0) -> None:
-        self._waiting.append((watch, check, tries))
+        """Let a check wait for its call. It replaces an earlier check of the same text that still waits."""
+        key = watch, check.choice
+        if key in self._waiting:
+            watch.skip(self._waiting[key][0])
+        self._waiting[key] = check, tries
         self.pump()
 
     async def _search(self, thread: ThreadPoolExecutor) -> None:

@@ -104,6 +104,10 @@ class Watch:
         if not self._open:
             self._settled.set()
 
+    def skip(self, check: Check) -> None:
+        """A check is not made, because a later one of the same text is."""
+        self._open.pop(check, None)
+
     def _cut(self, found: Found) -> None:
         named = ", ".join(found.categories[:_NAMED]) or "no category"
         message = f"cut by moderation.stop: the first {found.check.chars:,} characters are flagged ({named})"

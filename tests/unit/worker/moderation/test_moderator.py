@@ -265,17 +265,21 @@ def test_a_success_between_refusals_counts() -> None:
     moderate(test, MISSING, MISSING, Verdict(False), MISSING, MISSING)
 
 
-def test_open_calls_are_bounded_and_none_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_calls_are_bounded_and_the_newest_text_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a check waits for its call, a later one of the same text replaces it."""
     monkeypatch.setattr(moderating, "_MOST_OPEN", 3)
 
     async def test(moderator: Moderator, endpoint: Endpoint) -> None:
         streams = [Stream(moderator, job(f"r{n}")) for n in range(10)]
         for stream in streams:
             stream.send("abcd", "efgh")
-        assert moderator.waiting == 17
+        assert moderator.waiting == 9
         found = await asyncio.gather(*(stream.end() for stream in streams))
-        assert all(flags(checks) == [(4, 0, False), (8, 1, False)] for checks in found)
-        assert endpoint.most_open == 3
+        assert [flags(checks) for checks in found] == [
+            *[[(4, 0, False), (8, 1, False)]] * 2,
+            *[[(8, 1, False)]] * 8,
+        ]
+        assert (endpoint.most_open, len(endpoint.texts)) == (3, 12)
 
     moderate(test)
 
