@@ -30,7 +30,7 @@ _NAMES = {
     "requests": ("num_model_requests", "n_requests", "requests_total", "num_requests", "requests", "request_count"),
     "input": (
         "input_tokens", "prompt_tokens", "input_token_count", "n_context_tokens_total", "context_tokens_total",
-        "tokens_in", "total_input_tokens",
+        "tokens_in", "total_input_tokens", "tokens_prompt",
     ),
     "cached": (
         "input_cached_tokens", "cached_input_tokens", "cached_tokens", "cache_read_input_tokens",
@@ -38,26 +38,29 @@ _NAMES = {
     ),
     "output": (
         "output_tokens", "completion_tokens", "output_token_count", "n_generated_tokens_total",
-        "generated_tokens_total", "tokens_out", "total_output_tokens",
+        "generated_tokens_total", "tokens_out", "total_output_tokens", "tokens_completion",
     ),
     "usd": (
         "amount.value", "amount_value", "cost_usd", "cost_in_usd", "total_cost_usd", "response_cost", "total_cost",
-        "spend", "cost",
+        "cost_total", "spend", "cost",
     ),
     "currency": ("amount.currency", "amount_currency", "currency"),
-    "model": ("model", "model_name", "snapshot_id", "served_entity_name", "entity_name", "endpoint_name", "model_id"),
+    "model": (
+        "model", "model_name", "snapshot_id", "served_entity_name", "entity_name", "endpoint_name",
+        "destination_model", "model_id",
+    ),
     "line_item": ("line_item",),
     "run": ("run_id", "deltatap_run_id", "deltatap_run", "deltatap-run", "x-run-id"),
     "at": (
         "start_time", "start_time_iso", "starttime", "request_time", "timestamp", "created_at", "time", "usage_date",
-        "date", "day", "aggregation_timestamp",
+        "date", "day", "event_time",
     ),
 }  # fmt: skip
 # A call can have several ids: that of the response, that of the HTTP request, and one of the gateway's own.
 _IDS = (
     "request_id", "response_id", "id", "databricks_request_id", "client_request_id", "x_request_id", "x-request-id",
     "server_request_id", "provider_request_id", "upstream_request_id", "openai_request_id", "call_id",
-    "litellm_call_id",
+    "litellm_call_id", "generation_id",
 )  # fmt: skip
 _COUNTS = ("requests", "input", "cached", "output")
 # Text that can hold nested fields, such as the metadata that a gateway logs.

@@ -120,3 +120,17 @@ def test_a_file_that_is_missing_or_not_text(tmp_path: Path) -> None:
     assert read_charges(tmp_path / "empty.csv") == []
     (tmp_path / "odd.json").write_text(json.dumps([{"model": None, "cost": "1.5", "id": "é\ud800"}]))
     assert read_charges(tmp_path / "odd.json")[0].usd == Decimal("1.5")
+
+
+def test_logs_of_other_gateways(tmp_path: Path) -> None:
+    path = tmp_path / "openrouter.csv"
+    path.write_text(
+        "generation_id,created_at,cost_total,tokens_prompt,tokens_completion,model_permaslug,model\n"
+        "gen-1,2024-11-01 04:00:00,0.25,10,2,x,openai/gpt-4o\n"
+    )
+    assert read_charges(path) == [Charge(("openai/gpt-4o",), 1, 10, None, 2, Decimal("0.25"), ("gen-1",), AT)]
+    path = tmp_path / "ai_gateway.jsonl"
+    row = {"request_id": "r-1", "event_time": "2024-11-01T04:00:00Z", "destination_model": "m", "input_tokens": 3,
+           "output_tokens": 1, "token_details": {"cache_read_input_tokens": 2}, "request_tags": {"run_id": "r1"}}  # fmt: skip
+    path.write_text(json.dumps(row))
+    assert read_charges(path) == [Charge(("m",), 1, 3, 2, 1, None, ("r-1",), AT, "r1")]
