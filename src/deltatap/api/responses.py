@@ -583,8 +583,15 @@ class ResponsesFrames(TypedFrames):
         return [self._event("response.failed", response=failed)]
 
     def refuse(self, error: StreamError) -> list[bytes]:
-        """An error event."""
-        return [self._event("error", code=error.code or error.type, message=error.message, param=None)]
+        """An error event. Its fields are in two places: as documented, and as OpenAI's clients expect them."""
+        code = error.code or error.type
+        given = {
+            "type": error.type or "server_error",
+            "code": code or "",
+            "message": error.message or "",
+            "param": None,
+        }
+        return [self._event("error", code=code, message=error.message, param=None, error=given)]
 
     def whole_error(self, body: dict[str, Any], error: StreamError) -> dict[str, Any]:
         """A response that failed."""
