@@ -140,19 +140,23 @@ def test_other_paths_pass_unrecorded(tmp_path: Path, path: str) -> None:
     assert proxy.rows == []
 
 
-def test_an_unrecorded_answer_may_come_in_pieces(tmp_path: Path) -> None:
-    """The server waits until the client has read the head, then until it has read the first half."""
-    client_read: list[threading.Event] = [threading.Event(), threading.Event()]
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/models"])
+def test_each_piece_arrives_before_the_next_one_is_sent(tmp_path: Path, path: str) -> None:
+    pieces = [
+        STREAM_HEAD,
+        *(chunk(event(f"word {number} ")) for number in range(20)),
+        chunk(event(finish="stop")),
+        b"0\r\n\r\n",
+    ]
+    read = threading.Semaphore(0)
 
     def serve(listening: socket.socket) -> None:
         client, _ = listening.accept()
         with client:
             client.recv(65536)
-            client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n")
-            for read, piece in zip(client_read, (b"ab", b"cd"), strict=True):
-                read.wait(20)
+            for piece in pieces:
                 client.sendall(piece)
-            client.recv(65536)
+                assert read.acquire(timeout=20)
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=serve, args=(listening,))
@@ -162,12 +166,16 @@ def test_an_unrecorded_answer_may_come_in_pieces(tmp_path: Path) -> None:
             recording(upstream, tmp_path) as proxy,
             socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as client,
         ):
-            client.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
-            assert client.recv(65536).endswith(b"\r\n\r\n")
-            for read, piece in zip(client_read, (b"ab", b"cd"), strict=True):
-                read.set()
+            client.sendall(request(path=path))
+            for piece in pieces:
                 assert client.recv(65536) == piece
+                read.release()
         thread.join()
+    for row in proxy.rows:
+        reads = [each["read"] for each in row["chunks"]]
+        assert reads == sorted(set(reads)), "each chunk has a read of its own"
+        assert len(reads) == 21
+    assert len(proxy.rows) == (path == "/v1/chat/completions")
 
 
 def test_head_and_204_end_without_a_body(tmp_path: Path) -> None:
