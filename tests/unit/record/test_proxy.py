@@ -341,12 +341,12 @@ def test_a_slow_reader_bounds_the_memory(tmp_path: Path) -> None:
         client.connect(("127.0.0.1", proxy.port))
         client.sendall(request())
         deadline = time.monotonic() + 20
-        while not any(session._to_client.full for session in proxy.server._sessions.values()):
+        while not any(session._pair.to_client.full for session in proxy.server._sessions.values()):
             assert time.monotonic() < deadline
             time.sleep(0.01)
         got = waiting = 0
         while got < total:
-            waiting = max([waiting, *(session._to_client._waiting for session in proxy.server._sessions.values())])
+            waiting = max([waiting, *(session._pair.to_client._waiting for session in proxy.server._sessions.values())])
             got += len(client.recv(65536))
     assert got == total
     assert waiting < 2**20
