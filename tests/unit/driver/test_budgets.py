@@ -131,3 +131,16 @@ def test_earlier_starts_of_the_run_count() -> None:
     made = run(ANSWERS["zero"], bounds, before=Spent(50, 50 * (INPUT + OUTPUT), 50 * TRUE_USD))
     assert made <= 10 + IN_FLIGHT
     assert run(ANSWERS["zero"], bounds, before=Spent(70, 0, 70 * TRUE_USD)) == 0, "used up"
+
+
+def test_an_answer_that_is_read_on_is_charged_once() -> None:
+    """The part that had arrived before the break is charged at once, and is not charged again with the whole."""
+    worker, part, broken = Worker("00000-000001-a", 1), streamed(None, chunks=100), None
+    job = worker.job()
+    for received in (part, streamed(None, chunks=300), streamed(Usage(INPUT, OUTPUT))):
+        worker.tally.started(job)
+        call = Call(0, 0, 0, 0, 0, 0, None, received, "interrupted", None, 200)
+        worker.tally.ended(job, call, broken)
+        broken = call
+    assert worker.tally.spent_tokens == INPUT + OUTPUT
+    assert worker.tally.spent_usd == pytest.approx(TRUE_USD)
