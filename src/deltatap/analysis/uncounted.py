@@ -32,7 +32,7 @@ def reason(row: Mapping[str, Any]) -> str:
     """The reason for a row of :func:`uncounted_sql`: a key of :data:`REASONS`."""
     if row["late"]:
         return "late"
-    if row["lost"] and row["status"] == "completed":
+    if row.get("lost") and row["status"] == "completed":
         return "lost"
     if row["started"]:
         return str(row["status"])

@@ -17,8 +17,7 @@ import pyarrow as pa
 
 from deltatap.delta import columns, tables
 from deltatap.driver.check_where import Level, compute_of, shared_folder_problem, verdict
-from deltatap.driver.needs import NETWORK, Checked, checked, price_need, prices_of, process_needs, table_needs
-from deltatap.driver.resuming import PRIVACY
+from deltatap.driver.needs import NETWORK, PRIVACY, Checked, checked, price_need, prices_of, process_needs, table_needs
 from deltatap.errors import ConfigError, CredentialError, one_line
 from deltatap.http.client import EndpointClient
 from deltatap.http.credentials import read_secrets

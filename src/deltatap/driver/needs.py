@@ -39,6 +39,11 @@ if TYPE_CHECKING:
 
 
 NETWORK = "network"
+# What capture.resume means for privacy and costs.
+PRIVACY = (
+    "the provider stores every streamed answer (store: true) for as long as its data retention says, also after the "
+    "run; generation continues after a stop"
+)
 
 
 @dataclass(frozen=True, slots=True)

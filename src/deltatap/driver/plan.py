@@ -19,8 +19,8 @@ from deltatap.delta import tables
 from deltatap.delta.final import final_sql
 from deltatap.delta.sums import MOST
 from deltatap.driver import owed, reuse, runs, source
+from deltatap.driver.needs import PRIVACY
 from deltatap.driver.pacer import Spent
-from deltatap.driver.resuming import PRIVACY
 from deltatap.errors import ConfigError
 from deltatap.worker.arrivals import calls_of
 

@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from deltatap.driver.active import ActiveRun
     from deltatap.messages import KeptStream
 
-PRIVACY = (
-    "the provider stores every streamed answer (store: true) for as long as its data retention says, also after the "
-    "run; generation continues after a stop"
-)
 # The folder, in the state folder, of the streams that ended runs have left. It is not the name of a run.
 _LEFT = ".left"
 _WORDS = {

@@ -18,13 +18,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from deltatap.api.codes import UNFINISHED
-from deltatap.model import KILLED, KINDS, OUTPUT_KINDS, Resumed
+from deltatap.http.gaps import without_gaps
+from deltatap.model import KILLED, Resumed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from deltatap.api.accumulate import Accumulator
-    from deltatap.model import Call, CaptureError, Chunks, Outcome
+    from deltatap.model import Call, CaptureError, Outcome
 
 # The error code of a call that was to read an answer which the server does not have.
 EXPIRED = "expired"
@@ -35,11 +36,8 @@ _GONE = (*range(300, 400), 400, 404, 405, 410, 422, 501)
 # Errors after which no call reads on, and those of a connection.
 _FINAL = ("internal", "cancelled", "authentication", "quota", "content_policy", "permission")
 _CONNECTION = ("connection", "timeout", "stream_interrupted")
-# After a break, the server sends at once what it has generated meanwhile. That ends when an output takes this long.
-_CAUGHT_UP_MS = 5.0
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:~=+-]{0,255}")
 _SHORTEST_SECRET = 8
-_OUTPUT = frozenset(KINDS.index(kind) for kind in OUTPUT_KINDS)
 
 
 @dataclass(slots=True, eq=False)
@@ -265,21 +263,3 @@ class Resumable:
             why = f"the response {self.response_id} has expired, or the server does not know it: {error.message}"
             return replace(error, type="stream_interrupted", code=EXPIRED, message=why)
         return error
-
-
-def without_gaps(chunks: Chunks, breaks: Iterable[int]) -> Chunks:
-    """Leave out the gaps that come from breaks, in place: that of the first output, and those of what came at once.
-
-    Args:
-        chunks: of one answer.
-        breaks: the number of chunks before each break.
-    """
-    for start in breaks:
-        first = True
-        for at in range(start, len(chunks)):
-            if chunks.kind[at] in _OUTPUT:
-                gap, chunks.gap_ms[at] = chunks.gap_ms[at], math.nan
-                if not first and gap >= _CAUGHT_UP_MS:
-                    break
-                first = False
-    return chunks

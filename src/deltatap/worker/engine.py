@@ -317,7 +317,7 @@ class Engine:
         started_at, started = time.time(), time.perf_counter()
         try:
             if self._moderator is None:
-                return await self._client.call(wire, job.request.request_id, answer=answer)
+                return await self._client.call(wire, job.request.request_id, None, answer)
             watch = self._moderator.watch(job)
             try:
                 return await self._client.call(wire, job.request.request_id, watch, answer)

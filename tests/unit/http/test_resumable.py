@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from deltatap.api.registry import specification
 from deltatap.api.sse import SSEDecoder
+from deltatap.http.gaps import without_gaps
 from deltatap.http.outcomes import conclude
-from deltatap.http.resumable import EXPIRED, Resumable, without_gaps
+from deltatap.http.resumable import EXPIRED, Resumable
 from deltatap.model import CONTENT, Call, CaptureError, Chunks, Received, Resumed
 
 if TYPE_CHECKING:
