@@ -229,10 +229,17 @@ class Tokens(Section):
 
 
 class State(Section):
-    """The folder of journal, plan and control files, and the interval in seconds at which workers flush the journal."""
+    """The folder of journal, plan and control files, and how often files are written to it.
+
+    Attributes:
+        dir: the folder.
+        flush_s: the interval in seconds at which workers flush the journal.
+        files_per_s: how many files the driver, and each worker, may create per second.
+    """
 
     dir: File = "data/state"
     flush_s: Seconds = 1
+    files_per_s: Annotated[int, Field(ge=1, le=1000)] = 5
 
 
 class Slo(Section):

@@ -1,44 +1,45 @@
 """The state folder of a run: messages between driver and workers, the plan, the journal, and the list of landed rows.
 
-Knows the layout, and how to write a file so that a reader sees either the whole file or no file. Files are only
-created, renamed and deleted, so the folder may be on a Databricks Volume. Leaves the journal's Parquet files to
+Knows the layout, and how a reader recognizes a file that is whole. Files are only created, renamed and deleted, so the
+folder may be on a Databricks Volume. Leaves each access to ``files.py``, and the journal's Parquet files to
 ``worker/journal.py``.
 
     <state.dir>/<folder_of(run_id)>/
         run_id                  the run's id, if the folder has another name
         control.json            the driver's message: epoch, beat, shares, stop; replaced every half second
-        stop                    exists when someone has asked the run to stop
+        stop                    exists when someone has asked the run to stop: the epoch of its driver
         workers/<claim>.json    a worker's heartbeat
         kept/*.json             streams that a worker has open, or had open when it was killed (capture.resume)
         journal/*.parquet       captures that have not landed
         journal/*.held          captures whose texts are still being checked; they land only if their worker dies
         aside/*                 unreadable journal files, kept for inspection
-        plan-<epoch>/parts/     the owed requests, one file per capture task
+        plan-<epoch>/parts/     the owed requests, one file per capture task; the driver tells its workers their names
         plan-<epoch>/claims/    <part>-<number>-<uuid>: the attempts at a part; the greatest name holds the part
-        plan-<epoch>/landed/    which rows of which parts are in captures, 8 bytes per row
+        plan-<epoch>/landed/    which rows of which parts are in captures, 8 bytes per row; a name has a checksum
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
-import os
 import re
-import shutil
+import time
 import uuid
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any, TypeVar
+import zlib
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from deltatap.errors import ConfigError
+from deltatap.files import Files
 from deltatap.messages import Control, Heartbeat, KeptStream, OpenStream, Parked, Permit, Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
-
-    import pyarrow as pa
 
 _Record = TypeVar("_Record", Control, Permit, Heartbeat, OpenStream, Parked, Refusal)
 LANDED = np.dtype([("part", "<i4"), ("row", "<i4")])
@@ -70,34 +71,48 @@ class RunState:
     Attributes:
         folder: the folder.
         run_id: the run's id, if :meth:`prepare` must write it down because the folder has another name.
+        files: the access to the files.
     """
 
     folder: Path
     run_id: str | None = None
+    files: Files = field(default_factory=Files, compare=False)
 
     @classmethod
-    def of(cls, folder: Path, run_id: str) -> RunState:
+    def of(cls, folder: Path, run_id: str, files: Files | None = None) -> RunState:
         """The folder of a run, in the configured state folder."""
         name = folder_of(run_id)
-        return cls(folder / name, None if name == run_id else run_id)
+        return cls(folder / name, None if name == run_id else run_id, files or Files())
+
+    def at_once(self) -> RunState:
+        """The same folder for messages; see :meth:`Files.at_once`."""
+        return replace(self, files=self.files.at_once())
 
     @property
     def name(self) -> str:
         """The run's id, for a folder that was found in the state folder."""
         try:
-            return (self.folder / "run_id").read_text(encoding="utf-8")
-        except FileNotFoundError:
+            run_id = self.files.load(self.folder / "run_id", self._checked_name)
+        except OSError:
             return self.folder.name
+        return self.folder.name if run_id is None else run_id
+
+    def _checked_name(self, content: bytes) -> str:
+        run_id = content.decode()
+        if folder_of(run_id) != self.folder.name:
+            raise ValueError(run_id)
+        return run_id
 
     def adopt(self) -> None:
         """Rename a folder of an older version, which used colons in names. Spark cannot read them."""
         if self.run_id is None or not _OLD.fullmatch(self.run_id):
             return
         old = self.folder.with_name(self.run_id)
-        if old.is_dir() and not self.folder.exists():
-            old.rename(self.folder)
-        for path in self.journal.glob(f"{self.run_id}-*"):
-            path.rename(path.with_name(path.name.replace(self.run_id, self.folder.name, 1)))
+        if old.is_dir() and not self.files.exists(self.folder):
+            self.files.repeat(lambda: old.rename(self.folder))
+        for path in self.files.names(self.journal):
+            if path.name.startswith(f"{self.run_id}-"):
+                self.files.move(path, path.with_name(path.name.replace(self.run_id, self.folder.name, 1)))
 
     @property
     def journal(self) -> Path:
@@ -114,13 +129,14 @@ class RunState:
         """The folder of unreadable journal files."""
         return self.folder / "aside"
 
-    def plan(self, epoch: int) -> PlanState:
-        """The folder of the plan that was made under the lease with this epoch."""
-        return PlanState(self.folder / f"plan-{epoch}")
+    def plan(self, epoch: int, written: Sequence[Part] | None = None) -> PlanState:
+        """The folder of the plan that was made under the lease with this epoch; see :attr:`PlanState.written`."""
+        return PlanState(self.folder / f"plan-{epoch}", None if written is None else tuple(written), self.files)
 
     def plans(self) -> list[PlanState]:
         """The folders of all plans."""
-        return [PlanState(path) for path in sorted(self.folder.glob("plan-*"))]
+        found = self.files.names(self.folder)
+        return [PlanState(path, None, self.files) for path in found if path.name.startswith("plan-")]
 
     def prepare(self) -> None:
         """Create the folders.
@@ -129,45 +145,64 @@ class RunState:
             ConfigError: if the state folder cannot be written.
         """
         try:
-            for folder in (self.journal, self.aside, self.kept, self.folder / "workers"):
-                folder.mkdir(parents=True, exist_ok=True)
-            write_whole(self.folder / "probe", b"")
-            (self.folder / "probe").unlink()
+            self.files.make(self.journal, self.aside, self.kept, self.folder / "workers")
+            self.files.write(self.folder / "probe", b"")
+            self.files.delete(self.folder / "probe")
             if self.run_id is not None:
-                write_whole(self.folder / "run_id", self.run_id.encode())
+                self.files.write(self.folder / "run_id", self.run_id.encode())
         except OSError as error:
             raise ConfigError([f"state.dir: {self.folder.parent}: cannot be written: {error.strerror}"]) from error
 
-    def remove(self) -> None:
-        """Delete the folder after everything has landed; unreadable journal files in `aside` remain."""
-        if not any(self.aside.glob("*")):
-            shutil.rmtree(self.folder, ignore_errors=True)
-            return
-        for path in self.folder.iterdir():
-            if path.is_dir() and path != self.aside:
-                shutil.rmtree(path, ignore_errors=True)
-            elif not path.is_dir():
-                path.unlink(missing_ok=True)
+    def remove_journal(self) -> bool:
+        """Delete the journal's folder; False if a capture may still be in it.
 
-    def ask_to_stop(self) -> None:
-        """Ask the driver to stop the run."""
-        write_whole(self.folder / "stop", b"")
+        The file system itself says whether the folder is empty, because a listing may be old.
+        """
+        for path in self.files.names(self.journal):
+            if path.suffix not in (".parquet", ".held"):
+                self.files.delete_folder(path) if path.is_dir() else self.files.delete(path)
+        return self.files.delete_empty(self.journal)
+
+    def remove(self) -> None:
+        """Delete the folder after everything has landed; unreadable journal files in `aside` remain.
+
+        What cannot be deleted remains, too. It holds no captures.
+        """
+        with suppress(OSError):
+            if not self.files.names(self.aside):
+                self.files.delete_folder(self.folder)
+                return
+            for path in self.files.names(self.folder):
+                if path != self.aside:
+                    self.files.delete_folder(path) if path.is_dir() else self.files.delete(path)
+
+    def ask_to_stop(self, epoch: int | None = None) -> None:
+        """Ask the driver with this epoch to stop the run; None: any driver."""
+        self.files.write(self.folder / "stop", b"" if epoch is None else str(epoch).encode())
 
     def forget_stop(self) -> None:
         """Discard a request to stop that was meant for an earlier driver."""
-        (self.folder / "stop").unlink(missing_ok=True)
+        self.files.delete(self.folder / "stop")
 
-    def asked_to_stop(self) -> bool:
-        """Whether someone has asked the run to stop."""
-        return (self.folder / "stop").exists()
+    def asked_to_stop(self, epoch: int | None = None) -> bool:
+        """Whether someone has asked the driver with this epoch to stop the run; None: any driver.
+
+        An old answer of the file system can show a request that was meant for an earlier driver.
+        """
+        asked = self.files.load(self.folder / "stop", lambda content: (int(content) if content else epoch,))
+        return asked is not None and (epoch is None or asked[0] == epoch)
 
     def publish(self, control: Control) -> None:
         """Replace the driver's message."""
-        write_whole(self.folder / "control.json", json.dumps(asdict(control)).encode())
+        self.files.write(self.folder / "control.json", json.dumps(asdict(control)).encode())
 
     def control(self) -> Control | None:
-        """The driver's latest message; None before the first."""
-        content = _content(self.folder / "control.json")
+        """The driver's latest message; None before the first.
+
+        Raises:
+            OSError: if the message cannot be read, or is not whole.
+        """
+        content = self.files.load(self.folder / "control.json", _content)
         if content is None:
             return None
         if content.get("permits") is not None:
@@ -176,12 +211,12 @@ class RunState:
 
     def note_kept(self, name: str, streams: Iterable[KeptStream]) -> None:
         """Replace the list of open streams of a worker, or those that another run has left."""
-        write_whole(self.kept / f"{name}.json", json.dumps([asdict(stream) for stream in streams]).encode())
+        self.files.write(self.kept / f"{name}.json", json.dumps([asdict(stream) for stream in streams]).encode())
 
     def kept_streams(self) -> dict[tuple[str, str, str, str], KeptStream]:
         """The streams that were open, by request; the latest of each request. Skips damaged files and entries."""
         found: dict[tuple[str, str, str, str], KeptStream] = {}
-        for path in sorted(self.kept.glob("*.json")):
+        for path in self.files.names(self.kept, ".json"):
             for stream in kept_streams(path):
                 known = found.get(stream.key)
                 if known is None or _rank(stream) > _rank(known):
@@ -190,51 +225,114 @@ class RunState:
 
     def beat(self, heartbeat: Heartbeat) -> None:
         """Replace a worker's heartbeat."""
-        write_whole(self.folder / "workers" / f"{heartbeat.claim}.json", json.dumps(asdict(heartbeat)).encode())
+        self.files.write(self.folder / "workers" / f"{heartbeat.claim}.json", json.dumps(asdict(heartbeat)).encode())
 
     def heartbeats(self) -> list[Heartbeat]:
-        """The latest heartbeat of every worker, including workers that have ended or died."""
-        contents = (_content(path) for path in sorted((self.folder / "workers").glob("*.json")))
+        """The latest heartbeat of every worker, including workers that have ended or died.
+
+        Skips those that cannot be read now.
+        """
+        contents = []
+        for path in self.files.names(self.folder / "workers", ".json"):
+            with suppress(OSError):
+                contents.append(self.files.load(path, _content))
         return [_heartbeat(content) for content in contents if content is not None]
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A file of a plan, as the driver tells its workers.
+
+    Attributes:
+        name: the file's path in the plan's folder.
+        rows: how many requests it holds.
+        size: its bytes.
+    """
+
+    name: str
+    rows: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class PlanState:
-    """The folder of one plan: its parts, the attempts at them, and the rows that have landed."""
+    """The folder of one plan: its parts, the attempts at them, and the rows that have landed.
+
+    Attributes:
+        folder: the folder.
+        written: the manifest: the parts that the driver wrote. None if the caller does not know it.
+        files: the access to the files.
+    """
 
     folder: Path
+    written: tuple[Part, ...] | None = None
+    files: Files = field(default_factory=Files, compare=False)
 
     @property
     def parts(self) -> Path:
         """The folder of the parts that Spark wrote."""
         return self.folder / "parts"
 
+    def at_once(self) -> PlanState:
+        """The same folder for messages; see :meth:`Files.at_once`."""
+        return replace(self, files=self.files.at_once())
+
+    def prepare(self) -> None:
+        """Create the folders."""
+        self.files.make(self.folder / "claims", self.folder / "landed")
+
     def part_files(self) -> list[Path]:
         """The files of the parts; a part's number is its index in this list."""
-        return sorted(self.parts.glob("part-*.parquet"))
+        if self.written is not None:
+            return [self.folder / part.name for part in self.written]
+        return [path for path in self.files.names(self.parts, ".parquet") if path.name.startswith("part-")]
 
-    def claim(self, part: int) -> str:
-        """Claim a part for a new attempt; returns the attempt's name."""
-        claims = self.folder / "claims"
-        claims.mkdir(parents=True, exist_ok=True)
-        numbers = [int(path.name.split("-")[1]) for path in claims.glob(f"{part:05d}-*")]
-        name = f"{part:05d}-{max(numbers, default=0) + 1:06d}-{uuid.uuid4().hex}"
-        (claims / name).touch()
+    def open_part(self, part: int) -> IO[bytes]:
+        """A part for reading. What another node has written may take a while to appear.
+
+        Raises:
+            OSError: if the part is not there, or not whole.
+        """
+        return self.files.open(self.part_files()[part], None if self.written is None else self.written[part].size)
+
+    def claims(self, part: int | str) -> list[str]:
+        """The names of all attempts at a part; the last one holds the part."""
+        part = f"{part:05d}-" if isinstance(part, int) else f"{part}-"
+        return [path.name for path in self.files.names(self.folder / "claims") if path.name.startswith(part)]
+
+    def claim(self, part: int, now_s: float | None = None) -> str:
+        """Claim a part for a new attempt; returns the attempt's name.
+
+        Its number is the time, so that it is greater than that of an older claim which an old listing does not show.
+
+        Args:
+            part: the part's number.
+            now_s: seconds since the epoch; None: now.
+        """
+        now_ms = int(1000 * (time.time() if now_s is None else now_s))
+        numbers = [int(name.split("-")[1]) + 1 for name in self.claims(part)]
+        name = f"{part:05d}-{max(now_ms, *numbers, 0):013d}-{uuid.uuid4().hex}"
+        self.files.create(self.folder / "claims" / name)
         return name
 
     def holds(self, claim: str) -> bool:
         """Whether no newer attempt has claimed the part. Between equal numbers, the greater uuid wins."""
-        part = claim.split("-", maxsplit=1)[0]
-        return max(path.name for path in (self.folder / "claims").glob(f"{part}-*")) <= claim
+        return max([*self.claims(claim.split("-", maxsplit=1)[0]), claim]) <= claim
 
     def landed(self) -> np.ndarray[Any, Any]:
-        """The :data:`LANDED` pairs (part, row) that are in ``captures``."""
-        while True:
-            try:
-                contents = [path.read_bytes() for path in self._landed_files()]
-            except FileNotFoundError:  # another process merged the files meanwhile
-                continue
-            return np.unique(np.frombuffer(b"".join(contents), LANDED))
+        """The :data:`LANDED` pairs (part, row) that are in ``captures``.
+
+        Raises:
+            OSError: if a record cannot be read, or stays damaged.
+        """
+
+        def read() -> np.ndarray[Any, Any]:
+            contents = self._read(self._landed_files())
+            if None in contents:  # another process has merged the files meanwhile: list them again
+                raise FileNotFoundError(errno.ENOENT, "merged", str(self.folder))
+            return _pairs(contents)
+
+        return self.files.repeat(read, must_exist=True)
 
     def landed_rows(self, part: int) -> np.ndarray[Any, Any]:
         """The rows of a part that are in ``captures``."""
@@ -244,34 +342,36 @@ class PlanState:
 
     def add_landed(self, pairs: np.ndarray[Any, Any]) -> None:
         """Record :data:`LANDED` pairs as landed: after the commit, and before their journal files are deleted."""
-        folder = self.folder / "landed"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / f"{uuid.uuid4().hex}.rows", pairs.tobytes())
+        self.files.make(self.folder / "landed")
+        self._write(pairs.tobytes())
         files = self._landed_files()
-        if len(files) > _MERGE_LANDED_ABOVE:
-            write_whole(folder / f"{uuid.uuid4().hex}.rows", self.landed().tobytes())
+        if len(files) > _MERGE_LANDED_ABOVE and None not in (contents := self._read(files)):
+            self._write(_pairs(contents).tobytes())
             for path in files:
-                path.unlink(missing_ok=True)
+                self.files.delete(path)
+
+    def _write(self, content: bytes) -> None:
+        name = f"{uuid.uuid4().hex}-{len(content)}-{zlib.crc32(content):08x}.rows"
+        self.files.write(self.folder / "landed" / name, content)
+
+    def _read(self, paths: Sequence[Path]) -> list[bytes | None]:
+        """The records; None for each that is not there."""
+        return [self.files.load(path, lambda content, path=path: _whole(path, content)) for path in paths]  # type: ignore[misc]
 
     def _landed_files(self) -> list[Path]:
-        return sorted((self.folder / "landed").glob("*.rows"))
+        return self.files.names(self.folder / "landed", ".rows")
 
 
-def write_whole(path: Path, content: bytes | pa.Buffer) -> None:
-    """Write a file so that a reader finds all of it or nothing, even after a crash: sync it to disk, then rename it.
+def _pairs(contents: Sequence[bytes | None]) -> np.ndarray[Any, Any]:
+    return np.unique(np.frombuffer(b"".join(content or b"" for content in contents), LANDED))
 
-    Spark ignores the temporary name, because it begins with a dot.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:  # on a full disk, leave the space to the next attempt
-        temporary.unlink(missing_ok=True)
-        raise
+
+def _whole(path: Path, content: bytes) -> bytes:
+    """The content of a record of landed rows, if it has the size and the checksum in its name."""
+    _, *expected = path.stem.split("-")
+    if (expected and expected != [str(len(content)), f"{zlib.crc32(content):08x}"]) or len(content) % LANDED.itemsize:
+        raise ValueError(path.name)
+    return content
 
 
 def _rank(stream: KeptStream) -> tuple[float, bool, int]:
@@ -316,9 +416,9 @@ def _record(kind: type[_Record], content: dict[str, Any]) -> _Record:
     return kind(**{name: value for name, value in content.items() if name in known})
 
 
-def _content(path: Path) -> dict[str, Any] | None:
-    try:
-        content: dict[str, Any] = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    return content
+def _content(content: bytes) -> dict[str, Any]:
+    """A message. No beginning of it is valid JSON, so half a message raises a ValueError."""
+    decoded = json.loads(content)
+    if not isinstance(decoded, dict):
+        raise ValueError(decoded)  # noqa: TRY004 - half a message
+    return decoded

@@ -53,11 +53,20 @@ def part_udf(task: CaptureTask) -> UserDefinedFunctionLike:
 
     @pandas_udf(RECEIPT)  # type: ignore[call-overload,untyped-decorator]
     def capture_parts(parts: Iterator[pd.Series]) -> Iterator[pd.DataFrame]:
+        retried = _retried()
         for series in parts:
-            yield pd.DataFrame([asdict(capture_part(task, int(part))) for part in series])
+            yield pd.DataFrame([asdict(capture_part(task, int(part), retried=retried)) for part in series])
 
     udf: UserDefinedFunctionLike = capture_parts.asNondeterministic()
     return udf
+
+
+def _retried() -> bool:
+    """Whether Spark has started this task before. Spark knows it without the state folder."""
+    from pyspark import TaskContext  # noqa: PLC0415 - the core is imported without Spark
+
+    context = TaskContext.get()
+    return context is not None and context.attemptNumber() > 0
 
 
 def capture_udf(config: Settings | Mapping[str, Any] | str | Path, *, max_requests: int) -> UserDefinedFunctionLike:

@@ -55,7 +55,7 @@ class JournalAndLanding(RuleBasedStateMachine):
         self.state.prepare()
         self.state.publish(Control(epoch=1, beat=1))
         self.landing = Landing(
-            self.spark, self.captures, self.state, keep_interrupted=False, new_rows=NewRows(self.state, 1)
+            self.spark, self.captures, self.state, keep_interrupted=False, new_rows=NewRows(self.state, 1), doubt_s=0.0
         )
         self.clock = datetime(2026, 11, 21, tzinfo=UTC)
         self.written: dict[int, list[tuple[str, str]]] = {}
@@ -137,7 +137,7 @@ class JournalAndLanding(RuleBasedStateMachine):
     @rule()
     def a_new_driver_starts(self) -> None:
         self.landing = Landing(
-            self.spark, self.captures, self.state, keep_interrupted=False, new_rows=NewRows(self.state)
+            self.spark, self.captures, self.state, keep_interrupted=False, new_rows=NewRows(self.state), doubt_s=0.0
         )
 
     @rule()

@@ -32,7 +32,7 @@ def landing(spark: SparkSession, empty_captures: Path, tables: Path, tmp_path: P
     shutil.copytree(empty_captures, tables / "captures")
     state = RunState(tmp_path / "state" / RUN)
     state.prepare()
-    return Landing(spark, str(tables / "captures"), state, keep_interrupted=False, new_rows=NewRows(state))
+    return Landing(spark, str(tables / "captures"), state, keep_interrupted=False, new_rows=NewRows(state), doubt_s=0.0)
 
 
 def row(at: int, status: str = "completed", **values: Any) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from deltatap.errors import ConfigError
+from deltatap.files import Files, write_whole
 from deltatap.messages import Control, Heartbeat, Permit
-from deltatap.state import LANDED, RunState, folder_of, write_whole
+from deltatap.state import LANDED, Part, RunState, folder_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 def state(tmp_path: Path) -> RunState:
     made = RunState(tmp_path / "state" / "run-1")
     made.prepare()
+    made.plan(1).prepare()
     return made
 
 
@@ -70,7 +72,6 @@ def test_the_newest_claim_holds_its_part(state: RunState) -> None:
 
 def test_one_of_two_simultaneous_claims_holds_the_part(state: RunState) -> None:
     plan = state.plan(1)
-    (plan.folder / "claims").mkdir(parents=True)
     names = ["00000-000001-aaaa", "00000-000001-bbbb"]
     for name in names:
         (plan.folder / "claims" / name).touch()
@@ -107,19 +108,93 @@ def test_a_file_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: pyte
 
 
 def test_a_request_to_stop_holds_until_it_is_discarded(state: RunState) -> None:
-    assert not state.asked_to_stop()
+    assert not state.asked_to_stop(7)
     state.forget_stop()
     state.ask_to_stop()
-    assert state.asked_to_stop()
+    assert state.asked_to_stop(7)
     state.forget_stop()
-    assert not state.asked_to_stop()
+    assert not state.asked_to_stop(7)
 
 
-def test_a_new_claim_has_the_next_number(state: RunState) -> None:
+def test_a_request_to_stop_is_for_one_driver(state: RunState) -> None:
+    """An old listing can show a request that was discarded."""
+    state.ask_to_stop(6)
+    assert not state.asked_to_stop(7)
+    state.ask_to_stop(7)
+    assert state.asked_to_stop(7)
+
+
+def test_a_new_claim_has_a_greater_number_also_if_it_does_not_see_the_others(state: RunState) -> None:
     plan = state.plan(1)
-    claims = [plan.claim(3) for _ in range(3)]
-    assert [claim.rsplit("-", 1)[0] for claim in claims] == ["00003-000001", "00003-000002", "00003-000003"]
-    assert len({claim.rsplit("-", 1)[1] for claim in claims}) == 3
+    claims = [plan.claim(3, now_s) for now_s in (1000.0, 1000.0, 990.0, 1001.0)]
+    assert [claim.split("-")[1] for claim in claims] == [
+        f"{ms:013d}" for ms in (1_000_000, 1_000_001, 1_000_002, 1_001_000)
+    ]
+    assert claims == sorted(claims) == plan.claims(3)
+    for claim in claims:
+        (plan.folder / "claims" / claim).unlink()
+    assert plan.claim(3, 1001.001) > claims[-1]
+    assert plan.holds(claims[-1]) is False
+
+
+def test_a_claim_that_is_not_visible_yet_is_held(state: RunState) -> None:
+    plan = state.plan(1)
+    claim = plan.claim(0)
+    (plan.folder / "claims" / claim).unlink()
+    assert plan.holds(claim)
+
+
+def test_a_message_that_is_not_whole_is_not_taken(state: RunState) -> None:
+    state.publish(Control(3, 7, {"a": 2}))
+    whole = (state.folder / "control.json").read_bytes()
+    now = state.at_once()
+    for size in range(len(whole)):
+        (state.folder / "control.json").write_bytes(whole[:size])
+        with pytest.raises(OSError, match="not whole"):
+            now.control()
+    now.beat(Heartbeat(3, "00000-1-a", 1))
+    now.beat(Heartbeat(3, "00001-1-b", 1))
+    (state.folder / "workers" / "00000-1-a.json").write_bytes(b'{"epoch": 3')
+    assert [beat.claim for beat in now.heartbeats()] == ["00001-1-b"]
+
+
+def test_half_a_record_of_landed_rows_is_not_taken(state: RunState) -> None:
+    plan = state.plan(1).at_once()
+    plan.add_landed(np.array([(0, row) for row in range(4)], LANDED))
+    (path,) = (plan.folder / "landed").iterdir()
+    whole = path.read_bytes()
+    for content in (whole[:16], b"", whole[:-1] + b"x"):
+        path.write_bytes(content)
+        with pytest.raises(OSError, match="not whole"):
+            plan.landed()
+    path.write_bytes(whole)
+    # Records of an older version have no checksum.
+    (path.parent / f"{'a' * 32}.rows").write_bytes(np.array([(0, 9)], LANDED).tobytes())
+    assert plan.landed_rows(0).tolist() == [0, 1, 2, 3, 9]
+
+
+def test_a_journal_is_only_removed_if_no_capture_is_in_it(state: RunState, monkeypatch: pytest.MonkeyPatch) -> None:
+    (state.journal / "a.parquet").touch()
+    (state.journal / ".b.parquet.tmp").touch()
+    monkeypatch.setattr(Files, "names", lambda *_: [])  # an old listing
+    assert not state.remove_journal()
+    assert (state.journal / "a.parquet").exists()
+    monkeypatch.undo()
+    (state.journal / "a.parquet").unlink()
+    assert state.remove_journal()
+    assert not state.journal.exists()
+
+
+def test_the_manifest_names_the_parts(state: RunState) -> None:
+    plan = state.plan(1, [Part("parts-2/b.parquet", 3, 10), Part("parts-2/a.parquet", 1, 5)])
+    assert [path.name for path in plan.part_files()] == ["b.parquet", "a.parquet"], "whatever a listing says"
+    (plan.folder / "parts-2").mkdir()
+    (plan.folder / "parts-2" / "a.parquet").write_bytes(b"12345")
+    with plan.open_part(1) as file:
+        assert file.read() == b"12345"
+    (plan.folder / "parts-2" / "b.parquet").write_bytes(b"half")
+    with pytest.raises(OSError, match="has 4 of 10 bytes"):
+        plan.at_once().open_part(0)
 
 
 def test_landed_rows_are_kept_in_few_files(state: RunState, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +212,7 @@ def test_landed_rows_are_kept_in_few_files(state: RunState, monkeypatch: pytest.
 
 def test_parts_are_numbered_by_name(state: RunState) -> None:
     plan = state.plan(1)
-    plan.parts.mkdir(parents=True)
+    plan.parts.mkdir()
     for name in ("part-00001-b.parquet", "part-00000-a.parquet", "_SUCCESS"):
         (plan.parts / name).touch()
     assert [path.name for path in plan.part_files()] == ["part-00000-a.parquet", "part-00001-b.parquet"]

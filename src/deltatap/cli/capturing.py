@@ -217,10 +217,12 @@ def stop(
     No new request starts. Open requests finish, or are cut after timeouts.grace_s and kept as interrupted. The next run
     continues from there.
     """
+    from deltatap.files import Files  # noqa: PLC0415
     from deltatap.state import RunState  # noqa: PLC0415
 
     folder = Path(settings.state.dir)
-    active = sorted(RunState(path.parent).name for path in folder.glob("*/control.json"))
+    found = [RunState(path) for path in Files().names(folder) if not path.name.startswith(".")]
+    active = sorted(state.name for state in found if state.files.exists(state.folder / "control.json"))
     if not run_id:
         if len(active) != 1:
             several = f"several runs are active here; name one: {', '.join(active)}"
@@ -228,10 +230,10 @@ def stop(
             raise ConfigError([f"state.dir: {folder}: {problem}"])
         (run_id,) = active
     state = RunState.of(folder, run_id)
-    if state.control() is None:
+    if (control := state.control()) is None:
         raise ConfigError(
             [f"state.dir: {folder}: run {run_id} is not active here; active runs: {', '.join(active) or 'none'}"]
         )
-    state.ask_to_stop()
+    state.ask_to_stop(control.epoch)
     say(console, f"asked run {run_id} to stop")
     return OK

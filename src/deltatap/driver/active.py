@@ -7,6 +7,7 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deltatap.files import Files
 from deltatap.state import RunState
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class ActiveRun:
     @classmethod
     def of(cls, settings: Settings, spark: SparkSession, console: Console, prices: Prices, lease: Lease) -> ActiveRun:
         """The run that holds a lease, with its state folder."""
-        return cls(settings, spark, console, prices, lease, RunState.of(Path(settings.state.dir), lease.run_id))
+        files = Files(settings.state.files_per_s)
+        return cls(settings, spark, console, prices, lease, RunState.of(Path(settings.state.dir), lease.run_id, files))
 
     def say(self, text: str, style: str | None = None) -> None:
         """Print a line for the user; long lines are not wrapped."""

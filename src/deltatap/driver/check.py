@@ -1,6 +1,6 @@
 """``deltatap check``: checks everything that a run needs, on the driver and in Spark's workers, without a paid call.
 
-Leaves the needs to ``needs.py``, and printing to the command line.
+Leaves the needs to ``needs.py``, the delays of the state folder to ``visibility.py``, and printing to the command line.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import asyncio
 import os
 import socket
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -18,12 +19,13 @@ import pyarrow as pa
 from deltatap.delta import columns, tables
 from deltatap.driver.check_where import Level, compute_of, shared_folder_problem, verdict
 from deltatap.driver.needs import NETWORK, PRIVACY, Checked, checked, price_need, prices_of, process_needs, table_needs
+from deltatap.driver.visibility import Marks, measure
 from deltatap.errors import ConfigError, CredentialError, one_line
+from deltatap.files import Files
 from deltatap.http.client import EndpointClient
 from deltatap.http.credentials import read_secrets
 from deltatap.model import CaptureError
 from deltatap.spark.slots import slots as count_slots
-from deltatap.state import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 SPARK = ((4, 0), (4, 1), (4, 2))
 _FOUND = tuple(columns.Column(name, columns.STRING, "") for name in ("host", "need", "problem"))
+_SHARED = "shared state folder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +146,10 @@ def _where(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
 
 def _workers(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
     """Check the same needs in Spark's workers, and whether they share the driver's state folder."""
-    mark = Path(settings.state.dir) / f".check-{uuid.uuid4().hex}"
+    mark, files = Path(settings.state.dir) / f".check-{uuid.uuid4().hex}", Files(settings.state.files_per_s)
+    marks = Marks.of(mark)
     try:
-        write_whole(mark, b"")
+        files.write(mark, b"old")
     except OSError as error:
         yield Finding("state folder, workers", "problem", f"state.dir: {mark.parent}: {error.strerror}")
         return
@@ -162,17 +166,23 @@ def _workers(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
             .mapInArrow(worker_checks(settings, str(mark), secrets), columns.spark_schema(_FOUND))
             .collect()
         )
+        shared = not any(row["need"] == _SHARED and row["problem"] for row in rows)
+        delays = measure(spark, marks, slots, files) if shared else None
     except Exception as error:  # noqa: BLE001 - anything can keep a worker from starting
         yield Finding("workers", "problem", one_line(error))
         return
     finally:
-        mark.unlink(missing_ok=True)
+        for path in (marks.replaced, marks.created):
+            with suppress(OSError):
+                files.delete(path)
     hosts = sorted({row["host"] for row in rows})
     for need in dict.fromkeys(row["need"] for row in rows):
         problems = {f"{row['problem']} (on {row['host']})" for row in rows if row["need"] == need and row["problem"]}
         yield from _findings(
             f"{need}, workers", Checked(tuple(sorted(problems)), f"{slots} slots on {', '.join(hosts)}")
         )
+    if delays is not None:
+        yield Finding("state folder, delay", *delays)
 
 
 def worker_checks(
@@ -192,11 +202,13 @@ def worker_checks(
                 found: list[tuple[str, str | None]] = []
                 for need in process_needs(settings, secrets):
                     found += [(need.name, problem) for problem in checked(need).problems or (None,)]
-                shared = Path(mark).exists()
+                # The first look at both files: what this node remembers of them is old afterwards.
+                Marks.of(Path(mark)).look()
+                shared = Files().exists(Path(mark))
                 problem = (
                     None if shared else f"state.dir: {settings.state.dir}: is not the folder that the driver writes to"
                 )
-                found.append(("shared state folder", problem))
+                found.append((_SHARED, problem))
                 rows = [{"host": socket.gethostname(), "need": need, "problem": problem} for need, problem in found]
                 yield pa.RecordBatch.from_pylist(rows, columns.arrow_schema(_FOUND))
 

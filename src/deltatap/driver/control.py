@@ -25,9 +25,37 @@ _STRAGGLERS_S = 30.0
 _NOTICE_S = 2 * POLL_S
 
 
-def backlog(state: RunState) -> bool:
-    """Whether too many journal files are waiting to land. If so, no more requests may start."""
-    return sum(1 for _ in state.journal.glob("*.parquet")) > _JOURNAL_FILES
+def backlog(state: RunState, landed: int = 0) -> bool:
+    """Whether too many journal files are waiting to land. If so, no more requests may start.
+
+    True, too, if the journal cannot be listed now.
+
+    Args:
+        state: the run's state folder.
+        landed: how many files of the journal have landed, and are kept for a while.
+    """
+    try:
+        return len(state.files.names(state.journal, ".parquet")) - landed > _JOURNAL_FILES
+    except OSError:
+        return True
+
+
+class Heard:
+    """The latest heartbeat of each attempt that the driver has read.
+
+    An old listing hides no heartbeat, and an old copy of a file replaces none.
+    """
+
+    def __init__(self) -> None:
+        self._beats: dict[str, Heartbeat] = {}
+
+    def add(self, beats: Iterable[Heartbeat]) -> list[Heartbeat]:
+        """Take the heartbeats that were read now; returns the latest one of every attempt."""
+        for beat in beats:
+            known = self._beats.get(beat.claim)
+            if known is None or (beat.ended, beat.beat) >= (known.ended, known.beat):
+                self._beats[beat.claim] = beat
+        return [self._beats[claim] for claim in sorted(self._beats)]
 
 
 def newest(beats: Iterable[Heartbeat]) -> list[Heartbeat]:

@@ -1,8 +1,9 @@
 """Landing: merges a run's journal into ``captures``, so that each capture is there exactly once.
 
 Knows how journal files become rows, and when a file may be deleted: after the commit, and after its rows were recorded
-as landed. Every step can be repeated, because the MERGE inserts each row of the journal only once. ``merge.py`` builds
-the MERGE statements, and ``run.py`` decides when to land.
+as landed. Every step can be repeated, because the MERGE inserts each row of the journal only once. So a step that fails
+because of the storage is repeated, and a file that cannot be read is damaged only if that does not change. ``merge.py``
+builds the MERGE statements, and ``run.py`` decides when to land.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from deltatap.delta import columns, tables
 from deltatap.driver.merge import NewRows, insert_sql, merge_sql, one_per_key
+from deltatap.driver.trouble import UNREAD, may_pass
 from deltatap.errors import LandingError
+from deltatap.files import OLD_S
 from deltatap.state import LANDED
 from deltatap.worker.held import promote
-from deltatap.worker.journal import readable
+from deltatap.worker.journal import DamagedError, read_columns, readable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from pyspark.sql import SparkSession
@@ -42,8 +44,9 @@ _FILES_PER_BATCH = 200
 # Each merge adds one or two small files. They are compacted after this many merges during a run, and at its end only if
 # there were at least the smaller number of merges.
 _COMPACT_EVERY, _COMPACT_AT_LEAST = 100, 20
-# The class of Spark's error for a file that it cannot read.
-_UNREAD = "FAILED_READ_FILE"
+# How long landing may fail because of the storage.
+_GIVE_UP_S = 120.0
+_RETRY_S = 1.0
 _WHERE = pa.schema(
     [
         each
@@ -64,6 +67,7 @@ class Landing:
         keep_interrupted: whether interrupted rows are final.
         new_rows: knows whether the rows of a batch can be inserted without looking at all rows of the run.
         files: how many journal files have landed.
+        doubt_s: a file is damaged if it cannot be read for this long. Until then, it may be half there.
         set_aside: journal files that could not be read; their requests are owed again.
     """
 
@@ -73,8 +77,12 @@ class Landing:
     keep_interrupted: bool
     new_rows: NewRows
     files: int = 0
+    doubt_s: float = OLD_S
     set_aside: list[Path] = field(default_factory=list)
     _seen: dict[Path, float] = field(default_factory=dict)
+    _doubted: dict[Path, float] = field(default_factory=dict)
+    _kept: dict[Path, float] = field(default_factory=dict)
+    _failing_since: float | None = None
     _merges: int = 0
 
     @classmethod
@@ -83,21 +91,31 @@ class Landing:
         return cls(spark, settings.captures.table, state, settings.capture.keep_interrupted, NewRows(state))
 
     def keep(self) -> None:
-        """Land the journal if a file has waited for the interval, or if there are enough files for one batch."""
+        """Land the journal if a file has waited for the interval, or if there are enough files for one batch.
+
+        Landed files are kept for a while: a worker may not see yet that their rows are recorded.
+        """
         now = time.monotonic()
-        self._seen = {path: self._seen.get(path, now) for path in self._waiting()}
-        if len(self._seen) >= _FILES_PER_BATCH or now - min(self._seen.values(), default=now) >= _INTERVAL_S:
-            self.tick()
+        try:
+            self._delete(path for path, at in list(self._kept.items()) if now - at >= OLD_S)
+            self._seen = {path: self._seen.get(path, now) for path in self._waiting()}
+            if len(self._seen) >= _FILES_PER_BATCH or now - min(self._seen.values(), default=now) >= _INTERVAL_S:
+                self._land_all()
+            self._failing_since = None
+        except Exception as error:
+            self._failing_since = now if self._failing_since is None else self._failing_since
+            if not may_pass(error) or now - self._failing_since > _GIVE_UP_S:
+                raise
 
     def tick(self) -> int:
-        """Land the files that are in the journal now.
+        """Land the files that are in the journal now, and delete them.
 
         Returns:
             How many files have landed.
         """
-        before, waiting = self.files, self._waiting()
-        for at in range(0, len(waiting), _FILES_PER_BATCH):
-            self._land(waiting[at : at + _FILES_PER_BATCH])
+        before = self.files
+        self._land_all()
+        self._delete(list(self._kept))
         return self.files - before
 
     def drain(self) -> None:
@@ -106,12 +124,51 @@ class Landing:
         Raises:
             LandingError: if files do not land.
         """
-        promote(self.state.journal)
-        while waiting := self._waiting():
-            self.tick()
-            if waiting == self._waiting():
+        since = time.monotonic()
+        before: list[Path] = []
+        while True:
+            failure, waiting = None, before
+            try:
+                promote(self.state.journal, self.state.files)
+                self.tick()
+                if not (waiting := self._waiting()):
+                    return
+            except Exception as error:
+                if not may_pass(error):
+                    raise
+                failure = error
+            if waiting != before:
+                since, before = time.monotonic(), waiting
+                continue
+            passes = failure is not None or any(path in self._doubted for path in waiting)
+            # An old listing may show files that have been deleted.
+            if time.monotonic() - since >= (_GIVE_UP_S if passes else self.doubt_s):
                 where = f"{self.state.journal} in table {self.captures}"
-                raise LandingError(f"cannot land the files of {where}; the next capture tries again")
+                raise failure or LandingError(f"cannot land the files of {where}; the next capture tries again")
+            time.sleep(_RETRY_S)
+
+    def finish(self) -> None:
+        """Land until the journal is empty, and delete its folder, which proves it.
+
+        Raises:
+            LandingError: if files do not land.
+        """
+        since = None
+        while True:
+            self.drain()
+            now = time.monotonic()
+            since = now if since is None else since
+            with suppress(OSError):
+                if self.state.remove_journal():
+                    return
+            # If something else keeps the folder from being deleted, every capture is visible by then.
+            if now - since >= OLD_S:
+                return
+            time.sleep(_RETRY_S)
+
+    def kept(self) -> int:
+        """How many files of the journal have landed and are kept for a while."""
+        return len(self._kept)
 
     def compact(self) -> None:
         """Compact the small files of many merges, clustered by the columns that analysis filters on."""
@@ -120,24 +177,34 @@ class Landing:
             self._merges = 0
 
     def _waiting(self) -> list[Path]:
-        return sorted(self.state.journal.glob("*.parquet"))
+        return [path for path in self.state.files.names(self.state.journal, ".parquet") if path not in self._kept]
+
+    def _land_all(self) -> None:
+        waiting = self._waiting()
+        for at in range(0, len(waiting), _FILES_PER_BATCH):
+            self._land(waiting[at : at + _FILES_PER_BATCH])
 
     def _land(self, files: Sequence[Path]) -> None:
-        """Land a batch of files. Files that cannot be read are set aside."""
+        """Land a batch of files. Damaged files are set aside, and files that may be damaged are left out."""
         try:
             self._merge(files)
         except Exception as error:
             # One damaged file fails its whole batch, as does one that another driver has landed meanwhile.
-            damaged = [path for path in files if not readable(path)]
-            self._set_aside(damaged)
-            left = [path for path in files if path.exists()]
+            damaged = [path for path in files if not readable(path, self.state.files)]
+            self._set_aside(path for path in damaged if self._is_damaged(path))
+            left = [path for path in files if path not in damaged and self.state.files.exists(path)]
             if len(left) < len(files):
                 if left:
                     self._land(left)
-            elif len(files) > 1 and _UNREAD in str(error):
+            elif len(files) > 1 and UNREAD in str(error):
                 self._land_halves(files)
             else:
                 raise
+
+    def _is_damaged(self, path: Path) -> bool:
+        """Whether a file that cannot be read could not be read for long enough."""
+        now = time.monotonic()
+        return now - self._doubted.setdefault(path, now) >= self.doubt_s
 
     def _land_halves(self, files: Sequence[Path]) -> None:
         """Land a batch in which Spark cannot read a file that pyarrow can read.
@@ -152,32 +219,38 @@ class Landing:
             except Exception as error:  # noqa: BLE001 - raised again if its file is not set aside
                 failed.append((some, error))
         for some, why in failed:
-            if len(some) > 1 or self.files == before or _UNREAD not in str(why):
+            if len(some) > 1 or self.files == before or UNREAD not in str(why):
                 raise why
-            self._set_aside(some)
+            self._set_aside(path for path in some if self._is_damaged(path))
 
-    def _set_aside(self, files: Sequence[Path]) -> None:
+    def _set_aside(self, files: Iterable[Path]) -> None:
         for path in files:
             with suppress(FileNotFoundError):  # another driver has set it aside
-                path.replace(self.state.aside / path.name)
+                self.state.files.move(path, self.state.aside / path.name)
                 self.set_aside.append(path)
 
+    def _delete(self, files: Iterable[Path]) -> None:
+        for path in files:
+            self.state.files.delete(path)
+            self._kept.pop(path, None)
+
     def _merge(self, files: Sequence[Path]) -> None:
-        """Merge a batch of files, then record its rows as landed, then delete the files."""
-        names = [str(path) for path in files]
-        where = pq.read_table(names, schema=_WHERE, partitioning=None)
-        if where["plan"].null_count:
-            raise LandingError(f"a Parquet file in {self.state.journal} does not belong to the journal")
+        """Merge a batch of files, then record its rows as landed. After that, the files may be deleted."""
+        where = pa.concat_tables([read_columns(path, _WHERE, self.state.files) for path in files])
+        if any(where[name].null_count for name in ("plan", "part", "row")):
+            raise DamagedError(f"a Parquet file in {self.state.journal} does not belong to the journal")
         plans = {
             plan: _places(where.filter(pc.equal(where["plan"], plan))) for plan in pc.unique(where["plan"]).to_pylist()
         }
         if where.num_rows:
-            self._commit(names, where, new=self.new_rows.are_all(plans))
+            self._commit([str(path) for path in files], where, new=self.new_rows.are_all(plans))
         for plan, places in plans.items():
             self.state.plan(plan).add_landed(places)
-        self.new_rows.recorded = True
+        self.new_rows.record(plans)
+        now = time.monotonic()
         for path in files:
-            path.unlink(missing_ok=True)
+            self._kept[path] = now
+            self._doubted.pop(path, None)
             self.files += 1
         if self._merges >= _COMPACT_EVERY:
             # Small files are slower to read, but landing must continue.
@@ -194,7 +267,9 @@ class Landing:
             new: whether no row can replace another one.
         """
         schema = columns.spark_schema(columns.JOURNAL)
-        rows, run_id = self.spark.read.schema(schema).parquet(*map(_escaped, files)), where["run_id"][0].as_py()
+        # A file that Spark cannot read must fail the merge, whatever the session's settings are.
+        reader = self.spark.read.schema(schema).options(ignoreCorruptFiles="false", ignoreMissingFiles="false")
+        rows, run_id = reader.parquet(*map(_escaped, files)), where["run_id"][0].as_py()
         view = f"deltatap_{uuid.uuid4().hex}"
         if new:
             sql = insert_sql(self.captures, view, run_id, where["finished_at"])

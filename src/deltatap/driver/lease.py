@@ -79,6 +79,7 @@ class Lease:
         died: those of the others whose drivers died; their journals must land, and they must be closed.
         taken_at: just before the lease was committed.
         captures: the table.
+        seen_at: the latest heartbeat of the drivers that died, in seconds since the epoch; 0 if none has died.
     """
 
     run_id: str
@@ -89,6 +90,7 @@ class Lease:
     died: tuple[str, ...]
     taken_at: Moment
     captures: Identity
+    seen_at: float = 0.0
 
 
 def this_driver() -> str:
@@ -273,6 +275,7 @@ def _take(
     if [(row["run_id"], row["driver"]) for row in holders] != [(run_id, values["driver"])]:
         return None
     others = [row for row in rows if row["run_id"] != run_id]
+    died = [row["heartbeat_at"] for row in rows if row["status"] == RunStatus.RUNNING and row["heartbeat_at"]]
     return Lease(
         run_id,
         epoch,
@@ -282,6 +285,7 @@ def _take(
         tuple(row["run_id"] for row in others if row["status"] == RunStatus.RUNNING),
         taken_at,
         captures,
+        max((at.timestamp() for at in died), default=0.0),
     )
 
 

@@ -17,6 +17,7 @@ from deltatap.driver.plan import models
 from deltatap.driver.progress import Display, Snapshot, snapshot
 from deltatap.driver.stopping import Shutdown, Stop, all_refused, give_up, notes, parked_models, why_stop
 from deltatap.errors import one_line
+from deltatap.files import OLD_S
 from deltatap.http.credentials import read_secrets
 from deltatap.messages import POLL_S, Control
 from deltatap.model import RunStatus
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
 _KILLED_S = 4.0
 # What captures a plan, by `capture.where`, and what happens if it does not complete.
 _TRY = {"workers": ("Spark job", "submitting it again"), "driver": ("attempt", "starting another one")}
+# After a job that left captures missing, how long to wait for files that are not visible yet.
+_WAIT_S = OLD_S
+# How long the workers may get no message, because the state folder cannot be written.
+_UNHEARD_S = 120.0
 
 
 class CaptureLoop:
@@ -56,6 +61,7 @@ class CaptureLoop:
         *,
         signalled: threading.Event,
         ends_at: float,
+        kept: Callable[[], int] = lambda: 0,
     ) -> None:
         """Prepare; nothing runs yet.
 
@@ -65,8 +71,14 @@ class CaptureLoop:
             renewal: of the lease; None if the lease is not renewed while the run captures.
             signalled: set when a signal asks the run to stop.
             ends_at: when ``budget.runtime_s`` has passed, in monotonic seconds.
+            kept: how many files of the journal have landed already.
         """
         self._run, self._plan, self._renewal = run, plan, renewal
+        # The next turn repeats what fails now.
+        self._state, self._heard, self._kept = run.state.at_once(), control.Heard(), kept
+        self._published_at = time.monotonic()
+        self._unheard: list[tuple[str, BaseException]] = []
+        self._submissions = 0
         self._signalled, self._ends_at = signalled, ends_at
         self._where = run.settings.capture.where
         self._pacer = Pacer(run.settings.bounds, plan.spent)
@@ -86,11 +98,10 @@ class CaptureLoop:
         Returns:
             Why the run stopped; None if everything was captured.
         """
-        submissions = 0
         with Display(self._run.console) as display:
             while self._shutdown.stop is None:
+                self._submissions += 1
                 job = Background("capture", self._submit)
-                submissions += 1
                 try:
                     while job.is_alive():
                         self._turn(threads, display)
@@ -102,18 +113,44 @@ class CaptureLoop:
                 self._turn(threads, display)
                 if self._shutdown.interrupted:
                     time.sleep(_KILLED_S)
-                drain()
-                parked = parked_models(self._beats(self._run.state.heartbeats()))
-                self.notes = notes(parked)
-                unsent = sum(entry.requests for entry in parked.values())
-                if job.error is None and len(self._plan.files.landed()) + unsent >= self._plan.requests:
+                if self._is_complete(drain, wait=job.error is None, threads=threads, display=display):
                     break
                 why = one_line(job.error) if job.error else "captures are missing"
                 what, again = _TRY[self._where]
-                self._shutdown.begin(give_up(submissions, why, what), time.monotonic())
+                self._shutdown.begin(give_up(self._submissions, why, what), time.monotonic())
                 if self._shutdown.stop is None:
-                    self._run.say(f"{what} {submissions} did not complete: {why}; {again}", style="yellow")
+                    self._run.say(f"{what} {self._submissions} did not complete: {why}; {again}", style="yellow")
         return self._shutdown.stop
+
+    def _is_complete(
+        self, drain: Callable[[], None], *, wait: bool, threads: Sequence[Periodic], display: Display
+    ) -> bool:
+        """Whether every request has landed or will not be sent, after a Spark job.
+
+        Args:
+            drain: lands the journal.
+            wait: whether the job has succeeded. Then captures that are missing may only be invisible for a while.
+            threads: see :meth:`capture`.
+            display: shows the progress.
+        """
+        until = time.monotonic() + _WAIT_S
+        while True:
+            drain()
+            parked = parked_models(self._beats(self._heartbeats()))
+            self.notes = notes(parked)
+            unsent = sum(entry.requests for entry in parked.values())
+            if wait and len(self._plan.files.landed()) + unsent >= self._plan.requests:
+                return True
+            if not wait or self._shutdown.stop is not None or time.monotonic() >= until:
+                return False
+            self._turn(threads, display)
+            time.sleep(POLL_S)
+
+    def _heartbeats(self) -> list[Heartbeat]:
+        """The latest heartbeat of every worker; those read before, if the folder cannot be read now."""
+        with suppress(OSError):
+            return self._heard.add(self._state.heartbeats())
+        return self._heard.add(())
 
     def _submit(self) -> None:
         """Capture all parts: in one action over the paid UDF, or here, in a thread of the driver.
@@ -123,7 +160,15 @@ class CaptureLoop:
         run = self._run
         secrets = read_secrets(run.settings.endpoint)
         task = CaptureTask(
-            run.settings, run.prices, run.lease.run_id, run.state.folder, run.lease.epoch, secrets, self._plan.calls
+            run.settings,
+            run.prices,
+            run.lease.run_id,
+            run.state.folder,
+            run.lease.epoch,
+            secrets,
+            self._plan.calls,
+            self._plan.files.written,
+            again=self._submissions > 1,
         )
         parts = len(self._plan.files.part_files())
         if self._where == "driver":
@@ -141,19 +186,19 @@ class CaptureLoop:
     def _turn(self, threads: Sequence[Periodic], display: Display) -> None:
         """Read the heartbeats, decide, publish, and show the progress; twice a second."""
         run, now = self._run, time.monotonic()
-        heartbeats = run.state.heartbeats()
+        heartbeats = self._heartbeats()
         beats = self._beats(heartbeats)
         # Requests that an earlier driver's workers started within the last minute count towards the limits, too.
         ages = {beat.claim: max(0.0, time.time() - beat.at) for beat in heartbeats if beat.epoch != run.lease.epoch}
         permits = self._pacer.turn(now, heartbeats, ages)
         cool_s = self._pacer.cool_s(now, heartbeats, longest_s(run.settings.capture))
         stop = why_stop(
-            errors=[(thread.name, thread.error) for thread in threads if thread.error is not None],
+            errors=[(thread.name, thread.error) for thread in threads if thread.error is not None] + self._unheard,
             beats=beats,
             url=run.settings.endpoint.base_url,
             refused=self._refused(heartbeats),
             signalled=self._signalled.is_set(),
-            requested=run.state.asked_to_stop(),
+            requested=self._asked_to_stop(),
             exhausted=self._pacer.exhausted,
             runtime_over_s=run.settings.budget.runtime_s if now > self._ends_at else None,
         )
@@ -161,8 +206,8 @@ class CaptureLoop:
         stop = self._shutdown.stop
         unsure = self._renewal is not None and self._renewal.is_unsure()
         capture = run.settings.capture
-        held = unsure or control.backlog(run.state)
-        run.state.publish(
+        held = unsure or control.backlog(self._state, self._kept())
+        self._publish(
             Control(
                 run.lease.epoch,
                 next(run.beats),
@@ -173,7 +218,8 @@ class CaptureLoop:
                 permits=permits,
                 mean_output_tokens=control.mean_output_tokens(beats),
                 begins_at=None if self._opening is None else self._opening.turn(beats, time.time()),
-            )
+            ),
+            now,
         )
         progress = snapshot(self._plan.requests, beats, cool_s)
         if self._renewal is not None:
@@ -184,6 +230,21 @@ class CaptureLoop:
             # This also cancels the Spark jobs of landing, which are repeated, and those of the lease. Spark's
             # interruptTag would spare them, but it does not reach jobs of other threads.
             run.spark.interruptAll()
+
+    def _publish(self, message: Control, now: float) -> None:
+        """Send the workers a message. Without one, they start nothing after STALE_S."""
+        try:
+            self._state.publish(message)
+        except OSError as error:
+            silent = now - self._published_at > _UNHEARD_S
+            self._unheard = [("state.dir", error)] if silent else []
+        else:
+            self._published_at, self._unheard = now, []
+
+    def _asked_to_stop(self) -> bool:
+        with suppress(OSError):
+            return self._state.asked_to_stop(self._run.lease.epoch)
+        return False
 
     def _beats(self, heartbeats: Sequence[Heartbeat]) -> list[Heartbeat]:
         """The heartbeats of this driver's workers."""
@@ -201,7 +262,10 @@ class CaptureLoop:
             # A worker that died may have captured an answer that no heartbeat reported.
             run = self._run
             landed = runs.has_output(run.spark, run.settings, run.lease.run_id)
-            self._succeeded = landed or has_output(run.state.journal)
+            try:
+                self._succeeded = landed or has_output(run.state.journal, self._state.files)
+            except OSError:  # the next turn knows
+                return []
         return [] if self._succeeded else refused
 
 

@@ -7,7 +7,7 @@ because each merge delays the streams of its machine. ``landing.py`` decides whe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's docum
 
 from deltatap.delta import columns, tables
 from deltatap.delta.final import final_sql
+from deltatap.state import LANDED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -44,6 +45,13 @@ class NewRows:
     state: RunState
     epoch: int | None = None
     recorded: bool = True
+    _landed: np.ndarray[Any, Any] = field(default_factory=lambda: np.empty(0, LANDED))
+
+    def record(self, plans: Mapping[int, np.ndarray[Any, Any]]) -> None:
+        """Remember that rows are recorded as landed. The files that say so may not be visible yet."""
+        self.recorded = True
+        if self.epoch is not None and self.epoch in plans:
+            self._landed = np.union1d(self._landed, plans[self.epoch])
 
     def are_all(self, plans: Mapping[int, np.ndarray[Any, Any]]) -> bool:
         """Whether no row of a batch can replace another one, in ``captures`` or in the batch.
@@ -59,7 +67,8 @@ class NewRows:
         control, places = self.state.control(), plans[self.epoch]
         if control is None or control.epoch != self.epoch or len(np.unique(places)) < len(places):
             return False
-        return not np.isin(places, self.state.plan(self.epoch).landed()).any()
+        landed = np.union1d(self._landed, self.state.plan(self.epoch).landed())
+        return not np.isin(places, landed).any()
 
 
 def one_per_key(rows: DataFrame, keep_interrupted: bool) -> DataFrame:  # noqa: FBT001 - a DataFrame transformation

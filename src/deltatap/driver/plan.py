@@ -1,17 +1,21 @@
 """The plan of a start: the owed requests, written as one immutable file for each capture task.
 
 The parts are files, so no shuffle feeds the paid UDF. If a shuffle file were lost, Spark would rerun partitions that
-are still running elsewhere. ``owed.py`` knows which requests are owed, and ``worker`` reads the parts.
+are still running elsewhere. Spark counts the requests that it writes, so a listing of the parts that is old or empty is
+never mistaken for the plan. ``owed.py`` knows which requests are owed, and ``worker`` reads the parts.
 """
 
 from __future__ import annotations
 
+import errno
 import math
-import shutil
-from dataclasses import dataclass, field
+import time
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
+from pyspark.sql import Observation
 from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's documentation
 
 from deltatap import prices
@@ -21,11 +25,15 @@ from deltatap.delta.sums import MOST
 from deltatap.driver import owed, reuse, runs, source
 from deltatap.driver.needs import PRIVACY
 from deltatap.driver.pacer import Spent
+from deltatap.driver.trouble import may_pass
 from deltatap.errors import ConfigError
+from deltatap.files import OLD_S, PATIENCE_S
+from deltatap.state import Part
 from deltatap.worker.arrivals import calls_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from pyspark.sql import DataFrame
 
@@ -36,6 +44,8 @@ if TYPE_CHECKING:
     from deltatap.state import PlanState
 
 _SHOWN_MODELS = 5
+# How long to wait for parts that are not visible yet, how often to look, and how long to wait before another write.
+_WAIT_S, _LOOK_S, _RETRY_S = OLD_S, 0.2, 3.0
 _STATUSES = ("completed", "interrupted", "failed")
 
 
@@ -44,7 +54,7 @@ class Plan:
     """What one start of a run has to capture.
 
     Attributes:
-        files: the parts, one file for each capture task, and the record of landed rows.
+        files: the parts, one file for each capture task, with their manifest, and the record of landed rows.
         tasks: the planned number of capture tasks.
         requests: how many requests the parts hold.
         reused: how many requests got the answers of earlier rows.
@@ -88,7 +98,7 @@ def make_plan(run: ActiveRun, landing: Landing, building: owed.Building) -> Plan
         run.say(f"resumes run {lease.run_id}")
     landing.drain()
     for old in run.state.plans():
-        shutil.rmtree(old.folder)
+        run.state.files.delete_folder(old.folder)
     before, final = _earlier_starts(run)
     if not any(before.get(status) for status in _STATUSES):
         landing.new_rows.epoch = lease.epoch
@@ -99,14 +109,15 @@ def make_plan(run: ActiveRun, landing: Landing, building: owed.Building) -> Plan
     ):
         earlier = reuse.answers(spark, settings) if settings.capture.reuse else None
         called = reuse.without_answers(found, earlier)
-        requests = write(called, files, tasks, settings.capture, seed=lease.run_id)
+        files = write(called, files, tasks, settings.capture, seed=lease.run_id)
+        requests = sum(part.rows for part in files.written or ())
         reused = 0 if earlier is None else reuse.take_over(spark, settings, lease.run_id, found, earlier)
     if reused:
         before["completed"] = before.get("completed", 0) + reused
         final += reused
     calls = None
     if settings.capture.arrivals is not None:
-        calls = tuple(calls_of(path, reuse=settings.capture.reuse) for path in files.part_files())
+        calls = tuple(_calls(files, part, settings.capture) for part in range(len(files.part_files())))
     return Plan(files, tasks, requests, reused, final, before, calls)
 
 
@@ -196,7 +207,7 @@ def task_count(settings: Settings, slots: int) -> int:
     return max(1, min(needed, slots - 1))
 
 
-def write(frame: DataFrame, plan: PlanState, tasks: int, capture: Capture, seed: str) -> int:
+def write(frame: DataFrame, plan: PlanState, tasks: int, capture: Capture, seed: str) -> PlanState:
     """Write the parts.
 
     With several modes, the requests of one prompt are adjacent in a part. The seed determines their order, which is
@@ -204,7 +215,10 @@ def write(frame: DataFrame, plan: PlanState, tasks: int, capture: Capture, seed:
     are adjacent, too.
 
     Returns:
-        How many requests the parts hold.
+        The plan with its manifest.
+
+    Raises:
+        OSError: if parts that Spark has written do not appear.
     """
     if len(capture.modes) == 1 and not capture.reuse:
         cut = frame.repartition(tasks)
@@ -218,16 +232,67 @@ def write(frame: DataFrame, plan: PlanState, tasks: int, capture: Capture, seed:
             .sortWithinPartitions("_order", key, "request_id", F.when(F.col("mode") == first, 0).otherwise(1))
             .drop("_order")
         )
-    cut.write.mode("overwrite").parquet(str(plan.parts))
-    return sum(pq.ParquetFile(path).metadata.num_rows for path in plan.part_files())
+    plan.prepare()
+    began, tries = time.monotonic(), 1
+    while True:
+        # What a try has left behind is not in the folder of the next one.
+        name = plan.parts.name if tries == 1 else f"{plan.parts.name}-{tries}"
+        written = Observation()
+        try:
+            counted = cut.observe(written, F.count(F.lit(1)).alias("requests"))
+            counted.write.mode("overwrite").parquet(str(plan.folder / name))
+            return replace(plan, written=manifest(plan, name, int(written.get["requests"])))
+        except Exception as error:
+            if not may_pass(error) or time.monotonic() - began > PATIENCE_S:
+                raise
+        time.sleep(_RETRY_S)
+        tries += 1
+
+
+def manifest(plan: PlanState, name: str, requests: int) -> tuple[Part, ...]:
+    """The parts in a folder of the plan, as soon as they hold all requests.
+
+    Args:
+        plan: the plan.
+        name: of the folder.
+        requests: how many requests Spark has written.
+
+    Raises:
+        OSError: if parts do not appear.
+    """
+    began = time.monotonic()
+    while True:
+        parts = [part for path in plan.files.names(plan.folder / name, ".parquet") if (part := _part(plan, path))]
+        if (found := sum(part.rows for part in parts)) == requests:
+            return tuple(parts)
+        if (waited_s := time.monotonic() - began) > _WAIT_S:
+            why = f"{found:,} of {requests:,} planned requests are visible {waited_s:.0f} s after they were written"
+            raise OSError(errno.EIO, why, str(plan.folder / name))
+        time.sleep(_LOOK_S)
+
+
+def _part(plan: PlanState, path: Path) -> Part | None:
+    """A part; None if it is not whole yet."""
+    try:
+        with plan.files.open(path) as file:
+            size = file.seek(0, 2)
+            return Part(str(path.relative_to(plan.folder)), pq.ParquetFile(file).metadata.num_rows, size)
+    except (FileNotFoundError, pa.ArrowException, ValueError):
+        return None
+
+
+def _calls(plan: PlanState, part: int, capture: Capture) -> int:
+    with plan.open_part(part) as file:
+        return calls_of(file, reuse=capture.reuse)
 
 
 def models(plan: PlanState) -> list[str]:
     """The models that the plan's requests ask for, sorted."""
     found: set[str] = set()
-    for path in plan.part_files():
-        for batch in pq.ParquetFile(path).iter_batches(1 << 16, columns=["model"]):
-            found |= {model for model in batch["model"].unique().to_pylist() if model}
+    for part in range(len(plan.part_files())):
+        with plan.open_part(part) as file:
+            for batch in pq.ParquetFile(file).iter_batches(1 << 16, columns=["model"]):
+                found |= {model for model in batch["model"].unique().to_pylist() if model}
     return sorted(found)
 
 

@@ -31,12 +31,13 @@ from deltatap.driver.owed import Building
 from deltatap.driver.plan import announce, make_plan
 from deltatap.driver.progress import Snapshot
 from deltatap.errors import LeaseLostError, described, one_line
+from deltatap.files import OLD_S, Files
 from deltatap.messages import Control
 from deltatap.model import RunStatus
 from deltatap.state import RunState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from pyspark.sql import SparkSession
     from rich.console import Console
@@ -51,6 +52,8 @@ _LAND_EVERY_S = 1.0
 _PYTHON_START_S = 30.0
 # Another writer may commit first, and the journal keeps everything until it has landed.
 _LANDING_TRIES = 5
+# How long to wait before the absence of a dead run's files counts.
+_WAIT_S = OLD_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +132,12 @@ def _run_alone(
 
 def _run_with_lease(run: ActiveRun, building: Building, signalled: threading.Event | None = None) -> Ended:
     try:
-        land_leftovers(run.spark, run.settings, run.lease)
         run.state.adopt()
+        again = run.state.files.exists(run.state.folder)
         run.state.prepare()
+        # Workers of an older epoch that are still running stop now, before their journal is read.
+        run.state.publish(Control(run.lease.epoch, next(run.beats)))
+        land_leftovers(run.spark, run.settings, run.lease, before=[run.state] * again, say=run.say)
         with signals() if signalled is None else nullcontext(signalled) as event:
             return _run_steps(run, building, event)
     except LeaseLostError:
@@ -146,8 +152,6 @@ def _run_steps(run: ActiveRun, building: Building, signalled: threading.Event) -
     runtime_s = run.settings.budget.runtime_s
     ends_at = math.inf if runtime_s is None else time.monotonic() + runtime_s
     run.state.forget_stop()
-    # Workers of an older epoch that are still running stop now, before their journal is read.
-    run.state.publish(Control(run.lease.epoch, next(run.beats)))
     resuming.take(run)
     building.wait()
     # If the capture takes the only slot, the Spark jobs of these threads would wait until it ends. Then nothing renews
@@ -161,7 +165,7 @@ def _run_steps(run: ActiveRun, building: Building, signalled: threading.Event) -
         if renewal is not None:
             renewal.counts = plan.counts(Snapshot(plan.requests))
         notes = announce(run, plan, building.slots)
-        loop = CaptureLoop(run, plan, renewal, signalled=signalled, ends_at=ends_at)
+        loop = CaptureLoop(run, plan, renewal, signalled=signalled, ends_at=ends_at, kept=landing.kept)
         stop = _capture(loop, landing, keepers, concurrent=concurrent) if plan.requests else None
         notes += loop.notes
     finally:
@@ -197,6 +201,7 @@ def _capture(loop: CaptureLoop, landing: Landing, keepers: list[Periodic], *, co
 
 def _close(run: ActiveRun, plan: Plan, landing: Landing, stop: Stop | None, notes: list[str]) -> Ended:
     """Close the run with its totals, and remove its state folder."""
+    landing.finish()
     notes = [
         *notes,
         *(f"journal file {path.name} could not be read and was set aside" for path in landing.set_aside),
@@ -236,23 +241,66 @@ def _start_python(spark: SparkSession) -> Background:
     return Background("python", start)
 
 
-def land_leftovers(spark: SparkSession, settings: Settings, lease: Lease) -> None:
+def land_leftovers(
+    spark: SparkSession,
+    settings: Settings,
+    lease: Lease,
+    *,
+    before: Sequence[RunState] = (),
+    say: Callable[[str], None] = lambda _: None,
+) -> None:
     """Land the journals of other runs on this table: dead runs, and failed runs that could not land.
 
     Workers of these runs that are still running see the newer epoch and start no more requests.
+
+    Args:
+        spark: the session.
+        settings: of this run.
+        lease: of this run.
+        before: the state folder of this run, if an earlier driver has left it.
+        say: prints a line for the user.
     """
+    left, files = {}, Files(settings.state.files_per_s)
     for run_id in lease.others:
-        state = RunState.of(Path(settings.state.dir), run_id)
+        state = RunState.of(Path(settings.state.dir), run_id, files)
         state.adopt()
-        left = state.folder.exists()
-        if left:
+        if files.exists(state.folder):
             state.prepare()
             state.publish(Control(lease.epoch, beat=1))
-            Landing.of(spark, settings, state).drain()
-            resuming.carry(settings, lease.captures, state)
-            state.remove()
-        if left or run_id in lease.died:
+            left[run_id] = state
+    wait_for_the_dead(lease, [*before, *left.values()], say)
+    for run_id in lease.others:
+        if run_id in left:
+            Landing.of(spark, settings, left[run_id]).finish()
+            resuming.carry(settings, lease.captures, left[run_id])
+            left[run_id].remove()
+        if run_id in left or run_id in lease.died:
             runs.settle(spark, settings, lease.captures, run_id, runs.totals(spark, settings, run_id))
+
+
+def wait_for_the_dead(
+    lease: Lease,
+    states: Sequence[RunState],
+    say: Callable[[str], None],
+    *,
+    now: Callable[[], float] = time.time,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Wait until every file of dead workers is visible here, if they may just have written some.
+
+    A worker writes a heartbeat twice a second. So if the latest visible one is old, the worker died before that.
+
+    Args:
+        lease: knows when the drivers that died were last seen.
+        states: the state folders that they left.
+        say: prints a line for the user.
+        now: seconds since the epoch.
+        sleep: as ``time.sleep``.
+    """
+    seen = [lease.seen_at, *(beat.at for state in states for beat in state.heartbeats())]
+    if states and now() - max(seen) < 2 * _WAIT_S:
+        say(f"waiting {_WAIT_S:g} s, so that all files of the run that died are visible")
+        sleep(_WAIT_S)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from deltatap.driver.background import Periodic
 from deltatap.driver.landing import Landing
 from deltatap.driver.run import land_leftovers, signals
 from deltatap.errors import LeaseLostError, one_line
+from deltatap.files import Files
 from deltatap.http.dial import Dialer
 from deltatap.http.route import route_of
 from deltatap.messages import POLL_S, Control
@@ -88,11 +89,12 @@ def record(
     captures = guard(spark, settings)
     with locked(captures.folder) as alone:
         lease = leases.acquire(spark, settings, settings.run.id or "", captures=captures, alone=alone)
-        state = RunState.of(Path(settings.state.dir), lease.run_id)
+        state = RunState.of(Path(settings.state.dir), lease.run_id, Files(settings.state.files_per_s))
         try:
-            land_leftovers(spark, settings, lease)
             state.adopt()
+            again = state.files.exists(state.folder)
             state.prepare()
+            land_leftovers(spark, settings, lease, before=[state] * again)
             return _Recording(settings, spark, prices, lease, state).run(listening, ready)
         except LeaseLostError:
             raise
@@ -143,7 +145,7 @@ class _Recording:
                 keeper.stop()
         if failure is not None:
             raise failure
-        landing.drain()
+        landing.finish()
         notes = [f"journal file {path.name} could not be read and was set aside" for path in landing.set_aside]
         row = _close(self.spark, settings, lease, RunStatus.COMPLETED, None)
         state.publish(Control(lease.epoch, next(beats), stop="ended"))
@@ -169,7 +171,7 @@ class _Recording:
             failures = (server.failure, recorder.failure, *(keeper.error for keeper in keepers))
             if (failure := next((each for each in failures if each is not None), None)) is not None:
                 return failure
-            if self.state.asked_to_stop():
+            if self.state.asked_to_stop(self.lease.epoch):
                 break
         return None
 

@@ -7,7 +7,7 @@ the schedule begins.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -77,7 +77,7 @@ def call_numbers(rows: Iterable[tuple[object, str]], *, reuse: bool) -> Iterator
         yield number if problem is None else None
 
 
-def calls_of(part: Path, *, reuse: bool) -> int:
+def calls_of(part: Path | IO[bytes], *, reuse: bool) -> int:
     """How many calls a part has."""
     batches = pq.ParquetFile(part).iter_batches(columns=["error", "request_hash"])
     rows = (

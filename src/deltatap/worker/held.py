@@ -10,6 +10,8 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from deltatap.files import Files
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
@@ -20,7 +22,9 @@ SUFFIX = ".held"
 class HeldFiles:
     """The held files of one worker, each with its rows that are not in a normal file yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, files: Files | None = None) -> None:
+        """Nothing is held yet; `files` is the access to the journal."""
+        self._files = files or Files()
         self._left: dict[Path, set[int]] = {}
 
     def add(self, path: Path, rows: Iterable[int]) -> None:
@@ -33,12 +37,14 @@ class HeldFiles:
         for path in list(self._left):
             self._left[path] -= written
             if not self._left[path]:
-                del self._left[path]
-                path.unlink(missing_ok=True)
+                with suppress(OSError):  # the next release deletes it
+                    self._files.delete(path)
+                    del self._left[path]
 
 
-def promote(journal: Path) -> None:
+def promote(journal: Path, files: Files | None = None) -> None:
     """Let the held files of a journal land, since their workers have ended."""
-    for path in journal.glob(f"*{SUFFIX}"):
+    files = files or Files()
+    for path in files.names(journal, SUFFIX):
         with suppress(FileNotFoundError):  # its worker has deleted it
-            path.replace(path.with_suffix(".parquet"))
+            files.move(path, path.with_suffix(".parquet"))

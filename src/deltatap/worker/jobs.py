@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from itertools import groupby, pairwise, tee
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
@@ -37,7 +37,7 @@ _MOST_CHOICES = 1_000_000
 
 
 def jobs_of_part(
-    path: Path, known: Collection[int], settings: Settings, prices: Prices, due: Seconds | None = None
+    part: Path | IO[bytes], known: Collection[int], settings: Settings, prices: Prices, due: Seconds | None = None
 ) -> Iterator[Job]:
     """The jobs of a part, without the rows that are known. `due` has the time of each call; None: all are due at once.
 
@@ -45,7 +45,7 @@ def jobs_of_part(
     ``capture.reuse``, it holds identical requests next to each other, too; all but the first become its ``alike``.
     """
     reuse = settings.capture.reuse
-    read = (row for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS) for row in batch.to_pylist())
+    read = (row for batch in pq.ParquetFile(part).iter_batches(BATCH_ROWS) for row in batch.to_pylist())
     rows, again = tee(read)
     # Known rows count, too, so each call has the same number in every attempt.
     numbers = call_numbers(((row["error"], row["request_hash"]) for row in again), reuse=reuse)

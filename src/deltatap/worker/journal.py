@@ -15,16 +15,15 @@ import time
 import uuid
 from collections import Counter, deque
 from contextlib import suppress
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from deltatap.files import Files
 from deltatap.http.faults import internal_error
 from deltatap.model import INTERNAL_COMPLETE
-from deltatap.state import write_whole
 from deltatap.tokens import token_sizes
 from deltatap.worker import held
 from deltatap.worker.counting import Context, Row, counted
@@ -54,6 +53,13 @@ _GIVE_UP_S = 120.0
 _PLACE = ("plan", "part", "row")
 # What pyarrow raises for a file that it cannot read; a KeyError for a column that is not there.
 _FAILURES = (pa.ArrowException, OSError, ValueError, KeyError)
+
+
+_ONCE = Files(patience_s=0.0)
+
+
+class DamagedError(Exception):
+    """A file of the journal is damaged, or only half there."""
 
 
 class Totals:
@@ -111,6 +117,7 @@ class JournalWriter:
         part: int,
         flush_s: float,
         written: Callable[[Sequence[Capture]], None] | None = None,
+        files: Files | None = None,
     ) -> None:
         """Nothing runs before the writer is entered.
 
@@ -122,13 +129,15 @@ class JournalWriter:
             part: the part of the plan.
             flush_s: the maximum time from a capture's end to the start of its write, in seconds.
             written: called with captures when they are on disk; None if nobody needs that.
+            files: the access to the folder; the writer itself repeats a write that failed.
         """
+        self._files = (files or Files()).at_once()
         self._folder, self._prefix, self._context = folder, prefix, context
         self._plan, self._part, self._flush_s = plan, part, flush_s
         self._written = written
         # With each capture, whether it is held.
         self._queue: queue.SimpleQueue[tuple[Capture, bool] | None] = queue.SimpleQueue()
-        self._held, self._to_hold = held.HeldFiles(), list[Row]()
+        self._held, self._to_hold = held.HeldFiles(self._files), list[Row]()
         self._thread = threading.Thread(target=self._main, name="deltatap-journal", daemon=True)
         self.totals = Totals()
         self.failure: BaseException | None = None
@@ -216,6 +225,7 @@ class JournalWriter:
             return
         rows, self._to_hold = self._to_hold, []
         batch = journal_batch(rows, self._context, plan=self._plan, part=self._part)
+        self._files.turn()
         with suppress(OSError):
             path = write_journal(self._folder, f"{self._prefix}-{uuid.uuid4().hex}", batch, held.SUFFIX)
             self._held.add(path, (row.capture.job.row for row in rows))
@@ -226,6 +236,7 @@ class JournalWriter:
         name = f"{self._prefix}-{uuid.uuid4().hex}"
         give_up = time.monotonic() + _GIVE_UP_S
         while True:
+            self._files.turn()
             try:
                 write_journal(self._folder, name, batch)
             except OSError:
@@ -255,48 +266,80 @@ def warm_up(context: Context) -> None:
 def write_journal(folder: Path, name: str, batch: pa.RecordBatch, suffix: str = ".parquet") -> Path:
     """Write a batch as a file of the journal. Few values repeat, so dictionaries would make it larger and slower."""
     sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(sink, batch.schema, compression="zstd", use_dictionary=False) as writer:
+    with pq.ParquetWriter(
+        sink, batch.schema, compression="zstd", use_dictionary=False, write_page_checksum=True
+    ) as writer:
         writer.write_batch(batch)
     path = folder / f"{name}{suffix}"
-    write_whole(path, sink.getvalue())
+    _ONCE.write(path, sink.getvalue())
     return path
 
 
-def journaled_rows(folder: Path, plan: int, part: int) -> np.ndarray[Any, Any]:
+def journaled_rows(
+    folder: Path, plan: int, part: int, files: Files | None = None, *, doubt_s: float = 0.0
+) -> np.ndarray[Any, Any]:
     """The rows of a part that are in the journal, held ones included.
 
     Skips files that landing deletes meanwhile. Landing records their rows before it deletes them, so read the landed
     rows after the journal. Skips damaged files, too: their requests are owed again.
+
+    Args:
+        folder: the journal.
+        plan: the plan's epoch.
+        part: the part of the plan.
+        files: the access to the folder.
+        doubt_s: a file is damaged only if it cannot be read for this long. Until then, it may be half there.
     """
+    files = files or _ONCE
+    found: dict[Path, pa.Table | None] = {}
+    began = time.monotonic()
+    while True:
+        doubted = False
+        for path in _names(folder, files):
+            if path in found:
+                continue
+            try:
+                found[path] = _columns(path, files, *_PLACE)
+            except DamagedError:
+                doubted = True
+        if not doubted or time.monotonic() - began >= doubt_s:
+            break
+        time.sleep(_RETRY_S)
     rows = [np.empty(0, np.int32)]
-    # In this order: a held file is deleted after its rows have been written to a normal one.
-    for path in chain(_files(folder, held.SUFFIX), _files(folder, ".parquet")):
-        if (table := _columns(path, *_PLACE)) is not None:
+    for table in found.values():
+        if table is not None:
             here = table.filter((pa.compute.field("plan") == plan) & (pa.compute.field("part") == part))
             rows.append(here["row"].to_numpy())
     return np.unique(np.concatenate(rows))
 
 
-def _files(folder: Path, suffix: str) -> Iterator[Path]:
-    yield from sorted(folder.glob(f"*{suffix}"))
+def _names(folder: Path, files: Files) -> Iterator[Path]:
+    """The files, held ones first: a held file is deleted after its rows have been written to a normal one."""
+    for suffix in (held.SUFFIX, ".parquet"):
+        yield from files.names(folder, suffix)
 
 
-def has_output(folder: Path) -> bool:
+def has_output(folder: Path, files: Files | None = None) -> bool:
     """Whether the journal holds an answer, complete or not; skips landed and damaged files."""
-    files = chain(_files(folder, held.SUFFIX), _files(folder, ".parquet"))
-    tables = (_columns(path, "status") for path in files)
-    return any(set(table["status"].to_pylist()) - {"failed", None} for table in tables if table is not None)
+    files = files or _ONCE
+    for path in _names(folder, files):
+        with suppress(DamagedError):
+            table = _columns(path, files, "status")
+            if table is not None and set(table["status"].to_pylist()) - {"failed", None}:
+                return True
+    return False
 
 
-def readable(path: Path) -> bool:
+def readable(path: Path, files: Files | None = None) -> bool:
     """Whether a file can be landed: False if it is damaged, or no file of the journal. True if it has been deleted.
 
     True, too, if the storage fails now: the captures in the file are paid for.
     """
-    if path.is_dir():
-        return False
     try:
-        table = pq.read_table(path, partitioning=None)
+        if path.is_dir():
+            return False
+        with (files or _ONCE).open(path) as file:
+            table = pq.read_table(file, partitioning=None, page_checksum_verification=True)
         return not any(table[name].null_count for name in _PLACE)
     except FileNotFoundError:
         return True
@@ -304,16 +347,27 @@ def readable(path: Path) -> bool:
         return not _damaged(error)
 
 
-def _columns(path: Path, *names: str) -> pa.Table | None:
-    """Some columns of a file; None if the file has been deleted, or is damaged."""
-    schema = pa.schema([JOURNAL_SCHEMA.field(name) for name in names])
+def read_columns(path: Path, schema: pa.Schema, files: Files) -> pa.Table:
+    """Some columns of a file of the journal.
+
+    Raises:
+        DamagedError: if the file is damaged, or only half there.
+        OSError: if it cannot be read now; FileNotFoundError if it has been deleted.
+    """
     try:
-        return pq.read_table(path, schema=schema, partitioning=None)
-    except FileNotFoundError:
-        return None
+        with files.open(path) as file:
+            return pq.read_table(file, schema=schema, partitioning=None, page_checksum_verification=True)
     except _FAILURES as error:
-        if not _damaged(error):
+        if not isinstance(error, IsADirectoryError) and not _damaged(error):
             raise
+        raise DamagedError(str(path)) from error
+
+
+def _columns(path: Path, files: Files, *names: str) -> pa.Table | None:
+    """Some columns of a file; None if the file has been deleted."""
+    try:
+        return read_columns(path, pa.schema([JOURNAL_SCHEMA.field(name) for name in names]), files)
+    except FileNotFoundError:
         return None
 
 

@@ -42,7 +42,7 @@ class Situation:
         claim: the attempt's name.
         epoch: of the worker's plan.
         holds_claim: whether no newer attempt has claimed the part.
-        silent_s: seconds since the driver's last new message.
+        silent_s: seconds since the driver's last new message, or, if longer, since the claims could be read.
         waiting: captures that wait for the journal.
         journal_failed: whether the journal cannot be written.
         grace_s: seconds that open streams may continue when the worker stops without the driver's order.
@@ -108,13 +108,15 @@ class Link:
             grace_s: see :class:`Situation`.
             clock: monotonic seconds.
         """
-        self._state, self._plan, self._claim, self._epoch = state, plan, claim, epoch
+        self._state, self._claim, self._epoch = state.at_once(), claim, epoch
+        self._plan = plan.at_once()
         self._engine, self._journal = engine, journal
         self._grace_s, self._clock = grace_s, clock
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._main, name="deltatap-link", daemon=True)
-        self._last_control_beat: int | None = None
-        self._fresh_at = clock()
+        self._control: Control | None = None
+        self._fresh_at = self._claims_at = clock()
+        self._holds_claim = True
         self._beat = 0
 
     def __enter__(self) -> Self:
@@ -135,21 +137,33 @@ class Link:
             if self._closed.wait(POLL_S):
                 return
 
+    def _take(self, control: Control | None, now: float) -> None:
+        """Take a message, unless it is an old copy of the file."""
+        known = self._control
+        if control is not None and (known is None or (control.epoch, control.beat) > (known.epoch, known.beat)):
+            self._control, self._fresh_at = control, now
+
     def exchange(self) -> None:
-        """Send a heartbeat, read the driver's message, and direct the engine."""
+        """Send a heartbeat, read the driver's message, and direct the engine.
+
+        What fails now is repeated by the next exchange. Until then, what was read before counts.
+        """
         self._beat += 1
-        self._state.beat(heartbeat(self._epoch, self._claim, self._beat, self._engine, self._journal))
-        control = self._state.control()
+        with suppress(OSError):
+            self._state.beat(heartbeat(self._epoch, self._claim, self._beat, self._engine, self._journal))
         now = self._clock()
-        if control is not None and control.beat != self._last_control_beat:
-            self._last_control_beat, self._fresh_at = control.beat, now
+        with suppress(OSError):
+            self._take(self._state.control(), now)
+        with suppress(OSError):
+            self._holds_claim = self._holds_claim and self._plan.holds(self._claim)
+            self._claims_at = now
         decision = decide(
-            control,
+            self._control,
             Situation(
                 claim=self._claim,
                 epoch=self._epoch,
-                holds_claim=self._plan.holds(self._claim),
-                silent_s=now - self._fresh_at,
+                holds_claim=self._holds_claim,
+                silent_s=now - min(self._fresh_at, self._claims_at),
                 waiting=self._journal.waiting,
                 journal_failed=self._journal.failure is not None,
                 grace_s=self._grace_s,

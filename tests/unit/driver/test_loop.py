@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import threading
@@ -24,6 +25,7 @@ from deltatap.driver.lease import Lease, Moment
 from deltatap.driver.loop import CaptureLoop
 from deltatap.driver.plan import Plan
 from deltatap.driver.stopping import Stop
+from deltatap.files import Files
 from deltatap.messages import Heartbeat, Parked, Refusal
 from deltatap.model import RunStatus
 from deltatap.prices import Prices
@@ -71,6 +73,7 @@ class Driver:
         self.loop = CaptureLoop(run, self.plan, cast("Any", self.renewal), signalled=self.signalled, ends_at=math.inf)
         monkeypatch.setattr(loop, "POLL_S", 0.001)
         monkeypatch.setattr(loop, "_KILLED_S", 0.0)
+        monkeypatch.setattr(loop, "_WAIT_S", 0.0)
 
     def _interrupt(self) -> None:
         self.interrupts += 1
@@ -335,3 +338,65 @@ def test_no_worker_s_cool_down_is_longer_than_any_request_may_wait(driver: Drive
     for odd in (math.inf, math.nan, -5.0):
         driver.state.beat(Heartbeat(EPOCH, CLAIM, 2, cool_s=odd))
         assert driver.turn().cool_s == 0.0
+
+
+def test_captures_that_are_not_visible_yet_are_waited_for(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "_WAIT_S", 30.0)
+    drains: list[None] = []
+
+    def drain() -> None:
+        drains.append(None)
+        if len(drains) == 3:
+            driver.land(0, 1)
+
+    driver.loop._submit = lambda: None  # type: ignore[method-assign]
+    assert driver.loop.capture([], drain) is None
+    assert (len(drains), driver.output.getvalue()) == (3, "")
+
+
+def test_a_heartbeat_that_is_not_read_now_still_counts(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    driver.state.beat(Heartbeat(EPOCH, CLAIM, 5))
+    assert driver.turn().shares == {CLAIM: 64}
+    with monkeypatch.context() as patch:
+        patch.setattr(RunState, "heartbeats", lambda _: [])
+        assert driver.turn().shares == {CLAIM: 64}, "an old listing"
+        patch.setattr(RunState, "heartbeats", lambda _: [Heartbeat(EPOCH, CLAIM, 4, fatal="an old copy")])
+        assert driver.turn().stop is None
+        patch.setattr(RunState, "heartbeats", failing)
+        assert driver.turn().shares == {CLAIM: 64}
+
+
+def test_a_run_fails_only_if_its_messages_cannot_be_written_for_two_minutes(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    for where in ("publish", "asked_to_stop"):
+        monkeypatch.setattr(RunState, where, failing)
+    display = cast("Any", SimpleNamespace(update=lambda *_, **__: None))
+    for _ in range(3):
+        driver.loop._turn([], display)
+    assert driver.loop._shutdown.stop is None
+    driver.loop._published_at -= 121
+    for _ in range(2):
+        driver.loop._turn([], display)
+    stop = driver.loop._shutdown.stop
+    assert stop is not None
+    assert stop.reason == "state.dir: [Errno 5] Input/output error"
+
+
+def test_nothing_starts_while_the_journal_cannot_be_listed(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver.state.beat(Heartbeat(EPOCH, CLAIM, 1))
+    names = Files.names
+
+    def failing(files: Files, folder: Path, suffix: str = "") -> list[Path]:
+        if folder == driver.state.journal:
+            raise OSError(errno.EPERM, "Operation not permitted")
+        return names(files, folder, suffix)
+
+    monkeypatch.setattr(Files, "names", failing)
+    assert driver.turn().shares == {}

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from deltatap.config import load_settings
+from deltatap.driver import plan as planning
 from deltatap.driver.pacer import Spent
 from deltatap.driver.plan import Plan, _listed, announce, models, task_count
 from deltatap.driver.progress import Snapshot
@@ -108,3 +109,50 @@ def test_a_run_says_when_its_requests_start(monkeypatch: pytest.MonkeyPatch) -> 
         "limits.requests_per_minute allows 60 requests, but 120 arrive in a minute: requests will start later and later"
     )
     assert said(requests_per_minute=60)[1:] == [arrivals, slow]
+
+
+def parts_of(plan: PlanState, name: str, *sizes: int) -> list[Path]:
+    (plan.folder / name).mkdir(parents=True)
+    paths = [plan.folder / name / f"part-{at:05d}-x.parquet" for at in range(len(sizes))]
+    for path, size in zip(paths, sizes, strict=True):
+        pq.write_table(pa.table({"model": ["m"] * size}), path)
+    return paths
+
+
+def test_a_manifest_holds_every_request_that_spark_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listing that is old, and a part that is half there, are waited for."""
+    plan = PlanState(tmp_path / "plan-1")
+    first, second = parts_of(plan, "parts", 3, 4)
+    content = second.read_bytes()
+    second.write_bytes(content[: len(content) // 2])
+    looks: list[None] = []
+
+    def sleep(_: float) -> None:
+        looks.append(None)
+        if len(looks) == 2:
+            second.write_bytes(content)
+
+    monkeypatch.setattr("deltatap.driver.plan.time.sleep", sleep)
+    found = planning.manifest(plan, "parts", 7)
+    assert len(looks) == 2
+    assert [(part.name, part.rows, part.size) for part in found] == [
+        (f"parts/{path.name}", rows, path.stat().st_size) for path, rows in ((first, 3), (second, 4))
+    ]
+
+
+@pytest.mark.parametrize("requests", [1, 8])
+def test_an_empty_or_partial_listing_is_never_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requests: int
+) -> None:
+    plan = PlanState(tmp_path / "plan-1")
+    parts_of(plan, "parts", *([] if requests == 1 else [3, 4]))
+    monkeypatch.setattr(planning, "_WAIT_S", 0.0)
+    monkeypatch.setattr("deltatap.driver.plan.time.sleep", lambda _: None)
+    with pytest.raises(OSError, match=f"of {requests} planned requests are visible"):
+        planning.manifest(plan, "parts", requests)
+
+
+def test_a_plan_without_requests_has_no_rows(tmp_path: Path) -> None:
+    plan = PlanState(tmp_path / "plan-1")
+    parts_of(plan, "parts", 0)
+    assert [part.rows for part in planning.manifest(plan, "parts", 0)] == [0]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,9 +11,13 @@ from rich.console import Console
 
 from deltatap import cli, load_settings
 from deltatap.cli import runner
+from deltatap.delta.identity import Identity
 from deltatap.driver import run as driver_run
+from deltatap.driver.lease import Lease, Moment
 from deltatap.driver.run import Ended, _capture
 from deltatap.errors import ConfigError, LandingError
+from deltatap.messages import Heartbeat
+from deltatap.state import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,15 +120,16 @@ def test_a_start_that_is_refused_waits_for_the_python_workers(monkeypatch: pytes
     assert len(waits) == 1
 
 
-def test_a_run_whose_leftovers_do_not_land_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_whose_leftovers_do_not_land_is_closed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     closed: list[BaseException] = []
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise LandingError("no space left")
 
-    monkeypatch.setattr("deltatap.driver.run._land_leftovers", fail)
+    monkeypatch.setattr("deltatap.driver.run.land_leftovers", fail)
     monkeypatch.setattr("deltatap.driver.run._close_failed", lambda _, error: closed.append(error))
-    run = SimpleNamespace(spark=None, settings=None, lease=None)
+    state = RunState(tmp_path / "run")
+    run = SimpleNamespace(spark=None, settings=None, lease=a_lease(), state=state, say=None, beats=iter([1]))
     with pytest.raises(LandingError):
         driver_run._run_with_lease(cast("Any", run), cast("Any", None))
     assert [str(error) for error in closed] == ["no space left"]
@@ -174,3 +180,35 @@ def test_landing_is_used_by_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch
     landing: Any = SlowLanding()
     loop: Any = DrainingLoop(landing)
     assert _capture(loop, landing, [], concurrent=True) is None
+
+
+def a_lease(seen_at: float = 0.0) -> Lease:
+    return Lease("run", 2, datetime.now(UTC), resumed=True, others=(), died=(), taken_at=Moment.now(),
+                 captures=Identity("t"), seen_at=seen_at)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("seen_ago", "beat_ago", "waits"),
+    [
+        (40, 40, []),  # the workers had died before the listing could be old
+        (40, 29, [15.0]),
+        (29, 40, [15.0]),
+        (0, None, [15.0]),
+        (40, None, []),
+    ],
+)
+def test_the_files_of_dead_workers_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen_ago: float, beat_ago: float | None, waits: list[float]
+) -> None:
+    monkeypatch.setattr("deltatap.driver.run._WAIT_S", 15.0)
+    state = RunState(tmp_path / "run")
+    state.prepare()
+    if beat_ago is not None:
+        state.beat(Heartbeat(1, "00000-1-a", 1, at=1000.0 - beat_ago))
+    slept: list[float] = []
+    said: list[str] = []
+    lease = a_lease(1000.0 - seen_ago)
+    driver_run.wait_for_the_dead(lease, [state], said.append, now=lambda: 1000.0, sleep=slept.append)
+    assert (slept, len(said)) == (waits, len(waits))
+    driver_run.wait_for_the_dead(lease, [], said.append, now=lambda: 1000.0, sleep=slept.append)
+    assert slept == waits, "nothing is left of a run without a folder"

@@ -41,14 +41,15 @@ KEY = "sk-test-4711-do-not-tell"
 
 def task(folder: Path, simulator: Simulation, rows: list[dict[str, Any]], **sections: Any) -> CaptureTask:
     """A plan of one part."""
-    sections = {"state": {"flush_s": 0.02}, **sections}
+    sections = {"state": {"flush_s": 0.02, "files_per_s": 1000}, **sections}
     settings = load_settings(prompts.config(folder, simulator.base_url, **sections))
     state = RunState(folder / "state" / "run-1")
     state.prepare()
     requests = [build_request(row, api="chat", model="gpt-4o-mini", defaults={}, keep=()) for row in rows]
     built = {name: [getattr(r, name) for r in requests] for name in columns.arrow_schema(columns.REQUESTS).names}
+    state.plan(1).prepare()
     parts = state.plan(1).parts
-    parts.mkdir(parents=True)
+    parts.mkdir()
     table = pa.table(
         {**built, "mode": ["stream"] * len(rows), "retries": [None] * len(rows)}, columns.arrow_schema(columns.OWED)
     )
@@ -60,6 +61,7 @@ def task(folder: Path, simulator: Simulation, rows: list[dict[str, Any]], **sect
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "POLL_S", 0.02)
     monkeypatch.setattr(journaling, "_RETRY_S", 0.02)
+    monkeypatch.setattr(attempt, "_WAIT_S", 0.05)
 
 
 @contextmanager
@@ -169,15 +171,60 @@ def test_the_journal_is_read_before_the_landed_rows(
         capture_part(work, 0)
     state, read_journal = RunState(work.folder), journaling.journaled_rows
 
-    def after_landing(*arguments: Any) -> Any:
+    def after_landing(*arguments: Any, **options: Any) -> Any:
         state.plan(1).add_landed(np.array([(0, row) for row in range(6)], LANDED))
         for path in state.journal.glob("*.parquet"):
             path.unlink()
-        return read_journal(*arguments)
+        return read_journal(*arguments, **options)
 
     monkeypatch.setattr(attempt, "journaled_rows", after_landing)
     with driver(work.folder):
         assert capture_part(work, 0).requests == 0
+
+
+def test_only_an_attempt_after_a_dead_one_waits_for_its_files(
+    tmp_path: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    work = task(tmp_path, simulator, asked(2))
+    state = RunState(work.folder)
+    monkeypatch.setattr(attempt, "_WAIT_S", 17.0)
+    monkeypatch.setattr(
+        "deltatap.worker.attempt.time.sleep", lambda seconds: waits.append(seconds) if seconds == 17.0 else None
+    )
+    with driver(work.folder):
+        capture_part(work, 0)
+        capture_part(work, 0)
+        assert waits == [], "the first one has ended"
+        capture_part(work, 0, retried=True)
+        capture_part(replace(work, again=True), 0)
+        assert waits == [17.0] * 2, "whatever a listing says"
+        state.plan(1).claim(0)
+        capture_part(work, 0)
+        assert waits == [17.0] * 3
+
+
+def test_a_file_that_is_half_there_is_waited_for_before_its_rows_are_sent_again(
+    tmp_path: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = task(tmp_path, simulator, asked(5))
+    with driver(work.folder):
+        capture_part(work, 0)
+    files = list(RunState(work.folder).journal.glob("*.parquet"))
+    contents = [path.read_bytes() for path in files]
+    for path, content in zip(files, contents, strict=True):
+        path.write_bytes(content[: len(content) // 2])
+
+    def appear() -> None:
+        for path, content in zip(files, contents, strict=True):
+            path.write_bytes(content)
+
+    monkeypatch.setattr(attempt, "_WAIT_S", 30.0)
+    later = threading.Timer(0.5, appear)
+    later.start()
+    with driver(work.folder):
+        assert capture_part(work, 0).requests == 0
+    later.join()
 
 
 def test_nothing_starts_without_a_share(tmp_path: Path, simulator: Simulation) -> None:

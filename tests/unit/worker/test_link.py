@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deltatap.messages import LOST_S, STALE_S, Control, Permit
-from deltatap.state import RunState
+from deltatap.state import PlanState, RunState
 from deltatap.worker import link
 from deltatap.worker.engine import Proceed
 from deltatap.worker.journal import Totals
@@ -100,6 +101,7 @@ def exchange(tmp_path: Path) -> SimpleNamespace:
     state = RunState(tmp_path / "run")
     state.prepare()
     plan = state.plan(EPOCH)
+    plan.prepare()
     claim = plan.claim(0)
     clock = SimpleNamespace(now=1000.0)
     engine, journal = Recorder(), SimpleNamespace(waiting=0, failure=None, totals=Totals())
@@ -139,6 +141,36 @@ def test_each_exchange_sends_a_new_heartbeat(exchange: SimpleNamespace) -> None:
         (heartbeat,) = exchange.state.heartbeats()
         assert (heartbeat.beat, heartbeat.claim, heartbeat.epoch, heartbeat.open) == (beat, exchange.claim, EPOCH, 2)
         assert heartbeat.uncalled == 3
+
+
+def test_an_old_message_is_not_taken_for_a_new_one(exchange: SimpleNamespace) -> None:
+    exchange.state.publish(Control(EPOCH, 9, {exchange.claim: 2}))
+    exchange.link.exchange()
+    exchange.state.publish(Control(EPOCH, 8, {exchange.claim: 5}))
+    exchange.clock.now += STALE_S + 1
+    exchange.link.exchange()
+    exchange.state.publish(Control(EPOCH + 1, 1))
+    exchange.link.exchange()
+    exchange.state.publish(Control(EPOCH, 99, {exchange.claim: 5}))
+    exchange.link.exchange()
+    assert exchange.engine.directions == [Proceed(2), PAUSE, Stop(7.0), Stop(7.0)]
+
+
+@pytest.mark.parametrize("where", ["beat", "control", "holds"])
+def test_a_file_that_cannot_be_read_or_written_now_leaves_the_worker_as_it_is(
+    exchange: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def failing(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    exchange.state.publish(Control(EPOCH, 1, {exchange.claim: 2}))
+    exchange.link.exchange()
+    monkeypatch.setattr(PlanState if where == "holds" else RunState, where, failing)
+    for beat in (2, 3):
+        exchange.state.publish(Control(EPOCH, beat, {exchange.claim: 2}))
+        exchange.clock.now += STALE_S - 1
+        exchange.link.exchange()
+    assert exchange.engine.directions == [Proceed(2), Proceed(2), Proceed(2) if where == "beat" else PAUSE]
 
 
 def test_nothing_starts_while_the_driver_s_messages_cannot_be_read(
