@@ -310,6 +310,8 @@ class ChoicesFrames(Frames):
                     return [captured.error_frame(text)]
                 refused = self.refuse(error_in(text))
                 continue
+            if kind == "usage" and not captured.same and "completion_tokens" not in self.facts.usage:
+                continue  # an answer of another API that broke off before its usage
             if kind == "usage":
                 more["usage"] = {**self.facts.usage, "completion_tokens": int(text)} if text else self.facts.usage
                 continue
