@@ -310,10 +310,8 @@ class ChoicesFrames(Frames):
                     return [captured.error_frame(text)]
                 refused = self.refuse(error_in(text))
                 continue
-            if kind == "usage" and not captured.same and "completion_tokens" not in self.facts.usage:
-                continue  # an answer of another API that broke off before its usage
             if kind == "usage":
-                more["usage"] = {**self.facts.usage, "completion_tokens": int(text)} if text else self.facts.usage
+                more |= self._replayed_usage(captured, text)
                 continue
             if index is None or (kind == "empty" and not captured.same):
                 continue
@@ -334,6 +332,12 @@ class ChoicesFrames(Frames):
             return [self._bare(choices=given), self._bare(choices=[], **more), *refused]
         made = [self._bare(choices=given, **more)] if given or more or (captured.same and not refused) else []
         return [*made, *refused]
+
+    def _replayed_usage(self, captured: Captured, tokens: str) -> dict[str, Any]:
+        """The usage, or the tokens so far. An answer of another API that broke off has only a part of it."""
+        if not captured.same and "completion_tokens" not in self.facts.usage:
+            return {}
+        return {"usage": {**self.facts.usage, "completion_tokens": int(tokens)} if tokens else self.facts.usage}
 
     def _bare(self, **fields: Any) -> bytes:  # noqa: ANN401 - any JSON
         facts = self.facts

@@ -141,11 +141,12 @@ def _events(
     silent = tuple(call.start(number) for number, call in enumerate(calls.get(0, ())) if not call.text)
     parts: list[Part] = []
     tokens, event = 0, chunks[0]["event"]
-    ms = chunks[0]["ms"]
+    ms = chunks[0]["ms"] or 0.0
     for at, chunk in enumerate(chunks):
         if chunk["event"] != event:
             yield Event(ms, tuple(parts))
-            parts, event, ms = [], chunk["event"], chunk["ms"]
+            # The times of chunks that were read again after a kill are not known.
+            parts, event, ms = [], chunk["event"], ms if chunk["ms"] is None else chunk["ms"]
         tokens += chunk.get("tokens") or 0
         kind, index, text = chunk["kind"], chunk["choice"], chunk["text"]
         index = None if index is None or index < 0 else index

@@ -72,15 +72,13 @@ def in_order(events: Sequence[Event]) -> list[Event]:
             pieces = []
             for piece in part.pieces:
                 call = piece.call if piece.kind in ("call", "arguments") else None
+                if piece.kind == "arguments" and not rest.get(piece.call):
+                    continue
                 if open_call is not None and call != open_call and rest.get(open_call):
                     pieces.append(Piece("arguments", rest.pop(open_call), open_call))
-                if piece.kind != "arguments":
-                    pieces.append(piece)
-                elif rest.get(piece.call):
-                    pieces.append(piece)
+                pieces.append(piece)
+                if piece.kind == "arguments":
                     rest[piece.call] = rest[piece.call][len(piece.text) :]
-                else:
-                    continue
                 open_call = call
             parts.append(part._replace(pieces=tuple(pieces)))
         made.append(event._replace(parts=tuple(parts)))

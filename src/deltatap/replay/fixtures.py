@@ -72,7 +72,7 @@ def fixture(found: Recording, api: str) -> bytes:
 def name_of(request_id: str, api: str) -> str:
     """The name of a file. A request id with other characters, or a long one, gets a part of its hash."""
     safe = _UNSAFE.sub("-", request_id)[:_NAME_CHARS].strip(".-")
-    if safe != request_id:
+    if safe != request_id or not safe:
         safe = f"{safe or 'request'}-{hashlib.sha256(request_id.encode()).hexdigest()[:8]}"
     return f"{safe}.{api}.sse"
 

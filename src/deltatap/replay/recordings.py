@@ -181,7 +181,7 @@ def recordings_of(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Recording], d
 
 def _kept(row: Mapping[str, Any]) -> Iterator[Frame]:
     """The events of a row, byte by byte."""
-    due = {chunk["event"]: chunk["ms"] for chunk in row["chunks"]}
+    due = {chunk["event"]: chunk["ms"] for chunk in row["chunks"] if chunk["ms"] is not None}
     outputs: dict[int, int] = {}
     for chunk in row["chunks"]:
         outputs[chunk["event"]] = outputs.get(chunk["event"], 0) + (chunk["kind"] in _OUTPUT)

@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import re
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from starlette.testclient import TestClient
 
 from deltatap.api.registry import NAMES, specification
+from deltatap.api.sse import SSEDecoder
 from deltatap.prompts import request_hash_of
 from deltatap.replay.app import Replay
+from deltatap.replay.fixtures import name_of, write
 from deltatap.replay.library import AmbiguousError, Library, NotFoundError
 from deltatap.replay.options import BadOptionError, Options, Place, options_of, without_selection
 from deltatap.replay.plan import plan_of
 from deltatap.replay.recordings import prompt_of, recording
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "Say it."}], "stream": True}
 
@@ -97,6 +103,11 @@ def test_a_stream_ends_again_as_it_ended(failure: dict[str, Any], end: str) -> N
     found = plan(row(status="interrupted", error=failure))
     assert found.end == end
     assert b"[DONE]" not in found.writes[-1][1]
+
+
+def test_chunks_without_times_arrive_with_those_before_them() -> None:
+    chunks = [chunk | {"ms": None if chunk["event"] in (0, 2) else chunk["ms"]} for chunk in row()["chunks"]]
+    assert [at for at, _ in plan(row(chunks=chunks)).writes] == [0.0, 12.0, 12.0, 20.0, 21.0, 21.0]
 
 
 def test_an_event_that_could_not_be_decoded_is_broken_again() -> None:
@@ -213,6 +224,41 @@ def test_a_whole_answer_can_be_cut_and_stalled(*, streamed: bool) -> None:
     found = row(mode="complete", chunks=[])
     assert plan(found, streamed=streamed, cut=Place(0, None)).end == "cut"
     assert plan(found, streamed=streamed, stall=Place(0, None)).end == "stall"
+
+
+@pytest.mark.parametrize(
+    ("id_", "name"), [("a", "a.chat.sse"), ("../x y", None), ("é", None), ("", None), ("x" * 300, None)]
+)
+def test_a_fixture_has_a_safe_name(id_: str, name: str | None) -> None:
+    found = name_of(id_, "chat")
+    assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*\.chat\.sse", found)
+    assert name in (None, found)
+
+
+def test_fixtures_are_the_frames_with_their_times(tmp_path: Path) -> None:
+    refused = row(request_id="no", status="failed", error=error("rate_limit", None, 429), chunks=[], choices=[])
+    found = [recording(each) for each in (row(run_id="old"), row(), refused, row(request_id="w", mode="complete"))]
+    names, reasons = write(found, tmp_path, None)
+    assert (sorted(names), reasons) == (["a.chat.sse", "no.chat.sse"], [])
+    text = (tmp_path / "a.chat.sse").read_text()
+    first, *blocks = text.split("\n\n")
+    head = json.loads(first.removeprefix(": deltatap "))
+    assert [head[name] for name in ("version", "run_id", "api", "status", "end", "end_ms")] == [
+        1,
+        "run-1",
+        "chat",
+        200,
+        "close",
+        22.0,
+    ]
+    assert blocks[0].startswith(': 10.000\ndata: {"id"')
+    events = SSEDecoder().feed(text.encode())
+    assert len(events) == len(plan(row()).writes), "a file is SSE text"
+    assert b'"message":"No."' in SSEDecoder().feed((tmp_path / "no.chat.sse").read_bytes())[0].data
+    called = row(
+        choices=[{**row()["choices"][0], "tool_calls": '[{"id": "c", "function": {"name": "f", "arguments": ""}}]'}]
+    )
+    assert write([recording(called)], tmp_path, "completions")[1][0].startswith("a: legacy completions cannot express")
 
 
 def test_options_come_from_the_query_the_headers_and_the_metadata() -> None:
