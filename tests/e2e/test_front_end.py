@@ -180,7 +180,7 @@ def test_a_page_of_another_origin_reads_streams(replayed: tuple[str, Rows], tmp_
     (folder / "index.html").write_bytes(page)
     command = [shutil.which("python3") or "python3", "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]
 
-    async def visit(tab: Tab) -> list[str]:
+    async def visit(tab: Tab) -> list[list[Any]]:
         found = []
         for id_ in ("plain", "cut"):
             stream = f"{url}/chat/completions?request_id={id_}".replace("?", "%3F")

@@ -242,17 +242,32 @@ def age(row: Mapping[str, Any]) -> tuple[bool, float]:
     return at is None and row["status"] == "completed", at.timestamp() if at else 0.0
 
 
-def newest_answers(reader: Reader, settings: Settings, run_ids: Sequence[str], limit: int) -> list[Row]:
-    """The newest rows whose request was sent, of some runs or of all, oldest first.
+def newest_answers(
+    reader: Reader, settings: Settings, run_ids: Sequence[str], limit: int, request_ids: Sequence[str] = ()
+) -> list[Row]:
+    """The newest rows with an answer or an error of the server, of some runs or of all, oldest first.
+
+    Args:
+        reader: reads the tables.
+        settings: the configuration.
+        run_ids: of the runs; empty for all.
+        limit: maximum number of rows.
+        request_ids: of the requests; empty for all.
 
     Raises:
         ConfigError: there is no captures table, or no such run.
     """
-    require_table(reader, "captures", settings.captures.table)
+    captures = settings.captures.table
+    require_table(reader, "captures", captures)
     if run_ids:
         require_runs(reader, settings, run_ids)
-    sent = f"started_at IS NOT NULL AND {in_runs(run_ids)}" if run_ids else "started_at IS NOT NULL"
-    answers = f"{tables.quoted(settings.captures.table)} WHERE {sent}"
+    answered = "started_at IS NOT NULL"
+    if "reused_from" in reader.schema(captures).names:  # older tables do not have it
+        answered = f"({answered} OR reused_from IS NOT NULL)"
+    conditions = [answered, *([in_runs(run_ids)] if run_ids else ())]
+    if request_ids:
+        conditions.append(f"request_id IN ({', '.join(map(tables.literal, request_ids))})")
+    answers = f"{tables.quoted(captures)} WHERE {' AND '.join(conditions)}"
     return rows(
         reader.query(f"SELECT * FROM {answers} ORDER BY finished_at DESC NULLS LAST, request_id LIMIT {limit}")
     )[::-1]

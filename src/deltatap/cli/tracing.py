@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from deltatap.config import Settings
 
 # How many answers are exported, or are searched for given requests.
-_NEWEST, _MOST_ROWS = 100, 100_000
+_NEWEST, _MOST_ROWS = 100, 10_000
 
 
 @command(RESULTS)
@@ -111,15 +111,14 @@ def _write_fixtures(settings: Settings, console: Console, folder: Path, ids: lis
     if api is not None and api not in NAMES:
         raise ConfigError([f"--api {api}: expected one of {', '.join(NAMES)}"])
     tables = reader(settings, console)
-    rows = newest_answers(tables, settings, [], _MOST_ROWS if ids else _NEWEST)
+    rows = newest_answers(tables, settings, [], _MOST_ROWS if ids else _NEWEST, ids)
     recordings, left_out = recordings_of(rows)
-    found = [each for each in recordings if not ids or each.request_id in ids]
-    missing = [id_ for id_ in ids if not any(each.request_id == id_ and each.streamed for each in found)]
+    missing = [id_ for id_ in ids if not any(each.request_id == id_ and each.streamed for each in recordings)]
     if missing:
         raise ConfigError(
             [f"captures.table: {settings.captures.table}: no stream of the request {id_}" for id_ in missing]
         )
-    names, reasons = write(found, folder, api)
+    names, reasons = write(recordings, folder, api)
     for reason in [*left_out, *reasons]:
         say(console, f"left out: {reason}")
     if not names:

@@ -17,7 +17,7 @@ from deltatap.api.from_row import captured
 from deltatap.api.registry import NAMES, specification
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from deltatap.api.base import Api
 
@@ -28,6 +28,8 @@ _OK = 200
 _STATUSES = range(_OK, 600)
 _OUTPUT = ("content", "reasoning", "refusal", "tool_calls")
 _PROMPT_CHARS = 200
+# What a row that reuses an answer has of its own.
+_OWN = ("run_id", "request_id", "request_hash", "request", "request_model")
 # What follows the events of a stream with an event that deltatap could not decode. The event itself is not stored.
 _BROKEN_EVENT = b"data: {\n\n"
 
@@ -168,12 +170,19 @@ def prompt_of(body: Mapping[str, Any], api: str) -> str:
     return prompt if isinstance(prompt, str) else "" if prompt is None else orjson.dumps(prompt).decode()
 
 
-def recordings_of(rows: Iterable[Mapping[str, Any]]) -> tuple[list[Recording], dict[str, int]]:
-    """The recordings of rows, and the number of rows that are left out, by reason."""
+def recordings_of(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Recording], dict[str, int]]:
+    """The recordings of rows, and the number of rows that are left out, by reason.
+
+    A row that reuses the answer of another one (`capture.reuse`) gets the chunks and the times of that row.
+    """
+    sent = {(row["run_id"], row["request_id"], row["mode"]): row for row in rows if row["started_at"] is not None}
     made, reasons = [], dict[str, int]()
     for row in rows:
+        reused, source = row.get("reused_from"), None
+        if reused is not None:
+            source = sent.get((reused["run_id"], reused["request_id"], row["mode"]))
         try:
-            made.append(recording(row))
+            made.append(recording(row if source is None else {**source, **{name: row[name] for name in _OWN}}))
         except ValueError as error:
             reasons[str(error)] = reasons.get(str(error), 0) + 1
     return made, reasons

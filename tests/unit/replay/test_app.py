@@ -20,7 +20,7 @@ from deltatap.replay.fixtures import name_of, write
 from deltatap.replay.library import AmbiguousError, Library, NotFoundError
 from deltatap.replay.options import BadOptionError, Options, Place, options_of, without_selection
 from deltatap.replay.plan import plan_of
-from deltatap.replay.recordings import prompt_of, recording
+from deltatap.replay.recordings import prompt_of, recording, recordings_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -147,6 +147,16 @@ def test_a_call_without_a_response_gets_none() -> None:
 def test_a_row_of_an_unknown_api_is_left_out_with_a_reason(api: str | None, named: str) -> None:
     with pytest.raises(ValueError, match=f"does not know the API {named}$"):
         recording(row(api=api))
+
+
+def test_a_row_that_reuses_an_answer_has_its_times() -> None:
+    empty = {"started_at": None, "chunks": [], "e2e_ms": None, "headers_ms": None}
+    reusing = row(request_id="b", reused_from={"run_id": "run-1", "request_id": "a"}, **empty)
+    (first, second), _ = recordings_of([row(), reusing])
+    assert second.request_id == "b"
+    assert second.frames(specification("chat")) == first.frames(specification("chat"))
+    (alone,), _ = recordings_of([reusing])
+    assert [frame.ms for frame in alone.frames(specification("chat"))][-1] == 0.0
 
 
 RAW = [
