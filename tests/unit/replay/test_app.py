@@ -150,7 +150,7 @@ def test_a_row_of_an_unknown_api_is_left_out_with_a_reason(api: str | None, name
 
 
 def test_a_row_that_reuses_an_answer_has_its_times() -> None:
-    empty = {"started_at": None, "chunks": [], "e2e_ms": None, "headers_ms": None}
+    empty: dict[str, Any] = {"started_at": None, "chunks": [], "e2e_ms": None, "headers_ms": None}
     reusing = row(request_id="b", reused_from={"run_id": "run-1", "request_id": "a"}, **empty)
     (first, second), _ = recordings_of([row(), reusing])
     assert second.request_id == "b"
