@@ -130,7 +130,11 @@ def test_tool_calls_and_reasoning_are_replayed(replayed: tuple[str, dict[str, Ro
         for call in choice.delta.tool_calls or ()
     ]
     captured = json.loads(row["choices"][0]["tool_calls"])
-    assert [call.function.arguments for call in tool_calls] == [call["function"]["arguments"] for call in captured]
+    arguments = [
+        "".join(call.function.arguments for call in tool_calls if call.index == at) for at in range(len(captured))
+    ]
+    assert arguments == [call["function"]["arguments"] for call in captured]
+    assert len(tool_calls) == sum(chunk["kind"] == "tool_calls" for chunk in row["chunks"]), "each chunk has its piece"
     row = rows["thinks stream"]
     thought = "".join(
         getattr(choice.delta, "reasoning_content", None) or ""
