@@ -66,4 +66,4 @@ def fit(capture: Capture, compute: Compute) -> Fit:
         return Fit("workers", "they are on other machines, where planning and landing do not delay the streams")
     if compute.slots == 1:
         return Fit("driver", "a UDF would take Spark's only task slot, and nothing could land until it ends")
-    return Fit("driver", f"one process holds all {streams}, and a run starts sooner without a UDF on this machine")
+    return Fit("driver", f"one process on this machine holds all {streams}, and the first call does not wait for a UDF")
