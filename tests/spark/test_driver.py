@@ -6,7 +6,7 @@ import gc
 import io
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -83,7 +83,7 @@ def test_rounds_capture_new_and_changed_prompts_once(spark: SparkSession, tables
             tables, simulator.base_url, capture={**IN_DRIVER, "follow_s": 0.5, "owed": "all"}, budget={"requests": 20}
         )
     )
-    console, ended = Console(file=io.StringIO(), width=200), []
+    console, ended = Console(file=io.StringIO(), width=200), list[dict[str, Any]]()
 
     def say(text: str) -> None:
         if "looking for new prompts" in text and len(ended) == 1:
