@@ -60,7 +60,7 @@ def sql(url: str, statement: str) -> Any:
 
 def start(url: str, folder: Path, name: str = "capture") -> psutil.Popen:
     with (folder / "log").open("ab") as out:
-        command = [sys.executable, ROOT / f"jobs/{name}.py", "--config", folder / "config.yml"]
+        command = [sys.executable, str(ROOT / f"jobs/{name}.py"), "--config", str(folder / "config.yml")]
         return psutil.Popen(command, cwd=folder, env=cluster(url), stdout=out, stderr=out)
 
 
