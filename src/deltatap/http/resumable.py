@@ -170,7 +170,7 @@ class Resumable:
             kernel: whether all times are the kernel's.
         """
         live, before = self.live, self.after
-        if live is None:
+        if live is None or not self.kept:
             return
         self.progress = live.done or (live.sequence is not None and (before is None or live.sequence > before))
         if not live.done and live.size and (self.progress or self.arrived is None):
