@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.simulation import Simulation
 
 PROMPTS = 40
-RESUME = {"endpoint": {"api": "responses"}, "capture": {"resume": True, "concurrency": 8}}
+RESUME: dict[str, dict[str, Any]] = {"endpoint": {"api": "responses"}, "capture": {"resume": True, "concurrency": 8}}
 
 
 def sections(**changes: Any) -> dict[str, Any]:

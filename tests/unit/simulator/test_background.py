@@ -57,7 +57,7 @@ def test_the_generation_goes_on_when_the_connection_is_cut(simulator: Simulation
     simulator.restore(tokens=40, ttft_ms=5, itl_ms=2, speed=1)
     events = until_cut(begin(client, "gpt-4o-mini!cut@6:1", stream=True))
     assert len(events) == 6
-    rest = list(client.responses.retrieve(events[0].response.id, stream=True, starting_after=5))
+    rest: list[Any] = list(client.responses.retrieve(events[0].response.id, stream=True, starting_after=5))
     assert [event.sequence_number for event in rest] == list(range(6, 6 + len(rest)))
     assert rest[-1].response.output_text == deltas(events) + deltas(rest)
 
@@ -84,7 +84,8 @@ def test_a_response_that_is_not_streamed_is_queued_first_and_can_be_cancelled(
     assert client.responses.retrieve(queued.id).status == "in_progress"
     assert client.responses.cancel(queued.id).status == "cancelled"
     assert client.responses.cancel(queued.id).status == "cancelled"
-    assert list(client.responses.retrieve(queued.id, stream=True))[-1].type == "response.cancelled"
+    events: list[Any] = list(client.responses.retrieve(queued.id, stream=True))
+    assert events[-1].type == "response.cancelled"
 
 
 def test_it_expires(simulator: Simulation, client: OpenAI) -> None:

@@ -196,7 +196,8 @@ class Reader:
 
 
 def test_an_engine_sends_a_request_once_and_makes_one_call_of_all_that_read_its_answer() -> None:
-    client, delivered = Reader(breaks=4), []
+    client: Any = Reader(breaks=4)
+    delivered: list[Capture] = []
     resuming = Resuming("e")
     with Engine(
         lambda: client, limits=LIMITS, look_ahead=8, deliver=delivered.append, share=2, resuming=resuming
