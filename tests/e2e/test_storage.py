@@ -13,7 +13,7 @@ import yaml
 
 from deltatap.delta.tables import quoted
 from tests import prompts
-from tests.e2e.test_kills import kill, start, streaming_workers, wait_until
+from tests.e2e.test_kills import in_one_flush, kill, start, streaming_workers, wait_until
 from tests.simulation import start_simulator
 from tests.storage import COMPILER, Call, Mode, Storage, errors
 
@@ -32,6 +32,7 @@ pytestmark = [
 ]
 
 PROMPTS = 400
+CONCURRENCY = 16
 FAULT_S = 10.0
 PACE = ("--ttft-ms", "300", "--itl-ms", "20", "--tokens", "25")
 
@@ -50,7 +51,7 @@ def run(
     with start_simulator(*PACE) as simulator:
         config = tmp_path / "config.yml"
         tree = prompts.config(
-            tables, simulator.base_url, capture={"concurrency": 16}, spark={"master": "local[3]"}, **sections
+            tables, simulator.base_url, capture={"concurrency": CONCURRENCY}, spark={"master": "local[3]"}, **sections
         )
         config.write_text(yaml.safe_dump(tree))
         begin(storage)
@@ -58,7 +59,7 @@ def run(
         wait_until(lambda: simulator.counts()["finished"] >= 20, job, log)
         act(storage, job, simulator, log)
         assert job.wait(timeout=400) == 0, log.read_text()
-        counts = simulator.counts()
+        counts = {**simulator.counts(), "in_one_flush": in_one_flush(simulator)}
     rows = spark.table(quoted(str(tables / "captures"))).select("request_id", "status").collect()
     assert Counter(row["status"] for row in rows) == {"completed": PROMPTS}, log.read_text()
     assert len({row["request_id"] for row in rows}) == PROMPTS
@@ -103,4 +104,4 @@ def test_old_answers_and_a_killed_worker(spark: SparkSession, tables: Path, tmp_
         kill(streaming_workers(job, simulator))
 
     _, counts, _ = run(spark, tables, tmp_path, act, state={"flush_s": 0.5})
-    assert PROMPTS <= counts["calls"] <= PROMPTS + 2 * 16 + 40
+    assert PROMPTS <= counts["calls"] <= PROMPTS + CONCURRENCY + counts["in_one_flush"]
