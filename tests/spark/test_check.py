@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,10 @@ def test_a_valid_setup_passes_without_a_call(spark: SparkSession, tables: Path, 
     assert found["prompts"].detail.endswith("/prompts: uses request_id, model, params, prompt")
     assert not details(found)
     assert not details(found, "warning")
+    assert re.search(
+        r"created in .* s and replaced in .* s; seen by \d+ tasks after at most",
+        found["shared state folder, workers"].detail,
+    )
     assert "including gpt-4o-mini" in found["models"].detail
     tree["moderation"] = {"patterns": ["x"], "model": "mine"}
     assert findings(spark, tree)["moderation"].detail == "the endpoint moderates texts with mine; 1 pattern"

@@ -176,13 +176,14 @@ def _workers(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
             with suppress(OSError):
                 files.delete(path)
     hosts = sorted({row["host"] for row in rows})
+    where = f"{slots} slots on {', '.join(hosts)}"
     for need in dict.fromkeys(row["need"] for row in rows):
         problems = {f"{row['problem']} (on {row['host']})" for row in rows if row["need"] == need and row["problem"]}
-        yield from _findings(
-            f"{need}, workers", Checked(tuple(sorted(problems)), f"{slots} slots on {', '.join(hosts)}")
-        )
-    if delays is not None:
-        yield Finding("state folder, delay", *delays)
+        if need == _SHARED and delays is not None:
+            level, detail = delays
+            yield Finding(f"{need}, workers", level, f"{where}: {detail}")
+        else:
+            yield from _findings(f"{need}, workers", Checked(tuple(sorted(problems)), where))
 
 
 def worker_checks(
