@@ -7,6 +7,7 @@ import hashlib
 import json
 import socket
 import time
+import urllib.request
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -374,3 +375,18 @@ def test_moderations_can_fail_and_be_slow(simulator: Simulation) -> None:
 def test_the_openai_client_moderates_a_text(simulator: Simulation) -> None:
     made = OpenAI(base_url=simulator.base_url, api_key="x").moderations.create(input="so forbidden")
     assert made.results[0].flagged
+
+
+def test_a_page_of_another_origin_may_send_requests(simulator: Simulation) -> None:
+    headers = {"origin": "http://elsewhere", "access-control-request-method": "POST",
+               "access-control-request-headers": "authorization,content-type"}  # fmt: skip
+    url = f"{simulator.base_url}/chat/completions"
+    preflight = urllib.request.Request(url, method="OPTIONS", headers=headers)  # noqa: S310 - loopback
+    with urllib.request.urlopen(preflight, timeout=10) as response:  # noqa: S310 - loopback
+        assert response.headers["access-control-allow-origin"] == "*"
+        assert "authorization" in response.headers["access-control-allow-headers"]
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x"}]}).encode()
+    request = urllib.request.Request(url, body, {"origin": "http://elsewhere"})  # noqa: S310 - loopback
+    with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 - loopback
+        assert response.headers["access-control-allow-origin"] == "*"
+        assert "x-request-id" in response.headers["access-control-expose-headers"]
