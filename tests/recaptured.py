@@ -69,7 +69,7 @@ def captured_rows(
 ) -> list[dict[str, Any]]:
     """Capture rows, each in its mode, and return the rows of captures."""
     capture = {"max_broken": 1, "max_attempts": 1, "retry_for_s": 0.2}
-    state_settings = {"flush_s": 0.02}
+    state_settings = {"flush_s": 0.02, "files_per_s": 1000}
     settings = load_settings(
         prompts.config(
             folder, base_url, endpoint={"api": api, "model": "gpt-4o-mini"}, capture=capture, state=state_settings
@@ -86,8 +86,9 @@ def captured_rows(
     built: dict[str, Any] = {
         name: [getattr(each, name) for each in requests] for name in columns.arrow_schema(columns.REQUESTS).names
     }
+    state.plan(1).prepare()
     parts = state.plan(1).parts
-    parts.mkdir(parents=True)
+    parts.mkdir()
     schema = columns.arrow_schema(columns.OWED)
     pq.write_table(
         pa.table({**built, "mode": list(modes), "retries": [None] * len(rows)}, schema), parts / "part-00000-x.parquet"
