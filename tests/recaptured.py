@@ -32,7 +32,7 @@ TOOLS: dict[str, Any] = {
     "responses": {"tools": [{"type": "function", **TOOL}]},
     "messages": {"tools": [{"name": "look_up", "input_schema": TOOL["parameters"]}]},
 }
-PLAIN = [
+PLAIN: list[tuple[str, str, dict[str, Any]]] = [
     ("plain", "gpt-4o-mini", {}),
     ("length", "gpt-4o-mini!length", {}),
     ("cut", "gpt-4o-mini!cut@4", {}),
