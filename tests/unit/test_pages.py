@@ -42,7 +42,7 @@ def test_the_layers_name_each_module_of_a_package() -> None:
         for name, what in re.findall(r"^\| `(\w+)/` \| (.*)$", section, re.MULTILINE)
     }
     found = {
-        name: {path.stem for path in (ROOT / "src/deltatap" / name).glob("*.py")} - {"__init__"} for name in documented
+        name: {path.stem for path in (ROOT / "src/deltatap" / name).rglob("*.py")} - {"__init__"} for name in documented
     }
     found["api"] -= set(NAMES)  # "one module for each API": adding one changes no page
     assert documented == found
