@@ -36,7 +36,7 @@ check: setup ## check format, lint and types (for Python 3.11, and for 3.12, whi
 docs: setup ## update the generated tables in docs/*.md
 	@.venv/bin/python tools/docs.py
 
-demo: setup ## capture 200 prompts from the simulator and open a report; needs no key. WATCH=1 shows the run as it goes
+demo: setup ## capture 200 prompts from the simulator and open a report; needs no key. WATCH=1 shows the run in a browser
 	@.venv/bin/python -m deltatap.demo $(if $(WATCH),--watch)
 
 bench: setup ## measure the speed and the accuracy of the latencies

@@ -71,7 +71,7 @@ class Runs(Section):
 
 
 class Record(Section):
-    """The table that ``deltatap record`` writes, in the form of `captures`."""
+    """The table that ``deltatap record`` writes. It has the columns of `captures`."""
 
     table: Location = "data/recorded"
 
@@ -118,9 +118,9 @@ class Capture(Section):
     Attributes:
         where: workers: in a pandas UDF, in Spark's Python workers; driver: in the process of the driver.
         reuse: call identical requests once, within the run and from earlier completed rows.
-        resume: ask the server to keep each stream, and read a broken one on instead of paying for it again.
+        resume: ask the server to store each answer, and resume a broken stream instead of paying for the answer again.
         arrivals: when requests start; None: as soon as a stream is free.
-        follow_s: look for new prompts this often after the run, and capture them; None: end after the run.
+        follow_s: seconds between two searches for new prompts after the run; None: end after the run.
     """
 
     mode: Literal["stream", "complete", "paired"] = "stream"
@@ -205,7 +205,7 @@ class Moderation(Section):
     """How the text of an answer is checked while it arrives, and at its end.
 
     Attributes:
-        every_chars: a check follows the one before it after this many characters.
+        every_chars: number of new characters after which the text is checked again.
         stop: cut a stream when its text is flagged.
         model: of the endpoint's `/moderations`. None: `omni-moderation-latest`, unless there are patterns.
         patterns: regular expressions of RE2. A text that contains one is flagged without a call.
@@ -498,7 +498,7 @@ def _resume_problems(settings: Settings) -> list[str]:
     problems = []
     if resume and not api.resume:
         able = " or ".join(each.name for each in registry.specifications() if each.resume)
-        problems.append(f"capture.resume: expected endpoint.api {able}, found {api.name}, which cannot read streams on")
+        problems.append(f"capture.resume: expected endpoint.api {able}, found {api.name}, which cannot resume streams")
     if resume and settings.capture.mode == "complete":
         problems.append(
             "capture.resume: expected capture.mode stream or paired, found complete: only streams break off"

@@ -72,7 +72,7 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class KeptStream:
-    """A stream that the provider keeps (``capture.resume``), for the worker that reads it on after a kill.
+    """A stream that the provider stores (``capture.resume``), for the worker that resumes it after a kill.
 
     Attributes:
         request_id, request_hash, mode, endpoint: identify the request.
@@ -129,13 +129,13 @@ class Parked:
 
 @dataclass(frozen=True, slots=True)
 class OpenStream:
-    """A stream that is open, for whoever watches the run.
+    """An open stream, as ``deltatap watch`` shows it.
 
     Attributes:
         request_id, model, mode: of the request.
         open_s: seconds since the request started.
         chars: how many characters of choice 0 have arrived.
-        text: the last ones, without secrets.
+        text: the last characters that have arrived, without secrets.
     """
 
     request_id: str
@@ -180,7 +180,7 @@ class Heartbeat:
         in_flight_tokens, in_flight_usd: expected use of the open calls.
         limited: the number of 429 responses.
         mean_output_tokens: per choice, over the latest calls; None before the first.
-        streams: some of the open streams, those first that have been open for the longest time.
+        streams: some of the open streams, the oldest first.
     """
 
     epoch: int

@@ -59,7 +59,7 @@ class Wire:
         mode: whether the answer is streamed.
         choices: the number of choices that the body requests.
         usage: whether stream options in the body request usage, which some servers refuse.
-        resumable: whether the server keeps the answer, so that a broken stream can be read on.
+        resumable: whether the server stores the answer, so that a broken stream can be resumed.
     """
 
     body: str
@@ -169,10 +169,10 @@ class Usage:
     """The usage that the server reports; None for each count that it leaves out.
 
     Attributes:
-        input_tokens: all of them, those read from a cache or written to it included.
-        output_tokens: all of them, reasoning and both kinds of prediction tokens included.
-        cache_write_1h_tokens: those of `cache_write_tokens` that are kept for an hour.
-        citation_tokens: of the sources that were read (Perplexity); not part of the input.
+        input_tokens: all input tokens, including those read from a cache or written to it.
+        output_tokens: all output tokens, including reasoning and both kinds of prediction tokens.
+        cache_write_1h_tokens: the part of `cache_write_tokens` that is kept for an hour.
+        citation_tokens: tokens of the sources that the server read (Perplexity); not part of the input.
         web_searches: the searches that the server ran and bills.
     """
 
@@ -395,7 +395,7 @@ class ConnectionTimes:
     upload_ms: float | None = None
 
 
-# What followed a break: the stream was read on; the whole answer was read; the server had no such answer, or the
+# What followed a break: the stream was resumed; the whole answer was read; the server had no such answer, or the
 # connection broke before the first event, so the request was sent again.
 Outcome = Literal["stream", "whole", "expired", "unseen"]
 # The error type of a break if the process that read the stream was killed.
@@ -404,13 +404,13 @@ KILLED = "killed"
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """A break of a stream that the server keeps, and what followed: an element of the ``resumed`` column.
+    """A break of a stream that the server stores, and its outcome: an element of the ``resumed`` column.
 
     Attributes:
-        at: when the reading went on, in seconds since the epoch.
+        at: when the next call started, in seconds since the epoch.
         after: the sequence number of the last event before the break; None if there is none, or if its text was lost.
         error_type: the error of the call that broke; :data:`KILLED` if the process was killed.
-        outcome: what followed.
+        outcome: how deltatap continued after the break.
         times_lost: whether the times of events were lost.
     """
 
@@ -445,7 +445,7 @@ class Call:
         clock: the source of the times of arrival.
         connection: None if there was none.
         server_timing: the response headers about rate limits, timing and region, as names and values.
-        resumed: the breaks after which this answer was read on. All calls that read one answer count as one call,
+        resumed: the breaks after which this answer was resumed. All calls that read one answer count as one call,
             whose times begin with the first.
     """
 
@@ -481,7 +481,7 @@ class Expected:
         max_output: the request's maximum of output tokens per choice; None if it sets no maximum.
         choices: the number of requested choices.
         price: of the model and the requested service tier; None when unknown.
-        prices: to find the price of the model and the tier that answer; None: `price` applies to every answer.
+        prices: used to find the price of the model and the tier that answer; None: `price` applies to every answer.
     """
 
     input_tokens: int

@@ -67,7 +67,7 @@ def build_request(
         keep: names of the columns to copy as text.
         filled: texts that replace columns; they come from templates.
         problem: why the row cannot be read; None if it can.
-        resume: whether broken streams are read on (``capture.resume``). It changes no request, but some are refused.
+        resume: whether broken streams are resumed (``capture.resume``). It changes no request, but some are refused.
     """
     kept = {name: None if (value := row.get(name)) is None else as_text(value) for name in keep} or None
     asked, given_id = _asked(row, model), _id(row.get("request_id"))
@@ -160,8 +160,8 @@ def wire(
         api: name of the API.
         mode: whether to stream.
         include_usage: ask for usage in a stream (`stream_options.include_usage`), if the API has this option.
-        added: objects to add, which are not part of the request's hash. What the request has itself comes first.
-        resume: ask the server to keep a stream, so that it can be read on, if the API has this option.
+        added: objects to add, which are not part of the request's hash. The request's own values take precedence.
+        resume: ask the server to store the answer, so that a stream can be resumed, if the API has this option.
     """
     specified = specification(api)
     sent = json.loads(body)

@@ -1,4 +1,4 @@
-"""Broken streams are read on, not paid again: whole runs against the simulator, which counts POSTs and GETs."""
+"""Broken streams are resumed, not paid for again: whole runs against the simulator, which counts POSTs and GETs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def texts(simulator: Simulation) -> dict[str, str]:
     return {call["response_id"]: call["texts"].get("0", "") for call in simulator.calls() if call["method"] == "POST"}
 
 
-def test_cut_streams_are_read_on(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
+def test_cut_streams_are_resumed(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
     prompts.write(spark, tables / "prompts", [(f"r{n:03d}", f"Prompt {n}?") for n in range(PROMPTS)])
     simulator.restore(tokens=30, ttft_ms=20, itl_ms=2, speed=1)
     places = {f"cut@{place}": 0.12 for place in (1, 2, 3, 5, 8, 13, 21)}
@@ -59,7 +59,7 @@ def test_cut_streams_are_read_on(spark: SparkSession, tables: Path, simulator: S
     marks = Counter(mark["outcome"] for row in rows for mark in row["resumed"] or ())
     assert marks["unseen"] == first.total()
     assert set(marks) <= {"stream", "unseen"}
-    assert f"{marks['stream']} streams that broke off were read on (capture.resume)" in shown
+    assert f"{marks['stream']} broken streams were resumed (capture.resume)" in shown
     for row in rows:
         events = [chunk["event"] for chunk in row["chunks"]]
         assert events == sorted(events)

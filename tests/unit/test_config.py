@@ -108,7 +108,7 @@ def test_an_empty_override_unsets_a_key() -> None:
         ({"endpoint": {"base_url": "http://me:pw@x/v1"}}, "settings: endpoint.base_url: must not contain a user name"),
         (
             {"capture": {"resume": True}},
-            "settings: capture.resume: expected endpoint.api responses, found chat, which cannot read streams on",
+            "settings: capture.resume: expected endpoint.api responses, found chat, which cannot resume streams",
         ),
         (
             {"capture": {"resume": True, "mode": "complete"}, "endpoint": {"api": "responses"}},

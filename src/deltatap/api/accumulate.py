@@ -140,7 +140,7 @@ class Accumulator(ABC):
 
     @property
     def chunks(self) -> Chunks:
-        """The chunks that have arrived; they grow."""
+        """The chunks that have arrived. More are added to them."""
         return self._chunks
 
     def add(self, data: bytes, ms: float, read: int, event: str = "") -> None:
@@ -196,9 +196,9 @@ class Accumulator(ABC):
             self._take_whole(answer, data)
 
     def end_of_text(self, size: int) -> tuple[int, str]:
-        """How many characters of choice 0 have arrived, and the last ones, this many at most.
+        """The number of characters of choice 0 that have arrived, and the last of them, at most this many.
 
-        They are those of its text, or else of its reasoning, of its refusal or of its last tool call.
+        Counts the text, or else the reasoning, the refusal or the last tool call.
         """
         choice = self._choices.get(0)
         if choice is None:
@@ -219,7 +219,7 @@ class Accumulator(ABC):
         return len(self._chunks)
 
     def read_on(self) -> None:
-        """Prepare for the rest of the answer, after a break. What ended the answer early no longer counts."""
+        """Prepare for the rest of the answer, after a break. The error that ended it early no longer counts."""
         self._error = self._protocol_error = None
 
     def add_refusal(self, data: bytes) -> None:

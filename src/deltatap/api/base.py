@@ -42,7 +42,7 @@ class Api(ABC):
         per_deployment: whether Azure's older URLs have the path under a deployment.
         key_header, key_prefix: the header for the API key, and the text before the key.
         headers: other headers of every request.
-        resume: the fields of a request whose answer the server keeps, so that a broken stream can be read on. Empty if
+        resume: the fields that ask the server to store the answer, so that a broken stream can be resumed. Empty if
             the API cannot do that.
         request_id_headers: the response headers that may hold the server's request id, best first.
         end_mark: the bytes that a server writes after the last event of a stream.
@@ -118,7 +118,7 @@ class Api(ABC):
         return None
 
     def read_on(self, path: str, response_id: str, after: int | None, *, whole: bool) -> tuple[str, dict[str, str]]:
-        """The path and the query of the request that reads an answer on.
+        """The path and the query of the request that resumes an answer.
 
         Args:
             path: of the request that was sent.

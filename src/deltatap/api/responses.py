@@ -107,7 +107,7 @@ class ResponsesAccumulator(Accumulator):
         super().add(data, ms, read, event)
 
     def add_whole(self, data: bytes) -> None:
-        """Add a whole response. After a break, it completes what the stream has brought, at an unknown time."""
+        """Add a whole response. After a break, it completes the output of the stream, at an unknown time."""
         if not self._chunks:
             super().add_whole(data)
             return
@@ -465,7 +465,7 @@ class ResponsesFrames(TypedFrames):
         return [*made, self._event("response.in_progress", response=self._response("in_progress"))]
 
     def unfinished(self, status: str) -> dict[str, Any]:
-        """The response without output, which a failed one has an error instead of."""
+        """The response without output; a failed response has an error instead."""
         error = {"code": "server_error", "message": STREAM_ERROR} if status == "failed" else None
         return {**self._response(status), "error": error}
 
@@ -677,9 +677,9 @@ class Responses(Api):
     def resume_problem(self, body: Mapping[str, Any], *, resume: bool) -> str | None:
         """Without ``capture.resume``, an answer in the background would be paid for again when its stream breaks."""
         if body.get("background") and not resume:
-            return "background: use capture.resume: true instead, which sends it and reads broken streams on"
+            return "background: use capture.resume: true instead, which sends it and resumes broken streams"
         if resume and body.get("store") is False:
-            return "store: false cannot be combined with capture.resume: it reads answers that the provider stores"
+            return "store: false cannot be combined with capture.resume, which reads answers that the provider stores"
         return None
 
     def count_input(self, body: Mapping[str, Any], model: str, encoding: str) -> InputTokens:

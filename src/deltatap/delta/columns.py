@@ -236,8 +236,8 @@ CAPTURES: tuple[Column, ...] = (
     Column(
         "resumed",
         _RESUMED,
-        "the breaks of streams that the provider keeps (capture.resume), in order; null if there was none. outcome: "
-        "stream (the stream was read on after the event with the number in after, or from the start), whole (only the "
+        "the breaks of streams that the provider stores (capture.resume), in order; null if there was none. outcome: "
+        "stream (the stream was resumed after the event with the number in after, or from the start), whole (only the "
         "whole answer could be read), expired (the provider no longer had the answer, so the request was sent again) "
         "or unseen (the connection broke before the first event, so the request was sent again). error_type is killed "
         "if the worker was killed. times_lost: times of chunks are null, and the row is left out of all times",

@@ -1,7 +1,7 @@
-"""Open streams between runs (``capture.resume``): what a dead or a stopped run had open, the next run reads on.
+"""Open streams between runs (``capture.resume``): the next run resumes the streams that a dead or stopped run had open.
 
-Knows which lists of open streams a run takes over, which it leaves, and how many breaks it had. The lists themselves
-are files of ``state.py``. Workers use them (``worker/resuming.py``).
+Knows which lists of open streams a run takes over, which lists it leaves behind, and how many breaks the run had. The
+lists are files in the state folder (``state.py``). Workers use them (``worker/resuming.py``).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from deltatap.driver.active import ActiveRun
     from deltatap.messages import KeptStream
 
-# The folder, in the state folder, of the streams that ended runs have left. It is not the name of a run.
+# A folder in the state folder, with the streams that ended runs have left. No run has this name.
 _LEFT = ".left"
 _WORDS = {
-    "stream": ("stream that broke off was read on", "streams that broke off were read on"),
+    "stream": ("broken stream was resumed", "broken streams were resumed"),
     "whole": ("broken answer was read as a whole", "broken answers were read as a whole"),
     "expired": (
         "broken answer was no longer at the provider: its request was sent again",
@@ -56,7 +56,7 @@ def take(run: ActiveRun) -> None:
     for path in sorted(left.kept.glob(f"{_table(run.settings, run.lease.captures)}-{whose}.json")):
         run.state.note_kept(f"left-{path.stem}", kept_streams(path))
         path.unlink(missing_ok=True)
-    with suppress(OSError):  # other tables have left streams, too
+    with suppress(OSError):  # runs on other tables leave their streams here, too
         left.kept.rmdir()
         left.folder.rmdir()
 
@@ -113,5 +113,5 @@ def _left(settings: Settings) -> RunState:
 
 
 def _table(settings: Settings, captures: Identity) -> str:
-    """A name for the captures table, whatever it is called."""
+    """A name for the captures table, which is the same for every spelling of the table's name."""
     return captures.id or hashlib.sha256(settings.captures.table.encode()).hexdigest()[:32]

@@ -141,8 +141,8 @@ class EndpointClient:
         Args:
             wire: the body, and whether the answer is streamed.
             request_id: of the row, for the log.
-            watch: looks at the answer while it arrives, and may cut it by cancelling the task.
-            answer: what earlier calls have read of the answer, if this call may read on; updated in place.
+            watch: checks the answer while it arrives, and may cut it by cancelling the task.
+            answer: the state of the answer, if this call may resume it; updated in place.
 
         Returns:
             What arrived and how the call ended.
@@ -203,7 +203,7 @@ class EndpointClient:
         return answer.call
 
     def open_streams(self) -> list[OpenStream]:
-        """Some of the open calls, those first that have been open for the longest time."""
+        """Some of the open calls, the oldest first."""
         oldest, secrets = islice(self._open.values(), STREAMS), self._secrets
         return [open_stream(reading, wire.model, wire.mode, started, secrets) for reading, wire, started in oldest]
 
@@ -228,7 +228,7 @@ class EndpointClient:
         return await self._free("GET", self._api.models_path, None, listed, self._timeouts)
 
     async def moderate(self, model: str, text: str, *, within_s: float = math.inf) -> Verdict | CaptureError:
-        """Ask ``/moderations`` whether a text is flagged, or say why that fails.
+        """Ask ``/moderations`` whether a text is flagged; returns the verdict, or the error.
 
         Args:
             model: the moderation model.
@@ -245,7 +245,7 @@ class EndpointClient:
     async def _free(
         self, method: str, path: str, content: bytes | None, parse: Callable[[bytes], _T], timeouts: Timeouts
     ) -> _T | CaptureError:
-        """Make a call that is not a request of the plan, and parse the body of its response, or say why that fails."""
+        """Make a call that is not a request of the plan, and return the parsed body of its response, or the error."""
         reading = Reading(self._api, self._api.accumulator(), f"of {path}")
         headers = await self._signed(reading)
         if content is not None:
@@ -302,7 +302,7 @@ class EndpointClient:
             incoming.close()
 
     async def _read_on(self, wire: Wire, answer: Resumable, reading: Reading, watchdog: Watchdog) -> None:
-        """Read the answer to an earlier request on."""
+        """Resume the answer to an earlier request."""
         headers = {"Accept-Encoding": "identity", **await self._signed(reading)}
         path, query = self._api.read_on(
             self._path(wire.model), answer.response_id or "", answer.after, whole=answer.whole

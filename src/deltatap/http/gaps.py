@@ -1,7 +1,8 @@
-"""The gaps between the outputs of a stream that broke off and was read on. Pure.
+"""The gaps between the outputs of a resumed stream. Pure.
 
-After a break, the server sends at once what it has generated meanwhile. So the time to the first output is that of the
-break, and the times between the next ones say nothing about the model, until an output takes a while to arrive.
+After a break, the server sends everything that it generated during the break at once. So the gap before the first
+output is the length of the break, and the next gaps say nothing about the model, until an output takes a while to
+arrive.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _OUTPUT = frozenset(KINDS.index(kind) for kind in OUTPUT_KINDS)
 
 
 def without_gaps(chunks: Chunks, breaks: Iterable[int]) -> Chunks:
-    """Leave out the gaps that come from breaks, in place: that of the first output, and those of what came at once.
+    """Remove, in place, the gap of the first output after each break, and the gaps of outputs that were sent at once.
 
     Args:
         chunks: of one answer.

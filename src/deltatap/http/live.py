@@ -1,6 +1,7 @@
-"""What a heartbeat shows of an open stream: the end of its text so far, without secrets.
+"""The part of an open stream that a heartbeat contains: the end of its text so far, without secrets.
 
-A glance costs the same however long the answer is. ``reading.py`` reads the answer, ``state.py`` writes the heartbeat.
+The cost does not depend on the length of the answer. ``reading.py`` reads the answer, ``state.py`` writes the
+heartbeat.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def open_stream(reading: Reading, model: str, mode: str, started: float, secrets
         model: that was requested.
         mode: of the request.
         started: when the request started, in monotonic seconds.
-        secrets: what the text must not contain.
+        secrets: values that the text must not contain.
     """
     longest = sum(map(len, secrets)) * ESCAPED_CHAR
     chars, text = reading.accumulator.end_of_text(_SHOWN + longest)

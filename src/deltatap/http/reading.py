@@ -46,17 +46,17 @@ _MAX_HEADERS, _MAX_HEADER = 32, 256
 
 
 class Watch(Protocol):
-    """Looks at an answer while it arrives, and may cut it. Its methods are quick and never raise."""
+    """Checks an answer while it arrives, and may cut it. Its methods are quick and never raise."""
 
     @property
     def cut(self) -> CaptureError | None:
-        """Why it has cancelled the call's task; None if it has not."""
+        """Why the watch has cancelled the call's task; None if it has not."""
 
     def begin(self, chunks: Chunks, written: float) -> None:
         """Take the chunks, which grow, and when the request was written, in monotonic seconds."""
 
     def arrived(self) -> None:
-        """Look at the chunks that have arrived."""
+        """Check the chunks that have arrived."""
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ class Reading:
         api: the API that was called.
         accumulator: the answer, as far as it has arrived.
         request_id: of the row.
-        watch: looks at the answer; None if nothing does.
+        watch: checks the answer; None: nothing does.
         token: the token that the request was sent with.
         refused: the response, if the status is an error.
         incoming: the response, if the status is a success.
@@ -77,7 +77,7 @@ class Reading:
         late_ms: how long after its arrival each read happened, by the number of the read.
         fault: the exception in deltatap's own code.
         rest: the bytes of the answer that arrived after the fault.
-        written: when the first request was written, if this call reads an answer on; not a number if that is lost.
+        written: when the first request was written, if this call resumes an answer; NaN if this time is lost.
         kernel: whether the times of all earlier reads are the kernel's.
         identified: called once, when the id of the response is known.
     """
@@ -171,7 +171,7 @@ class Reading:
             await _read_to_end(incoming)
 
     def _taken(self, at: float, now: float) -> bool:
-        """Note what a read has brought; returns whether the answer has ended."""
+        """Record the result of a read; returns whether the answer has ended."""
         accumulator = self.accumulator
         if self.identified is not None and accumulator.response_id is not None:
             self.identified()
@@ -236,7 +236,7 @@ class Reading:
 
 
 def _watched(sink: Sink, watch: Watch, chunks: Chunks, written: float) -> Sink:
-    """The sink, after which the watch looks at what has arrived."""
+    """A sink that also lets the watch check the chunks that have arrived."""
     watch.begin(chunks, written)
 
     def take(data: bytes, at: float, now: float) -> bool:

@@ -1,10 +1,10 @@
-"""The answer to one request, which several calls can read: what has arrived, and where the next call reads on. Pure.
+"""The answer to one request, which several calls can read: what has arrived, and where the next call resumes. Pure.
 
 Knows the id of the response, the number of the last event, and everything that arrived before a break. Leaves sending
 to ``client.py``, the events to ``api/``, and whether and when the next call is made to ``worker/resuming.py``.
 
-A server that keeps an answer (``capture.resume``) continues to generate it after the connection has broken. The next
-call gets the events after the last one that arrived. All calls that read one answer become one call: its times begin
+A server that stores an answer (``capture.resume``) continues to generate it after the connection has broken. The next
+call gets the events after the last one that arrived. All calls that read one answer count as one call: its times begin
 with the first request, and chunks keep the times at which they first arrived.
 """
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from deltatap.api.accumulate import Accumulator
     from deltatap.model import Call, CaptureError, Outcome
 
-# The error code of a call that was to read an answer which the server does not have.
+# The error code of a call that asked for an answer which the server does not have.
 EXPIRED = "expired"
 # How a server refuses to stream an answer that it has (OpenAI, some minutes after the request), and how it refuses to
 # read an answer at all: it has expired or is unknown, or the server cannot do that.
 _UNSTREAMABLE = (400, 422)
 _GONE = (*range(300, 400), 400, 404, 405, 410, 422, 501)
-# Errors after which no call reads on, and those of a connection.
+# Errors after which no call resumes the answer, and errors of a connection.
 _FINAL = ("internal", "cancelled", "authentication", "quota", "content_policy", "permission")
 _CONNECTION = ("connection", "timeout", "stream_interrupted")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:~=+-]{0,255}")
@@ -45,14 +45,14 @@ class Resumable:
     """The state of one answer over all calls that read it. Belongs to the event loop; other threads only read.
 
     Attributes:
-        kept: whether the server keeps the answer.
+        kept: whether the server stores the answer.
         changed: called when a call begins, and when the id of the response has arrived.
         secrets: what no URL and no file may contain.
         given_id: the id, if it arrived before the current call.
         started_at: when the first request was sent, in seconds since the epoch; None before.
         lost: whether events have arrived whose times are lost.
         arrived: everything that had arrived before the last break; None if that is nothing, or lost.
-        live: what the current call receives.
+        live: the accumulator of the current call.
         written: when the first request was written, in monotonic seconds; not a number if that is lost.
         late_ms, kernel: of the reads before the last break, as in ``reading.py``.
         first, call: the first and the last call so far; None before they have ended.
@@ -63,7 +63,8 @@ class Resumable:
         expired: whether the server no longer has the answer.
         breaks: the number of chunks before each break.
         marks: the breaks so far, for the ``resumed`` column.
-        stale, since, reads: calls without anything new, since when, and all calls that read on; for ``resuming.py``.
+        stale, since, reads: number of calls in a row without a new event, when the first of them ended, and number of
+            calls that resumed the answer; for ``resuming.py``.
     """
 
     kept: bool = True
@@ -131,7 +132,7 @@ class Resumable:
 
     @property
     def readable(self) -> bool:
-        """Whether the next call reads on. After some errors, no call of this worker does."""
+        """Whether the next call resumes the answer. After some errors, no call of this worker does."""
         error = None if self.call is None else self.call.error
         if error is None or (self.call is not None and self.call.resend):
             return self.unfinished
@@ -181,8 +182,8 @@ class Resumable:
 
         Args:
             call: the last one, with everything that has arrived.
-            asked: the number of the event after which it read on.
-            reading: whether it read on; False if it sent the request.
+            asked: the number of the event after which the call resumed the answer.
+            reading: whether the call resumed the answer; False if it sent the request.
         """
         code = None if call.error is None else call.error.code
         self.pending = code in UNFINISHED and self.live is not None and self.live.done
@@ -197,7 +198,7 @@ class Resumable:
         return replace(one, resumed=tuple(self.marks))
 
     def readable_after(self, call: Call) -> bool:
-        """Whether the call after this one can read on."""
+        """Whether the call after this one can resume the answer."""
         self.call = call
         return self.readable
 
@@ -251,7 +252,7 @@ class Resumable:
         )
 
     def _refused(self, call: Call) -> CaptureError | None:
-        """The error of a call that read on. A refusal to do so is not the request's fault."""
+        """The error of a call that resumed the answer. A refusal to resume it is not an error of the request."""
         error, status = call.error, call.http_status
         if error is None or status is None or error.type in _FINAL:
             return error

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 _BARS = " ▁▂▃▄▅▆▇█"
 _WIDTH = 50
-# What followed the break of a stream, by its outcome.
+# How deltatap continued after a break, by outcome.
 _FOLLOWED = {
-    "stream": "read on without a new request",
+    "stream": "resumed without a new request",
     "whole": "the whole answer was read without a new request",
     "expired": "the provider no longer had the answer, so the request was sent again",
     "unseen": "no event had arrived, so the request was sent again",

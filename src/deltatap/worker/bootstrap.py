@@ -92,7 +92,7 @@ def running_engine(
 
 
 def resuming_of(settings: Settings, earlier: Mapping[Key, KeptStream] | None = None) -> Resuming | None:
-    """The answers that a worker reads on; None if the API cannot do that. `earlier` are those of killed workers."""
+    """The answers that a worker resumes; None if the API cannot do that. `earlier`: streams of killed workers."""
     able = bool(specification(settings.endpoint.api).resume)
     return Resuming(settings.endpoint.label, earlier) if able else None
 

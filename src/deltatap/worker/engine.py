@@ -74,7 +74,7 @@ class Client(Protocol):
     async def call(
         self, wire: Wire, request_id: str, watch: Watch | None = None, answer: Resumable | None = None
     ) -> Call:
-        """Make one call, or read an answer on. Returns normally even if the call fails or is cancelled."""
+        """Make one call, or resume an answer. Returns normally even if the call fails or is cancelled."""
         ...
 
     async def moderate(self, model: str, text: str, *, within_s: float) -> Verdict | CaptureError:
@@ -158,7 +158,7 @@ class Engine:
             moderation: how the texts of the answers are checked; None: not at all.
             limited: whether a call of moderation needs a permit, as a request does.
             hold: receives each capture whose checks take longer than this many seconds; None: nothing does.
-            resuming: reads broken answers on; None if the API cannot do that.
+            resuming: resumes broken answers; None if the API cannot do that.
         """
         self._make_client, self._limits, self._deliver = make_client, limits, deliver
         self._scheduler = Scheduler(share)
@@ -298,7 +298,7 @@ class Engine:
         answer = None if self._resuming is None else self._resuming.answer(job, job.wire)
         known = None if answer is None else answer.call
         call = await self._made(job, job.wire, answer)
-        # The calls that read one answer are one call.
+        # All calls that read one answer count as one call.
         before = job.calls.pop() if known is not None and job.calls and job.calls[-1] is known else None
         job.calls.append(call)
         try:

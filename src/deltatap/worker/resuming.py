@@ -1,4 +1,4 @@
-"""Which broken answers a worker reads on, and when; and which streams it has open, for the worker after a kill. Pure.
+"""Which broken answers a worker resumes, and when; and the list of its open streams, for the worker after a kill. Pure.
 
 Knows the answer that each job reads and when it is given up. Times are passed in. ``http/resumable.py`` has the state
 of one answer, ``retry.py`` decides when a request is sent again, and ``kept_streams.py`` writes the list.
@@ -30,13 +30,13 @@ _MOST_READS = 1000
 _PENDING_S = 2.0
 # Tables keep times in microseconds.
 _SAME_S = 1e-4
-# Errors that only time heals: the generation has not begun, or the server asks to wait.
+# Errors after which only waiting helps: the generation has not begun, or the server asks to wait.
 _WAITS = ("timeout", "rate_limit")
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What follows a call whose answer the server has: read on at a time, or give up (None)."""
+    """The next step after a call whose answer the server has: resume at a time, or give up (None)."""
 
     retry: Retry | None
 
@@ -64,7 +64,7 @@ class Resuming:
         self._lock = threading.Lock()
 
     def answer(self, job: Job, wire: Wire) -> Resumable:
-        """The answer that the next call of a job reads, or begins."""
+        """The answer that the next call of a job begins or resumes."""
         answer = self._answers.get(job)
         if answer is not None and answer.readable:
             return answer
@@ -80,7 +80,7 @@ class Resuming:
         return answer
 
     def next_read(self, job: Job, call: Call, limits: Limits, *, now: float, jitter: float) -> Read | None:
-        """Decide what follows a call. None: this is not about reading on, so the usual rules apply.
+        """Decide the next step after a call. None: the answer cannot be resumed, so the usual rules apply.
 
         Args:
             job: the job.
@@ -107,7 +107,7 @@ class Resuming:
         )
         if answer.stale > 1 and now + delay - answer.since > limits.retry_for_s:
             return Read(None)
-        return Read(Retry(delay, f"read on after {error.type}"))
+        return Read(Retry(delay, f"resume after {error.type}"))
 
     def ended(self, job: Job) -> None:
         """A job makes no more calls. Its stream stays in the list until :meth:`journaled`.
@@ -119,7 +119,7 @@ class Resuming:
             job.earlier[:] = [call for call in job.earlier if not _began_at(call, answer.started_at)]
 
     def journaled(self, captures: Iterable[Capture]) -> None:
-        """Remove streams from the list whose captures are on disk, unless the next run can read the answer on."""
+        """Remove streams from the list whose captures are on disk, unless the next run can resume the answer."""
         with self._lock:
             for capture in captures:
                 if (answer := self._streams.get(key := self._key(capture.job))) is None:

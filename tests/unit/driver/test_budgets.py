@@ -133,7 +133,7 @@ def test_earlier_starts_of_the_run_count() -> None:
     assert run(ANSWERS["zero"], bounds, before=Spent(70, 0, 70 * TRUE_USD)) == 0, "used up"
 
 
-def test_an_answer_that_is_read_on_is_charged_once() -> None:
+def test_a_resumed_answer_is_charged_once() -> None:
     """The part that had arrived before the break is charged at once, and is not charged again with the whole."""
     worker, part, broken = Worker("00000-000001-a", 1), streamed(None, chunks=100), None
     job = worker.job()

@@ -1,4 +1,4 @@
-"""The real client reads on over real sockets: a server keeps an answer and cuts its connections at any byte."""
+"""The real client resumes answers over real sockets: a server stores an answer and cuts its connections at any byte."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_whatever_bytes_are_cut_the_answer_is_sent_once_and_equals_the_unbroken_
     asyncio.run(all_of())
 
 
-def test_the_request_that_reads_on_has_the_id_the_number_and_no_body() -> None:
+def test_a_request_that_resumes_an_answer_has_its_id_the_number_of_the_last_event_and_no_body() -> None:
     cut = len(OK) + sum(len(chunk(frame)) for frame in FRAMES[:7])
     kept = Kept([cut, None])
     answer, call = asyncio.run(read(kept, 1))
@@ -117,7 +117,7 @@ def test_the_request_that_reads_on_has_the_id_the_number_and_no_body() -> None:
     ]
 
 
-def test_a_refused_key_is_renewed_and_the_answer_is_still_read_on() -> None:
+def test_an_answer_is_resumed_after_a_refused_key_was_renewed() -> None:
     class Key:
         def __init__(self) -> None:
             self.current: str | None = "first-token"

@@ -246,7 +246,7 @@ def test_an_answer_that_is_not_finished_is_asked_for_again_and_never_sent_again(
         CaptureError("content_policy", None, "x"),
     ],
 )
-def test_some_ends_are_not_read_on_by_this_worker_but_the_next_run_may(error: CaptureError) -> None:
+def test_after_some_errors_only_the_next_run_resumes_the_answer(error: CaptureError) -> None:
     answer = Resumable()
     call = Server(STREAMS["openai_responses"]).call(answer, 5)
     answer.call = replace(call, error=error)

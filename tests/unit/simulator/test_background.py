@@ -1,4 +1,5 @@
-"""Responses in the background, over real sockets, as the openai client uses them: kept, read on, cancelled, forgotten."""
+"""Responses in the background, over real sockets, as the openai client uses them: stored, resumed, cancelled,
+expired."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def deltas(events: Iterable[Any]) -> str:
     return "".join(event.delta for event in events if isinstance(event, ResponseTextDeltaEvent))
 
 
-def test_a_broken_stream_is_read_on_after_any_number(client: OpenAI) -> None:
+def test_a_broken_stream_resumes_after_any_event(client: OpenAI) -> None:
     whole = list(begin(client, stream=True))
     assert [event.type for event in whole[:3]] == ["response.created", "response.queued", "response.in_progress"]
     assert [event.sequence_number for event in whole] == list(range(len(whole)))
@@ -53,7 +54,7 @@ def test_a_broken_stream_is_read_on_after_any_number(client: OpenAI) -> None:
     assert (answer.status, answer.output_text) == ("completed", deltas(whole))
 
 
-def test_the_generation_goes_on_when_the_connection_is_cut(simulator: Simulation, client: OpenAI) -> None:
+def test_a_cut_connection_does_not_stop_the_generation(simulator: Simulation, client: OpenAI) -> None:
     simulator.restore(tokens=40, ttft_ms=5, itl_ms=2, speed=1)
     events = until_cut(begin(client, "gpt-4o-mini!cut@6:1", stream=True))
     assert len(events) == 6
@@ -88,7 +89,7 @@ def test_a_response_that_is_not_streamed_is_queued_first_and_can_be_cancelled(
     assert events[-1].type == "response.cancelled"
 
 
-def test_it_expires(simulator: Simulation, client: OpenAI) -> None:
+def test_a_stored_response_expires(simulator: Simulation, client: OpenAI) -> None:
     id_ = begin(client).id
     simulator.change(stream_s=0.0)
     with pytest.raises(BadRequestError, match="can no longer be streamed"):

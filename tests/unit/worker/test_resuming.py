@@ -1,4 +1,4 @@
-"""Which broken answers a worker reads on, and when; the list of its open streams; an engine that reads on."""
+"""Which broken answers a worker resumes, and when; the list of its open streams; an engine that resumes."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def delay(resuming: Resuming, the_job: Job, call: Call, now: float = 0.0) -> flo
     return None if read.retry is None else read.retry.delay_s
 
 
-def test_a_break_is_read_on_at_once_and_again_with_back_off_until_it_is_given_up() -> None:
+def test_a_broken_stream_is_resumed_at_once_then_with_backoff_until_deltatap_gives_up() -> None:
     resuming, one = Resuming("e"), job()
     assert delay(resuming, one, broken(resuming, one, range(3))) == 0
     waits = [delay(resuming, one, broken(resuming, one, range(0))) for _ in range(4)]
@@ -111,7 +111,7 @@ def test_the_usual_rules_apply_to_other_errors(error: CaptureError) -> None:
     assert resuming.next_read(one, call, LIMITS, now=0.0, jitter=0.0) is None
 
 
-def test_a_call_that_was_not_resumable_is_never_read_on() -> None:
+def test_a_call_without_resume_is_never_resumed() -> None:
     resuming = Resuming("e")
     plain = replace(WIRE, resumable=False)
     one = job(wire=plain)
@@ -141,7 +141,7 @@ def test_the_list_has_kept_streams_until_their_captures_are_on_disk() -> None:
     assert [s.request_id for s in resuming.kept_streams()] == ["b"]
 
 
-def test_a_stream_that_a_killed_worker_had_open_is_read_on_once() -> None:
+def test_a_stream_of_a_killed_worker_is_resumed_once() -> None:
     stream = KeptStream("a", "hash", "stream", "e", 900.0, "resp_1", 7)
     resuming = Resuming("e", {stream.key: stream})
     answer = resuming.answer(job("a"), WIRE)
