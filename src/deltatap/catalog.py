@@ -1,7 +1,7 @@
 """Published prices, from the data of the package genai-prices. Makes no network call.
 
-Knows how a model is found: by the provider that the endpoint's URL belongs to, or, for a gateway or another unknown
-URL, by the model's name. Leaves the arithmetic to ``rates.py``.
+Knows how to find a model: by the provider of the endpoint's URL or, for a gateway or another unknown URL, by the
+model's name. Leaves the arithmetic to ``rates.py``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _RATES = {
     "output_image_mtok": "image_output", "output_citation_mtok": "citations", "web_searches_kcount": "web_search",
     "storage_searches_kcount": "file_search", "requests_kcount": "request",
 }  # fmt: skip
-# At an unknown URL, a name says who bills a model only if nobody else serves the model. Anybody can serve an open one.
+# At an unknown URL, the model's name tells who bills it only if nobody else serves it. Anybody can serve an open model.
 _ONLY_OWN_MODELS = ("openai", "anthropic", "google", "x-ai")
 _OPEN_WEIGHTS = "gpt-oss"
 
@@ -129,7 +129,7 @@ def _of(rates: ModelPrice) -> tuple[dict[str, Decimal], list[tuple[int, dict[str
         base[name] = value if tiered is None else value.base
         for tier in tiered or ():
             steps.setdefault(tier.start, {})[name] = tier.price
-    # A rate that has fewer steps than others keeps the rate of the step before.
+    # A rate with fewer steps than others keeps the rate of its previous step.
     known: dict[str, Decimal] = {}
     return base, [(start, known := known | steps[start]) for start in sorted(steps)]
 
@@ -142,12 +142,12 @@ def _listed(rates: ModelPrice) -> Iterator[tuple[str, Any]]:
 
 
 def _both(rates: Mapping[str, Decimal]) -> dict[str, Any]:
-    """Rates with input and output. Models without one of them, such as embeddings, do not bill it."""
+    """Rates that always have input and output. Some models, such as embeddings, do not bill one of them."""
     return {"input": "0", "output": "0", **rates}
 
 
 def _since(changes: Sequence[ConditionalPrice | PriceVariant], at: datetime) -> date | None:
-    """The day since which a price applies, as far as this is known."""
+    """The day from which a price applies, if it is known."""
     days = [getattr(change.constraint, "start_date", None) for change in changes]
     return max((day for day in days if day is not None and day <= at.date()), default=None)
 

@@ -101,12 +101,12 @@ def write_prompts(folder: Path) -> None:
 
 @contextmanager
 def watched(*, on: bool) -> Iterator[None]:
-    """With a page that shows the run as it goes, in a process of its own. The page ends with the run."""
+    """Show the run in a browser, from a separate process that ends with the run."""
     if not on:
         yield
         return
     command = [sys.executable, "-m", "deltatap", "watch", "--port", "0", "--config", str(CONFIG)]
-    # In its own session, so that the page shows how the capture drains after Ctrl-C.
+    # In a separate session, so that Ctrl-C does not end the page while the capture drains.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)  # noqa: S603 - ours
     try:
         for line in process.stdout or ():
@@ -163,7 +163,7 @@ Try next:
 
 
 def main(*, watch: bool = False) -> int:
-    """Run the demo, with a page that shows the run as it goes if `watch` is true. Returns the exit code."""
+    """Run the demo; if `watch` is true, show the run in a browser. Returns the exit code."""
     say("deltatap demo: 200 prompts, each answered as a stream and as a whole by a simulated endpoint: no key, no cost")
     options = ["--tokens", "60", *(word for fault in _FAULTS for word in ("--fault", fault))]
     with simulator(*options) as base_url, ThreadPoolExecutor(1) as pool:

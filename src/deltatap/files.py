@@ -1,9 +1,10 @@
-"""The files of the state folder: each access goes through :class:`Files`, which repeats a call that fails for now.
+"""Access to the files of the state folder: :class:`Files` repeats an operation that fails temporarily.
 
-The folder can be on a Databricks Volume or on another network file system. There, any call can fail for a while, a
-rename can be missing, a listing and the content of a replaced file can be old, and a file can be half there. The pure
-function :func:`wait_after` knows which errors pass and how long to wait. Readers check that a file is whole. Leaves
-the layout and the meaning of the files to ``state.py``. Nothing here creates a folder on its own.
+The folder can be on a Databricks Volume or on another network file system. There, any operation can fail temporarily,
+rename can be unsupported, a listing and the content of a replaced file can be old, and a file can be incomplete. The
+pure function :func:`wait_after` knows which errors are temporary and how long to wait. Readers check that a file is
+complete. Leaves
+the layout and the meaning of the files to ``state.py``. No function creates a folder as a side effect.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ _Result = TypeVar("_Result")
 # How old a listing or the content of a replaced file may be. After a worker or a driver has died, nobody relies on the
 # absence of its files before this time has passed.
 OLD_S = 15.0
-# How long a call that fails is repeated, and how long to wait between two tries.
+# How long a failing operation is repeated, and how long to wait between two tries.
 PATIENCE_S = 60.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 1.0
-# The errors that a network file system reports while something is wrong that passes.
+# The errors that a network file system reports during a temporary problem.
 PASSING = frozenset(
     {
         errno.EAGAIN, errno.EPERM, errno.EIO, errno.ESTALE, errno.EBUSY, errno.EINTR, errno.ETIMEDOUT, errno.ENOSYS,
@@ -43,21 +44,21 @@ PASSING = frozenset(
     }
 )  # fmt: skip
 _UNBOUNDED = 1_000_000
-# The errors of a file system that has no rename.
+# The errors of a file system that does not support rename.
 _NO_RENAME = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 
 def wait_after(
     error: OSError, tries: int, since_s: float, *, patience_s: float, must_exist: bool = False
 ) -> float | None:
-    """Decide whether a failed call is repeated: seconds to wait before, or None if the error is final.
+    """Decide whether a failed operation is repeated: seconds to wait before, or None if the error is final.
 
     Args:
         error: of the latest try.
         tries: how many tries have failed before this one.
         since_s: seconds since the first try.
-        patience_s: how long the call may be repeated.
-        must_exist: whether the file or its folder exists for certain, so that its absence passes, too.
+        patience_s: how long the operation may be repeated.
+        must_exist: whether the file or its folder must exist, so that its absence is temporary.
     """
     passes = error.errno in PASSING or (must_exist and error.errno == errno.ENOENT)
     if not passes or since_s >= patience_s:
@@ -66,7 +67,7 @@ def wait_after(
 
 
 class Pace:
-    """Bounds the creation of files: no second has more than `per_s` of them. Reads no clock; safe for threads."""
+    """Limits the creation of files to `per_s` per second. Reads no clock; thread-safe."""
 
     def __init__(self, per_s: int) -> None:
         self._latest: deque[float] = deque(maxlen=per_s)
@@ -93,14 +94,14 @@ class Files:
         sleep: Callable[[float], None] = time.sleep,
         pace: Pace | None = None,
     ) -> None:
-        """Access with a bound.
+        """Access with a limit on file creations.
 
         Args:
             per_s: how many files may be created per second.
-            patience_s: how long a call that fails is repeated.
+            patience_s: how long a failing operation is repeated.
             clock: monotonic seconds.
             sleep: as ``time.sleep``.
-            pace: shared with other accesses; None: its own, from `per_s`.
+            pace: the limit to share with another access; None: a separate limit of `per_s`.
         """
         self._patience_s, self._clock, self._sleep = patience_s, clock, sleep
         self._pace = pace or Pace(per_s)
@@ -149,8 +150,8 @@ class Files:
 
         Args:
             path: of the file.
-            decode: raises a ValueError if the content is not whole; then it is read again.
-            must_exist: whether the file exists for certain.
+            decode: raises a ValueError if the content is incomplete; then the file is read again.
+            must_exist: whether the file must exist.
 
         Raises:
             OSError: if the file cannot be read, or stays damaged.
@@ -171,18 +172,18 @@ class Files:
             return None
 
     def open(self, path: Path, size: int | None = None) -> IO[bytes]:
-        """A file for reading at any place; a read that fails or is short is repeated.
+        """A file for random access; a read that fails or is short is repeated.
 
         Args:
-            path: of the file, which exists for certain if its size is given.
+            path: of the file, which must exist if its size is given.
             size: the expected number of bytes.
         """
         return io.BufferedReader(_Reading(self, path, size), buffer_size=1 << 16)
 
     def write(self, path: Path, content: bytes | pa.Buffer) -> None:
-        """Create or replace a file in an existing folder, so that a reader finds all of it or nothing.
+        """Create or replace a file in an existing folder, atomically if the file system supports rename.
 
-        Without a rename, a reader can find half of it. Each reader checks that a file is whole.
+        Without rename, a reader can see an incomplete file. Each reader checks that a file is complete.
         """
 
         def once() -> None:
@@ -216,7 +217,7 @@ class Files:
             self.repeat(lambda folder=folder: folder.mkdir(parents=True, exist_ok=True))  # type: ignore[misc]
 
     def move(self, source: Path, target: Path) -> None:
-        """Rename a file; without a rename, copy it."""
+        """Rename a file, or copy it if the file system does not support rename."""
 
         def once() -> None:
             try:
@@ -243,7 +244,7 @@ class Files:
         self.repeat(once)
 
     def delete_empty(self, folder: Path) -> bool:
-        """Delete a folder if it is empty. The file system itself says whether it is, which a listing may not know."""
+        """Delete a folder if it is empty. The file system decides whether it is, because a listing may be old."""
         try:
             self.repeat(folder.rmdir)
         except FileNotFoundError:
@@ -328,7 +329,7 @@ class _Reading(io.RawIOBase):
 
 
 def write_whole(path: Path, content: bytes | pa.Buffer) -> None:
-    """Write a file so that a reader finds all of it or nothing, even after a crash: sync it to disk, then rename it.
+    """Write a file atomically, even if the process crashes: sync it to disk, then rename it.
 
     Spark ignores the temporary name, because it begins with a dot.
     """

@@ -1,6 +1,6 @@
 """The state folder of a run: messages between driver and workers, the plan, the journal, and the list of landed rows.
 
-Knows the layout, and how a reader recognizes a file that is whole. Files are only created, renamed and deleted, so the
+Knows the layout, and how a reader recognizes a complete file. Files are only created, renamed and deleted, so the
 folder may be on a Databricks Volume. Leaves each access to ``files.py``, and the journal's Parquet files to
 ``worker/journal.py``.
 
@@ -166,7 +166,7 @@ class RunState:
     def remove(self) -> None:
         """Delete the folder after everything has landed; unreadable journal files in `aside` remain.
 
-        What cannot be deleted remains, too. It holds no captures.
+        Files that cannot be deleted also remain. They hold no captures.
         """
         with suppress(OSError):
             if not self.files.names(self.aside):
@@ -185,9 +185,9 @@ class RunState:
         self.files.delete(self.folder / "stop")
 
     def asked_to_stop(self, epoch: int | None = None) -> bool:
-        """Whether someone has asked the driver with this epoch to stop the run; None: any driver.
+        """Whether somebody has asked the driver with this epoch to stop the run; None: any driver.
 
-        An old answer of the file system can show a request that was meant for an earlier driver.
+        A stale listing can show a request that was meant for an earlier driver.
         """
         asked = self.files.load(self.folder / "stop", lambda content: (int(content) if content else epoch,))
         return asked is not None and (epoch is None or asked[0] == epoch)
@@ -200,7 +200,7 @@ class RunState:
         """The driver's latest message; None before the first.
 
         Raises:
-            OSError: if the message cannot be read, or is not whole.
+            OSError: if the message cannot be read, or is incomplete.
         """
         content = self.files.load(self.folder / "control.json", _content)
         if content is None:
@@ -230,7 +230,7 @@ class RunState:
     def heartbeats(self) -> list[Heartbeat]:
         """The latest heartbeat of every worker, including workers that have ended or died.
 
-        Skips those that cannot be read now.
+        Skips heartbeats that cannot be read now.
         """
         contents = []
         for path in self.files.names(self.folder / "workers", ".json"):
@@ -288,10 +288,10 @@ class PlanState:
         return [path for path in self.files.names(self.parts, ".parquet") if path.name.startswith("part-")]
 
     def open_part(self, part: int) -> IO[bytes]:
-        """A part for reading. What another node has written may take a while to appear.
+        """A part for reading. A file that another node has written may take a while to appear.
 
         Raises:
-            OSError: if the part is not there, or not whole.
+            OSError: if the part does not appear, or stays incomplete.
         """
         return self.files.open(self.part_files()[part], None if self.written is None else self.written[part].size)
 
@@ -303,7 +303,7 @@ class PlanState:
     def claim(self, part: int, now_s: float | None = None) -> str:
         """Claim a part for a new attempt; returns the attempt's name.
 
-        Its number is the time, so that it is greater than that of an older claim which an old listing does not show.
+        Its number is the time, so it is greater than the number of an older claim that a stale listing does not show.
 
         Args:
             part: the part's number.
@@ -379,7 +379,7 @@ def _rank(stream: KeptStream) -> tuple[float, bool, int]:
 
 
 def kept_streams(path: Path) -> list[KeptStream]:
-    """The entries of a file that are whole."""
+    """The valid entries of a file."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -417,7 +417,7 @@ def _record(kind: type[_Record], content: dict[str, Any]) -> _Record:
 
 
 def _content(content: bytes) -> dict[str, Any]:
-    """A message. No beginning of it is valid JSON, so half a message raises a ValueError."""
+    """A message. An incomplete message is not valid JSON, so it raises a ValueError."""
     decoded = json.loads(content)
     if not isinstance(decoded, dict):
         raise ValueError(decoded)  # noqa: TRY004 - half a message

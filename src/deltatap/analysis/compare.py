@@ -102,7 +102,7 @@ def counted(reader: Reader, settings: Settings, first: str, second: str) -> dict
 
 
 def _counting_rows(reader: Reader, settings: Settings, run_id: str) -> pa.Table:
-    """The metrics of a run's rows, where they count. If there are too many rows, always the same sample of them."""
+    """The metrics of a run's rows, null in rows that do not count. A large run always gives the same sample of rows."""
     values = ", ".join(f"CASE WHEN {metric.rows} THEN {metric.name} END AS {metric.name}" for metric in METRICS)
     run = captures_sql(reader, settings, in_runs([run_id]))
     return reader.query(

@@ -72,7 +72,7 @@ def of_run(run: Mapping[str, Any]) -> dict[str, str]:
 
 def prices_of(run: Mapping[str, Any]) -> dict[str, str]:
     """The prices in a row of ``runs``, by model and service tier."""
-    # A table of an older version has no such column.
+    # A table of an older version does not have this column.
     listed = json.loads(run.get("prices") or "[]")
     found: dict[str, str] = {}
     for price in listed:
@@ -80,7 +80,7 @@ def prices_of(run: Mapping[str, Any]) -> dict[str, str]:
         rates = ", ".join(f"{name} {price[name]}" for name in Rates.model_fields if name in price)
         steps = "".join(f"; above {each['above']:,} tokens: input {each['input']}" for each in price.get("steps", ()))
         name = f"price of {price['request_model']}{tier}"
-        # A price that changed during the run, or a model that several models answered for.
+        # The price changed during the run, or several models answered for the requested one.
         found[name] = f"{found[name]} and {rates}{steps}" if name in found else f"{rates}{steps}"
     return found
 

@@ -58,7 +58,7 @@ _EXACT = (
 
 _CONTENT = "filter(chunks, c -> c.kind = 'content')"
 
-# Every check of a choice but its last one; and the last ones.
+# Every check of a choice except the last one, and the last checks.
 _FOLLOWED = "coalesce(get(checks, i + 1).choice = c.choice, false)"
 _EXTRA, _LAST_CHECKS = f"filter(checks, (c, i) -> {_FOLLOWED})", f"filter(checks, (c, i) -> NOT {_FOLLOWED})"
 _TOOK_MS = "aggregate({}, 0D, (sum, c) -> sum + coalesce(c.took_ms, 0D))"
@@ -81,7 +81,7 @@ class Metric:
         null_when: when the metric is null.
         unit: of the values.
         merged_sql: the expression for a row with the kernel's times whose event loop ran late; None if it is `sql`.
-        rows: condition of the rows that count. Times count in completed rows whose event loop was not late.
+        rows: condition for the rows that count. Times count in completed rows whose event loop was not late.
     """
 
     name: str
@@ -142,8 +142,8 @@ METRICS = (
         title="time to first token of cache misses",
         sql="IF(usage_reported.cached_input_tokens = 0, ttft_ms, NULL)",
         from_chunks=None,
-        formula="TTFT of requests of whose input nothing was read from the provider's cache",
-        null_when="TTFT is null; the server did not report cached tokens, or reported some",
+        formula="TTFT of requests without any input read from the provider's cache",
+        null_when="TTFT is null; the server did not report cached tokens, or reported more than zero",
     ),
     Metric(
         name="ttfot_ms",
@@ -280,7 +280,7 @@ METRICS = (
         title="checks of partial answers",
         sql=f"CAST(nullif(size({_EXTRA}), -1) AS DOUBLE)",  # without ANSI mode, the size of null is -1
         from_chunks=None,
-        formula="checks of an answer beside the last one of each choice, in rows of any status",
+        formula="checks of an answer except the last check of each choice, in rows of any status",
         null_when="no `moderation`",
         unit="checks",
         rows="true",

@@ -179,7 +179,7 @@ class Api(ABC):
         return openai_error(kind, code, message)
 
     def refusal(self, status: int, code: str | None, message: str) -> dict[str, Any]:
-        """The body of a captured refusal. A row has the code that the server sent or, without a code, the type."""
+        """The body of a captured refusal. A row has the code that the server sent, or else the type."""
         if code is not None and code.endswith("_error"):
             return openai_error(code, None, message)
         kind = "server_error" if status >= 500 else "invalid_request_error"  # noqa: PLR2004 - server errors
@@ -189,7 +189,7 @@ class Api(ABC):
     def sent(self, call: Mapping[str, Any]) -> tuple[str, str]:
         """Name and arguments of a call that the server executed, from the call as it was sent.
 
-        A row has the pieces of both in its chunks.
+        The chunks of a row contain the pieces of both.
         """
         return str(call.get("name") or ""), str(call.get("arguments") or "")
 

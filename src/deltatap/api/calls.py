@@ -1,7 +1,7 @@
 """Which tool call each captured chunk belongs to. Pure.
 
 A row has the text of each chunk, and the complete calls of each choice, but does not say which call a chunk belongs to.
-The texts of a call's chunks, joined, are its name and its arguments, so the chunks are laid along the calls.
+The texts of a call's chunks, joined, are its name and its arguments, so the chunks are matched with the calls in order.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Called:
 
 
 def pieces_of_calls(calls: Sequence[Called], texts: Sequence[str], *, complete: bool = True) -> list[list[Piece]]:
-    """The pieces of each chunk. If the texts are not those of the calls, all calls are in the first chunk.
+    """The pieces of each chunk. If the texts do not match the calls, all calls are in the first chunk.
 
     Args:
         calls: the calls of one choice, in order.
-        texts: of the chunks with pieces of these calls, in order of arrival.
+        texts: the texts of the chunks with pieces of these calls, in order of arrival.
         complete: whether to add arguments that no chunk has. An API can add them at the end of a call.
     """
     places = [0] * len(calls)
@@ -80,7 +80,7 @@ def pieces_of_calls(calls: Sequence[Called], texts: Sequence[str], *, complete: 
 
 
 def _pieces(call: Called, number: int, place: int, text: str) -> list[Piece]:
-    """A text of a call that starts at a place. The name is sent whole, with its first piece."""
+    """The pieces of a text that starts at a position of a call. The name is complete in its first piece."""
     made = [call.start(number)] if not place else []
     arguments = text[max(0, len(call.name) - place) :] if call.named else text
     return [*made, Piece("arguments", arguments, number)] if arguments else made

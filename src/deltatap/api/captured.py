@@ -19,13 +19,13 @@ _MESSAGE_CHARS = 500
 
 
 class Part(NamedTuple):
-    """What one event has for one choice and kind.
+    """The part of an event that belongs to one choice and has one kind.
 
     Attributes:
         kind: of the chunk, as in `captures.chunks`; `failed` is an error that no chunk has, `silent` calls
             without a text, which have no chunk.
         choice: index of the choice; None if the chunk belongs to none.
-        text: the finish_reason, the data of an error, or the output tokens so far of a usage that is not the last.
+        text: the finish_reason, the data of an error, or the output tokens so far if a later usage follows.
         pieces: the output.
     """
 
@@ -84,7 +84,7 @@ class Captured:
         return (f"event: {name}\n" * bool(name) + lines + "\n").encode()
 
     def looped(self, times: int, ms: float) -> Captured:
-        """The answer with its texts repeated, each repetition this many ms after the one before it."""
+        """The answer with its texts repeated. Each repetition starts this many ms after the previous one."""
         texts = [at for at, event in enumerate(self.events) if any(_is_text(part) for part in event.parts)]
         if not texts or times < 2:  # noqa: PLR2004 - nothing to repeat
             return self

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Frames(ABC):
-    """Builds one response of an API. Every method but the last three returns a list with one frame per event.
+    """Builds one response of an API. All methods except the last three return a list with one frame per event.
 
     Attributes:
         facts: what all frames share.
@@ -57,11 +57,11 @@ class Frames(ABC):
 
     @abstractmethod
     def error(self, *, named: bool) -> list[bytes]:
-        """An error in mid-stream; `named` gives the event a type."""
+        """An error in the middle of a stream; `named` gives the event a type."""
 
     @abstractmethod
     def refuse(self, error: StreamError) -> list[bytes]:
-        """A captured error in mid-stream, in this API's form."""
+        """A captured error in the middle of a stream, in this API's form."""
 
     @abstractmethod
     def replayed(self, captured: Captured) -> Iterator[Frame]:

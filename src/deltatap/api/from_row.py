@@ -69,7 +69,7 @@ def captured(row: Mapping[str, Any], source: Api, asked: Api, *, usage: bool = T
 
 
 def _failure(row: Mapping[str, Any]) -> StreamError | None:
-    """The error that the server sent inside the answer; None if there is none, or if deltatap found the fault."""
+    """The error that the server sent inside the answer; None for no error, or an error that deltatap detected."""
     error = row["error"]
     if row["status"] == "completed" or error is None or error["http_status"] != _OK or error["type"] in _OURS:
         return None
@@ -118,7 +118,7 @@ def _answer(choice: Mapping[str, Any], calls: Sequence[Called], source: Api, ask
 
 
 def _reason(reason: str | None, source: Api, asked: Api, *, called: bool) -> str | None:
-    """The finish_reason as the API calls it. Chat completions' names are in between."""
+    """The finish_reason as the API calls it. Names are translated through those of chat completions."""
     if reason is None or source is asked:
         return reason
     of_chat = source.finish_reasons.get(reason, reason)

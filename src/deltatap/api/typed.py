@@ -25,7 +25,7 @@ class TypedFrames(Frames, ABC):
     __slots__ = ()
 
     def announce(self, kind: str) -> list[bytes]:  # noqa: ARG002 - few APIs have an event for it
-        """What starts before the first output of a message, whose kind is known."""
+        """The events before the first output of a message, whose kind is known."""
         return []
 
     def replayed(self, captured: Captured) -> Iterator[Frame]:
@@ -57,7 +57,7 @@ class TypedFrames(Frames, ABC):
 
 
 def in_order(events: Sequence[Event]) -> list[Event]:
-    """The events with each call in one stretch, for an API that has one call open at a time.
+    """The events with the pieces of each call next to each other, for an API that has one call open at a time.
 
     If something else starts before a call is complete, the rest of its arguments is sent before that.
     """

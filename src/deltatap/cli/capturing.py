@@ -54,8 +54,8 @@ def capture(
 ) -> int:
     """Capture every prompt that has no final row yet.
 
-    The last line of the output is JSON: the run's id, status, counts and cost. With capture.follow_s, there is such a
-    line after each run, and the last one is repeated at the end.
+    The last line of the output is JSON: the run's id, status, counts and cost. With capture.follow_s, each run prints
+    such a line, and the last one is repeated at the end.
 
     Exit codes: 0, the run completed, was stopped on request, or used up a budget; 1, it failed; 2, the configuration is
     wrong, an optional package is missing, Spark cannot start, or another run is active, and no API call was made; 3,

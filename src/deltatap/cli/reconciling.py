@@ -1,4 +1,4 @@
-"""The command that holds captures against a bill: ``reconcile``."""
+"""The command that compares captures with a bill: ``reconcile``."""
 
 from __future__ import annotations
 
@@ -44,10 +44,11 @@ def reconcile(
 
     The command reads OpenAI's usage and costs exports, Databricks' system.serving.endpoint_usage, and logs of gateways
     with one call in each row. If the rows of a bill have request ids, it compares call by call, else model by model.
-    Give usage and costs of the same period together. If the bill names runs (endpoint.metadata, endpoint.headers), only
+    Pass usage and costs of the same period together. If the bill names runs (endpoint.metadata, endpoint.headers), only
     the run's own rows count.
 
-    Exit codes: 0, the differences are within the tolerance; 2, a file or an option is wrong; 3, they are not.
+    Exit codes: 0, the differences are within the tolerance; 2, a file or an option is wrong; 3, the differences exceed
+    it.
     """
     from deltatap.analysis.queries import HAS_ROWS, newest_runs, require_runs  # noqa: PLC0415
     from deltatap.reconcile.captured import captured, of_the_same  # noqa: PLC0415

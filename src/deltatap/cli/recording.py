@@ -21,7 +21,7 @@ _LAST_LINE = (
 
 
 @command(CAPTURE)
-@hint("run it again: what is in the journal lands at the next start")
+@hint("run it again: the next start lands the journal")
 def record(
     settings: Settings,
     console: Console,
@@ -30,12 +30,12 @@ def record(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on. 0 picks a free port.")] = 8091,
 ) -> int:
-    """Record what your own application asks and gets: a proxy between it and endpoint.base_url.
+    """Record the requests and answers of your own application: a proxy between it and endpoint.base_url.
 
     Set the URL that the command prints as the base URL of the application. Requests go to the same path of the
     endpoint, with the application's own key. Answers come back byte for byte, as they arrive. Every call of chat
     completions, legacy completions, Responses and Messages becomes a row of record.table, with the arrival time of each
-    chunk: the prompt and the answer are stored, keys are not. Other paths are passed on and not recorded.
+    chunk. The prompt and the answer are stored, keys are not. Other paths are forwarded, but not recorded.
 
     Stop with Ctrl-C. Open requests then have timeouts.grace_s to finish. The last line of the output is JSON.
     """

@@ -39,7 +39,7 @@ def replay(
     """Serve captured answers as an OpenAI- and Anthropic-compatible endpoint, with their original timing.
 
     A request gets the answer with its request_id (a query parameter, or the header x-deltatap-request-id), or else the
-    answer that was captured for the same body (request_hash), or for the same last prompt and model. Every API can send
+    answer that was captured for the same body (request_hash), or for the same last prompt and model. Each API serves
     every answer that it can express, streamed or whole. A stream that broke off breaks off again at the same place.
 
     Other options of a request: run_id, speed, from_ms, loop, cut, stall, stall_ms, merge, split, bytes_per_s and

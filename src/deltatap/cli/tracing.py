@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from deltatap.config import Settings
 
-# How many answers are exported, or are searched for given requests.
+# Maximum number of answers that are exported, or searched for the given requests.
 _NEWEST, _MOST_ROWS = 100, 10_000
 
 

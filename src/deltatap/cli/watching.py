@@ -22,7 +22,7 @@ def watch(
     settings: Settings,
     console: Console,
     run_id: Annotated[
-        str, typer.Argument(metavar="RUN", help="The run to watch. By default, the active run, or else the next one.")
+        str, typer.Argument(metavar="RUN", help="The run to watch. Default: the active run, or else the next one.")
     ] = "",
     host: Annotated[
         str, typer.Option(help="Address to listen on. There is no authentication: keep it on loopback.")
@@ -31,8 +31,8 @@ def watch(
 ) -> int:
     """Show an active run in a browser: open streams as they arrive, rates, TTFT, errors and cost.
 
-    Reads the run's state folder, so it also works for a run on another machine that uses the same folder. It changes
-    nothing, and ends when the run ends. Recordings can be watched, too.
+    The command only reads the run's state folder, so it also works for a run on another machine that uses the same
+    folder. It ends when the run ends. You can also watch a recording.
     """
     from deltatap.simulator.server import listen  # noqa: PLC0415
     from deltatap.watch.folder import Folder  # noqa: PLC0415
@@ -59,7 +59,7 @@ def watch(
 
 
 def _final(settings: Settings, run_id: str) -> tuple[str, str | None] | None:
-    """Status and reason of a run in a local runs table. Other tables would need Spark, which takes seconds to start."""
+    """Status and reason of a run in a local runs table. Other tables need Spark, which takes seconds to start."""
     from deltatap.delta import tables  # noqa: PLC0415
     from deltatap.delta.identity import local_folder  # noqa: PLC0415
     from deltatap.delta.readers import without_jvm  # noqa: PLC0415

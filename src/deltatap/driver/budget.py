@@ -1,4 +1,4 @@
-"""What several runs have used of one budget together, and what is left for the next one. Pure.
+"""The part of a budget that several runs have used together, and the rest for the next run. Pure.
 
 ``pacer.py`` keeps a single run within its budget.
 """
@@ -16,7 +16,7 @@ _NAMES = ("requests", "tokens", "cost_usd", "runtime_s")
 
 
 def spent(runs: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """What runs have used, by the name of the budget; `runs` are their rows."""
+    """The use of the runs, by the name of the budget; `runs` are their rows."""
     used = dict.fromkeys(_NAMES, 0.0)
     for row in runs:
         used["requests"] += row["requests"] or 0
@@ -27,7 +27,7 @@ def spent(runs: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def used_up(budget: Budget, used: Mapping[str, float]) -> str | None:
-    """The part of the budget that is used up, in words; None if something is left of each."""
+    """The budget that is used up, in words; None if none is."""
     for name in _NAMES:
         amount = getattr(budget, name)
         if amount is not None and used[name] >= amount:

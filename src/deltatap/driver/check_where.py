@@ -1,6 +1,7 @@
 """The findings of ``deltatap check`` on where a run captures: whether it can, and which place fits.
 
-Finds out what Spark has. Leaves the decision to ``where.py``, and the needs of Spark's workers to ``check.py``.
+Finds out which compute Spark has. Leaves the decision to ``where.py``, and the needs of Spark's workers to
+``check.py``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Level = Literal["ok", "warning", "problem"]
 
 
 def compute_of(spark: SparkSession) -> Compute:
-    """What Spark has. Fails if Python workers cannot start, or do not have deltatap."""
+    """The compute that Spark has. Fails if Python workers cannot start, or if they cannot import deltatap."""
     count = slots(spark)
     rows = spark.range(0, count, 1, count).mapInArrow(host_names, "host STRING").collect()
     return Compute(is_serverless(), count, here={row["host"] for row in rows} <= {socket.gethostname()})
@@ -54,7 +55,7 @@ def verdict(capture: Capture, compute: Compute) -> tuple[Level, str]:
 
 
 def shared_folder_problem(spark: SparkSession, settings: Settings) -> str | None:
-    """Why the driver does not find the plan that Spark writes into the state folder; None if it finds it."""
+    """Why the driver would not find the plan that Spark writes to the state folder; None if it would find the plan."""
     folder = Path(settings.state.dir) / f".check-{uuid.uuid4().hex}"
     try:
         spark.range(0, 1, 1, 1).write.parquet(str(folder))

@@ -32,7 +32,7 @@ def backlog(state: RunState, landed: int = 0) -> bool:
 
     Args:
         state: the run's state folder.
-        landed: how many files of the journal have landed, and are kept for a while.
+        landed: the number of journal files that have landed and are not deleted yet.
     """
     try:
         return len(state.files.names(state.journal, ".parquet")) - landed > _JOURNAL_FILES
@@ -43,7 +43,7 @@ def backlog(state: RunState, landed: int = 0) -> bool:
 class Heard:
     """The latest heartbeat of each attempt that the driver has read.
 
-    An old listing hides no heartbeat, and an old copy of a file replaces none.
+    A heartbeat stays even if an old listing does not show its file, or if a read returns an old copy of the file.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,7 @@
 """The estimate of ``--dry-run``: the owed requests, their tokens, and a range of their cost. Makes no call.
 
-Knows how long earlier answers of the endpoint were, what ``capture.reuse`` saves, and what other service tiers cost.
+Knows how long earlier answers of the endpoint were, how much ``capture.reuse`` saves, and the cost in other service
+tiers.
 Writes nothing: it creates no table and takes no lease. ``estimate_text.py`` prints it.
 """
 
@@ -74,8 +75,8 @@ class Estimate:
         input_tokens: of the requests.
         least_output, most_output: tokens; most_output is None if neither the requests nor earlier answers bound it.
         least_usd, most_usd: None if the model has no price; most_usd also if most_output is None.
-        answers: how many earlier answers the output is estimated from.
-        called: whether the requests would be sent; otherwise this is what ``capture.reuse`` saves, or would save.
+        answers: the number of earlier answers that the estimate of the output is based on.
+        called: whether the requests would be sent; False for requests that ``capture.reuse`` saves, or would save.
         limited: whether each request has a limit on its output tokens.
         elsewhere: as in :class:`Lengths`.
         tier: the service tier that the requests ask for.
@@ -128,10 +129,10 @@ def estimate_run(spark: SparkSession, settings: Settings, prices: Prices) -> lis
 
 
 def with_savings(rows: Iterable[Mapping[str, Any]], *, reuses: bool) -> list[dict[str, Any]]:
-    """The rows to estimate: what is called, and what ``capture.reuse`` saves, or would save if it is off.
+    """The rows to estimate: requests that are called, and those that ``capture.reuse`` saves, or would save.
 
     Args:
-        rows: as :func:`estimate` takes them; `called` is what would be called if ``capture.reuse`` were on.
+        rows: as :func:`estimate` takes them; `called` assumes that ``capture.reuse`` is on.
         reuses: whether it is on.
     """
     if reuses:

@@ -1,7 +1,7 @@
-"""``capture.follow_s``: a run, and one more whenever there are new prompts, in one Spark session, until a stop.
+"""``capture.follow_s``: a run, and another run whenever there are new prompts, in one Spark session, until a stop.
 
-Each round is a run of its own. Knows when to look for prompts, what a later round sends, what is left of the budget,
-and what ends the rounds. Leaves a round to ``run.py``.
+Each round is a separate run. Knows when to look for prompts, which requests a later round sends, how much of the
+budget is left, and what ends the rounds. Leaves a round to ``run.py``.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from deltatap.driver.run import Ended
     from deltatap.prices import Prices
 
-# How many looks in a row may fail. Somebody may replace the table at that moment.
+# How many consecutive looks may fail. Somebody may be replacing the table at that moment.
 _TRIES = 5
 
 
 @dataclass(slots=True)
 class Rounds:
-    """The rounds so far, and what follows for the next one. Pure.
+    """The rounds so far, and the settings of the next one. Pure.
 
     Attributes:
         settings: of all rounds; their budget and ``capture.limit`` are for all rounds together.
@@ -56,7 +56,7 @@ class Rounds:
         return tuple(row["run_id"] for row in self.runs)
 
     def every_s(self) -> float:
-        """How long to wait before a look: with limits, what started in the last round must not count any longer."""
+        """How long to wait before looking: with limits, until the starts of the last round no longer count."""
         follow_s = self.settings.capture.follow_s or 0.0
         return follow_s if self.settings.limits == Limits() else max(follow_s, MINUTE_S)
 
@@ -126,7 +126,7 @@ def follow(
                     say(f"looking for new prompts every {rounds.every_s():g} s; Ctrl-C or `deltatap stop` ends this")
             if (why := _until_due(spark, rounds, signalled, say)) is not None:
                 break
-    if rounds.runs[-1]["status"] == RunStatus.COMPLETED:  # otherwise, its row says why
+    if rounds.runs[-1]["status"] == RunStatus.COMPLETED:  # otherwise, the run's row has the reason
         say(f"no further round: {why}")
 
 
@@ -167,7 +167,7 @@ def _wait(rounds: Rounds, state: RunState, signalled: threading.Event) -> str | 
 
 @contextmanager
 def _stoppable(rounds: Rounds) -> Iterator[RunState]:
-    """The folder of the last run, in which ``deltatap stop`` asks between two rounds."""
+    """The folder of the last run, where ``deltatap stop`` leaves its request between two rounds."""
     last = rounds.runs[-1]
     state = RunState.of(Path(rounds.settings.state.dir), last["run_id"])
     state.prepare()

@@ -2,7 +2,7 @@
 
 Knows how journal files become rows, and when a file may be deleted: after the commit, and after its rows were recorded
 as landed. Every step can be repeated, because the MERGE inserts each row of the journal only once. So a step that fails
-because of the storage is repeated, and a file that cannot be read is damaged only if that does not change. ``merge.py``
+because of the storage is repeated. A file counts as damaged only if it stays unreadable. ``merge.py``
 builds the MERGE statements, and ``run.py`` decides when to land.
 """
 
@@ -67,7 +67,7 @@ class Landing:
         keep_interrupted: whether interrupted rows are final.
         new_rows: knows whether the rows of a batch can be inserted without looking at all rows of the run.
         files: how many journal files have landed.
-        doubt_s: a file is damaged if it cannot be read for this long. Until then, it may be half there.
+        doubt_s: a file is damaged if it cannot be read for this long. Until then, it may be incomplete.
         set_aside: journal files that could not be read; their requests are owed again.
     """
 
@@ -93,7 +93,7 @@ class Landing:
     def keep(self) -> None:
         """Land the journal if a file has waited for the interval, or if there are enough files for one batch.
 
-        Landed files are kept for a while: a worker may not see yet that their rows are recorded.
+        Landed files are kept for a while, because a worker may not see the record of their rows yet.
         """
         now = time.monotonic()
         try:
@@ -148,7 +148,7 @@ class Landing:
             time.sleep(_RETRY_S)
 
     def finish(self) -> None:
-        """Land until the journal is empty, and delete its folder, which proves it.
+        """Land until the journal is empty. Deleting its folder proves that it is.
 
         Raises:
             LandingError: if files do not land.
@@ -167,7 +167,7 @@ class Landing:
             time.sleep(_RETRY_S)
 
     def kept(self) -> int:
-        """How many files of the journal have landed and are kept for a while."""
+        """The number of journal files that have landed and are not deleted yet."""
         return len(self._kept)
 
     def compact(self) -> None:
@@ -202,7 +202,7 @@ class Landing:
                 raise
 
     def _is_damaged(self, path: Path) -> bool:
-        """Whether a file that cannot be read could not be read for long enough."""
+        """Whether a file has been unreadable for long enough to be damaged."""
         now = time.monotonic()
         return now - self._doubted.setdefault(path, now) >= self.doubt_s
 

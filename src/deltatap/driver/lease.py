@@ -76,7 +76,7 @@ class Lease:
         started_at: when the run started for the first time.
         resumed: whether the run had been started before.
         others: the other runs on the captures table.
-        died: those of the others whose drivers died; their journals must land, and they must be closed.
+        died: the other runs whose drivers died; their journals must land, and they must be closed.
         taken_at: just before the lease was committed.
         captures: the table.
         seen_at: the latest heartbeat of the drivers that died, in seconds since the epoch; 0 if none has died.

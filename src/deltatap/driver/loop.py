@@ -1,6 +1,6 @@
 """The control loop: while a plan is captured, read the heartbeats, decide what may start, and publish it.
 
-Knows the order of these steps, where the plan is captured, and when that is tried again. Leaves the decisions to
+Knows the order of these steps, where the plan is captured, and when a capture is tried again. Leaves the decisions to
 ``pacer.py``, ``control.py`` and ``stopping.py``, and everything before and after the capture to ``run.py``.
 """
 
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 # A cancelled job's Python worker may run for 3 s more (spark.python.task.killTimeout) and journal captures.
 _KILLED_S = 4.0
-# What captures a plan, by `capture.where`, and what happens if it does not complete.
+# The name of what captures a plan, by `capture.where`, and of the next step if it does not complete.
 _TRY = {"workers": ("Spark job", "submitting it again"), "driver": ("attempt", "starting another one")}
 # After a job that left captures missing, how long to wait for files that are not visible yet.
 _WAIT_S = OLD_S
-# How long the workers may get no message, because the state folder cannot be written.
+# How long the run continues if messages to the workers cannot be written to the state folder.
 _UNHEARD_S = 120.0
 
 
@@ -74,7 +74,7 @@ class CaptureLoop:
             kept: how many files of the journal have landed already.
         """
         self._run, self._plan, self._renewal = run, plan, renewal
-        # The next turn repeats what fails now.
+        # The next turn repeats a step that fails now.
         self._state, self._heard, self._kept = run.state.at_once(), control.Heard(), kept
         self._published_at = time.monotonic()
         self._unheard: list[tuple[str, BaseException]] = []
@@ -107,7 +107,7 @@ class CaptureLoop:
                         self._turn(threads, display)
                         job.join(POLL_S)
                 except BaseException:
-                    # This process may live on, as a notebook's does, and the job with it.
+                    # The process may continue after the run, as in a notebook, and so would the job.
                     self._order_stop()
                     raise
                 self._turn(threads, display)
@@ -129,7 +129,7 @@ class CaptureLoop:
 
         Args:
             drain: lands the journal.
-            wait: whether the job has succeeded. Then captures that are missing may only be invisible for a while.
+            wait: whether the job has succeeded. Then missing captures may exist but not be visible yet.
             threads: see :meth:`capture`.
             display: shows the progress.
         """
@@ -147,7 +147,7 @@ class CaptureLoop:
             time.sleep(POLL_S)
 
     def _heartbeats(self) -> list[Heartbeat]:
-        """The latest heartbeat of every worker; those read before, if the folder cannot be read now."""
+        """The latest heartbeat of every worker; the earlier heartbeats if the folder cannot be read now."""
         with suppress(OSError):
             return self._heard.add(self._state.heartbeats())
         return self._heard.add(())
@@ -178,9 +178,9 @@ class CaptureLoop:
             run.spark.range(0, parts, 1, parts).select(part_udf(task)("id").alias("receipt")).collect()
 
     def _order_stop(self) -> None:
-        """Tell all attempts to stop, when nobody directs them any longer."""
+        """Tell all attempts to stop, because the control loop has ended."""
         run = self._run
-        with suppress(OSError):  # without new messages, they stop by themselves, but later
+        with suppress(OSError):  # without new messages, the attempts also stop, but later
             run.state.publish(Control(run.lease.epoch, next(run.beats), stop=RunStatus.FAILED))
 
     def _turn(self, threads: Sequence[Periodic], display: Display) -> None:
@@ -232,7 +232,7 @@ class CaptureLoop:
             run.spark.interruptAll()
 
     def _publish(self, message: Control, now: float) -> None:
-        """Send the workers a message. Without one, they start nothing after STALE_S."""
+        """Send the workers a message. Without messages, they start no requests after STALE_S."""
         try:
             self._state.publish(message)
         except OSError as error:

@@ -48,7 +48,7 @@ class NewRows:
     _landed: np.ndarray[Any, Any] = field(default_factory=lambda: np.empty(0, LANDED))
 
     def record(self, plans: Mapping[int, np.ndarray[Any, Any]]) -> None:
-        """Remember that rows are recorded as landed. The files that say so may not be visible yet."""
+        """Remember that rows are recorded as landed. The files of the record may not be visible yet."""
         self.recorded = True
         if self.epoch is not None and self.epoch in plans:
             self._landed = np.union1d(self._landed, plans[self.epoch])

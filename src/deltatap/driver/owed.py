@@ -125,7 +125,8 @@ def requests(prompts: DataFrame, settings: Settings) -> DataFrame:
                 for row in prompt_rows(batch, keep, templates)
             ]
             columns = {name: [getattr(request, name) for request in built] for name in REQUESTS_SCHEMA.names}
-            # A row that capture.resume decides on must be built again after it has changed.
+            # If capture.resume decides whether a row is valid, the row must be built again after capture.resume has
+            # changed.
             columns["source_hash"] = [
                 None if depends_on_resume(request, api) else source_hash
                 for request, source_hash in zip(built, batch["source_hash"].to_pylist(), strict=True)
@@ -171,8 +172,8 @@ def _in_modes(found: DataFrame, settings: Settings) -> DataFrame:
 class Building:
     """Builds the requests of the prompts that are not known to be settled.
 
-    They are kept on disk, unless captures has no rows yet. Serverless compute cannot keep them, so it builds them again
-    when it needs them again.
+    The requests are cached on disk, unless captures has no rows yet. Serverless compute has no cache, so it builds them
+    again for each use.
 
     On a cold Spark, planning this query takes as long as committing a lease, so a thread plans it while the lease is
     acquired. The query itself runs when the requests are used, because its tasks would delay the lease. A settled
@@ -263,7 +264,7 @@ def owed_requests(
         spark: the session.
         settings: of the run.
         run_id: the run.
-        building: builds the requests, if that has begun already.
+        building: the requests, if building them has already begun.
         settled: how many final rows the run has, from its earlier starts; ``capture.limit`` counts them.
         after: other runs, whose rows settle their requests whatever their status; those of `building`, if given.
 

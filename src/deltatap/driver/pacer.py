@@ -262,7 +262,8 @@ class Pacer:
         """The rest of the budgets; open calls count at their expected use."""
         spent = self._before + in_flight
         for beat in beats:
-            # The journal has the exact counts of fewer calls. If they are higher, the worker's estimates were too low.
+            # The journal has the exact counts, but of fewer calls. If these are higher, the worker's estimates were too
+            # low.
             tokens = max(beat.spent_tokens, beat.input_tokens + beat.output_tokens)
             usd = max(beat.spent_usd, beat.cost_usd or 0.0)
             spent += Spent(beat.requests, tokens + beat.in_flight_tokens, usd + beat.in_flight_usd)

@@ -1,8 +1,8 @@
 """The plan of a start: the owed requests, written as one immutable file for each capture task.
 
 The parts are files, so no shuffle feeds the paid UDF. If a shuffle file were lost, Spark would rerun partitions that
-are still running elsewhere. Spark counts the requests that it writes, so a listing of the parts that is old or empty is
-never mistaken for the plan. ``owed.py`` knows which requests are owed, and ``worker`` reads the parts.
+are still running elsewhere. Spark counts the requests that it writes, so an old or empty listing of the parts is never
+mistaken for the plan. ``owed.py`` knows which requests are owed, and ``worker`` reads the parts.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Plan:
         tasks: the planned number of capture tasks.
         requests: how many requests the parts hold.
         reused: how many requests got the answers of earlier rows.
-        final: how many final rows earlier starts of the run left.
+        final: the number of final rows from earlier starts of the run.
         before: the run's totals from its earlier starts; empty if there were none.
         calls: how many calls each part has; None without ``capture.arrivals``.
     """
@@ -199,7 +199,7 @@ def _too_fast(settings: Settings) -> Iterator[str]:
 def task_count(settings: Settings, slots: int) -> int:
     """How many capture tasks to run: enough for the streams, but one slot stays free for landing.
 
-    One in the driver: two event loops in one process would only delay each other.
+    With ``capture.where: driver``, one: two event loops in one process would only delay each other.
     """
     if settings.capture.where == "driver":
         return 1
@@ -235,7 +235,7 @@ def write(frame: DataFrame, plan: PlanState, tasks: int, capture: Capture, seed:
     plan.prepare()
     began, tries = time.monotonic(), 1
     while True:
-        # What a try has left behind is not in the folder of the next one.
+        # Each try writes to a new folder, so the files of a failed try do not mix with it.
         name = plan.parts.name if tries == 1 else f"{plan.parts.name}-{tries}"
         written = Observation()
         try:
@@ -272,7 +272,7 @@ def manifest(plan: PlanState, name: str, requests: int) -> tuple[Part, ...]:
 
 
 def _part(plan: PlanState, path: Path) -> Part | None:
-    """A part; None if it is not whole yet."""
+    """A part; None if it is not complete yet."""
     try:
         with plan.files.open(path) as file:
             size = file.seek(0, 2)

@@ -52,7 +52,7 @@ _LAND_EVERY_S = 1.0
 _PYTHON_START_S = 30.0
 # Another writer may commit first, and the journal keeps everything until it has landed.
 _LANDING_TRIES = 5
-# How long to wait before the absence of a dead run's files counts.
+# How long to wait before concluding that a file of a dead run does not exist.
 _WAIT_S = OLD_S
 
 
@@ -257,7 +257,7 @@ def land_leftovers(
         spark: the session.
         settings: of this run.
         lease: of this run.
-        before: the state folder of this run, if an earlier driver has left it.
+        before: the state folder of this run, if it exists from an earlier start.
         say: prints a line for the user.
     """
     left, files = {}, Files(settings.state.files_per_s)
@@ -286,13 +286,13 @@ def wait_for_the_dead(
     now: Callable[[], float] = time.time,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Wait until every file of dead workers is visible here, if they may just have written some.
+    """Wait until every file of dead workers is visible here, if these workers may have written files just now.
 
     A worker writes a heartbeat twice a second. So if the latest visible one is old, the worker died before that.
 
     Args:
         lease: knows when the drivers that died were last seen.
-        states: the state folders that they left.
+        states: the state folders of the dead runs.
         say: prints a line for the user.
         now: seconds since the epoch.
         sleep: as ``time.sleep``.

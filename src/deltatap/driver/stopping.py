@@ -121,9 +121,9 @@ def give_up(submissions: int, why: str, what: str) -> Stop | None:
     """Decide whether to try the capture again after a Spark job or an attempt that left captures missing.
 
     Args:
-        submissions: how many of them there were.
+        submissions: the number of Spark jobs or attempts so far.
         why: what went wrong with the last one.
-        what: what they are, for the message.
+        what: the word for them in the message.
     """
     if submissions < SUBMISSIONS:
         return None

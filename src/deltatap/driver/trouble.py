@@ -1,4 +1,4 @@
-"""Whether an error of Spark is about the files of the state folder, which may pass, or about something else.
+"""Whether a Spark error comes from the files of the state folder (and may be temporary) or has another cause.
 
 Spark reads the journal and writes the parts through Java. Java's errors have no numbers, so their text decides.
 """

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from pyspark.sql import SparkSession
 
-# Above this delay, something is unusual. Above OLD_S, a run can pay twice after a worker has died.
+# A longer delay is unusual. With a delay above OLD_S, a run can pay twice after a worker has died.
 WARN_S = 5.0
 _GIVE_UP_S = 30.0
 _LOOK_S = 0.05

@@ -1,6 +1,6 @@
 """Where a run makes its calls: in Spark's workers or in the driver. Pure.
 
-Knows which of the two is impossible, and which one fits a run, and why. ``check.py`` finds out what Spark has.
+Knows which of the two is impossible, which one fits a run better, and why. ``check.py`` finds out what Spark has.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _NO_NETWORK = "UDFs on serverless compute have no network access"
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """What a driver has.
+    """The compute that a driver has.
 
     Attributes:
         serverless: whether Spark is that of Databricks serverless compute.
@@ -38,7 +38,7 @@ class Fit:
     Attributes:
         where: the value for ``capture.where``.
         why: in words.
-        must: whether the other one would not open all streams, or not work at all.
+        must: whether the other place could not open all streams, or would not work at all.
     """
 
     where: Where
@@ -47,7 +47,7 @@ class Fit:
 
 
 def impossible(capture: Capture, *, serverless: bool) -> str | None:
-    """Why no call can be made there; None if calls can be made."""
+    """Why no call can be made in the place that ``capture.where`` names; None if calls can be made."""
     if capture.where == "workers" and serverless:
         return f"capture.where: workers: {_NO_NETWORK}; use --set capture.where=driver, or a classic cluster"
     return None

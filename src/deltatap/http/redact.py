@@ -26,7 +26,7 @@ _STRUCK = "***"
 _SHORTEST = 8
 # A message is cut at its limit, which may be in the middle of a secret.
 _SHORTEST_START = 6
-# How many characters stand for one character of a secret at most, if JSON escapes it.
+# Maximum number of characters that stand for one character of a secret, if JSON escapes it.
 ESCAPED_CHAR = 13
 # How deep an event is searched for parts of a secret.
 _LEVELS = 100
@@ -44,8 +44,8 @@ def shown_end(text: str, secrets: Collection[str], size: int, *, whole: bool) ->
 
     Args:
         text: the end of the text: more characters than are shown, since a secret may be cut at its start.
-        secrets: to strike out.
-        size: how many characters to show at most.
+        secrets: the values to replace.
+        size: maximum number of characters to show.
         whole: whether `text` is the whole text so far.
     """
     hidden = tuple(sorted((secret for secret in secrets if len(secret) >= _SHORTEST), key=len, reverse=True))
@@ -147,7 +147,7 @@ def _struck_pieces(received: Received, secrets: tuple[str, ...], *, spoken: bool
 
     Args:
         received: with the fields as they arrived.
-        secrets: to strike out.
+        secrets: the values to replace.
         spoken: whether the text of a choice contains a secret, so its pieces are in chunks and events.
     """
     changed: dict[str, Any] = {}

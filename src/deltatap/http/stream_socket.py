@@ -127,8 +127,8 @@ class StreamSocket:
 
         Args:
             data: what to send; one at a time.
-            taken: gets the monotonic time at which the last byte was handed to the send buffer, which had room for it.
-                That may be at once. It is not called if the connection ends before.
+            taken: called with the monotonic time at which the send buffer accepted the last byte, possibly at once. It
+                is not called if the connection ends before.
         """
         self._taken = taken
         if self._encryption is None:
@@ -148,7 +148,7 @@ class StreamSocket:
         stream.close()
 
     def pause(self, *, reading: bool) -> None:
-        """Stop reading, or read again. While nothing is read, the end of the connection is not seen either.
+        """Stop or continue reading. While nothing is read, the end of the connection is not noticed.
 
         Args:
             reading: whether to read.

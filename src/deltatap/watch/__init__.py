@@ -1,1 +1,1 @@
-"""``deltatap watch``: a page that shows a run as it goes. It only reads the run's state folder."""
+"""``deltatap watch``: a page that shows an active run. It only reads the run's state folder."""
