@@ -3,8 +3,8 @@
 The folder can be on a Databricks Volume or on another network file system. There, any operation can fail temporarily,
 rename can be unsupported, a listing and the content of a replaced file can be old, and a file can be incomplete. The
 pure function :func:`wait_after` knows which errors are temporary and how long to wait. Readers check that a file is
-complete. Leaves
-the layout and the meaning of the files to ``state.py``. No function creates a folder as a side effect.
+complete. Leaves the layout and the meaning of the files to ``state.py``. No function creates a folder as a side
+effect.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 
-# How old a listing or the content of a replaced file may be. After a worker or a driver has died, nobody relies on the
-# absence of its files before this time has passed.
+# How old a listing or the content of a replaced file may be. After a worker or a driver has died, its missing files
+# count as missing only after this time.
 OLD_S = 15.0
 # How long a failing operation is repeated, and how long to wait between two tries.
 PATIENCE_S = 60.0

@@ -1,8 +1,8 @@
-"""Regular expressions that moderation looks for: what is wrong with one, and which of them a text contains.
+"""The regular expressions of moderation: checks that an expression is valid, and finds those that a text contains.
 
 The engine is RE2, which pyarrow includes. It has no lookaround and no backreferences, and its time is linear in the
 length of the text, so no expression can stall a worker. It does not hold the interpreter's lock. Knows nothing of
-streams: ``worker/moderation`` decides what is searched, and when.
+streams: ``worker/moderation`` decides which text is searched, and when.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# A match may need the end of the text, or the end of a word. If it also holds when a letter or a space follows, it
-# holds whatever follows.
+# A match may depend on the end of the text or of a word. If the text also matches with a letter and with a space added,
+# the match does not depend on the following text.
 _FOLLOWS = ("", "a", " ")
 # What follows is not at the start of the text, so `^` must not match at the start of a window.
 _AFTER = r"\A(?s:.)(?s:.*?)"
@@ -55,7 +55,7 @@ def find(windows: Sequence[Window], patterns: Sequence[str]) -> list[tuple[str, 
     any_of = "|".join(f"(?:{pattern})" for pattern in patterns)
     for first in (True, False):
         places = [at for at, window in enumerate(windows) if window.first == first]
-        # Together they may be too large, or have a name in common.
+        # Joined, the patterns may be too large, or two of them may use the same group name.
         with suppress(ValueError):
             places = _among(windows, places, any_of)
         for pattern in patterns if places else ():

@@ -1,4 +1,4 @@
-"""Finds the price of a call: in price files, else among the published prices. Also how amounts are shown.
+"""Finds the price of a call: in price files, else among the published prices. Also formats amounts.
 
 Leaves the published prices to ``catalog.py`` and the arithmetic to ``rates.py``.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DEFAULT_FILE = "conf/prices.yml"
 # Models in a line of costs.
 MODELS = 10
-# The names of the tier without a premium or a discount. "auto" in an answer names no tier.
+# The names of the default tier. "auto" in an answer names no tier.
 _DEFAULT_TIERS = ("default", "standard", "auto", "scale")
 
 
@@ -35,7 +35,7 @@ class Prices:
 
     Attributes:
         entries: of the files.
-        url: the endpoint's base URL, which says who bills.
+        url: the endpoint's base URL, which determines the provider.
         published: whether the published prices apply, too.
     """
 
@@ -48,8 +48,8 @@ class Prices:
     ) -> Price | None:
         """The price of a call; None if there is none.
 
-        In files, the requested model comes first, and a name with a provider's prefix (``openai/``) is also looked up
-        without the prefix. A published price is that of the model that answered, if it has one.
+        In files, the requested model is looked up first, and a name with a provider's prefix (``openai/``) also without
+        the prefix. Among the published prices, the model that answered is looked up first.
 
         Args:
             asked: the requested model. The name of an Azure deployment or a serving endpoint can have no price.
@@ -74,7 +74,7 @@ class Prices:
         return next((price for model in models if (price := catalog.published(model, self.url, tier, when))), None)
 
     def tiers(self, model: str | None) -> Iterator[str]:
-        """The service tiers of a model that have prices of their own."""
+        """The service tiers of a model that have separate prices."""
         listed = [price.service_tier for price in self.entries if model and fnmatchcase(model, price.model)]
         known = catalog.tiers(model, self.url) if model and self.published else ()
         yield from dict.fromkeys(tier for tier in (*listed, *known) if tier)

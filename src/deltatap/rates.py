@@ -1,4 +1,4 @@
-"""The price of a model, and the exact cost of one call, part by part. Pure: knows no file, no catalog and no API.
+"""The price of a model, and the exact cost of one call, part by part. Pure: does not know files, the catalog or APIs.
 
 Costs are ``Decimal``, so that they add up exactly. ``prices.py`` finds the price of a call.
 """
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 _MILLION, _THOUSAND = Decimal(1_000_000), Decimal(1_000)
-# The places that the column `cost` has. USD per million tokens with up to twelve decimal places are exact.
+# The decimal places of the column `cost`. Prices per million tokens with up to twelve decimal places are exact.
 PLACES = 18
 _LAST_PLACE = Decimal(1).scaleb(-PLACES)
 # The parts of the cost of a call, in the order of the column `cost`. `retries` is the cost of a row's earlier calls.
@@ -28,7 +28,7 @@ Usd = Annotated[
 
 
 class Rates(BaseModel):
-    """USD per million tokens, and USD per thousand tool calls and requests. A rate that is not set is explained below.
+    """USD per million tokens, and USD per thousand tool calls and requests.
 
     Attributes:
         input: input tokens.
@@ -40,8 +40,8 @@ class Rates(BaseModel):
         reasoning: if set, reasoning tokens are billed beside the output; otherwise they are part of the output.
         audio_output, image_output: if not set, as other output.
         citations: tokens of cited sources (Perplexity); if not set, they cost nothing.
-        web_search, file_search: for a thousand calls of a tool that the server ran; if not set, they cost nothing.
-        request: for a thousand requests.
+        web_search, file_search: a thousand calls of a tool that the server ran; if not set, they cost nothing.
+        request: a thousand requests; if not set, they cost nothing.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -72,7 +72,7 @@ class Price(Rates):
     """The price of a model. ``model`` is a shell pattern such as ``gpt-4o-2024-*``.
 
     Attributes:
-        service_tier: the tier that the price is for; None: every tier.
+        service_tier: the tier to which the price applies; None: every tier.
         steps: the rates of calls with a long input.
         date: when the price was read or took effect; None if this is unknown.
         source: where it is published.
@@ -90,17 +90,17 @@ class Price(Rates):
         return max(passed, key=lambda step: step.above) if passed else self
 
     def to_json(self) -> dict[str, Any]:
-        """The price without the rates that are not set; amounts are text, so that they stay exact."""
+        """The price as a dict, without unset rates; amounts are text, so that they stay exact."""
         return self.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
 
 
 @dataclass(frozen=True, slots=True)
 class Billed:
-    """What one call is billed for: tokens, and calls of tools that the server ran.
+    """The billed units of one call: tokens, and calls of tools that the server ran.
 
     Attributes:
-        input_tokens: all input tokens, cached, written, audio and image tokens included.
-        output_tokens: all output tokens, reasoning, audio and image tokens and predictions included.
+        input_tokens: all input tokens, including cached, written, audio and image tokens.
+        output_tokens: all output tokens, including reasoning, audio, image and prediction tokens.
         cache_write: all tokens written to a cache; `cache_write_1h` are those kept for an hour.
     """
 
@@ -122,8 +122,8 @@ class Billed:
 def cost_parts(price: Price, billed: Billed) -> dict[str, Decimal]:
     """The parts of a call's cost in USD, those of :data:`PARTS`. Their sum is the cost.
 
-    Servers report counts that contradict each other, such as more cached tokens than input tokens. A token is billed
-    once, so a part is at most what the parts before it leave.
+    Servers can report contradictory counts, such as more cached tokens than input tokens. A token is billed once, so a
+    part has at most the tokens that the earlier parts leave.
     """
     rates, left = price.at(billed.input_tokens), max(0, billed.input_tokens)
 

@@ -62,7 +62,7 @@ def part_udf(task: CaptureTask) -> UserDefinedFunctionLike:
 
 
 def _retried() -> bool:
-    """Whether Spark has started this task before. Spark knows it without the state folder."""
+    """Whether Spark has started this task before. Spark knows this without the state folder."""
     from pyspark import TaskContext  # noqa: PLC0415 - the core is imported without Spark
 
     context = TaskContext.get()

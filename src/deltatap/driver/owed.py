@@ -125,7 +125,7 @@ def requests(prompts: DataFrame, settings: Settings) -> DataFrame:
                 for row in prompt_rows(batch, keep, templates)
             ]
             columns = {name: [getattr(request, name) for request in built] for name in REQUESTS_SCHEMA.names}
-            # If capture.resume decides whether a row is valid, the row must be built again after capture.resume has
+            # If the validity of a row depends on capture.resume, the row must be built again after the setting has
             # changed.
             columns["source_hash"] = [
                 None if depends_on_resume(request, api) else source_hash

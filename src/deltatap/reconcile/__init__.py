@@ -1,1 +1,1 @@
-"""`deltatap reconcile`: holds the costs of captures against the bill of a provider or a gateway."""
+"""`deltatap reconcile`: compares the costs of captures with the bill of a provider or a gateway."""

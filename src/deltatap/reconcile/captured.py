@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from deltatap.config import Settings
     from deltatap.delta.reader import Reader
 
-# A provider's clock differs, and a log can have the time at which a call ended.
+# A provider's clock can differ, and a log can have the end time of a call instead of its start.
 _BEFORE, _AFTER = timedelta(minutes=1), timedelta(minutes=15)
 _DAY = timedelta(days=1)
 _RETRY = ("started_at", "input_tokens", "output_tokens", "cost_usd", "response_id", "server_request_id")
@@ -52,7 +52,7 @@ def captured(reader: Reader, settings: Settings, run_id: str | None, day: dateti
 
 
 def charges_of(row: Mapping[str, Any]) -> Iterator[Charge]:
-    """The charges of a row: of its last call, and of its earlier ones. A call that used nothing is not billed."""
+    """The charges of a row: of its last call, and of its earlier ones. A call that used no tokens is not billed."""
     models = tuple(dict.fromkeys(name for name in (row["response_model"], row["request_model"]) if name))
     total = None if row["cost_usd"] is None else Decimal(str(row["cost_usd"]))
     for call in row["retries"] or ():
@@ -75,7 +75,7 @@ def _charge(
 def of_the_same(
     captures: Sequence[Charge], billed: Sequence[Charge], run_id: str | None, day: datetime | None
 ) -> list[Charge]:
-    """The charges of a bill that are for the same run or day, as far as the bill says what they are for."""
+    """The charges of a bill that belong to the same run or day, as far as the bill has this information."""
     if run_id is not None and any(charge.run_id == run_id for charge in billed):
         return [charge for charge in billed if charge.run_id in (run_id, None)]
     if day is not None:
@@ -88,6 +88,6 @@ def of_the_same(
         charge
         for charge in billed
         if charge.at is None
-        # A charge without ids adds up the calls of a period of at most a day.
+        # A charge without ids is the sum of the calls in a period of at most a day.
         or first - (_BEFORE if charge.ids else _DAY) <= charge.at <= last + _AFTER
     ]

@@ -1,7 +1,7 @@
-"""Charges: what one side says that calls cost. And the comparison of two sides. Pure: reads no file and no table.
+"""Compares two lists of charges: those of captures and those of a bill. Pure: reads no file and no table.
 
-Both sides are lists of :class:`Charge`. A charge with ids is one call; a charge without ids adds up many. What a side
-does not say is None, and is not compared.
+A :class:`Charge` with ids is one call; a charge without ids is the sum of many calls. A value that one side does not
+have is None, and is not compared.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
-# The counts of a charge, in the order in which a difference is explained: other tokens explain another amount.
+# The counts of a charge, in the order in which they explain a difference: other tokens explain another amount.
 COUNTS = ("requests", "input_tokens", "cached_tokens", "output_tokens")
 ALL_MODELS = "all models"
 _EXAMPLES = 3
@@ -26,10 +26,10 @@ _LEAST_USD = Decimal("0.0000000005")
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """What one call, or many calls of one model, cost.
+    """The charge for one call, or for many calls of one model.
 
     Attributes:
-        models: the names of the model, best first; empty if the side does not name it.
+        models: the names of the model, best first; empty if the model is not named.
         requests, input_tokens, cached_tokens, output_tokens: the input includes the cached tokens.
         usd: the amount.
         ids: of the one call.
@@ -68,9 +68,9 @@ class Difference:
     Attributes:
         model: of the calls.
         reason: in words, such as "other output tokens".
-        calls: how many calls differ; None if the bill does not say.
-        counts: bill minus captures, of :data:`COUNTS`, as far as both sides say.
-        usd: bill minus captures; None if one of them does not say.
+        calls: how many calls differ; None if the bill does not have this number.
+        counts: bill minus captures, for those of :data:`COUNTS` that both sides have.
+        usd: bill minus captures; None if one of them has no amount.
         ids: of some of the calls.
     """
 
@@ -96,7 +96,7 @@ class Reconciled:
     captured: Mapping[str, Charge]
 
     def share(self, model: str) -> Decimal:
-        """How much of a model's bill differs, as a share: the largest of its amounts and its counts."""
+        """The share of a model's bill that differs: the largest share among its amount and its counts."""
         ours = [each for each in self.differences if each.model == model]
         shares = [Decimal(0)]
         for name in ("usd", *COUNTS):
@@ -131,7 +131,7 @@ def reconcile(captured: Sequence[Charge], billed: Sequence[Charge]) -> Reconcile
 
 
 def _by_call(ours: Sequence[Charge], theirs: Sequence[Charge]) -> tuple[list[Charge], list[Difference]]:
-    """The bill, with the captures' names of the models of known calls; and the differences by model and reason."""
+    """The bill, with the model names of the captures for known calls; and the differences by model and reason."""
     places = {id_: at for at, charge in enumerate(ours) for id_ in charge.ids}
     matched: dict[int, Charge] = {}
     found: dict[tuple[str, str], list[tuple[Charge | None, Charge | None]]] = defaultdict(list)
@@ -210,7 +210,7 @@ def _reason(ours: Charge, theirs: Charge) -> str | None:
 
 
 def _rounding(amount: Decimal) -> Decimal:
-    """How far the exact amount may be from this one: a log rounds to six or more places."""
+    """The maximum rounding error of this amount: a log rounds to six or more places."""
     exponent = amount.as_tuple().exponent
     if not isinstance(exponent, int) or exponent > -_LOGGED_PLACES:
         return _LEAST_USD

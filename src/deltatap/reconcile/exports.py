@@ -56,7 +56,7 @@ _NAMES = {
         "date", "day", "event_time",
     ),
 }  # fmt: skip
-# A call can have several ids: that of the response, that of the HTTP request, and one of the gateway's own.
+# A call can have several ids: of the response, of the HTTP request, and one that the gateway assigned.
 _IDS = (
     "request_id", "response_id", "id", "databricks_request_id", "client_request_id", "x_request_id", "x-request-id",
     "server_request_id", "provider_request_id", "upstream_request_id", "openai_request_id", "call_id",
@@ -139,7 +139,7 @@ def _flat(record: Record, path: str = "", depth: int = 0) -> Iterator[tuple[str,
 
 
 def _charge(path: Path, number: int, record: Record) -> Charge | None:
-    """The charge of a row; None if the row charges nothing."""
+    """The charge of a row; None if the row has no charge."""
     counts = {name: _count(path, number, name, _get(record, name)) for name in _COUNTS}
     usd = _usd(path, number, _get(record, "usd"))
     if not usd and not any(counts.values()):
@@ -167,7 +167,7 @@ def _charge(path: Path, number: int, record: Record) -> Charge | None:
 
 
 def _get(record: Record, fact: str) -> Any:  # noqa: ANN401 - whatever the file has
-    """The first field with a name of this fact: a column, or else the least nested one."""
+    """The first field with one of the names of this fact: a column, or else the least nested field."""
     for name in _NAMES[fact]:
         if name in record:
             return record[name]

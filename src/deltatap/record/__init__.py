@@ -1,1 +1,1 @@
-"""``deltatap record``: a proxy that passes a client's traffic through and writes every answer into a table."""
+"""``deltatap record``: a proxy that forwards a client's traffic and writes every answer to a table."""

@@ -1,4 +1,4 @@
-"""What becomes of the head of a client's request: where it goes, what it looks like there, and what in it is secret.
+"""The head of a client's request: where it goes, how it is rewritten, and which of its values are secret.
 
 Pure. The path and almost all headers stay as they are. ``requests.py`` parses heads, ``session.py`` sends them.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from deltatap.http.proxy import Proxy
     from deltatap.record.requests import Head
 
-# RFC 9110, section 7.6.1: headers for one hop. The connections of client and server are a pair, so `close` and
+# RFC 9110, section 7.6.1: hop-by-hop headers. The connections of client and server are a pair, so `close` and
 # `keep-alive` mean the same on both; a body in chunks is passed on in chunks.
 _HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"proxy-authorization", b"te", b"trailer", b"upgrade",
@@ -34,9 +34,9 @@ _KEPT_TOKENS = frozenset((b"close", b"keep-alive"))
 # The codings that deltatap can decode. Others are not requested for answers that it records.
 _DECODABLE = frozenset((b"gzip", b"x-gzip", b"deflate", b"identity"))
 _ABSOLUTE = re.compile(rb"(?i)https?://[^/?#]*")
-# A cookie may have values that are words; a session id is longer.
+# Shorter values of a cookie can be words; a session id is longer.
 _SECRET_COOKIE = 16
-# Where clients put the APIs if the base URL has no path.
+# The path that clients add before an API's path if the base URL has none.
 _USUAL = "/v1"
 
 
@@ -48,7 +48,7 @@ class Target:
         scheme, host, port: of the server.
         netloc: host and port as in a Host header.
         path: of the base URL, without a slash at its end.
-        forwarded_by: the proxy that forwards plain HTTP requests; None if there is none.
+        forwarded_by: the HTTP proxy that forwards plain HTTP requests; None if there is none.
     """
 
     scheme: str
@@ -68,7 +68,7 @@ class Target:
 
 
 def path_of(target: bytes) -> bytes:
-    """The path and the query of a request target; clients that know a proxy send the whole URL."""
+    """The path and the query of a request target; a client that is configured to use a proxy sends the whole URL."""
     path = _ABSOLUTE.sub(b"", target, count=1)
     return path if path.startswith((b"/", b"*")) else b"/" + path
 
@@ -163,7 +163,7 @@ def _in_query(query: str) -> Iterator[str]:
     for name, value in parse_qsl(query):
         if holds_credential(name):
             yield value
-    for pair in query.split("&"):  # as it is written in the URL, which a server may repeat
+    for pair in query.split("&"):  # percent-encoded as in the URL, which a server may repeat
         name, _, value = pair.partition("=")
         if holds_credential(unquote(name)):
             yield value

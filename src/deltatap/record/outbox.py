@@ -1,4 +1,4 @@
-"""What waits to be written to one socket, in order, and whether that is too much. The socket writes at once if it can.
+"""The bytes that wait to be written to one socket, in order, and whether they are too many.
 
 A slow reader must not fill the memory: the other side is not read while an outbox is full. ``stream_socket.py`` writes
 one piece at a time.
@@ -25,7 +25,7 @@ class Writable(Protocol):
         """Whether it is closed."""
 
     def write(self, data: bytes, taken: Callable[[float], None]) -> None:
-        """Send some data; `taken` gets the monotonic time at which the send buffer had taken all of it."""
+        """Send some data; `taken` is called with the monotonic time at which the send buffer accepted all of it."""
 
     def abort(self) -> None:
         """Close now."""
@@ -39,7 +39,7 @@ class Outbox:
         full_or_not: called when the outbox becomes full, and when it has room again.
 
     Attributes:
-        full: whether who fills the outbox has to wait.
+        full: whether the source of the data has to wait.
     """
 
     __slots__ = ("_in_flight", "_queue", "_stream", "_taken_at", "_then", "_waiting", "_writing", "full", "full_or_not")
@@ -68,7 +68,7 @@ class Outbox:
             self.full_or_not()
 
     def then(self, callback: Callable[[float], None]) -> None:
-        """Call back, with the monotonic time, when the send buffer has taken everything that was written so far."""
+        """Call back, with the monotonic time, when the send buffer has accepted everything that was written so far."""
         if self._waiting:
             self._then.append(callback)
         else:

@@ -1,6 +1,6 @@
-"""The two connections of a session, client's and server's: what either sends goes to the other, at the reader's pace.
+"""The two connections of a session, to the client and to the server: forwards data at the reader's pace.
 
-Knows sockets, and where a request's body is. ``requests.py`` parses what the client sends, ``upstream.py`` what the
+Knows sockets and the state of a request's body. ``requests.py`` parses what the client sends, ``upstream.py`` what the
 server sends, ``session.py`` decides what happens to each request.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from deltatap.record.requests import Event
     from deltatap.record.upstream import Answer
 
-# How much of a client's data waits here before the client has to wait.
+# Maximum number of a client's bytes that wait here; above it, the client is not read.
 _MAX_WAITING = 1024 * 1024
 _REUSED = ConnectionTimes(reused=True)
 _RESET = struct.pack("ii", 1, 0)
@@ -37,7 +37,7 @@ _LINGER_S = 2.0
 
 
 class Body(Enum):
-    """What happens to the parts of a request's body."""
+    """Where the parts of a request's body go."""
 
     WAIT = auto()
     PASS = auto()
@@ -54,9 +54,9 @@ class Pair:
 
     Attributes:
         left: whether the client has closed its connection.
-        wrong: why the client's data is not HTTP/1.1; None while it is.
-        over: done when the whole open request has arrived.
-        answer: of the open request, once that was sent.
+        wrong: why the client's data is not valid HTTP/1.1; None while it is valid.
+        over: done when the open request has arrived completely.
+        answer: the answer to the open request, once the request was sent.
     """
 
     def __init__(self, client: socket.socket, gone: Callable[[], None], server_gone: Callable[[], None]) -> None:
@@ -80,7 +80,7 @@ class Pair:
 
     @property
     def wrong(self) -> str | None:
-        """Why the client's data is not HTTP/1.1; None while it is."""
+        """Why the client's data is not valid HTTP/1.1; None while it is valid."""
         return self._parser.wrong
 
     @property
@@ -106,7 +106,7 @@ class Pair:
         self._gone()
 
     def broke(self, _error: BaseException) -> None:
-        """Deltatap's own code has failed. The connection is closed."""
+        """Close the connection, because deltatap's own code has failed."""
         self.lost(None)
 
     def end(self) -> None:
@@ -135,7 +135,7 @@ class Pair:
         self.over = asyncio.get_running_loop().create_future()
 
     def discard(self) -> None:
-        """Read the rest of the request's body, and pass it on to nobody."""
+        """Read the rest of the request's body, and discard it."""
         if not self.over.done():
             self._body = Body.DISCARD
         self._pump()
@@ -171,7 +171,7 @@ class Pair:
         """Connect to the server, unless its connection is open.
 
         Raises:
-            TimeoutError, httpx2.TransportError: that is not possible.
+            TimeoutError, httpx2.TransportError: the server cannot be reached.
         """
         if self.connected:
             return _REUSED
@@ -190,7 +190,7 @@ class Pair:
             head: as the server gets it.
             wrote: gets the monotonic time at which the whole request was written.
             method: of the request.
-            recorded: whether somebody reads the answer.
+            recorded: whether the answer is recorded.
         """
         if self._upstream is None or self._to_server is None:
             raise RuntimeError("not connected")
@@ -227,14 +227,14 @@ class Pair:
             self._server.pause(reading=not self.to_client.full)
 
     async def flush(self) -> None:
-        """Send what is left to send, and wait a moment for the client to read it and to close its side."""
+        """Send the remaining bytes, and wait a moment for the client to read them and to close its side."""
         if self._client.closed:
             return
         sent = asyncio.Event()
         self.to_client.then(lambda _: sent.set())
         await sent.wait()
         if self._reset:
-            # The answer broke off, and nothing else would tell the client so.
+            # The answer broke off, and only a reset tells the client so.
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         else:
             with suppress(OSError):

@@ -1,6 +1,6 @@
-"""Takes the recorded exchanges of one process: mints their request ids, writes them to the journal, counts them.
+"""Takes the recorded exchanges of one process: creates their request ids, writes them to the journal, counts them.
 
-Each API has a journal writer of its own, because rows of one writer share their API. The writers run in threads;
+Each API has a separate journal writer, because the rows of a writer share their API. The writers run in threads;
 everything else here runs on the event loop. ``session.py`` makes recordings, ``run.py`` lands the journal.
 """
 
@@ -38,7 +38,7 @@ _LAG_S = 5.0
 
 
 class Recorder:
-    """Records exchanges until it is left; then the journal has all of them.
+    """Records exchanges until the context ends; then the journal has all of them.
 
     Args:
         settings: of the recording.
@@ -46,7 +46,7 @@ class Recorder:
         run_id: of the recording's run.
         state: its state folder.
         epoch: of its lease.
-        secrets: values that no row may contain, besides those of each request.
+        secrets: values that no row may contain, in addition to the secrets of each request.
 
     Attributes:
         lag: measures the delays of the event loop.
@@ -112,7 +112,7 @@ class Recorder:
         self._writers[recording.api.name].put(recording.captured(failure, next(self._rows), lag_ms))
 
     def drop(self, recording: Recording) -> None:
-        """Forget an exchange whose request never arrived as a whole."""
+        """Forget an exchange whose request never arrived completely."""
         self._open.pop(recording.request_id, None)
 
     def heartbeat(self, *, ended: bool = False, now: Callable[[], float] = time.time) -> Heartbeat:

@@ -1,8 +1,8 @@
 """The record of one request and its answer: the row's request, the reading of the answer, and the finished capture.
 
-Knows what a client's request means for a row, and how an exchange ends: with the answer, with an error, because the
-client left, or because the recording stopped. ``reading.py`` of ``http/`` reads the answer, ``session.py`` passes bytes
-on, ``recorder.py`` takes the capture.
+Knows how a client's request becomes a row, and how an exchange ends: with the answer, with an error, because the
+client disconnected, or because the recording stopped. ``reading.py`` of ``http/`` reads the answer, ``session.py``
+passes bytes on, ``recorder.py`` takes the capture.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _CLIENT = CaptureError("cancelled", "client", "the client closed the connection 
 
 
 class Times(Watchdog):
-    """The times of an exchange. How long it may take is the client's decision, so nothing is cancelled."""
+    """The times of an exchange. The client decides how long it may take, so nothing is cancelled."""
 
     def _arm(self) -> None:
         """Wait for nothing."""
@@ -50,7 +50,7 @@ class Times(Watchdog):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request in the form of a row: what was asked, how, and the text of the body."""
+    """A request in the form of a row, with its mode and the text of its body."""
 
     request: Request
     wire: Wire | None
@@ -59,7 +59,7 @@ class Asked:
 
     @classmethod
     def of(cls, api: Api, request_id: str, body: bytes | None, digest: str, deployment: str | None) -> Asked:
-        """Read a body. One that is no request of the API is kept as text; the server says what is wrong with it.
+        """Read a body. A body that is not a valid request is kept as text; the server's error explains the problem.
 
         Args:
             api: that was called.
@@ -93,7 +93,7 @@ class Recording:
 
     Attributes:
         api: that was called.
-        request_id: minted for the row.
+        request_id: created for the row.
         secrets: the values that the row must not contain.
         url: that was called, without its query, for messages.
         deployment: the model that the path names.
@@ -134,7 +134,7 @@ class Recording:
                 self._body = None
 
     def complete(self) -> Reading:
-        """The request has arrived. Returns what reads the answer."""
+        """The request has arrived. Returns the reading of the answer."""
         body = None if self._body is None else bytes(self._body)
         self._body = None
         digest = self._hash.hexdigest()

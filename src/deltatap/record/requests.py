@@ -1,6 +1,6 @@
 """Parses what a client sends on one connection: bytes in; heads, parts of bodies and ends out. Sans-IO.
 
-llhttp (httptools) does the framing. ``forwarding.py`` decides what becomes of a head, ``session.py`` passes it on.
+llhttp (httptools) does the framing. ``forwarding.py`` rewrites heads, ``session.py`` forwards them.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ class RequestParser:
         self._llhttp = httptools.HttpRequestParser(self)
 
     def feed(self, data: bytes) -> list[Event]:
-        """The events in the data of one read, up to what is not HTTP/1.1."""
+        """The events in the data of one read, up to the first invalid byte."""
         if self.wrong is not None:
             return []
         try:
             self._llhttp.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            # A request that asks for another protocol is passed on without that wish, so the next one follows it.
+            # A request for another protocol (Upgrade) is forwarded without this header, so HTTP/1.1 continues.
             self._llhttp = httptools.HttpRequestParser(self)
             rest = data[upgrade.args[0] :]
             return [*self._taken(), *(self.feed(rest) if rest else ())]

@@ -1,4 +1,4 @@
-"""Accepts the connections of clients on one socket, each with a session of its own, and ends them.
+"""Accepts the connections of clients on one socket, runs a session for each, and ends the sessions.
 
 Runs on an event loop in its own thread, so that landing and signals do not delay a stream. ``session.py`` serves a
 connection, ``run.py`` decides when to stop.
@@ -36,7 +36,7 @@ class Server:
         make_shared: what all sessions use; called on the event loop.
 
     Attributes:
-        failure: why the server itself has ended; None while it works.
+        failure: why the server itself has failed; None while it works.
     """
 
     def __init__(self, listening: socket.socket, make_shared: Callable[[], Shared]) -> None:

@@ -1,6 +1,6 @@
-"""One connection of a client: passes its requests and their answers on, one after the other, and records them.
+"""One connection of a client: forwards its requests and their answers, one after the other, and records them.
 
-Each client connection has a connection of its own to the endpoint, opened at the first request. So `close`, keep-alive
+Each client connection has a separate connection to the endpoint, opened at the first request. So `close`, keep-alive
 and the end of a connection mean the same for the client as without deltatap. ``pair.py`` has the two connections,
 ``forwarding.py`` rewrites heads, ``recording.py`` makes rows.
 """
@@ -44,7 +44,7 @@ class Shared:
     Attributes:
         target: the server that requests are passed on to.
         dialer: opens connections to it.
-        connect_s: how long that may take.
+        connect_s: how long opening a connection may take.
         recorder: takes the exchanges.
         secrets: values that no message may contain.
     """
@@ -91,7 +91,7 @@ class Session:
             pair.close()
 
     def stop(self) -> None:
-        """Close the connection if no request is open; otherwise after the open one."""
+        """Close the connection now, or after the open request."""
         self._over = True
         self._pair.end()
 
@@ -112,7 +112,7 @@ class Session:
             self.stop()
 
     async def _exchange(self, head: Head) -> bool:
-        """Pass a request and its answer on. Returns whether the connection can take another request."""
+        """Forward a request and its answer. Returns whether the connection can take another request."""
         recorder, pair = self._shared.recorder, self._pair
         api = api_of(head, self._shared.target.path)
         self._recording = recording = None if api is None else recorder.begin(api, head)
@@ -127,7 +127,7 @@ class Session:
             raise
         except Exception as fault:  # noqa: BLE001 - one connection's trouble is that connection's trouble
             request_id = "that is not recorded" if recording is None else recording.request_id
-            self._record(internal_error(fault, request_id, INTERNAL_CUT, "pass the call on"))
+            self._record(internal_error(fault, request_id, INTERNAL_CUT, "forward the call"))
             return False
 
     async def _passed_on(self, head: Head, api: Api | None, recording: Recording | None) -> bool:
@@ -163,7 +163,7 @@ class Session:
             self._shared.recorder.end(recording, failure)
 
     def _unreachable(self, error: Exception) -> CaptureError:
-        """The error of a request that could not be passed on."""
+        """The error of a request that could not be forwarded."""
         shared = self._shared
         why = f"not connected after {shared.connect_s:g} s" if isinstance(error, TimeoutError) else str(error)
         code = getattr(error, "code", None) or "unreachable"
@@ -171,7 +171,7 @@ class Session:
         return without_secrets(CaptureError("connection", code, message), shared.secrets)
 
     def _refuse(self, status: int, message: str, api: Api | None = None) -> None:
-        """Answer in the server's place."""
+        """Answer instead of the server."""
         error = (api or specification(NAMES[0])).error_body(status, "api_error", None, message)
         body = json.dumps(error).encode()
         phrase = HTTPStatus(status).phrase
@@ -180,4 +180,4 @@ class Session:
 
 
 def _ignore(_at: float) -> None:
-    """Nobody records when the request was written."""
+    """Ignores the time at which the request was written."""

@@ -1,4 +1,4 @@
-"""The connection to the endpoint for one client: passes the bytes of answers on as they are read, then parses a copy.
+"""The connection to the endpoint for one client: forwards the bytes of answers as they are read, then parses a copy.
 
 The bytes reach the client before deltatap looks at them. A copy that deltatap cannot decode changes nothing for the
 client. ``connection.py`` of ``http/`` parses the copy, ``session.py`` owns the connection.
@@ -35,7 +35,7 @@ class _Parser(ResponseParser):
         self.undecodable: httpx2.TransportError | None = None
 
     def decoded(self, body: bytes) -> Iterable[bytes]:
-        """The output of a part of the body; none after a part that cannot be decoded, or if nobody reads it."""
+        """The output of a part of the body; none after an undecodable part, or without recording."""
         return () if self.undecodable is not None or not self._recorded else super().decoded(body)
 
     def on_headers_complete(self) -> None:
@@ -52,7 +52,7 @@ class _Parser(ResponseParser):
 
 
 class Answer(Response):
-    """The answer to one request of the client, while its bytes are passed on.
+    """The answer to one request of the client, while its bytes are forwarded.
 
     Attributes:
         finished: done when the answer has ended or broken off.
@@ -102,7 +102,7 @@ class Answer(Response):
             super().written(at)
 
     async def over(self) -> None:
-        """Wait for the end of the answer, which nobody reads any more. Never fails."""
+        """Wait for the end of the answer, which is no longer recorded. Never fails."""
         while self._parser.open:  # `read` also returns when the head has arrived
             try:
                 await self.read(lambda *_: False)
@@ -110,7 +110,7 @@ class Answer(Response):
                 return
 
     def _deliver(self, sink: Sink, body: bytes, at: float, now: float) -> None:
-        """Pass a part on. If deltatap cannot handle it, `read` raises, and the client still gets the rest."""
+        """Handle a part. If deltatap cannot handle it, `read` raises, and the client still gets the rest."""
         try:
             if self._taken(sink, body, at, now):
                 self._wake()
@@ -137,7 +137,7 @@ class Upstream(Connection):
         return answer
 
     def received(self, data: bytes, stamp: int, now: float) -> None:
-        """Handle one read: pass it on first."""
+        """Handle one read: forward its bytes first."""
         self._forward(data)
         if self._response is not None:
             self._response.feed(data, stamp, now)

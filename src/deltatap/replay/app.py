@@ -1,6 +1,7 @@
 """Serves captured answers at the URLs of the APIs, with their original timing.
 
-This module knows ASGI and the clock. `library.py` finds the answer for a request, and `plan.py` says what is sent when.
+This module knows ASGI and the clock. `library.py` finds the answer for a request, and `plan.py` decides which bytes are
+sent, and when.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from deltatap.replay.recordings import Recording
 
 _PAGE = Path(__file__).with_name("page.html")
-# A stalled response is held open for so long, unless the client disconnects before.
+# How long a stalled response stays open, unless the client disconnects earlier.
 _STALL_S = 3600.0
 _MAX_LATE = 200_000
 
@@ -87,7 +88,7 @@ class Replay:
             watch.cancel()
 
     def _plan(self, api: Api, scope: Scope, content: bytes) -> Plan | Response:
-        """What to send for a request, or why nothing can be sent."""
+        """The plan of the response to a request, or an error response."""
         try:
             body = orjson.loads(content) if scope["method"] == "POST" else {}
         except ValueError:
@@ -109,7 +110,7 @@ class Replay:
             return _refuse(api, 409, str(error), choices=[each.describe() for each in error.choices])
         except CannotSayError as error:
             path = registry.specification(found.api).path
-            return _refuse(api, 422, f"{error}. It was captured from another API: ask /v1{path}")
+            return _refuse(api, 422, f"{error}. It was captured from another API: use /v1{path}")
         plan.headers.update({f"{PREFIX}run-id": quote(found.run_id), f"{PREFIX}request-id": quote(found.request_id)})
         return plan
 

@@ -1,15 +1,15 @@
-"""Captured streams as files that the test suite of a front end can commit. Pure, except for :func:`write`.
+"""Captured streams as files for the tests of a front end. Pure, except for :func:`write`.
 
-A file is valid SSE text. Comments hold what SSE has no field for: the first line describes the response, and before
-each event is its time, in ms since the request was written:
+A file is valid SSE text. Comments contain the data that SSE has no field for: the first line describes the
+response, and a comment before each event contains its time, in ms since the request was written:
 
     : deltatap {"version": 1, "api": "chat", "status": 200, "headers": {…}, "end": "close", "end_ms": 22.0, …}
 
     : 10.0
     data: {"choices": […]}
 
-`end` is `close`, `cut` (the connection broke) or `stall` (nothing more came). If `status` is not 200, the only event is
-the body of the refusal.
+`end` is `close`, `cut` (the connection broke) or `stall` (nothing more arrived). If `status` is not 200, the only event
+is the body of the refusal.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def write(recordings: Iterable[Recording], folder: Path, api: str | None) -> tup
         api: name of the API through which answers are sent; None for that of each row.
 
     Returns:
-        The names of the files, and why a request has none.
+        The names of the files, and the reasons why requests have no file.
     """
     newest = {(each.request_id, each.api): each for each in recordings if each.streamed}
     folder.mkdir(parents=True, exist_ok=True)

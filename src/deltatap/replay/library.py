@@ -1,7 +1,7 @@
-"""Finds the captured answer that a request asks for. Pure.
+"""Finds the captured answer for a request. Pure.
 
-A request can name a row by its request id, its run or both. Otherwise, the answer to the same body is found, or else to
-the same last prompt and model. Several answers are no problem if one of them is best by a fixed order.
+A request can name a row by its request id, its run or both. Otherwise, it gets the answer to the same body, or else to
+the same last prompt and model. If several answers match, a fixed order decides which one is best.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _SHOWN = 20
 
 
 class NotFoundError(Exception):
-    """No captured answer fits a request."""
+    """No captured answer matches a request."""
 
 
 class AmbiguousError(Exception):
-    """Several captured answers fit a request.
+    """Several captured answers match a request.
 
     Attributes:
         choices: the answers.
@@ -72,8 +72,8 @@ class Library:
             streamed: whether the request asks for a stream.
 
         Raises:
-            NotFoundError: no answer fits.
-            AmbiguousError: several answers fit, and the order does not say which is best.
+            NotFoundError: no answer matches.
+            AmbiguousError: several answers match, and the order does not decide which is best.
         """
         if options.run_id is not None and not any(each.run_id == options.run_id for each in self.recordings):
             raise NotFoundError(f"no answer of the run {options.run_id} can be replayed")
@@ -86,14 +86,14 @@ class Library:
         several = len({each.request_id for each in best}) > 1 and len({each.request_hash for each in best}) > 1
         if several or len({each.model for each in best}) > 1:
             raise AmbiguousError(
-                f"{len(best)} captured answers have {by}: ask for one with request_id, run_id or both, as query "
+                f"{len(best)} captured answers have {by}: choose one with request_id, run_id or both, as query "
                 "parameters or headers (x-deltatap-request-id, x-deltatap-run-id)",
                 best[-_SHOWN:],
             )
         return best[-1]
 
     def _candidates(self, body: Mapping[str, Any], api: str, options: Options) -> tuple[list[Recording], str]:
-        """The answers that fit, and what they have in common."""
+        """The answers that match, and what they have in common."""
         run, id_ = options.run_id, options.request_id
         where = "" if run is None else f" in the run {run}"
 

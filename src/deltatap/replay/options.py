@@ -1,4 +1,4 @@
-"""The options of a replayed request: which row it asks for, at what speed, and with which faults. Pure.
+"""The options of a replayed request: the row, the speed and the faults. Pure.
 
 Each option is a query parameter (`cut=8`) or a header (`x-deltatap-cut: 8`). The body's `metadata` can select a row,
 too. `plan.py` knows what the options do.
@@ -40,12 +40,12 @@ class Options:
     Attributes:
         run_id, request_id: the row that the request asks for.
         speed: factor by which every wait is shortened, 0 for no waits; None for the server's.
-        from_ms: what the server sent before this time is sent at once.
+        from_ms: everything that the server sent before this time is sent at once.
         loop: how many times the texts are sent.
         cut: where the connection breaks.
         stall, stall_ms: where the stream pauses, and for how long; without a time, until the client disconnects.
-        merge: how many events are written at once.
-        split: number of bytes that are written at once; None for whole events.
+        merge: how many events are sent in one write.
+        split: number of bytes that are sent in one write; None for whole events.
         bytes_per_s: speed of the network; None for no limit.
         drop_usage: whether the usage is left out.
     """
@@ -67,7 +67,7 @@ class Options:
 def options_of(
     query: Iterable[tuple[str, str]], headers: Iterable[tuple[str, str]], body: Mapping[str, Any]
 ) -> Options:
-    """The options of a request. A query parameter wins over a header, and a header over `metadata`.
+    """The options of a request. A query parameter takes precedence over a header, and a header over `metadata`.
 
     Args:
         query: names and values.

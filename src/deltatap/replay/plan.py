@@ -1,6 +1,6 @@
-"""The plan of one response: its head, and which bytes are written when, with the faults of the request. Pure.
+"""The plan of one response: its head, its bytes with the time of each write, and the faults of the request. Pure.
 
-`recordings.py` has the answer as it was captured, and `app.py` carries the plan out.
+`recordings.py` has the answer as it was captured, and `app.py` executes the plan.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NOT_MODIFIED = 304
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to send, and when. All times are in ms since the request arrived.
+    """The writes of a response. All times are in ms since the request arrived.
 
     Attributes:
         status: HTTP status; 0 for no response.
@@ -151,7 +151,7 @@ def _split(writes: Iterable[tuple[float, bytes]], size: int | None) -> Iterable[
 
 
 def _slow(writes: Iterable[tuple[float, bytes]], bytes_per_s: float | None) -> Iterable[tuple[float, bytes]]:
-    """Each write at the time at which a network of this speed has delivered it."""
+    """Each write at the time at which a network of this speed would have delivered it."""
     free = 0.0
     for ms, data in writes:
         if bytes_per_s is None:

@@ -28,9 +28,9 @@ _OK = 200
 _STATUSES = range(_OK, 600)
 _OUTPUT = ("content", "reasoning", "refusal", "tool_calls")
 _PROMPT_CHARS = 200
-# What a row that reuses an answer has of its own.
+# The columns that a row with a reused answer keeps.
 _OWN = ("run_id", "request_id", "request_hash", "request", "request_model")
-# What follows the events of a stream with an event that deltatap could not decode. The event itself is not stored.
+# Replaces an event that deltatap could not decode, because such an event is not stored.
 _BROKEN_EVENT = b"data: {\n\n"
 
 
@@ -120,11 +120,11 @@ class Recording:
         return orjson.dumps(body if answer.error is None else frames.whole_error(body, answer.error))
 
     def _raw(self, api: Api) -> bool:
-        """Whether the row has the bytes that the API has sent. A row with the error `internal` may have others."""
+        """Whether the row has the bytes that the API sent. A row with the error `internal` may have other bytes."""
         return bool(self.row["raw"]) and api.name == self.api and (self.row["error"] or {}).get("type") != "internal"
 
     def describe(self) -> dict[str, Any]:
-        """The row in a list of choices."""
+        """The row as an item of a list of choices."""
         return {
             "run_id": self.run_id,
             "request_id": self.request_id,

@@ -185,7 +185,7 @@ def _goodput(row: Row, analysis: Analysis, series: str, of: int) -> list[Card]:
 
 
 def _flagged(row: Row, series: str) -> list[Card]:
-    """The tile of a series whose texts were checked: the share flagged, and the use of partial checks."""
+    """The tile of a series with checked texts: the share of flagged texts, and the time of partial checks."""
     if not row["checked"]:
         return []
     detail = f"{row['flagged']:,} of {row['checked']:,} checked answers"

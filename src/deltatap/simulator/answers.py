@@ -107,7 +107,7 @@ def _without_waits(parsed: ParsedRequest, chance: random.Random, pace: Pace, tra
 
 
 def planted(answer: Answer, word: str, at: int) -> Answer:
-    """The answer with a word after this many pieces, in two pieces that arrive one after the other."""
+    """The answer with a word inserted after this many pieces, split into two pieces."""
     at, half = min(at, len(answer.pieces)), len(word) // 2
     pieces = (Piece("content", f" {word[:half]}"), Piece("content", word[half:]))
     wait = answer.waits_s[-1] if answer.waits_s else 0.0

@@ -1,7 +1,8 @@
 """Responses that the simulator generates in the background and keeps for a while, as OpenAI does.
 
-Knows how a kept response is generated, followed, read as a whole, cancelled and forgotten. ``app.py`` knows the URLs,
-``stream.py`` the pace, and ``record.py`` counts the calls. A number of an event is its place in the response, from 0.
+Knows how a stored response is generated, streamed, read whole, cancelled and deleted. ``app.py`` knows the URLs,
+``stream.py`` the pace, and ``record.py`` counts the calls. The number of an event is its position in the response, from
+0.
 """
 
 from __future__ import annotations
@@ -66,11 +67,11 @@ class Kept:
 
     @property
     def over(self) -> bool:
-        """Whether nothing more comes."""
+        """Whether the response has ended."""
         return self.status not in ("queued", "in_progress")
 
     def start(self, record: Record, fault: Fault) -> None:
-        """Generate the response, whoever listens."""
+        """Generate the response, with or without readers."""
         names = tuple(name for name in fault.names if name not in _OF_CONNECTION)
         stream = Stream(
             self.call, record, Fault(names, fault.argument, fault.piece), self.frames, self._send, None, asyncio.Event()
@@ -113,7 +114,7 @@ class Kept:
         return self.frames.unfinished(self.status)
 
     async def follow(self, after: int, send: Send, fault: Fault, transport: Any, gone: asyncio.Event) -> str:  # noqa: ANN401 - uvicorn's
-        """Send the events after a number, those of the past at once; returns how the call ended.
+        """Send the events after a number, past events at once; returns how the call ended.
 
         Raises:
             BrokenOff: the fault broke the connection.

@@ -44,7 +44,7 @@ class Moderations:
 
         Args:
             request: the call.
-            words: that are flagged. Their name is their category.
+            words: the words that are flagged. The category of a word is the word itself.
             delay_s: how long the answer takes.
         """
         started = time.monotonic()

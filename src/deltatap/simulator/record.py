@@ -43,7 +43,7 @@ class Call:
         finish_reasons: of each choice, in OpenAI's terms.
         usage: as reported, with the field names of chat completions.
         ended: done, refused, broken (by a fault), or client_gone.
-        started: when the simulator had read the request. On a busy machine, the request had arrived some ms before.
+        started: when the simulator had read the request. On a busy machine, the request arrived some ms earlier.
         port: of the client.
         began: when the simulator began to generate the answer; 0 if it did not.
         bearer_sha256: sha256 of the API key; None if the request had none.
@@ -144,7 +144,7 @@ class Record:
             self.late.append(seconds)
 
     def counts(self) -> dict[str, Any]:
-        """Number of calls and of complete answers, in total and by key. `gets` read an answer that is kept."""
+        """Number of calls and of complete answers, in total and by key. `gets` are calls that read a stored answer."""
         return {
             "calls": self.posts.total(),
             "gets": self.gets.total(),

@@ -1,7 +1,7 @@
 """Whether this process is a driver on Databricks serverless compute.
 
-There, Spark is only reached over Spark Connect, a UDF has no network access, and Spark keeps no DataFrames. Other
-modules know what follows from this.
+There, Spark is available only over Spark Connect, UDFs have no network access, and DataFrames cannot be cached. Other
+modules know the consequences.
 """
 
 from __future__ import annotations
@@ -10,6 +10,6 @@ import os
 
 
 def is_serverless() -> bool:
-    """Whether Spark is that of serverless compute, as Databricks says in environment variables."""
+    """Whether Spark runs on serverless compute, according to Databricks' environment variables."""
     runtime = os.environ.get("DATABRICKS_RUNTIME_VERSION", "")
     return os.environ.get("IS_SERVERLESS", "").upper() == "TRUE" or runtime.startswith("client.")

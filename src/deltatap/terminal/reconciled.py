@@ -1,4 +1,4 @@
-"""Prints how captures and a bill differ."""
+"""Prints the differences between captures and a bill."""
 
 from __future__ import annotations
 

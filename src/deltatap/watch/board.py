@@ -1,4 +1,4 @@
-"""What a page shows of a run at one moment, and how rates follow from two moments. Pure.
+"""The data that the page shows, computed from a run's folder, and rates computed from two moments. Pure.
 
 Knows heartbeats and finished rows. ``folder.py`` reads them from the state folder, ``server.py`` sends the board.
 """
@@ -23,7 +23,7 @@ State = Literal["waiting", "running", "stopping", "silent", "ended"]
 
 # The driver sends a message every half second; after this long without a new one, the page says so.
 SILENT_S = 15.0
-# A driver sends no messages while it plans, or while the last answers land. After this long, it is dead.
+# A driver sends no messages while it plans, or while the last answers land. After this time, it counts as dead.
 DEAD_S = 600.0
 # Rates are those of the last seconds; the page draws minutes.
 _RATE_S, _DRAWN = 5.0, 240
@@ -47,14 +47,14 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What was found in a run's folder at one moment.
+    """The content of a run's folder at one moment.
 
     Attributes:
         run_id: of the run; empty while there is none.
         control: the driver's message; None before the first.
         heartbeats: of the workers of the latest plan.
         owed: requests in the plan; 0 if there is no plan.
-        finished: rows that were not there before.
+        finished: new rows since the last look.
     """
 
     run_id: str = ""
@@ -79,7 +79,7 @@ class Board:
 
     Attributes:
         state: of the run.
-        reason: why it stops or has ended, in words.
+        reason: why the run stops or has ended, in words.
     """
 
     state: State = "waiting"
@@ -95,7 +95,7 @@ class Board:
     _last: dict[str, Any] = field(default_factory=dict)
 
     def turn(self, seen: Seen | None, now: float) -> dict[str, Any]:
-        """Take what was found, and return what the page shows.
+        """Take the content of the folder, and return the data that the page shows.
 
         Args:
             seen: None if the folder is gone: a run that has ended removes it.
@@ -147,7 +147,7 @@ class Board:
         elif control is not None and control.stop is not None:
             self.state, self.reason = "stopping", f"stopping ({control.stop})"
         elif seen.heartbeats and not working(seen.heartbeats):
-            self.state, self.reason = "stopping", "all workers have ended; the last answers land"
+            self.state, self.reason = "stopping", "all workers have ended; the last answers are landing"
         elif not seen.heartbeats:
             self.state, self.reason = "running", "no worker has started yet"
         elif silent_s > SILENT_S:

@@ -1,7 +1,7 @@
 """Reads a run's state folder for the page: control, heartbeats, the size of the plan, new files of the journal.
 
 Reads only. A file can disappear at any moment, because landing deletes the journal and a run that ends deletes the
-folder. ``board.py`` makes sense of what was found.
+folder. ``board.py`` interprets the content.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from deltatap.messages import Control
 
-# A worker writes one file a second. Whoever reads slower than that leaves files out, and large files' texts.
+# A worker writes one file per second. A slow reader skips files, and the texts of large files.
 _FILES, _ROWS, _TEXT_FILE_BYTES = 16, 12, 2 * 2**20
 _TEXT, _ERROR = 300, 200
 _COLUMNS = ("request_id", "mode", "status", "request_model", "ttft_ms", "e2e_ms", "error")
@@ -55,7 +55,7 @@ class Folder:
         return [name for at, name in sorted(found) if at >= since]
 
     def look(self) -> Seen | None:
-        """What is there now; None if the run's folder has been removed."""
+        """The content now; None if the run's folder has been removed."""
         try:
             return self._look()
         except FileNotFoundError:
@@ -68,7 +68,7 @@ class Folder:
             if state is None or not _is_led(state):
                 return Seen()
             self._state = state
-            # What is in the journal already may be much.
+            # The journal may already have many files.
             self._read = {path.name for path in self._journal(state)[:-_FILES]}
         state = self._state
         control = state.control()
@@ -107,7 +107,7 @@ class Folder:
 
 
 def _is_led(state: RunState) -> bool:
-    """Whether a driver leads the run. One that only lands the journal of a dead run removes the folder afterwards."""
+    """Whether a driver runs the run, not only lands the journal of a dead run and then removes the folder."""
     control, beats = state.control(), state.heartbeats()
     return control is not None and (not beats or bool(of_epoch(beats, control)))
 

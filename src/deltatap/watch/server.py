@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _PAGE = Path(__file__).with_name("page.html")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-# The page needs nothing from elsewhere, and shows texts that a model wrote.
+# The page loads nothing from other hosts, and shows texts that a model wrote.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
 # After the end, watchers get the last board.
 _LAST_S = 1.0
@@ -45,7 +45,7 @@ class Watching:
 
     Args:
         folder: of the run.
-        final: the status and the reason of a run that has ended; None if they are not known.
+        final: returns the status and the reason of a run that has ended; None if they are not known.
 
     Attributes:
         board: the last one, as JSON.
@@ -60,7 +60,7 @@ class Watching:
         self.ended = asyncio.Event()
 
     def application(self, host: str) -> Starlette:
-        """The routes. On loopback, pages of other sites cannot read the events under a name of their own."""
+        """The routes. On loopback, other host names are refused, so that no other site can read the events."""
         hosts = [*_LOOPBACK, "[::1]"] if host in _LOOPBACK else ["*"]
         return Starlette(
             middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)],
@@ -92,7 +92,7 @@ class Watching:
         return StreamingResponse(self._boards(), media_type="text/event-stream", headers={"cache-control": "no-store"})
 
     async def _boards(self) -> AsyncIterator[str]:
-        """The board now, and each later one. A slow watcher misses some."""
+        """The board now, and each later board. A slow watcher misses some."""
         seen = -1
         while True:
             async with self._news:

@@ -52,7 +52,7 @@ class CaptureTask:
         secrets: from secret scopes, which a worker cannot read.
         calls: how many calls each part has; None without ``capture.arrivals``.
         parts: the manifest of the plan; None: the files in its folder.
-        again: whether the parts have been attempted before.
+        again: whether earlier attempts at the parts may exist.
     """
 
     settings: Settings
@@ -108,7 +108,7 @@ def capture_part(task: CaptureTask, part: int, *, retried: bool = False) -> Rece
         state.beat(Heartbeat(epoch, claim, 0, fatal=fatal, ended=True))
         return Receipt(part, claim, 0, 0)
     if retried or task.again or _died(state, plan, part, claim):
-        # By then, all files of the earlier attempt are visible here, and if it is still running, it has paused.
+        # After this wait, all files of the earlier attempt are visible here. If that attempt still runs, it has paused.
         time.sleep(_WAIT_S)
     # In this order: landing records rows before it deletes their files, so each row is found in at least one place.
     journaled = journaled_rows(state.journal, epoch, part, state.files, doubt_s=_WAIT_S)

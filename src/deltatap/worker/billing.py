@@ -1,7 +1,8 @@
-"""What a call is billed for, and what it costs. Pure.
+"""The billed units of a call, and its cost. Pure.
 
-Knows which count is used, the server's or tiktoken's, and which tools the server ran. Leaves prices to ``prices.py``
-and the arithmetic to ``rates.py``. ``counting.py`` counts the tokens; ``usage.py`` uses the same rules for budgets.
+Knows whether the server's count or tiktoken's count is used, and which tools the server ran. Leaves prices to
+``prices.py`` and the arithmetic to ``rates.py``. ``counting.py`` counts the tokens; ``usage.py`` uses the same rules
+for budgets.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
     from deltatap.prices import Prices
     from deltatap.rates import Price
 
-# The tools that a server runs, as their calls are stored: the type of an item of Responses, or the name of a tool.
+# The tools that a server runs, as stored in their calls: the type of an item of Responses, or the name of a tool.
 _WEB_SEARCHES = ("web_search_call", "web_search_preview_call", "web_search")
 _FILE_SEARCHES = ("file_search_call",)
-# Opening a page that a search found, and looking for text in it, are not billed.
+# Opening a page that a search found, and finding text in it, are not billed.
 _SEARCH = "search"
 
 
@@ -69,7 +70,7 @@ class Cost:
 
 
 def price_of(prices: Prices, asked: str | None, received: Received, body: str | None, at: float) -> Price | None:
-    """The price of a call: of the model and the service tier that the answer names, or else of the requested ones.
+    """The price of a call, for the model and the tier that the answer names, or else for the requested ones.
 
     Args:
         prices: of the run.
@@ -117,7 +118,7 @@ def bill(call: Call, inputs: int, output: int, price: Price | None) -> Bill:
 
 
 def billed(received: Received, inputs: int, outputs: int) -> Billed:
-    """What an answer is billed for, with these tokens in total."""
+    """The billed units of an answer with these total tokens."""
     usage = received.usage
     web, files = _searches(received)
     if usage is None:
@@ -144,7 +145,7 @@ def total(bills: Sequence[Bill], earlier: Sequence[Mapping[str, Any]], *, priced
 
     Args:
         bills: of the calls of this worker, oldest first.
-        earlier: the calls before, in the form of the ``retries`` column.
+        earlier: the earlier calls, in the form of the ``retries`` column.
         priced: whether the model has a price.
     """
     bases = {each.basis for each in bills if each.basis}

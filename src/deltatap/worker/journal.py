@@ -59,7 +59,7 @@ _ONCE = Files(patience_s=0.0)
 
 
 class DamagedError(Exception):
-    """A file of the journal is damaged, or only half there."""
+    """A journal file is damaged or incomplete."""
 
 
 class Totals:
@@ -92,7 +92,7 @@ class Totals:
         self.input_tokens += sum(bill.input_tokens for bill in row.bills)
         self.output_tokens += sum(bill.output_tokens for bill in row.bills)
         if row.cost.usd is not None:
-            # Without the earlier calls, which another worker has counted.
+            # Excludes earlier calls, which another worker has counted.
             self.cost_usd = (self.cost_usd or 0.0) + float(sum(bill.cost_usd or 0 for bill in row.bills))
         if row.last is not None and (ttft := Times.of(row.last.received.chunks).ttft_ms) is not None:
             self._ttft_ms.append(ttft)
@@ -165,7 +165,7 @@ class JournalWriter:
             self._queue.put((capture, False))
 
     def hold(self, capture: Capture) -> None:
-        """Take a capture that :meth:`put` will get again with more in it; never blocks."""
+        """Take a capture that :meth:`put` will get again with its results; never blocks."""
         self._queue.put((capture, True))
 
     def _main(self) -> None:
@@ -205,7 +205,7 @@ class JournalWriter:
         return taken is not None
 
     def _next(self, due: float) -> tuple[Capture, bool] | None:
-        """The next capture before a time, or the end. Writes what is held before it waits.
+        """The next capture before a time, or the end. Writes held captures before it waits.
 
         Raises:
             queue.Empty: there is none.
@@ -288,7 +288,7 @@ def journaled_rows(
         plan: the plan's epoch.
         part: the part of the plan.
         files: the access to the folder.
-        doubt_s: a file is damaged only if it cannot be read for this long. Until then, it may be half there.
+        doubt_s: a file is damaged only if it cannot be read for this long. Until then, it may be incomplete.
     """
     files = files or _ONCE
     found: dict[Path, pa.Table | None] = {}
@@ -351,7 +351,7 @@ def read_columns(path: Path, schema: pa.Schema, files: Files) -> pa.Table:
     """Some columns of a file of the journal.
 
     Raises:
-        DamagedError: if the file is damaged, or only half there.
+        DamagedError: if the file is damaged or incomplete.
         OSError: if it cannot be read now; FileNotFoundError if it has been deleted.
     """
     try:

@@ -1,7 +1,7 @@
-"""Writes the list of a worker's open streams (``capture.resume``): one small file, whole and synced to disk.
+"""Writes the list of a worker's open streams (``capture.resume``) to one small file, synced to disk.
 
 Knows when the file is written: at once when a call begins and when the id of a response has arrived, because a kill
-before the write would cost a second call, else once per flush interval. Leaves what is in the list to
+before the write would cost a second call; otherwise once per flush interval. Leaves the content of the list to
 ``resuming.py``, and the file to ``state.py``.
 """
 
@@ -40,7 +40,7 @@ class KeptStreamsFile:
         Args:
             state: the run's state folder.
             claim: the attempt's name.
-            resuming: has the streams.
+            resuming: knows the open streams.
             flush_s: the maximum time between two writes, if anything has changed.
             clock: monotonic seconds.
         """

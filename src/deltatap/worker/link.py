@@ -146,7 +146,7 @@ class Link:
     def exchange(self) -> None:
         """Send a heartbeat, read the driver's message, and direct the engine.
 
-        What fails now is repeated by the next exchange. Until then, what was read before counts.
+        A step that fails is repeated in the next exchange. Until then, the earlier message remains valid.
         """
         self._beat += 1
         with suppress(OSError):

@@ -107,7 +107,7 @@ def cool_down(call: Call, retry: Retry | None, limits: Capture) -> CoolDown | No
 
 
 def pause_s(error: CaptureError) -> float | None:
-    """How long the run pauses after an error of a call that is not a request of the plan; None if it does not."""
+    """How long the run pauses after the error of a call that is not a request of the plan; None for no pause."""
     return min(asked_s(error) or _BACKOFF_S, _HEADER_MAX_S) if waits_for_all(error) else None
 
 

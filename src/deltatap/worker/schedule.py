@@ -82,7 +82,7 @@ class Scheduler:
         self._cool_until = max(self._cool_until, until)
 
     def cool_s(self, now: float) -> float:
-        """For how many more seconds no job starts, because of a cool-down."""
+        """Seconds until jobs may start again after a cool-down."""
         return max(0.0, self._cool_until - now)
 
     def wants(self, now: float) -> int:

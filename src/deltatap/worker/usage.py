@@ -1,4 +1,4 @@
-"""What a worker's requests are expected to use, and what its calls have used: the worker's side of limits and budgets.
+"""The expected use of a worker's requests, and the use of its calls: the worker's side of limits and budgets.
 
 Knows permits, expected use, and how the end of a call corrects it. ``driver/pacer.py`` issues permits, and
 ``billing.py`` has the rules for costs. This module runs on the event loop, so if the server reports no usage, or less
@@ -75,7 +75,7 @@ class Tally:
         return self.allowance.allows(self._clock(), self.expects(job)[0])
 
     def takes_permit(self) -> bool:
-        """Take a permit for a call that uses no tokens, such as one of moderation. False if there is none now."""
+        """Take a permit for a call that uses no tokens, such as a moderation call. False if there is none now."""
         now = self._clock()
         if not self.allowance.allows(now, 0):
             return False
@@ -99,7 +99,7 @@ class Tally:
         Args:
             job: the job.
             call: its last call; None when the call never began.
-            before: the call that this one replaces, because both have read one answer.
+            before: the call that this call replaces, because both read the same answer.
         """
         at, tokens, usd = self._in_flight.pop(job)
         self.in_flight_tokens -= tokens

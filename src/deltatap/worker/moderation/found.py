@@ -1,4 +1,4 @@
-"""What the checks of a call found, and the column ``partial_moderation``. Pure."""
+"""The results of the checks of a call, and the column ``partial_moderation``. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Found:
 
     Attributes:
         check: the check.
-        flagged: whether the text is flagged; None if that is not known.
+        flagged: whether the text is flagged; None if this is not known.
         categories: why it is flagged: categories of the endpoint, or patterns.
         error: type of the error that kept the check from a result; None if there was none.
         took_ms: duration of the check, in ms, without waits; None if it did not begin.
@@ -51,7 +51,7 @@ def column(found: Iterable[Found], chunks: Chunks, e2e_ms: float | None) -> str:
             return e2e_ms
         return chunks.ms[chunk] if chunk < len(chunks) else None
 
-    # A text that was checked twice at its end has one result: that of the last check, unless it failed.
+    # If a text was checked twice at its end, the last check counts, unless it failed.
     ordered = sorted(found, key=lambda each: (each.flagged is not None, each.check.last))
     latest = {(each.check.choice, each.check.chars): each for each in ordered}
     return to_json(

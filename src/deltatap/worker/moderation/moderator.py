@@ -1,6 +1,6 @@
 """Makes the checks of a worker's calls: searches patterns in a thread, and calls the endpoint.
 
-Knows how many checks may run at once, and which of them wait, are skipped or are repeated. Runs on the event loop.
+Knows how many checks may run at once, and which checks wait, are skipped or are repeated. Runs on the event loop.
 ``watch.py`` takes the results. The engine says when a call may start (limits, pauses).
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     Moderate = Callable[[str, str], Awaitable[Verdict | CaptureError]]
 
 _log = logging.getLogger("deltatap")
-# How many calls of a worker are open at once.
+# Maximum number of open calls of a worker.
 _MOST_OPEN = 128
 # How long a capture waits for its last results, after the answer has ended.
 WAIT_S = 10.0
@@ -80,7 +80,7 @@ class Moderator:
         return len(self._waiting)
 
     def watch(self, job: Job) -> Watch:
-        """The watch of a job's next call, which the current task makes. The one of the call before it is dropped."""
+        """The watch of a job's next call, which the current task makes. The watch of the previous call is dropped."""
         self.drop(job)
         settings = self._settings
         self._watches[job] = watch = Watch(
@@ -114,13 +114,13 @@ class Moderator:
         return watch.column(call)
 
     def hurry(self) -> None:
-        """Wait for no more results: the run stops."""
+        """Do not wait for more results, because the run stops."""
         self._hurried = True
         for watch in self._ending:
             watch.drop()
 
     def pump(self) -> None:
-        """Start calls that wait, as far as limits and pauses allow."""
+        """Start waiting calls, as far as limits and pauses allow."""
         while self._waiting and len(self._calls) < _MOST_OPEN:
             key = next(iter(self._waiting))
             watch, (check, tries) = key[0], self._waiting[key]
@@ -217,7 +217,7 @@ class Moderator:
         watch.judged(check, result, took_ms)
 
     def _count(self, error: CaptureError) -> None:
-        """Draw the consequences of an error for all other checks."""
+        """Apply the consequences of an error to all other checks."""
         self._failed(error)
         self._refusals = self._refusals + 1 if error.type in _REFUSED else 0
         if self._refusals == _REFUSALS:

@@ -1,4 +1,4 @@
-"""Where the text of an answer is checked: after every so many characters, and at its end. Pure.
+"""Where the text of an answer is checked: at regular intervals of characters, and at its end. Pure.
 
 Reads the content of each choice from the chunks, so a point depends only on the text and on how it is cut into chunks.
 Reasoning, refusals and tool calls are not read. ``moderator.py`` makes the checks.
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from deltatap.model import Choice, Chunks
 
-# A pattern may begin this many bytes before the text that a check adds; and an endpoint gets this many bytes at most.
-# Without bounds, the checks of an endless text would cost its length squared.
+# A match may begin at most this many bytes before the new text of a check. An endpoint gets at most this many bytes.
+# Without these bounds, the time for the checks of an endless text would grow with the square of its length.
 _REACH = 4 * 1024
 _MOST = 256 * 1024
 
@@ -66,7 +66,7 @@ class _Text:
         return check
 
     def between(self, start: int, end: int) -> str:
-        """The text between two places in bytes. The first place may be inside a character, which is left out."""
+        """The text between two byte positions, without a character that begins before the first one."""
         while start < end and self.utf8[start] & 0xC0 == 0x80:  # noqa: PLR2004 - a byte that continues a character
             start += 1
         return self.utf8[start:end].decode()
@@ -76,11 +76,11 @@ class Points:
     """The points of one call.
 
     Attributes:
-        due: how many bytes all chunks together have at least when the next point is reached.
+        due: the minimum number of bytes in all chunks when the next point is reached.
 
     Args:
         every_chars: the distance between two points.
-        streams: whether a stream is expected. The text of a whole answer has only its end.
+        streams: whether a stream is expected. The text of a whole answer is checked only at its end.
     """
 
     def __init__(self, every_chars: int, *, streams: bool = True) -> None:
@@ -131,7 +131,7 @@ class Points:
         return self._texts[choice].chars if choice in self._texts else 0
 
     def window(self, check: Check) -> Window:
-        """The part of the text in which a pattern can match that no earlier check has found."""
+        """The part of the text that can contain a match which no earlier check found."""
         start = max(0, check.since - _REACH)
         return Window(self._texts[check.choice].between(start, check.end), first=start == 0, last=check.last)
 

@@ -1,7 +1,7 @@
-"""One call whose text is checked: which checks are due, what they found, and whether the stream is cut.
+"""One call whose text is checked: the due checks, their results, and whether the stream is cut.
 
-``points.py`` decides where the text is checked, and ``moderator.py`` makes the checks. No exception leaves this module
-into the call that it watches: without a result, a stream goes on.
+``points.py`` decides where the text is checked, and ``moderator.py`` makes the checks. No exception in this module
+affects the call that it watches: without a result, a stream continues.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Watch:
     """Watches one call.
 
     Attributes:
-        cut: why the stream is cut; None while it is not.
+        cut: why the stream is cut; None if it is not.
         over: whether no more results are wanted.
         request_id: of the row, for the log.
     """
@@ -86,7 +86,7 @@ class Watch:
             self._begin(self, check)
 
     def judged(self, check: Check, result: Verdict | CaptureError, took_ms: float | None) -> None:
-        """Take the result of a check. Cuts the stream if the text is flagged and the stream is to be cut."""
+        """Take the result of a check. Cuts the stream if the text is flagged and ``moderation.stop`` is set."""
         if self.over or check not in self._open:
             return
         del self._open[check]
@@ -105,7 +105,7 @@ class Watch:
             self._settled.set()
 
     def skip(self, check: Check) -> None:
-        """A check is not made, because a later one of the same text is."""
+        """A check is skipped, because a later check of the same text replaces it."""
         self._open.pop(check, None)
 
     def _cut(self, found: Found) -> None:
@@ -142,7 +142,7 @@ class Watch:
             await self._settled.wait()
 
     def drop(self) -> None:
-        """Want no more results, for example because the request is sent again."""
+        """Take no more results, for example because the request is sent again."""
         self.over = True
         self._settled.set()
 
