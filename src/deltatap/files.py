@@ -255,6 +255,10 @@ class Files:
             return False
         return True
 
+    def wait(self, seconds: float) -> None:
+        """Wait before another look."""
+        self._sleep(seconds)
+
     def turn(self) -> None:
         """Wait until another file may be created."""
         if (wait_s := self._pace.wait_s(self._clock())) > 0:

@@ -48,6 +48,8 @@ _MERGE_LANDED_ABOVE = 64
 _SAFE, _UNSAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"), re.compile(r"[^A-Za-z0-9_-]+")
 # The run ids of older versions.
 _OLD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+# How long to wait after each look at a list of streams that is damaged: it may be half there.
+_LOOKS_S = (0.1, 0.2, 0.4, 0.0)
 # How much of an unsafe id its folder's name shows.
 _SHOWN = 40
 
@@ -214,10 +216,14 @@ class RunState:
         self.files.write(self.kept / f"{name}.json", json.dumps([asdict(stream) for stream in streams]).encode())
 
     def kept_streams(self) -> dict[tuple[str, str, str, str], KeptStream]:
-        """The streams that were open, by request; the latest of each request. Skips damaged files and entries."""
+        """The streams that were open, by request; the latest of each request. Skips damaged files and entries.
+
+        Raises:
+            OSError: if a list cannot be read. Its requests could be sent twice without it.
+        """
         found: dict[tuple[str, str, str, str], KeptStream] = {}
         for path in self.files.names(self.kept, ".json"):
-            for stream in kept_streams(path):
+            for stream in kept_streams(path, self.files):
                 known = found.get(stream.key)
                 if known is None or _rank(stream) > _rank(known):
                     found[stream.key] = stream
@@ -378,13 +384,19 @@ def _rank(stream: KeptStream) -> tuple[float, bool, int]:
     return stream.started_at, stream.response_id is not None, -1 if stream.sequence is None else stream.sequence
 
 
-def kept_streams(path: Path) -> list[KeptStream]:
-    """The valid entries of a file."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return []
-    return [stream for entry in content if (stream := _kept_stream(entry))] if isinstance(content, list) else []
+def kept_streams(path: Path, files: Files) -> list[KeptStream]:
+    """The entries of a list of streams that are whole; none if the file is not there, or stays damaged.
+
+    Raises:
+        OSError: if the file cannot be read.
+    """
+    for again_s in _LOOKS_S:
+        content = files.load(path, bytes)
+        with suppress(ValueError, RecursionError):
+            entries = [] if content is None else json.loads(content)
+            return [stream for each in entries if (stream := _kept_stream(each))] if isinstance(entries, list) else []
+        files.wait(again_s)
+    return []
 
 
 def _kept_stream(entry: object) -> KeptStream | None:

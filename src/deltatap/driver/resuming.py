@@ -15,6 +15,7 @@ from deltatap.delta import tables
 from deltatap.delta.final import final_sql
 from deltatap.delta.reader import rows
 from deltatap.delta.readers import reader_beside
+from deltatap.files import Files
 from deltatap.state import RunState, kept_streams
 
 if TYPE_CHECKING:
@@ -50,12 +51,15 @@ def carry(settings: Settings, captures: Identity, dead: RunState) -> None:
 def take(run: ActiveRun) -> None:
     """Take over the open streams that ended runs have left; with ``capture.owed: all``, only those of this run."""
     left = _left(run.settings)
-    if not run.settings.capture.resume or not left.kept.is_dir():
+    if not run.settings.capture.resume:
         return
-    whose = run.state.folder.name if run.settings.capture.owed == "all" else "*"
-    for path in sorted(left.kept.glob(f"{_table(run.settings, run.lease.captures)}-{whose}.json")):
-        run.state.note_kept(f"left-{path.stem}", kept_streams(path))
-        path.unlink(missing_ok=True)
+    start = f"{_table(run.settings, run.lease.captures)}-"
+    whose = f"{start}{run.state.folder.name}.json" if run.settings.capture.owed == "all" else ".json"
+    for path in left.files.names(left.kept, whose):
+        if not path.name.startswith(start):
+            continue
+        run.state.note_kept(f"left-{path.stem}", kept_streams(path, left.files))
+        left.files.delete(path)
     with suppress(OSError):  # runs on other tables leave their streams here, too
         left.kept.rmdir()
         left.folder.rmdir()
@@ -104,12 +108,12 @@ def _settled(spark: SparkSession, settings: Settings, streams: list[KeptStream])
 
 def _leave(settings: Settings, captures: Identity, state: RunState, streams: list[KeptStream]) -> None:
     left = _left(settings)
-    left.kept.mkdir(parents=True, exist_ok=True)
+    left.files.make(left.kept)
     left.note_kept(f"{_table(settings, captures)}-{state.folder.name}", streams)
 
 
 def _left(settings: Settings) -> RunState:
-    return RunState(Path(settings.state.dir) / _LEFT)
+    return RunState(Path(settings.state.dir) / _LEFT, files=Files(settings.state.files_per_s))
 
 
 def _table(settings: Settings, captures: Identity) -> str:

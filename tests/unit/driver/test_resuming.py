@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,9 +13,6 @@ from deltatap.delta.identity import Identity
 from deltatap.driver import resuming
 from deltatap.messages import KeptStream
 from deltatap.state import RunState
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 STREAM = KeptStream("a", "hash", "stream", "sim", 900.0, "resp_1", 7)
 
@@ -107,3 +105,19 @@ def test_a_run_without_kept_streams_leaves_nothing(tmp_path: Path) -> None:
     resuming.take(run)
     resuming.leave(run)
     assert not (tmp_path / ".left").exists()
+
+
+def test_streams_that_cannot_be_read_are_not_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, following = active(tmp_path, "first"), active(tmp_path, "following")
+    first.state.note_kept("claim", [STREAM])
+    resuming.leave(first)
+
+    def fails(path: Path) -> bytes:
+        raise PermissionError(13, "not now", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", fails)
+        with pytest.raises(OSError, match="not now"):
+            resuming.take(following)
+    resuming.take(following)
+    assert ids(following) == ["resp_1"]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from deltatap import config
 from deltatap.api.registry import specification
+from deltatap.files import Files
 from deltatap.messages import KeptStream
 from deltatap.model import Call, Capture, CaptureError, Chunks, Job, Received, Request, Wire
 from deltatap.state import RunState
@@ -21,8 +24,6 @@ from deltatap.worker.kept_streams import KeptStreamsFile
 from deltatap.worker.resuming import Resuming
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from deltatap.http.resumable import Resumable
 
 API = specification("responses")
@@ -250,3 +251,23 @@ def test_damaged_lists_and_entries_are_skipped_and_the_latest_entry_counts(tmp_p
         (state.kept / f"bad{at}.json").write_bytes(content)
     found = state.kept_streams()
     assert {key[1]: stream.response_id for key, stream in found.items()} == {"a": "resp_2", "ü\ud800": None}
+
+
+def test_a_list_that_cannot_be_read_now_is_read_again_and_never_counts_as_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = RunState(tmp_path, files=Files(sleep=lambda _: None))
+    state.prepare()
+    state.note_kept("1", [KeptStream("a", "hash", "stream", "e", 900.0, "resp_1", 7)])
+    real, fails = Path.read_bytes, [errno.EIO, errno.ESTALE, None, errno.EIO]
+
+    def read(path: Path) -> bytes:
+        if fails and (number := fails.pop(0)) is not None:
+            raise OSError(number, "for a while")
+        return real(path)[: 9 if fails else None]
+
+    monkeypatch.setattr(Path, "read_bytes", read)
+    assert [stream.response_id for stream in state.kept_streams().values()] == ["resp_1"]
+    fails[:] = [errno.EACCES]
+    with pytest.raises(OSError, match="for a while"):
+        state.kept_streams()
