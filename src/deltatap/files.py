@@ -44,6 +44,9 @@ PASSING = frozenset(
     }
 )  # fmt: skip
 _UNBOUNDED = 1_000_000
+# Of the files that may be created per second, these are for messages: each process sends one every half second. A
+# message that waits behind other files would let permits expire, and would be counted too late towards the limits.
+MESSAGES_PER_S = 2
 # The errors of a file system that does not support rename.
 _NO_RENAME = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 
@@ -97,19 +100,24 @@ class Files:
         """Access with a limit on file creations.
 
         Args:
-            per_s: how many files may be created per second.
+            per_s: how many files may be created per second, messages included.
             patience_s: how long a failing operation is repeated.
             clock: monotonic seconds.
             sleep: as ``time.sleep``.
             pace: the limit to share with another access; None: a separate limit of `per_s`.
         """
         self._patience_s, self._clock, self._sleep = patience_s, clock, sleep
-        self._pace = pace or Pace(per_s)
+        self._pace = pace or Pace(per_s - MESSAGES_PER_S if per_s > MESSAGES_PER_S else per_s)
+        self._messages = Pace(MESSAGES_PER_S) if per_s > MESSAGES_PER_S else self._pace
         self._renames_from = clock()
 
     def at_once(self) -> Files:
-        """The same access for messages: nothing is repeated, because the next message comes soon."""
+        """The same access without repeating anything."""
         return Files(patience_s=0.0, clock=self._clock, sleep=self._sleep, pace=self._pace)
+
+    def messages(self) -> Files:
+        """Access for messages: nothing is repeated, because the next message comes soon, and none waits for files."""
+        return Files(patience_s=0.0, clock=self._clock, sleep=self._sleep, pace=self._messages)
 
     def repeat(self, call: Callable[[], _Result], *, must_exist: bool = False) -> _Result:
         """Call a function until it succeeds; see :func:`wait_after`.

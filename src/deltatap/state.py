@@ -87,8 +87,8 @@ class RunState:
         return cls(folder / name, None if name == run_id else run_id, files or Files())
 
     def at_once(self) -> RunState:
-        """The same folder for messages; see :meth:`Files.at_once`."""
-        return replace(self, files=self.files.at_once())
+        """The same folder for messages; see :meth:`Files.messages`."""
+        return replace(self, files=self.files.messages())
 
     @property
     def name(self) -> str:
@@ -280,8 +280,8 @@ class PlanState:
         return self.folder / "parts"
 
     def at_once(self) -> PlanState:
-        """The same folder for messages; see :meth:`Files.at_once`."""
-        return replace(self, files=self.files.at_once())
+        """The same folder for messages; see :meth:`Files.messages`."""
+        return replace(self, files=self.files.messages())
 
     def prepare(self) -> None:
         """Create the folders."""

@@ -110,10 +110,23 @@ def test_no_second_has_more_files_than_the_bound(per_s: int) -> None:
 
 def test_messages_and_other_files_share_the_bound(tmp_path: Path, time: Time) -> None:
     files = Files(2, clock=time.clock, sleep=time.sleep)
-    messages = files.at_once()
+    messages, journal = files.messages(), files.at_once()
     for at in range(6):
-        (files if at % 2 else messages).write(tmp_path / str(at), b"x")
+        (messages, files, journal)[at % 3].write(tmp_path / str(at), b"x")
     assert time.now == 2.0
+
+
+def test_a_message_does_not_wait_for_other_files(tmp_path: Path, time: Time) -> None:
+    files = Files(5, clock=time.clock, sleep=time.sleep)
+    messages = files.messages()
+    for at in range(9):
+        files.write(tmp_path / str(at), b"x")
+        if at % 3 == 2:
+            now = time.now
+            messages.write(tmp_path / "beat", b"x")
+            messages.write(tmp_path / "control", b"x")
+            assert time.now == now
+    assert time.now == 2.0, "3 other files per second"
 
 
 def test_listings_that_fail_are_never_empty(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

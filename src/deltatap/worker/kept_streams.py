@@ -1,8 +1,8 @@
 """Writes the list of a worker's open streams (``capture.resume``) to one small file, synced to disk.
 
 Knows when the file is written: at once when a call begins and when the id of a response has arrived, because a kill
-before the write would cost a second call; otherwise once per flush interval. Leaves the content of the list to
-``resuming.py``, and the file to ``state.py``.
+before the write would cost a second call; otherwise once per flush interval. A write that fails is not repeated, because
+the next one has a newer list. Leaves the content of the list to ``resuming.py``, and the file to ``state.py``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,10 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
+
+from deltatap.files import Files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -45,6 +48,7 @@ class KeptStreamsFile:
             clock: monotonic seconds.
         """
         self._state, self._claim, self._resuming = state, claim, resuming
+        self._now = replace(state, files=Files(patience_s=0.0))
         self._flush_s, self._clock = flush_s, clock
         self._changed, self._closed = threading.Event(), threading.Event()
         self._written: list[KeptStream] = []
@@ -65,15 +69,17 @@ class KeptStreamsFile:
             self._changed.wait(self._flush_s)
             self._changed.clear()
             began = self._clock()
-            self._write()
+            self._write(self._now)
             self._closed.wait(min(self._flush_s, _PAUSE * (self._clock() - began)))
-        self._write()
+        self._write(self._state)
 
-    def _write(self) -> None:
+    def _write(self, state: RunState) -> None:
         """Write the list if it has changed. A full disk must not end the capture: the next write tries again."""
-        streams = self._resuming.kept_streams()
-        if streams == self._written:
+        if self._resuming.kept_streams() == self._written:
             return
+        if state is self._now:
+            self._state.files.turn()
+        streams = self._resuming.kept_streams()  # what has arrived before its turn counts
         with suppress(OSError):
-            self._state.note_kept(self._claim, streams)
+            state.note_kept(self._claim, streams)
             self._written = streams

@@ -271,3 +271,26 @@ def test_a_list_that_cannot_be_read_now_is_read_again_and_never_counts_as_empty(
     fails[:] = [errno.EACCES]
     with pytest.raises(OSError, match="for a while"):
         state.kept_streams()
+
+
+def test_the_list_that_is_written_has_what_arrived_before_its_turn_and_is_written_again_after_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = RunState(tmp_path)
+    state.prepare()
+    resuming, noted = Resuming("e"), threading.Event()
+    real, fails = RunState.note_kept, [OSError(errno.EIO, "for a while")]
+
+    def note(self: RunState, name: str, streams: Any) -> None:
+        if fails:
+            raise fails.pop()
+        real(self, name, streams)
+        noted.set()
+
+    monkeypatch.setattr(RunState, "note_kept", note)
+    monkeypatch.setattr(state.files, "turn", lambda: broken(resuming, job("late"), range(1)))
+    with KeptStreamsFile(state, "claim", resuming, flush_s=0.01):
+        broken(resuming, job(), range(3))
+        resuming.changed()
+        assert noted.wait(20)
+        assert {key[1] for key in state.kept_streams()} == {"a", "late"}
