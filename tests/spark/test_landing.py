@@ -203,6 +203,16 @@ def test_of_rows_with_equal_keys_a_final_row_wins_then_the_latest(landing: Landi
     assert {key: r["text"] for key, r in landed(landing).items()} == {"r0": "final", "r1": "late"}
 
 
+def test_a_row_that_was_held_lands_with_the_results_of_its_checks(landing: Landing) -> None:
+    checked = [row(at, status, partial_moderation="[]") for at, status in ((0, "completed"), (1, "interrupted"))]
+    held = [{**each, "partial_moderation": None} for each in checked]
+    write(landing, "b", *checked, *held)
+    landing.tick()
+    write(landing, "a", *held)
+    landing.tick()
+    assert [landed(landing)[name]["partial_moderation"] for name in ("r0", "r1")] == ["[]", "[]"]
+
+
 def test_a_truncated_file_is_set_aside_and_the_others_land(landing: Landing) -> None:
     write(landing, "a", row(0))
     broken = write(landing, "b", row(1))

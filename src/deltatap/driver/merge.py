@@ -72,10 +72,14 @@ class NewRows:
 
 
 def one_per_key(rows: DataFrame, keep_interrupted: bool) -> DataFrame:  # noqa: FBT001 - a DataFrame transformation
-    """Keep one row per key: the final one, else the latest. A MERGE would insert both rows of a duplicate key."""
+    """Keep one row per key: the final one, else the latest. A MERGE would insert both rows of a duplicate key.
+
+    A capture that was held is in the journal twice: the row with the results of its checks counts.
+    """
     rank = F.struct(
         F.expr(f"CAST({final_sql('_row', keep_interrupted=keep_interrupted)} AS INT)").alias("final"),
         F.coalesce(F.col("_row.finished_at"), F.timestamp_seconds(F.lit(0))).alias("at"),
+        F.col("_row.partial_moderation").isNotNull().alias("checked"),
     )
     return (
         rows.select(*_KEY, F.struct("*").alias("_row"))
@@ -88,10 +92,13 @@ def one_per_key(rows: DataFrame, keep_interrupted: bool) -> DataFrame:  # noqa: 
 def merge_sql(captures: str, view: str, run_id: str, *, keep_interrupted: bool) -> str:
     """The MERGE statement: insert new rows, and replace only rows that are not final.
 
-    The condition names the run, so that Delta skips the files of other runs.
+    The condition names the run, so that Delta skips the files of other runs. A row that was held is not replaced
+    by its copy without the results of its checks.
     """
     final = final_sql("t", keep_interrupted=keep_interrupted)
-    replace = f"WHEN MATCHED AND NOT {final} THEN UPDATE SET {', '.join(f't.{name} = s.{name}' for name in _COLUMNS)}"
+    held = "t.finished_at = s.finished_at AND t.partial_moderation IS NOT NULL AND s.partial_moderation IS NULL"
+    updates = ", ".join(f"t.{name} = s.{name}" for name in _COLUMNS)
+    replace = f"WHEN MATCHED AND NOT {final} AND NOT coalesce({held}, FALSE) THEN UPDATE SET {updates}"
     return _statement(captures, view, f"t.run_id = {tables.literal(run_id)}", replace)
 
 

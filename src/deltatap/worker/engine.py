@@ -22,7 +22,17 @@ from deltatap.api.values import bounded
 from deltatap.errors import one_line
 from deltatap.http.faults import internal_error
 from deltatap.messages import POLL_S, Refusal
-from deltatap.model import INTERNAL_COMPLETE, INTERNAL_REQUEST, Call, Capture, CaptureError, Chunks, Job, Received
+from deltatap.model import (
+    INTERNAL_COMPLETE,
+    INTERNAL_CUT,
+    INTERNAL_REQUEST,
+    Call,
+    Capture,
+    CaptureError,
+    Chunks,
+    Job,
+    Received,
+)
 from deltatap.worker.breaker import Breaker
 from deltatap.worker.lag import LagWatch
 from deltatap.worker.moderation.moderator import WAIT_S, Moderator
@@ -313,8 +323,12 @@ class Engine:
             self._scheduler.retry_at(job, again_at)
 
     async def _made(self, job: Job, wire: Wire, answer: Resumable | None) -> Call:
-        """Make the call. If the client itself fails, nothing is known of the answer, so it is not bought again."""
+        """Make the call. If the client itself fails, nothing is known of the answer, so it is not bought again.
+
+        What earlier calls have read of the answer is kept.
+        """
         started_at, started = time.time(), time.perf_counter()
+        known = None if answer is None else answer.call
         try:
             if self._moderator is None:
                 return await self._client.call(wire, job.request.request_id, None, answer)
@@ -324,7 +338,11 @@ class Engine:
             finally:
                 watch.ended()
         except BaseException as error:  # noqa: BLE001 - as above
-            fault = internal_error(error, job.request.request_id, INTERNAL_REQUEST, "make the call")
+            code = INTERNAL_REQUEST if known is None else INTERNAL_CUT
+            fault = internal_error(error, job.request.request_id, code, "make the call")
+        if answer is not None and known is not None:
+            answer.call = replace(known, error=fault, resend=False)
+            return answer.call
         none = Received(Chunks())
         return Call(started_at, time.time(), started, None, None, None, None, none, "failed", fault, None, wire.body)
 

@@ -85,7 +85,7 @@ def test_an_insert_of_rows_without_a_call_also_reads_rows_without_a_call() -> No
 def test_a_merge_replaces_only_rows_that_are_not_final(keep: bool) -> None:  # noqa: FBT001
     sql = merge_sql("data/captures", "view", "run-1", keep_interrupted=keep)
     assert "ON t.run_id = 'run-1' AND t.run_id = s.run_id AND t.request_id = s.request_id AND t.mode = s.mode" in sql
-    assert f"WHEN MATCHED AND NOT {final_sql('t', keep_interrupted=keep)} THEN UPDATE" in sql
+    assert f"WHEN MATCHED AND NOT {final_sql('t', keep_interrupted=keep)} AND NOT coalesce(t.finished_at = s." in sql
 
 
 def test_spark_reads_a_path_literally() -> None:

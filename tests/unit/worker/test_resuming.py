@@ -212,6 +212,26 @@ def test_an_engine_sends_a_request_once_and_makes_one_call_of_all_that_read_its_
     assert [mark.outcome for mark in capture.job.calls[0].resumed] == ["stream"] * 4
 
 
+def test_a_fault_while_an_answer_is_read_on_keeps_what_had_arrived() -> None:
+    class Faulty(Reader):
+        async def call(self, wire: Wire, request_id: str, watch: object = None, answer: Any = None) -> Call:
+            if answer.call is not None:
+                raise ZeroDivisionError
+            return await super().call(wire, request_id, watch, answer)
+
+    client: Any = Faulty(breaks=1)
+    delivered: list[Capture] = []
+    with Engine(
+        lambda: client, limits=LIMITS, look_ahead=8, deliver=delivered.append, share=2, resuming=Resuming("e")
+    ) as engine:
+        assert engine.submit(job())
+        engine.join()
+    ((call,),) = (capture.job.calls for capture in delivered)
+    assert (call.received.text, call.status) == ("x", "interrupted")
+    assert call.error is not None
+    assert (call.error.type, call.error.code) == ("internal", "cut")
+
+
 def test_the_file_is_written_when_an_id_arrives_and_ends_without_finished_streams(tmp_path: Path) -> None:
     state = RunState(tmp_path)
     state.prepare()
