@@ -67,7 +67,13 @@ class Recorder:
             self._contexts[name] = context
             prefix = f"{state.folder.name}-{self._claim}-{part}"
             self._writers[name] = JournalWriter(
-                state.journal, prefix, context, plan=epoch, part=part, flush_s=settings.state.flush_s
+                state.journal,
+                prefix,
+                context,
+                plan=epoch,
+                part=part,
+                flush_s=settings.state.flush_s,
+                files=state.files,
             )
         self._stack = ExitStack()
         self._beats = count(1)

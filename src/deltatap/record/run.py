@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
@@ -161,18 +162,25 @@ class _Recording:
         signalled: threading.Event,
         beats: count[int],
     ) -> BaseException | None:
-        """Send heartbeats until something ends the recording. Returns what went wrong."""
+        """Send heartbeats until something ends the recording. Returns what went wrong.
+
+        A message that cannot be written or read now does not end it. The journal ends it if the storage stays away.
+        """
+        state = self.state.at_once()
         while not signalled.wait(POLL_S):
             beat = server.heartbeat()
-            if beat is not None:
-                self.state.beat(beat)
-                renewal.counts = _counts(beat)
-            self.state.publish(Control(self.lease.epoch, next(beats)))
+            with suppress(OSError):
+                if beat is not None:
+                    renewal.counts = _counts(beat)
+                    state.beat(beat)
+            with suppress(OSError):
+                state.publish(Control(self.lease.epoch, next(beats)))
             failures = (server.failure, recorder.failure, *(keeper.error for keeper in keepers))
             if (failure := next((each for each in failures if each is not None), None)) is not None:
                 return failure
-            if self.state.asked_to_stop(self.lease.epoch):
-                break
+            with suppress(OSError):
+                if state.asked_to_stop(self.lease.epoch):
+                    break
         return None
 
 
