@@ -7,7 +7,7 @@ budget is left, and what ends the rounds. Leaves a round to ``run.py``.
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,7 +147,7 @@ def _until_due(
                 if failures == _TRIES:
                     raise
                 say(f"{one_line(error)}; looking again in {rounds.every_s():g} s")
-            if due and not state.asked_to_stop() and not signalled.is_set():
+            if due and not _asked_to_stop(state) and not signalled.is_set():
                 break
     return why
 
@@ -159,10 +159,17 @@ def _wait(rounds: Rounds, state: RunState, signalled: threading.Event) -> str | 
     while (why := rounds.over(now)) is None and now < until:
         if signalled.wait(min(POLL_S, until - now)):
             return "stopped by a signal"
-        if state.asked_to_stop():
+        if _asked_to_stop(state):
             return "stopped by `deltatap stop`"
         now = time.monotonic()
     return why
+
+
+def _asked_to_stop(state: RunState) -> bool:
+    """Whether somebody has asked; False while the state folder cannot be read, because the next look reads it again."""
+    with suppress(OSError):
+        return state.asked_to_stop()
+    return False
 
 
 @contextmanager
@@ -173,6 +180,6 @@ def _stoppable(rounds: Rounds) -> Iterator[RunState]:
     state.prepare()
     state.publish(Control(last["epoch"], beat=0, stop=RunStatus.COMPLETED))
     try:
-        yield state
+        yield state.at_once()
     finally:
         state.remove()

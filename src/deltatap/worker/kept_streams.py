@@ -1,8 +1,8 @@
 """Writes the list of a worker's open streams (``capture.resume``) to one small file, synced to disk.
 
 Knows when the file is written: at once when a call begins and when the id of a response has arrived, because a kill
-before the write would cost a second call; otherwise once per flush interval. A write that fails is not repeated, because
-the next one has a newer list. Leaves the content of the list to ``resuming.py``, and the file to ``state.py``.
+before the write would cost a second call; otherwise once per flush interval. A write that fails is not repeated,
+because the next one has a newer list. Leaves the content of the list to ``resuming.py``, and the file to ``state.py``.
 """
 
 from __future__ import annotations

@@ -157,6 +157,19 @@ def test_a_signal_during_a_look_prevents_the_round(tmp_path: Path, monkeypatch: 
     assert world.follow() == ["run1"]
 
 
+def test_a_state_folder_that_cannot_be_read_now_does_not_end_the_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, monkeypatch, True)
+
+    def fails(*_: object) -> bool:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(RunState, "asked_to_stop", fails)
+    assert world.follow() == ["run1", "run2"]
+    assert world.said[-1] == "no further round: stopped by a signal"
+
+
 def test_looks_may_fail_but_not_always(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = ConfigError(["prompts: gone"])
     world = World(tmp_path, monkeypatch, *[broken] * 4, True, *[broken] * 4)
