@@ -12,7 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from deltatap.config import load_settings
 from deltatap.delta.tables import quoted
+from deltatap.driver.estimate import estimate_run
+from deltatap.prices import load_prices
+from tests import prompts
 from tests.runs import capture, captured, run_rows
 
 if TYPE_CHECKING:
@@ -75,3 +79,13 @@ def test_a_new_version_takes_over_what_the_released_one_left(
     )
     assert json.loads(ended.row["config"])["endpoint"]["name"] == name
     assert not list((released / "state").glob("*/journal/*.parquet"))
+
+
+def test_a_dry_run_reads_the_tables_of_the_released_version_as_they_are(
+    spark: SparkSession, released: Path, simulator: Simulation
+) -> None:
+    settings = load_settings(prompts.config(released, simulator.base_url, endpoint={"name": "sim"}))
+    known = {row["request_id"] for row in captured(spark, released)}
+    (found,) = estimate_run(spark, settings, load_prices(None))
+    assert found.requests == 24 - len(known), "the journal of the dead run has not landed"
+    assert "reused_from" not in captured(spark, released)[0]

@@ -1,6 +1,6 @@
 """Reads a table of an older version as if this version had made it: the columns and fields that it lacks are null.
 
-A run adds them to its tables (``prepare.py``). But a table can be analyzed, and shown, before the next run.
+A run adds them to its tables (``prepare.py``). But a table can be analyzed, shown, and read by a dry run before that.
 """
 
 from __future__ import annotations
@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from deltatap.delta import tables
-from deltatap.delta.columns import lacks, sql_type
+from deltatap.delta.columns import lacks, spark_schema, sql_type
+from deltatap.delta.reader import SparkReader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from pyspark.sql import DataFrame, SparkSession
 
     from deltatap.delta.columns import Column
     from deltatap.delta.reader import Reader
@@ -28,6 +31,15 @@ def rows_sql(reader: Reader, table: str, columns: Sequence[Column], where: str) 
     rest = f"* EXCEPT ({', '.join(each.name for each in lacking)})" if lacking else "*"
     completed = [f"{_completed(each.name, types[each.name], each.type)} AS {each.name}" for each in lacking]
     return f"SELECT {', '.join([rest, *completed, *absent])} FROM {tables.quoted(table)} WHERE {where}"
+
+
+def frame(spark: SparkSession, table: str, columns: Sequence[Column]) -> DataFrame:
+    """A table as a DataFrame with all of these columns. A dry run reads tables that no run has upgraded yet."""
+    found = spark.table(tables.quoted(table))
+    types = {each.name: each.dataType.simpleString() for each in found.schema.fields}
+    if all(types.get(each.name) == each.dataType.simpleString() for each in spark_schema(columns).fields):
+        return found
+    return spark.sql(rows_sql(SparkReader(spark), table, columns, "true"))
 
 
 def _completed(sql: str, found: pa.DataType, ours: pa.DataType, depth: int = 0) -> str:

@@ -15,7 +15,7 @@ from pyspark import StorageLevel
 from pyspark.sql import Window
 from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's documentation
 
-from deltatap.delta import columns, tables
+from deltatap.delta import columns, older, tables
 from deltatap.delta.final import final_sql
 from deltatap.delta.readers import reader_beside
 from deltatap.driver.background import Background
@@ -245,7 +245,8 @@ def _nothing_captured(spark: SparkSession, settings: Settings) -> bool:
 
 
 def _captures(spark: SparkSession, settings: Settings) -> DataFrame:
-    return spark.table(tables.quoted(settings.captures.table)).where(F.col("endpoint") == settings.endpoint.label)
+    rows = older.frame(spark, settings.captures.table, columns.CAPTURES)
+    return rows.where(F.col("endpoint") == settings.endpoint.label)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from pyspark.sql import Window
 from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's documentation
 
-from deltatap.delta import columns, tables
+from deltatap.delta import columns, older, tables
 from deltatap.driver.merge import merge_sql
 from deltatap.driver.owed import EARLIER_USD
 from deltatap.rates import PARTS
@@ -33,14 +33,12 @@ def answers(spark: SparkSession, settings: Settings) -> DataFrame | None:
     """The newest completed row for each request_hash and mode of the endpoint, as a struct; None without a table."""
     if not tables.exists(spark, settings.captures.table):
         return None
-    rows = spark.table(tables.quoted(settings.captures.table))
+    rows = older.frame(spark, settings.captures.table, columns.CAPTURES)
     endpoint = settings.endpoint
     completed = rows.where(
         (F.col("endpoint") == endpoint.label) & (F.col("api") == endpoint.api) & (F.col("status") == "completed")
     )
-    origin = F.struct("run_id", "request_id").alias("origin")
-    if "reused_from" in rows.columns:
-        origin = F.coalesce("reused_from", origin).alias("origin")
+    origin = F.coalesce("reused_from", F.struct("run_id", "request_id")).alias("origin")
     taken = F.struct(*columns.ANSWER, "cost_usd", origin)
     return completed.groupBy(*_KEY).agg(
         F.max_by(taken, F.coalesce("finished_at", F.timestamp_seconds(F.lit(0)))).alias("answer")
