@@ -6,14 +6,13 @@ says what an API cannot express.
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from deltatap.api.calls import Called, pieces_of_calls
 from deltatap.api.captured import Captured, Event, Part
 from deltatap.api.codes import names_failure
 from deltatap.api.frames import Answer, Facts, Piece
-from deltatap.api.values import to_json
+from deltatap.api.values import decode, to_json
 from deltatap.model import OUTPUT_KINDS, StreamError
 
 if TYPE_CHECKING:
@@ -96,8 +95,8 @@ def _check(row: Mapping[str, Any], source: Api, asked: Api, calls: Mapping[int, 
 
 
 def _calls(choice: Mapping[str, Any], source: Api) -> list[Called]:
-    given = json.loads(choice["tool_calls"]) if choice["tool_calls"] else []
-    return [_called(call, source) for call in given]
+    given = decode(choice["tool_calls"].encode()) if choice["tool_calls"] else []
+    return [_called(call, source) for call in given if isinstance(call, dict)]
 
 
 def _called(call: Mapping[str, Any], source: Api) -> Called:

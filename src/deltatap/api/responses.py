@@ -507,7 +507,7 @@ class ResponsesFrames(TypedFrames):
         return _EVENTS_OF.get(kind, ("", {}, ""))
 
     def _where(self) -> dict[str, Any]:
-        return {"item_id": self._items[-1]["id"], "output_index": len(self._items) - 1}
+        return {"item_id": self._items[-1].get("id"), "output_index": len(self._items) - 1}
 
     def _opened(self, piece: Piece) -> list[bytes]:
         number = len(self._items)
@@ -561,7 +561,10 @@ class ResponsesFrames(TypedFrames):
             return dict(call.sent)
         if call.type in _CALL_ITEMS:
             return {_CALL_ITEMS[call.type][1]: arguments, "status": "completed"}
-        content = decode(arguments.encode()) if arguments else {}
+        try:
+            content = decode(arguments.encode()) if arguments else {}
+        except ValueError:  # an answer that broke off may have a part of them
+            content = {}
         return {**content, "status": "completed"} if isinstance(content, dict) else {"status": "completed"}
 
     def finish(self, choice: int, reason: str) -> list[bytes]:  # noqa: ARG002 - the response's end has the reason
@@ -693,6 +696,8 @@ class Responses(Api):
 
     def sent(self, call: Mapping[str, Any]) -> tuple[str, str]:
         """Name and arguments of a call that the server executed."""
+        if not is_call(dict(call)):
+            return super().sent(call)
         found = sent_call(dict(call))
         return found.name, found.arguments
 

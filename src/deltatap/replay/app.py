@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, quote
 
-import orjson
 from starlette.applications import Starlette
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from deltatap.api import registry
 from deltatap.api.from_row import CannotSayError
+from deltatap.api.values import decode, to_json
 from deltatap.replay.library import AmbiguousError, Library, NotFoundError
 from deltatap.replay.options import PREFIX, BadOptionError, options_of
 from deltatap.replay.plan import plan_of
@@ -90,7 +90,7 @@ class Replay:
     def _plan(self, api: Api, scope: Scope, content: bytes) -> Plan | Response:
         """The plan of the response to a request, or an error response."""
         try:
-            body = orjson.loads(content) if scope["method"] == "POST" else {}
+            body = decode(content) if scope["method"] == "POST" else {}
         except ValueError:
             body = None
         if not isinstance(body, dict):
@@ -143,9 +143,8 @@ class Replay:
         return JSONResponse({"object": "list", "data": data})
 
     async def _recordings(self, _request: Request) -> Response:
-        return Response(
-            orjson.dumps([each.describe() for each in reversed(self.library.recordings)]), media_type="application/json"
-        )
+        listed = [each.describe() for each in reversed(self.library.recordings)]
+        return Response(to_json(listed), media_type="application/json")
 
     async def _stats(self, _request: Request) -> Response:
         late_ms = quantiles(self.late_ms, {"p50": 0.5, "p99": 0.99})
@@ -164,4 +163,4 @@ async def _until(started: float, ms: float) -> None:
 
 def _refuse(api: Api, status: int, message: str, **more: Any) -> Response:  # noqa: ANN401 - any JSON
     body = api.error_body(status, "invalid_request_error", None, message)
-    return Response(orjson.dumps({**body, **more}), status, media_type="application/json")
+    return Response(to_json({**body, **more}), status, media_type="application/json")

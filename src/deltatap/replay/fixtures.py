@@ -15,16 +15,15 @@ is the body of the refusal.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from typing import TYPE_CHECKING
 
-import orjson
-
 from deltatap.api.from_row import CannotSayError
 from deltatap.api.registry import specification
+from deltatap.api.values import to_json
 from deltatap.replay.options import Options
 from deltatap.replay.plan import plan_of
+from deltatap.replay.recordings import request_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -60,9 +59,9 @@ def fixture(found: Recording, api: str) -> bytes:
         "begin_ms": plan.begin_ms,
         "end": plan.end,
         "end_ms": plan.end_ms,
-        "request": json.loads(found.row["request"] or "null") if api == found.api else None,
+        "request": request_of(found.row) or None if api == found.api else None,
     }
-    made = [b": deltatap " + orjson.dumps(head) + b"\n\n"]
+    made = [b": deltatap " + to_json(head).encode() + b"\n\n"]
     for ms, data in plan.writes:
         event = data if plan.status == _OK else b"data: " + data + b"\n\n"
         made.append(f": {ms:.3f}\n".encode() + event)

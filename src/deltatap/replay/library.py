@@ -78,9 +78,8 @@ class Library:
         if options.run_id is not None and not any(each.run_id == options.run_id for each in self.recordings):
             raise NotFoundError(f"no answer of the run {options.run_id} can be replayed")
         found, by = self._candidates(body, api, options)
-        models = {each.model for each in found}
-        if len(models) > 1 and body.get("model") in models:
-            found = [each for each in found if each.model == body["model"]]
+        if of_model := [each for each in found if each.model == body.get("model")]:
+            found = of_model
         rank = max(_rank(each, api, streamed=streamed) for each in found)
         best = [each for each in found if _rank(each, api, streamed=streamed) == rank]
         several = len({each.request_id for each in best}) > 1 and len({each.request_hash for each in best}) > 1
@@ -107,7 +106,7 @@ class Library:
         if not body:
             raise NotFoundError("a request without a body needs the option request_id")
         asked = without_selection(body)
-        if found := of_run(self._by_hash.get(request_hash_of(asked), ())):
+        if found := of_run(self._by_hash.get(_hash_of(asked), ())):
             return found, "this request body"
         prompt, model = prompt_of(asked, api), asked.get("model")
         if not (found := of_run(self._by_prompt.get(prompt, ()))):
@@ -120,6 +119,14 @@ class Library:
             return of_model, "this last prompt and model"
         models = ", ".join(sorted({each.model or "(none)" for each in found})[:_SHOWN])
         raise NotFoundError(f"no answer of the model {model} was captured for this prompt{where}, only of {models}")
+
+
+def _hash_of(body: Mapping[str, Any]) -> str:
+    """The request_hash of a body; empty if it has no hash, because deltatap could not have sent it."""
+    try:
+        return request_hash_of(body)
+    except (ValueError, RecursionError):  # NaN, half a surrogate pair, nested too deeply
+        return ""
 
 
 def _rank(found: Recording, api: str, *, streamed: bool) -> tuple[bool, bool, bool]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from deltatap.replay.options import BadOptionError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -17,9 +19,12 @@ if TYPE_CHECKING:
     from deltatap.replay.recordings import End, Recording
 
 _OK = 200
+# More than this does not fit into memory with many requests at once.
+_MOST_WRITES = 1_000_000
 # The pause between two pieces of a split event, so that they arrive in separate reads.
 _BETWEEN_MS = 1.0
-_NOT_MODIFIED = 304
+# Responses that have no body (RFC 9110, section 6.4.1).
+_BODILESS = (204, 304)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +59,10 @@ def plan_of(found: Recording, api: Api, options: Options, *, streamed: bool, spe
         speed: factor by which waits are shortened if the request sets none.
 
     Raises:
+        BadOptionError: the options make too many pieces of this answer.
         CannotSayError: the API cannot express the answer.
     """
+    _check("loop", options.loop * len(found.row["chunks"] or ()))
     end, end_ms = found.end()
     begin_ms = float(found.row["headers_ms"] or 0.0)
     streams = streamed and found.status == _OK
@@ -70,12 +77,13 @@ def plan_of(found: Recording, api: Api, options: Options, *, streamed: bool, spe
         writes = _merged(writes, options.merge)
     elif found.status:
         begin_ms = end_ms
-        body = b"" if found.status == _NOT_MODIFIED else found.body(api, usage=usage)
+        body = b"" if found.status in _BODILESS else found.body(api, usage=usage)
         if found.status == _OK and (options.cut or end == "cut"):
             body, end = body[: len(body) // 2], "cut"
         elif found.status == _OK and (options.stall or end == "stall"):
             body, end = b"", "stall"
         writes = [(begin_ms, body)]
+    _check("split", 0 if options.split is None else sum(len(data) for _, data in writes) // options.split)
     writes = list(_slow(_split(writes, options.split), options.bytes_per_s))
     end_ms = max([end_ms, *(ms for ms, _ in writes[-1:])])
 
@@ -91,6 +99,11 @@ def plan_of(found: Recording, api: Api, options: Options, *, streamed: bool, spe
         end,
         timed(end_ms),
     )
+
+
+def _check(option: str, pieces: int) -> None:
+    if pieces > _MOST_WRITES:
+        raise BadOptionError(f"{option}: makes {pieces:,} pieces of this answer, more than {_MOST_WRITES:,}")
 
 
 def _faulty(

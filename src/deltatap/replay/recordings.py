@@ -6,15 +6,13 @@ other APIs, the answer is built from the chunks. `plan.py` applies the options o
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
-
-import orjson
 
 from deltatap.api.frames import Frame
 from deltatap.api.from_row import captured
 from deltatap.api.registry import NAMES, specification
+from deltatap.api.values import clean, decode, to_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -109,7 +107,7 @@ class Recording:
         row, source = self.row, specification(self.api)
         if self.status != _OK:
             error = row["error"] or {}
-            return orjson.dumps(api.refusal(self.status, error.get("code"), error.get("message") or ""))
+            return to_json(api.refusal(self.status, error.get("code"), error.get("message") or "")).encode()
         if self._raw(api) and not self.streamed and usage:
             return bytes(row["raw"][0]["data"])
         if (row["error"] or {}).get("type") == "protocol":
@@ -117,7 +115,7 @@ class Recording:
         answer = captured(row, source, api, usage=usage)
         frames = api.frames(answer.facts)
         body = frames.whole(answer.answers)
-        return orjson.dumps(body if answer.error is None else frames.whole_error(body, answer.error))
+        return to_json(body if answer.error is None else frames.whole_error(body, answer.error)).encode()
 
     def _raw(self, api: Api) -> bool:
         """Whether the row has the bytes that the API sent. A row with the error `internal` may have other bytes."""
@@ -152,7 +150,7 @@ def recording(row: Mapping[str, Any]) -> Recording:
         run_id=row["run_id"],
         request_id=row["request_id"],
         request_hash=row["request_hash"],
-        prompt=prompt_of(json.loads(row["request"] or "{}"), row["api"]),
+        prompt=prompt_of(request_of(row), row["api"]),
         api=row["api"],
         model=row["request_model"] or "",
         streamed=row["mode"] == "stream",
@@ -161,13 +159,22 @@ def recording(row: Mapping[str, Any]) -> Recording:
     )
 
 
+def request_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The body of a row's request; empty if the row has none, or if it is not a JSON object."""
+    try:
+        body = decode((row["request"] or "{}").encode())
+    except ValueError:
+        body = {}
+    return body if isinstance(body, dict) else {}
+
+
 def prompt_of(body: Mapping[str, Any], api: str) -> str:
     """The last prompt of a request, as text; empty if there is none."""
     prompt = specification(api).last_prompt(body)
     if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], dict):
         # One part with a text is the same as the text: clients write it in either form.
         prompt = prompt[0].get("text", prompt)
-    return prompt if isinstance(prompt, str) else "" if prompt is None else orjson.dumps(prompt).decode()
+    return clean(prompt) if isinstance(prompt, str) else "" if prompt is None else to_json(prompt)
 
 
 def recordings_of(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Recording], dict[str, int]]:
@@ -190,9 +197,10 @@ def recordings_of(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Recording], d
 
 def _kept(row: Mapping[str, Any]) -> Iterator[Frame]:
     """The events of a row, byte by byte."""
-    due = {chunk["event"]: chunk["ms"] for chunk in row["chunks"] if chunk["ms"] is not None}
+    chunks = row["chunks"] or ()
+    due = {chunk["event"]: chunk["ms"] for chunk in chunks if chunk["ms"] is not None}
     outputs: dict[int, int] = {}
-    for chunk in row["chunks"]:
+    for chunk in chunks:
         outputs[chunk["event"]] = outputs.get(chunk["event"], 0) + (chunk["kind"] in _OUTPUT)
     ms = 0.0
     for number, kept in enumerate(row["raw"]):

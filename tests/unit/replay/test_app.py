@@ -6,12 +6,14 @@ import asyncio
 import itertools
 import json
 import re
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from starlette.testclient import TestClient
 
+from deltatap.api.from_row import CannotSayError
 from deltatap.api.registry import NAMES, specification
 from deltatap.api.sse import SSEDecoder
 from deltatap.prompts import request_hash_of
@@ -456,3 +458,72 @@ def test_the_captured_models_and_answers_are_listed() -> None:
     client = TestClient(Replay(map(recording, rows)).application())
     assert [each["id"] for each in client.get("/v1/models").json()["data"]] == ["m", "n"]
     assert [each["model"] for each in client.get("/replay/recordings").json()] == ["", "n", "m"], "the newest first"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        "[1]",
+        "null",
+        "{",
+        '{"messages": [null]}',
+        '{"messages": NaN}',
+        "[" * 5000,
+        '{"messages": [{"role": "user", "content": "\\ud800"}]}',
+        '{"messages": [{"role": "user", "content": [{"type": "text", "text": "\\ud800"}, 123456789012345678901]}]}',
+    ],
+)
+def test_a_row_with_an_odd_request_is_listed_and_found_by_its_id(request_: str, tmp_path: Path) -> None:
+    made, left_out = recordings_of([row(request=request_)])
+    assert not left_out
+    client = TestClient(Replay(made).application())
+    assert [each["request_id"] for each in client.get("/replay/recordings").json()] == ["a"]
+    assert Library(made).find({}, "chat", Options(request_id="a"), streamed=True) is made[0]
+    assert write(made, tmp_path, None) == (["a.chat.sse"], [])
+
+
+@pytest.mark.parametrize("asked", NAMES)
+@pytest.mark.parametrize("calls", [[{}], [{"type": None}], [{"type": "web_search_call"}], [5]])
+def test_odd_calls_do_not_fail_a_replay(asked: str, calls: list[Any]) -> None:
+    choice = {"index": 0, "text": "", "finish_reason": None, "refusal": None, "reasoning": None}
+    found = row(api="responses", choices=[{**choice, "tool_calls": json.dumps(calls)}], chunks=[])
+    for streamed in (True, False):
+        with suppress(CannotSayError):
+            plan(found, asked, streamed=streamed)
+
+
+def test_half_the_arguments_of_a_call_are_no_problem() -> None:
+    call = {"id": "c", "type": "shell_call", "function": {"name": "shell", "arguments": "ls\npwd\n"}}
+    choice = {"index": 0, "text": "", "finish_reason": None, "refusal": None, "reasoning": None}
+    found = row(api="responses", choices=[{**choice, "tool_calls": json.dumps([call])}], chunks=[])
+    assert plan(found, "responses").writes
+
+
+@pytest.mark.parametrize("status", [204, 304])
+def test_a_response_without_a_body_has_none(status: int) -> None:
+    found = row(status="failed", error=error("http", None, status), chunks=[], choices=[])
+    assert plan(found, streamed=True).writes == ()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [{"role": "user", "content": "\ud800"}]},
+        {"messages": [{"role": "user", "content": float("nan")}]},
+        {"model": ["m"], "messages": BODY["messages"]},
+        {"messages": json.loads("[" * 900 + "]" * 900)},
+    ],
+)
+def test_an_odd_request_body_finds_nothing(body: dict[str, Any]) -> None:
+    library = Library(recordings_of([row(), row(request_id="b", request_model="n")])[0])
+    with pytest.raises(NotFoundError):
+        library.find(body, "chat", Options(), streamed=True)
+    client = TestClient(Replay(library.recordings).application())
+    answer = client.post("/v1/chat/completions", content=json.dumps(body))
+    assert (answer.status_code, "error" in answer.json()) == (404, True)
+
+
+@pytest.mark.parametrize("options", [{"loop": 10**9}, {"split": 1, "loop": 10**4}])
+def test_options_cannot_fill_the_memory(options: dict[str, Any]) -> None:
+    with pytest.raises(BadOptionError, match="pieces of this answer, more than 1,000,000"):
+        plan(row(), **options)
