@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from deltatap.config import Settings
 
+# Of calls. SQL and Python cannot count days beyond them.
+_YEARS = range(1970, 9999)
+
 
 @command(RESULTS)
 def reconcile(
@@ -96,6 +99,9 @@ def _share(tolerance: str) -> Decimal:
 
 def _day(day: str) -> datetime:
     try:
-        return datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=UTC)
+        found = datetime.strptime(day, "%Y-%m-%d").replace(tzinfo=UTC)
     except ValueError:
-        raise ConfigError([f"--day: expected a date such as 2026-11-30, found {day!r}"]) from None
+        found = None
+    if found is None or found.year not in _YEARS:
+        raise ConfigError([f"--day: expected a date such as 2026-11-30, found {day!r}"])
+    return found

@@ -7,6 +7,7 @@ Knows OpenAI's usage and costs exports (the API's pages, and the dashboard's CSV
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from deltatap.api.values import clean
 from deltatap.errors import ConfigError
 from deltatap.reconcile.charges import Charge
 
@@ -67,6 +69,11 @@ _COUNTS = ("requests", "input", "cached", "output")
 _OBJECT = re.compile(r"\s*[\[{]")
 _DEEPEST = 6
 _MOST = 2**63
+# An amount beyond these bounds is not one.
+_MOST_USD, _PLACES = Decimal(10) ** 15, 40
+# Commas only between groups of three digits: in some countries, a comma is the decimal point.
+_GROUPED = re.compile(r"-?\d{1,3}(,\d{3})+(\.\d+)?", re.ASCII)
+_DELIMITERS = ",;\t"
 
 
 def read_charges(path: Path) -> list[Charge]:
@@ -98,10 +105,19 @@ def _records(path: Path) -> Iterator[Record]:
         try:
             found = json.loads(text, parse_float=Decimal)
         except json.JSONDecodeError:
-            found = [json.loads(line, parse_float=Decimal) for line in text.splitlines() if line.strip()]
+            found = [json.loads(line, parse_float=Decimal) for line in text.split("\n") if line.strip()]
         yield from _rows(found)
     else:
-        yield from csv.DictReader(text.splitlines(keepends=True), strict=True)
+        yield from _table(text)
+
+
+def _table(text: str) -> Iterator[Record]:
+    header = text.partition("\n")[0]
+    delimiter = max(_DELIMITERS, key=header.count)
+    for number, row in enumerate(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True), 1):
+        if None in row:
+            raise ValueError(f"row {number} has more fields than the header")
+        yield row
 
 
 def _rows(found: object) -> Iterator[Record]:
@@ -151,10 +167,10 @@ def _charge(path: Path, number: int, record: Record) -> Charge | None:
     if model is None and (item := _get(record, "line_item")) is not None:
         # "gpt-4o-2024-08-06, cached input"
         model = str(item).rpartition(", ")[0] or str(item)
-    ids = [str(record[name]) for name in _IDS if name in record]
+    ids = [clean(str(record[name])) for name in _IDS if name in record]
     run = _get(record, "run")
     return Charge(
-        () if model is None else (str(model),),
+        () if model is None else (clean(str(model)),),
         counts["requests"] if counts["requests"] is not None or not ids else 1,
         counts["input"],
         counts["cached"],
@@ -182,7 +198,7 @@ def _count(path: Path, number: int, name: str, value: object) -> int | None:
     if value is None:
         return None
     try:
-        found = Decimal(str(value).replace(",", ""))
+        found = _number(str(value))
         if 0 <= found <= _MOST and found == found.to_integral_value():
             return int(found)
     except (InvalidOperation, OverflowError, ValueError):
@@ -194,24 +210,32 @@ def _usd(path: Path, number: int, value: object) -> Decimal | None:
     if value is None:
         return None
     try:
-        found = Decimal(str(value).replace(",", "").lstrip("$"))
-        if found.is_finite():
+        found = _number(str(value).replace("$", "", 1))
+        exponent = found.as_tuple().exponent
+        if isinstance(exponent, int) and exponent >= -_PLACES and abs(found) < _MOST_USD:
             return found
     except InvalidOperation:
         pass
     raise ConfigError([f"{path}: row {number}: expected an amount in USD, found {value!r}"])
 
 
+def _number(text: str) -> Decimal:
+    """The number in a text, which may have commas between groups of digits.
+
+    Raises:
+        InvalidOperation: this is not a number.
+    """
+    return Decimal(text.replace(",", "") if _GROUPED.fullmatch(text.strip()) else text)
+
+
 def _time(value: object) -> datetime | None:
     """A time, or the day, of a charge, in UTC; None if it cannot be read."""
-    if isinstance(value, datetime):
-        return value.astimezone(UTC) if value.tzinfo else value.replace(tzinfo=UTC)
-    text = str(value)
+    text = str(value).strip().removesuffix(" UTC")
     try:
-        if re.fullmatch(r"\d+(\.\d+)?", text):
+        if re.fullmatch(r"\d{9,}(\.\d+)?", text):  # fewer digits are a date
             seconds = float(text)
             return datetime.fromtimestamp(seconds / 1000 if seconds > 1e11 else seconds, UTC)  # noqa: PLR2004 - ms
-        found = datetime.fromisoformat(text)
+        found = value if isinstance(value, datetime) else datetime.fromisoformat(text)
+        return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
     except (ValueError, OverflowError, OSError):
         return None
-    return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)

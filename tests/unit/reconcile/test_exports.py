@@ -97,6 +97,11 @@ def test_a_serving_table_is_read_from_parquet(tmp_path: Path) -> None:
         ("a.csv", "model,input_tokens\ngpt-4o,1e999999999\n", "row 1: expected a number of input"),
         ("a.csv", "model,cost_usd\ngpt-4o,NaN\n", "row 1: expected an amount in USD, found 'NaN'"),
         ("a.csv", "model,amount_value,amount_currency\ngpt-4o,1,eur\n", "row 1: expected amounts in USD, found eur"),
+        ("a.csv", "model,cost_usd\ngpt-4o,1e999999\n", "row 1: expected an amount in USD, found '1e999999'"),
+        ("a.csv", "model,cost_usd\ngpt-4o,1e-3999999\n", "row 1: expected an amount in USD, found '1e-3999999'"),
+        ("a.csv", 'model,cost_usd\ngpt-4o,"0,0012"\n', "row 1: expected an amount in USD, found '0,0012'"),
+        ("a.csv", "model;cost_usd\ngpt-4o;0,0012\n", "row 1: expected an amount in USD, found '0,0012'"),
+        ("a.csv", "model,cost_usd\ngpt-4o,0,0012\n", "cannot be read: row 1 has more fields than the header"),
         ("a.parquet", "no", "cannot be read"),
         ("a.csv", 'model,"cost\n', "cannot be read"),
     ],
@@ -120,6 +125,43 @@ def test_a_file_that_is_missing_or_not_text(tmp_path: Path) -> None:
     assert read_charges(tmp_path / "empty.csv") == []
     (tmp_path / "odd.json").write_text(json.dumps([{"model": None, "cost": "1.5", "id": "é\ud800"}]))
     assert read_charges(tmp_path / "odd.json")[0].usd == Decimal("1.5")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "charges"),
+    [
+        ("a.csv", "\ufeffmodel;cost_usd\r\nm;0.5\r\n", [("m", "0.5")]),
+        ("a.tsv", "model\tcost_usd\nm\t0.5\n", [("m", "0.5")]),
+        ("a.csv", 'model,cost_usd\nm,"1,234.50"\nm,-$2\n', [("m", "1234.50"), ("m", "-2")]),
+        ("a.csv", "model,cost_usd\na\u2028b,1\n", [("a\u2028b", "1")]),
+        ("a.jsonl", '{"model": "a\u2028b", "cost_usd": 1}\n{"model": "c", "cost_usd": 2}\n', [("a\u2028b", "1"), ("c", "2")]),
+        ("a.json", '[{"model": "\\ud800", "cost_usd": 1}]', [("\ufffd", "1")]),
+    ],
+)  # fmt: skip
+def test_separators_and_odd_characters(tmp_path: Path, name: str, content: str, charges: list[tuple[str, str]]) -> None:
+    path = tmp_path / name
+    path.write_bytes(content.encode())
+    assert [(charge.model, str(charge.usd)) for charge in read_charges(path)] == charges
+
+
+@pytest.mark.parametrize(
+    ("text", "at"),
+    [
+        ("20241101", datetime(2024, 11, 1, tzinfo=UTC)),
+        ("2024-11-01 04:00:00 UTC", AT),
+        ("2024-11-01T05:00:00+01:00", AT),
+        ("2024-11-01T04:00:00", AT),
+        ("1730433600", AT),
+        ("1730433600000", AT),
+        ("0001-01-01T00:00:00+14:00", None),
+        ("9999-12-31T23:59:59-14:00", None),
+        ("soon", None),
+    ],
+)
+def test_times(tmp_path: Path, text: str, at: datetime | None) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"date,model,requests\n{text},m,1\n")
+    assert read_charges(path)[0].at == at
 
 
 def test_logs_of_other_gateways(tmp_path: Path) -> None:
