@@ -2,7 +2,7 @@
 
 A round trip through databricks-sdk's types finds unknown keys and values, because the types drop them. The other checks
 are for mistakes that the real CLI accepts and that fail, or do the wrong thing, in a workspace: of jobs
-(``bundle_jobs.py``), of targets (``bundle_targets.py``), and here of the other resources.
+(``bundle_jobs.py``, ``bundle_tasks.py``), of targets (``bundle_targets.py``), and here of the other resources.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def problems(tree: dict[str, Any], target: str, root: Path = ROOT) -> list[str]:
         for name, resource in named.items():
             found += [f"{kind}.{name}: {problem}" for problem in _resource(kind, resource, root)]
     found += bundle_problems(tree["bundle"])
-    found += compute_problems(tree["variables"])
+    found += compute_problems(tree)
     found += variable_problems(tree)
     found += sync_problems(tree.get("sync", {}), root)
     found += target_problems(target, given, resources)

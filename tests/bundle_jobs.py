@@ -1,4 +1,5 @@
-"""Checks the jobs of the bundle: their start, clusters, tasks, arguments, packages and parameters.
+"""Checks the jobs of the bundle: their start, clusters, arguments, packages and parameters. ``bundle_tasks.py`` checks
+which tasks run, where and in which order.
 
 Most of these mistakes pass ``databricks bundle validate --strict`` and fail, or do the wrong thing, in a workspace.
 """
@@ -18,6 +19,7 @@ from zoneinfo import available_timezones
 from deltatap import settings_file
 from deltatap.config import load_settings
 from deltatap.errors import ConfigError
+from tests.bundle_tasks import WITH_SETTINGS, task_problems
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,14 +31,11 @@ _DYNAMIC = re.compile(r"\{\{([^}]*)\}\}")
 _QUARTZ = re.compile(r"[0-9*?LW#,/\-A-Z]+")
 _TIMEZONES = available_timezones()
 _LEAST_BETWEEN_S = 600
+_WHEEL = "../../dist/*.whl"
+# The oldest serverless environment with Python 3.12 and a pyarrow that is new enough.
+_OLDEST_ENVIRONMENT = 4
 # The extra of a script, if it has another name.
 _EXTRAS = {"export": "otel"}
-# The scripts that take all settings of a capture, so also those that a user sets for one run. They run where the
-# variable compute says.
-_WITH_SETTINGS = {"capture", "check", "dry_run"}
-# The condition on this variable, and what the two tasks of such a script must share.
-_CONDITION, _SERVERLESS = "on_serverless", "_serverless"
-_SHARED = ("max_retries", "min_retry_interval_millis", "retry_on_timeout", "timeout_seconds", "email_notifications")
 
 
 def job_problems(job: dict[str, Any], root: Path) -> Iterator[str]:
@@ -46,26 +45,30 @@ def job_problems(job: dict[str, Any], root: Path) -> Iterator[str]:
         yield "max_concurrent_runs: expected 1: a second run on the same table is refused"
     clusters = {each["job_cluster_key"]: each["new_cluster"] for each in job.get("job_clusters", ())}
     environments = {each["environment_key"] for each in job.get("environments", ())}
-    tasks = {task["task_key"]: task for task in job["tasks"]}
-    keys = Counter(task["task_key"] for task in job["tasks"])
-    yield from (f"task {key}: duplicate key" for key, times in keys.items() if times > 1)
+    yield from _duplicates(job)
     yield from (f"job cluster {key}: no task uses it" for key in clusters.keys() - _used(job, "job_cluster_key"))
     yield from (f"environment {key}: no task uses it" for key in environments - _used(job, "environment_key"))
     for key, cluster in clusters.items():
         yield from (f"job cluster {key}: {problem}" for problem in _cluster(cluster))
+    yield from task_problems(job, clusters.keys(), environments)
     for task in job["tasks"]:
-        for problem in (
-            *_order(task, tasks),
-            *_compute(task, clusters.keys(), environments),
-            *_runs(task, job, root),
-        ):
-            yield f"task {task['task_key']}: {problem}"
-    yield from _twins(job)
+        yield from (f"task {task['task_key']}: {problem}" for problem in _runs(task, job, root))
     yield from _dynamic(job)
     yield from _packages(job, root)
     for permission in job.get("permissions", ()):
         if permission["level"] not in _LEVELS:
             yield f"permissions: unknown level {permission['level']}"
+
+
+def _duplicates(job: dict[str, Any]) -> Iterator[str]:
+    for kind, listed, field in (
+        ("task", "tasks", "task_key"),
+        ("job cluster", "job_clusters", "job_cluster_key"),
+        ("environment", "environments", "environment_key"),
+        ("parameter", "parameters", "name"),
+    ):
+        keys = Counter(each[field] for each in job.get(listed, ()))
+        yield from (f"{kind} {key}: duplicate key" for key, times in keys.items() if times > 1)
 
 
 def _used(job: dict[str, Any], name: str) -> set[str]:
@@ -122,68 +125,6 @@ def _cluster(cluster: dict[str, Any]) -> Iterator[str]:
             yield f"spark_env_vars.{name}: expected {{{{secrets/scope/key}}}}"
 
 
-def _order(task: dict[str, Any], tasks: dict[str, Any]) -> Iterator[str]:
-    for after in task.get("depends_on", ()):
-        before = tasks.get(after["task_key"])
-        if before is None:
-            yield f"depends_on: unknown task {after['task_key']}"
-        elif "outcome" in after and "condition_task" not in before:
-            yield f"depends_on: {after['task_key']} is not a condition_task and has no outcome"
-    if "run_if" in task and not task.get("depends_on"):
-        yield "run_if: requires depends_on"
-    seen, ahead = set(), [task["task_key"]]
-    while ahead:
-        for after in tasks.get(ahead.pop(), {}).get("depends_on", ()):
-            if after["task_key"] == task["task_key"]:
-                yield "depends_on: the task depends on itself"
-                return
-            if after["task_key"] not in seen:
-                seen.add(after["task_key"])
-                ahead.append(after["task_key"])
-
-
-def _compute(task: dict[str, Any], clusters: Any, environments: set[str]) -> Iterator[str]:
-    if "job_cluster_key" in task and task["job_cluster_key"] not in clusters:
-        yield f"unknown job cluster {task['job_cluster_key']}"
-    if "environment_key" in task and task["environment_key"] not in environments:
-        yield f"unknown environment {task['environment_key']}"
-    places = {"job_cluster_key", "environment_key", "existing_cluster_id", "new_cluster"} & task.keys()
-    if "condition_task" not in task and len(places) != 1:
-        yield f"expected one of job_cluster_key, environment_key, existing_cluster_id, new_cluster; found {', '.join(sorted(places)) or 'none'}"
-    if "environment_key" in task and "libraries" in task:
-        yield "libraries: a serverless task uses the dependencies of its environment"
-
-
-def _twins(job: dict[str, Any]) -> Iterator[str]:
-    """Check that exactly one of two tasks runs such a script: on a cluster, or on serverless compute."""
-    tasks = {task["task_key"]: task for task in job["tasks"]}
-    for key, task in tasks.items():
-        script = Path(task.get("spark_python_task", {}).get("python_file", "")).stem
-        if script not in _WITH_SETTINGS or key.endswith(_SERVERLESS):
-            continue
-        twin = tasks.get(key + _SERVERLESS)
-        condition = tasks.get(_CONDITION, {}).get("condition_task", {})
-        if twin is None or (condition.get("op"), condition.get("right")) != ("EQUAL_TO", "serverless"):
-            yield f"task {key}: expected a task {key}{_SERVERLESS} and the condition {_CONDITION}"
-            continue
-        yield from _alike(task, twin)
-        for other in job["tasks"]:
-            after = {each["task_key"] for each in other.get("depends_on", ())} & {key, key + _SERVERLESS}
-            if len(after) == 1:
-                yield f"task {other['task_key']}: depends_on: expected {key} and {key}{_SERVERLESS}, of which one runs"
-
-
-def _alike(task: dict[str, Any], twin: dict[str, Any]) -> Iterator[str]:
-    for each, place, outcome in ((task, "job_cluster_key", "false"), (twin, "environment_key", "true")):
-        if place not in each or each.get("depends_on") != [{"task_key": _CONDITION, "outcome": outcome}]:
-            yield f"task {each['task_key']}: expected {place}, and to depend on the outcome {outcome} of {_CONDITION}"
-    for name in _SHARED:
-        if task.get(name) != twin.get(name):
-            yield f"task {twin['task_key']}: {name}: expected that of {task['task_key']}: {task.get(name)}"
-    if twin["spark_python_task"]["python_file"] != task["spark_python_task"]["python_file"]:
-        yield f"task {twin['task_key']}: expected the script of {task['task_key']}"
-
-
 def _runs(task: dict[str, Any], job: dict[str, Any], root: Path) -> Iterator[str]:
     """Check that the script or entry point exists and that its arguments are valid settings."""
     if wheel := task.get("python_wheel_task"):
@@ -202,7 +143,7 @@ def _runs(task: dict[str, Any], job: dict[str, Any], root: Path) -> Iterator[str
         yield f"expected one --config with a file of this bundle, found {', '.join(map(str, config)) or 'none'}"
         return
     overrides = [words[at + 1] for at, word in enumerate(words) if word == "--set"]
-    if Path(script["python_file"]).stem in _WITH_SETTINGS and words[-2:-1] != ["--settings"]:
+    if Path(script["python_file"]).stem in WITH_SETTINGS and words[-2:-1] != ["--settings"]:
         yield "parameters: expected --settings as the last option, so that it overrides the others"
     try:
         settings = load_settings(copy.deepcopy(_parsed(here[0])), overrides)
@@ -218,7 +159,7 @@ def _runs(task: dict[str, Any], job: dict[str, Any], root: Path) -> Iterator[str
 
 
 def _serverless(task: dict[str, Any], settings: Settings) -> Iterator[str]:
-    if "environment_key" not in task or Path(task["spark_python_task"]["python_file"]).stem not in _WITH_SETTINGS:
+    if "environment_key" not in task or Path(task["spark_python_task"]["python_file"]).stem not in WITH_SETTINGS:
         return
     if settings.capture.where != "driver":
         yield "capture.where: expected driver: UDFs on serverless compute have no network access"
@@ -244,16 +185,22 @@ def _with_defaults(word: str, job: dict[str, Any]) -> str:
 
 
 def _packages(job: dict[str, Any], root: Path) -> Iterator[str]:
-    """Check that each serverless task has the wheel and the packages of its extra, and no others."""
+    """Check that each task has the wheel, and a serverless one also the packages of its extra, and no others."""
     project = _project(root)
-    environments = {each["environment_key"]: each["spec"]["dependencies"] for each in job.get("environments", ())}
+    environments = {each["environment_key"]: each["spec"] for each in job.get("environments", ())}
+    for key, spec in environments.items():
+        version = str(spec.get("environment_version", ""))
+        if not version.isdecimal() or int(version) < _OLDEST_ENVIRONMENT:
+            yield f"environment {key}: expected environment_version {_OLDEST_ENVIRONMENT} or newer, found {version or 'none'}"
     for task in job["tasks"]:
-        if "spark_python_task" in task and task.get("environment_key") in environments:
+        if "spark_python_task" not in task:
+            continue
+        if "job_cluster_key" in task and {"whl": _WHEEL} not in task.get("libraries", ()):
+            yield f"task {task['task_key']}: libraries: expected the wheel, {_WHEEL}"
+        if task.get("environment_key") in environments:
             script = Path(task["spark_python_task"]["python_file"]).stem
-            expected = sorted(
-                ["../../dist/*.whl", *project["optional-dependencies"].get(_EXTRAS.get(script, script), ())]
-            )
-            if (found := sorted(environments[task["environment_key"]])) != expected:
+            expected = sorted([_WHEEL, *project["optional-dependencies"].get(_EXTRAS.get(script, script), ())])
+            if (found := sorted(environments[task["environment_key"]]["dependencies"])) != expected:
                 yield f"task {task['task_key']}: expected the packages {', '.join(expected)}, found {', '.join(found)}"
 
 

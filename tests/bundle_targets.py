@@ -129,8 +129,14 @@ def variable_problems(tree: Mapping[str, Any]) -> Iterator[str]:
         yield "permissions: expected a variable for the deployer: user_name fails if a service principal deploys"
 
 
-def compute_problems(variables: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the problems of the variables that choose a cluster or serverless compute."""
+def compute_problems(tree: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the problems of the variables that choose a cluster or serverless compute, and of the conditions on them."""
+    variables = tree["variables"]
+    for key, job in tree["resources"]["jobs"].items():
+        for task in job["tasks"]:
+            left = task.get("condition_task", {}).get("left", "${var.compute}")
+            if left != "${var.compute}" and not left.startswith("{{job.parameters."):
+                yield f"jobs.{key}: task {task['task_key']}: condition_task.left: {left} never changes"
     if (compute := variables["compute"].get("default")) not in ("classic", "serverless"):
         yield f"variables.compute: expected classic or serverless, found {compute}"
     plain, serverless = (variables[name]["default"] for name in ("arguments", "serverless_arguments"))

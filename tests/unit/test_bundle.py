@@ -139,6 +139,22 @@ MUTATIONS: list[tuple[str, Any, str]] = [
     ("another timeout on serverless compute", lambda t: task(t, "capture_serverless").update(timeout_seconds=60), "timeout_seconds: expected that of capture: 25200"),
     ("another script on serverless compute", lambda t: task(t, "capture_serverless")["spark_python_task"].update(python_file="../../jobs/check.py"), "expected the script of capture"),
     ("analysis waits for one of the two", lambda t: task(t, "analyze")["depends_on"].pop(), "task analyze: depends_on: expected capture and capture_serverless"),
+    ("condition on a constant", lambda t: task(t, "on_serverless")["condition_task"].update(left="serverless"), "jobs.capture: task on_serverless: condition_task.left: serverless never changes"),
+    ("analysis only after a successful capture", lambda t: task(t, "analyze").pop("run_if"), "task analyze: run_if: expected ALL_DONE"),
+    ("dependency on a condition without an outcome", lambda t: task(t, "report")["depends_on"][0].pop("outcome"), 'task report: depends_on: wants_report: expected the outcome "true" or "false"'),
+    ("unknown outcome", lambda t: task(t, "report")["depends_on"][0].update(outcome="yes"), "wants_report: expected the outcome"),
+    ("condition on a cluster", lambda t: task(t, "on_serverless").update(job_cluster_key="capture"), "task on_serverless: job_cluster_key: not for a condition_task"),
+    ("condition with retries", lambda t: task(t, "wants_report").update(max_retries=1), "task wants_report: max_retries: not for a condition_task"),
+    ("two kinds of task", lambda t: task(t).update(notebook_task={"notebook_path": "x"}), "task capture: expected one kind of task, found notebook_task, spark_python_task"),
+    ("no kind of task", lambda t: task(t, "wants_report").pop("condition_task"), "task wants_report: expected one kind of task, found none"),
+    ("more retries than max_retries", lambda t: task(t, "capture_serverless").pop("disable_auto_optimization"), "task capture_serverless: disable_auto_optimization: expected true"),
+    ("setting of serverless compute on a cluster", lambda t: task(t).update(disable_auto_optimization=True), "task capture: disable_auto_optimization: expected true on serverless compute"),
+    ("no version of an environment", lambda t: job(t)["environments"][0]["spec"].pop("environment_version"), "environment capture: expected environment_version 4 or newer, found none"),
+    ("old environment", lambda t: job(t)["environments"][0]["spec"].update(environment_version="2"), "environment_version 4 or newer, found 2"),
+    ("two environments with the same key", lambda t: job(t)["environments"].append(job(t)["environments"][0]), "environment capture: duplicate key"),
+    ("two clusters with the same key", lambda t: job(t)["job_clusters"].append(job(t)["job_clusters"][0]), "job cluster capture: duplicate key"),
+    ("two parameters with the same name", lambda t: job(t)["parameters"].append({"name": "limit", "default": "1"}), "parameter limit: duplicate key"),
+    ("cluster without the wheel", lambda t: task(t).pop("libraries"), "task capture: libraries: expected the wheel"),
     ("UDF on serverless compute", lambda t: task(t, "capture_serverless")["spark_python_task"].update(parameters="${var.arguments}"), "capture.where: expected driver"),
     ("environment variable on serverless compute", lambda t: t["variables"]["serverless_api_key"].update(default="{env: OPENAI_API_KEY}"), "endpoint.api_key: expected a secret or an identity"),
     ("other arguments on serverless compute", lambda t: t["variables"]["serverless_arguments"]["default"].__setitem__(3, "run.id=mine"), "variables.serverless_arguments: expected those of arguments"),
@@ -249,6 +265,19 @@ def test_the_checker_finds_the_mistake(
     broken(changed)
     found = problems(changed, target)
     assert any(expected in problem for problem in found), found
+
+
+def test_the_jobs_need_no_cluster_without_the_parts_that_the_documentation_names(bundle: dict[str, Any]) -> None:
+    changed = copy.deepcopy(bundle)
+    changed["variables"]["compute"]["default"] = "serverless"
+    for name in ("capture", "check", "dry_run"):
+        without = changed["resources"]["jobs"][name]
+        del without["job_clusters"]
+        without["tasks"] = [each for each in without["tasks"] if "job_cluster_key" not in each]
+    task(changed, "analyze")["depends_on"].remove({"task_key": "capture"})
+    assert "cluster_key" not in str(changed["resources"])
+    for target in ("dev", "prod"):
+        assert problems(changed, target) == ["variables.cluster: it is not used"]
 
 
 def trigger(tree: dict[str, Any]) -> Any:
