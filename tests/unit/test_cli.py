@@ -488,7 +488,7 @@ def test_check_without_a_network_does_not_list_the_models(
     monkeypatch.setattr("deltatap.cli.capturing.session", lambda *_: None)
     monkeypatch.setattr(check, "_runtime", lambda *_: check.Finding("runtime", "ok", ""))
     monkeypatch.setattr(check, "_tables", lambda *_: [])
-    monkeypatch.setattr(check, "_workers", lambda *_: [])
+    monkeypatch.setattr(check, "_where", lambda *_: [])
     overrides = ["endpoint.api_key=", "endpoint.base_url=http://127.0.0.1:9/v1", "prices="]
     assert cli.run(cli.check, config, overrides) == cli.CONFIGURATION
     lines = capsys.readouterr().out.splitlines()

@@ -76,7 +76,10 @@ def measured_sql(settings: Settings, captures: str) -> str:
     times = {name: f"coalesce({FROM_SCHEDULE[name]}, {name})" if name in FROM_SCHEDULE else name for name in slo}
     within = [f"coalesce({times[name]} <= {bound}, true)" for name, bound in slo.items()]
     good = " AND ".join(within) or "CAST(NULL AS BOOLEAN)"
-    columns = [f"{_unless_merged(metric.sql, metric.merged_sql)} AS {metric.name}" for metric in METRICS]
+    # A count would make a distribution of integers, which does not fit the tables.
+    columns = [
+        f"CAST({_unless_merged(metric.sql, metric.merged_sql)} AS DOUBLE) AS {metric.name}" for metric in METRICS
+    ]
     late = late_sql(settings)
     return f"""
         SELECT run_id, request_id, endpoint, request_model, mode, status, finish_reason, retries, error, cost_usd,
