@@ -3,8 +3,7 @@
 The folder can be on a Databricks Volume or on another network file system. There, any operation can fail temporarily,
 rename can be unsupported, a listing and the content of a replaced file can be old, and a file can be incomplete. The
 pure function :func:`wait_after` knows which errors are temporary and how long to wait. Readers check that a file is
-complete. Leaves the layout and the meaning of the files to ``state.py``. No function creates a folder as a side
-effect.
+complete. Leaves the layout and the meaning of the files to ``state.py``. No function creates a folder as a side effect.
 """
 
 from __future__ import annotations

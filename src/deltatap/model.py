@@ -445,8 +445,8 @@ class Call:
         clock: the source of the times of arrival.
         connection: None if there was none.
         server_timing: the response headers about rate limits, timing and region, as names and values.
-        resumed: the breaks after which this answer was resumed. All calls that read one answer count as one call,
-            whose times begin with the first.
+        resumed: the breaks after which this answer was resumed. All calls that read one answer count as one call, whose
+            times begin with the first.
     """
 
     started_at: float

@@ -66,7 +66,7 @@ def failing(call: Callable[..., Any], *numbers: int | None) -> Callable[..., Any
         *((getattr(errno, name), True, 0.0, False) for name in ("EACCES", "EROFS", "ENOTDIR", "ENOSPC", "EINVAL", "EISDIR")),
     ],
 )  # fmt: skip
-def test_which_errors_pass(number: int, must_exist: bool, since_s: float, repeats: bool) -> None:  # noqa: FBT001 - parameters
+def test_which_errors_are_temporary(number: int, must_exist: bool, since_s: float, repeats: bool) -> None:  # noqa: FBT001 - parameters
     wait_s = wait_after(OSError(number, "x"), 0, since_s, patience_s=60.0, must_exist=must_exist)
     assert (wait_s is not None) == repeats
 
@@ -206,7 +206,9 @@ def test_a_full_disk_is_not_waited_for(
     assert (time.slept, list(tmp_path.iterdir())) == ([], [])
 
 
-def test_a_file_is_read_again_until_it_is_whole(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_read_again_until_it_is_complete(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "x").write_bytes(b"1234")
     halves = iter([b"12", b"", b"1234"])
     monkeypatch.setattr(Path, "read_bytes", lambda _: next(halves))
@@ -253,7 +255,7 @@ def test_reads_that_fail_or_are_short_are_repeated(files: Files, table: Path, mo
     assert calls > 3
 
 
-def test_half_of_a_file_is_not_taken_for_the_file(files: Files, time: Time, table: Path) -> None:
+def test_an_incomplete_file_is_not_used(files: Files, time: Time, table: Path) -> None:
     content = table.read_bytes()
     table.write_bytes(content[: len(content) // 2])
     with pytest.raises(OSError, match=f"has {len(content) // 2} of {len(content)} bytes"):
@@ -292,7 +294,7 @@ def test_a_move_without_a_rename_is_a_copy(files: Files, tmp_path: Path, monkeyp
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("y", b"abc")]
 
 
-def test_permission_denied_is_no_passing_error() -> None:
+def test_permission_denied_is_not_a_temporary_error() -> None:
     """So that a wrong state.dir is reported at once."""
     assert errno.EACCES not in PASSING
 

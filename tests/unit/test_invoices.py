@@ -58,7 +58,7 @@ def test_there_are_thirty_invoices_and_their_parts_add_up() -> None:
 
 
 @pytest.mark.parametrize("invoice", INVOICES, ids=lambda invoice: invoice["name"])
-def test_an_invoice_is_met_to_the_last_digit(invoice: dict[str, Any]) -> None:
+def test_an_invoice_is_reproduced_to_the_last_digit(invoice: dict[str, Any]) -> None:
     found = billed(invoice)
     assert found.parts is not None, "no price"
     assert {name: amount for name, amount in found.parts.items() if amount} == invoice["cost"]

@@ -144,7 +144,7 @@ def test_a_claim_that_is_not_visible_yet_is_held(state: RunState) -> None:
     assert plan.holds(claim)
 
 
-def test_a_message_that_is_not_whole_is_not_taken(state: RunState) -> None:
+def test_an_incomplete_message_is_not_used(state: RunState) -> None:
     state.publish(Control(3, 7, {"a": 2}))
     whole = (state.folder / "control.json").read_bytes()
     now = state.at_once()
@@ -158,7 +158,7 @@ def test_a_message_that_is_not_whole_is_not_taken(state: RunState) -> None:
     assert [beat.claim for beat in now.heartbeats()] == ["00001-1-b"]
 
 
-def test_half_a_record_of_landed_rows_is_not_taken(state: RunState) -> None:
+def test_an_incomplete_record_of_landed_rows_is_not_used(state: RunState) -> None:
     plan = state.plan(1).at_once()
     plan.add_landed(np.array([(0, row) for row in range(4)], LANDED))
     (path,) = (plan.folder / "landed").iterdir()

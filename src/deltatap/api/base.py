@@ -42,8 +42,8 @@ class Api(ABC):
         per_deployment: whether Azure's older URLs have the path under a deployment.
         key_header, key_prefix: the header for the API key, and the text before the key.
         headers: other headers of every request.
-        resume: the fields that ask the server to store the answer, so that a broken stream can be resumed. Empty if
-            the API cannot do that.
+        resume: the fields that ask the server to store the answer, so that a broken stream can be resumed. Empty if the
+            API cannot do that.
         request_id_headers: the response headers that may hold the server's request id, best first.
         end_mark: the bytes that a server writes after the last event of a stream.
         says: the kinds of output that an answer can have.

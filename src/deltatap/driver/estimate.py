@@ -1,8 +1,7 @@
 """The estimate of ``--dry-run``: the owed requests, their tokens, and a range of their cost. Makes no call.
 
 Knows how long earlier answers of the endpoint were, how much ``capture.reuse`` saves, and the cost in other service
-tiers.
-Writes nothing: it creates no table and takes no lease. ``estimate_text.py`` prints it.
+tiers. Writes nothing: it creates no table and takes no lease. ``estimate_text.py`` prints it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``capture.follow_s``: a run, and another run whenever there are new prompts, in one Spark session, until a stop.
 
-Each round is a separate run. Knows when to look for prompts, which requests a later round sends, how much of the
-budget is left, and what ends the rounds. Leaves a round to ``run.py``.
+Each round is a separate run. Knows when to look for prompts, which requests a later round sends, how much of the budget
+is left, and what ends the rounds. Leaves a round to ``run.py``.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Knows how journal files become rows, and when a file may be deleted: after the commit, and after its rows were recorded
 as landed. Every step can be repeated, because the MERGE inserts each row of the journal only once. So a step that fails
-because of the storage is repeated. A file counts as damaged only if it stays unreadable. ``merge.py``
-builds the MERGE statements, and ``run.py`` decides when to land.
+because of the storage is repeated. A file counts as damaged only if it stays unreadable. ``merge.py`` builds the MERGE
+statements, and ``run.py`` decides when to land.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The record of one request and its answer: the row's request, the reading of the answer, and the finished capture.
 
-Knows how a client's request becomes a row, and how an exchange ends: with the answer, with an error, because the
-client disconnected, or because the recording stopped. ``reading.py`` of ``http/`` reads the answer, ``session.py``
-passes bytes on, ``recorder.py`` takes the capture.
+Knows how a client's request becomes a row, and how an exchange ends: with the answer, with an error, because the client
+disconnected, or because the recording stopped. ``reading.py`` of ``http/`` reads the answer, ``session.py`` passes
+bytes on, ``recorder.py`` takes the capture.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A recording from start to end: tables, lease, leftovers of earlier recordings, serving, landing, close.
 
 A recording is a run without a plan: its clients decide which requests it has. It holds the lease of its table, and its
-journal lands like that of a capture, so a killed recording loses nothing that was in the journal. ``server.py``
-serves, ``recorder.py`` writes the journal, ``driver/`` knows leases, runs and landing.
+journal lands like that of a capture, so a killed recording loses nothing that was in the journal. ``server.py`` serves,
+``recorder.py`` writes the journal, ``driver/`` knows leases, runs and landing.
 """
 
 from __future__ import annotations

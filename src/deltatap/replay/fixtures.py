@@ -1,7 +1,7 @@
 """Captured streams as files for the tests of a front end. Pure, except for :func:`write`.
 
-A file is valid SSE text. Comments contain the data that SSE has no field for: the first line describes the
-response, and a comment before each event contains its time, in ms since the request was written:
+A file is valid SSE text. Comments contain the data that SSE has no field for: the first line describes the response,
+and a comment before each event contains its time, in ms since the request was written:
 
     : deltatap {"version": 1, "api": "chat", "status": 200, "headers": {…}, "end": "close", "end_ms": 22.0, …}
 

@@ -1,8 +1,8 @@
 """Captures whose texts are still being checked, in journal files that land only if their worker dies.
 
 A capture that has ended must be in the journal within one flush interval, but its checks can take longer. So it is
-written twice: first to a held file, which landing ignores, then with the results of its checks to a normal
-file. After a kill, a new attempt does not send the request again, and the driver lets the held file land.
+written twice: first to a held file, which landing ignores, then with the results of its checks to a normal file. After
+a kill, a new attempt does not send the request again, and the driver lets the held file land.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def shown(made: list[list[Piece]]) -> list[list[tuple[str, int, str]]]:
          [[("call", 0, "f"), ("arguments", 0, '{"x":1}'), ("call", 1, "g"), ("arguments", 1, '{"y":2}')], []]),
     ],
 )  # fmt: skip
-def test_the_texts_of_chunks_are_laid_along_the_calls(texts: list[str], made: list[list[tuple[str, int, str]]]) -> None:
+def test_chunks_are_matched_with_calls_by_their_texts(texts: list[str], made: list[list[tuple[str, int, str]]]) -> None:
     assert shown(pieces_of_calls([ONE, TWO], texts, complete=False)) == made
 
 

@@ -18,7 +18,7 @@ def run(seconds: float, **values: Any) -> dict[str, Any]:
     return {**fields, "started_at": AT, "heartbeat_at": AT, "finished_at": AT + timedelta(seconds=seconds), **values}
 
 
-def test_what_is_left_after_two_runs() -> None:
+def test_the_rest_of_a_budget_after_two_runs() -> None:
     runs = [run(2, requests=3, input_tokens=10, output_tokens=20, cost_usd=0.5), run(5, requests=1)]
     used = spent(runs)
     assert used == {"requests": 4, "tokens": 30, "cost_usd": 0.5, "runtime_s": 7}

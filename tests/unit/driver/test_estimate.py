@@ -83,7 +83,7 @@ def test_the_model_s_price_gives_the_cost() -> None:
     assert (found.least_usd, found.most_usd, found.tiers) == (Decimal("0.0003"), Decimal("0.0052"), ())
 
 
-def test_the_service_tiers_have_costs_beside_the_plain_one() -> None:
+def test_service_tiers_have_costs_next_to_the_default_tier() -> None:
     prices = Prices(url="https://api.openai.com/v1", published=True)
     found = estimate({**ROW, "model": "gpt-5"}, Lengths(), prices)
     assert found.least_usd == Decimal("0.000225")
@@ -104,7 +104,7 @@ def test_a_long_input_has_the_rates_of_one_request_not_of_their_sum() -> None:
     assert estimate({**row, "requests": 1}, Lengths(), prices).least_usd == Decimal("5.0000225")
 
 
-def test_what_reuse_would_save_is_shown_beside_the_plain_estimate() -> None:
+def test_the_savings_of_reuse_are_shown_next_to_the_estimate() -> None:
     first, again = {**ROW, "requests": 6}, {**ROW, "requests": 4, "bad": 0, "bounded": None, "called": False}
     assert with_savings([first, again], reuses=True) == [first, again]
     saved, every = with_savings([first, again], reuses=False)

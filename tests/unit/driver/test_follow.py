@@ -69,7 +69,7 @@ def test_a_later_round_has_its_own_id_and_what_is_left() -> None:
         ({"capture": {"limit": 4}}, [row("a"), row("b")], "capture.limit: 4 requests have been captured"),
     ],
 )
-def test_what_ends_the_rounds(sections: dict[str, Any], runs: list[dict[str, Any]], why: str | None) -> None:
+def test_conditions_that_end_the_rounds(sections: dict[str, Any], runs: list[dict[str, Any]], why: str | None) -> None:
     assert rounds(*runs, **sections).over(130.0) == why
 
 
@@ -170,7 +170,7 @@ def test_a_state_folder_that_cannot_be_read_now_does_not_end_the_rounds(
     assert world.said[-1] == "no further round: stopped by a signal"
 
 
-def test_looks_may_fail_but_not_always(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_some_looks_may_fail_but_not_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = ConfigError(["prompts: gone"])
     world = World(tmp_path, monkeypatch, *[broken] * 4, True, *[broken] * 4)
     assert world.follow() == ["run1", "run2"]

@@ -78,7 +78,7 @@ def test_a_file_that_fails_for_another_reason_is_not_set_aside(landing: Landing)
     assert landing.set_aside == []
 
 
-def test_a_drain_lands_what_a_dead_worker_held(landing: Landing) -> None:
+def test_a_drain_lands_the_held_captures_of_a_dead_worker(landing: Landing) -> None:
     write(landing, "a")
     write_journal(landing.state.journal, "b", batch(7), ".held")
     landing.tick()
@@ -99,7 +99,7 @@ def patient(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> Landing:
     return landing
 
 
-def test_a_file_that_is_half_there_lands_when_it_is_whole(patient: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_file_lands_when_it_is_complete(patient: Landing, monkeypatch: pytest.MonkeyPatch) -> None:
     write(patient, "a", "b")
     path = patient.state.journal / "b.parquet"
     content, slept = path.read_bytes(), time.sleep
@@ -116,7 +116,7 @@ def test_a_file_that_is_half_there_lands_when_it_is_whole(patient: Landing, monk
     assert patient.state.plan(1).landed_rows(0).tolist() == [0, 1]
 
 
-def test_a_file_that_stays_half_there_is_set_aside_after_a_while(patient: Landing) -> None:
+def test_a_file_that_stays_incomplete_is_set_aside(patient: Landing) -> None:
     write(patient, "a", "b")
     path = patient.state.journal / "b.parquet"
     path.write_bytes(path.read_bytes()[:50])

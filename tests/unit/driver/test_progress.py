@@ -101,7 +101,7 @@ def test_the_live_display_in_a_terminal() -> None:
         assert text in output.getvalue()
 
 
-def test_lines_of_a_log_come_soon_at_first_and_then_every_thirty_seconds() -> None:
+def test_log_lines_are_frequent_at_first_then_every_thirty_seconds() -> None:
     output, now = io.StringIO(), 100.0
     shown = []
     with Display(Console(file=output, width=200), clock=lambda: now) as display:

@@ -28,5 +28,5 @@ from deltatap.driver.trouble import may_pass
         (KeyError("x"), False),
     ],
 )
-def test_which_errors_may_pass(error: BaseException, passes: bool) -> None:  # noqa: FBT001 - a parameter
+def test_which_errors_may_be_temporary(error: BaseException, passes: bool) -> None:  # noqa: FBT001 - a parameter
     assert may_pass(error) == passes

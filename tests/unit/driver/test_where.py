@@ -30,7 +30,7 @@ SERVERLESS = Compute(serverless=True, slots=4, here=False)
         (Compute(serverless=False, slots=1, here=True), {}, "driver", False, "a UDF would take Spark's only task slot"),
     ],
 )
-def test_what_fits(compute: Compute, capture: dict[str, Any], where: str, must: bool, why: str) -> None:  # noqa: FBT001
+def test_the_place_that_fits_a_run(compute: Compute, capture: dict[str, Any], where: str, must: bool, why: str) -> None:  # noqa: FBT001
     found = fit(Capture(**capture), compute)
     assert (found.where, found.must) == (where, must)
     assert why in found.why
@@ -47,7 +47,7 @@ def test_what_fits(compute: Compute, capture: dict[str, Any], where: str, must: 
         (LAPTOP, {"where": "driver"}, "ok", "driver: one process on this machine holds all 64 streams"),
     ],
 )
-def test_what_check_says(compute: Compute, capture: dict[str, Any], level: str, text: str) -> None:
+def test_the_finding_of_check(compute: Compute, capture: dict[str, Any], level: str, text: str) -> None:
     found = verdict(Capture(**capture), compute)
     assert found[0] == level
     assert text in found[1]

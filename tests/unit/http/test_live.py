@@ -28,7 +28,7 @@ def shown(*pieces: str, field: str = "content") -> tuple[int, str]:
     return stream.chars, stream.text
 
 
-def test_nothing_yet() -> None:
+def test_an_open_stream_without_text() -> None:
     assert shown() == (0, "")
 
 
@@ -70,5 +70,5 @@ def test_an_escaped_secret() -> None:
     assert shown_end(f"x{escaped}y", {KEY}, 400, whole=True) == "x***y"
 
 
-def test_short_values_are_no_secrets() -> None:
+def test_short_values_are_not_secrets() -> None:
     assert shown_end("EMPTY none", {"EMPTY", "none"}, 400, whole=True) == "EMPTY none"

@@ -49,7 +49,7 @@ def test_a_text_is_flagged_if_any_result_is(body: Any, verdict: Verdict) -> None
         b'{"results": [null]}',
     ],
 )  # fmt: skip
-def test_anything_else_is_no_verdict(body: bytes) -> None:
+def test_any_other_response_is_not_a_verdict(body: bytes) -> None:
     with pytest.raises(ProtocolError, match="not the result of a moderation"):
         verdict_of(body)
 

@@ -111,7 +111,7 @@ def test_a_stream_cut_anywhere_up_to_three_times_equals_the_unbroken_one(name: s
 
 
 @given(st.sampled_from(ENDED), st.lists(st.integers(0, 12), min_size=1, max_size=3), st.integers(0, 4))
-def test_no_event_comes_twice_and_none_is_missing(name: str, cuts: list[int], again: int) -> None:
+def test_each_event_arrives_exactly_once(name: str, cuts: list[int], again: int) -> None:
     kept = STREAMS[name]
     server, answer = Server(kept), Resumable()
     call = server.call(answer, cuts[0] + 1)
@@ -189,7 +189,7 @@ def test_an_answer_that_the_server_does_not_have_is_given_up_and_marked(status: 
     assert [mark.outcome for mark in call.resumed] == ["expired"]
 
 
-def test_an_answer_that_is_too_old_to_stream_is_read_as_a_whole() -> None:
+def test_an_answer_that_is_too_old_to_stream_is_read_whole() -> None:
     kept = STREAMS["openai_responses"]
     server, answer = Server(kept), Resumable()
     server.call(answer, 5)
@@ -219,7 +219,7 @@ def contents(call: Call) -> list[int]:
 
 
 @pytest.mark.parametrize("status", ["queued", "in_progress"])
-def test_an_answer_that_is_not_finished_is_asked_for_again_and_never_sent_again(status: str) -> None:
+def test_an_unfinished_answer_is_polled_and_its_request_is_not_sent_again(status: str) -> None:
     answer = Resumable(kept=False)  # the server itself decided on the background
     live = answer.begin(API.accumulator(), 1000.0)
     live.add_whole(json.dumps({"id": "resp_1", "status": status, "output": []}).encode())
@@ -265,7 +265,7 @@ def test_without_an_id_the_request_is_sent_again_and_marked() -> None:
 
 
 @pytest.mark.parametrize("id_", ["", "../x", "resp 1", "a" * 300, "sk-test-4711-do-not-tell", "resp_é"])
-def test_an_id_that_no_url_and_no_file_may_contain_is_not_used(id_: str) -> None:
+def test_an_id_that_is_unsafe_in_a_url_or_file_is_not_used(id_: str) -> None:
     answer = Resumable(secrets=frozenset({"sk-test-4711-do-not-tell"}), given_id=id_)
     assert answer.response_id is None
     assert not answer.readable

@@ -33,7 +33,7 @@ def billed(charge: Charge, **changed: object) -> Charge:
     return replace(made, **changed)  # type: ignore[arg-type]
 
 
-def test_an_honest_bill_has_no_difference() -> None:
+def test_a_correct_bill_has_no_difference() -> None:
     found = reconcile(CALLS, [billed(each) for each in reversed(CALLS)])
     assert found.differences == ()
     assert found.exceeds(Decimal(0)) == []
@@ -146,7 +146,7 @@ ROW = {
 }  # fmt: skip
 
 
-def test_a_retry_that_used_tokens_is_a_charge_of_its_own() -> None:
+def test_a_retry_that_used_tokens_is_a_separate_charge() -> None:
     broken, last = charges_of(ROW)
     assert (broken.ids, broken.usd, broken.output_tokens, broken.cached_tokens) == (
         ("chatcmpl-1",),

@@ -106,7 +106,7 @@ def test_a_serving_table_is_read_from_parquet(tmp_path: Path) -> None:
         ("a.csv", 'model,"cost\n', "cannot be read"),
     ],
 )
-def test_a_file_that_is_no_bill_is_one_clear_error(tmp_path: Path, name: str, content: str, problem: str) -> None:
+def test_a_file_that_is_not_a_bill_is_one_clear_error(tmp_path: Path, name: str, content: str, problem: str) -> None:
     path = tmp_path / name
     path.write_text(content, encoding="utf-8")
     with pytest.raises(ConfigError) as caught:

@@ -52,7 +52,7 @@ def test_every_api_is_recorded(simulator: Simulation, tmp_path: Path, name: str,
     assert row["request_hash"] == request_hash_of(body_of(name, streamed=streamed))
 
 
-def test_openai_s_client_reads_what_is_recorded(simulator: Simulation, tmp_path: Path) -> None:
+def test_an_answer_to_openai_s_client_is_recorded(simulator: Simulation, tmp_path: Path) -> None:
     with (
         recording(simulator.base_url, tmp_path) as proxy,
         openai.OpenAI(base_url=proxy.base_url, api_key=KEY, max_retries=0) as client,

@@ -63,7 +63,7 @@ def test_the_deployment_is_the_model() -> None:
     assert deployment_of(head()) is None
 
 
-def test_a_head_keeps_its_headers_and_loses_those_for_one_hop() -> None:
+def test_a_head_loses_only_hop_by_hop_headers() -> None:
     sent = forwarded(
         head(
             ("Host", "localhost:8091"), ("X-Stainless-Lang", "python"), ("Authorization", "Bearer sk-1"), ("Connection", "Keep-Alive, X-Mine, Upgrade"), ("X-Mine", "1"),

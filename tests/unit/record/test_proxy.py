@@ -131,7 +131,7 @@ def test_the_key_is_in_no_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "path", ["/v1/models", "/v1/embeddings", "/v1/threads/t1/messages", "/v2/odd?x=1", "/v1/chat/completions/c1"]
 )
-def test_other_paths_pass_unrecorded(tmp_path: Path, path: str) -> None:
+def test_other_paths_are_forwarded_and_not_recorded(tmp_path: Path, path: str) -> None:
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
     with raw_server(answering(answer)) as server, recording(server.base_url, tmp_path) as proxy:
         assert talk(proxy.port, request({"a": 1}, path)) == answer
@@ -225,7 +225,7 @@ def test_a_break_without_a_length_is_a_reset(tmp_path: Path) -> None:
     assert [row["status"] for row in proxy.rows] == ["interrupted"]
 
 
-def test_a_client_that_leaves_becomes_an_interrupted_row(tmp_path: Path) -> None:
+def test_a_client_that_disconnects_becomes_an_interrupted_row(tmp_path: Path) -> None:
     with raw_server(answering(*STREAM[:2], then="stall")) as server, recording(server.base_url, tmp_path) as proxy:
         talk(proxy.port, request(), end=STREAM[1])
         (row,) = proxy.journaled()
@@ -238,14 +238,14 @@ def test_a_client_that_leaves_becomes_an_interrupted_row(tmp_path: Path) -> None
     assert "client closed the connection" in row["error"]["message"]
 
 
-def test_a_client_that_leaves_before_output_becomes_a_failed_row(tmp_path: Path) -> None:
+def test_a_client_that_disconnects_before_output_becomes_a_failed_row(tmp_path: Path) -> None:
     with raw_server(answering(STREAM_HEAD, then="stall")) as server, recording(server.base_url, tmp_path) as proxy:
         talk(proxy.port, request(), end=STREAM_HEAD)
         (row,) = proxy.journaled()
     assert (row["status"], row["error"]["type"], row["error"]["code"]) == ("failed", "cancelled", "client")
 
 
-def test_a_client_that_leaves_in_its_request_becomes_no_row(tmp_path: Path) -> None:
+def test_a_client_that_disconnects_during_its_request_has_no_row(tmp_path: Path) -> None:
     with raw_server(answering(*STREAM)) as server, recording(server.base_url, tmp_path) as proxy:
         with socket.create_connection(("127.0.0.1", proxy.port)) as client:
             client.sendall(request()[:-5])
@@ -362,7 +362,7 @@ def test_a_large_request_passes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("body", [b"not json", b"[1]", b'{"model": "m", "stream": tru', b"\xff\xfe", b""])
-def test_a_body_that_is_no_request_passes_and_its_row_has_the_server_s_words(tmp_path: Path, body: bytes) -> None:
+def test_an_invalid_body_is_forwarded_and_its_row_has_the_server_s_message(tmp_path: Path, body: bytes) -> None:
     refusal = b'{"error": {"message": "no"}}'
     answer = b"HTTP/1.1 400 Bad Request\r\nContent-Length: %d\r\n\r\n%b" % (len(refusal), refusal)
 
@@ -385,13 +385,13 @@ def test_a_body_that_is_no_request_passes_and_its_row_has_the_server_s_words(tmp
     assert [(row["status"], row["error"]["message"]) for row in proxy.rows] == [("failed", "no")]
 
 
-def test_what_is_not_http_gets_a_400(tmp_path: Path) -> None:
+def test_invalid_http_gets_a_400(tmp_path: Path) -> None:
     with raw_server(answering(*STREAM)) as server, recording(server.base_url, tmp_path) as proxy:
         assert talk(proxy.port, b"hello\r\n\r\n").startswith(b"HTTP/1.1 400 Bad Request\r\n")
     assert (server.asked, proxy.rows) == ([], [])
 
 
-def test_stopping_cuts_what_does_not_end(tmp_path: Path) -> None:
+def test_a_stop_cuts_requests_that_do_not_end(tmp_path: Path) -> None:
     with (
         raw_server(answering(*STREAM[:2], then="stall")) as server,
         recording(server.base_url, tmp_path, grace_s=0.2) as proxy,
@@ -406,7 +406,7 @@ def test_stopping_cuts_what_does_not_end(tmp_path: Path) -> None:
     assert [(row["status"], row["error"]["code"]) for row in proxy.rows] == [("interrupted", None)]
 
 
-def test_a_fault_of_deltatap_touches_one_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_deltatap_affects_one_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> bytes:
         raise KeyError(KEY)
 

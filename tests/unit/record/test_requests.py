@@ -37,7 +37,7 @@ def test_requests_in_pieces_of_any_size(size: int) -> None:
     assert joined(events) == [*one, *chunked, *one, ("GET", b"/z", "1.0", {}), (b"",)]
 
 
-def test_a_wish_for_another_protocol_is_ignored() -> None:
+def test_an_upgrade_to_another_protocol_is_ignored() -> None:
     wish = b"GET /ws HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     assert [made[1] for made in joined(RequestParser().feed(wish + ONE)) if len(made) > 1] == [b"/ws", b"/v1/x"]
 
@@ -52,7 +52,7 @@ def test_a_wish_for_another_protocol_is_ignored() -> None:
         b"GET / HTTP/1.1\r\nA: " + b"x" * 300_000,
     ],
 )
-def test_what_is_no_request(data: bytes) -> None:
+def test_invalid_requests(data: bytes) -> None:
     parser = RequestParser()
     assert parser.feed(data) == []
     assert parser.wrong

@@ -130,7 +130,9 @@ def test_an_event_that_could_not_be_decoded_is_broken_again() -> None:
         ("messages", None, 404, {"message": "No.", "type": "not_found_error"}),
     ],
 )  # fmt: skip
-def test_a_refusal_is_what_the_server_sent(asked: str, code: str | None, status: int, body: dict[str, Any]) -> None:
+def test_a_refusal_is_replayed_as_the_server_sent_it(
+    asked: str, code: str | None, status: int, body: dict[str, Any]
+) -> None:
     failure = error("rate_limit", code, status, retry_after_s=2.0)
     for streamed in (True, False):
         found = plan(row(status="failed", error=failure, chunks=[], choices=[]), asked, streamed=streamed)
@@ -365,7 +367,7 @@ def test_different_requests_with_the_same_prompt_are_ambiguous() -> None:
     assert find([rows[0], rows[1] | {"request_id": "a", "run_id": "later"}], OTHER) == ("a", "later")
 
 
-def test_the_own_api_comes_before_another_one() -> None:
+def test_answers_of_the_same_api_come_first() -> None:
     request = json.dumps({"model": "m", "input": "Say it."})
     rows = [row(request_id="own", api="responses", request=request, request_hash="r"), row()]
     assert find(rows, {"model": "m", "input": "Say it.", "x": 1}, "responses")[0] == "own"
@@ -429,7 +431,7 @@ def test_the_endpoint_sends_the_plan_and_refuses_other_requests() -> None:
     assert headers["access-control-allow-origin"] == "*"
 
 
-def test_the_endpoint_says_what_an_api_cannot_express_and_which_answers_fit() -> None:
+def test_the_endpoint_names_parts_that_an_api_cannot_express_and_answers_that_match() -> None:
     calls = '[{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]'
     called = row(choices=[{**row()["choices"][0], "tool_calls": calls}])
     status, _, body = request(
