@@ -1,4 +1,4 @@
-"""The price of checking texts while they arrive: ``python -m bench.moderation [STREAMS [TURNS]]``.
+"""Measures the cost of checking texts while they arrive: ``python -m bench.moderation [STREAMS [TURNS]]``.
 
 A worker without moderation, one that calls ``/moderations`` and one that searches patterns take turns at the same load.
 Prints, for each: answers per second, CPU per chunk, how late the event loop ran, and the errors of the latencies.

@@ -1,4 +1,4 @@
-"""Measures how much later chunks arrive through ``deltatap record`` than directly: ``python -m bench.record``.
+"""Measures the delay that ``deltatap record`` adds to chunks: ``python -m bench.record``.
 
 The server writes its monotonic time into each chunk, and the client compares it with its own when it reads the chunk.
 Server, proxy and client are three processes; the proxy records as always, but nothing lands.
@@ -56,7 +56,7 @@ def serve(ready: Connection) -> None:
 
 
 def proxy(port: int, ready: Connection) -> None:
-    """Record until the main process says stop."""
+    """Record until the main process sends a stop."""
     with tempfile.TemporaryDirectory(prefix="record-") as folder:
         with recording(f"http://127.0.0.1:{port}/v1", Path(folder)) as running:
             ready.send(running.port)
@@ -66,7 +66,7 @@ def proxy(port: int, ready: Connection) -> None:
 
 
 async def stream(port: int, delays: list[float], first: list[float]) -> None:
-    """Read one stream; note how long each chunk was under way, and how long the answer took to begin."""
+    """Read one stream; record the delay of each chunk, and the time until the answer began."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     asked = time.perf_counter()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(_BODY)}\r\n\r\n".encode()
@@ -80,7 +80,7 @@ async def stream(port: int, delays: list[float], first: list[float]) -> None:
 
 
 async def load(port: int, streams: int) -> tuple[list[float], list[float]]:
-    """Run streams side by side; returns the delays of their chunks, and those of their heads."""
+    """Run streams concurrently; returns the delays of their chunks, and of their heads."""
     delays: list[float] = []
     first: list[float] = []
 

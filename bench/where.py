@@ -1,4 +1,4 @@
-"""A capture in Spark's workers and one in the driver, in turns: how soon each begins, how long it takes, and its lag.
+"""Compares captures in Spark's workers and in the driver: time to the first request, total time, and loop lag.
 
 ``python -m bench.where [REQUESTS] [STREAMS] [TURNS]`` starts a simulator, and a new process with a new Spark session
 for each run. It prints the medians, and the ratios of the driver to the workers.
@@ -29,7 +29,7 @@ _JOB = "--job"
 
 
 def measured(where: str, simulator: Simulation, streams: int, requests: int) -> dict[str, float]:
-    """One run, in a process of its own."""
+    """One run, in a separate process."""
     simulator.reset()
     command = [sys.executable, "-m", "bench.where", _JOB, simulator.base_url, str(streams), str(requests), where]
     done = subprocess.run(command, check=True, capture_output=True, text=True)

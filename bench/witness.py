@@ -1,4 +1,4 @@
-"""An independent witness of when requests reach a server on loopback: a packet socket, with the kernel's time stamps.
+"""Observes when requests reach a server on loopback: a packet socket, with the kernel's time stamps.
 
 A server's own time of a request is late by as much as its event loop is late, some ms under load. A packet socket needs
 root (CAP_NET_RAW) and Linux; without it, there is no witness, and the server's time has to do.
@@ -47,7 +47,7 @@ class Witness:
 
 @contextmanager
 def witness(port: int) -> Iterator[Witness | None]:
-    """Watch the data that clients send to a port on loopback. Yields None if this process may not."""
+    """Watch the data that clients send to a port on loopback. Yields None if this process lacks the permission."""
     try:
         packets = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(_ETH_P_IP))
     except (AttributeError, PermissionError):

@@ -1,4 +1,4 @@
-"""A folder whose file system has faults: they are injected into the system calls of every process that a test starts.
+"""A folder with file system faults, which are injected into the system calls of every process that a test starts.
 
 Compiles ``storage.c``, a library for LD_PRELOAD. It affects the driver, the JVM and the workers alike.
 """
@@ -35,7 +35,7 @@ class Call(IntEnum):
 
 
 class Mode(IntEnum):
-    """What happens to a call, as in ``storage.c``."""
+    """The outcomes of a call, as in ``storage.c``."""
 
     NONE = 0
     ONCE = 1
@@ -93,7 +93,7 @@ class Storage:
 
 
 def errors() -> dict[Call, int]:
-    """A passing error for each kind of call; a rename is missing."""
+    """A temporary error for each kind of call; rename is not supported."""
     found = {call: PASSED[call % len(PASSED)] for call in Call}
     return {**found, Call.RENAME: errno.ENOSYS}
 

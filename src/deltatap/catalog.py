@@ -53,7 +53,7 @@ def published(model: str, url: str | None, tier: str | None, at: datetime) -> Pr
     Args:
         model: the name that was requested, or that the answer names.
         url: the endpoint's base URL.
-        tier: the service tier. A tier without prices of its own costs as much as the default one.
+        tier: the service tier. A tier without separate prices costs as much as the default tier.
         at: when the call started.
     """
     # Prices change at whole minutes at most.
@@ -89,7 +89,7 @@ def _published(model: str, url: str | None, tier: str | None, at: datetime) -> P
 
 
 def tiers(model: str, url: str | None) -> tuple[str, ...]:
-    """The service tiers that have prices of their own, the default one left out."""
+    """The service tiers with separate prices, without the default tier."""
     found = _find(model, url)
     named = (variant.when for variant in (found.model.price_variants if found else None) or ())
     listed = [when.get("service_tier") or when.get("processing") or when.get("speed") for when in named]

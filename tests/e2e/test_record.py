@@ -1,4 +1,4 @@
-"""``deltatap record`` as a process: killed with SIGKILL and started again, its finished calls are in the table once."""
+"""``deltatap record`` as a process: after a SIGKILL and a new start, each finished call is in the table once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Killed processes and cut connections with ``capture.resume``: no request is sent twice whose id had arrived."""
+"""Killed processes and cut connections with ``capture.resume``: if an id had arrived, its request is not sent twice."""
 
 from __future__ import annotations
 

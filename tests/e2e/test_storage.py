@@ -94,7 +94,7 @@ def test_every_call_fails_for_ten_seconds(spark: SparkSession, tables: Path, tmp
 
 
 def test_old_answers_and_a_killed_worker(spark: SparkSession, tables: Path, tmp_path: Path) -> None:
-    """What had finished before the kill, and was in the journal, is invisible at first, and still not paid again."""
+    """Captures that were in the journal before the kill are invisible at first, and are not paid for again."""
 
     def act(storage: Storage, job: Any, simulator: Simulation, log: Path) -> None:
         storage.set(Call.LIST, Mode.STALE, for_s=FAULT_S)

@@ -1,4 +1,4 @@
-"""A run, its exact costs, and its reconciliation with what the simulator says that it served."""
+"""A run, its exact costs, and its reconciliation with the simulator's record."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def run(spark: SparkSession, folder: Path, simulator: Simulation, **changes: Any
 
 
 def texts(simulator: Simulation) -> dict[str, str]:
-    """What the simulator generated, by response id."""
+    """The texts that the simulator generated, by response id."""
     return {call["response_id"]: call["texts"].get("0", "") for call in simulator.calls() if call["method"] == "POST"}
 
 

@@ -1,4 +1,5 @@
-"""Which errors of the storage pass, how long a call is repeated, and what a reader does with half a file."""
+"""Which storage errors are temporary, how long an operation is repeated, and how a reader handles an incomplete
+file."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Time:
-    """A clock that only sleeping moves, and what was slept."""
+    """A clock that only sleeping moves, and the sleeps."""
 
     def __init__(self) -> None:
         self.now = 0.0

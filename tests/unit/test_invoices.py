@@ -1,4 +1,4 @@
-"""Hand-written invoices (`invoices.yml`): the usage as a provider sends it, through the API's accumulator, to the cent's last part."""
+"""Hand-written invoices (`invoices.yml`): usage as a provider sends it gives the exact amounts."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_an_invoice_is_reproduced_to_the_last_digit(invoice: dict[str, Any]) -> 
 
 
 def test_the_sum_of_all_invoices_is_exact() -> None:
-    """In whatever order, and as the rows of a run store them."""
+    """In any order, and as the rows of a run store them."""
     costs = [total([billed(invoice)], (), priced=True) for invoice in INVOICES]
     assert all(cost.usd == sum(cost.parts.values()) for cost in costs)
     assert all(Decimal(str(float(cost.usd or 0))) == cost.usd for cost in costs)

@@ -1,4 +1,4 @@
-"""Patterns: what a valid one is, and which of them a window of a text contains."""
+"""Patterns: which ones are valid, and which of them a window of a text contains."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ UNKNOWN_URLS = [
 
 @pytest.mark.parametrize(("model", "price"), UNKNOWN_URLS)
 def test_at_an_unknown_url_only_a_model_that_nobody_else_serves_has_a_price(model: str, price: str | None) -> None:
-    """A gateway bills OpenAI's models at OpenAI's price. A server of your own does not bill an open model."""
+    """A gateway bills OpenAI's models at OpenAI's price. Your own server does not bill an open model."""
     found = load_prices(str(OURS), "http://10.0.0.7:8000/v1").find(model)
     assert (found and str(found.input)) == price
 

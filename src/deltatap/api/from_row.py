@@ -1,7 +1,7 @@
 """A row of captures as a captured answer, in the terms of the API through which it is replayed. Pure.
 
 A row has the texts and the times of the chunks, and the calls of each choice. This module makes events out of them, and
-says what an API cannot express.
+finds the parts that an API cannot express.
 """
 
 from __future__ import annotations

@@ -222,7 +222,7 @@ class MessagesAccumulator(Accumulator):
         """Convert usage to OpenAI's definition: input tokens include those read from a cache and written to it."""
         if type(usage) is not dict:
             return
-        # Fast mode has prices of its own, as a service tier has.
+        # Fast mode has separate prices, like a service tier.
         fast = usage.get("speed") == "fast"
         self._identify({"service_tier": "fast" if fast else usage.get("service_tier")})
         self._remember(usage, complete=complete)

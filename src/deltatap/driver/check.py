@@ -130,7 +130,7 @@ def _tables(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
 
 
 def _where(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
-    """Check the place of the capture, and what it needs of Spark."""
+    """Check where the run captures, and its needs on Spark."""
     try:
         level, detail = verdict(settings.capture, compute_of(spark))
     except Exception as error:  # noqa: BLE001 - anything can keep a worker from starting
@@ -203,7 +203,7 @@ def worker_checks(
                 found: list[tuple[str, str | None]] = []
                 for need in process_needs(settings, secrets):
                     found += [(need.name, problem) for problem in checked(need).problems or (None,)]
-                # The first look at both files: what this node remembers of them is old afterwards.
+                # The first look at both files. After it, this node's cache of them is old.
                 Marks.of(Path(mark)).look()
                 shared = Files().exists(Path(mark))
                 problem = (

@@ -52,7 +52,7 @@ class Rounds:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """The ids of the rounds. A request with a row in one of them is not sent again, whatever its status."""
+        """The ids of the rounds. A request with a row in one of them is not sent again, regardless of its status."""
         return tuple(row["run_id"] for row in self.runs)
 
     def every_s(self) -> float:

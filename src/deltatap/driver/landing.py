@@ -267,7 +267,7 @@ class Landing:
             new: whether no row can replace another one.
         """
         schema = columns.spark_schema(columns.JOURNAL)
-        # A file that Spark cannot read must fail the merge, whatever the session's settings are.
+        # A file that Spark cannot read must fail the merge, regardless of the session's settings.
         reader = self.spark.read.schema(schema).options(ignoreCorruptFiles="false", ignoreMissingFiles="false")
         rows, run_id = reader.parquet(*map(_escaped, files)), where["run_id"][0].as_py()
         view = f"deltatap_{uuid.uuid4().hex}"

@@ -91,7 +91,7 @@ def run(
         spark: the session.
         prices: of the models.
         console: where the run prints.
-        after: other runs. A request with a row in one of them is not sent, whatever the row's status.
+        after: other runs. A request with a row in one of them is not sent, regardless of the row's status.
         signalled: set when a signal asks the run to stop; None: the run handles signals itself.
 
     Raises:

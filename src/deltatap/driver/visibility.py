@@ -89,7 +89,7 @@ def judged(seen: Sequence[Seen], create_s: float, replace_s: float) -> tuple[Lit
     wrote = f"a file is created in {create_s:.2g} s and replaced in {replace_s:.2g} s"
     missing = sorted({each.host for each in seen if each.created_s is None or each.replaced_s is None})
     if missing:
-        return "problem", f"{', '.join(missing)}: what the driver writes is not visible after {_GIVE_UP_S:g} s"
+        return "problem", f"{', '.join(missing)}: the driver's files are not visible after {_GIVE_UP_S:g} s"
     delays = [delay for each in seen for delay in (each.created_s, each.replaced_s) if delay is not None]
     slowest = max(delays, default=0.0)
     text = f"{wrote}; seen by {len(seen)} tasks after at most {slowest:.1f} s"

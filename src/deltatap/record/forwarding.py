@@ -42,7 +42,7 @@ _USUAL = "/v1"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The server that requests are passed on to.
+    """The server to which requests are forwarded.
 
     Attributes:
         scheme, host, port: of the server.
@@ -74,7 +74,7 @@ def path_of(target: bytes) -> bytes:
 
 
 def api_of(head: Head, base_path: str) -> Api | None:
-    """The API that a request calls; None if the request is passed on without being recorded."""
+    """The API that a request calls; None if the request is forwarded without being recorded."""
     if head.method != "POST":
         return None
     path = path_of(head.target).partition(b"?")[0].decode("latin1").rstrip("/")

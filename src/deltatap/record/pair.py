@@ -1,7 +1,7 @@
 """The two connections of a session, to the client and to the server: forwards data at the reader's pace.
 
-Knows sockets and the state of a request's body. ``requests.py`` parses what the client sends, ``upstream.py`` what the
-server sends, ``session.py`` decides what happens to each request.
+Knows sockets and the state of a request's body. ``requests.py`` parses the client's data, ``upstream.py`` the server's
+data, and ``session.py`` decides what happens to each request.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Pair:
         return event if isinstance(event, Head) else None
 
     def begin(self, copy: Callable[[bytes], None] | None, *, chunked: bool) -> None:
-        """Begin with a request. Its body waits until it is passed on or discarded.
+        """Begin with a request. Its body waits until it is forwarded or discarded.
 
         Args:
             copy: also gets the parts of the body.

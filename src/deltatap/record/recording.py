@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from deltatap.model import Mode
     from deltatap.record.upstream import Answer
 
-# A larger request is passed on, and its row has no body.
+# A larger request is forwarded, and its row has no body.
 MAX_BODY_BYTES = 64 * 2**20
 # How much is kept of the body of an error.
 _MAX_ERROR_BYTES = 64 * 1024
@@ -191,7 +191,7 @@ class Recording:
         Args:
             failure: what ended the exchange early; None if the answer ended.
             row: the number of the row.
-            loop_lag_ms: the event loop's longest delay meanwhile.
+            loop_lag_ms: the event loop's longest delay during the exchange.
         """
         reading, over = self.reading or self.complete(), time.perf_counter()
         if isinstance(failure, Exception):

@@ -1,4 +1,4 @@
-"""Parses what a client sends on one connection: bytes in; heads, parts of bodies and ends out. Sans-IO.
+"""Parses the requests of a client on one connection: bytes in; heads, parts of bodies and ends out. Sans-IO.
 
 llhttp (httptools) does the framing. ``forwarding.py`` rewrites heads, ``session.py`` forwards them.
 """

@@ -42,7 +42,7 @@ class Shared:
     """What all sessions use.
 
     Attributes:
-        target: the server that requests are passed on to.
+        target: the server to which requests are forwarded.
         dialer: opens connections to it.
         connect_s: how long opening a connection may take.
         recorder: takes the exchanges.

@@ -49,8 +49,8 @@ class Kept:
         id: of the response.
         call: the call that created it.
         frames: builds its events.
-        answers: what it generates.
-        events: what it has generated, each by its number.
+        answers: the answers that it generates.
+        events: the events that it has generated, by their numbers.
         created: when it was created, by the monotonic clock.
         status: queued, in_progress, completed, incomplete, failed or cancelled.
     """

@@ -1,7 +1,7 @@
 """Serves the page and its events: every watcher gets the newest board, twice a second, until the run ends.
 
 One task reads the folder, however many watchers there are, and only while the server runs. ``folder.py`` reads,
-``board.py`` knows what the page shows.
+``board.py`` computes the data that the page shows.
 """
 
 from __future__ import annotations

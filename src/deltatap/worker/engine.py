@@ -425,7 +425,7 @@ class Engine:
         if self._moderator is None:
             self._done(capture)
         else:
-            # A task of its own, so that the stream's place is free.
+            # A separate task, so that another stream can start.
             task = asyncio.create_task(self._judge(self._moderator, capture))
             self._judging.add(task)
             task.add_done_callback(self._judging.discard)

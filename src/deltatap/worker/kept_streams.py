@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from deltatap.state import RunState
     from deltatap.worker.resuming import Resuming
 
-# Writing takes at most a fifth of the time: on slow storage, the ids that arrive meanwhile wait for the next write.
+# Writing takes at most a fifth of the time: on slow storage, ids that arrive during a write wait for the next one.
 _PAUSE = 4
 
 

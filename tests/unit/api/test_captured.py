@@ -32,7 +32,7 @@ OUTPUT = ("content", "reasoning", "refusal", "tool_calls")
 
 
 def received(name: str, frames: Iterable[tuple[float, bytes]], *, choices: int = 1) -> Received:
-    """What arrives of a stream, each frame at its time."""
+    """The result of a received stream, with each frame at its time."""
     accumulator, decoder = specification(name).accumulator(choices), SSEDecoder()
     for read, (ms, frame) in enumerate(frames):
         for event in decoder.feed(frame):
@@ -61,7 +61,7 @@ def transcript(name: str) -> dict[str, Any]:
 
 
 def again(row: dict[str, Any], asked: str) -> dict[str, Any]:
-    """The row that captures a replay of this row, streamed if the row is."""
+    """The row of a capture from a replay of this row, streamed if the row is streamed."""
     api = specification(asked)
     answer = captured(row, specification(row["api"]), api)
     if row["mode"] == "stream":
@@ -90,7 +90,7 @@ def outputs(row: dict[str, Any], *, joined: bool = True) -> list[Any]:
 
 
 def known_id(id_: str | None) -> bool:
-    """Whether an id is not one that the replay has made up for a call without one."""
+    """Whether an id comes from the row, not from the replay (which creates ids for calls without one)."""
     return id_ is not None and "chatcmpl-123_" not in id_
 
 

@@ -1,4 +1,5 @@
-"""Budgets hold whatever the server reports: workers and driver in virtual time, against a server that knows the truth."""
+"""Budgets hold for any usage that the server reports: workers and driver in virtual time, and a server with known
+usage."""
 
 from __future__ import annotations
 
@@ -76,7 +77,7 @@ class Worker:
 
 
 def run(answer: Callable[[], Received], bounds: Bounds, *, journal: float = 0.0, before: Spent | None = None) -> int:
-    """The number of calls that a run makes. `journal` is the share of the truth that the journal knows."""
+    """The number of calls that a run makes. `journal` is the share of the real usage that the journal knows."""
     now = 0.0
     workers = [Worker("00000-000001-a", 500), Worker("00001-000001-b", 500)]
     for worker in workers:
@@ -119,7 +120,7 @@ def test_a_budget_is_exceeded_by_at_most_the_calls_in_flight(budget: str, answer
 
 
 def test_the_journal_corrects_estimates_that_are_too_low() -> None:
-    """Each call really costs ten times what its chunks suggest, which only tiktoken finds out."""
+    """Each call costs ten times the estimate from its chunks; only tiktoken counts the real number."""
     answer = lambda: streamed(None, chunks=OUTPUT // 10, text="1")  # noqa: E731
     bounds = Bounds(None, None, None, None, 60 * TRUE_USD)
     assert run(answer, bounds) > 60 + IN_FLIGHT

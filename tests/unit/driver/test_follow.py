@@ -1,4 +1,4 @@
-"""Rounds of `capture.follow_s`: what each one sends, what it may use, and what ends them. A round itself is a fake."""
+"""Rounds of `capture.follow_s`: their requests, their budgets, and their end. A round itself is a fake."""
 
 from __future__ import annotations
 

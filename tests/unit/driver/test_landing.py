@@ -90,7 +90,7 @@ def test_a_drain_lands_the_held_captures_of_a_dead_worker(landing: Landing) -> N
 
 @pytest.fixture
 def patient(landing: Landing, monkeypatch: pytest.MonkeyPatch) -> Landing:
-    """A file is damaged after 15 s. Only waiting moves the clock."""
+    """A landing whose files count as damaged after 15 s. Only waiting moves the clock."""
     now = [0.0]
     monkeypatch.setattr("deltatap.driver.landing._GIVE_UP_S", 120.0)
     monkeypatch.setattr("deltatap.driver.landing.time.monotonic", lambda: now[0])

@@ -166,7 +166,7 @@ def test_no_spark_job_is_interrupted_when_the_driver_captures(tmp_path: Path, mo
 
 
 def test_attempts_stop_if_the_control_loop_fails(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process may live on, and an attempt in it."""
+    """The process may continue, and so would an attempt in it."""
     ended = threading.Event()
 
     def fail() -> list[Heartbeat]:

@@ -120,7 +120,7 @@ def parts_of(plan: PlanState, name: str, *sizes: int) -> list[Path]:
 
 
 def test_a_manifest_holds_every_request_that_spark_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A listing that is old, and a part that is half there, are waited for."""
+    """The driver waits while a listing is old, and while a part is incomplete."""
     plan = PlanState(tmp_path / "plan-1")
     first, second = parts_of(plan, "parts", 3, 4)
     content = second.read_bytes()

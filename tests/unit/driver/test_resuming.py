@@ -1,4 +1,5 @@
-"""Open streams between runs: carried from a dead run, left by a stopped one, taken by the next, without Spark."""
+"""Open streams between runs: carried over from a dead run, left by a stopped run, taken by the next run, without
+Spark."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ class Lease:
 
 @dataclass
 class Active:
-    """As much of a run as these steps need."""
+    """The parts of a run that these steps need."""
 
     settings: Any
     state: RunState

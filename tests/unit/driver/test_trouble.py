@@ -1,4 +1,4 @@
-"""Which errors of Spark are about the storage."""
+"""Which errors of Spark come from the storage."""
 
 from __future__ import annotations
 

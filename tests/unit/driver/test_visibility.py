@@ -1,4 +1,4 @@
-"""How long workers take to see what the driver writes, and what that means."""
+"""How long workers take to see the driver's files, and the level of this finding."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         ([Seen("a", 0.1, 5.0), Seen("b", 0.0, 0.2)], "ok", "seen by 2 tasks after at most 5.0 s"),
         ([Seen("a", 0.1, 5.1), Seen("b", 0.0, 0.2)], "warning", "after at most 5.1 s: expected at most 5 s; deltatap relies on at most 15 s"),
         ([Seen("a", 6.0, 0.0)], "warning", "after at most 6.0 s"),
-        ([Seen("b", None, 0.1), Seen("a", 0.0, None)], "problem", "a, b: what the driver writes is not visible after 30 s"),
+        ([Seen("b", None, 0.1), Seen("a", 0.0, None)], "problem", "a, b: the driver's files are not visible after 30 s"),
     ],
 )  # fmt: skip
 def test_the_result_of_the_measurement(seen: list[Seen], level: str, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Where a run captures: what is impossible, what fits, and what `deltatap check` says about it."""
+"""Where a run captures: impossible places, the place that fits, and the finding of `deltatap check`."""
 
 from __future__ import annotations
 

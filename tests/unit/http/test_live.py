@@ -1,4 +1,4 @@
-"""The end of a growing text, without secrets: whole ones, begun ones and cut ones."""
+"""The end of a growing text, without secrets: complete, incomplete and cut secrets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of /moderations over a real socket, and what a response means."""
+"""Calls of /moderations over a real socket, and the meaning of responses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading a broken answer on: wherever a stream is cut, the result is that of the unbroken stream."""
+"""Resuming a broken answer: wherever a stream is cut, the result equals that of the unbroken stream."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ STREAMS = {name: events(name) for name in ENDED}
 
 
 class Server:
-    """Keeps an answer, and sends its events after a number; `ms` counts up over all calls."""
+    """Stores an answer, and sends its events after a number; `ms` counts up over all calls."""
 
     def __init__(self, kept: Sequence[bytes]) -> None:
         self.kept = kept
@@ -76,7 +76,7 @@ def finished(answer: Resumable, call: Call, after: int | None, *, reading: bool)
 
 
 def content(call: Call) -> dict[str, Any]:
-    """What a call has received, without times."""
+    """The data that a call has received, without times."""
     received = call.received
     chunks = [
         {name: chunk[name] for name in ("text", "kind", "choice", "event")} for chunk in received.chunks.to_dicts()

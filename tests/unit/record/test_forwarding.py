@@ -1,4 +1,4 @@
-"""What becomes of a request's head, and which of its values are secret."""
+"""How a request's head is rewritten, and which of its values are secret."""
 
 from __future__ import annotations
 

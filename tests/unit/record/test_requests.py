@@ -1,4 +1,4 @@
-"""Requests as bytes: whole, byte by byte, one after the other, and what is no request."""
+"""Requests as bytes: whole, byte by byte, one after the other, and invalid data."""
 
 from __future__ import annotations
 

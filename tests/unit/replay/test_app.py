@@ -1,4 +1,4 @@
-"""What a request gets: which answer, in which form and when. tests/spark/test_replay.py tests real clients."""
+"""The response to a request: the answer, its form and its times. tests/spark/test_replay.py tests real clients."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Responses in the background, over real sockets, as the openai client uses them: stored, resumed, cancelled,
-expired."""
+"""Responses in the background, with the openai client over real sockets: stored, resumed, cancelled, expired."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a watcher finds in a state folder, while files appear and disappear."""
+"""The content of a state folder for a watcher, while files appear and disappear."""
 
 from __future__ import annotations
 

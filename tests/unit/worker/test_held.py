@@ -1,4 +1,4 @@
-"""Captures whose texts are still being checked: in the journal, but not to be landed while their worker lives."""
+"""Captures whose texts are still being checked: in the journal, but not landed while their worker lives."""
 
 from __future__ import annotations
 

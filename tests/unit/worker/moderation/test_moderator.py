@@ -1,4 +1,4 @@
-"""The checks of calls with a scripted endpoint: what is called, when, and what a failure means."""
+"""The checks of calls with a scripted endpoint: which calls are made, when, and the effect of failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where texts are checked: after each stretch of characters, for any cut into chunks and reads."""
+"""Where texts are checked: at regular intervals of characters, for any division into chunks and reads."""
 
 from __future__ import annotations
 
