@@ -130,7 +130,7 @@ def _tables(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
 
 
 def _where(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
-    """Check where the run captures, and its needs on Spark."""
+    """Check where the run captures, and whether Spark has everything that this place needs."""
     try:
         level, detail = verdict(settings.capture, compute_of(spark))
     except Exception as error:  # noqa: BLE001 - anything can keep a worker from starting

@@ -440,7 +440,7 @@ def test_the_endpoint_names_parts_that_an_api_cannot_express_and_answers_that_ma
     assert status == 422
     assert json.loads(body)["error"]["message"] == (
         "legacy completions cannot express this answer: it has tool calls. It was captured from another API: "
-        "ask /v1/chat/completions"
+        "use /v1/chat/completions"
     )
     several = [recording(row(request_id=name, request_hash=name)) for name in "ab"]
     status, _, body = request(Replay(several, speed=0), body=OTHER)

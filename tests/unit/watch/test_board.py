@@ -76,7 +76,7 @@ def test_the_latest_rows_come_first() -> None:
         (seen(1), DEAD_S + 1, "ended", "the driver has sent nothing for 601 s; it is probably dead"),
         (seen(2, stop="stopped"), 1.0, "stopping", "stopping (stopped)"),
         (seen(2, stop="ended"), 1.0, "ended", ""),
-        (seen(2, beats=(beat(ended=True),)), 1.0, "stopping", "all workers have ended; the last answers land"),
+        (seen(2, beats=(beat(ended=True),)), 1.0, "stopping", "all workers have ended; the last answers are landing"),
         (seen(2, beats=()), 1.0, "running", "no worker has started yet"),
         (None, 1.0, "ended", ""),
     ],
