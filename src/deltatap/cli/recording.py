@@ -56,7 +56,7 @@ def record(
         address, number = listening.getsockname()[:2]
         if target.host in (host, address, "localhost") and target.port == number:
             raise ConfigError(
-                [f"endpoint.base_url: {settings.endpoint.base_url} is this proxy; name the real endpoint"]
+                [f"endpoint.base_url: {settings.endpoint.base_url} is this proxy; use the URL of the real endpoint"]
             )
         spark = session(settings, console)
 

@@ -39,10 +39,10 @@ if TYPE_CHECKING:
 
 
 NETWORK = "network"
-# What capture.resume means for privacy and costs.
+# The effect of capture.resume on privacy and costs.
 PRIVACY = (
-    "the provider stores every streamed answer (store: true) for as long as its data retention says, also after the "
-    "run; generation continues after a stop"
+    "the provider stores every streamed answer (store: true) for as long as its data retention policy says, even after "
+    "the run; generation continues after a stop"
 )
 
 

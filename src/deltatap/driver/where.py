@@ -60,10 +60,10 @@ def fit(capture: Capture, compute: Compute) -> Fit:
     if compute.serverless:
         return Fit("driver", _NO_NETWORK, must=True)
     if processes > 1:
-        needed = f"{streams} need {processes:,} processes (capture.streams_per_worker), and the driver is one"
+        needed = f"{streams} need {processes:,} processes (capture.streams_per_worker), and the driver is a single process"
         return Fit("workers", needed, must=True)
     if not compute.here:
         return Fit("workers", "they are on other machines, where planning and landing do not delay the streams")
     if compute.slots == 1:
-        return Fit("driver", "a UDF would take Spark's only task slot, and nothing could land until it ends")
-    return Fit("driver", f"one process on this machine holds all {streams}, and the first call does not wait for a UDF")
+        return Fit("driver", "a UDF would take Spark's only task slot, and no capture could land until it ends")
+    return Fit("driver", f"one process on this machine can hold all {streams}, and no UDF has to start")

@@ -26,7 +26,7 @@ SERVERLESS = Compute(serverless=True, slots=4, here=False)
         (CLUSTER, {}, "workers", False, "they are on other machines, where planning and landing do not delay"),
         (CLUSTER, {"concurrency": 1000}, "workers", True, "1,000 streams need 4 processes"),
         (LAPTOP, {"concurrency": 257}, "workers", True, "257 streams need 2 processes"),
-        (LAPTOP, {"concurrency": 256}, "driver", False, "one process on this machine holds all 256 streams"),
+        (LAPTOP, {"concurrency": 256}, "driver", False, "one process on this machine can hold all 256 streams"),
         (Compute(serverless=False, slots=1, here=True), {}, "driver", False, "a UDF would take Spark's only task slot"),
     ],
 )
@@ -43,8 +43,8 @@ def test_the_place_that_fits_a_run(compute: Compute, capture: dict[str, Any], wh
         (SERVERLESS, {"where": "driver"}, "ok", "driver: UDFs on serverless compute have no network access"),
         (CLUSTER, {"where": "driver"}, "ok", "driver; workers may fit better: they are on other machines"),
         (CLUSTER, {"where": "driver", "concurrency": 300}, "warning", "driver; use workers: 300 streams need 2 proc"),
-        (LAPTOP, {}, "ok", "workers; driver may fit better: one process on this machine holds all 64 streams"),
-        (LAPTOP, {"where": "driver"}, "ok", "driver: one process on this machine holds all 64 streams"),
+        (LAPTOP, {}, "ok", "workers; driver may fit better: one process on this machine can hold all 64 streams"),
+        (LAPTOP, {"where": "driver"}, "ok", "driver: one process on this machine can hold all 64 streams"),
     ],
 )
 def test_the_finding_of_check(compute: Compute, capture: dict[str, Any], level: str, text: str) -> None:
