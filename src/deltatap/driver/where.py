@@ -60,7 +60,7 @@ def fit(capture: Capture, compute: Compute) -> Fit:
     if compute.serverless:
         return Fit("driver", _NO_NETWORK, must=True)
     if processes > 1:
-        needed = f"{streams} need {processes:,} processes (capture.streams_per_worker), and the driver is a single process"
+        needed = f"{streams} need {processes:,} processes (capture.streams_per_worker), and the driver is one process"
         return Fit("workers", needed, must=True)
     if not compute.here:
         return Fit("workers", "they are on other machines, where planning and landing do not delay the streams")
