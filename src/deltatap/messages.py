@@ -35,11 +35,13 @@ class Permit:
         requests: the highest request number that is permitted.
         void: permits up to this number are no longer valid.
         tokens: the expected tokens of each permitted request.
+        checks_only: whether only calls of moderation may use it, because the budget covers no request.
     """
 
     requests: int = 0
     void: int = 0
     tokens: float = 0.0
+    checks_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,8 @@ class Heartbeat:
         waits_for: what it waits for, in words.
         ended: whether the worker has finished.
         at: when the heartbeat was written, in seconds since the epoch.
-        wants: the number of requests that could start now if they were permitted.
+        wants: the number of requests and checks that could start now if they were permitted.
+        checks: how many of them are calls of moderation, which no budget counts.
         next_tokens, next_usd: the expected use of the next request.
         used: the highest permit number that is used or void.
         recent: the starts within the last minute, in groups of (age in seconds, requests, tokens).
@@ -206,6 +209,7 @@ class Heartbeat:
     ended: bool = False
     at: float = 0.0
     wants: int = 0
+    checks: int = 0
     next_tokens: float = 0.0
     next_usd: float = 0.0
     used: int = 0

@@ -88,6 +88,7 @@ class _Worker:
         recent: its starts within the last minute.
         limited: its count of 429 responses.
         waits_since: since when the worker wants permits and gets none; None while it wants none.
+        checks_only: whether its permits are for calls of moderation only.
         void: permits up to this number are void, because they were issued for smaller requests than the next one.
         grants: (time, requests granted so far, expected tokens and USD of each request in this grant).
     """
@@ -97,6 +98,7 @@ class _Worker:
     recent: Sequence[Sequence[float]] = ()
     limited: int = 0
     waits_since: float | None = None
+    checks_only: bool = False
     void: int = 0
     grants: deque[tuple[float, int, float, float]] = field(default_factory=deque)
 
@@ -113,12 +115,15 @@ class _Worker:
                 known = requests
         return found
 
-    def grant(self, now: float, beat: Heartbeat, count: int) -> None:
-        """Grant `count` more requests; void earlier grants if they were for much smaller requests than the next one."""
+    def grant(self, now: float, beat: Heartbeat, count: int, *, checks_only: bool = False) -> None:
+        """Grant `count` more requests; void earlier grants for much smaller requests than the next, or for checks."""
         if count or self.waits_since is None:
             self.waits_since = now
         if self.grants and beat.next_tokens > TOLERATED * self.grants[-1][2]:
             self.void = self.granted()
+        if self.checks_only and not checks_only:
+            self.void = self.granted()
+        self.checks_only = checks_only
         # Requests that started while the run had no limits have numbers, too.
         granted = max(self.granted(), beat.used) + count
         self.grants.append((now, granted, max(beat.next_tokens, 1.0), beat.next_usd))
@@ -128,7 +133,7 @@ class _Worker:
     def permit(self, now: float) -> Permit:
         """The permit to publish."""
         tokens = self.grants[-1][2] if self.grants else 0.0
-        return Permit(self.granted(), max(self.void, self.granted(now - PERMIT_S)), tokens)
+        return Permit(self.granted(), max(self.void, self.granted(now - PERMIT_S)), tokens, self.checks_only)
 
 
 class Pacer:
@@ -290,6 +295,8 @@ class Pacer:
         # While a large request is overdue, all workers wait until it fits. Otherwise small requests would always take
         # its place.
         blocked = any(left.fits(self._one(beat)) < 1 <= budget.fits(_cost(beat)) for beat in order[: len(overdue)])
+        # No budget counts checks, so what has been sent is checked after the budget is used up.
+        checking = {beat.claim for beat in wanting if beat.checks >= beat.wants > budget.fits(_cost(beat))}
         waiting = [] if blocked else order
         while waiting:
             still = []
@@ -298,17 +305,19 @@ class Pacer:
                 wants = beat.wants - outstanding[beat.claim].requests - dealt[beat.claim]
                 fits = min(left.fits(one), pace.may_start(one))
                 fair = max(1, math.floor(fits / len(waiting))) if math.isfinite(fits) else wants
-                count = math.floor(min(wants, fair, fits, budget.fits(cost)))
+                affords = math.inf if beat.claim in checking else budget.fits(cost)
+                count = math.floor(min(wants, fair, fits, affords))
                 if count > 0:
                     self._served = beat.claim
                     dealt[beat.claim] += count
                     used = one.times(-count)
                     left, pace, self._level = left + used, pace + used, self._level + used
-                    budget += cost.times(-count)
+                    if beat.claim not in checking:
+                        budget += cost.times(-count)
                     still.append(beat)
             waiting = [beat for beat in still if beat.wants - outstanding[beat.claim].requests > dealt[beat.claim]]
         for beat in wanting:
-            self._workers[beat.claim].grant(now, beat, dealt[beat.claim])
+            self._workers[beat.claim].grant(now, beat, dealt[beat.claim], checks_only=beat.claim in checking)
 
     def _one(self, beat: Heartbeat) -> Spent:
         """What a worker's next request uses of the rate limits. A request above the token limit starts alone."""

@@ -35,11 +35,13 @@ class Allowance:
         if permit is not None:
             self.used = max(self.used, permit.void)
 
-    def allows(self, now: float, tokens: float) -> bool:
-        """Whether a request with this many expected tokens may start."""
+    def allows(self, now: float, tokens: float, *, check: bool = False) -> bool:
+        """Whether a request with this many expected tokens, or a call of moderation, may start."""
         permit = self._permit
         if permit is None:
             return True
+        if permit.checks_only and not check:
+            return False
         # Since the permit was issued, the next request or its expected use may have changed, but only within bounds.
         return now < self._until and self.used < permit.requests and tokens <= TOLERATED * permit.tokens
 

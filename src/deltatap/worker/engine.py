@@ -529,12 +529,14 @@ class Engine:
         now = time.perf_counter()
         cool_s, retry_at = max(0.0, self._cool_until - now), self._scheduler.waits_until()
         retry_s = 0.0 if retry_at is None else max(0.0, retry_at - now)
+        checks = self._moderator.waiting if self._moderator is not None and self._limited else 0
         return {
             # A request whose answer is still being checked is in flight, too.
             "open": self._scheduler.open + len(self._judging),
             "streams": self._client.open_streams(),
             "requests": self.requests,
-            "wants": self._scheduler.wants(now) + (self._moderator.waiting if self._moderator and self._limited else 0),
+            "wants": self._scheduler.wants(now) + checks,
+            "checks": checks,
             "loop_lag_ms": self._lag.worst_ms(since=now - _LAG_S),
             "cool_s": cool_s,
             "fatal": None if self.fatal is None else str(self.fatal),

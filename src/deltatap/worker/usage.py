@@ -77,7 +77,7 @@ class Tally:
     def takes_permit(self) -> bool:
         """Take a permit for a call that uses no tokens, such as a moderation call. False if there is none now."""
         now = self._clock()
-        if not self.allowance.allows(now, 0):
+        if not self.allowance.allows(now, 0, check=True):
             return False
         self.allowance.take()
         self._meter.started(now, 0)

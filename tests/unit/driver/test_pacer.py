@@ -383,6 +383,26 @@ def test_a_budget_counts_earlier_use() -> None:
     assert world.pacer.exhausted == "budget.requests: 500 is used up"
 
 
+def test_what_was_sent_is_checked_after_the_budget_is_used_up() -> None:
+    pacer, tally = Pacer(Bounds(requests_per_minute=600, requests=1)), Tally(lambda: 10.0)
+    job = Job(Request("r", "", None, None, None, None), None, "stream", 0, [], 0.0)
+
+    def turn(now: float, beat: int, **values: Any) -> Permit:
+        permits = pacer.turn(now, [Heartbeat(1, "a", beat, open=1, requests=1, used=tally.allowance.used, **values)])
+        assert permits is not None
+        tally.give(permits["a"], None)
+        return permits["a"]
+
+    turn(1.0, 1, wants=2, checks=1)
+    assert not tally.takes_permit(), "a request waits, too, and there is no budget for it"
+    permit = turn(5.0, 2, wants=2, checks=2)
+    assert (permit.requests, permit.checks_only) == (2, True)
+    assert not tally.allows(job)
+    assert tally.takes_permit()
+    turn(5.5, 3, wants=2, checks=1)
+    assert not tally.allows(job), "the other permit was for a check"
+
+
 def test_use_of_an_earlier_driver_s_workers_counts_once() -> None:
     earlier = Heartbeat(1, "00000-1-old", 9, requests=60)
     waiting = Heartbeat(2, "00000-2-new", 1, wants=50)
