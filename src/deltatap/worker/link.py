@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Self
 
 from deltatap.messages import LOST_S, POLL_S, STALE_S, Heartbeat, Permit
@@ -29,9 +29,13 @@ _BACKLOG = 2048
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Start no more requests, and cut open streams after ``grace_s`` seconds."""
+    """Start no more requests, and cut open streams after ``grace_s`` seconds.
+
+    With limits, `permit` is for the checks of the streams that are still open.
+    """
 
     grace_s: float
+    permit: Permit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,7 @@ def decide(control: Control | None, now: Situation) -> Stop | Proceed:
         # Captures that cannot be kept must not be paid for.
         return Stop(0)
     if control is not None and control.epoch == now.epoch and control.stop is not None:
-        return Stop(control.grace_s)
+        return Stop(control.grace_s, _permit(control, now.claim))
     replaced = (control is not None and control.epoch > now.epoch) or not now.holds_claim
     if replaced or now.silent_s > LOST_S:
         return Stop(now.grace_s)
@@ -75,10 +79,14 @@ def decide(control: Control | None, now: Situation) -> Stop | Proceed:
     return Proceed(
         share=control.shares.get(now.claim, 0),
         cool_s=control.cool_s,
-        permit=None if control.permits is None else control.permits.get(now.claim, Permit()),
+        permit=_permit(control, now.claim),
         mean_output_tokens=control.mean_output_tokens,
         begins_at=control.begins_at,
     )
+
+
+def _permit(control: Control, claim: str) -> Permit | None:
+    return None if control.permits is None else control.permits.get(claim, Permit())
 
 
 class Link:
@@ -171,6 +179,8 @@ class Link:
         )
         if isinstance(decision, Stop):
             self._engine.stop(decision.grace_s)
+            if decision.permit is not None:
+                self._engine.control(replace(_PAUSE, permit=decision.permit))
         else:
             self._engine.control(decision)
 

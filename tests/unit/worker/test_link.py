@@ -134,6 +134,13 @@ def test_the_journal_and_the_claim_are_watched(exchange: SimpleNamespace) -> Non
     assert exchange.engine.directions == [PAUSE, Stop(0), Stop(7.0)]
 
 
+def test_the_checks_of_open_streams_have_permits_after_a_stop(exchange: SimpleNamespace) -> None:
+    permit = Permit(3)
+    exchange.state.publish(Control(EPOCH, 1, {}, stop="stopped", grace_s=9.0, permits={exchange.claim: permit}))
+    exchange.link.exchange()
+    assert exchange.engine.directions == [Stop(9.0), Proceed(0, permit=permit)]
+
+
 def test_each_exchange_sends_a_new_heartbeat(exchange: SimpleNamespace) -> None:
     exchange.journal.totals.uncalled = 3
     for beat in (1, 2):
