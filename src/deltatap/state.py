@@ -276,7 +276,7 @@ class PlanState:
 
     @property
     def parts(self) -> Path:
-        """The folder of the parts that Spark wrote."""
+        """The folder of the parts that Spark wrote. A write that was repeated has a number after this name."""
         return self.folder / "parts"
 
     def at_once(self) -> PlanState:
@@ -291,7 +291,9 @@ class PlanState:
         """The files of the parts; a part's number is its index in this list."""
         if self.written is not None:
             return [self.folder / part.name for part in self.written]
-        return [path for path in self.files.names(self.parts, ".parquet") if path.name.startswith("part-")]
+        tries = [path for path in self.files.names(self.folder) if path.name.startswith(self.parts.name)]
+        latest = max(tries, key=lambda path: (len(path.name), path.name), default=self.parts)
+        return [path for path in self.files.names(latest, ".parquet") if path.name.startswith("part-")]
 
     def open_part(self, part: int) -> IO[bytes]:
         """A part for reading. A file that another node has written may take a while to appear.

@@ -217,6 +217,9 @@ def test_parts_are_numbered_by_name(state: RunState) -> None:
         (plan.parts / name).touch()
     assert [path.name for path in plan.part_files()] == ["part-00000-a.parquet", "part-00001-b.parquet"]
     assert [each.folder.name for each in state.plans()] == ["plan-1"]
+    (plan.folder / "parts-2").mkdir()
+    (plan.folder / "parts-2" / "part-00000-c.parquet").touch()
+    assert [path.name for path in plan.part_files()] == ["part-00000-c.parquet"], "the write was repeated"
 
 
 def test_a_write_that_fails_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

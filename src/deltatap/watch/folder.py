@@ -60,6 +60,8 @@ class Folder:
             return self._look()
         except FileNotFoundError:
             return Seen() if self._state is None else None
+        except _FAILURES:  # the next look reads it again
+            return Seen()
 
     def _look(self) -> Seen | None:
         if self._state is None:

@@ -86,3 +86,14 @@ def test_a_heartbeat_of_an_older_version_has_no_streams(tmp_path: Path) -> None:
     state = prepared(tmp_path)
     (state.folder / "workers" / "x.json").write_text('{"epoch": 1, "claim": "00000-000001-x", "beat": 1}')
     assert found(Folder(tmp_path)).heartbeats[0].streams == ()
+
+
+def test_a_part_that_is_not_whole_yet_does_not_end_the_page(tmp_path: Path) -> None:
+    state, folder = prepared(tmp_path), Folder(tmp_path)
+    plan = state.plan(1)
+    plan.parts.mkdir(parents=True)
+    part = plan.parts / "part-00000-a.parquet"
+    part.write_bytes(b"PAR1")
+    assert found(folder) == Seen()
+    pq.write_table(pa.table({"x": [1, 2, 3]}), part)
+    assert found(folder).owed == 3
