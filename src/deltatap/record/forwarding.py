@@ -138,10 +138,12 @@ def secrets_of(head: Head) -> frozenset[str]:
     for raw_name, raw_value in head.headers:
         name, value = raw_name.decode("latin1").lower(), raw_value.decode("latin1").strip()
         if name == "cookie":
-            pairs = (each.partition("=")[2].strip() for each in value.split(";"))
+            pairs = (each.partition("=")[2].strip(' "') for each in value.split(";"))
             found |= {pair for pair in pairs if len(pair) >= _SECRET_COOKIE}
         elif holds_credential(name):
-            found |= {value, value.rpartition(" ")[2], *_basic(value)}
+            # A list of values, each with or without a scheme.
+            words = {each.split()[-1].strip('"') for each in value.split(",") if each.strip()}
+            found |= {value, *words, *_basic(value)}
     query = path_of(head.target).partition(b"?")[2].decode("latin1")
     found |= set(_in_query(query))
     return frozenset(found - {""})

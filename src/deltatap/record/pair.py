@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # Maximum number of a client's bytes that wait here; above it, the client is not read.
 _MAX_WAITING = 1024 * 1024
+# How many parts and requests, however small. A client can send requests before it has the answers to earlier ones.
+_MAX_EVENTS = 256
 _REUSED = ConnectionTimes(reused=True)
 _RESET = struct.pack("ii", 1, 0)
 # How long a client may take to read the last bytes and to close its side.
@@ -220,7 +222,8 @@ class Pair:
 
     def _pace_client(self) -> None:
         full = self.connected and self._to_server is not None and self._to_server.full
-        self._client.pause(reading=not full and self._waiting <= _MAX_WAITING)
+        much = self._waiting > _MAX_WAITING or len(self._events) > _MAX_EVENTS
+        self._client.pause(reading=not full and not much)
 
     def _pace_server(self) -> None:
         if self._server is not None:

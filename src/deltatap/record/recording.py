@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx2
 
-from deltatap.api.values import decode
+from deltatap.api.values import clean, decode
 from deltatap.errors import ProtocolError
 from deltatap.http.faults import internal_error, is_fault
 from deltatap.http.outcomes import FAILURES, error_of
@@ -77,7 +77,7 @@ class Asked:
             return cls(Request(request_id, digest, deployment, None, None, None), None, "complete", text)
         mode: Mode = "stream" if value.get("stream") is True else "complete"
         named = value.get("model")
-        model = named if isinstance(named, str) and named else deployment
+        model = clean(named) if isinstance(named, str) and named else deployment
         try:
             digest = request_hash_of(value)
             choices = api.choices(value)

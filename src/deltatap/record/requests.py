@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _MAX_HEAD_BYTES = 256 * 1024
+# The headers that say where a body ends.
+_FRAMING = frozenset((b"content-length", b"transfer-encoding"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,30 +60,48 @@ class RequestParser:
         self._target = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._head_bytes = 0
-        self._in_head = True
+        self._in_head, self._again = True, False
         self._llhttp = httptools.HttpRequestParser(self)
 
     def feed(self, data: bytes) -> list[Event]:
         """The events in the data of one read, up to the first invalid byte."""
         if self.wrong is not None:
             return []
+        self._head_bytes += len(data)
+        rest = data
+        while rest:
+            rest = self._parsed(rest)
+        if not self._in_head:
+            self._head_bytes = 0
+        if self._head_bytes > _MAX_HEAD_BYTES:
+            self.wrong = f"the headers exceed {_MAX_HEAD_BYTES:,} bytes"
+        events, self._events = self._events, []
+        return events
+
+    def _parsed(self, data: bytes) -> bytes:
+        """Parse data. Returns what follows a request that asks for another protocol."""
         try:
             self._llhttp.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            # A request for another protocol (Upgrade) is forwarded without this header, so HTTP/1.1 continues.
-            self._llhttp = httptools.HttpRequestParser(self)
-            rest = data[upgrade.args[0] :]
-            return [*self._taken(), *(self.feed(rest) if rest else ())]
+            self._stay()
+            return data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
             self.wrong = f"this is not valid HTTP/1.1: {error}"
-        self._head_bytes = self._head_bytes + len(data) if self._in_head else 0
-        if self._head_bytes > _MAX_HEAD_BYTES:
-            self.wrong = f"the headers exceed {_MAX_HEAD_BYTES:,} bytes"
-        return self._taken()
+        return b""
 
-    def _taken(self) -> list[Event]:
-        events, self._events = self._events, []
-        return events
+    def _stay(self) -> None:
+        """Go on after a request that asks for another protocol. It is passed on without that wish.
+
+        httptools ends such a request at its head. Its body, and the next request, follow.
+        """
+        self._llhttp = httptools.HttpRequestParser(self)
+        *_, head, _end = self._events
+        if isinstance(head, Head) and head.method != "CONNECT":
+            self._events.pop()
+            framing = (b"%b: %b\r\n" % header for header in head.headers if header[0].lower() in _FRAMING)
+            self._again = True
+            self._llhttp.feed_data(b"".join((b"POST / HTTP/1.1\r\n", *framing, b"\r\n")))
+            self._again = False
 
     def on_message_begin(self) -> None:
         """Httptools callback."""
@@ -98,7 +118,9 @@ class RequestParser:
 
     def on_headers_complete(self) -> None:
         """Httptools callback."""
-        self._in_head = False
+        self._in_head, self._head_bytes = False, 0
+        if self._again:
+            return
         method, version = self._llhttp.get_method().decode("latin1"), self._llhttp.get_http_version()
         self._events.append(Head(method, self._target, version, tuple(self._headers)))
 
@@ -108,5 +130,5 @@ class RequestParser:
 
     def on_message_complete(self) -> None:
         """Httptools callback."""
-        self._in_head = True
+        self._in_head, self._head_bytes = True, 0
         self._events.append(End())

@@ -142,7 +142,7 @@ class Session:
             pair.discard()
             await pair.over
             self._record(failure)
-            self._refuse(HTTPStatus.BAD_GATEWAY, failure.message, api)
+            self._refuse(HTTPStatus.BAD_GATEWAY, failure.message, api, bodiless=head.method == "HEAD")
             return True
         sent = forwarded(head, shared.target, recorded=recording is not None)
         if recording is None:
@@ -170,13 +170,13 @@ class Session:
         message = f"deltatap record cannot reach {shared.target.scheme}://{shared.target.netloc.decode()}: {why}"
         return without_secrets(CaptureError("connection", code, message), shared.secrets)
 
-    def _refuse(self, status: int, message: str, api: Api | None = None) -> None:
+    def _refuse(self, status: int, message: str, api: Api | None = None, *, bodiless: bool = False) -> None:
         """Answer instead of the server."""
         error = (api or specification(NAMES[0])).error_body(status, "api_error", None, message)
         body = json.dumps(error).encode()
         phrase = HTTPStatus(status).phrase
         head = f"HTTP/1.1 {status:d} {phrase}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        self._pair.to_client.write(head.encode() + body)
+        self._pair.to_client.write(head.encode() + (b"" if bodiless else body))
 
 
 def _ignore(_at: float) -> None:

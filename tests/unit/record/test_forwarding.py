@@ -135,3 +135,18 @@ def test_secrets() -> None:
         "in%2Dquery-1",
     } <= found
     assert not found & {"short", "not-a-secret", "gpt-4o-mini", ""}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "secrets"),
+    [
+        ("Authorization", "Bearer\tsk-abcdefgh", {"sk-abcdefgh"}),
+        ("Authorization", "Bearer  sk-abcdefgh", {"sk-abcdefgh"}),
+        ("Authorization", 'Bearer "sk-abcdefgh"', {"sk-abcdefgh"}),
+        ("X-API-Key", "key-12345678, key-87654321", {"key-12345678", "key-87654321"}),
+        ("Cookie", 'session="0123456789abcdef"', {"0123456789abcdef"}),
+        ("Authorization", " , ", {","}),
+    ],
+)
+def test_secrets_in_odd_headers(name: str, value: str, secrets: set[str]) -> None:
+    assert secrets <= secrets_of(head((name, value)))

@@ -266,7 +266,53 @@ def test_an_unreachable_server_is_a_502_and_a_row(tmp_path: Path) -> None:
             head, _, body = got.partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
             assert f"cannot reach http://127.0.0.1:{port}" in json.loads(body)["error"]["message"]
-    assert [(row["status"], row["error"]["type"]) for row in proxy.rows] == [("failed", "connection")] * 2
+        client.sendall(b"HEAD /v1/models HTTP/1.1\r\nHost: x\r\n\r\n" + request())
+        got = b""
+        while not got.endswith(b"}}"):
+            got += client.recv(65536)
+        first, second, body = got.split(b"\r\n\r\n")
+        assert first.startswith(b"HTTP/1.1 502")
+        assert second.startswith(b"HTTP/1.1 502"), "the answer to HEAD has no body"
+        assert json.loads(body)
+    assert [(row["status"], row["error"]["type"]) for row in proxy.rows] == [("failed", "connection")] * 3
+
+
+def test_a_request_that_wishes_for_http_2_passes_with_its_body(tmp_path: Path) -> None:
+    wish = request(
+        headers="Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n"
+    )
+    with (
+        raw_server(answering(*STREAM, then="keep")) as server,
+        recording(server.base_url, tmp_path) as proxy,
+        socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as client,
+    ):
+        client.sendall(wish * 2)
+        got = b""
+        while len(got) < 2 * len(b"".join(STREAM)):
+            got += client.recv(65536)
+    assert [asked.body for asked in server.asked] == [HI, HI]
+    assert not {"upgrade", "http2-settings"} & server.asked[0].headers.keys()
+    assert [row["status"] for row in proxy.rows] == ["completed"] * 2
+
+
+def test_a_model_that_is_no_text_of_utf_8(tmp_path: Path) -> None:
+    with raw_server(answering(*STREAM)) as server, recording(server.base_url, tmp_path) as proxy:
+        assert talk(proxy.port, request({**HI, "model": "m\ud800"})) == b"".join(STREAM)
+    assert [(row["status"], row["request_model"]) for row in proxy.rows] == [("completed", "m\ufffd")]
+
+
+def test_many_requests_before_the_first_answer(tmp_path: Path) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+    with (
+        raw_server(answering(answer, then="keep")) as server,
+        recording(server.base_url, tmp_path) as proxy,
+        socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as client,
+    ):
+        client.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n" * 1000)
+        got = b""
+        while len(got) < 1000 * len(answer):
+            got += client.recv(65536)
+    assert got == answer * 1000
 
 
 def test_a_compressed_answer_passes_untouched_and_is_decoded_for_the_row(tmp_path: Path) -> None:

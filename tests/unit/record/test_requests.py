@@ -42,6 +42,38 @@ def test_an_upgrade_to_another_protocol_is_ignored() -> None:
     assert [made[1] for made in joined(RequestParser().feed(wish + ONE)) if len(made) > 1] == [b"/ws", b"/v1/x"]
 
 
+@pytest.mark.parametrize("size", [1, 7, 1000])
+@pytest.mark.parametrize(
+    "framing",
+    [b"Content-Length: 5\r\n\r\nhello", b"Transfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n"],
+)
+def test_a_request_with_such_a_wish_keeps_its_body(framing: bytes, size: int) -> None:
+    """Java's client sends one with each request until it knows that the server has no HTTP/2."""
+    wish = b"POST /a HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n" + framing
+    data, parser, events = wish + ONE + wish, RequestParser(), []
+    for at in range(0, len(data), size):
+        events += parser.feed(data[at : at + size])
+    assert parser.wrong is None
+    made = joined(events)
+    assert [each[1] for each in made if len(each) > 1] == [b"/a", b"/v1/x", b"/a"]
+    assert [each[0] for each in made if len(each) == 1] == [b"hello"] * 3
+    assert any(name == b"Upgrade" for name, _ in events[0].headers)
+
+
+def test_small_requests_are_not_one_large_head() -> None:
+    parser = RequestParser()
+    for _ in range(5000):
+        assert len(parser.feed(ONE)) == 3
+    assert parser.wrong is None
+
+
+def test_thousands_of_wishes_in_one_read() -> None:
+    wish = b"GET /ws HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    parser = RequestParser()
+    assert len(parser.feed(wish * 3000)) == 6000
+    assert parser.wrong is None
+
+
 @pytest.mark.parametrize(
     "data",
     [
