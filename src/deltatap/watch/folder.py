@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -45,28 +45,36 @@ class Folder:
     _state: RunState | None = None
     _read: set[str] = field(default_factory=set)
     _owed: tuple[int, int] = (-1, 0)
+    _last: Seen = field(default_factory=Seen)
 
     def active(self) -> list[str]:
         """The runs whose driver has sent a message lately, the latest one last. A killed run leaves its folder."""
         found, since = [], time.time() - DEAD_S
         for path in self.folder.glob("*/control.json"):
-            with suppress(FileNotFoundError):
-                found.append((path.stat().st_mtime, RunState(path.parent).name))
+            with suppress(OSError):
+                found.append((path.stat().st_mtime, RunState(path.parent).at_once().name))
         return [name for at, name in sorted(found) if at >= since]
 
     def look(self) -> Seen | None:
-        """The content now; None if the run's folder has been removed."""
+        """The content now; None if the run's folder has been removed.
+
+        While the folder cannot be read, this is the content of the last look. The board notices that the driver is silent.
+        """
         try:
-            return self._look()
+            seen = self._look()
         except FileNotFoundError:
             return Seen() if self._state is None else None
-        except _FAILURES:  # the next look reads it again
-            return Seen()
+        except _FAILURES:
+            return replace(self._last, finished=())
+        if seen is not None:
+            self._last = seen
+        return seen
 
     def _look(self) -> Seen | None:
         if self._state is None:
             active = [self.run_id] if self.run_id is not None else self.active()
-            state = RunState.of(self.folder, active[-1]) if active else None
+            # The page cannot wait: what cannot be read now is read at the next look.
+            state = RunState.of(self.folder, active[-1]).at_once() if active else None
             if state is None or not _is_led(state):
                 return Seen()
             self._state = state

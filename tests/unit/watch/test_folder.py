@@ -97,3 +97,23 @@ def test_a_part_that_is_not_whole_yet_does_not_end_the_page(tmp_path: Path) -> N
     assert found(folder) == Seen()
     pq.write_table(pa.table({"x": [1, 2, 3]}), part)
     assert found(folder).owed == 3
+
+
+def test_a_damaged_message_is_not_the_end(tmp_path: Path) -> None:
+    state, folder = prepared(tmp_path), Folder(tmp_path)
+    folder.look()
+    before = (state.folder / "control.json").read_bytes()
+    journaled(state, "a", "one")
+    good = found(folder)
+    assert good.finished
+    for damaged in (b"", b"{", b"[]", b"\xff"):
+        (state.folder / "control.json").write_bytes(damaged)
+        assert (found(folder).control, found(folder).finished) == (good.control, ())
+    (state.folder / "control.json").write_bytes(before)
+    assert found(folder).run_id == "run"
+
+
+def test_a_damaged_message_from_the_start_is_no_run(tmp_path: Path) -> None:
+    state = prepared(tmp_path)
+    (state.folder / "control.json").write_bytes(b"{")
+    assert found(Folder(tmp_path)) == Seen()
