@@ -58,7 +58,8 @@ class Folder:
     def look(self) -> Seen | None:
         """The content now; None if the run's folder has been removed.
 
-        While the folder cannot be read, this is the content of the last look. The board notices that the driver is silent.
+        While the folder cannot be read, this is the content of the last look. The board notices that the driver is
+        silent.
         """
         try:
             seen = self._look()
