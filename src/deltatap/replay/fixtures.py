@@ -87,7 +87,7 @@ def write(recordings: Iterable[Recording], folder: Path, api: str | None) -> tup
     Returns:
         The names of the files, and the reasons why requests have no file.
     """
-    newest = {(each.request_id, each.api): each for each in recordings if each.streamed}
+    newest = {(each.request_id, api or each.api): each for each in recordings if each.streamed}
     folder.mkdir(parents=True, exist_ok=True)
     names, reasons = [], []
     for each in newest.values():

@@ -529,3 +529,10 @@ def test_an_odd_request_body_finds_nothing(body: dict[str, Any]) -> None:
 def test_options_cannot_fill_the_memory(options: dict[str, Any]) -> None:
     with pytest.raises(BadOptionError, match="pieces of this answer, more than 1,000,000"):
         plan(row(), **options)
+
+
+def test_a_request_has_one_fixture_of_an_api_even_if_it_was_captured_from_two(tmp_path: Path) -> None:
+    made, _ = recordings_of([row(), row(api="messages", run_id="run-2")])
+    assert write(made, tmp_path, "chat") == (["a.chat.sse"], [])
+    assert b'"run_id":"run-2"' in (tmp_path / "a.chat.sse").read_bytes()
+    assert sorted(write(made, tmp_path, None)[0]) == ["a.chat.sse", "a.messages.sse"]
