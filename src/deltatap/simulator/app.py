@@ -34,7 +34,7 @@ from deltatap.simulator.server import Endpoint, body_of, cors, disconnected
 from deltatap.simulator.stream import BrokenOff, Stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from contextlib import AbstractAsyncContextManager
 
     from starlette.requests import Request
@@ -214,16 +214,8 @@ class Simulator:
         )
         fault = Fault(("401",)) if self._refuses(key) else self._fault(faults, call)
         call.fault = None if fault is None else fault.text
-        ended = "broken"
-        try:
-            incoming = _Incoming(api, body, parsed, model, input_tokens)
-            ended = await self._answer(incoming, call, fault or Fault(()), scope, receive, send)
-        except BrokenOff:
-            pass
-        except ConnectionResetError:
-            ended = "client_gone"
-        finally:
-            self.record.end(call, ended)
+        incoming = _Incoming(api, body, parsed, model, input_tokens)
+        await self._finish(call, self._answer(incoming, call, fault or Fault(()), scope, receive, send))
 
     async def read(self, api: Api, scope: Scope, receive: Receive, send: Send) -> None:
         """Read a response in the background: its events after a number, or all of it."""
@@ -243,9 +235,13 @@ class Simulator:
         )  # fmt: skip
         fault = Fault(("401",)) if self._refuses(key) else self._fault(of_model(first.model)[1], call)
         call.fault = None if fault is None else fault.text
+        await self._finish(call, self._read(api, kept, call, fault or Fault(()), scope, receive, send))
+
+    async def _finish(self, call: Call, answering: Awaitable[str]) -> None:
+        """Answer a call, and record how it ended."""
         ended = "broken"
         try:
-            ended = await self._read(api, kept, call, fault or Fault(()), scope, receive, send)
+            ended = await answering
         except BrokenOff:
             pass
         except ConnectionResetError:
