@@ -57,6 +57,7 @@ def test_a_request_with_such_a_wish_keeps_its_body(framing: bytes, size: int) ->
     made = joined(events)
     assert [each[1] for each in made if len(each) > 1] == [b"/a", b"/v1/x", b"/a"]
     assert [each[0] for each in made if len(each) == 1] == [b"hello"] * 3
+    assert isinstance(events[0], Head)
     assert any(name == b"Upgrade" for name, _ in events[0].headers)
 
 
