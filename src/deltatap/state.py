@@ -48,7 +48,7 @@ _MERGE_LANDED_ABOVE = 64
 _SAFE, _UNSAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"), re.compile(r"[^A-Za-z0-9_-]+")
 # The run ids of older versions.
 _OLD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
-# How long to wait after each look at a list of streams that is damaged: it may be half there.
+# How long to wait after each read of a damaged list of streams, because the list may be incomplete.
 _LOOKS_S = (0.1, 0.2, 0.4, 0.0)
 # How much of an unsafe id its folder's name shows.
 _SHOWN = 40
@@ -387,7 +387,7 @@ def _rank(stream: KeptStream) -> tuple[float, bool, int]:
 
 
 def kept_streams(path: Path, files: Files) -> list[KeptStream]:
-    """The entries of a list of streams that are whole; none if the file is not there, or stays damaged.
+    """The valid entries of a list of streams; none if the file does not exist or stays damaged.
 
     Raises:
         OSError: if the file cannot be read.

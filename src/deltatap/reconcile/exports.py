@@ -69,7 +69,7 @@ _COUNTS = ("requests", "input", "cached", "output")
 _OBJECT = re.compile(r"\s*[\[{]")
 _DEEPEST = 6
 _MOST = 2**63
-# An amount beyond these bounds is not one.
+# Larger or smaller numbers are not amounts.
 _MOST_USD, _PLACES = Decimal(10) ** 15, 40
 # Commas only between groups of three digits: in some countries, a comma is the decimal point.
 _GROUPED = re.compile(r"-?\d{1,3}(,\d{3})+(\.\d+)?", re.ASCII)
@@ -220,7 +220,7 @@ def _usd(path: Path, number: int, value: object) -> Decimal | None:
 
 
 def _number(text: str) -> Decimal:
-    """The number in a text, which may have commas between groups of digits.
+    """The number in a text. Groups of digits can be separated by commas.
 
     Raises:
         InvalidOperation: this is not a number.

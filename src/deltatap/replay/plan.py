@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from deltatap.replay.recordings import End, Recording
 
 _OK = 200
-# More than this does not fit into memory with many requests at once.
+# With many requests at once, more pieces would not fit into memory.
 _MOST_WRITES = 1_000_000
 # The pause between two pieces of a split event, so that they arrive in separate reads.
 _BETWEEN_MS = 1.0
