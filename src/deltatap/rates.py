@@ -16,6 +16,8 @@ _MILLION, _THOUSAND = Decimal(1_000_000), Decimal(1_000)
 # The decimal places of the column `cost`. Prices per million tokens with up to twelve decimal places are exact.
 PLACES = 18
 _LAST_PLACE = Decimal(1).scaleb(-PLACES)
+# No call searches more often. A larger report would make a cost that its column cannot hold.
+_MOST_CALLS = 1_000_000_000
 # The parts of the cost of a call, in the order of the column `cost`. `retries` is the cost of a row's earlier calls.
 PARTS = (
     "input", "cached_input", "cache_write", "audio_input", "image_input", "output", "reasoning", "audio_output",
@@ -152,11 +154,11 @@ def cost_parts(price: Price, billed: Billed) -> dict[str, Decimal]:
         "image_output": drawn * _rate(rates.image_output, rates.output),
         "citations": max(0, billed.citations) * _rate(rates.citations, Decimal(0)),
     }
-    searches = max(0, billed.web_searches) * _rate(rates.web_search, Decimal(0))
-    searches += max(0, billed.file_searches) * _rate(rates.file_search, Decimal(0))
+    web, files = (min(max(0, calls), _MOST_CALLS) for calls in (billed.web_searches, billed.file_searches))
+    searches = web * _rate(rates.web_search, Decimal(0)) + files * _rate(rates.file_search, Decimal(0))
     parts = {name: amount / _MILLION for name, amount in amounts.items()}
     parts |= {"tools": searches / _THOUSAND, "requests": _rate(rates.request, Decimal(0)) / _THOUSAND}
-    return {name: amount if _fits(amount) else amount.quantize(_LAST_PLACE) for name, amount in parts.items()}
+    return {name: in_places(amount) for name, amount in parts.items()}
 
 
 def cost_usd(price: Price, input_tokens: int, output_tokens: int, cached_input_tokens: int = 0) -> Decimal:
@@ -168,6 +170,8 @@ def _rate(rate: Decimal | None, otherwise: Decimal) -> Decimal:
     return otherwise if rate is None else rate
 
 
-def _fits(amount: Decimal) -> bool:
+def in_places(amount: Decimal) -> Decimal:
+    """The amount with no more than :data:`PLACES` places."""
     exponent = amount.as_tuple().exponent
-    return isinstance(exponent, int) and exponent >= -PLACES
+    fits = isinstance(exponent, int) and exponent >= -PLACES
+    return amount if fits else amount.quantize(_LAST_PLACE)

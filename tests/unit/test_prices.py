@@ -4,11 +4,14 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
+from deltatap.delta import columns
 from deltatap.errors import ConfigError
 from deltatap.prices import DEFAULT_FILE, load_prices, named
 from deltatap.rates import Billed, Price, cost_parts, cost_usd
+from deltatap.worker.billing import total
 
 OURS = Path(__file__).parents[2] / DEFAULT_FILE
 ENTRY = "- {model: 'a-*', input: 2, output: 8, date: 2026-01-01, source: here}\n"
@@ -193,3 +196,16 @@ def test_a_problem_names_its_file_entry_and_key(tmp_path: Path, content: str, ex
 def test_a_configured_file_must_exist() -> None:
     with pytest.raises(ConfigError, match=r"prices: nowhere.yml: cannot be read: No such file or directory"):
         load_prices("nowhere.yml")
+
+
+def test_the_largest_counts_and_amounts_fit_into_the_column() -> None:
+    most, million = 2**63 - 1, Decimal(1_000_000)
+    price = Price(
+        model="m", input=million, output=million, reasoning=million, citations=million, web_search=million,
+        file_search=million, request=million, date=None, source="x",
+    )  # fmt: skip
+    billed = Billed(most, most, reasoning=most, citations=most, web_searches=most, file_searches=most)
+    earlier = [{"input_tokens": 3, "cost_usd": 1.2345678901234567e-05}]
+    costs = [{**cost_parts(price, billed), "retries": Decimal(0)}, dict(total([], earlier, priced=True).parts)]
+    (column,) = (column for column in columns.CAPTURES if column.name == "cost")
+    assert pa.array(costs, column.type).to_pylist() == costs

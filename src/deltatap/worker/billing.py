@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from deltatap.rates import PARTS, Billed, cost_parts
+from deltatap.rates import PARTS, Billed, cost_parts, in_places
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -158,7 +158,7 @@ def total(bills: Sequence[Bill], earlier: Sequence[Mapping[str, Any]], *, priced
     before = sum((Decimal(str(call["cost_usd"] or 0)) for call in earlier), Decimal(0))
     before += sum((each.cost_usd or Decimal(0) for each in bills[:-1]), Decimal(0))
     last = bills[-1].parts if bills else None
-    parts = {**dict.fromkeys(PARTS, Decimal(0)), **(last or {}), "retries": before}
+    parts = {**dict.fromkeys(PARTS, Decimal(0)), **(last or {}), "retries": in_places(before)}
     return Cost(sum(parts.values(), Decimal(0)), basis, parts, bills[-1].price if bills else None)
 
 
