@@ -166,6 +166,12 @@ class Recording:
         await answer.over()
         return None
 
+    async def read_rest(self, answer: Answer) -> None:
+        """Read the part of an answer that has arrived when the exchange is cut. Never waits for more."""
+        if self.reading is None or self.reading.incoming is None:  # else, it was read as it arrived
+            answer.lost(ConnectionResetError("the exchange was cut"))
+            await self.read(answer)
+
     async def _refused(self, answer: Answer) -> RefusedError | httpx2.TransportError:
         """The error of a response with an error status, with the start of its body."""
         body = bytearray()

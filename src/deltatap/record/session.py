@@ -123,6 +123,8 @@ class Session:
             if recording is not None and not pair.over.done():
                 recorder.drop(recording)
             elif recording is not None:
+                if pair.answer is not None:
+                    await recording.read_rest(pair.answer)
                 self._record(recording.left() if pair.left else _STOPPED)
             raise
         except Exception as fault:  # noqa: BLE001 - one connection's trouble is that connection's trouble
