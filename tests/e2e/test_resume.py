@@ -46,7 +46,7 @@ def test_no_request_is_sent_twice_whose_id_had_arrived(
         places = {f"cut@{place}": 0.06 for place in (1, 2, 4, 7, 11, 17, 26, 40)}
         simulator.change(faults={**places, "cut_first": 0.02}, in_a_row=3)
         tree = prompts.config(
-            tables, simulator.base_url, state={"flush_s": 0.5}, spark={"master": "local-cluster[2,1,1024]"},
+            tables, simulator.base_url, state={"flush_s": 0.5, "files_per_s": 100}, spark={"master": "local-cluster[2,1,1024]"},
             capture={"concurrency": 24, "resume": True}, endpoint={"api": "responses"},
         )  # fmt: skip
         config.write_text(yaml.safe_dump(tree))

@@ -74,8 +74,9 @@ def test_each_call_fails_once_in_each_process(spark: SparkSession, tables: Path,
 
     storage, counts, _ = run(spark, tables, tmp_path, lambda *_: None, begin)
     assert (counts["calls"], counts["finished"]) == (PROMPTS, PROMPTS)
-    for call in set(Call) - {Call.SYNC, Call.MKDIR}:
+    for call in set(Call) - {Call.SYNC, Call.MKDIR, Call.STAT}:
         assert all(storage.hits(call).values()), (call, storage.hits(call))
+    assert storage.hits(Call.STAT)["driver"], "a worker asks only if it has to wait"
     assert storage.hits(Call.SYNC)["driver"]
     assert storage.hits(Call.SYNC)["worker"]
     assert storage.hits(Call.MKDIR)["driver"]
