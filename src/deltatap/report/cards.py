@@ -132,8 +132,8 @@ def _of_run(
 
 
 def _cached(row: Row, series: str) -> list[Card]:
-    """The share of input read from the provider's cache, and TTFT with and without; none if it is unknown."""
-    if row["cached_share"] is None:
+    """The share of input read from the provider's cache, and TTFT with and without; none if nothing was cached."""
+    if not row["cached_share"]:
         return []
     medians = [
         f"median TTFT {row[name]['p50']['value']:,.0f} ms {what}"
