@@ -15,7 +15,7 @@ from deltatap.delta.tables import quoted
 from tests import prompts
 from tests.e2e.test_kills import in_one_flush, kill, start, streaming_workers, wait_until
 from tests.simulation import start_simulator
-from tests.storage import COMPILER, Call, Mode, Storage, errors
+from tests.storage import Call, Mode, Storage, errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(COMPILER is None, reason="needs a C compiler"),
+    pytest.mark.compiler,
 ]
 
 PROMPTS = 400

@@ -67,14 +67,6 @@ class Frames(ABC):
     def replayed(self, captured: Captured) -> Iterator[Frame]:
         """The frames of a captured answer."""
 
-    def unfinished(self, status: str) -> dict[str, Any]:
-        """The body of a response that is generated in the background and has not completed."""
-        raise NotImplementedError
-
-    def cancelled(self) -> list[bytes]:
-        """The end of a response in the background that was cancelled."""
-        raise NotImplementedError
-
     @abstractmethod
     def whole(self, answers: Sequence[Answer]) -> dict[str, Any]:
         """The body of a response that is not streamed."""
@@ -82,3 +74,17 @@ class Frames(ABC):
     def whole_error(self, body: dict[str, Any], error: StreamError) -> dict[str, Any]:
         """The body of a response that is not streamed, and that ended in an error."""
         return {**body, "error": {"message": error.message, "type": error.type, "code": error.code}}
+
+
+class BackgroundFrames(Frames, ABC):
+    """Builds one response of an API that can generate it in the background."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def unfinished(self, status: str) -> dict[str, Any]:
+        """The body of a response that has not completed."""
+
+    @abstractmethod
+    def cancelled(self) -> list[bytes]:
+        """The end of a response that was cancelled."""

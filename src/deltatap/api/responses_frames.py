@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from deltatap.api.frames import MODERATION, SAFE, STREAM_ERROR, Answer, Piece, call_id, event, logprob
+from deltatap.api.framing import BackgroundFrames
 from deltatap.api.typed import TypedFrames
 from deltatap.api.values import decode
 
@@ -40,7 +41,7 @@ def _part(kind: str, text: str) -> dict[str, Any]:
 
 
 @dataclass(slots=True)
-class ResponsesFrames(TypedFrames):
+class ResponsesFrames(TypedFrames, BackgroundFrames):
     """Writes typed events. An item opens with the first piece of its kind and closes before the next item."""
 
     _sequence: int = -1

@@ -24,6 +24,7 @@ from starlette.routing import Route
 
 from deltatap.api import registry
 from deltatap.api.frames import Facts, openai_error, usage
+from deltatap.api.framing import BackgroundFrames
 from deltatap.prompts import request_hash_of
 from deltatap.simulator.answers import ENCODING, Pace, answers, planted
 from deltatap.simulator.background import Kept, Store
@@ -332,7 +333,7 @@ class Simulator:
         facts = _facts(incoming, call, fault, found)
         frames = api.frames(facts)
         headers = {api.request_id_headers[0]: f"req_sim{call.number:08d}", "openai-processing-ms": "1", **limits}
-        if "background" in facts.traits:
+        if "background" in facts.traits and isinstance(frames, BackgroundFrames):
             kept = Kept(frames.unfinished("queued")["id"], call, frames, found, time.monotonic())
             call.response_id = kept.id
             self._store.add(kept)

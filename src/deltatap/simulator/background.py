@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from starlette.types import Message, Send
 
     from deltatap.api.frames import Answer
-    from deltatap.api.framing import Frames
+    from deltatap.api.framing import BackgroundFrames
     from deltatap.simulator.record import Call, Record
 
 # Faults of one connection. The response itself is generated without them.
@@ -57,7 +57,7 @@ class Kept:
 
     id: str
     call: Call
-    frames: Frames
+    frames: BackgroundFrames
     answers: Sequence[Answer]
     created: float
     events: list[bytes] = field(default_factory=list)

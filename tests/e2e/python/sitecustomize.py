@@ -34,10 +34,11 @@ def clock_steps() -> None:
 
 def no_persist() -> None:
     """Spark keeps no DataFrames, as on serverless compute."""
-    from pyspark.sql.connect.dataframe import DataFrame  # noqa: PLC0415 - only the process of this job imports it
+    from pyspark.errors import AnalysisException  # noqa: PLC0415 - only the process of this job imports it
+    from pyspark.sql.connect.dataframe import DataFrame  # noqa: PLC0415 - the same
 
     def refuse(*_: object) -> None:
-        raise NotImplementedError("[NOT_SUPPORTED_WITH_SERVERLESS] PERSIST TABLE is not supported on serverless")
+        raise AnalysisException("[NOT_SUPPORTED_WITH_SERVERLESS] PERSIST TABLE is not supported on serverless compute")
 
     for name in ("persist", "cache", "unpersist", "checkpoint"):
         setattr(DataFrame, name, refuse)

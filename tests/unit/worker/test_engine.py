@@ -74,7 +74,9 @@ class Scripted:
             self.open -= 1
 
     async def moderate(self, model: str, text: str, *, within_s: float) -> Verdict | CaptureError:
-        raise NotImplementedError
+        raise AssertionError(
+            f"{model} is asked about {text!r} within {within_s} s, but this client's texts need no checks"
+        )
 
     def open_streams(self) -> list[OpenStream]:
         return []
