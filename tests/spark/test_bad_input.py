@@ -115,7 +115,7 @@ def test_files_that_cannot_be_loaded_are_refused(job: Job) -> None:
         ("folder.csv", None, "folder.csv: is not a file"),
         ("a.csv", "request_id,prompt\na\n", "a.csv: line 2: expected 2 fields as in the first line, found 1"),
         ("a.jsonl", '{"prompt": "a"}\n{"prompt"', "a.jsonl: line 2: expected JSON; column 10: Expecting ':' delimiter"),
-        ("b.csv", "id,text\n1,Say\n", "b.csv: expected a column prompt or messages, found id, text; name it with --prompt-column, or set prompts.template"),
+        ("b.csv", "id,text\n1,Say\n", "b.csv: expected a column prompt or messages, found id, text; name it with --prompt-column, and a column of ids with --id-column, or set prompts.template"),
     ):  # fmt: skip
         if text is not None:
             (job.folder / name).write_text(text)

@@ -27,6 +27,7 @@ RUN: dict[str, Any] = {
     "config": '{"capture": {"concurrency": 64}}',
 }  # fmt: skip
 CAPTURE: dict[str, Any] = {
+    "started_at": datetime(2026, 11, 21, 6, 30, tzinfo=UTC),
     "request_id": "q[1]", "run_id": "r1", "mode": "stream", "status": "interrupted", "finish_reason": None,
     "error": {"type": "connection", "code": None, "message": "reset [by peer]", "http_status": 502}, "response_model": None,
     "request_model": "m", "retries": [{"error_type": "rate_limit", "text": None}],
@@ -166,7 +167,7 @@ def test_summary_of_one_mode_leaves_the_mode_out() -> None:
     )
     merged = times | {"kept": 2, "merged": 30, "outputs": 400}
     exact = "end-to-end times are exact, but a TTFT can be too long by the loop lag"
-    line = f"the machine was busy during 2 {busy}{exact}, and 7.5% of the chunks arrived merged with others and have no gaps"
+    line = f"the machine was busy during 2 {busy}{exact}, and 7.5% of their chunks arrived merged with others and have no gaps"
     kept = [merged, times | {"mode": "complete"}]
     assert f"{line}; {advice}" in printed(terminal.show_summary, RUN, [outcome], kept, []).splitlines()
     one = RUN | {"config": '{"capture": {"concurrency": 1}}'}
@@ -197,6 +198,23 @@ def test_a_capture_shows_outcome_chunks_times_and_text_literally() -> None:
     assert "2 chunks in 1.00 s" in text, "the role is not output"
 
 
+@pytest.mark.parametrize(
+    ("reported", "shown"),
+    [
+        ({"input_tokens": None, "output_tokens": 7}, "7 output tokens (reported)"),
+        ({"input_tokens": 9, "output_tokens": None}, "9 input tokens (reported)"),
+        ({"input_tokens": None, "output_tokens": None}, "3 input + 2 output tokens (counted by tiktoken)"),
+    ],
+)
+def test_a_capture_shows_what_the_server_reports_of_its_usage(reported: dict[str, int | None], shown: str) -> None:
+    assert f", {shown}, $" in printed(terminal.show_capture, CAPTURE | {"usage_reported": reported})
+
+
+def test_a_capture_shows_how_late_it_started_if_it_had_a_scheduled_time() -> None:
+    late = CAPTURE | {"scheduled_ms": 12.34}
+    assert ", start after its scheduled time 12.3 ms," in printed(terminal.show_capture, late)
+
+
 def test_failures_have_a_line_each_and_a_hash_has_its_prompt() -> None:
     row = {"request_id": "q[1]", "mode": "stream", "status": "failed", "type": "server", "code": None, "http_status": 500,
            "message": "over\nloaded " * 20, "final": False, "api": "chat", "body": CAPTURE["request"]}  # fmt: skip
@@ -221,6 +239,13 @@ def test_failures_have_a_line_each_and_a_hash_has_its_prompt() -> None:
     assert "q[1] (complete)  failed" in both
     assert "more:" not in both
     assert printed(terminal.show_failures, "r1", [], 0) == "run r1: no failed or interrupted rows\n"
+
+
+def test_a_row_without_a_call_says_so_and_has_no_tokens_or_cost() -> None:
+    row = CAPTURE | {"started_at": None, "retries": [], "chunks": [], "ttft_ms": None, "e2e_ms": None, "choices": [],
+                     "loop_lag_ms": None, "usage_tiktoken": {"input_tokens": 0, "output_tokens": 0}, "cost_usd": 0.0}  # fmt: skip
+    *_, call, prompt = printed(terminal.show_capture, row).splitlines()
+    assert (call, prompt) == ("no call was made", "prompt: Say [bold]")
 
 
 def test_a_reused_answer_names_its_request() -> None:

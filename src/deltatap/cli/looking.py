@@ -62,7 +62,9 @@ def show(
     from deltatap.analysis.queries import newest_capture  # noqa: PLC0415
     from deltatap.terminal import show_capture  # noqa: PLC0415
 
-    for row in newest_capture(reader(settings, console), settings, request_id, run_id):
+    for at, row in enumerate(newest_capture(reader(settings, console), settings, request_id, run_id)):
+        if at:
+            console.print()
         show_capture(console, row)
     return OK
 

@@ -106,7 +106,7 @@ class Load:
             how = (
                 []
                 if {"prompt", "messages"} & {*types, *templates}
-                else ["name it with --prompt-column, or set prompts.template"]
+                else ["name it with --prompt-column, and a column of ids with --id-column, or set prompts.template"]
             )
             raise ConfigError([f"{self.path}: {'; '.join([problem, *how])}" for problem in problems])
 

@@ -68,10 +68,12 @@ def show_failures(
 
 
 def _show_calls(console: Console, row: Mapping[str, Any]) -> None:
-    """Print the earlier calls of a row, its breaks, and the row whose answer it reuses."""
+    """Print the earlier calls of a row, its breaks, and the row whose answer it reuses; or that it made no call."""
     # Tables of older versions lack some columns.
     if reused := row.get("reused_from"):
         line(console, f"the answer of request {reused['request_id']} in run {reused['run_id']}, reused without a call")
+    elif row["started_at"] is None:
+        line(console, "no call was made")
     for at, call in enumerate(row["retries"] or (), 1):
         received = f"{len(call['text'] or ''):,} characters received"
         line(console, f"call {at}: {call['error_type']}, {received}", style="yellow")
@@ -93,8 +95,9 @@ def show_capture(console: Console, row: Mapping[str, Any]) -> None:
     if prompt := prompt_line(row["request"], row["api"]):
         line(console, f"prompt: {prompt}")
     times = [chunk["ms"] for chunk in row["chunks"] or () if chunk["kind"] in OUTPUT_KINDS and chunk["ms"] is not None]
-    line(console, sparkline(times))
-    line(console, ", ".join(_facts(row)))
+    for text in (sparkline(times), ", ".join(_facts(row))):
+        if text:
+            line(console, text)
     if checks := row.get("partial_moderation"):
         line(console, f"moderation: {moderated(json.loads(checks))}")
     for choice in row["choices"] or ():
@@ -106,12 +109,21 @@ def show_capture(console: Console, row: Mapping[str, Any]) -> None:
 
 
 def _facts(row: Mapping[str, Any]) -> list[str]:
-    """The times, tokens and cost of a row."""
-    columns = {"TTFT": "ttft_ms", "per token": "tpot_ms", "end to end": "e2e_ms", "loop lag": "loop_lag_ms"}
-    facts = [f"{name} {row[column]:,.1f} ms" for name, column in columns.items() if row[column] is not None]
-    if usage := row["usage_reported"] or row["usage_tiktoken"]:
-        source = "reported" if row["usage_reported"] else "counted by tiktoken"
-        facts.append(f"{usage['input_tokens']:,} input + {usage['output_tokens']:,} output tokens ({source})")
+    """The times, tokens and cost of a row; empty if it made no call."""
+    if row["started_at"] is None and not row.get("reused_from"):
+        return []
+    columns = {
+        "TTFT": "ttft_ms", "per token": "tpot_ms", "end to end": "e2e_ms", "loop lag": "loop_lag_ms",
+        "start after its scheduled time": "scheduled_ms",
+    }  # fmt: skip
+    # Tables of older versions lack some columns.
+    facts = [f"{name} {row[column]:,.1f} ms" for name, column in columns.items() if row.get(column) is not None]
+    for name, source in (("usage_reported", "reported"), ("usage_tiktoken", "counted by tiktoken")):
+        tokens = {of: (row[name] or {}).get(f"{of}_tokens") for of in ("input", "output")}
+        # A server may report one of the two.
+        if counts := [f"{count:,} {of}" for of, count in tokens.items() if count is not None]:
+            facts.append(f"{' + '.join(counts)} tokens ({source})")
+            break
     if row["cost_usd"] is not None:
         facts.append(f"${money(row['cost_usd'])}")
     return facts

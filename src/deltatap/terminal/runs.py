@@ -178,7 +178,7 @@ def _show_late(console: Console, times: Sequence[Mapping[str, Any]], advice: str
         merged = sum(row["merged"] for row in times) / max(1, sum(row["outputs"] for row in times))
         if (share := f"{merged:.1%}") != "0.0%":
             exact = "end-to-end times are exact, but a TTFT can be too long by the loop lag"
-            gaps = f"{share} of the chunks arrived merged with others and have no gaps"
+            gaps = f"{share} of their chunks arrived merged with others and have no gaps"
             line(console, f"{busy}: {exact}, and {gaps}; {advice}")
 
 
