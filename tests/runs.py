@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.parquet as pq
 from rich.console import Console
 
 from deltatap.config import load_settings
@@ -38,3 +40,14 @@ def captured(spark: SparkSession, folder: Path) -> list[Row]:
 def run_rows(spark: SparkSession, folder: Path) -> list[Row]:
     """Return the rows of the runs table."""
     return spark.table(quoted(str(folder / "runs"))).collect()
+
+
+def journaled(folder: Path) -> set[tuple[int, int]]:
+    """Return part and row of each capture in the journal, held ones included."""
+    files = [path for suffix in ("held", "parquet") for path in (folder / "state").glob(f"*/journal/*.{suffix}")]
+    found: set[tuple[int, int]] = set()
+    for path in files:
+        with suppress(FileNotFoundError):
+            rows = pq.read_table(path, columns=["part", "row"], partitioning=None).to_pylist()
+            found |= {(row["part"], row["row"]) for row in rows}
+    return found

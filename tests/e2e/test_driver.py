@@ -14,16 +14,13 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import pytest
 import yaml
 
 from deltatap import cli
 from tests import prompts
-from tests.bundle import ROOT
 from tests.e2e.test_connect import server  # noqa: F401 - a fixture
-from tests.e2e.test_kills import CONCURRENCY, FLUSH_S, finished, in_one_flush, kill, wait_until
-from tests.e2e.test_kills import start as start_locally
+from tests.jobs import FLUSH_S, finished, in_one_flush, kill, start, wait_until
 from tests.runs import captured
 from tests.simulation import start_simulator
 
@@ -34,7 +31,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-PROMPTS = 600
+PROMPTS, CONCURRENCY = 600, 32
 QUERY = """
 import json, sys
 from pyspark.sql import SparkSession
@@ -58,46 +55,41 @@ def sql(url: str, statement: str) -> Any:
     return json.loads(done.stdout)
 
 
-def start(url: str, folder: Path, name: str = "capture") -> psutil.Popen:
-    with (folder / "log").open("ab") as out:
-        command = [sys.executable, str(ROOT / f"jobs/{name}.py"), "--config", str(folder / "config.yml")]
-        return psutil.Popen(command, cwd=folder, env=cluster(url), stdout=out, stderr=out)
-
-
 def test_no_answer_is_paid_for_twice_when_the_driver_dies(
     server: str,  # noqa: F811 - the fixture
     tmp_path_factory: pytest.TempPathFactory,
     record_property: Callable[[str, object], None],
 ) -> None:
-    folder, log = (here := tmp_path_factory.mktemp("driver")), here / "log"
+    folder = tmp_path_factory.mktemp("driver")
+    config, log = folder / "config.yml", folder / "log"
     sql(server, f"CREATE TABLE prompts USING delta AS SELECT concat('r', id) AS request_id, concat('Prompt ', id) AS prompt FROM range({PROMPTS})")  # fmt: skip
     with start_simulator("--ttft-ms", "150", "--itl-ms", "15", "--tokens", "60") as simulator:
         tree = prompts.config(
             folder, simulator.base_url, capture={"concurrency": CONCURRENCY}, state={"flush_s": FLUSH_S},
             prompts={"table": "prompts"}, captures={"table": "captures"}, runs={"table": "runs"},
         )  # fmt: skip
-        (folder / "config.yml").write_text(yaml.safe_dump(tree))
+        config.write_text(yaml.safe_dump(tree))
         # Spark's workers cannot call the endpoint there, so nothing is started.
-        assert start(server, folder).wait(timeout=120) == cli.CONFIGURATION
+        assert start(config, log, cluster(server)).wait(timeout=120) == cli.CONFIGURATION
         assert "use --set capture.where=driver" in log.read_text()
         tree["capture"]["where"] = "driver"
-        (folder / "config.yml").write_text(yaml.safe_dump(tree))
-        assert start(server, folder, "check").wait(timeout=120) == cli.OK, log.read_text()
+        config.write_text(yaml.safe_dump(tree))
+        assert start(config, log, cluster(server), job="check").wait(timeout=120) == cli.OK, log.read_text()
         assert simulator.counts()["calls"] == 0
 
-        first = start(server, folder)
-        wait_until(finished(simulator, 0.4), first, log)
+        first = start(config, log, cluster(server))
+        wait_until(finished(simulator, 0.4 * PROMPTS), first, log)
         kill([first])
         assert simulator.counts()["finished"] < 0.7 * PROMPTS
 
-        second = start(server, folder)
-        wait_until(finished(simulator, 0.7), second, log)
+        second = start(config, log, cluster(server))
+        wait_until(finished(simulator, 0.7 * PROMPTS), second, log)
         second.send_signal(signal.SIGINT)
         wait_until(lambda: stopping(folder), second, log)
         second.send_signal(signal.SIGINT)  # ends it at once
         assert second.wait(timeout=30) == 128 + signal.SIGINT
 
-        assert start(server, folder).wait(timeout=240) == cli.OK, log.read_text()
+        assert start(config, log, cluster(server)).wait(timeout=240) == cli.OK, log.read_text()
         last = json.loads(log.read_text().splitlines()[-1])
         assert (last["status"], last["completed"]) == ("completed", PROMPTS)
         calls, allowed = simulator.counts()["calls"], 2 * (CONCURRENCY + in_one_flush(simulator))
@@ -122,7 +114,7 @@ def test_a_waiting_command_is_stopped(spark: SparkSession, tables: Path, tmp_pat
     with start_simulator("--speed", "0") as simulator:
         tree = prompts.config(tables, simulator.base_url, capture={"where": "driver", "follow_s": 1})
         config.write_text(yaml.safe_dump(tree))
-        job = start_locally(config, log)
+        job = start(config, log)
         wait_until(lambda: "looking for new prompts" in log.read_text(), job, log)
         prompts.write(spark, tables / "prompts", [("a", "one"), ("b", "two")])
         wait_until(lambda: log.read_text().count("looking for new prompts") == 2, job, log)
@@ -133,7 +125,7 @@ def test_a_waiting_command_is_stopped(spark: SparkSession, tables: Path, tmp_pat
         assert simulator.counts()["calls"] == 2
 
         log.write_text("")
-        job = start_locally(config, log)
+        job = start(config, log)
         wait_until(lambda: "looking for new prompts" in log.read_text(), job, log)
         job.terminate()
         assert job.wait(timeout=60) == cli.OK, log.read_text()

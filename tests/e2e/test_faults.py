@@ -20,7 +20,7 @@ import yaml
 
 from deltatap.delta.tables import is_conflict, quoted
 from tests import prompts
-from tests.e2e.test_kills import in_one_flush, kill, running, start, start_again, streaming_workers, wait_until
+from tests.jobs import finished, in_one_flush, kill, running, start, start_again, streaming_workers, wait_until
 from tests.simulation import start_simulator
 
 if TYPE_CHECKING:
@@ -85,11 +85,11 @@ def moments(scene: Scene) -> dict[str, Callable[[], object]]:
     """Return the condition for each moment at which a process is killed."""
     return {
         "planning": lambda: scene.exists("*/plan-*/parts"),
-        "capture": lambda: scene.simulator.counts()["finished"] >= COUNT // 3,
+        "capture": finished(scene.simulator, COUNT // 3),
         "flush": lambda: scene.exists("*/journal/.*.tmp"),
         # The merge has written its rows. The journal files are deleted after the commit.
         "landing": lambda: any((scene.folder / "captures").glob("*.parquet")) and scene.exists("*/journal/*.parquet"),
-        "closing": lambda: scene.simulator.counts()["finished"] == COUNT,
+        "closing": finished(scene.simulator, COUNT),
     }
 
 
@@ -150,8 +150,7 @@ def test_a_slow_file_system_does_not_delay_streams(spark: SparkSession, tables: 
         scene = Scene(spark, tables, simulator)
         job = scene.start("slow-fsync")
         scene.until(lambda: scene.exists("*/journal/.*.tmp"), job)
-        before = simulator.counts()["finished"]
-        scene.until(lambda: simulator.counts()["finished"] >= before + COUNT // 2, job)
+        scene.until(finished(simulator, simulator.counts()["finished"] + COUNT // 2), job)
         assert not scene.exists("*/journal/*.parquet"), "the first flush is still running"
         assert job.wait(timeout=300) == 0, scene.log.read_text()
         scene.check(repeated=0)
@@ -192,11 +191,14 @@ def test_a_state_folder_that_is_temporarily_not_writable(spark: SparkSession, ta
     with start_simulator(*PACE) as simulator:
         scene = Scene(spark, tables, simulator)
         job = scene.start_and_reach("capture")
+        # The worker stops once the driver misses its heartbeats. Until then, few calls start.
+        simulator.change(pace={"ttft_ms": 2000})
         (worker,) = streaming_workers(job, simulator)
         _, hard = worker.rlimit(psutil.RLIMIT_FSIZE)
         worker.rlimit(psutil.RLIMIT_FSIZE, (0, hard))
         scene.until(lambda: simulator.stats()["open"] == 0, job)
         assert simulator.counts()["calls"] < COUNT
+        simulator.change(pace={"ttft_ms": 150})
         worker.rlimit(psutil.RLIMIT_FSIZE, (hard, hard))
         assert job.wait(timeout=300) == 0, scene.log.read_text()
         scene.check(repeated=0)

@@ -2,108 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import time
 from collections import Counter
-from contextlib import suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import psutil
-import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from deltatap import cli
 from deltatap.delta.tables import quoted
 from tests import prompts
-from tests.runs import capture
+from tests.jobs import FLUSH_S, finished, in_one_flush, kill, running, start, start_again, streaming_workers, wait_until
+from tests.runs import journaled
 from tests.simulation import start_simulator
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from pyspark.sql import SparkSession
 
-    from tests.simulation import Simulation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-CHECKOUT = Path(__file__).parents[2]
-PROMPTS = 600
-CONCURRENCY = 32
-FLUSH_S = 0.5
-
-
-def start(config: Path, log: Path, env: dict[str, str] | None = None) -> psutil.Popen:
-    with log.open("ab") as out:
-        command = [sys.executable, str(CHECKOUT / "jobs/capture.py"), "--config", str(config)]
-        return psutil.Popen(command, stdout=out, stderr=out, start_new_session=True, env={**os.environ, **(env or {})})
-
-
-def start_again(spark: SparkSession, folder: Path, simulator: Simulation, log: Path, **sections: Any) -> None:
-    """Run the job again to completion, in this process because that saves the start of a JVM."""
-    ended, shown = capture(spark, folder, simulator, **sections)
-    with log.open("a") as out:
-        out.write(shown)
-    assert ended.row["status"] == "completed", log.read_text()
-
-
-def wait_until(condition: Callable[[], bool], job: psutil.Popen, log: Path) -> None:
-    """Wait for a condition while the job is running."""
-    while not condition():
-        assert job.poll() is None, log.read_text()
-        time.sleep(0.05)
-
-
-def finished(simulator: Simulation, share: float) -> Callable[[], bool]:
-    return lambda: simulator.counts()["finished"] >= share * PROMPTS
-
-
-def kill(processes: list[psutil.Process]) -> None:
-    for action in (psutil.Process.suspend, psutil.Process.kill):  # suspend all first: none may react to a kill
-        for process in processes:
-            with suppress(psutil.NoSuchProcess):  # it has ended by itself
-                action(process)
-    psutil.wait_procs(processes, timeout=30)
-
-
-def running(job: psutil.Popen, text: str) -> list[psutil.Process]:
-    """Return the job's processes whose command line contains a text."""
-    found = []
-    for process in job.children(recursive=True):
-        with suppress(psutil.NoSuchProcess):
-            if text in " ".join(process.cmdline()):
-                found.append(process)
-    return found
-
-
-def streaming_workers(job: psutil.Popen, simulator: Simulation) -> list[psutil.Process]:
-    """Return the Python workers that have open streams."""
-    port = int(simulator.base_url.rpartition(":")[2].partition("/")[0])
-    return [
-        process
-        for process in running(job, "deltatap.spark.daemon")
-        if any(link.raddr[1:] == (port,) for link in process.net_connections())
-    ]
-
-
-def journaled(folder: Path) -> set[tuple[int, int]]:
-    """Return part and row of each capture in the journal, held ones included."""
-    files = [path for suffix in ("held", "parquet") for path in (folder / "state").glob(f"*/journal/*.{suffix}")]
-    found: set[tuple[int, int]] = set()
-    for path in files:
-        with suppress(FileNotFoundError):
-            rows = pq.read_table(path, columns=["part", "row"], partitioning=None).to_pylist()
-            found |= {(row["part"], row["row"]) for row in rows}
-    return found
-
-
-def in_one_flush(simulator: Simulation) -> int:
-    """Return the most answers that ended within two flush intervals: one of waiting, and one for the write."""
-    ends = sorted(call["chunks"][-1][0] for call in simulator.calls() if call["ended"] == "done")
-    return max(sum(1 for end in ends if at <= end < at + 2 * FLUSH_S) for at in ends)
+PROMPTS, CONCURRENCY = 600, 32
 
 
 def test_after_two_kills_every_request_has_one_row(
@@ -123,12 +44,12 @@ def test_after_two_kills_every_request_has_one_row(
         config.write_text(yaml.safe_dump(tree))
 
         first = start(config, log)
-        wait_until(finished(simulator, 0.4), first, log)
+        wait_until(finished(simulator, 0.4 * PROMPTS), first, log)
         kill([first, *first.children(recursive=True)])  # driver, JVM, executors and Python workers
         assert simulator.counts()["finished"] < 0.7 * PROMPTS
 
         second = start(config, log)
-        wait_until(finished(simulator, 0.7), second, log)
+        wait_until(finished(simulator, 0.7 * PROMPTS), second, log)
         victims = streaming_workers(second, simulator)
         assert victims, "no worker has an open stream"
         executors = running(second, "CoarseGrainedExecutorBackend")
@@ -175,7 +96,7 @@ def test_a_suspended_worker_ends_with_its_job(spark: SparkSession, tables: Path,
         config.write_text(yaml.safe_dump(tree))
         log = tmp_path / "log"
         job = start(config, log)
-        wait_until(finished(simulator, 8 / PROMPTS), job, log)
+        wait_until(finished(simulator, 8), job, log)
         wait_until(lambda: any((tables / "state").glob("*/journal/*.parquet")), job, log)
         (worker,) = streaming_workers(job, simulator)
         worker.suspend()

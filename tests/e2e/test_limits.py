@@ -10,7 +10,7 @@ import yaml
 
 from deltatap.delta.tables import quoted
 from tests import prompts
-from tests.e2e.test_kills import kill, running, start, wait_until
+from tests.jobs import finished, kill, running, start, wait_until
 from tests.simulation import start_simulator
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def test_a_limit_is_not_exceeded_when_an_executor_is_killed(
             folder, simulator.base_url, spark={"master": "local-cluster[4,1,1024]"},
             limits={"requests_per_minute": limit}, capture={"concurrency": 48, "streams_per_worker": 16},
         )  # fmt: skip
-        wait_until(lambda: simulator.counts()["finished"] >= 0.4 * count, job, log)
+        wait_until(finished(simulator, 0.4 * count), job, log)
         # Spark starts another executor, and a new worker joins. A part waits until then.
         kill(running(job, "CoarseGrainedExecutorBackend")[:1])
         assert job.wait(timeout=600) == 0, log.read_text()

@@ -11,7 +11,7 @@ import yaml
 from deltatap.delta.tables import quoted
 from deltatap.state import RunState
 from tests import prompts
-from tests.e2e.test_kills import kill, running, start, streaming_workers, wait_until
+from tests.jobs import FLUSH_S, finished, kill, running, start, streaming_workers, wait_until
 from tests.simulation import start_simulator
 
 if TYPE_CHECKING:
@@ -20,15 +20,10 @@ if TYPE_CHECKING:
 
     from pyspark.sql import SparkSession
 
-    from tests.simulation import Simulation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 PROMPTS = 300
-
-
-def finished(simulator: Simulation, share: float) -> Callable[[], bool]:
-    return lambda: simulator.counts()["finished"] >= share * PROMPTS
 
 
 def known(folder: Path) -> set[str]:
@@ -46,22 +41,22 @@ def test_no_request_is_sent_twice_whose_id_had_arrived(
         places = {f"cut@{place}": 0.06 for place in (1, 2, 4, 7, 11, 17, 26, 40)}
         simulator.change(faults={**places, "cut_first": 0.02}, in_a_row=3)
         tree = prompts.config(
-            tables, simulator.base_url, state={"flush_s": 0.5, "files_per_s": 100}, spark={"master": "local-cluster[2,1,1024]"},
+            tables, simulator.base_url, state={"flush_s": FLUSH_S, "files_per_s": 100}, spark={"master": "local-cluster[2,1,1024]"},
             capture={"concurrency": 24, "resume": True}, endpoint={"api": "responses"},
         )  # fmt: skip
         config.write_text(yaml.safe_dump(tree))
 
         ids: set[str] = set()
         first = start(config, log)
-        wait_until(finished(simulator, 0.3), first, log)
+        wait_until(finished(simulator, 0.3 * PROMPTS), first, log)
         kill([first, *first.children(recursive=True)])  # driver, JVM, executors and Python workers
         ids |= known(tables)
 
         second = start(config, log)
-        wait_until(finished(simulator, 0.5), second, log)
+        wait_until(finished(simulator, 0.5 * PROMPTS), second, log)
         kill(streaming_workers(second, simulator)[:1])
         ids |= known(tables)
-        wait_until(finished(simulator, 0.7), second, log)
+        wait_until(finished(simulator, 0.7 * PROMPTS), second, log)
         victims = streaming_workers(second, simulator)
         executors = running(second, "CoarseGrainedExecutorBackend")
         kill([next(each for each in executors if victims[0] in each.children(recursive=True))])

@@ -13,7 +13,7 @@ import yaml
 
 from deltatap.delta.tables import quoted
 from tests import prompts
-from tests.e2e.test_kills import in_one_flush, kill, start, streaming_workers, wait_until
+from tests.jobs import FLUSH_S, finished, in_one_flush, kill, start, streaming_workers, wait_until
 from tests.simulation import start_simulator
 from tests.storage import Call, Mode, Storage, errors
 
@@ -56,7 +56,7 @@ def run(
         config.write_text(yaml.safe_dump(tree))
         begin(storage)
         job = start(config, log, storage.env)
-        wait_until(lambda: simulator.counts()["finished"] >= 20, job, log)
+        wait_until(finished(simulator, 20), job, log)
         act(storage, job, simulator, log)
         assert job.wait(timeout=400) == 0, log.read_text()
         counts = {**simulator.counts(), "in_one_flush": in_one_flush(simulator)}
@@ -100,9 +100,8 @@ def test_old_answers_and_a_killed_worker(spark: SparkSession, tables: Path, tmp_
     def act(storage: Storage, job: Any, simulator: Simulation, log: Path) -> None:
         storage.set(Call.LIST, Mode.STALE, for_s=FAULT_S)
         storage.set(Call.READ, Mode.STALE, for_s=FAULT_S)
-        done = simulator.counts()["finished"]
-        wait_until(lambda: simulator.counts()["finished"] >= done + 60, job, log)
+        wait_until(finished(simulator, simulator.counts()["finished"] + 60), job, log)
         kill(streaming_workers(job, simulator))
 
-    _, counts, _ = run(spark, tables, tmp_path, act, state={"flush_s": 0.5})
+    _, counts, _ = run(spark, tables, tmp_path, act, state={"flush_s": FLUSH_S})
     assert PROMPTS <= counts["calls"] <= PROMPTS + CONCURRENCY + counts["in_one_flush"]
