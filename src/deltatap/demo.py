@@ -19,6 +19,7 @@ import pyarrow as pa
 from deltalake import write_deltalake
 
 from deltatap.cli import OK, capture, report, run
+from deltatap.program import program
 from deltatap.spark.session import local_session
 
 if TYPE_CHECKING:
@@ -149,17 +150,14 @@ def simulator(*options: str) -> Iterator[Callable[[], str]]:
             process.stdout.close()
 
 
-def next_steps(program: str) -> str:
-    """What to try after the demo: commands that work when pasted.
-
-    Args:
-        program: how to call deltatap from here.
-    """
+def next_steps() -> str:
+    """What to try after the demo: commands that work when pasted."""
+    call = program()
     return f"""
 Try next:
-  {program} runs              # the runs so far
-  {program} show demo-003     # one answer, streamed and whole, with the arrival of its chunks
-  {program} replay            # serve the answers with their timing, and a page that shows them"""
+  {call} runs              # the runs so far
+  {call} show demo-003     # one answer, streamed and whole, with the arrival of its chunks
+  {call} replay            # serve the answers with their timing, and a page that shows them"""
 
 
 def main(*, watch: bool = False) -> int:
@@ -185,7 +183,7 @@ def main(*, watch: bool = False) -> int:
     if code == OK:
         opened = _has_display() and webbrowser.open(REPORT.absolute().as_uri())
         say(f"{'opened' if opened else 'open'} {REPORT.absolute()}{'' if opened else ' in a browser'}")
-        say(next_steps(os.path.relpath(Path(sys.executable).with_name("deltatap"))))
+        say(next_steps())
     return code
 
 

@@ -64,20 +64,19 @@ def next_steps(folder: str, program: str, *, missing: Sequence[str], databricks:
 
     Args:
         folder: as the user named it; ``.`` if it is the working folder.
-        program: how to call ``deltatap``.
+        program: how to call ``deltatap`` in a shell.
         missing: the extras to install first.
         databricks: whether the folder has a bundle.
     """
     first = [f"pip install 'deltatap[{','.join(missing)}]'"] if missing else []
     if folder != ".":
         first.append(f"cd {shlex.quote(folder)}")
-    call = shlex.quote(program)
     tried = [
-        f"{call} simulate &",
-        f"{call} load {PROMPTS}",
-        f"{call} capture --set endpoint.api_key=",
-        f"{call} show greeting",
-        f"{call} report",
+        f"{program} simulate &",
+        f"{program} load {PROMPTS}",
+        f"{program} capture --set endpoint.api_key=",
+        f"{program} show greeting",
+        f"{program} report",
         "kill $!   # stops the simulator",
     ]
     lines = ["to try it with a simulated endpoint, without a key and at no cost:"]
@@ -85,7 +84,7 @@ def next_steps(folder: str, program: str, *, missing: Sequence[str], databricks:
     lines.append(
         f"for a real endpoint, set endpoint.base_url and endpoint.model in {CONFIG}, export your key, and run:"
     )
-    lines.append(f"  {call} check")
+    lines.append(f"  {program} check")
     if databricks:
         lines.append(f"to deploy the jobs, set catalog and warehouse_id in {OVERRIDES}, and run:")
         lines += ["  databricks bundle validate --strict --target dev", "  databricks bundle deploy --target dev"]

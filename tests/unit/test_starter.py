@@ -117,7 +117,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def test_the_commands_to_try_next_begin_with_what_is_missing() -> None:
-    steps = starter.next_steps("my folder", "/a b/deltatap", missing=["report", "serve"], databricks=False)
+    steps = starter.next_steps("my folder", "'/a b/deltatap'", missing=["report", "serve"], databricks=False)
     commands = [line.strip() for line in steps if line.startswith("  ")]
     assert commands[:3] == [
         "pip install 'deltatap[report,serve]'", "cd 'my folder'", "'/a b/deltatap' simulate &",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import shutil
 import sys
 import uuid
 from importlib.util import find_spec
@@ -14,6 +13,7 @@ import typer
 
 from deltatap.cli.runner import CAPTURE, OK, Command, app, guarded, say, unwrapped
 from deltatap.errors import ConfigError
+from deltatap.program import program
 
 # A package of each extra that the next commands need.
 _NEEDED = {"spark": "pyspark", "report": "plotly", "serve": "uvicorn"}
@@ -53,7 +53,7 @@ def init(
         if kept:
             say(console, f"kept as they are in {folder.absolute()}: {', '.join(kept)}")
         missing = [extra for extra, module in _NEEDED.items() if find_spec(module) is None]
-        for line in starter.next_steps(str(folder), _program(), missing=missing, databricks=databricks):
+        for line in starter.next_steps(str(folder), program(elsewhere=True), missing=missing, databricks=databricks):
             say(console, line)
         return OK
 
@@ -72,10 +72,3 @@ def _write(folder: Path, files: dict[str, str]) -> tuple[list[str], list[str]]:
         except OSError as error:
             raise ConfigError([f"{folder / name}: cannot be written: {error.strerror}"]) from error
     return written, kept
-
-
-def _program() -> str:
-    """How to call this ``deltatap`` in a shell: by its name if it is on PATH, else by its path."""
-    own = Path(sys.executable).with_name("deltatap")
-    found = shutil.which("deltatap")
-    return "deltatap" if found is not None and Path(found) == own else str(own)

@@ -21,6 +21,7 @@ from deltatap.cli.runner import (
     session,
 )
 from deltatap.errors import ConfigError
+from deltatap.program import program
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -162,7 +163,7 @@ def load(
     say(console, f"prompts loaded into {settings.prompts.table}: {loaded.rows:,}{bad}")
     # Headers of the endpoint can be secret.
     same = given(*(name for name in type(settings).model_fields if name != "endpoint"))
-    say(console, f"next: `deltatap capture{same}`")
+    say(console, f"next: `{program()} capture{same}`")
     return OK
 
 

@@ -9,6 +9,7 @@ import typer
 
 from deltatap.cli.runner import CAPTURE, OK, command, given, hint, say, session
 from deltatap.errors import ConfigError
+from deltatap.program import program
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,6 +75,6 @@ def record(
     row = ended.row
     rows = sum(row[name] or 0 for name in ("completed", "interrupted", "failed"))
     say(console, f"{rows:,} row{'s' * (rows != 1)} in {settings.captures.table}")
-    say(console, f"next: `deltatap show REQUEST_ID --set captures.table={settings.captures.table}{given('runs')}`")
+    say(console, f"next: `{program()} show REQUEST_ID --set captures.table={settings.captures.table}{given('runs')}`")
     print(json.dumps({name: row[name] for name in _LAST_LINE}))  # noqa: T201 - a line for programs
     return OK

@@ -12,6 +12,7 @@ from deltatap.analysis.facts import changed
 from deltatap.analysis.metrics import METRICS
 from deltatap.analysis.names import run_names
 from deltatap.analysis.series import FEWEST_VALUES
+from deltatap.program import program
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -45,7 +46,7 @@ def show_trend(console: Console, found: Iterable[Series], runs: Sequence[Row]) -
             _line(
                 console,
                 f"no change points yet: {each.deciding} of {len(each.points)} runs have {FEWEST_VALUES} values or more"
-                f", and at least {FEWEST} such runs are needed; compare two runs with `deltatap compare`",
+                f", and at least {FEWEST} such runs are needed; compare two runs with `{program()} compare`",
                 "dim",
             )
         elif not each.changes:

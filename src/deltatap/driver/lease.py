@@ -26,6 +26,7 @@ from deltatap.delta.readers import reader_beside
 from deltatap.driver import runs
 from deltatap.errors import LeaseLostError, RunningError
 from deltatap.model import RunStatus
+from deltatap.program import program
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -178,7 +179,7 @@ def acquire(
                 raise RunningError(
                     f"another run is active on captures table {settings.captures.table}: run {row['run_id']} "
                     f"(driver {_readable(row['driver'])}, last heartbeat {row['heartbeat_at']:%Y-%m-%d %H:%M:%S} UTC); "
-                    f"wait until it ends, or stop it with `deltatap stop {shlex.quote(row['run_id'])}`"
+                    f"wait until it ends, or stop it with `{program()} stop {shlex.quote(row['run_id'])}`"
                 )
             unknown = unknown or alive is None
         if not alone:

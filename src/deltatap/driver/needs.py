@@ -23,6 +23,7 @@ from deltatap.http.route import route_of
 from deltatap.http.tls import TlsError
 from deltatap.http.transport import Http1Transport
 from deltatap.prices import load_prices
+from deltatap.program import program
 from deltatap.prompt_columns import COLUMNS
 from deltatap.spark.serverless import is_serverless
 from deltatap.state import RunState
@@ -215,7 +216,7 @@ def _network(settings: Settings, secrets: Secrets | None) -> None:
         raise ConfigError([f"endpoint.base_url: {error}"]) from error
     except httpx2.TransportError as error:
         local = url.host in ("127.0.0.1", "localhost", "::1")
-        hint = "; is the server running? `deltatap simulate` starts the simulator" if local else ""
+        hint = f"; is the server running? `{program()} simulate` starts the simulator" if local else ""
         server, _, why = str(error).partition(": ")
         where = "cannot reach {} port {}".format(*server.rsplit(":", 1))
         raise ConfigError([f"endpoint.base_url: {where}: {why}{hint}"]) from error

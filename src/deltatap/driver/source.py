@@ -14,6 +14,7 @@ from pyspark.sql import types as T  # noqa: N812
 from deltatap.delta import tables
 from deltatap.driver.reading import JSON, KEPT, TEMPLATE
 from deltatap.errors import ConfigError, one_line
+from deltatap.program import program
 from deltatap.prompt_columns import COLUMNS, ColumnType, did_you_mean, find, near_misses, similar, wrong_columns
 
 if TYPE_CHECKING:
@@ -83,9 +84,8 @@ def table(spark: SparkSession, settings: Settings) -> DataFrame:
         raise ConfigError([f"prompts: {prompts.source}: {one_line(error)}"]) from error
     if frame is None:
         is_folder = not tables.is_path(str(prompts.table)) and Path(str(prompts.table)).is_dir()
-        hint = (
-            f"; for the folder, write ./{prompts.table}" if is_folder else "; load prompts first: `deltatap load FILE`"
-        )
+        load = f"; load prompts first: `{program()} load FILE`"
+        hint = f"; for the folder, write ./{prompts.table}" if is_folder else load
         raise ConfigError([f"prompts.table: {prompts.table}: the Delta table does not exist{hint}"])
     return frame
 

@@ -11,6 +11,7 @@ from rich.text import Text
 from deltatap.analysis.requested import prompt_line, short_id, shortened
 from deltatap.model import OUTPUT_KINDS
 from deltatap.prices import money
+from deltatap.program import program
 from deltatap.terminal.console import line
 
 if TYPE_CHECKING:
@@ -62,9 +63,9 @@ def show_failures(
     if every > len(found):
         line(console, f"{every - len(found):,} more: --limit {every} lists all")
     if any(row["type"] == "invalid_request" for row in found):
-        load = f"`deltatap load{to_load} FILE --replace`"
+        load = f"`{program()} load{to_load} FILE --replace`"
         line(console, f"invalid_request: correct these prompts in a file, load it with {load}, and capture again")
-    line(console, f"one request with everything that arrived: `deltatap show{to_show} REQUEST_ID`", style="dim")
+    line(console, f"one request with everything that arrived: `{program()} show{to_show} REQUEST_ID`", style="dim")
 
 
 def _show_calls(console: Console, row: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from rich.table import Table
 from deltatap.analysis.requested import short_id
 from deltatap.model import RunStatus
 from deltatap.prices import by_model, money
+from deltatap.program import program
 from deltatap.terminal.console import line
 
 if TYPE_CHECKING:
@@ -203,4 +204,4 @@ def _show_next(console: Console, run_id: str, outcomes: Sequence[Mapping[str, An
 
 def _command(name: str, argument: str, options: str) -> str:
     hyphen = "-- " if argument.startswith("-") else ""  # else it would be an option
-    return f"`deltatap {name}{options} {hyphen}{shlex.quote(argument)}`"
+    return f"`{program()} {name}{options} {hyphen}{shlex.quote(argument)}`"
