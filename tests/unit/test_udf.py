@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from deltatap import prompts, udf
 from deltatap.config import load_settings
-from deltatap.model import Call, Choice, Chunks, Received, Wire
 from deltatap.prices import Prices
-
-if TYPE_CHECKING:
-    from deltatap.http.reading import Watch
-    from deltatap.messages import OpenStream
+from tests.scripted import Scripted, called
 
 
-class Answers:
+class Answers(Scripted):
     """A client that answers each prompt with its own text."""
 
-    async def call(
-        self,
-        wire: Wire,
-        request_id: str,  # noqa: ARG002 - not used
-        watch: Watch | None = None,  # noqa: ARG002
-        answer: object = None,  # noqa: ARG002
-    ) -> Call:
-        if "raise" in wire.body:
-            raise KeyError("sk-secret")
-        text = "lone \ud800" if "surrogate" in wire.body else "Hi"
-        received = Received(Chunks(), (Choice(0, text, "stop"),), output=True, finished=True)
-        return Call(0.0, 0.0, 0.0, 1.0, 1.0, 1.0, None, received, "completed", None, 200)
-
-    def open_streams(self) -> list[OpenStream]:
-        return []
-
-    async def close(self) -> None:
-        pass
+    def scripted(self, body: str) -> Any:
+        if "raise" in body:
+            return KeyError("sk-secret")
+        return called(text="lone \ud800" if "surrogate" in body else "Hi")
 
 
 def test_one_row_s_trouble_stays_in_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
