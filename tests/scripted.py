@@ -27,7 +27,10 @@ def called(error: CaptureError | None = None, text: str = "Hi") -> Call:
 
 
 class Scripted:
-    """Answers each body by its script: a call, an error, an exception to raise, or `held`: wait until cancelled."""
+    """Answers each body by its script: a call, an error, an exception to raise, or a word.
+
+    `held` waits until the call is cancelled. `brief` takes 20 ms, so that several calls are open at once.
+    """
 
     def __init__(self, scripts: dict[str, list[Any]] | None = None) -> None:
         self.scripts = scripts or {}
@@ -51,6 +54,9 @@ class Scripted:
             what = self.scripted(body)
             if what == "held":
                 await asyncio.Event().wait()
+            if what == "brief":
+                await asyncio.sleep(0.02)
+                what = None
             if isinstance(what, BaseException):
                 raise what
             if isinstance(what, Call):

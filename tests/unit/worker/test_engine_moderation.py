@@ -103,7 +103,10 @@ def test_a_stream_that_waits_for_its_verdict_frees_its_place() -> None:
         await both.wait()
         return Verdict(False)
 
-    assert set(checks_of(moderated(Moderated(verdicts=verdict), "one", "two"))) == {"one", "two"}
+    assert checks_of(moderated(Moderated(verdicts=verdict), "one", "two")) == {
+        "one": [(3, False, None)],
+        "two": [(3, False, None)],
+    }, "the first check did not time out"
 
 
 def test_a_moderation_that_fails_never_fails_a_row() -> None:
@@ -203,4 +206,4 @@ def test_a_capture_is_held_if_its_checks_take_longer_than_a_flush_interval() -> 
         engine.submit(job("quick"))
         engine.join()
     assert held.errors() == {"slow": None}
-    assert set(checks_of(delivered)) == {"slow", "quick"}
+    assert checks_of(delivered) == {"slow": [(4, False, None)], "quick": [(5, False, None)]}
