@@ -1,0 +1,17 @@
+"""A configuration with a state folder of its own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "c.yml"
+    path.write_text(f"state: {{dir: {tmp_path / 'state'}}}\n")
+    return path

@@ -1,0 +1,78 @@
+"""The commands that show results, without Spark: `compare` and `report`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+from typer.testing import CliRunner
+
+from deltatap import cli
+from deltatap.analysis.compare import Difference
+from tests.commands import invoke
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs: TTFT grew for certain, the end-to-end time did not."""
+    found = {("stream", "ttft_ms", "p95"): Difference(200.0, 250.0, 20.0, 80.0),
+             ("stream", "e2e_ms", "p95"): Difference(900.0, 1000.0, -50.0, 250.0)}  # fmt: skip
+    monkeypatch.setattr("deltatap.cli.looking.reader", lambda *_: None)
+    runs = [{"run_id": "a", "labels": {"night": "Mon"}}, {"run_id": "b", "labels": {"night": "Tue"}}]
+    monkeypatch.setattr("deltatap.analysis.queries.require_runs", lambda *_: runs)
+    monkeypatch.setattr("deltatap.analysis.compare.compare", lambda *_: found)
+    monkeypatch.setattr("deltatap.analysis.compare.counted", lambda *_: {})
+
+
+@pytest.mark.usefixtures("compared")
+@pytest.mark.parametrize("as_json", [False, True])
+def test_compare_says_which_condition_holds_and_exits_with_3(config: Path, *, as_json: bool) -> None:
+    conditions = ("--fail-if", "e2e_ms.p95>+5%", "--fail-if", "ttft_ms.p95>+10%", "--fail-if", "ttft_ms.p95<-10%")
+    words = ["compare", "a", "b", "--config", str(config), *conditions, *["--json"] * as_json]
+    result = CliRunner().invoke(cli.app, words, env={"COLUMNS": "80", "TERM": "dumb"})
+    assert result.exit_code == cli.CONDITION_HOLDS
+    messages = result.stderr if as_json else result.stdout
+    ttft = "stream ttft_ms p95 went from 200.0 to 250.0 ms: +50.0 ms (+25.0%), 95 % interval +20.0 to +80.0"
+    e2e = "stream e2e_ms p95 went from 900.0 to 1,000.0 ms: +100.0 ms (+11.1%), 95 % interval -50.0 to +250.0"
+    assert [line for line in messages.splitlines() if "--fail-if" in line] == [
+        f"! --fail-if e2e_ms.p95>+5%: {e2e}, which includes zero, so this may be noise: compare more rows",
+        f"✗ --fail-if ttft_ms.p95>+10%: {ttft}",
+        f"✓ --fail-if ttft_ms.p95<-10%: {ttft}",
+    ]
+    if as_json:
+        assert [each["holds"] for each in json.loads(result.stdout)["conditions"]] == [False, True, False]
+
+
+@pytest.mark.usefixtures("compared")
+def test_compare_exits_with_0_if_no_condition_holds_and_names_the_runs_by_their_labels(config: Path) -> None:
+    code, output = invoke("compare", "a", "b", "--config", config, "--fail-if", "e2e_ms.p95>+5%")
+    assert (code, "night Mon" in output, "night Tue" in output) == (cli.OK, True, True)
+
+
+@pytest.mark.usefixtures("compared")
+@pytest.mark.parametrize(
+    ("condition", "why"),
+    [
+        ("e2e_ms>1", "expected [MODE.]METRIC.p50 or .p95, "),
+        ("tpot_ms.p95>+1", "expected values of tpot_ms in both runs"),
+    ],
+)
+def test_compare_names_a_condition_that_is_wrong_and_exits_with_2(config: Path, condition: str, why: str) -> None:
+    words = ["compare", "a", "b", "--config", str(config), "--json", "--fail-if", condition]
+    result = CliRunner().invoke(cli.app, words)
+    assert (result.exit_code, result.stdout) == (cli.CONFIGURATION, ""), "only JSON is on standard output"
+    assert result.stderr.startswith(f"✗ --fail-if {condition}: {why}")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_the_report_command_says_what_it_wrote(
+    config: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("deltatap.cli.looking.session", lambda *_: None)
+    monkeypatch.setattr("deltatap.report.write_report", lambda *_: ["a", "b"])
+    assert cli.run(cli.report, config, run_ids=None, out=tmp_path / "r.html") == cli.OK
+    assert capsys.readouterr().out == f"report written to {tmp_path / 'r.html'} (runs a and b)\n"
