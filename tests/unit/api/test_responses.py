@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,91 +13,27 @@ from hypothesis import strategies as st
 
 from deltatap.api.responses import ResponsesAccumulator
 from deltatap.http.outcomes import conclude
-from deltatap.model import Received, Usage
+from deltatap.model import Usage
+from tests.responses import (
+    ARGUMENTS,
+    added,
+    arguments,
+    arguments_done,
+    call,
+    completed,
+    done,
+    event,
+    function,
+    joined,
+    message,
+    received,
+    sse,
+    text,
+    text_done,
+    thought,
+    tools,
+)
 from tests.unit.api.test_transcripts import receive
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-CREATED = {"type": "response.created", "response": {"id": "resp_1", "model": "gpt", "status": "in_progress"}}
-USAGE = {"input_tokens": 9, "output_tokens": 20, "total_tokens": 29}
-ARGUMENTS = '{"city":"Paris"}'
-
-
-def completed(*output: Any, type_: str = "response.completed", **more: Any) -> dict[str, Any]:
-    status = type_.removeprefix("response.")
-    return {
-        "type": type_,
-        "response": {"id": "resp_1", "status": status, "output": list(output), "usage": USAGE, **more},
-    }
-
-
-def function(name: str = "f", arguments: Any = ARGUMENTS, number: int = 1, **more: Any) -> dict[str, Any]:
-    ids = {"id": f"fc_{number}", "call_id": f"call_{number}"}
-    return {"type": "function_call", **ids, "name": name, "arguments": arguments, **more}
-
-
-def message(*texts: str, id_: str = "msg_1") -> dict[str, Any]:
-    parts = [{"type": "output_text", "text": text, "annotations": []} for text in texts]
-    return {"type": "message", "id": id_, "role": "assistant", "content": parts}
-
-
-def thought(*texts: str) -> dict[str, Any]:
-    return {"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": text} for text in texts]}
-
-
-def added(item: Any, at: Any = 0) -> dict[str, Any]:
-    return {"type": "response.output_item.added", "output_index": at, "item": item}
-
-
-def done(item: Any, at: Any = 0) -> dict[str, Any]:
-    return {"type": "response.output_item.done", "output_index": at, "item": item}
-
-
-def event(name: str, at: Any = 0, **more: Any) -> dict[str, Any]:
-    """An event with a place. None leaves the place out."""
-    place = {} if at is None else {"output_index": at}
-    return {"type": f"response.{name}", **place, **more}
-
-
-def text(delta: str, at: Any = 0, **more: Any) -> dict[str, Any]:
-    return event("output_text.delta", at, delta=delta, **more)
-
-
-def text_done(whole: str, at: Any = 0, **more: Any) -> dict[str, Any]:
-    return event("output_text.done", at, text=whole, **more)
-
-
-def arguments(delta: Any, at: Any = 0, **more: Any) -> dict[str, Any]:
-    return event("function_call_arguments.delta", at, delta=delta, **more)
-
-
-def arguments_done(whole: Any, at: Any = 0, **more: Any) -> dict[str, Any]:
-    return event("function_call_arguments.done", at, arguments=whole, **more)
-
-
-def call(name: str = "f", given: str = ARGUMENTS, number: int = 1, type_: str = "function") -> dict[str, Any]:
-    return {"id": f"call_{number}", "type": type_, "function": {"name": name, "arguments": given}}
-
-
-def sse(events: Sequence[Any]) -> bytes:
-    return b"".join(
-        f"event: {event['type']}\n".encode() + b"data: " + json.dumps(event).encode() + b"\n\n" for event in events
-    )
-
-
-def received(*events: Any) -> Received:
-    return receive("responses", [sse([CREATED, *events])])
-
-
-def tools(of: Received) -> list[Any]:
-    found = of.choices[0].tool_calls if of.choices else None
-    return json.loads(found) if found else []
-
-
-def joined(of: Received, kind: str) -> str:
-    return "".join(chunk["text"] for chunk in of.chunks.to_dicts() if chunk["kind"] == kind)
-
 
 EMPTY_CALL = function(arguments="")
 # What arrives, and what it gives: text, reasoning, refusal and calls.
@@ -283,188 +219,6 @@ def test_a_whole_response_has_the_same_output_as_its_last_event(name: str) -> No
     assert accumulator.finish().choices == received(last).choices
 
 
-SHELL = {
-    "type": "shell_call",
-    "id": "sh_1",
-    "call_id": "call_1",
-    "status": "completed",
-    "action": {"commands": ["ls", "pwd"]},
-}
-PATCH = {
-    "type": "apply_patch_call",
-    "id": "ap_1",
-    "call_id": "call_1",
-    "operation": {"type": "delete_file", "path": "x"},
-}
-CLICK = {
-    "type": "computer_call",
-    "id": "cu_1",
-    "call_id": "call_1",
-    "action": {"type": "click", "x": 1, "y": 2},
-    "pending_safety_checks": [],
-}
-LOCAL = {
-    "type": "local_shell_call",
-    "id": "ls_1",
-    "call_id": "call_1",
-    "action": {"type": "exec", "command": ["ls"], "env": {}},
-}
-RESULT = {
-    "type": "shell_call_output",
-    "id": "so_1",
-    "call_id": "call_1",
-    "output": [{"stdout": "a", "stderr": "", "outcome": {"type": "exit", "exit_code": 0}}],
-}
-CODE = {
-    "type": "code_interpreter_call",
-    "id": "ci_1",
-    "code": "print(1)",
-    "container_id": "c",
-    "outputs": [{"type": "logs", "logs": "1"}],
-}
-MCP = {"type": "mcp_call", "id": "mcp_1", "name": "f", "server_label": "s", "arguments": "{}", "output": "x"}
-# The items, and what is stored of each.
-ITEMS = [
-    (SHELL, call("shell", '{"action":{"commands":["ls","pwd"]}}', type_="shell_call")),
-    (PATCH, call("apply_patch", '{"operation":{"type":"delete_file","path":"x"}}', type_="apply_patch_call")),
-    (CLICK, call("computer", '{"action":{"type":"click","x":1,"y":2}}', type_="computer_call")),
-    (LOCAL, call("local_shell", '{"action":{"type":"exec","command":["ls"],"env":{}}}', type_="local_shell_call")),
-    *((item, item) for item in (
-        RESULT, CODE, MCP, {"type": "web_search_call", "id": "ws_1", "action": {"type": "search", "query": "x"}},
-        {"type": "file_search_call", "id": "fs_1", "queries": ["x"], "results": None},
-        {"type": "mcp_approval_request", "id": "mcpr_1", "name": "f", "server_label": "s", "arguments": "{}"},
-        {"type": "tool_search_call", "id": "ts_1", "call_id": None, "execution": "server", "arguments": {"a": 1}, "status": "completed"},
-        {"type": "program", "id": "p_1", "call_id": "call_9", "code": "f()", "fingerprint": "x"},
-    )),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("item", "stored"), ITEMS, ids=lambda given: given.get("type"))
-def test_calls_of_tools_that_are_not_functions(item: dict[str, Any], stored: dict[str, Any]) -> None:
-    started = {**item, "status": "in_progress"}
-    for events in ([completed(item)], [done(item), completed(item)], [added(started), done(item), completed(item)]):
-        found = received(*events)
-        assert tools(found) == [stored]
-        assert found.output == (joined(found, "tool_calls") != "")
-        assert conclude(found, None) == ("completed", None)
-    assert tools(received(added(started)))[0]["type"] == item["type"], "the stream broke off"
-
-
-def test_a_call_and_its_result_are_two() -> None:
-    found = received(done(SHELL), done(RESULT, 1), completed(SHELL, RESULT))
-    assert tools(found) == [ITEMS[0][1], RESULT]
-
-
-def test_the_commands_of_a_shell_arrive_in_pieces() -> None:
-    empty = {**SHELL, "action": {"commands": []}}
-    pieces = [
-        event("shell_call_command.added", command_index=0, command=""),
-        event("shell_call_command.delta", command_index=0, delta="l"),
-        event("shell_call_command.delta", command_index=0, delta="s"),
-        event("shell_call_command.done", command_index=0, command="ls"),
-        event("shell_call_command.done", command_index=1, command="pwd"),
-    ]
-    cut = received(added(empty), *pieces)
-    assert tools(cut) == [call("shell", "ls\npwd\n", type_="shell_call")]
-    assert joined(cut, "tool_calls") == "lspwd"
-    whole = received(added(empty), *pieces, done(SHELL), completed(SHELL))
-    assert tools(whole) == [ITEMS[0][1]]
-    assert joined(whole, "tool_calls") == "lspwd"
-
-
-def test_the_output_of_a_shell_is_kept() -> None:
-    started = {**RESULT, "output": [], "status": "in_progress"}
-    content = event("shell_call_output_content.done", command_index=0, output=RESULT["output"])
-    assert tools(received(added(started), content)) == [{**RESULT, "status": "in_progress"}]
-    assert tools(received(added(started), content, done(RESULT))) == [RESULT]
-
-
-def test_the_arguments_of_a_call_that_was_cut_are_kept() -> None:
-    pieces = [
-        event("mcp_call_arguments.delta", delta='{"a'),
-        event("code_interpreter_call_code.delta", 1, delta="print("),
-    ]
-    found = received(added({**MCP, "arguments": "", "output": None}), added({**CODE, "code": ""}, 1), *pieces)
-    assert [found.get("arguments", found.get("code")) for found in tools(found)] == ['{"a', "print("]
-
-
-def test_an_image_is_marked_and_not_stored() -> None:
-    image = {
-        "type": "image_generation_call",
-        "id": "ig_1",
-        "status": "completed",
-        "result": "iVBOR" * 1000,
-        "size": "1024x1024",
-    }
-    partial = event("image_generation_call.partial_image", partial_image_b64="iVBOR" * 1000, partial_image_index=0)
-    found = received(partial, done(image), completed(image))
-    assert tools(found) == [{**image, "result": "(image: 5,000 characters of base64)"}]
-    plot = {
-        **CODE,
-        "outputs": [{"type": "image", "url": "data:image/png;base64,iVBOR"}, {"type": "image", "url": "https://x"}],
-    }
-    assert [output["url"] for output in tools(received(done(plot)))[0]["outputs"]] == [
-        "(image: 27 characters of base64)", "https://x",
-    ]  # fmt: skip
-
-
-ERROR = {"code": "server_error", "message": "Oh"}
-# How a response ends: the code and the message of its error, and its finish_reason.
-ENDS: dict[str, tuple[list[Any], tuple[Any, ...]]] = {
-    "completed": ([completed(message("Hi"))], (None, None, "completed")),
-    "failed": ([completed(message("Hi"), type_="response.failed", error=ERROR)], ("server_error", "Oh", None)),
-    "failed without an error": ([completed(type_="response.failed")], ("failed", "the response has the status failed", None)),
-    "failed without a response": ([{"type": "response.failed"}], ("failed", "the response has the status failed", None)),
-    "cancelled": ([text("Hi"), completed(type_="response.cancelled")], ("cancelled", "the response has the status cancelled", None)),
-    "completed, with status failed": ([completed(message("Hi"), status="failed", error=ERROR)], ("server_error", "Oh", None)),
-    "completed, with status cancelled": (
-        [completed(message("Hi"), status="cancelled")], ("cancelled", "the response has the status cancelled", None),
-    ),
-    "completed, with an error": ([text("Hi"), completed(error=ERROR)], ("server_error", "Oh", None)),
-    "completed, with an item that failed": ([text("Hi"), completed(message("Hi"), {**MCP, "status": "failed"})], (None, None, "completed")),
-    "completed, with the status of the start": ([text("Hi"), completed(status="in_progress")], (None, None, "completed")),
-    "completed without a response": ([text("Hi"), {"type": "response.completed"}], (None, None, "completed")),
-    "completed without anything": ([{"type": "response.completed"}], (None, None, None)),
-    "completed, with a response that is text": ([text("Hi"), {"type": "response.completed", "response": "x"}], (None, None, "completed")),
-    "incomplete": (
-        [completed(message("Hi"), type_="response.incomplete", incomplete_details={"reason": "max_output_tokens"})],
-        (None, None, "max_output_tokens"),
-    ),
-    "incomplete without a reason": ([completed(message("Hi"), type_="response.incomplete")], (None, None, "incomplete")),
-    "completed, with status incomplete": ([completed(message("Hi"), status="incomplete")], (None, None, "incomplete")),
-    "an error": ([text("Hi"), {"type": "error", **ERROR}], ("server_error", "Oh", None)),
-    "an error in an error": ([text("Hi"), {"type": "error", "error": ERROR}], ("server_error", "Oh", None)),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ENDS)
-def test_how_a_response_ends(name: str) -> None:
-    events, expected = ENDS[name]
-    found = received(*events)
-    error = found.error
-    assert (error and error.code, error and error.message, found.finish_reason) == expected
-    assert (found.text or "") == ("Hi" if found.output else "")
-    assert (found.usage is not None) == isinstance(events[-1].get("response"), dict)
-
-
-@pytest.mark.parametrize("status", ["failed", "cancelled", "queued", "in_progress", "expired"])
-def test_a_whole_response_that_did_not_end_is_an_error(status: str) -> None:
-    accumulator = ResponsesAccumulator()
-    accumulator.add_whole(json.dumps(completed(message("Hi"), status=status)["response"]).encode())
-    found = accumulator.finish()
-    assert (found.text, found.usage) == ("Hi", Usage(9, 20, 29))
-    assert found.error is not None
-    assert found.error.code == status
-
-
-@pytest.mark.parametrize("code", ["invalid_image_url", "image_too_large", "invalid_prompt"])
-def test_a_request_that_cannot_succeed_is_refused(code: str) -> None:
-    found = received(completed(type_="response.failed", error={"code": code, "message": "Oh"}))
-    _, error = conclude(found, None)
-    assert error is not None
-    assert error.type == "invalid_request"
-
-
 @pytest.mark.parametrize("kind", ["response.output_text.delta", ""])
 @pytest.mark.parametrize("type_", ["response.output_text.delta", "", None, 3, [], {}])
 def test_the_type_is_in_the_data_or_beside_it(kind: str, type_: Any) -> None:
@@ -487,16 +241,6 @@ def test_odd_places_lose_nothing(odd: Any) -> None:
     )  # fmt: skip
     (choice,) = found.choices
     assert (choice.text, choice.reasoning, tools(found)) == ("Hi", "t", [call()])
-
-
-def test_the_end_of_a_response_must_be_json() -> None:
-    accumulator = ResponsesAccumulator()
-    accumulator.add(b"waiting", 1.0, 0, "response.keepalive")
-    assert accumulator.finish().protocol_error is None
-    for kind in ("response.completed", "response.output_text.done", "response.output_text.delta"):
-        accumulator = ResponsesAccumulator()
-        accumulator.add(b'{"type":', 1.0, 0, kind)
-        assert accumulator.finish().protocol_error is not None
 
 
 def test_log_probabilities_are_kept_once() -> None:
