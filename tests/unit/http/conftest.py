@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.networks import PASSWORD, Authority
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-from tests.networks import PASSWORD, Authority
 
 
 @pytest.fixture(scope="module")

@@ -13,19 +13,12 @@ import pytest
 
 from deltatap.http.connection import Connection
 from deltatap.http.parser import ResponseParser
+from tests.calls import chunk
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+    from collections.abc import Callable
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
 END = chunk(b"")
 HELLO = CHUNKED + chunk(b"hello") + chunk(b" world") + END
 

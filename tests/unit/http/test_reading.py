@@ -18,11 +18,6 @@ from deltatap.http.client import EndpointClient
 from deltatap.http.connection import Moment
 from deltatap.http.reading import Reading
 from deltatap.model import Call, Usage
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 from tests.calls import (
     ANSWER,
     BODY,
@@ -40,6 +35,9 @@ from tests.calls import (
     request,
     server,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def test_stream_is_received_with_its_times() -> None:

@@ -10,10 +10,10 @@ from deltatap.driver.check import _models
 from deltatap.http.credentials import Secrets
 from deltatap.http.route import route_of
 from tests.calls import refusal
+from tests.networks import COMPLETED, call, network, serving, settings_of
 
 if TYPE_CHECKING:
     from deltatap.endpoint import Endpoint
-from tests.networks import COMPLETED, call, network, serving, settings_of
 
 pytestmark = pytest.mark.usefixtures("environment")
 

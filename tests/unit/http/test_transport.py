@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from deltatap.config import Timeouts
 from deltatap.http.transport import Http1Transport, Kind
 from deltatap.http.watchdog import Watchdog, current
-from tests.unit.http.test_connection import CHUNKED, END, HELLO, chunk
+from tests.calls import chunk
+from tests.unit.http.test_connection import CHUNKED, END, HELLO
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine

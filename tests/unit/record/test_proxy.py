@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.calls import chunk
 from tests.raw_server import Answer, Asked, raw_server
 from tests.recording import recording
 
@@ -26,10 +27,6 @@ def event(text: str | None = None, finish: str | None = None) -> bytes:
     delta = {} if text is None else {"content": text}
     choice = {"index": 0, "delta": delta, "finish_reason": finish}
     return b"data: " + json.dumps({"id": "c1", "model": "gpt-4o-mini", "choices": [choice]}).encode() + b"\n\n"
-
-
-def chunk(data: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 STREAM_HEAD = (
