@@ -1,4 +1,4 @@
-"""A short run of tests/fuzz.py: arbitrary answers become one correct row each, and harm no stream beside them."""
+"""A short run of tests/fuzz: arbitrary answers become one correct row each, and harm no stream beside them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.fuzz import Input, mutated, read, run, seeds, write
+from tests.fuzz.mutations import mutated, seeds
+from tests.fuzz.running import Input, run
+from tests.fuzz.search import read, write
 
 if TYPE_CHECKING:
     from pathlib import Path
