@@ -19,6 +19,13 @@ def write(spark: SparkSession, path: Path, rows: list[tuple[Any, ...]], schema: 
     spark.createDataFrame(filled, schema).coalesce(1).write.format("delta").mode("overwrite").save(str(path))
 
 
+def write_file(folder: Path, name: str, text: str) -> Path:
+    """Write a file of prompts, and return its path."""
+    path = folder / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
 def config(folder: Path, base_url: str, **sections: Any) -> dict[str, Any]:
     """Return a configuration with everything under one folder and the given sections merged in."""
     tree: dict[str, Any] = {

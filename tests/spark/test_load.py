@@ -23,15 +23,10 @@ from deltatap.driver.load_spark import load_prompts
 from deltatap.driver.owed import hashed, requests
 from deltatap.errors import ConfigError
 from tests import prompts
+from tests.prompts import write_file
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
-
-
-def write_file(folder: Path, name: str, text: str) -> Path:
-    path = folder / name
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 def test_requests_are_made_from_a_table_of_loaded_files(spark: SparkSession, tables: Path) -> None:

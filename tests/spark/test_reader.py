@@ -30,6 +30,7 @@ from deltatap.export.captures import export
 from deltatap.export.spans import Options, Span
 from deltatap.report.data import gather
 from tests import captured
+from tests.local import no_spark
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -39,10 +40,6 @@ if TYPE_CHECKING:
 
 RUNS = ("20261121T063000-abc123", "it's ${odd}\\ größe", "c")
 KINDS = ("role", "content", "reasoning", "refusal", "tool_calls", "usage", "error", "finish")
-
-
-def no_spark() -> SparkSession:
-    raise AssertionError("Spark was started")
 
 
 def chunks(random_: random.Random) -> list[tuple[Any, ...]]:

@@ -12,6 +12,7 @@ import pytest
 
 from deltatap.errors import ConfigError
 from deltatap.prompt_files import read_prompts
+from tests.prompts import write_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,12 +23,6 @@ FORMAT = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
 
 def batch(custom_id: str, url: str, **body: Any) -> str:
     return json.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": body})
-
-
-def write_file(folder: Path, name: str, text: str) -> Path:
-    path = folder / name
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 @pytest.mark.parametrize(

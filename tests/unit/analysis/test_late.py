@@ -16,6 +16,7 @@ from deltatap.delta.local import LocalReader
 from deltatap.delta.reader import rows
 from deltatap.delta.tables import quoted
 from tests.captured import capture_row
+from tests.local import no_spark
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,10 +70,6 @@ def measured(folder: Path, chunks: list[dict[str, Any]], **values: Any) -> dict[
     expected = (made["late"], kept, made["coalesced"] if kept else 0, made["outputs"] if kept else 0)
     assert tuple(times[name] for name in ("late", "kept", "merged", "outputs")) == expected, "the summary says the same"
     return made
-
-
-def no_spark() -> Any:
-    raise AssertionError("Spark was started")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from deltatap.delta.local import LocalReader
 from deltatap.delta.reader import rows
 from deltatap.model import OUTPUT_KINDS
 from tests.captured import BY_HAND, CHUNKS, capture_row
+from tests.local import no_spark
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,10 +61,6 @@ def test_run_ids_are_literals() -> None:
 
 def test_pairs_are_grouped_by_length() -> None:
     assert "WHEN s.output_tokens <= 16 THEN '1-16' WHEN s.output_tokens <= 64 THEN '17-64'" in pairs_sql("rows")
-
-
-def no_spark() -> Any:
-    raise AssertionError("Spark was started")
 
 
 def as_structs(row: dict[str, Any], schema: pa.Schema) -> dict[str, Any]:

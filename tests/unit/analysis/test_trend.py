@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -20,6 +20,7 @@ from deltatap.config import Settings, load_settings
 from deltatap.delta import columns
 from deltatap.delta.local import LocalReader
 from deltatap.errors import ConfigError
+from tests.local import no_spark
 from tests.nightly import AT, NIGHTS, PROMPTS, capture_row, run_row, times_of_nights, write_nights, write_table
 
 if TYPE_CHECKING:
@@ -30,10 +31,6 @@ if TYPE_CHECKING:
 SINCE = NIGHTS // 2
 TIMES = times_of_nights(0, 0.1)
 WITHOUT = "import sys; sys.modules['pyspark'] = None; from deltatap.cli import app; app()"
-
-
-def no_spark() -> Any:
-    raise AssertionError("Spark was started")
 
 
 def settings_for(folder: Path) -> Settings:

@@ -34,6 +34,7 @@ from deltatap.delta.prepare import GUARD
 from deltatap.delta.reader import rows
 from deltatap.delta.tables import literal, quoted
 from deltatap.errors import ConfigError
+from tests.local import no_spark
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,10 +44,6 @@ if TYPE_CHECKING:
 AT = datetime(2026, 11, 21, 6, 30, tzinfo=UTC)
 # Runs the command line in a process where nothing can import pyspark.
 WITHOUT = "import sys; sys.modules['pyspark'] = None; from deltatap.cli import app; app()"
-
-
-def no_spark() -> Any:
-    raise AssertionError("Spark was started")
 
 
 def query(table: Path, sql: str) -> list[dict[str, Any]]:

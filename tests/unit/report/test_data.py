@@ -19,17 +19,13 @@ from deltatap.report import requests
 from deltatap.report.cards import Words, kinds, left_out
 from deltatap.report.data import failures_sql, sizes_sql
 from tests import captured, prompts
+from tests.local import no_spark
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pyspark.sql import SparkSession
 
 ERROR: dict[str, Any] = {"type": "server", "code": "c", "message": "overloaded", "http_status": 503}
-
-
-def no_spark() -> SparkSession:
-    raise AssertionError("Spark was started")
 
 
 def row(request_id: str, at: int = 0, **values: Any) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from deltatap.delta.local import LocalReader
 from deltatap.report.data import FEWEST_RUNS, gather
 from deltatap.report.history import history_charts
 from deltatap.report.page import render
+from tests.local import no_spark
 from tests.nightly import PROMPTS, run_row, times_of_nights, write_nights
 from tests.unit.report.test_page import ATTACK, gathered
 
@@ -79,8 +80,5 @@ def test_the_chart_needs_a_few_runs(nights: int, tmp_path: Path) -> None:
     write_nights(tmp_path, times_of_nights(0, nights=nights)[:, :20])
     settings = load_settings({name: {"table": str(tmp_path / name)} for name in ("captures", "runs")})
 
-    def no_spark() -> None:
-        raise AssertionError("Spark was started")
-
-    found = gather(LocalReader(no_spark), settings, ["run-01"]).history  # type: ignore[arg-type]
+    found = gather(LocalReader(no_spark), settings, ["run-01"]).history
     assert [len(each.points) for each in found] == ([nights] if nights == FEWEST_RUNS else [])
