@@ -32,7 +32,7 @@ class Figure:
 
     @property
     def goal(self) -> str:
-        """The goal in words. Empty without a goal."""
+        """The goal as text; empty without a goal."""
         if self.most is None:
             return "" if self.least is None else f"at least {self.least:g}"
         return f"at most {self.most:g}" if self.least is None else f"{self.least:g} to {self.most:g}"

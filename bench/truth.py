@@ -32,7 +32,7 @@ class Measured:
 def errors(measured: Sequence[Measured], calls: Mapping[str, dict[str, Any]]) -> dict[str, float]:
     """Compare measured times with the simulator's times of each piece, in ms. Count extra and missing gaps.
 
-    Only the chunks that came in reads of their own count: of the others, just the last one has a time of its own. The
+    Only chunks that arrived alone in a read count: of several in one read, only the last has its own time. The
     simulator does not know when the request was written, so its TTFT starts when the request arrives.
     """
     first, gaps, lags = [], [], []

@@ -102,7 +102,7 @@ class Arrivals(Section):
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
 
     def __str__(self) -> str:
-        """The process, in words."""
+        """The process, as text for the user."""
         seed = f" (seed {self.seed})" if self.process == "poisson" else ""
         return f"{self.process}, {self.per_second:,.10g} per second{seed}"
 

@@ -171,7 +171,7 @@ class Heartbeat:
         parked: the models that refuse every request.
         succeeded: whether any call has received output or completed.
         waits_s: seconds until this worker may start a request; 0 if something else holds it back.
-        waits_for: what it waits for, in words.
+        waits_for: what it is waiting for, as text.
         ended: whether the worker has finished.
         at: when the heartbeat was written, in seconds since the epoch.
         wants: the number of requests and checks that could start now if they were permitted.

@@ -155,7 +155,7 @@ def money(usd: float) -> str:
 
 
 def by_model(costs: Sequence[tuple[str, float | None]]) -> str:
-    """The cost of each model in words, the most expensive model first; of many models, the first :data:`MODELS`."""
+    """The cost of each model as text, the most expensive model first; at most :data:`MODELS` models."""
     ordered = sorted(costs, key=lambda each: (each[1] is None, -(each[1] or 0), each[0]))
     shown = [f"{model} {'no price' if cost is None else '$' + money(cost)}" for model, cost in ordered[:MODELS]]
     return ", ".join(shown) + (f", and {len(ordered) - MODELS:,} more models" if len(ordered) > MODELS else "")

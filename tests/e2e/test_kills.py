@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import pytest
 import yaml
 
-from deltatap import cli
 from deltatap.delta.tables import quoted
 from tests import prompts
 from tests.jobs import FLUSH_S, finished, in_one_flush, kill, running, start, start_again, streaming_workers, wait_until
@@ -106,21 +105,3 @@ def test_a_suspended_worker_ends_with_its_job(spark: SparkSession, tables: Path,
         assert not worker.is_running()
     rows = spark.table(quoted(str(tables / "captures"))).collect()
     assert len({row["request_id"] for row in rows}) == len(rows) > 0
-
-
-def test_a_second_start_during_a_run_is_refused(
-    spark: SparkSession, tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    prompts.write(spark, tables / "prompts", [(f"r{n:04d}", f"Prompt {n}?") for n in range(40)])
-    with start_simulator("--ttft-ms", "3000") as simulator:
-        config = tmp_path / "config.yml"
-        config.write_text(yaml.safe_dump(prompts.config(tables, simulator.base_url, capture={"concurrency": 8})))
-        log = tmp_path / "log"
-        first = start(config, log)
-        wait_until(lambda: simulator.counts()["calls"] > 0, first, log)
-        assert cli.run(cli.capture, config) == cli.CONFIGURATION
-        shown = capsys.readouterr().out
-        assert "another run is active" in shown
-        assert f"pid {first.pid}" in shown
-        assert first.wait(timeout=300) == 0, log.read_text()
-        assert simulator.counts()["calls"] == 40

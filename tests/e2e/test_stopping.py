@@ -40,8 +40,9 @@ def stop(way: str, job: psutil.Popen, config: Path, state: Path) -> None:
 
 @pytest.mark.parametrize("way", ["SIGINT", "SIGTERM", "the command"])
 def test_a_stopped_run_drains_and_the_next_start_completes_it(
-    spark: SparkSession, tables: Path, tmp_path: Path, way: str
+    spark: SparkSession, tables: Path, tmp_path: Path, way: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """While the run is active, another start is refused."""
     stalled = [(f"r{n}", f"p{n}", "m!stall@2:1") for n in range(3)]
     prompts.write(spark, tables / "prompts", [*stalled, ("ok", "x"), *((f"w{n}", f"q{n}") for n in range(20))])
     config, log = tmp_path / "c.yml", tmp_path / "log"
@@ -50,6 +51,11 @@ def test_a_stopped_run_drains_and_the_next_start_completes_it(
         config.write_text(yaml.safe_dump(prompts.config(tables, simulator.base_url, **sections)))
         job = start(config, log)
         wait_until(lambda: sum("stall" in call["model"] for call in simulator.calls()) == 3, job, log)
+        if way == "the command":
+            assert cli.run(cli.capture, config) == cli.CONFIGURATION
+            shown = capsys.readouterr().out
+            assert "another run is active" in shown
+            assert f"pid {job.pid}" in shown
         stop(way, job, config, tables / "state")
         assert job.wait(timeout=240) == cli.OK, log.read_text()
         last = json.loads(log.read_text().splitlines()[-1])

@@ -74,10 +74,10 @@ class Metric:
     Attributes:
         name: the column's name in the metrics tables, and in ``captures`` if it is stored there.
         label: the usual short name.
-        title: name in words.
+        title: the name for people.
         sql: expression over the columns of ``captures`` and :data:`PARTS`.
         from_chunks: the same value from ``chunks`` and the token count alone; None if they are not enough.
-        formula: the definition in words. Times start when the request is written to the socket.
+        formula: the definition, as text. Times start when the request is written to the socket.
         null_when: when the metric is null.
         unit: of the values.
         merged_sql: the expression for a row with the kernel's times whose event loop ran late; None if it is `sql`.

@@ -55,7 +55,7 @@ class Point:
         rows: number of values; a row whose times do not count has none.
         value: the quantile; None without values.
         low: lower end of its 95 % interval; None if there are too few values.
-        high: upper end, likewise.
+        high: its upper end.
         facts: what the run was captured with.
     """
 

@@ -1,4 +1,4 @@
-"""A captured answer in the same form for every API, so that a row can be replayed through any of them. Pure.
+"""A captured answer in one form for all APIs, so that a row can be replayed through any of them. Pure.
 
 These are the records. `from_row.py` makes them from a row, and each API's frames turn them into bytes.
 """

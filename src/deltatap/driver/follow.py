@@ -61,7 +61,7 @@ class Rounds:
         return follow_s if self.settings.limits == Limits() else max(follow_s, MINUTE_S)
 
     def over(self, now: float) -> str | None:
-        """Why there is no further round, in words; None if there may be one. `now` is in monotonic seconds."""
+        """Why no further round follows, as text; None if one may follow. `now` is in monotonic seconds."""
         if self.runs and self.runs[-1]["status"] != RunStatus.COMPLETED:
             return str(self.runs[-1]["reason"] or self.runs[-1]["status"])
         limit = self.settings.capture.limit

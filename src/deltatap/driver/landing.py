@@ -119,7 +119,7 @@ class Landing:
         return self.files - before
 
     def drain(self) -> None:
-        """Land until the journal is empty. No worker is running any more.
+        """Land until the journal is empty. All workers have ended.
 
         Raises:
             LandingError: if files do not land.

@@ -203,7 +203,7 @@ def _network(settings: Settings, secrets: Secrets | None) -> None:
             await transport.aclose()
 
     try:
-        # In a thread of its own, since a notebook's thread already runs an event loop.
+        # In a separate thread, because a notebook's thread already runs an event loop.
         with ThreadPoolExecutor(1) as thread:
             thread.submit(asyncio.run, reach()).result()
     except TimeoutError as error:

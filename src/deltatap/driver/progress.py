@@ -43,7 +43,7 @@ class Snapshot:
         ttft_ms: the median of the workers' medians; None before the first.
         errors: failed calls by error type, retried ones included.
         waits_s: seconds until a request may start; 0 if nothing has to wait.
-        waits_for: what the run waits for, in words.
+        waits_for: what the run is waiting for, as text.
     """
 
     owed: int

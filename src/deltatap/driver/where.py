@@ -37,7 +37,7 @@ class Fit:
 
     Attributes:
         where: the value for ``capture.where``.
-        why: in words.
+        why: the reason, as text.
         must: whether the other place could not open all streams, or would not work at all.
     """
 

@@ -46,7 +46,7 @@ class Sender(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """How many spans of which runs were sent, and how many rows have none, because no call was made for them."""
+    """How many spans were sent for which runs, and how many rows have no span because no call was made for them."""
 
     run_ids: tuple[str, ...]
     spans: int

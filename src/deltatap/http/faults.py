@@ -33,7 +33,7 @@ def internal_error(error: BaseException, request_id: str, code: str, what: str) 
         error: the exception.
         request_id: of the row.
         code: one of ``model.INTERNAL_*``.
-        what: what deltatap could not do, in words.
+        what: what deltatap could not do, as text.
     """
     if not is_fault(error):
         raise error

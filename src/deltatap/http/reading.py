@@ -67,7 +67,7 @@ class Reading:
         api: the API that was called.
         accumulator: the answer, as far as it has arrived.
         request_id: of the row.
-        watch: checks the answer; None: nothing does.
+        watch: checks the answer; None if nothing does.
         token: the token that the request was sent with.
         refused: the response, if the status is an error.
         incoming: the response, if the status is a success.

@@ -155,7 +155,7 @@ def _struck_pieces(received: Received, secrets: tuple[str, ...], *, spoken: bool
     if spoken or _struck_bytes(utf8, secrets) is not utf8:
         changed["chunks"] = _struck_chunks(received.chunks, secrets)
     if spoken:
-        # Log probabilities hold the text once more, token by token and as numbers.
+        # Log probabilities also hold the text, token by token, and as byte values.
         changed["logprobs"] = None
         if received.raw is not None:
             changed["raw"] = _struck_events(received.raw, secrets)

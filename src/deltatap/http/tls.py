@@ -1,4 +1,4 @@
-"""TLS: which certificates deltatap trusts and shows, and what a failed handshake means in words.
+"""TLS: which certificates deltatap trusts and shows, and how to explain a failed handshake.
 
 Knows the files in ``endpoint.tls`` and the errors of OpenSSL. Leaves connecting to ``dial.py``.
 """
@@ -122,7 +122,7 @@ _REASONS = (
 
 
 def explained(error: ssl.SSLError, server: str) -> TlsError:
-    """The error of a failed TLS connection, in words that say what to do.
+    """What to tell the user about a failed TLS connection, and what to do about it.
 
     Args:
         error: OpenSSL's.

@@ -67,7 +67,7 @@ class Difference:
 
     Attributes:
         model: of the calls.
-        reason: in words, such as "other output tokens".
+        reason: as text, such as "other output tokens".
         calls: how many calls differ; None if the bill does not have this number.
         counts: bill minus captures, for those of :data:`COUNTS` that both sides have.
         usd: bill minus captures; None if one of them has no amount.

@@ -51,7 +51,8 @@ class RequestParser:
     """Parses the requests of one connection, one after the other.
 
     Attributes:
-        wrong: why the client's data is not HTTP/1.1, in words for the client; None while it is. Nothing follows it.
+        wrong: why the client's data is not HTTP/1.1, as text for the client; None while it is valid. Nothing is read
+            after that.
     """
 
     def __init__(self) -> None:

@@ -62,7 +62,7 @@ class Stream:
         whole_ms: when the whole answer arrived, if the same request was captured in mode complete; else the end of the
             stream.
         whole: the text of the whole answer.
-        paired: whether the whole answer comes from a call of its own.
+        paired: whether the whole answer comes from a separate call.
         prompt: its start.
     """
 

@@ -52,7 +52,7 @@ def local_session(
         The active session if there is one, else a new one.
 
     Raises:
-        SparkSetupError: There is no Java 17 or 21, the versions of pyspark and delta-spark do not fit, or the jars
+        SparkSetupError: Java 17 or 21 is missing, the versions of pyspark and delta-spark do not fit, or the jars
             cannot be downloaded.
         MissingExtraError: pyspark or delta-spark is not installed.
     """
@@ -103,7 +103,7 @@ def _options(jars: Sequence[Path]) -> dict[str, str]:
         "spark.ui.showConsoleProgress": "false",
         "spark.sql.shuffle.partitions": "4",
         "spark.databricks.delta.snapshotPartitions": "1",
-        # Above this number of paths, Spark lists them in a job of its own. A batch of journal files has up to 200.
+        # Above this number of paths, Spark lists them in a separate job. A batch of journal files has up to 200.
         "spark.sql.sources.parallelPartitionDiscovery.threshold": "1000",
         "spark.python.daemon.module": "deltatap.spark.daemon",
         "spark.driver.extraJavaOptions": f"{_QUICK_JVM} -Dlog4j2.configurationFile={_LOGGING.as_uri()}",

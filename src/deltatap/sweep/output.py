@@ -1,4 +1,4 @@
-"""What ``deltatap sweep`` prints: a table of the stages, the result in words, and JSON."""
+"""What ``deltatap sweep`` prints: a table of the stages, the result as a sentence, and JSON."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def _number(value: float | None) -> str:
 
 
 def bounds(slo: Mapping[str, float]) -> str:
-    """The bounds of ``analysis.slo``, in words."""
+    """The bounds of ``analysis.slo``, as text."""
     return " and ".join(f"{name} at most {bound:,.10g}" for name, bound in slo.items())
 
 
 def lines(swept: Swept, plan: Plan, settings: Settings) -> Iterator[str]:
-    """The result in words, and what distorts it."""
+    """The result as a sentence, and what distorts it."""
     found = swept.found
     what = f"{100 * plan.share:.10g} % of requests have {bounds(settings.analysis.slo.bounds)}"
     if found is None:

@@ -126,7 +126,7 @@ def stages_of(runs: Iterable[Row], sweep: str) -> list[Row]:
 
 
 def newest_sweep(runs: Iterable[Row], job: str) -> str | None:
-    """The newest sweep of a job that has no id of its own; `runs` are sorted newest first."""
+    """The newest sweep of a job without an id; `runs` are sorted newest first."""
     names = ((row["labels"] or {}).get(SWEEP, "") for row in runs)
     return next((name for name in names if name.startswith("sweep-") and name.endswith(f"-{job}")), None)
 

@@ -44,7 +44,7 @@ def _cells(charge: Charge | None) -> list[str]:
 
 
 def _sentence(found: Difference) -> str:
-    """A difference in words: the bill has this much more (+) or less (-)."""
+    """A difference as text: how much more (+) or less (-) the bill has."""
     calls = "" if found.calls is None else f": {found.calls:,} {'call' if found.calls == 1 else 'calls'}"
     parts = [f"{found.counts[name]:+,} {_NAMES[name]} tokens" for name in _NAMES if name in found.counts]
     if found.usd:

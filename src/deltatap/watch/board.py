@@ -79,7 +79,7 @@ class Board:
 
     Attributes:
         state: of the run.
-        reason: why the run stops or has ended, in words.
+        reason: why the run is stopping or has ended, as text.
     """
 
     state: State = "waiting"

@@ -76,7 +76,7 @@ def _by_usage(received: Received, output: Array) -> Array | None:
         order = np.argsort(choice[place], kind="stable")
         firsts = np.flatnonzero(np.diff(choice[place][order], prepend=-1))
         ends = np.append(firsts[1:], len(order)) - 1
-        if used[-1] >= counts[order[ends]].sum():  # each choice was counted by itself, as vLLM does
+        if used[-1] >= counts[order[ends]].sum():  # each choice has its own count, as with vLLM
             counts, place, starts = counts[order], place[order], firsts
     grown = _steps(counts)
     grown[starts] = counts[starts]

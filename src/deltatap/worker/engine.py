@@ -167,7 +167,7 @@ class Engine:
             share: the maximum number of open streams until :meth:`control` sets it.
             moderation: how the texts of the answers are checked; None: not at all.
             limited: whether a call of moderation needs a permit, as a request does.
-            hold: receives each capture whose checks take longer than this many seconds; None: nothing does.
+            hold: receives each capture whose checks take longer than this many seconds; None if nothing does.
             resuming: resumes broken answers; None if the API cannot do that.
         """
         self._make_client, self._limits, self._deliver = make_client, limits, deliver

@@ -25,7 +25,7 @@ _HEADER_MAX_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Retry after ``delay_s`` seconds, for a reason in words."""
+    """Retry after ``delay_s`` seconds, and say why."""
 
     delay_s: float
     why: str = ""
@@ -33,7 +33,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class CoolDown:
-    """The whole run starts nothing for ``seconds``, for a reason in words."""
+    """The whole run starts nothing for ``seconds``, and say why."""
 
     seconds: float
     why: str
@@ -123,7 +123,7 @@ def longest_s(limits: Capture) -> float:
 
 
 def until(now: float, wait_s: float) -> str:
-    """When a wait ends, in words; `now` is in seconds since the epoch."""
+    """When a wait ends, as text; `now` is in seconds since the epoch."""
     try:
         return f"until {datetime.fromtimestamp(now + wait_s, UTC):%Y-%m-%d %H:%M:%S} UTC"
     except (ValueError, OverflowError, OSError):

@@ -116,7 +116,7 @@ class Watch:
             self._task.cancel()
 
     def ended(self) -> None:
-        """The call has ended: nothing can be cut any more."""
+        """The call has ended: nothing can be cut now."""
         self._streams = False
 
     def last(self, call: Call) -> None:
