@@ -15,7 +15,7 @@ from deltatap.endpoint import Endpoint
 from deltatap.http.client import EndpointClient
 from deltatap.http.resumable import Resumable
 from deltatap.model import Call, Wire
-from tests.calls import OK, chunk, server
+from tests.calls import OK, chunk, request, server
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -159,3 +159,37 @@ def test_an_answer_is_resumed_after_a_refused_key_was_renewed() -> None:
     call = asyncio.run(made())
     assert seen == ["POST", "GET", "GET"]
     assert (call.status, call.received.text) == ("completed", "".join(WORDS))
+
+
+def test_the_id_of_an_answer_is_reported_once_and_while_the_answer_still_arrives() -> None:
+    """Otherwise, a killed worker would not know which answers to resume."""
+    reported: list[str | None] = []
+
+    async def made() -> Call:
+        identified = asyncio.Event()
+
+        async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await request(reader)
+            writer.write(OK + chunk(FRAMES[0]))
+            async with asyncio.timeout(20):
+                await identified.wait()
+            for frame in FRAMES[1:]:
+                writer.write(chunk(frame))
+                await writer.drain()
+            writer.write(chunk(b""))
+
+        def changed() -> None:
+            reported.append(answer.response_id)
+            if answer.response_id is not None:
+                identified.set()
+
+        answer = Resumable(changed=changed)
+        async with server(handler) as base_url:
+            client = EndpointClient(Endpoint(base_url=base_url, api="responses", api_key=None), Timeouts())
+            try:
+                return await asyncio.create_task(client.call(WIRE, "r", answer=answer))
+            finally:
+                await client.close()
+
+    assert asyncio.run(made()).status == "completed"
+    assert reported == [None, "resp_sim1"], "when the call began, and when the id arrived"
