@@ -17,7 +17,7 @@ setup: ## install everything, pinned and verified, into .venv, .tools and .jars
 	@$(PYTHON) tools/setup.py
 
 # Some slow tests need programs that setup does not install. Without these, test-slow leaves the tests out and says so.
-MISSING = $(if $(shell command -v cc),,compiler) $(if $(shell command -v chromium),,chromium) $(if $(and $(wildcard tests/node/node_modules/openai),$(wildcard examples/front-end/node_modules/ai)),,node)
+MISSING = $(if $(shell command -v cc),,compiler) $(if $(shell command -v chromium),,chromium) $(if $(and $(wildcard tests/node/node_modules/openai),$(wildcard examples/front-end/node_modules/@langchain/anthropic)),,node)
 SELECTED = $(foreach marker,$(MISSING), and not $(marker))
 
 test: setup ## all tests but the slow ones

@@ -1,4 +1,4 @@
-"""The replay with real clients: each reads an answer, a stream that breaks off, one with an error, and a refusal."""
+"""A front end on the replay: the pace of chunks, the faults that a request asks for, and pages in a real browser."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 import openai
 import pytest
 
-from deltatap.api.registry import specification
 from tests.browser import browse
 from tests.recaptured import captured_rows, replaying, write_table
 from tests.simulation import start_simulator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from tests.browser import Tab
 
@@ -28,8 +27,6 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "front-end"
 ROWS = {
     "plain": "gpt-4o-mini",
     "cut": "gpt-4o-mini!cut@4",
-    "error": "gpt-4o-mini!error_event@4",
-    "refused": "gpt-4o-mini!429=0.05",
 }
 Rows = dict[str, dict[str, Any]]
 
@@ -43,86 +40,6 @@ def replayed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Ro
         rows = captured_rows(folder / "chat", simulator.base_url, "chat", asked, ["stream"] * len(asked))
     with replaying(write_table(folder, rows)) as url:
         yield url, {row["request_id"]: row for row in rows}
-
-
-def python(url: str, api: str, id_: str) -> tuple[str, int | None, bool]:
-    """Text, HTTP status and whether an error came, with OpenAI's Python client."""
-    client = openai.OpenAI(base_url=url, api_key="none", max_retries=0, default_headers={"x-deltatap-request-id": id_})
-    text = ""
-    try:
-        if api == "chat":
-            for chunk in client.chat.completions.create(
-                model="m", messages=[{"role": "user", "content": "x"}], stream=True
-            ):
-                text += "".join(choice.delta.content or "" for choice in chunk.choices)
-        elif api == "completions":
-            for completion in client.completions.create(model="m", prompt="x", stream=True):
-                text += "".join(choice.text for choice in completion.choices)
-        else:
-            for event in client.responses.create(model="m", input="x", stream=True):
-                text += event.delta if event.type == "response.output_text.delta" else ""
-                if event.type == "error":
-                    return text, None, True
-    except openai.APIError as error:
-        return text, getattr(error, "status_code", None), True
-    return text, None, False
-
-
-def curl(url: str, api: str, id_: str) -> tuple[str, int | None, bool]:
-    """As above, with curl and the events' JSON."""
-    path = f"{url}{specification(api).path}?request_id={id_}"
-    command = [
-        "curl",
-        "-sN",
-        "-w",
-        "\\n%{http_code}",
-        "-H",
-        "content-type: application/json",
-        "-d",
-        '{"stream": true}',
-        path,
-    ]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
-    body, _, status = done.stdout.rpartition("\n")
-    received = specification(api).accumulator()
-    for event in body.split("\n\n"):
-        if (line := event.rpartition("data: ")[2]) and event.strip():
-            received.add(line.strip().encode(), 0.0, 0)
-    found = received.finish()
-    wrong = done.returncode != 0 or status != "200" or found.error is not None
-    return found.text or "", int(status) if status != "200" else None, wrong
-
-
-def example(client: str) -> Callable[[str, str, str], tuple[str, int | None, bool]]:
-    """As above, with a client of the example folder."""
-
-    def ask(url: str, api: str, id_: str) -> tuple[str, int | None, bool]:
-        options = json.dumps({"headers": {"x-deltatap-request-id": id_}, "api": api})
-        command = ["node", str(EXAMPLE / "ask.mjs"), client, url, options]
-        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout)
-        return found["text"], (found["error"] or {}).get("status"), found["error"] is not None
-
-    return ask
-
-
-NODE = pytest.mark.node
-CLIENTS = [
-    *(pytest.param(python, api, id=f"openai-{api}") for api in ("chat", "completions", "responses")),
-    *(pytest.param(curl, api, id=f"curl-{api}") for api in ("chat", "completions", "responses", "messages")),
-    *(pytest.param(example("ai-sdk"), api, id=f"ai-sdk-{api}", marks=NODE) for api in ("chat", "responses")),
-    *(pytest.param(example("langchain"), api, id=f"langchain-{api}", marks=NODE) for api in ("chat", "responses")),
-]
-
-
-@pytest.mark.parametrize(("ask", "api"), CLIENTS)
-def test_a_client_reads_each_kind_of_answer(ask: Any, api: str, replayed: tuple[str, Rows]) -> None:
-    url, rows = replayed
-    for id_, row in rows.items():
-        text, status, wrong = ask(url, api, id_)
-        assert text == (row["text"] or ""), id_
-        assert wrong is (id_ != "plain"), id_
-        if id_ == "refused":
-            assert status == 429
 
 
 def test_the_chunks_arrive_at_the_captured_pace(replayed: tuple[str, Rows], record_property: Any) -> None:

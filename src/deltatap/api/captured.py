@@ -109,5 +109,8 @@ def error_in(data: str) -> StreamError:
         value = decode(data.encode())
     except ValueError:
         value = data
+    response = value.get("response") if isinstance(value, dict) else None
+    if isinstance(response, dict) and response.get("error"):
+        value = {"error": response["error"]}  # the status beside it is not the error's type
     found = find_error(value) or find_error({"error": value})
     return found or StreamError(None, None, bounded(data, _MESSAGE_CHARS))

@@ -187,3 +187,18 @@ def test_a_stream_is_received_again_as_an_equal_row(name: str, asked: str) -> No
 @pytest.mark.parametrize("name", TRANSCRIPTS)
 def test_a_whole_answer_is_received_again_as_an_equal_row(name: str, asked: str) -> None:
     check_again(transcript(name) | {"mode": "complete", "chunks": []}, asked)
+
+
+@pytest.mark.parametrize("asked", ["chat", "completions", "messages"])
+def test_the_status_of_a_response_is_not_the_type_of_its_error(asked: str) -> None:
+    response = {"status": "failed", "error": {"code": "server_error", "message": "Sorry."}}
+    failed = {"type": "response.failed", "response": response}
+    row = row_of(received("responses", [(1.0, b"data: " + orjson.dumps(failed) + b"\n\n")]), "responses")
+    api = specification(asked)
+    answer = captured(row, specification("responses"), api)
+    frames = [frame.data for frame in api.frames(answer.facts).replayed(answer)]
+    error = json.loads(frames[-1].partition(b"data: ")[2])["error"]
+    expected = (
+        {"type": "server_error"} if asked == "messages" else {"type": None, "param": None, "code": "server_error"}
+    )
+    assert error == {"message": "Sorry.", **expected}
