@@ -84,7 +84,7 @@ def read_charges(path: Path) -> list[Charge]:
     """
     try:
         records = [dict(_flat(record)) for record in _records(path)]
-    except (OSError, ValueError, RecursionError, pa.ArrowException, csv.Error) as error:
+    except (OSError, ValueError, OverflowError, RecursionError, pa.ArrowException, csv.Error) as error:
         why = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise ConfigError([f"{path}: cannot be read: {why}"]) from error
     charges = [charge for number, record in enumerate(records, 1) if (charge := _charge(path, number, record))]

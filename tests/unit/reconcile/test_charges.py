@@ -42,6 +42,21 @@ def test_a_correct_bill_has_no_difference() -> None:
     assert reconcile([], []).differences == ()
 
 
+def test_an_empty_bill_misses_every_call() -> None:
+    found = reconcile(CALLS, []).differences
+    assert {(each.reason, each.calls) for each in found} == {("missing in the bill", 20)}
+    assert sum(each.usd or 0 for each in found) == -sum(each.usd or 0 for each in CALLS)
+
+
+@pytest.mark.parametrize(
+    ("logged", "differs"), [("0.001235", False), ("0.00123456", False), ("0.001236", True), ("0.0012347", True)]
+)
+def test_an_amount_may_differ_by_the_rounding_of_the_log(logged: str, differs: bool) -> None:  # noqa: FBT001 - a parameter
+    ours = call(0, usd=Decimal("0.0012345600"))
+    found = reconcile([ours], [billed(ours, usd=Decimal(logged))]).differences
+    assert [each.reason for each in found] == ["other price"] * differs
+
+
 def test_each_of_ten_planted_differences_is_found_and_no_other() -> None:
     ours, bill = list(CALLS), {number: billed(each) for number, each in enumerate(CALLS)}
     del bill[1]

@@ -81,6 +81,20 @@ def test_a_serving_table_is_read_from_parquet(tmp_path: Path) -> None:
     assert read_charges(path) == [Charge((), 1, 100, None, 7, None, ("dbx-1", "ours"), AT, "r1")]
 
 
+def test_a_date_that_does_not_exist_is_one_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "usage.parquet"
+    days = pa.array([2**31 - 1], pa.int32()).cast(pa.date32())
+    pq.write_table(pa.table({"requests": [1], "date": days}), path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_charges(path)
+
+
+def test_the_least_nested_field_counts(tmp_path: Path) -> None:
+    path = tmp_path / "log.json"
+    path.write_text('[{"a": {"b": {"input_tokens": 1}}, "z": {"input_tokens": 2}}]')
+    assert [charge.input_tokens for charge in read_charges(path)] == [2]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
