@@ -179,6 +179,7 @@ def test_a_retry_says_why_it_waits() -> None:
         limited(2.0): HEADER,
         limited(None): BACK_OFF,
         down(2.0): "retry after server 503 (as the server asks)",
+        down(math.nan): "retry after server 503 (back-off)",
         CaptureError("connection", None, "x"): "retry after connection (back-off)",
     }
     for error, why in whys.items():

@@ -59,6 +59,14 @@ def test_the_jobs_of_a_model_can_be_dropped() -> None:
     assert drain(scheduler, 9.0) == [7, 5, 1, 3], "the retries of the others keep their order"
 
 
+def test_retries_keep_their_order_if_the_earliest_ones_are_dropped() -> None:
+    scheduler = Scheduler(share=9)
+    for row, (at, model) in enumerate([(1.0, "a"), (2.0, "a"), (9.0, "b"), (8.0, "b"), (3.0, "b")]):
+        scheduler.retry_at(of_model(row, model), at)
+    scheduler.drop("a")
+    assert drain(scheduler, 9.0) == [4, 3, 2]
+
+
 def test_a_worker_waits_for_a_retry_only_if_nothing_else_is_going_on() -> None:
     scheduler = Scheduler(share=9)
     assert scheduler.waits_until() is None
