@@ -38,6 +38,8 @@ def test_identical_requests_are_called_once(
     assert capsys.readouterr().out.count("capture.reuse saves 9 calls, and $") == modes
     ended, _ = capture(spark, tables, simulator, **sections)
     assert (ended.row["completed"], ended.row["requests"], ended.row["owed"]) == (12 * modes, 3 * modes, 13 * modes)
+    # A retry is a call, too: if the machine is too slow for a timeout, this says so.
+    assert [row["retries"] for row in captured(spark, tables) if row["retries"]] == []
     assert simulator.counts()["calls"] == 3 * modes
     check(spark, tables, called=3, reused=9, modes=modes)
 
