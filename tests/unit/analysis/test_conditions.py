@@ -104,3 +104,9 @@ def test_a_condition_that_cannot_be_computed_is_named() -> None:
         "--fail-if ttft_ms.p95>+1: expected at least two values of ttft_ms in each run (stream), found fewer",
         "--fail-if stall_ms.p50>+1%: the first run's value is 0 (stream); expected a limit in ms, not %",
     )
+
+
+def test_a_limit_in_percent_of_a_negative_value_keeps_its_sign() -> None:
+    (condition,) = parse(["ttft_ms.p50>+10%"])
+    assert not condition.is_passed_by(Difference(-100.0, -95.0, 1.0, 9.0))
+    assert condition.is_passed_by(Difference(-100.0, -85.0, 1.0, 19.0))
