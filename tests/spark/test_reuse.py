@@ -13,6 +13,7 @@ from tests import prompts
 from tests.runs import capture, captured, run_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from pyspark.sql import SparkSession
@@ -22,6 +23,15 @@ if TYPE_CHECKING:
 PRICED = "- {model: gpt-4o-mini, input: 1, cached_input: 1, output: 10, date: 2026-01-01, source: here}\n"
 
 
+@pytest.fixture
+def small_files(spark: SparkSession) -> Iterator[None]:
+    """The session splits files after three rows. Otherwise, requests that belong together would be in several parts."""
+    spark.conf.set("spark.sql.files.maxRecordsPerFile", 3)
+    yield
+    spark.conf.unset("spark.sql.files.maxRecordsPerFile")
+
+
+@pytest.mark.usefixtures("small_files")
 def test_identical_requests_are_called_once(
     spark: SparkSession, tables: Path, simulator: Simulation, capsys: pytest.CaptureFixture[str]
 ) -> None:

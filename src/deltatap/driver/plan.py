@@ -240,7 +240,8 @@ def write(frame: DataFrame, plan: PlanState, tasks: int, capture: Capture, seed:
         written = Observation()
         try:
             counted = cut.observe(written, F.count(F.lit(1)).alias("requests"))
-            counted.write.mode("overwrite").parquet(str(plan.folder / name))
+            # A part is one file, even if the session splits large ones.
+            counted.write.mode("overwrite").option("maxRecordsPerFile", 0).parquet(str(plan.folder / name))
             return replace(plan, written=manifest(plan, name, int(written.get["requests"])))
         except Exception as error:
             if not may_pass(error) or time.monotonic() - began > PATIENCE_S:
