@@ -142,7 +142,7 @@ def _load(path: str) -> list[Price]:
 def exact_usd(expression: str) -> str:
     """SQL that converts USD to a decimal type, so that sums are exact. Sums of DOUBLE are not.
 
-    Null for a value that is not an amount of money, such as infinity.
+    Null for a value that is not an amount of money, for example infinity.
     """
     return f"try_cast({expression} AS DECIMAL(30, 12))"
 

@@ -211,7 +211,7 @@ METRICS = (
         from_chunks=_LONGEST_GAP,
         formula="longest time between two consecutive outputs of a choice",
         null_when="mode is `complete`; fewer than two outputs",
-        # What was merged into one read arrived at most this much earlier, so the rest of its gap is a stall.
+        # Data merged into one read arrived at most this much earlier, so the rest of its gap is a stall.
         merged_sql="array_max(transform(chunks, (c, i) -> CASE "
         f"WHEN NOT {kinds_sql()} OR c.gap_ms IS NULL THEN NULL WHEN {_EXACT} THEN c.gap_ms "
         "ELSE greatest(c.gap_ms - loop_lag_ms, 0D) END))",

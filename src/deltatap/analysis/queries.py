@@ -229,7 +229,7 @@ def newest_with_rows(reader: Reader, settings: Settings) -> str:
 
 
 def _starts(reader: Reader, settings: Settings) -> dict[str, float]:
-    """When each run started, as a timestamp."""
+    """The start time of each run, as a timestamp."""
     if not reader.exists(settings.runs.table):
         return {}
     runs = rows(reader.query(f"SELECT run_id, started_at FROM {tables.quoted(settings.runs.table)}"))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _TEXTS = (("reasoning", "reasoning"), ("content", "text"), ("refusal", "refusal"))
 _TITLES = {"reasoning": "reasoning", "refusal": "a refusal that is separate from the text", "tool_calls": "tool calls"}
 _OK = 200
-# The types of errors that no event of the server names.
+# The error types that deltatap sets itself, not from an event of the server.
 _OURS = ("cancelled", "connection", "internal", "protocol", "stream_interrupted", "timeout")
 
 

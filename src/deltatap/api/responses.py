@@ -347,7 +347,7 @@ class ResponsesAccumulator(Accumulator):
             else:
                 self._part_done(added)
 
-    # All other events mark where something starts or goes on.
+    # All other events mark where something starts or continues.
     EVENTS: ClassVar[Mapping[str, Callable[[Any, dict[str, Any]], None]]] = {
         "response.created": _start,
         "response.queued": _start,

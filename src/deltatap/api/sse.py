@@ -105,7 +105,7 @@ class SSEDecoder:
         return events
 
     def finish(self) -> list[ServerSentEvent]:
-        """End the stream; returns the events whose blank line is missing. The last line can be cut short.
+        """End the stream; returns the events that lack their blank line. The last line can be cut short.
 
         Raises:
             EventTooLargeError: if the event exceeds the limit.
@@ -143,7 +143,7 @@ class SSEDecoder:
         if self._data is None:
             self._data = value
         elif value[:1] in (b"{", b"[") and self._data.endswith((b"}", b"]")):
-            # No JSON value goes on like that, so this is the next one.
+            # No JSON value continues like that, so this is the next one.
             ended = ServerSentEvent(bytes(self._data), self._event)
             self._data = value
         else:

@@ -25,7 +25,7 @@ class TypedFrames(Frames, ABC):
     __slots__ = ()
 
     def announce(self, kind: str) -> list[bytes]:  # noqa: ARG002 - few APIs have an event for it
-        """The events before the first output of a message, whose kind is known."""
+        """The events before the first output of a message. The kind of the output is known."""
         return []
 
     def replayed(self, captured: Captured) -> Iterator[Frame]:

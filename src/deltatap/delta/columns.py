@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 STRING, BINARY, BOOLEAN = pa.string(), pa.binary(), pa.bool_()
 INT, BIGINT, DOUBLE = pa.int32(), pa.int64(), pa.float64()
 TIMESTAMP = pa.timestamp("us", tz="UTC")
-# Twenty digits before the point, which no cost of a call exceeds.
+# Twenty digits before the decimal point: no call costs more.
 USD = pa.decimal128(38, PLACES)
 STRINGS = pa.map_(STRING, STRING)
 

@@ -85,7 +85,7 @@ class LocalReader:
         """The result of a query."""
         try:
             found = self._duckdb.sql(translated(sql, self._open)).to_arrow_table()
-        except (UnreadableError, duckdb.Error):  # Spark says best what is wrong with a file
+        except (UnreadableError, duckdb.Error):  # Spark's message says best what is wrong with a file
             return self._spark.query(sql)
         # A sum of integers is a BIGINT in Spark, and DECIMAL(38, 0) here.
         types = [

@@ -1,4 +1,4 @@
-"""The record of a run whose lease this driver holds; every step of the run takes it."""
+"""The record of a run whose lease this driver holds. It is passed to every step of the run."""
 
 from __future__ import annotations
 

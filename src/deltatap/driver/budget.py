@@ -27,7 +27,7 @@ def spent(runs: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def used_up(budget: Budget, used: Mapping[str, float]) -> str | None:
-    """Which budget is used up, as text for the user; None if all have something left."""
+    """The budget that is used up, as text for the user; None if every budget has something left."""
     for name in _NAMES:
         amount = getattr(budget, name)
         if amount is not None and used[name] >= amount:

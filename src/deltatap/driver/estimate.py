@@ -128,7 +128,7 @@ def estimate_run(spark: SparkSession, settings: Settings, prices: Prices) -> lis
 
 
 def with_savings(rows: Iterable[Mapping[str, Any]], *, reuses: bool) -> list[dict[str, Any]]:
-    """The rows to estimate: requests that are called, and those that ``capture.reuse`` saves, or would save.
+    """The rows to estimate: the requests to call, and those that ``capture.reuse`` saves, or would save.
 
     Args:
         rows: as :func:`estimate` takes them; `called` assumes that ``capture.reuse`` is on.

@@ -153,7 +153,7 @@ def _until_due(
 
 
 def _wait(rounds: Rounds, state: RunState, signalled: threading.Event) -> str | None:
-    """Wait until the next look; returns why there is none."""
+    """Wait until it is time to look again. Returns why no further round follows; None if one may follow."""
     now = time.monotonic()
     until = now + rounds.every_s()
     while (why := rounds.over(now)) is None and now < until:
@@ -166,7 +166,7 @@ def _wait(rounds: Rounds, state: RunState, signalled: threading.Event) -> str | 
 
 
 def _asked_to_stop(state: RunState) -> bool:
-    """Whether somebody has asked; False while the state folder cannot be read, because the next look reads it again."""
+    """Whether a stop was requested; False while the state folder cannot be read: the next look reads it again."""
     with suppress(OSError):
         return state.asked_to_stop()
     return False

@@ -291,7 +291,7 @@ def _take(
 
 
 def _same_job(run: Mapping[str, Any], settings: Settings) -> bool:
-    """Whether a run has the job of these settings. A configuration that this version cannot read is another job."""
+    """Whether a run has the job of these settings. An unreadable configuration counts as another job."""
     try:
         return _job(Settings.model_validate(json.loads(run["config"]))) == _job(settings)
     except (ValueError, TypeError, RecursionError):

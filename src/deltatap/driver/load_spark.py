@@ -85,7 +85,7 @@ def _write(frame: DataFrame, table: str, *, replace: bool) -> None:
         writer = frame.write.format("delta").mode("append").option("mergeSchema", "true")
         writer.save(table) if tables.is_path(table) else writer.saveAsTable(tables.quoted(table))
         return
-    # A replaced row keeps no value of the earlier one, such as params that the file does not have.
+    # A replaced row keeps no values of the earlier row, for example params that the file does not have.
     missing = {field.name: F.lit(None).cast(field.dataType) for field in fields if not find(field.name, frame.columns)}
     view = f"deltatap_{uuid.uuid4().hex}"
     frame.withColumns(missing).createOrReplaceTempView(view)
@@ -100,7 +100,7 @@ def _write(frame: DataFrame, table: str, *, replace: bool) -> None:
 
 
 def _cast(frame: DataFrame, fields: Iterable[T.StructField]) -> DataFrame:
-    """The frame with the table's types of simple columns, such as BIGINT for request_id."""
+    """The frame, with simple columns cast to the table's types, such as BIGINT for request_id."""
     types = {field.name: field.dataType for field in frame.schema.fields}
     found = {column: field.dataType for field in fields if (column := find(field.name, frame.columns))}
     nested = (T.StructType, T.ArrayType, T.MapType)

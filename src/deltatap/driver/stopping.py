@@ -99,7 +99,7 @@ def parked_models(beats: Iterable[Heartbeat]) -> dict[str, Parked]:
 
 
 def all_refused(models: Collection[str], parked: dict[str, Parked], *, succeeded: bool) -> list[Parked]:
-    """The models of the plan, if the server refuses them all and no call of the run has succeeded; else none."""
+    """The models of the plan, if the server refuses all of them and no call of the run has succeeded; else empty."""
     return [] if succeeded or not models or set(models) - parked.keys() else [parked[model] for model in models]
 
 

@@ -29,7 +29,7 @@ def traces_url(given: str) -> str:
     """The URL for traces. A URL without :data:`PATH` is that of the server, and gets it.
 
     Raises:
-        ConfigError: it is not such a URL, or contains a password.
+        ConfigError: it is not an http(s) URL, or contains a password.
     """
     try:
         url = urlsplit(given)
@@ -60,7 +60,7 @@ def headers_of(given: Iterable[str]) -> dict[str, str]:
         name, mark, value = each.partition("=")
         name, value = name.strip(), value.strip()
         if not mark or not _NAME.fullmatch(name):
-            # What is not NAME=VALUE may be a value.
+            # Text that is not NAME=VALUE may be a secret value.
             raise ConfigError(["--header: expected NAME=VALUE"])
         if value.startswith("{"):
             value = value_of(_source(name, value), f"--header {name}", None)

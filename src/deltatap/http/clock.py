@@ -123,7 +123,7 @@ class ArrivalClock:
         return found
 
     def _corrected(self, stamp: int, now: float) -> float:
-        """The time of a read whose stamp does not fit."""
+        """The time of a read whose timestamp is implausible."""
         at = arrival(stamp, now, self._offset, self._previous)
         if at is not None:
             return at

@@ -73,7 +73,7 @@ class Reading:
         incoming: the response, if the status is a success.
         received_headers: of `incoming`, by their names in lower case.
         ended: when the last event or byte of the answer arrived.
-        clock: whose clock the times are from, once the call is concluded.
+        clock: the clock that the times come from, once the call is concluded.
         late_ms: how long after its arrival each read happened, by the number of the read.
         fault: the exception in deltatap's own code.
         rest: the bytes of the answer that arrived after the fault.

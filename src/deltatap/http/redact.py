@@ -143,7 +143,7 @@ def _escaped_bytes(secret: str) -> re.Pattern[bytes]:
 
 
 def _struck_pieces(received: Received, secrets: tuple[str, ...], *, spoken: bool) -> dict[str, Any]:
-    """The fields whose pieces join to a secret.
+    """The fields whose pieces, when joined, contain a secret.
 
     Args:
         received: with the fields as they arrived.

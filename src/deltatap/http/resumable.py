@@ -1,4 +1,4 @@
-"""The answer to one request, which several calls can read: what has arrived, and where the next call resumes. Pure.
+"""The answer to one request, possibly read by several calls: what has arrived, and where the next call resumes. Pure.
 
 Knows the id of the response, the number of the last event, and everything that arrived before a break. Leaves sending
 to ``client.py``, the events to ``api/``, and whether and when the next call is made to ``worker/resuming.py``.
@@ -50,7 +50,7 @@ class Resumable:
         secrets: what no URL and no file may contain.
         given_id: the id, if it arrived before the current call.
         started_at: when the first request was sent, in seconds since the epoch; None before.
-        lost: whether events have arrived whose times are lost.
+        lost: whether the times of some events are lost.
         arrived: everything that had arrived before the last break; None if that is nothing, or lost.
         live: the accumulator of the current call.
         written: when the first request was written, in monotonic seconds; not a number if that is lost.

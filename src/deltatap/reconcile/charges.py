@@ -108,7 +108,7 @@ class Reconciled:
         return max(shares)
 
     def exceeds(self, tolerance: Decimal) -> list[str]:
-        """The models whose differences are more than this share of their bill."""
+        """The models whose difference exceeds this share of their bill."""
         return [
             each for each in dict.fromkeys(found.model for found in self.differences) if self.share(each) > tolerance
         ]

@@ -97,7 +97,7 @@ def _plain(text: str) -> str:
 
 
 def _series(table: pa.Table, label: Mapping[tuple[Any, ...], str]) -> Iterator[_Series]:
-    """Each series that has rows whose times count, with these rows. It has the same color in every chart."""
+    """Each series with rows whose times count, and these rows. A series has the same color in every chart."""
     for at, (key, name) in enumerate(label.items()):
         chosen = table
         for column, value in zip(KEYS, key, strict=True):

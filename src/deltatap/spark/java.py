@@ -38,7 +38,7 @@ def java_home() -> Iterator[Path]:
         The folder that JAVA_HOME points to. It contains only ``bin/java``, a script that starts the Java found.
 
     Raises:
-        SparkSetupError: There is no such Java.
+        SparkSetupError: no suitable Java was found.
     """
     java = find_java()
     if java is None:

@@ -69,7 +69,7 @@ def show_failures(
 
 
 def _show_calls(console: Console, row: Mapping[str, Any]) -> None:
-    """Print the earlier calls of a row, its breaks, and the row whose answer it reuses; or that it made no call."""
+    """Print the earlier calls of a row, its breaks, and the row whose answer it reuses; or say that it made no call."""
     # Tables of older versions lack some columns.
     if reused := row.get("reused_from"):
         line(console, f"the answer of request {reused['request_id']} in run {reused['run_id']}, reused without a call")

@@ -1,4 +1,4 @@
-"""The breaker of each model: after some refusals without a success, a worker starts no more of its requests. Pure.
+"""The breaker of each model: after several refusals and no success, a worker stops sending it requests. Pure.
 
 Counts 403 and 404 per model (``model.ERRORS``, ``parks_model``). Leaves dropping the requests to ``engine.py``, and
 whether the run stops to ``driver/stopping.py``.
@@ -53,7 +53,7 @@ class Breaker:
         return True
 
     def parked(self, model: str) -> Parked | None:
-        """Why no request of a model starts; None if they may start."""
+        """Why a model's requests do not start; None if they may start."""
         return self._parked.get(model)
 
     def dropped(self, model: str) -> None:

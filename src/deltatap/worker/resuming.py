@@ -36,7 +36,7 @@ _WAITS = ("timeout", "rate_limit")
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """The next step after a call whose answer the server has: resume at a time, or give up (None)."""
+    """The next step if the server still has the answer of a call: resume at a time, or give up (None)."""
 
     retry: Retry | None
 
@@ -119,7 +119,7 @@ class Resuming:
             job.earlier[:] = [call for call in job.earlier if not _began_at(call, answer.started_at)]
 
     def journaled(self, captures: Iterable[Capture]) -> None:
-        """Remove streams from the list whose captures are on disk, unless the next run can resume the answer."""
+        """Remove from the list the streams whose captures are on disk, unless the next run can resume the answer."""
         with self._lock:
             for capture in captures:
                 if (answer := self._streams.get(key := self._key(capture.job))) is None:

@@ -84,7 +84,7 @@ def asked_s(error: CaptureError) -> float | None:
 
 
 def cool_down(call: Call, retry: Retry | None, limits: Capture) -> CoolDown | None:
-    """How long no request of the run may start after a call; None if the next may start at once.
+    """How long the run must start no request after a call; None if the next one may start at once.
 
     After a 429 the run waits as long as the request itself, so ``Retry-After`` beats the headers that say when a
     used-up limit is reset. Those headers on any other answer delay the run, but not for long.

@@ -126,14 +126,14 @@ class Scheduler:
         self.open -= 1
 
     def wake_at(self) -> float | None:
-        """When the next job may start if no event comes before; None if only an event can let a job start."""
+        """When the next job may start if no event comes first; None if only an event can let a job start."""
         if self._held() or self.barred or not self.waiting:
             return None
         ready = min(self._new_at(), self._retries[0][0] if self._retries else math.inf)
         return None if ready == math.inf else max(self._next_start, self._cool_until, ready)
 
     def waits_until(self) -> float | None:
-        """When the next retry is due, if it is all that the worker waits for; None otherwise."""
+        """When the next retry is due, if the worker waits for nothing else; None otherwise."""
         return self._retries[0][0] if self._retries and not self._new and not self.open else None
 
     def drop(self, model: str) -> list[Job]:

@@ -164,7 +164,7 @@ class Moderator:
             self._queue(watch, check)
 
     def _queue(self, watch: Watch, check: Check, tries: int = 0) -> None:
-        """Let a check wait for its call. It replaces an earlier check of the same text that still waits."""
+        """Queue a check for its call. It replaces an earlier check of the same text that is still waiting."""
         key = watch, check.choice
         if key in self._waiting:
             watch.skip(self._waiting[key][0])

@@ -131,7 +131,7 @@ class Points:
         return self._texts[choice].chars if choice in self._texts else 0
 
     def window(self, check: Check) -> Window:
-        """The part of the text that can contain a match which no earlier check found."""
+        """The part of the text that can contain a match that no earlier check found."""
         start = max(0, check.since - _REACH)
         return Window(self._texts[check.choice].between(start, check.end), first=start == 0, last=check.last)
 

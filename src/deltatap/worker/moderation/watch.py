@@ -105,7 +105,7 @@ class Watch:
             self._settled.set()
 
     def skip(self, check: Check) -> None:
-        """A check is skipped, because a later check of the same text replaces it."""
+        """Record that a check is skipped, because a later check of the same text replaces it."""
         self._open.pop(check, None)
 
     def _cut(self, found: Found) -> None:
@@ -116,7 +116,7 @@ class Watch:
             self._task.cancel()
 
     def ended(self) -> None:
-        """The call has ended: nothing can be cut now."""
+        """Record that the call has ended: nothing can be cut now."""
         self._streams = False
 
     def last(self, call: Call) -> None:
