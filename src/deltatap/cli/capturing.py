@@ -168,7 +168,7 @@ def load(
 
 
 def _notes_on(loaded: Loaded, *, replace: bool) -> Iterator[tuple[str, str | None]]:
-    """Notes on the result of a load, each with its level. What may surprise the user is a warning."""
+    """Notes on the result of a load, each with its level. Anything that may surprise the user is a warning."""
     if loaded.known and replace:
         yield f"request ids whose rows were replaced: {loaded.known:,}", None
     elif loaded.known:

@@ -1,4 +1,4 @@
-"""The commands that show and compare what was captured.
+"""The commands that show and compare captures.
 
 They are ``runs``, ``show``, ``failures``, ``analyze``, ``compare`` and ``report``.
 """

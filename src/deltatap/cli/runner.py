@@ -277,7 +277,7 @@ def session(settings: Settings, console: Console) -> SparkSession:
 
 
 def reader(settings: Settings, console: Console) -> Reader:
-    """What reads tables: without a JVM if it can, through Spark on Databricks and for tables elsewhere."""
+    """The reader of tables: without a JVM if possible; through Spark on Databricks and for remote tables."""
     from deltatap.delta.readers import without_jvm  # noqa: PLC0415
 
     if not without_jvm():

@@ -102,7 +102,7 @@ def other_facts(each: Series) -> list[tuple[Point, tuple[Changed, ...]]]:
 
 
 def change_text(change: Change, unit: str) -> str:
-    """A change as text: how much, between which levels, in how many runs."""
+    """A change as text: its size, the levels before and after it, and the number of runs."""
     found = change.difference
     share = f"{found.value / abs(found.first):+.1%}, " if found.first else ""
     interval = "" if found.low is None else f", 95 % interval {found.low:+,.1f} to {found.high:+,.1f}"

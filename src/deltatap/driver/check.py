@@ -217,7 +217,7 @@ def worker_checks(
 
 
 def _asked(settings: Settings, ask: Callable[[EndpointClient], Awaitable[_T]]) -> _T:
-    """Ask the endpoint something that costs nothing."""
+    """Send the endpoint a request that costs nothing."""
 
     async def asked() -> _T:
         client = EndpointClient(settings.endpoint, settings.timeouts)

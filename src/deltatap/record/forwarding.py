@@ -150,7 +150,7 @@ def secrets_of(head: Head) -> frozenset[str]:
 
 
 def _basic(value: str) -> Iterable[str]:
-    """The user's name with the password, and the password, of basic authentication (RFC 7617)."""
+    """From basic authentication (RFC 7617): the user name with the password, and the password alone."""
     scheme, _, encoded = value.partition(" ")
     if scheme.lower() != "basic":
         return ()

@@ -91,7 +91,7 @@ class RequestParser:
         return b""
 
     def _stay(self) -> None:
-        """Go on after a request that asks for another protocol. It is passed on without that wish.
+        """Continue after a request that asks for another protocol. It is forwarded without the upgrade.
 
         httptools ends such a request at its head. Its body, and the next request, follow.
         """

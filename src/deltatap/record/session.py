@@ -39,7 +39,7 @@ _NO_CONNECT = "CONNECT is not supported; use the URL of this proxy as a base URL
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What all sessions use.
+    """The objects that all sessions share.
 
     Attributes:
         target: the server to which requests are forwarded.

@@ -145,13 +145,13 @@ def _when(frames: Sequence[Frame], at: int, place: Place) -> float:
 
 
 def _merged(writes: Sequence[tuple[float, bytes]], size: int) -> list[tuple[float, bytes]]:
-    """Several events in one write, at the time of the last."""
+    """Several events in one write, at the time of the last event."""
     groups = [writes[start : start + size] for start in range(0, len(writes), size)]
     return [(group[-1][0], b"".join(data for _, data in group)) for group in groups]
 
 
 def _split(writes: Iterable[tuple[float, bytes]], size: int | None) -> Iterable[tuple[float, bytes]]:
-    """Each write in pieces of this many bytes."""
+    """Each write, split into pieces of this many bytes."""
     free = 0.0
     for ms, data in writes:
         if size is None:

@@ -199,7 +199,7 @@ def _flagged(row: Row, series: str) -> list[Card]:
 
 
 def kinds(failures: Sequence[Row]) -> list[Kind]:
-    """Errors by type, those of most rows first.
+    """Errors by type, the most frequent first.
 
     Args:
         failures: rows of ``data.failures_sql``, which limits the words and the examples.
@@ -227,7 +227,7 @@ def kinds(failures: Sequence[Row]) -> list[Kind]:
 
 
 def left_out(uncounted: Sequence[Row], analysis: Analysis) -> list[LeftOut]:
-    """Why rows are left out of the time metrics, by run; the most rows of a run first.
+    """Why rows are left out of the time metrics, by run; in each run, the reason with the most rows first.
 
     Args:
         uncounted: rows of ``uncounted.uncounted_sql``.

@@ -92,7 +92,7 @@ def charts(gathered: Gathered) -> list[Chart]:
 
 
 def _plain(text: str) -> str:
-    """Text that plotly shows as it is: in names and ticks, it would take some HTML for links and formats."""
+    """Text that plotly shows unchanged: in names and ticks, it interprets some HTML as links and formatting."""
     return html.escape(text, quote=False)
 
 

@@ -61,7 +61,7 @@ def write_report(reader: Reader, settings: Settings, run_ids: Sequence[str], pat
 
 
 def make_folder(path: Path) -> None:
-    """Create the folder of the page, before the queries take their time."""
+    """Create the page's folder before the slow queries run."""
     problem = ""
     if URI.match(str(path)):
         problem = "expected a path on this machine or under /Volumes"

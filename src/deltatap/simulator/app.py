@@ -59,7 +59,7 @@ class SimulatorSettings:
         in_a_row: maximum number of consecutive random faults for one prompt.
         models: the models that `/v1/models` lists.
         api_key_env: name of the environment variable with the key that clients must send; None for no key.
-        keep_calls: number of calls whose texts and times are kept.
+        keep_calls: number of calls to keep, with their texts and times.
         requests_per_minute, tokens_per_minute: limits for any sixty seconds. A call above them gets a 429.
         slots: maximum number of answers that are generated at once; further calls wait in order. None: no maximum.
         flagged: the words that `/moderations` flags.

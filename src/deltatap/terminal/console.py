@@ -6,7 +6,7 @@ from rich.console import Console
 
 
 def plain_console(*, stderr: bool = False) -> Console:
-    """A console that prints text as it is: names and messages can look like rich's markup."""
+    """A console that prints text as it is: names and messages can look like Rich markup."""
     return Console(markup=False, emoji=False, highlight=False, stderr=stderr)
 
 

@@ -80,13 +80,13 @@ def _silence(row: Mapping[str, Any], now: datetime) -> str:
 
 
 def _started(at: datetime, now: datetime) -> str:
-    """A start in UTC, without the year if it is this year; else without the time."""
+    """A start time in UTC: without the year if it is in this year, else without the time of day."""
     at = at.astimezone(UTC)
     return f"{at:%m-%d %H:%M}" if at.year == now.astimezone(UTC).year else f"{at:%Y-%m-%d}"
 
 
 def duration(seconds: float) -> str:
-    """A duration in the unit that suits it."""
+    """A duration in a suitable unit."""
     for unit, length in (("days", 86_400.0), ("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * length:
             return f"{seconds / length:,.0f} {unit}"
@@ -145,7 +145,7 @@ def show_summary(
 
 
 def _show_times(console: Console, times: Sequence[Mapping[str, Any]], *, several_modes: bool) -> None:
-    """Print the quantiles of the times."""
+    """Print the quantiles of the latencies."""
     quantiles = Table()
     quantiles.add_column("ms, completed rows")
     for name in ("p50", "p90", "p99"):

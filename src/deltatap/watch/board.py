@@ -177,7 +177,7 @@ class Board:
         }
 
     def _ttft(self, sums: Snapshot) -> dict[str, float | None]:
-        """Median and 95th percentile of the latest rows that were seen; else the median of the workers."""
+        """Median and 95th percentile of the latest rows; if no rows were seen, the median of the workers."""
         if len(self._ttfts) < 2:  # noqa: PLR2004 - quantiles need two
             return {"p50": sums.ttft_ms, "p95": None}
         cuts = quantiles(self._ttfts, n=_HUNDRED, method="inclusive")

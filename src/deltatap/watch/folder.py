@@ -106,7 +106,7 @@ class Folder:
         return [path for _, path in sorted(aged)]
 
     def _finished(self, state: RunState) -> Iterator[Finished]:
-        """Rows of the files that are new."""
+        """The rows of new files."""
         files = self._journal(state)
         new = [path for path in files if path.name not in self._read]
         self._read = {path.name for path in files}
@@ -118,7 +118,7 @@ class Folder:
 
 
 def _is_led(state: RunState) -> bool:
-    """Whether a driver runs the run, not only lands the journal of a dead run and then removes the folder."""
+    """Whether a driver executes the run. False if it only lands a dead run's journal, then removes the folder."""
     control, beats = state.control(), state.heartbeats()
     return control is not None and (not beats or bool(of_epoch(beats, control)))
 

@@ -60,7 +60,7 @@ class Watching:
         self.ended = asyncio.Event()
 
     def application(self, host: str) -> Starlette:
-        """The routes. On loopback, other host names are refused, so that no other site can read the events."""
+        """The routes. On loopback, other host names are refused, so other sites cannot read the events."""
         hosts = [*_LOOPBACK, "[::1]"] if host in _LOOPBACK else ["*"]
         return Starlette(
             middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts)],

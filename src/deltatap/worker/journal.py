@@ -119,7 +119,7 @@ class JournalWriter:
         written: Callable[[Sequence[Capture]], None] | None = None,
         files: Files | None = None,
     ) -> None:
-        """Nothing runs before the writer is entered.
+        """The writer starts when it is entered.
 
         Args:
             folder: the journal.
@@ -372,5 +372,5 @@ def _columns(path: Path, files: Files, *names: str) -> pa.Table | None:
 
 
 def _damaged(error: Exception) -> bool:
-    """Whether an error of pyarrow is about the content of a file. An error of the storage has a number."""
+    """Whether an error of pyarrow is about the content of a file. Storage errors have an errno."""
     return not isinstance(error, OSError) or (type(error) is OSError and error.errno is None)

@@ -104,7 +104,7 @@ class Link:
         grace_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Nothing is exchanged before the link is entered.
+        """Messages are exchanged only after the link is entered.
 
         Args:
             state: the run's state folder.

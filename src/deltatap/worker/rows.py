@@ -177,7 +177,7 @@ def chunks_array(chunks: Sequence[Chunks], tokens: Sequence[Tokens | None]) -> p
 
 
 def _tokens_array(chunks: Sequence[Chunks], tokens: Sequence[Tokens | None]) -> pa.Int32Array:
-    """The tokens of all elements; null where they have not been counted."""
+    """The tokens of all elements; null if they have not been counted."""
     uncounted = [np.full(len(c), -1, np.int32) if t is None else t for c, t in zip(chunks, tokens, strict=True)]
     every = np.concatenate([np.empty(0, np.int32), *uncounted])
     return pa.array(every, mask=every < 0)

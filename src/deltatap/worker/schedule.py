@@ -97,7 +97,7 @@ class Scheduler:
         return min(free, len(self._retries) + sum(1 for _ in due))
 
     def next(self, now: float) -> Job | None:
-        """The job that would start next; None when there is none."""
+        """The job that would start next; None if there is no such job."""
         if self._retries and (self._retries[0][0] <= now or self._retries[0][0] <= self._new_at()):
             return self._retries[0][2]
         return self._new[0] if self._new else None
