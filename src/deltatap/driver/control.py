@@ -28,7 +28,7 @@ _NOTICE_S = 2 * POLL_S
 def backlog(state: RunState, landed: int = 0) -> bool:
     """Whether too many journal files are waiting to land. If so, no more requests may start.
 
-    True, too, if the journal cannot be listed now.
+    Also true if the journal cannot be listed now.
 
     Args:
         state: the run's state folder.

@@ -103,7 +103,7 @@ def merge_sql(captures: str, view: str, run_id: str, *, keep_interrupted: bool) 
 
 
 def insert_sql(captures: str, view: str, run_id: str, finished_at: pa.ChunkedArray) -> str:
-    """The MERGE statement for a batch of new rows, or for a repeated merge of such a batch: insert the missing rows.
+    """The MERGE statement for a batch of new rows, merged for the first time or again: insert the missing rows.
 
     A row that was merged before has the same ``finished_at`` as its copy in the batch, so Delta can use file statistics
     to skip files that are older than the batch. The statement also reads the batch only once. An append is not enough,

@@ -55,7 +55,7 @@ def hashed(prompts: DataFrame, settings: Settings) -> DataFrame:
 
 
 def changed(prompts: DataFrame, rows: DataFrame, settings: Settings) -> DataFrame:
-    """The hashed prompts, without those that are certainly settled.
+    """The hashed prompts, except those that are certainly settled.
 
     Building a request in Python takes about ten times as long as looking up its row in Spark, and in most tables most
     requests are settled. A prompt is certainly settled if all prompts with its request_id have the same hash, all
@@ -259,7 +259,7 @@ def owed_requests(
     settled: int = 0,
     after: Sequence[str] = (),
 ) -> Iterator[DataFrame]:
-    """The requests without a final row, in each mode that is captured, each with the earlier calls of this run.
+    """The requests without a final row in each captured mode, each with its earlier calls in this run.
 
     Args:
         spark: the session.
@@ -319,7 +319,7 @@ def _in_runs(run_ids: Sequence[str]) -> Any:  # noqa: ANN401 - pyspark's Column 
 
 
 def _earlier(ours: DataFrame) -> DataFrame:
-    """The calls behind this run's rows that are not final, as the ``retries`` of the rows that will replace them."""
+    """The calls in this run's rows that are not final, as ``retries`` for the rows that will replace them."""
     last = F.struct(
         F.col("started_at"),
         F.col("e2e_ms"),

@@ -55,7 +55,7 @@ class Spent:
         return Spent(self.requests * count, self.tokens * count, self.cost_usd * count)
 
     def with_one(self, one: Spent) -> Spent:
-        """Raise tokens and cost to those of one request, unless they are used up, so that a first request can start."""
+        """Raise tokens and cost to those of one request, unless they are used up. Then a first request can start."""
         return Spent(
             self.requests,
             max(self.tokens, one.tokens) if self.tokens > 0 else self.tokens,
@@ -63,7 +63,7 @@ class Spent:
         )
 
     def minimum(self, other: Spent) -> Spent:
-        """The minimum of each."""
+        """The smaller of each pair of values."""
         return Spent(
             min(self.requests, other.requests), min(self.tokens, other.tokens), min(self.cost_usd, other.cost_usd)
         )
@@ -74,7 +74,7 @@ class Spent:
         return min((max(0.0, available) / part for available, part in pairs if part > 0), default=math.inf)
 
     def may_start(self, one: Spent) -> float:
-        """How many of `one` may start now: one more than fits. None may start while the amount is negative."""
+        """How many of `one` may start now: one more than fits, but none while the amount is negative."""
         return self.fits(one) + 1 if min(self.requests, self.tokens, self.cost_usd) >= 0 else 0
 
 
@@ -145,7 +145,7 @@ class Pacer:
     """
 
     def __init__(self, bounds: Bounds, before: Spent | None = None) -> None:
-        """Nothing is granted yet.
+        """Start without any grants.
 
         Args:
             bounds: the limits and budgets.

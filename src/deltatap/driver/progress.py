@@ -87,7 +87,7 @@ class Snapshot:
 
 
 def snapshot(owed: int, heartbeats: Iterable[Heartbeat], cool_s: float) -> Snapshot:
-    """Add up heartbeats. Those of workers that ended or died count, too: their captures are in the journal.
+    """Add up heartbeats. Workers that ended or died count, too: their captures are in the journal.
 
     Args:
         owed: requests in the plan.
@@ -121,7 +121,7 @@ def snapshot(owed: int, heartbeats: Iterable[Heartbeat], cool_s: float) -> Snaps
 
 
 def _wait(alive: Sequence[Heartbeat], cool_s: float) -> tuple[float, str]:
-    """How long the run waits, and for what: the server's limits, or else retries, if nothing else is going on."""
+    """How long the run waits, and for what: the server's limits, or retries if nothing else is active."""
     why = [(beat.waits_s, beat.waits_for or "") for beat in alive]
     if cool_s > 0:
         return cool_s, max(why, default=(0.0, ""))[1] or "rate limited by the server"

@@ -76,7 +76,7 @@ def leave(run: ActiveRun) -> None:
 
 
 def notes(spark: SparkSession, settings: Settings, run_id: str) -> list[str]:
-    """One line for each kind of break that the run had, with its number."""
+    """One line for each kind of break in the run, with the number of breaks."""
     if not settings.capture.resume:
         return []
     counts = ", ".join(

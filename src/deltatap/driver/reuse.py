@@ -51,7 +51,7 @@ def without_answers(found: DataFrame, earlier: DataFrame | None) -> DataFrame:
 
 
 def is_called(found: DataFrame, earlier: DataFrame | None) -> DataFrame:
-    """The owed requests with ``called``: whether a run that has no failures would call them."""
+    """The owed requests with ``called``: whether a run without failures would call them."""
     answered = F.lit(False)
     if earlier is not None:
         found = found.join(earlier.select(*_KEY, F.lit(True).alias("answered")), list(_KEY), "left")

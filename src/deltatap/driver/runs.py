@@ -117,7 +117,7 @@ def _prices(spark: SparkSession, settings: Settings, run_id: str) -> str | None:
 
 
 def used_sql(name: str) -> str:
-    """SQL of the tokens that the last call of a row used: as reported, else as tiktoken counts them.
+    """SQL for the tokens that a row's last call used: as reported, else as counted by tiktoken.
 
     If a call broke off, or the server reports no output, the output is at least what arrived. Costs use the same rule.
     """

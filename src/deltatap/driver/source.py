@@ -109,7 +109,7 @@ def _opened(spark: SparkSession, prompts: Prompts) -> DataFrame | None:
 
 
 def column_of(name: str) -> Column:
-    """The column of this name, which may hold any characters."""
+    """The column with this name. The name may contain any characters."""
     return F.col(tables.backticked(name))
 
 
@@ -184,7 +184,7 @@ def _has(type_: T.DataType, kinds: tuple[type[T.DataType], ...]) -> bool:
 
 
 def column_type(type_: T.DataType) -> ColumnType:
-    """What a type of Spark means for a column."""
+    """How deltatap describes a Spark type for a column."""
     name = type_.simpleString().upper()
     if _is_text(type_):
         return ColumnType.text(name)

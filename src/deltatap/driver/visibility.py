@@ -52,7 +52,7 @@ class Marks:
 
     @classmethod
     def of(cls, replaced: Path) -> Marks:
-        """The files next to each other."""
+        """The two files, next to each other."""
         return cls(replaced, replaced.with_name(f"{replaced.name}-new"))
 
     def look(self) -> tuple[bool, bool]:

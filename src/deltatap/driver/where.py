@@ -47,7 +47,7 @@ class Fit:
 
 
 def impossible(capture: Capture, *, serverless: bool) -> str | None:
-    """Why no call can be made in the place that ``capture.where`` names; None if calls can be made."""
+    """Why calls cannot be made in the place that ``capture.where`` names; None if they can."""
     if capture.where == "workers" and serverless:
         return f"capture.where: workers: {_NO_NETWORK}; use --set capture.where=driver, or a classic cluster"
     return None

@@ -209,7 +209,7 @@ class EndpointClient:
 
     @property
     def _secrets(self) -> frozenset[str]:
-        """What no row and no message may contain."""
+        """The secrets that rows and messages must not contain."""
         return self._route.secrets | (self._credential.known if self._credential else frozenset())
 
     async def models(self) -> list[str] | CaptureError:
@@ -317,7 +317,7 @@ class EndpointClient:
             incoming.close()
 
     async def _kind(self, method: str, path: str, headers: Mapping[str, Any], token: str | None) -> Kind:
-        """The kind of a request, which the openai client builds once."""
+        """The kind of a request. The openai client builds one request of each kind."""
         kind = self._kinds.get((method, path, token))
         if kind is None:
             send = self._client.get if method == "GET" else self._client.post

@@ -104,11 +104,11 @@ class ArrivalClock:
         self._previous = 0.0
 
     def start(self, at: float) -> None:
-        """Record when the request began to be written, and then when it was written: no later read arrived earlier."""
+        """Record when writing the request began, and later when it ended: no later read arrived before that."""
         self._previous = at
 
     def at(self, stamp: int, now: float) -> float:
-        """When a read arrived, in monotonic seconds: never after `now`, never before the read before.
+        """When a read arrived, in monotonic seconds: never after `now`, never before the previous read.
 
         Args:
             stamp: of :func:`stamp_of`.

@@ -86,7 +86,7 @@ class Decoder:
             yield data
 
     def _chosen(self, start: bytes) -> zlib._Decompress | None:
-        """The decompressor that the first two bytes ask for; None, and plain text from now on, if there is none."""
+        """The decompressor that the first two bytes require. None if they require none: then all data is plain text."""
         if start.startswith(_GZIP_MAGIC):
             return zlib.decompressobj(_GZIP)
         if not self._ended:

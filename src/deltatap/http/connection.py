@@ -45,7 +45,7 @@ class Stream(Protocol):
         """Whether something is still to be sent."""
 
     def write(self, data: bytes, taken: Callable[[float], None]) -> None:
-        """Send some data; `taken` gets the monotonic time at which the send buffer had taken all of it."""
+        """Send some data; `taken` is called with the monotonic time at which the send buffer accepted all of it."""
 
     def abort(self) -> None:
         """Close now."""

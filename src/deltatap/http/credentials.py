@@ -169,7 +169,7 @@ def value_of(source: Source, where: str, secrets: Secrets | None, *, else_: str 
 
 
 def credential_of(endpoint: Endpoint, secrets: Secrets | None = None) -> Credential | None:
-    """The credential that the configuration names. None if it names none; then calls are sent without one.
+    """The credential that the configuration names. Without one, it is None, and calls are sent without it.
 
     Args:
         endpoint: the configuration.

@@ -166,6 +166,6 @@ async def _handshake(stream: socket.socket, encryption: Encryption, server: str)
 
 
 def _why(error: OSError | UnicodeError) -> str:
-    """The system's words; asyncio replaces them with the address."""
+    """The system's error message; asyncio replaces it with the address."""
     number = getattr(error, "errno", None) or 0
     return os.strerror(number) if number > 0 else getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -17,7 +17,7 @@ _ENDS = (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError, M
 
 
 def is_fault(error: BaseException) -> bool:
-    """Whether an exception is one row's trouble. False if it ends the process or the task, or memory has run out.
+    """Whether an exception affects only one row. False if it ends the process or task, or if memory ran out.
 
     A panic of a library in Rust, such as tiktoken, is a fault, although it is not an ``Exception``.
     """

@@ -192,7 +192,7 @@ def _moderated(body: bytes) -> bool:
 
 
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
-    """How many seconds the server asks to wait, from the first of these that it sends.
+    """How many seconds the server asks to wait, from the first of these headers that it sends.
 
     ``retry-after-ms``; ``retry-after``, in seconds or as a date (RFC 9110), or in a form of a reset; the reset of a
     used-up rate limit.

@@ -66,7 +66,7 @@ def _decoded_value(value: bytes) -> str:
 
 
 class State(Enum):
-    """Where a response is."""
+    """The state of a response."""
 
     HEAD = auto()  # no status yet; provisional responses (1xx) are skipped
     BODY = auto()  # in a body with a length, or in chunks
@@ -77,7 +77,7 @@ class State(Enum):
 
 
 class Event(Enum):
-    """What can happen to a response."""
+    """The events of a response."""
 
     SIZED_HEAD = auto()  # status and headers; the body has a length or is chunked
     UNSIZED_HEAD = auto()  # status and headers; only the end of the connection ends the body

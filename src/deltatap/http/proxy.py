@@ -81,7 +81,7 @@ class Proxy:
 
 
 def address(host: str, port: int) -> str:
-    """Host and port as URLs have them."""
+    """Host and port in the form that URLs use."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -130,7 +130,7 @@ def _from_environment(base_url: str) -> str | None:
 
 
 def _in_network(host: str, networks: list[str]) -> bool:
-    """Whether a host is an address in one of these networks; anything else among them is ignored."""
+    """Whether a host is an address in one of these networks; entries that are not networks are ignored."""
     try:
         ip = ipaddress.ip_address(host)
     except ValueError:
