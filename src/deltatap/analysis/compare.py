@@ -85,7 +85,7 @@ class Counted:
 
 
 def counted(reader: Reader, settings: Settings, first: str, second: str) -> dict[str, list[Counted]]:
-    """What counts of two runs: for each mode, for each run. The reasons are those of ``uncounted.REASONS``."""
+    """All rows of two runs and those left out, by mode and run. The reasons are those of ``uncounted.REASONS``."""
     runs = captures_sql(reader, settings, in_runs([first, second]))
     measured = measured_sql(settings, runs)
     every = rows(reader.query(f"SELECT run_id, mode, count(*) AS rows FROM ({measured}) GROUP BY run_id, mode"))

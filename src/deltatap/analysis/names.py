@@ -31,7 +31,7 @@ def series_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def series_names(metrics: Sequence[Mapping[str, Any]], runs: Mapping[str, str]) -> dict[tuple[Any, ...], str]:
-    """The name of each series (rows of ``metrics_by_run``): what differs of its run, endpoint, model and mode.
+    """The name of each series (rows of ``metrics_by_run``): the parts of run, endpoint, model and mode that differ.
 
     Args:
         metrics: the rows.

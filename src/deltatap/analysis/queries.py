@@ -181,7 +181,7 @@ def _full_id(reader: Reader, settings: Settings, start: str, run_id: str | None)
 
 
 def not_completed(reader: Reader, settings: Settings, run_id: str | None, limit: int) -> tuple[str, list[Row], int]:
-    """The failed and interrupted rows of a run, those of one error together.
+    """The failed and interrupted rows of a run, grouped by error.
 
     Args:
         reader: reads the tables.

@@ -75,7 +75,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A change point: the run from which the metric has a new level.
+    """A change point: the first run at which the metric has a new level.
 
     Attributes:
         before: number of runs at the old level.

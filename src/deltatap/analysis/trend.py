@@ -48,7 +48,7 @@ def trend(reader: Reader, settings: Settings, measure: Measure, runs: Sequence[R
 
 
 def series_over(reader: Reader, settings: Settings, measure: Measure, runs: Sequence[Row]) -> list[Series]:
-    """The series of a measure over some runs; none if no run has a value."""
+    """The series of a measure over some runs; empty if no run has a value."""
     return series(measured_runs(reader, settings, measure, runs), runs, facts(reader, settings, runs), measure)
 
 

@@ -394,7 +394,7 @@ class Accumulator(ABC):
         self._usage_at = len(self._chunks)
 
     def _check(self, chunk: dict[str, Any], data: bytes, event: str = "") -> None:
-        """Keep the error that an event is, or that it has beside its output. A notice can have a message, too."""
+        """Keep the error that an event consists of, or has next to its output. A notice can have a message, too."""
         if self._names_error(event) or find_error(chunk, plain=not self._notice(event)) is not None:
             self._refuse(chunk, data)
 

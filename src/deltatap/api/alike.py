@@ -57,7 +57,7 @@ class Alike(NamedTuple):
 
 
 def around(data: bytes, text: str, put: Callable[[Any, str], Any]) -> Around | None:
-    """What surrounds the text of a chunk; None if that is not certain.
+    """The bytes around the text of a chunk; None if they are not certain.
 
     Args:
         data: the chunk, which is valid JSON.

@@ -104,7 +104,7 @@ def _is_text(part: Part) -> bool:
 
 
 def error_in(data: str) -> StreamError:
-    """The error that an event, or a body, has as its data."""
+    """The error in the data of an event or a body."""
     try:
         value = decode(data.encode())
     except ValueError:

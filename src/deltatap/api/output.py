@@ -121,7 +121,7 @@ class Texts:
         return next((stretch for stretch in found if stretch is not None), None)
 
     def repeated(self, place: Place, text: str, size: int, choice: GrowingChoice) -> tuple[Stretch, str]:
-        """The text that an event repeats, and what of it has not arrived."""
+        """The text that an event repeats, and the part of it that has not arrived."""
         stretch = self._find(place)
         if stretch is None:
             last = self._latest.get(FIELDS[place.field][0])
@@ -134,7 +134,7 @@ class Texts:
         return stretch, stretch.missing(text)
 
     def compare(self, texts: Iterable[tuple[Place, str]], choice: GrowingChoice) -> list[tuple[Stretch | None, str]]:
-        """What of the texts of the complete response has not arrived.
+        """The parts of the complete response's texts that have not arrived yet.
 
         First, the texts at the same places are compared; then, in their order, the others of each kind.
         """

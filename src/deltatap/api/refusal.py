@@ -69,7 +69,7 @@ _TAG = re.compile(r"<[^<>]*>")
 
 
 def find_error(value: object, *, plain: bool = True) -> StreamError | None:
-    """The error that a decoded JSON value is: an event, or a whole answer. None if it is no error.
+    """The error that a decoded JSON value is: an event, or a whole answer. None if it is not an error.
 
     A list is an error if it holds one; Gemini sends such lists.
 

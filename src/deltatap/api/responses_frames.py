@@ -59,7 +59,7 @@ class ResponsesFrames(TypedFrames, BackgroundFrames):
         return [*made, self._event("response.in_progress", response=self._response("in_progress"))]
 
     def unfinished(self, status: str) -> dict[str, Any]:
-        """The response without output, which a failed one has an error instead of."""
+        """The response without output. A failed response has an error instead of output."""
         error = {"code": "server_error", "message": STREAM_ERROR} if status == "failed" else None
         return {**self._response(status), "error": error}
 

@@ -84,7 +84,7 @@ _DECODER = json.JSONDecoder(parse_int=_integer, strict=False)
 
 
 def _plain(value: object, levels: int) -> object:
-    """The value as orjson can encode it. What lies deeper than the levels becomes an ellipsis."""
+    """The value in a form that orjson can encode. Values below the deepest level become an ellipsis."""
     plain: object = value
     if type(value) is str:
         plain = clean(value)
@@ -102,7 +102,7 @@ def _plain(value: object, levels: int) -> object:
 
 
 def to_index(value: object) -> int | None:
-    """The value as the index of a choice or of a tool call; None if it is none."""
+    """The value as the index of a choice or a tool call; None if it is not an index."""
     if type(value) is str and value.isdecimal() and len(value) <= len(str(2**31)):
         value = int(value)
     if type(value) is float and value.is_integer():
