@@ -191,7 +191,7 @@ def test_a_state_folder_that_is_temporarily_not_writable(spark: SparkSession, ta
     with start_simulator(*PACE) as simulator:
         scene = Scene(spark, tables, simulator)
         job = scene.start_and_reach("capture")
-        # The worker stops once the driver misses its heartbeats. Until then, few calls start.
+        # The worker pauses after the first failed write. Until then, few calls start.
         simulator.change(pace={"ttft_ms": 2000})
         (worker,) = streaming_workers(job, simulator)
         _, hard = worker.rlimit(psutil.RLIMIT_FSIZE)

@@ -105,7 +105,13 @@ class Totals:
 
 
 class JournalWriter:
-    """Writes captures as they finish: one file per flush interval, and the last one on exit."""
+    """Writes captures as they finish: one file per flush interval, and the last one on exit.
+
+    Attributes:
+        totals: of the captures that are on disk.
+        failing: whether the last write failed and is being retried.
+        failure: why the writer has given up; None while it works.
+    """
 
     def __init__(
         self,
@@ -140,6 +146,7 @@ class JournalWriter:
         self._held, self._to_hold = held.HeldFiles(self._files), list[Row]()
         self._thread = threading.Thread(target=self._main, name="deltatap-journal", daemon=True)
         self.totals = Totals()
+        self.failing = False
         self.failure: BaseException | None = None
 
     def __enter__(self) -> Self:
@@ -242,8 +249,10 @@ class JournalWriter:
             except OSError:
                 if time.monotonic() > give_up:
                     raise
+                self.failing = True
                 time.sleep(_RETRY_S)
             else:
+                self.failing = False
                 return [row.capture.job.row for row in rows]
 
 

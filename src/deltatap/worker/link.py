@@ -48,7 +48,8 @@ class Situation:
         holds_claim: whether no newer attempt has claimed the part.
         silent_s: seconds since the driver's last new message, or, if longer, since the claims could be read.
         waiting: captures that wait for the journal.
-        journal_failed: whether the journal cannot be written.
+        journal_failing: whether the last write of the journal failed and is being retried.
+        journal_failed: whether the journal cannot be written at all.
         grace_s: seconds that open streams may continue when the worker stops without the driver's order.
     """
 
@@ -57,6 +58,7 @@ class Situation:
     holds_claim: bool
     silent_s: float
     waiting: int
+    journal_failing: bool
     journal_failed: bool
     grace_s: float
 
@@ -66,15 +68,15 @@ _PAUSE = Proceed(share=0)
 
 def decide(control: Control | None, now: Situation) -> Stop | Proceed:
     """Decide what the engine does next. `control` is the driver's last message, None before the first."""
+    # Captures that cannot be kept must not be paid for.
     if now.journal_failed:
-        # Captures that cannot be kept must not be paid for.
         return Stop(0)
     if control is not None and control.epoch == now.epoch and control.stop is not None:
         return Stop(control.grace_s, _permit(control, now.claim))
     replaced = (control is not None and control.epoch > now.epoch) or not now.holds_claim
     if replaced or now.silent_s > LOST_S:
         return Stop(now.grace_s)
-    if control is None or now.silent_s > STALE_S or now.waiting > _BACKLOG:
+    if control is None or now.silent_s > STALE_S or now.waiting > _BACKLOG or now.journal_failing:
         return _PAUSE
     return Proceed(
         share=control.shares.get(now.claim, 0),
@@ -173,6 +175,7 @@ class Link:
                 holds_claim=self._holds_claim,
                 silent_s=now - min(self._fresh_at, self._claims_at),
                 waiting=self._journal.waiting,
+                journal_failing=self._journal.failing,
                 journal_failed=self._journal.failure is not None,
                 grace_s=self._grace_s,
             ),

@@ -176,6 +176,23 @@ def test_a_folder_that_cannot_be_written_for_too_long_fails_the_worker(
     assert len({write[1] for write in writes}) == 1 < len(writes), "the same file, again and again"
 
 
+def test_the_journal_is_failing_until_a_retry_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, seen = journaling.write_journal, list[bool]()
+
+    def once_refused(*arguments: Any) -> Path:
+        seen.append(journal.failing)
+        if len(seen) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(*arguments)
+
+    monkeypatch.setattr(journaling, "_RETRY_S", 0.0)
+    monkeypatch.setattr(journaling, "write_journal", once_refused)
+    with JournalWriter(tmp_path, "p", CONTEXT, plan=1, part=0, flush_s=0.0) as journal:
+        journal.put(capture(1))
+    assert seen == [False, True]
+    assert not journal.failing
+
+
 def test_totals_sum_all_calls() -> None:
     totals = Totals()
     totals.add(counted(capture(1, call(DOWN), call(ttft_ms=100.0)), CONTEXT))

@@ -36,6 +36,7 @@ def situation(**changes: Any) -> Situation:
         "holds_claim": True,
         "silent_s": 0.4,
         "waiting": 10,
+        "journal_failing": False,
         "journal_failed": False,
         "grace_s": 7.0,
     }
@@ -63,6 +64,8 @@ def situation(**changes: Any) -> Situation:
         pytest.param(control(EPOCH + 1), {}, Stop(7.0), id="newer epoch"),
         pytest.param(control(EPOCH + 1, stop="stopped"), {}, Stop(7.0), id="stop of a newer epoch"),
         pytest.param(control(), {"holds_claim": False}, Stop(7.0), id="newer attempt"),
+        pytest.param(control(), {"journal_failing": True}, PAUSE, id="a write of the journal is retried"),
+        pytest.param(control(stop="stopped"), {"journal_failing": True}, Stop(20.0), id="a write is retried during a stop"),
         pytest.param(control(), {"journal_failed": True}, Stop(0), id="journal failed"),
         pytest.param(control(stop="stopped"), {"journal_failed": True}, Stop(0), id="journal failed during a stop"),
     ],
@@ -104,7 +107,7 @@ def exchange(tmp_path: Path) -> SimpleNamespace:
     plan.prepare()
     claim = plan.claim(0)
     clock = SimpleNamespace(now=1000.0)
-    engine, journal = Recorder(), SimpleNamespace(waiting=0, failure=None, totals=Totals())
+    engine, journal = Recorder(), SimpleNamespace(waiting=0, failing=False, failure=None, totals=Totals())
     parts: Any = (engine, journal)
     made = Link(state, plan, claim, EPOCH, *parts, grace_s=7.0, clock=lambda: clock.now)
     return SimpleNamespace(link=made, state=state, plan=plan, claim=claim, clock=clock, engine=engine, journal=journal)
