@@ -33,8 +33,8 @@ class Request:
         request_id: from the prompts row, or else the request's hash.
         request_hash: hex sha256 of the body's compact UTF-8 JSON with sorted keys; for a bad row, of its columns.
         model: the requested model; None if a bad row has no model.
-        body: the JSON body without stream options; keys keep their order, which matters in JSON schemas. None for a
-            bad row.
+        body: the JSON body, without what deltatap adds to stream; keys keep their order, which matters in JSON
+            schemas. None for a bad row.
         keep: the columns that ``prompts.keep`` carries along.
         error: the problem of a bad row; None for a valid row.
         source_hash: the hash of the prompts row; None without a plan.

@@ -85,7 +85,9 @@ CAPTURES: tuple[Column, ...] = (
     Column("run_id", STRING, "the run that captured the row"),
     Column("request_id", STRING, "from the prompts table, or else request_hash"),
     Column(
-        "request_hash", STRING, "SHA-256 of the request body as compact JSON with sorted keys, without stream options"
+        "request_hash",
+        STRING,
+        "SHA-256 of the request body as compact JSON with sorted keys, without stream and stream_options.include_usage",
     ),
     Column(
         "source_hash",
@@ -302,7 +304,7 @@ REQUESTS: tuple[Column, ...] = (
     Column("request_id", STRING, ""),
     Column("request_hash", STRING, ""),
     Column("model", STRING, ""),
-    Column("body", STRING, "the JSON body without stream options; null for a bad row"),
+    Column("body", STRING, "the JSON body, without what deltatap adds to stream; null for a bad row"),
     Column("keep", STRINGS, ""),
     Column("error", STRING, "the problem of a bad row"),
     Column("source_hash", BIGINT, ""),

@@ -28,7 +28,7 @@ class Call:
 
     Attributes:
         number: from 0, over all calls.
-        key: the request_hash: sha256 of the body without stream options.
+        key: the request_hash: sha256 of the body without `stream` and `stream_options.include_usage`.
         prompt: the start of the last message's text.
         path: of the URL.
         model: as requested.
