@@ -151,7 +151,7 @@ METRICS = (
         title="time to first output token",
         sql="ttfot_ms",
         from_chunks="get(shown, 0).ms",
-        formula="time until the first output other than reasoning arrives; it is the first output that a reader sees",
+        formula="time until the first output other than reasoning arrives, which is the first output a reader sees",
         null_when="mode is `complete`; only reasoning arrived, or no output",
     ),
     Metric(
@@ -360,7 +360,7 @@ PEERS = (
         "guidellm",
         "ITL",
         f"({_LAST} - {_FIRST}) / {_AFTER_FIRST}",
-        "this is our TPOT; in a run, each request counts once per token",
+        "this is our TPOT; in the statistics of a run, each request counts once for each of its tokens",
     ),
     Peer("guidellm", "TPOT", f"{_LAST} / nullif(tokens, 0)", "includes the time to the first token"),
     Peer("aiperf", "TTFT", _FIRST, "same as ours"),
@@ -396,8 +396,9 @@ PEERS = (
         "ITL",
         f"flatten(transform({_CONTENT}, (c, i) -> concat("
         f"array_repeat(c.ms - get({_CONTENT}, i - 1).ms, IF(i = 0, 0, 1)), array_repeat(0D, c.tokens - 1))))",
-        "a list of the times between consecutive tokens, where all tokens of a chunk have its time, so most are 0 if "
-        "chunks are large; each chunk is encoded by itself, which finds more tokens than the whole text has",
+        "a list of the times between consecutive tokens; all tokens of a chunk have the time of the chunk, so most of "
+        "the list is 0 if chunks are large; each chunk is encoded separately, which gives more tokens than encoding "
+        "the whole text",
     ),
     Peer(
         "inference-perf",

@@ -164,8 +164,8 @@ CAPTURES: tuple[Column, ...] = (
     Column(
         "cost",
         _COST,
-        "the parts of cost_usd in USD: those of the last call, and retries, the cost of the earlier calls. They add up "
-        "to cost_usd exactly; null when cost_usd is null",
+        "the parts of cost_usd in USD: those of the last call, and retries (the cost of the earlier calls). They add "
+        "up to cost_usd exactly; null when cost_usd is null",
         added=True,
     ),
     Column(
