@@ -295,7 +295,7 @@ def test_metrics_show_every_metric_that_has_values() -> None:
     assert all((metric.title in text) == (metric.name != "tpot_ms") for metric in METRICS)
     assert "… to 14.5" in text
     assert "output rate, tokens/s" in text
-    assert "7 gaps, without 12.5% of the outputs" in text
+    assert "7 gaps, excluding 12.5% of the outputs" in text
     assert "moderation: 7 of 1,200 checked answers are flagged" in text
 
 
@@ -325,9 +325,9 @@ def test_comparison_shows_signed_differences_by_mode() -> None:
     }
     *rows, first, second, third = printed(terminal.show_comparison, "a", "b", found, counts, width=80).splitlines()
     assert [first, second, third] == [
-        "stream, a: 39 of 120 rows are in the latencies; left out: 1 interrupted, 80 on a late event loop",
-        "stream, b: 34 of 1,200 rows are in the latencies; left out: 6 not sent (invalid prompt), 1,160 reused",
-        "complete, b: 0 of 6 rows are in the latencies; left out: 6 failed",
+        "stream, a: 39 of 120 rows count in the latencies; left out: 1 interrupted, 80 on a late event loop",
+        "stream, b: 34 of 1,200 rows count in the latencies; left out: 6 not sent (invalid prompt), 1,160 reused",
+        "complete, b: 0 of 6 rows count in the latencies; left out: 6 failed",
     ]
     assert "stream" in rows, "no spaces at the end"
     lines = [line.split() for line in rows]

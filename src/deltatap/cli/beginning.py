@@ -1,4 +1,4 @@
-"""The command that starts a new folder: ``init``. Reads and writes the files; ``starter.py`` has their texts."""
+"""The command that starts a new folder: ``init``. ``starter.py`` holds the contents of the files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deltatap.cli.runner import CAPTURE, OK, Command, app, guarded, say, unwrapp
 from deltatap.errors import ConfigError
 from deltatap.program import program
 
-# A package of each extra that the next commands need.
+# One package from each extra that the next commands need.
 _NEEDED = {"spark": "pyspark", "report": "plotly", "serve": "uvicorn"}
 
 
@@ -30,7 +30,7 @@ def init(
 ) -> None:
     """Write a configuration with comments, a file for your own prices and a few prompts, and show what to do next.
 
-    A file that exists is kept as it is, so you can run the command again, for example with --databricks. The other
+    Existing files are kept as they are, so you can run the command again, for example with --databricks. The other
     commands read the configuration, conf/local.yml. It lists every key with its default, so you can change it or
     delete it.
 
@@ -61,7 +61,7 @@ def init(
 
 
 def _write(folder: Path, files: dict[str, str]) -> tuple[list[str], list[str]]:
-    """Write the files that do not exist. Returns the names of those that are written, and of those that exist."""
+    """Write the files that do not exist. Returns the names of the files written, and of those that already existed."""
     kept = [name for name in files if (folder / name).exists()]
     written = [name for name in files if name not in kept]
     for name in written:

@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from deltatap.driver.load import Loaded
     from deltatap.driver.run import Ended
 
-# How many invalid rows a load names.
+# Maximum number of invalid rows that a load lists.
 _BAD = 5
-# The columns of the run's row that the last line of a capture has; the others are in the table.
+# The columns of the run's row that the last line of a capture shows. The table also has the others.
 _LAST_LINE = (
     "run_id", "status", "reason", "owed", "completed", "interrupted", "failed", "requests", "input_tokens",
     "output_tokens", "cost_usd",

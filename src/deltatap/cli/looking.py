@@ -28,7 +28,7 @@ def runs(
     """List the runs on the captures table, newest first.
 
     If analysis.slo has bounds, the list also shows, for each run, how many requests were sent, and how many of them
-    completed within every bound. A line names each price that changed from one run to a later one.
+    completed within every bound. Below the list, a line shows each price that changed between runs.
     """
     from deltatap.analysis.facts import price_changes  # noqa: PLC0415
     from deltatap.analysis.queries import good_requests, newest_runs, why_no_runs  # noqa: PLC0415
@@ -49,7 +49,8 @@ def show(
     settings: Settings,
     console: Console,
     request_id: Annotated[
-        str, typer.Argument(metavar="REQUEST_ID", help="The request to show: its id, or the beginning of it.")
+        str,
+        typer.Argument(metavar="REQUEST_ID", help="The request to show: its id, or the first characters of its id."),
     ],
     run_id: Annotated[
         str | None, typer.Option("--run", metavar="RUN", help="Show this run's row. Default: the newest row.")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from deltatap.config import Settings
 
-# Of calls. SQL and Python cannot count days beyond them.
+# The years that a call can be in: SQL and Python cannot count the days of others.
 _YEARS = range(1970, 9999)
 
 
@@ -34,7 +34,10 @@ def reconcile(
         str | None, typer.Option("--run", metavar="RUN", help="The run. Default: the newest run that has rows.")
     ] = None,
     day: Annotated[
-        str | None, typer.Option(metavar="YYYY-MM-DD", help="All calls that started on this day (UTC), not one run.")
+        str | None,
+        typer.Option(
+            metavar="YYYY-MM-DD", help="Compare all calls that started on this day (UTC), instead of one run."
+        ),
     ] = None,
     tolerance: Annotated[
         str, typer.Option(metavar="PERCENT", help="The share of a model's bill that may differ.")
@@ -46,9 +49,9 @@ def reconcile(
     """Compare captures with the bill of a provider or a gateway, and list the differences with their reasons.
 
     The command reads OpenAI's usage and costs exports, Databricks' system.serving.endpoint_usage, and logs of gateways
-    with one call in each row. If the rows of a bill have request ids, it compares call by call, else model by model.
-    Pass usage and costs of the same period together. If the bill names runs (endpoint.metadata, endpoint.headers), only
-    the run's own rows count.
+    with one call in each row. If the rows of a bill have request ids, it compares call by call, otherwise model by
+    model. Pass usage and costs of the same period together. If the bill names runs (endpoint.metadata,
+    endpoint.headers), only the rows that name this run count.
 
     Exit codes: 0, the differences are within the tolerance; 2, a file or an option is wrong; 3, the differences exceed
     it.

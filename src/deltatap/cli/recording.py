@@ -36,7 +36,7 @@ def record(
     Set the URL that the command prints as the base URL of the application. Requests go to the same path of the
     endpoint, with the application's own key. Answers come back byte for byte, as they arrive. Every call of chat
     completions, legacy completions, Responses and Messages becomes a row of record.table, with the arrival time of each
-    chunk. The prompt and the answer are stored, keys are not. Other paths are forwarded, but not recorded.
+    chunk. Prompts and answers are stored; keys are not. Other paths are forwarded, but not recorded.
 
     Stop with Ctrl-C. Open requests then have timeouts.grace_s to finish. The last line of the output is JSON.
     """

@@ -1,7 +1,7 @@
 """Runs commands: loads their settings, and turns errors into messages and exit codes.
 
 A command is a function that takes the settings, a console and its own options, and returns an exit code. ``command``
-adds ``--config`` and ``--set`` to it. Leaves the commands to the other modules of this package.
+adds ``--config`` and ``--set`` to it. The other modules of this package define the commands.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Command(TyperCommand):
 
 
 class _Group(TyperGroup):
-    """The same for the options before the command."""
+    """The same for the options that come before the command."""
 
     def get_params(self, ctx: Any) -> list[Any]:  # noqa: ANN401 - as above
         return _without_flag_types(super().get_params(ctx))
@@ -97,7 +97,7 @@ _COMMON = (
     inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=_DEFAULT, annotation=_CONFIG),
     inspect.Parameter("overrides", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_SET),
 )
-# The --config and --set of the command that runs.
+# The --config and --set options of the running command.
 _GIVEN: ContextVar[tuple[Path, tuple[str, ...]]] = ContextVar("_GIVEN", default=(_DEFAULT, ()))
 _HINTS: dict[Callable[..., int], str] = {}
 
@@ -113,7 +113,7 @@ def command(panel: str) -> Callable[[Work], Work]:
 
 
 def hint(text: str) -> Callable[[Work], Work]:
-    """What to print after an unexpected error of a command."""
+    """Add a hint to a command. It is printed after an unexpected error."""
 
     def remember(work: Work) -> Work:
         _HINTS[work] = text
@@ -164,7 +164,7 @@ def with_settings(words: Sequence[str]) -> list[str]:
 
     A job run has one parameter for all settings. Its text is split as a shell splits words, so quotes keep spaces.
 
-    Settings of the endpoint are refused. Who may start a job would otherwise decide where the key is sent.
+    Settings of the endpoint are refused. Otherwise, anyone who may start a job could decide where the key is sent.
 
     Raises:
         ConfigError: if a quote is not closed, or a setting is refused.
@@ -216,7 +216,7 @@ def given(*sections: str) -> str:
     """The ``--config`` and ``--set`` of this command, to append to another command that the user can paste.
 
     Args:
-        sections: of the settings that the other command needs.
+        sections: the sections of the settings that the other command needs.
     """
     config, overrides = _GIVEN.get()
     words = [] if config == _DEFAULT else ["--config", str(config)]

@@ -50,7 +50,7 @@ def replay(
     from deltatap.replay.recordings import recordings_of  # noqa: PLC0415
     from deltatap.simulator.server import listen, serve  # noqa: PLC0415
 
-    # Reading the answers takes long, so a used port is reported first.
+    # Reading the answers takes a while, so a port that is in use is reported first.
     with listen(host, port) as listening:
         tables = reader(settings, console)
         rows = newest_answers(tables, settings, run_ids or [], most)
@@ -117,7 +117,7 @@ def simulate(
         list[str] | None,
         typer.Option(help="A word that /moderations flags. Repeatable. Default: forbidden.", metavar="WORD"),
     ] = None,
-    moderation_ms: Annotated[float, typer.Option(min=0, help="Time that a call of /moderations takes.")] = 0.0,
+    moderation_ms: Annotated[float, typer.Option(min=0, help="Duration of a call to /moderations.")] = 0.0,
 ) -> None:
     """Serve a simulated endpoint, OpenAI- and Anthropic-compatible, that injects faults and records what it sent.
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _METRICS = {metric.name: metric for metric in METRICS}
 _BARS = "▁▂▃▄▅▆▇█"
-# How many runs with other facts are listed, newest first.
+# Maximum number of runs to list at which something else changed, newest first.
 _LISTED = 10
 
 
@@ -85,7 +85,7 @@ def _show_table(console: Console, each: Series, names: Mapping[str, str]) -> Non
 
 
 def _show_other(console: Console, each: Series, names: Mapping[str, str]) -> None:
-    """The runs before which something changed, without those at a change point."""
+    """List the runs at which something else changed, except for change points."""
     starts = {change.run_id for change in each.changes}
     other = [(point, what) for point, what in other_facts(each) if point.run_id not in starts]
     for point, what in other[-_LISTED:]:
@@ -178,7 +178,7 @@ def _changed(found: Iterable[Changed]) -> list[dict[str, str]]:
 
 
 def _bars(points: Sequence[Point]) -> list[str]:
-    """A bar for each value, between the smallest and the largest of the runs that are tested."""
+    """A bar for each value, scaled between the smallest and the largest value of the tested runs."""
     values = [point.value for point in points if point.decides and point.value is not None]
     lowest, highest = min(values, default=0.0), max(values, default=0.0)
     steps = (len(_BARS) - 1) / (highest - lowest) if highest > lowest else 0.0

@@ -1,1 +1,1 @@
-"""Serves captured answers again, as an endpoint of the API that they were captured from."""
+"""Serves captured answers again, as an endpoint."""

@@ -66,7 +66,7 @@ class Recording:
         type_, code = error["type"], error["code"]
         if type_ == "timeout" and code != "connect":
             return "stall", ms
-        # deltatap's own code of a connection that broke. A stream that ended too early has none.
+        # deltatap's code for a broken connection. A stream that ended too early has no code.
         broke = type_ in ("connection", "cancelled", "timeout") or (type_ == "stream_interrupted" and code is not None)
         return "cut" if broke or not self.status or (type_ == "internal" and code == "cut") else "close", ms
 

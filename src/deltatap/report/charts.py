@@ -119,7 +119,7 @@ def new_figure(x: str, y: str, **layout: Any) -> go.Figure:  # noqa: ANN401 - pl
 
 
 def _sampled(values: dict[str, Any], *names: str) -> list[Any]:
-    """The columns, of at most :data:`_POINTS` rows that have a value in each of them."""
+    """The columns in at most :data:`_POINTS` of the rows that have a value in each of them."""
     complete = np.logical_and.reduce([~np.isnan(values[name].astype(float)) for name in names])
     at = np.flatnonzero(complete)
     if len(at) > _POINTS:
@@ -199,7 +199,7 @@ def _sizes(sizes: pa.Table, label: Mapping[tuple[Any, ...], str]) -> Chart | Non
         bins = np.searchsorted(_SIZES, values["tokens"], "right") - 1
         for what, title, pattern in (("chunk", "in one chunk", ""), ("read", "at once", "/")):
             its = values["what"] == what
-            # No read is known if burstiness does not count in any row.
+            # There are no reads if burstiness does not count in any row.
             if not its.any():
                 continue
             count = np.bincount(bins[its], values["count"][its], len(names))

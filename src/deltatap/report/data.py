@@ -46,7 +46,7 @@ WORDS = 3
 EXAMPLES = 3
 MESSAGE = 500
 CHOICE = 40
-# The runs of a series over weeks: at most, and at least.
+# How many runs the chart of a series over weeks has: at most, and at least.
 RUNS = 60
 FEWEST_RUNS = 5
 
@@ -248,9 +248,9 @@ def sizes_sql(measured: str) -> str:
 def failures_sql(captures: str) -> str:
     """SQL: examples of the most frequent words of each error type, from rows of captures (a query).
 
-    A row has the type with its number of failed calls, rows and different words (``kinds``); the words with their
-    ``place`` among those of the type and their number (``same``); and one request with its place among the examples.
-    Words are known for the last call of a row only.
+    A row has the error type, with its numbers of failed calls, of rows and of different words (``kinds``); the words,
+    with their ``place`` within the type and how often they occurred (``same``); and one request, with its place among
+    the examples. The words are known only for the last call of a row.
     """
     words = "type, code, http_status, message"
     return f"""

@@ -52,8 +52,8 @@ def show_metrics(console: Console, rows: Iterable[Mapping[str, Any]]) -> None:
         gaps = row["inter_chunk_ms"]
         if gaps["count"]:
             median, p95 = f"{gaps['p50']:,.1f}", f"{gaps['p95']:,.1f}"
-            # Outputs that arrived with another one in one read of the socket have no gap of their own.
-            merged = f", without {row['coalesced']:.1%} of the outputs" if row["coalesced"] else ""
+            # Outputs that arrived in the same socket read as an earlier one have no gap.
+            merged = f", excluding {row['coalesced']:.1%} of the outputs" if row["coalesced"] else ""
             table.add_row("inter-chunk latency, ms", median, "", p95, f"{gaps['count']:,} gaps{merged}")
         if table.row_count:
             console.print(table)
@@ -101,7 +101,7 @@ def show_comparison(
 
 
 def _comparison(first: str, second: str, differences: Mapping[tuple[str, str], Difference], width: int) -> Table:
-    """The differences of one mode. They are also in percent if that fits the width."""
+    """Print the differences of one mode, also in percent if the width allows it."""
     rows = [
         [
             f"{_METRICS[name].label} {quantile}, {_METRICS[name].unit}",
@@ -113,7 +113,7 @@ def _comparison(first: str, second: str, differences: Mapping[tuple[str, str], D
         ]
         for (name, quantile), found in differences.items()
     ]
-    # Each column, from its title down. The ids of the runs can be folded.
+    # Each column, with its title first. Long run ids may wrap.
     columns = [
         list(column) for column in zip(("metric", first, second, "difference", "", "95 % interval"), *rows, strict=True)
     ]
@@ -141,7 +141,7 @@ def _show_left_out(console: Console, names: Sequence[str], counted: Mapping[str,
                 whys = ", ".join(
                     f"{run.left_out[why]:,} {said}" for why, said in REASONS.items() if why in run.left_out
                 )
-                times = f"{run.rows - left_out:,} of {run.rows:,} rows are in the latencies"
+                times = f"{run.rows - left_out:,} of {run.rows:,} rows count in the latencies"
                 line(console, f"{mode}, {name}: {times}; left out: {whys}", style="dim")
 
 

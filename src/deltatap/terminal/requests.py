@@ -55,7 +55,7 @@ def show_failures(
         name = short_id(row["request_id"]) + (f" ({row['mode']})" if several_modes else "")
         status = row["status"] + ("; will not be sent again" if row["final"] else "")
         line(console, f"{name}  {status}  {kind}: {shortened(row['message'] or 'no message', _MESSAGE)}")
-        # A hash says nothing to a reader.
+        # A hash means nothing to a reader.
         if row["request_id"] != short_id(row["request_id"]) and (
             prompt := prompt_line(row["body"], row["api"], _ASKED)
         ):

@@ -107,9 +107,9 @@ def show_summary(
     Args:
         console: to print to.
         run: its row of ``runs``.
-        outcomes: its rows, counted, from ``queries.summarize``.
-        times: quantiles of its times, from there.
-        models: the cost of its models, from there.
+        outcomes: the numbers of its rows, from ``queries.summarize``.
+        times: quantiles of its times, from ``queries.summarize``.
+        models: the cost of its models, from ``queries.summarize``.
         good: its good and its sent requests, from ``queries.good_requests``; None without bounds in ``analysis.slo``.
         options: to append to commands that read the same tables.
     """
@@ -184,7 +184,7 @@ def _show_late(console: Console, times: Sequence[Mapping[str, Any]], advice: str
 
 
 def _less_busy(run: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]]) -> str:
-    """What to do about a late event loop. Fewer streams than one are not possible."""
+    """What to do about a late event loop. There is no lower concurrency than one stream."""
     one = sum(row["rows"] for row in outcomes) == 1 or json.loads(run["config"])["capture"]["concurrency"] == 1
     return f"{'' if one else 'lower capture.concurrency, or '}use a machine that is less busy"
 
@@ -203,5 +203,5 @@ def _show_next(console: Console, run_id: str, outcomes: Sequence[Mapping[str, An
 
 
 def _command(name: str, argument: str, options: str) -> str:
-    hyphen = "-- " if argument.startswith("-") else ""  # else it would be an option
+    hyphen = "-- " if argument.startswith("-") else ""  # otherwise, typer would read it as an option
     return f"`{program()} {name}{options} {hyphen}{shlex.quote(argument)}`"

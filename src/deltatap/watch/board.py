@@ -1,4 +1,4 @@
-"""The data that the page shows, computed from a run's folder, and rates computed from two moments. Pure.
+"""Computes the data that the page shows from the content of a run's folder. A rate compares two moments. Pure.
 
 Knows heartbeats and finished rows. ``folder.py`` reads them from the state folder, ``server.py`` sends the board.
 """
@@ -25,7 +25,7 @@ State = Literal["waiting", "running", "stopping", "silent", "ended"]
 SILENT_S = 15.0
 # A driver sends no messages while it plans, or while the last answers land. After this time, it counts as dead.
 DEAD_S = 600.0
-# Rates are those of the last seconds; the page draws minutes.
+# Rates cover the last seconds; the page draws minutes of them.
 _RATE_S, _DRAWN = 5.0, 240
 _FINISHED, _TTFTS = 12, 512
 _P50, _P95, _HUNDRED = 49, 94, 100

@@ -58,8 +58,8 @@ class Folder:
     def look(self) -> Seen | None:
         """The content now; None if the run's folder has been removed.
 
-        While the folder cannot be read, this is the content of the last look. The board notices that the driver is
-        silent.
+        While the folder cannot be read, this returns the content that was read last. The board notices that the driver
+        is silent.
         """
         try:
             seen = self._look()
@@ -74,7 +74,7 @@ class Folder:
     def _look(self) -> Seen | None:
         if self._state is None:
             active = [self.run_id] if self.run_id is not None else self.active()
-            # The page cannot wait: what cannot be read now is read at the next look.
+            # The page cannot wait: files that cannot be read now are read at the next look.
             state = RunState.of(self.folder, active[-1]).at_once() if active else None
             if state is None or not _is_led(state):
                 return Seen()

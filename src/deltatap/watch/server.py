@@ -132,7 +132,7 @@ def serve(watching: Watching, listening: socket.socket, host: str, announce: Cal
     Args:
         watching: the run.
         listening: where watchers connect.
-        host: the address that was asked for.
+        host: the address that was requested.
         announce: gets the URL of the page.
     """
     config = uvicorn.Config(
