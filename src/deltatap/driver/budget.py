@@ -1,4 +1,4 @@
-"""The part of a budget that several runs have used together, and the rest for the next run. Pure.
+"""How much of a budget several runs have used together, and what is left for the next run. Pure.
 
 ``pacer.py`` keeps a single run within its budget.
 """
@@ -16,7 +16,7 @@ _NAMES = ("requests", "tokens", "cost_usd", "runtime_s")
 
 
 def spent(runs: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    """The use of the runs, by the name of the budget; `runs` are their rows."""
+    """How much the runs have used of each budget, by its name; `runs` are their rows."""
     used = dict.fromkeys(_NAMES, 0.0)
     for row in runs:
         used["requests"] += row["requests"] or 0

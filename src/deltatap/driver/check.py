@@ -1,6 +1,7 @@
 """``deltatap check``: checks everything that a run needs, on the driver and in Spark's workers, without a paid call.
 
-Leaves the needs to ``needs.py``, the delays of the state folder to ``visibility.py``, and printing to the command line.
+``needs.py`` defines the needs, ``visibility.py`` measures the delays of the state folder, and the command line prints
+the findings.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def check(settings: Settings, session: Callable[[], SparkSession]) -> Iterator[F
 
 def _findings(what: str, result: Checked) -> Iterator[Finding]:
     if result.problems:
-        # A problem may begin with the need's own name, which is printed before it.
+        # A problem may begin with the name of the need, which is printed before the problem anyway.
         yield from (Finding(what, "problem", problem.removeprefix(f"{what}: ")) for problem in result.problems)
     else:
         yield Finding(what, "ok", result.detail)
@@ -121,7 +122,7 @@ def _tables(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
         return
     for name, table in (("captures", settings.captures.table), ("runs", settings.runs.table)):
         try:
-            # Needs the right to modify the table, and changes nothing.
+            # This statement needs the right to modify the table, and changes nothing.
             spark.sql(f"DELETE FROM {tables.quoted(table)} WHERE run_id IS NULL AND run_id IS NOT NULL")
         except Exception as error:  # noqa: BLE001 - a catalog raises many kinds of errors
             yield Finding(name, "problem", f"{name}.table: {table}: cannot be written: {one_line(error)}")
@@ -156,7 +157,7 @@ def _workers(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
     slots = count_slots(spark)
     try:
         secrets = read_secrets(settings.endpoint)
-    except ConfigError:  # reported for the driver already; the other needs are checked without secrets
+    except ConfigError:  # already reported for the driver; the other needs are checked without secrets
         secrets = None
         without = settings.endpoint.model_copy(update={"api_key": None, "headers": {}, "proxy": None})
         settings = settings.model_copy(update={"endpoint": without})

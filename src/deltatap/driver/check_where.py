@@ -1,4 +1,4 @@
-"""The findings of ``deltatap check`` on where a run captures: whether it can, and which place fits.
+"""The findings of ``deltatap check`` on where a run captures: whether it can capture there, and which place fits.
 
 Finds out which compute Spark has. Leaves the decision to ``where.py``, and the needs of Spark's workers to
 ``check.py``.

@@ -50,7 +50,7 @@ class Heard:
         self._beats: dict[str, Heartbeat] = {}
 
     def add(self, beats: Iterable[Heartbeat]) -> list[Heartbeat]:
-        """Take the heartbeats that were read now; returns the latest one of every attempt."""
+        """Take the heartbeats that were just read; returns the latest one of every attempt."""
         for beat in beats:
             known = self._beats.get(beat.claim)
             if known is None or (beat.ended, beat.beat) >= (known.ended, known.beat):
@@ -92,7 +92,7 @@ class Opening:
 
     Attributes:
         parts: how many parts the plan has.
-        begins_at: in seconds since the epoch; None while it is not decided. Once decided, it does not change, so the
+        begins_at: in seconds since the epoch; None until this is decided. Once decided, it does not change, so the
             attempts of a part follow one schedule.
     """
 

@@ -40,7 +40,7 @@ _COUNTED = (
     columns.Column("input_tokens", columns.BIGINT, "as tiktoken counts them"),
     columns.Column("most_output", columns.BIGINT, "the maximum of output tokens; null if the request sets none"),
 )
-# Other endpoints to name.
+# Maximum number of other endpoints to name.
 _ENDPOINTS = 3
 # The sums of rows of requests.
 _SUMS = ("requests", "bad", "input_tokens", "bounded", "unbounded")
@@ -49,7 +49,7 @@ _OUTPUT = "coalesce(usage_reported.output_tokens, usage_tiktoken.output_tokens)"
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """How long earlier answers were, in output tokens.
+    """The lengths of earlier answers, in output tokens.
 
     Attributes:
         answers: how many there are.
@@ -73,7 +73,7 @@ class Estimate:
         bad: rows that would fail without a call.
         input_tokens: of the requests.
         least_output, most_output: tokens; most_output is None if neither the requests nor earlier answers bound it.
-        least_usd, most_usd: None if the model has no price; most_usd also if most_output is None.
+        least_usd, most_usd: None if the model has no price; most_usd is also None if most_output is.
         answers: the number of earlier answers that the estimate of the output is based on.
         called: whether the requests would be sent; False for requests that ``capture.reuse`` saves, or would save.
         limited: whether each request has a limit on its output tokens.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from deltatap.driver.run import Ended
     from deltatap.prices import Prices
 
-# How many consecutive looks may fail. Somebody may be replacing the table at that moment.
+# How many consecutive looks may fail. A look can fail while somebody replaces the table.
 _TRIES = 5
 
 
@@ -56,7 +56,7 @@ class Rounds:
         return tuple(row["run_id"] for row in self.runs)
 
     def every_s(self) -> float:
-        """How long to wait before looking: with limits, until the starts of the last round no longer count."""
+        """How long to wait before the next look: with limits, until the starts of the last round no longer count."""
         follow_s = self.settings.capture.follow_s or 0.0
         return follow_s if self.settings.limits == Limits() else max(follow_s, MINUTE_S)
 

@@ -119,7 +119,7 @@ class Landing:
         return self.files - before
 
     def drain(self) -> None:
-        """Land until the journal is empty. All workers have ended.
+        """Land until the journal is empty. Call this when all workers have ended.
 
         Raises:
             LandingError: if files do not land.
@@ -161,7 +161,7 @@ class Landing:
             with suppress(OSError):
                 if self.state.remove_journal():
                     return
-            # If something else keeps the folder from being deleted, every capture is visible by then.
+            # If something else prevents the deletion of the folder, every capture is visible by then.
             if now - since >= OLD_S:
                 return
             time.sleep(_RETRY_S)
@@ -189,7 +189,7 @@ class Landing:
         try:
             self._merge(files)
         except Exception as error:
-            # One damaged file fails its whole batch, as does one that another driver has landed meanwhile.
+            # A damaged file makes its whole batch fail, and so does a file that another driver has landed meanwhile.
             damaged = [path for path in files if not readable(path, self.state.files)]
             self._set_aside(path for path in damaged if self._is_damaged(path))
             left = [path for path in files if path not in damaged and self.state.files.exists(path)]

@@ -1,8 +1,8 @@
 """The lease of a captures table: at most one run at a time writes the table.
 
 The lease is part of a run's row in ``runs``: its epoch, its driver and its heartbeat. Knows how a driver acquires the
-lease, renews it and detects its loss. Leaves the rows themselves to ``runs.py``, and what a run does with
-the lease to ``run.py``.
+lease, renews it and detects that it is lost. ``runs.py`` reads and updates the rows, and ``run.py`` decides what a run
+does with the lease.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _VERSIONS = ("deltatap", "openai", "httptools", "tiktoken", "pyspark", "delta-sp
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A moment on two clocks: the wall clock can be set back, and the monotonic one may stop while the machine sleeps.
+    """A moment on two clocks: the wall clock can be set back, and the monotonic clock may stop during sleep.
 
     Attributes:
         wall: seconds since the epoch.
@@ -259,8 +259,8 @@ def _take(
     update = f"WHEN MATCHED AND t.run_id = s.run_id AND t.epoch < s.epoch THEN UPDATE SET {assigned}" if resumed else ""
     try:
         with runs.row_view(spark, values) as view:
-            # A row with this epoch or a later one belongs to a driver that committed first. It matches, so the
-            # statement inserts nothing. Columns are named, because a newer version may have added some.
+            # A row with this epoch or a later one belongs to a driver that committed first. Such a row matches, so the
+            # statement inserts nothing. The columns are named, because a newer version may have added some.
             spark.sql(f"""
                 MERGE INTO {tables.quoted(settings.runs.table)} AS t USING {view} AS s
                 ON {captures.runs_sql("t")} AND (t.run_id = s.run_id OR t.epoch >= s.epoch)

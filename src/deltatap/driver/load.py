@@ -1,7 +1,7 @@
 """``deltatap load``: appends the prompts of a file to a local prompts table, without Spark where that is possible.
 
-Knows the checks before a load, and what a load reports. Leaves the file to ``prompt_files.py``, the meaning of a
-row to ``prompts.py``, which a run also uses, and everything that only Spark can write to ``load_spark.py``.
+Knows the checks before a load, and what a load reports. ``prompt_files.py`` reads the file, ``prompts.py`` (as in a
+run) knows the meaning of a row, and ``load_spark.py`` writes everything that only Spark can write.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def load_locally(settings: Settings, path: Path, *, named: Mapping[str, str] | N
     The table is created if it does not exist.
 
     Returns:
-        The result; None if only Spark can load the file. Nothing was written then.
+        The result; None if only Spark can load the file, and then nothing was written.
 
     Raises:
         ConfigError: if the file cannot be read, or its columns do not fit the table.
@@ -166,7 +166,7 @@ def load_locally(settings: Settings, path: Path, *, named: Mapping[str, str] | N
     load = Load.of(settings, path, named)
     try:
         load.check(column_types(load.rows.schema))
-        # Before the append: an error must not follow it.
+        # Counted before the append, so that no error follows it.
         loaded = load.loaded(_known(LocalReader(no_spark), load))
         append(folder, load.rows)
     except (UnreadableError, NotAppendableError):
@@ -188,7 +188,7 @@ def _known(reader: LocalReader, load: Load) -> int:
 
 
 def _one_per_id(rows: pa.Table) -> pa.Table:
-    """The rows without repeated ones: a MERGE takes one row for each request_id."""
+    """The rows without repetitions: a MERGE takes one row for each request_id."""
     seen: set[str] = set()
     first = []
     for request_id in rows["request_id"].to_pylist():

@@ -45,7 +45,7 @@ def load_prompts(
         settings: name the prompts table and the API.
         path: ends in ``.jsonl``, ``.csv`` or ``.parquet``.
         named: which columns of the file are ``request_id`` and ``prompt``, if they have other names.
-        replace: replace the rows of the table that have a request_id of the file.
+        replace: replace the rows of the table whose request_id is in the file.
 
     Raises:
         ConfigError: if the file cannot be read, or its columns do not fit the table.
@@ -54,7 +54,7 @@ def load_prompts(
     schema = _spark_schema(path, load.rows)
     load.check({field.name: column_type(field.dataType) for field in schema.fields})
     frame = spark.createDataFrame(load.rows, schema)
-    loaded = load.loaded(_known(spark, load.table, frame))  # Before the write: an error must not follow it.
+    loaded = load.loaded(_known(spark, load.table, frame))  # before the write, so that no error follows it
     if (why := tables.why_not_creatable(spark, load.table)) and not tables.exists(spark, load.table):
         raise load.refused(why)
     try:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 # A cancelled job's Python worker may run for 3 s more (spark.python.task.killTimeout) and journal captures.
 _KILLED_S = 4.0
-# The name of what captures a plan, by `capture.where`, and of the next step if it does not complete.
+# By `capture.where`: the name of the thing that captures a plan, and of the next step if it does not complete.
 _TRY = {"workers": ("Spark job", "submitting it again"), "driver": ("attempt", "starting another one")}
 # After a job that left captures missing, how long to wait for files that are not visible yet.
 _WAIT_S = OLD_S
@@ -107,7 +107,7 @@ class CaptureLoop:
                         self._turn(threads, display)
                         job.join(POLL_S)
                 except BaseException:
-                    # The process may continue after the run, as in a notebook, and so would the job.
+                    # The process may continue after the run, as in a notebook. Then the job would continue, too.
                     self._order_stop()
                     raise
                 self._turn(threads, display)
@@ -125,11 +125,11 @@ class CaptureLoop:
     def _is_complete(
         self, drain: Callable[[], None], *, wait: bool, threads: Sequence[Periodic], display: Display
     ) -> bool:
-        """Whether every request has landed or will not be sent, after a Spark job.
+        """After a Spark job: whether every request has landed or will not be sent.
 
         Args:
             drain: lands the journal.
-            wait: whether the job has succeeded. Then missing captures may exist but not be visible yet.
+            wait: whether the job has succeeded. If so, captures that are missing may exist but not be visible yet.
             threads: see :meth:`capture`.
             display: shows the progress.
         """
@@ -228,7 +228,7 @@ class CaptureLoop:
         # A thread of this process cannot be interrupted, and it writes captures that are paid for: wait for it.
         if self._where == "workers" and self._shutdown.must_interrupt(now):
             # This also cancels the Spark jobs of landing, which are repeated, and those of the lease. Spark's
-            # interruptTag would spare them, but it does not reach jobs of other threads.
+            # interruptTag would spare those jobs, but it does not reach jobs of other threads.
             run.spark.interruptAll()
 
     def _publish(self, message: Control, now: float) -> None:

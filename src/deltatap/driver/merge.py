@@ -1,8 +1,8 @@
-"""The SQL that merges a batch of captures, and the check whether the cheaper statement is safe.
+"""The SQL that merges a batch of captures, and the check that decides whether the cheaper statement is safe.
 
-:func:`merge_sql` is right for every batch. It reads the keys of all the run's rows, and it reads the batch twice. As
-long as all rows of a batch are new, :func:`insert_sql` does the same with about a fifth less CPU time. That matters
-because each merge delays the streams of its machine. ``landing.py`` decides when to merge.
+:func:`merge_sql` is correct for every batch, but it reads the keys of all rows of the run, and it reads the batch
+twice. As long as all rows of a batch are new, :func:`insert_sql` does the same with about a fifth less CPU time. That
+matters because each merge delays the streams of its machine. ``landing.py`` decides when to merge.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class NewRows:
 def one_per_key(rows: DataFrame, keep_interrupted: bool) -> DataFrame:  # noqa: FBT001 - a DataFrame transformation
     """Keep one row per key: the final one, else the latest. A MERGE would insert both rows of a duplicate key.
 
-    A capture that was held is in the journal twice: the row with the results of its checks counts.
+    A capture that was held is in the journal twice; the row with the results of the checks counts.
     """
     rank = F.struct(
         F.expr(f"CAST({final_sql('_row', keep_interrupted=keep_interrupted)} AS INT)").alias("final"),
@@ -113,7 +113,7 @@ def insert_sql(captures: str, view: str, run_id: str, finished_at: pa.ChunkedArr
         captures: the table.
         view: of the batch.
         run_id: of the run.
-        finished_at: the batch's column; null where no call was made.
+        finished_at: the column of the batch, which is null for rows without a call.
     """
     since = pc.min(finished_at).as_py()
     times = ["t.finished_at IS NULL"] * bool(finished_at.null_count)

@@ -117,7 +117,7 @@ def process_needs(settings: Settings, secrets: Secrets | None = None) -> list[Ne
 
 
 def where_need(settings: Settings) -> Need:
-    """Whether calls can be made where the settings say."""
+    """Whether calls can be made in the place that the settings name."""
 
     def check() -> None:
         if (problem := where.impossible(settings.capture, serverless=is_serverless())) is not None:

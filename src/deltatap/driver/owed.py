@@ -267,7 +267,8 @@ def owed_requests(
         run_id: the run.
         building: the requests, if building them has already begun.
         settled: how many final rows the run has, from its earlier starts; ``capture.limit`` counts them.
-        after: other runs, whose rows settle their requests whatever their status; those of `building`, if given.
+        after: other runs. Their rows settle their requests, regardless of the status. If `building` is given, pass the
+            same runs.
 
     Raises:
         ConfigError: if Spark cannot read the prompts, also while the caller uses the requests.
@@ -280,7 +281,8 @@ def owed_requests(
             found = _in_modes(built, settings).withColumn("retries", retries)
         else:
             if not is_serverless():
-                # Once Spark knows how few requests there are, it looks them up without moving the rows of all others.
+                # Once Spark knows how few requests there are, it looks them up without shuffling the rows of all other
+                # requests.
                 built.count()
             found = _unsettled(built, _captures(spark, settings), settings, run_id, building.after)
         found = found.select(*(column.name for column in columns.OWED))

@@ -1,8 +1,9 @@
 """Decides how many requests may start now: rate limits, budgets, and the pace after a 429. Pure: time is passed in.
 
-The driver's :class:`Pacer` issues permits, each for one request and its expected tokens. Three amounts together never
-exceed a rate limit: what started within the last minute according to the workers' heartbeats, the permits that are
-not used yet, and the permits that are issued now. ``worker/allowance.py`` defines how a worker uses permits.
+The driver's :class:`Pacer` issues permits, each for one request and its expected tokens. A rate limit is never exceeded
+by the sum of three amounts: the requests that started within the last minute according to the workers' heartbeats, the
+permits that are not used yet, and the permits that are issued now. ``worker/allowance.py`` defines how a worker uses
+permits.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class _Worker:
         heard_at: when it arrived.
         recent: its starts within the last minute.
         limited: its count of 429 responses.
-        waits_since: since when the worker wants permits and gets none; None while it wants none.
+        waits_since: when the worker began to want permits that it does not get; None while it wants none.
         checks_only: whether its permits are for calls of moderation only.
         void: permits up to this number are void, because they were issued for smaller requests than the next one.
         grants: (time, requests granted so far, expected tokens and USD of each request in this grant).
@@ -189,7 +190,7 @@ class Pacer:
         if self._began_at is None and beats:
             # With workers of an earlier driver, the current minute has already begun.
             self._began_at = now - (MINUTE_S if ages else 0.0)
-        # The use of an earlier driver's workers is in the captures, and so in `before`.
+        # What the workers of an earlier driver used is in the captures, and therefore in `before`.
         ours = [beat for beat in beats if beat.claim not in (ages or {})]
         (left, pace), budget = self._limits_left(now, in_flight), self._budget_left(ours, in_flight)
         if not in_flight.requests and not any(beat.open or beat.mean_output_tokens for beat in ours):
@@ -267,8 +268,8 @@ class Pacer:
         """The rest of the budgets; open calls count at their expected use."""
         spent = self._before + in_flight
         for beat in beats:
-            # The journal has the exact counts, but of fewer calls. If these are higher, the worker's estimates were too
-            # low.
+            # The journal has exact counts, but of fewer calls. If its counts are higher, the worker's estimates were
+            # too low.
             tokens = max(beat.spent_tokens, beat.input_tokens + beat.output_tokens)
             usd = max(beat.spent_usd, beat.cost_usd or 0.0)
             spent += Spent(beat.requests, tokens + beat.in_flight_tokens, usd + beat.in_flight_usd)
@@ -295,7 +296,8 @@ class Pacer:
         # While a large request is overdue, all workers wait until it fits. Otherwise small requests would always take
         # its place.
         blocked = any(left.fits(self._one(beat)) < 1 <= budget.fits(_cost(beat)) for beat in order[: len(overdue)])
-        # No budget counts checks, so what has been sent is checked after the budget is used up.
+        # No budget counts checks, so answers to requests that have been sent are still checked after the budget is used
+        # up.
         checking = {beat.claim for beat in wanting if beat.checks >= beat.wants > budget.fits(_cost(beat))}
         waiting = [] if blocked else order
         while waiting:

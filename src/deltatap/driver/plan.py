@@ -1,4 +1,4 @@
-"""The plan of a start: the owed requests, written as one immutable file for each capture task.
+"""The plan of one start of a run: the owed requests, written as one immutable file for each capture task.
 
 The parts are files, so no shuffle feeds the paid UDF. If a shuffle file were lost, Spark would rerun partitions that
 are still running elsewhere. Spark counts the requests that it writes, so an old or empty listing of the parts is never
@@ -199,7 +199,8 @@ def _too_fast(settings: Settings) -> Iterator[str]:
 def task_count(settings: Settings, slots: int) -> int:
     """How many capture tasks to run: enough for the streams, but one slot stays free for landing.
 
-    With ``capture.where: driver``, one: two event loops in one process would only delay each other.
+    With ``capture.where: driver``, there is one task, because two event loops in one process would only delay each
+    other.
     """
     if settings.capture.where == "driver":
         return 1
@@ -210,9 +211,9 @@ def task_count(settings: Settings, slots: int) -> int:
 def write(frame: DataFrame, plan: PlanState, tasks: int, capture: Capture, seed: str) -> PlanState:
     """Write the parts.
 
-    With several modes, the requests of one prompt are adjacent in a part. The seed determines their order, which is
-    random for each prompt. A worker makes the second call when the first has ended. With ``reuse``, identical requests
-    are adjacent, too.
+    With several modes, the requests of one prompt are adjacent in a part, in an order that is random for each prompt
+    and determined by the seed. A worker makes the second call when the first has ended. With ``reuse``, identical
+    requests are adjacent, too.
 
     Returns:
         The plan with its manifest.

@@ -41,7 +41,7 @@ class Snapshot:
         requests: calls made.
         input_tokens, output_tokens, cost_usd: of all calls; cost_usd is None if no call has a price.
         ttft_ms: the median of the workers' medians; None before the first.
-        errors: failed calls by error type, retried ones included.
+        errors: failed calls by error type, including retried calls.
         waits_s: seconds until a request may start; 0 if nothing has to wait.
         waits_for: what the run is waiting for, as text.
     """

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from deltatap.template import Template
 
-# The columns of the prompts frame besides those of a prompts table: structs, whose fields are numbered, because their
-# columns can have any name.
+# The columns that the prompts frame has besides those of a prompts table. They are structs with numbered fields,
+# because the columns that they hold can have any name.
 KEPT, TEMPLATE = "kept", "template"
 # The only field of a struct that stands for a VARIANT, with its JSON.
 JSON = "JSON of a VARIANT"

@@ -1,6 +1,6 @@
 """Open streams between runs (``capture.resume``): the next run resumes the streams that a dead or stopped run had open.
 
-Knows which lists of open streams a run takes over, which lists it leaves behind, and how many breaks the run had. The
+Knows which lists of open streams a run takes over and leaves behind, and how many breaks the run had. The
 lists are files in the state folder (``state.py``). Workers use them (``worker/resuming.py``).
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from deltatap.driver.active import ActiveRun
     from deltatap.messages import KeptStream
 
-# A folder in the state folder, with the streams that ended runs have left. No run has this name.
+# The folder in the state folder for the streams that ended runs have left. No run has this name.
 _LEFT = ".left"
 _WORDS = {
     "stream": ("broken stream was resumed", "broken streams were resumed"),
@@ -117,5 +117,5 @@ def _left(settings: Settings) -> RunState:
 
 
 def _table(settings: Settings, captures: Identity) -> str:
-    """A name for the captures table, which is the same for every spelling of the table's name."""
+    """A name for the captures table that is the same for every spelling of its name."""
     return captures.id or hashlib.sha256(settings.captures.table.encode()).hexdigest()[:32]

@@ -106,7 +106,7 @@ def run(
             require(table_needs(spark, settings))
         return _run_alone(settings, spark, prices, console, after, signalled)
     finally:
-        # If the process ends while Spark still starts them, Spark prints a stack trace.
+        # If the process ends while Spark is still starting its Python workers, Spark prints a stack trace.
         python.join(_PYTHON_START_S)
 
 
@@ -154,8 +154,8 @@ def _run_steps(run: ActiveRun, building: Building, signalled: threading.Event) -
     run.state.forget_stop()
     resuming.take(run)
     building.wait()
-    # If the capture takes the only slot, the Spark jobs of these threads would wait until it ends. Then nothing renews
-    # the lease, and the journal lands after the capture.
+    # If the capture takes the only slot, the Spark jobs of these threads would wait until it ends. In this case,
+    # nothing renews the lease, and the journal lands after the capture.
     concurrent = run.settings.capture.where == "driver" or building.slots > 1
     landing = Landing.of(run.spark, run.settings, run.state)
     renewal = leases.Renewal(run.spark, run.settings, run.lease) if concurrent else None
@@ -223,7 +223,7 @@ def _close(run: ActiveRun, plan: Plan, landing: Landing, stop: Stop | None, note
 def _close_failed(run: ActiveRun, error: BaseException) -> None:
     spark, settings, run_id = run.spark, run.settings, run.lease.run_id
     reason = described(error)
-    # The first error is the one to report. If closing fails, too, the next start finds a dead run.
+    # The first error is the one to report. If closing also fails, the next start finds a dead run.
     with suppress(Exception):
         runs.close(
             spark, settings, run.lease.captures, run_id, RunStatus.FAILED, reason, runs.totals(spark, settings, run_id)
@@ -299,7 +299,7 @@ def wait_for_the_dead(
     """
     seen = [lease.seen_at, *(beat.at for state in states for beat in state.heartbeats())]
     if states and now() - max(seen) < 2 * _WAIT_S:
-        say(f"waiting {_WAIT_S:g} s, so that all files of the run that died are visible")
+        say(f"waiting {_WAIT_S:g} s until all files of the run that died are visible")
         sleep(_WAIT_S)
 
 

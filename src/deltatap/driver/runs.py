@@ -56,7 +56,7 @@ def update(
     """Set columns of a run's row if a condition on it holds."""
     assignments = ", ".join(f"{name} = {_value_sql(value)}" for name, value in values.items())
     ours = f"t.run_id = {tables.literal(run_id)} AND {captures.runs_sql('t')}"
-    # The table is Serializable, and runs on other captures tables write to it, too.
+    # Runs on other captures tables also write to this table, and its isolation level is Serializable.
     tables.commit(
         spark, f"UPDATE {tables.quoted(settings.runs.table)} AS t SET {assignments} WHERE {ours} AND t.{only_if}"
     )
@@ -148,7 +148,7 @@ def row_view(spark: SparkSession, values: Mapping[str, object]) -> Iterator[str]
     """A temporary view of one ``runs`` row; columns without a value are null."""
     view = f"deltatap_{uuid.uuid4().hex}"
     row = {name: list(value.items()) if isinstance(value, dict) else value for name, value in values.items()}
-    # From Arrow: for Python rows, Spark would build an RDD and start a Python worker.
+    # From Arrow, because for Python rows Spark would build an RDD and start a Python worker.
     spark.createDataFrame(pa.Table.from_pylist([row], _SCHEMA)).createOrReplaceTempView(view)
     try:
         yield view

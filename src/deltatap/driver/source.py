@@ -79,7 +79,7 @@ def table(spark: SparkSession, settings: Settings) -> DataFrame:
     prompts = settings.prompts
     try:
         frame = _opened(spark, prompts)
-        _ = None if frame is None else frame.schema  # with Spark Connect, errors are raised here
+        _ = None if frame is None else frame.schema  # with Spark Connect, errors are raised only here
     except Exception as error:
         raise ConfigError([f"prompts: {prompts.source}: {one_line(error)}"]) from error
     if frame is None:
@@ -152,7 +152,7 @@ def _converted(value: Column, type_: T.DataType) -> Column:
     if isinstance(type_, T.StructType) and len({name.lower() for name in type_.names}) == len(type_.names):
         fields = [_converted(value.getField(each.name), each.dataType).alias(each.name) for each in type_.fields]
         return F.when(value.isNotNull(), F.struct(*fields))
-    # Also a struct whose fields differ only in case: Spark cannot select them.
+    # A struct whose fields differ only in case is also converted: Spark cannot select such fields.
     return F.when(value.isNotNull(), F.struct(F.to_json(value).alias(JSON)))
 
 

@@ -39,7 +39,7 @@ class Stop:
     Attributes:
         status: the status that the run is closed with.
         reason: for the user, in one line.
-        lets_end: whether open streams are not cut after the grace period, but end by themselves.
+        lets_end: whether open streams may end by themselves instead of being cut after the grace period.
     """
 
     status: RunStatus
@@ -89,7 +89,7 @@ def why_stop(
 
 
 def parked_models(beats: Iterable[Heartbeat]) -> dict[str, Parked]:
-    """The models that refuse every request, with the requests that the newest attempts have not sent."""
+    """The models that refuse every request, with the number of requests that the newest attempts have not sent."""
     found: dict[str, Parked] = {}
     for beat in newest(beats):
         for parked in beat.parked:

@@ -1,7 +1,7 @@
 """How long it takes until Spark's workers see what the driver writes to the state folder, for ``deltatap check``.
 
 The driver creates a file and replaces another one that the workers have read before. Then a Spark task in each slot
-looks for both. :func:`judged` decides what the delays mean. Leaves the rest of the checks to ``check.py``.
+looks for both changes. :func:`judged` decides what the delays mean. Leaves the rest of the checks to ``check.py``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from pyspark.sql import SparkSession
 
-# A longer delay is unusual. With a delay above OLD_S, a run can pay twice after a worker has died.
+# A longer delay is unusual. With a delay above OLD_S, a run can pay twice for a request after a worker has died.
 WARN_S = 5.0
 _GIVE_UP_S = 30.0
 _LOOK_S = 0.05
