@@ -124,8 +124,8 @@ class Accumulator(ABC):
         self._event = -1
         self._whole = False
         self._halves = False
-        # How to take a chunk that differs from an earlier one only in its text; and how many more chunks may be
-        # compared to find that out, because some servers change each chunk.
+        # How to take a chunk that differs from an earlier one only in its text, and how many more chunks may be
+        # compared to learn this. The number is bounded, because some servers change each chunk.
         self._alike: Alike | None = None
         self._lessons = _LESSONS
         self._output_came = False
@@ -259,7 +259,7 @@ class Accumulator(ABC):
         return None
 
     def _undecoded(self, data: bytes, event: str, error: ValueError) -> None:
-        """Handle data that is not JSON. Blank data, and notices such as `event: ping`, have nothing to receive."""
+        """Handle data that is not JSON. Blank data, and notices such as `event: ping`, have no content to receive."""
         text = _PREFIX.sub(b"", data, count=1).strip()
         if text == _DONE or (_DONE_FORMS.fullmatch(text) and not self._notice(event)):
             self.done = True
@@ -379,7 +379,7 @@ class Accumulator(ABC):
                 value = names.get(name)
                 if type(value) is str and value and value != self._names.get(name):
                     self._names[name] = self._valid(value)
-                    self._alike = None  # its chunks would name the earlier one again
+                    self._alike = None  # later chunks would name the earlier model again
 
     def _used(self, usage: Usage) -> None:
         """Keep the usage. A later report replaces an earlier one, unless it has lost the count: some end with zeros."""
@@ -399,7 +399,7 @@ class Accumulator(ABC):
             self._refuse(chunk, data)
 
     def _refuse(self, value: object, data: bytes) -> None:
-        """Keep an error of any form. The first one with words counts."""
+        """Keep an error of any form. The first error with a message counts."""
         error = find_error(value) or find_error({"error": value}) or StreamError(None, None, None)
         if self._error is None or (self._error.message is None and error.message is not None):
             self._error = replace(error, client_status=self._status(error.code, error.type))

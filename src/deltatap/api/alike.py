@@ -1,8 +1,8 @@
 """Recognizes chunks that differ from an earlier one only in their text, so that they need no JSON decoding. Pure.
 
-Most servers repeat every byte of a chunk around its text. The bytes before and after a text are known to surround it
-when another text in the same place changes nothing else in the decoded chunk (:func:`around`). From then on, bytes in
-between that end no JSON string are the text of a chunk that is otherwise the same.
+Most servers repeat every byte of a chunk around its text. To make sure that certain bytes surround a text,
+:func:`around` puts another text in its place, and checks that nothing else changes in the decoded chunk. From then on,
+the bytes between them are the text of an otherwise identical chunk, unless they end a JSON string.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class AnswerBody:
         """Choose the form by the first byte that is not blank. Returns all bytes since the start."""
         start = (self._start + data).lstrip(_BLANK)
         self._start = start[:3]
-        if BOM.startswith(self._start):  # the whole mark, a part of it, or nothing
+        if BOM.startswith(self._start):  # the byte order mark: all of it, a part of it, or nothing
             start = start.removeprefix(BOM).lstrip(_BLANK) if len(start) >= len(BOM) else b""
         if start.startswith((b"{", b"[")):
             self._json = bytearray()
@@ -89,7 +89,7 @@ class AnswerBody:
         return start
 
     def end(self, *, complete: bool) -> None:
-        """End the body. A last record without its blank line counts if it is whole.
+        """End the body. A last record without its blank line counts if it is complete.
 
         Args:
             complete: whether the server has ended the body; False if the connection broke.

@@ -80,7 +80,7 @@ def pieces_of_calls(calls: Sequence[Called], texts: Sequence[str], *, complete: 
 
 
 def _pieces(call: Called, number: int, place: int, text: str) -> list[Piece]:
-    """The pieces of a text that starts at a position of a call. The name is complete in its first piece."""
+    """The pieces of a text that starts at a position in a call. The first piece has the complete name."""
     made = [call.start(number)] if not place else []
     arguments = text[max(0, len(call.name) - place) :] if call.named else text
     return [*made, Piece("arguments", arguments, number)] if arguments else made

@@ -75,7 +75,10 @@ class ChatAccumulator(ChoicesAccumulator):
         return delta | self._rest(choice, others, finished=finished)
 
     def _rest(self, choice: GrowingChoice, message: dict[str, Any], *, finished: bool) -> dict[str, Any]:
-        """What a message brings that has not arrived. Some servers repeat the whole message at the end of a stream."""
+        """The parts of a message that have not arrived yet.
+
+        Some servers repeat the whole message at the end of a stream.
+        """
         if self._whole or (isnan(choice.last_output_ms) and not choice.tool_calls):
             choice.messages = "growing"
             return message
@@ -181,7 +184,7 @@ class ChatAccumulator(ChoicesAccumulator):
 
 
 def _call_of(choice: GrowingChoice, index: int | None, id_: str, name: str, arguments: str) -> ToolCall:
-    """The tool call that a piece belongs to: by its id, its index, or else the last one. Or a new call.
+    """The tool call that a piece belongs to: found by id or index, otherwise the last one; or a new call.
 
     Servers leave out the index, send the same index for every call, or repeat id and name in every piece.
     """
@@ -225,7 +228,7 @@ def _is_new(call: ToolCall, id_: str | None, name: str, arguments: str, *, index
 
 
 def _rest_of_name(call: ToolCall, name: object) -> str | None:
-    """What a name adds. Some servers stream it in pieces, others repeat it in every piece of the call."""
+    """The new part of a name. Some servers stream the name in pieces, others repeat it in every piece of the call."""
     if type(name) is not str or not name:
         return None
     size = call.name.tell()
@@ -235,7 +238,10 @@ def _rest_of_name(call: ToolCall, name: object) -> str | None:
 
 
 def _rest_of_arguments(call: ToolCall, arguments: object) -> str | None:
-    """What arguments add. Some servers repeat all of them at the end. An object can begin only where a value can."""
+    """The new part of arguments.
+
+    Some servers repeat all arguments at the end. An object can begin only where a value can.
+    """
     if type(arguments) is not str:
         return None
     size = call.arguments.tell()
@@ -376,7 +382,7 @@ class Chat(ChoicesApi):
         return {"messages": [{"role": "system", "content": system}, *messages] if system else messages}
 
     def count_input(self, body: Mapping[str, Any], model: str, encoding: str) -> InputTokens:
-        """By OpenAI's published rules."""
+        """Counted by OpenAI's published rules."""
         form = body.get("response_format")
         plain = form is None or (isinstance(form, dict) and form.get("type") == "text")
         return (

@@ -82,7 +82,7 @@ class Completions(ChoicesApi):
         return InputTokens(sum(count_text(text, encoding) for text in _texts(prompt)), not known)
 
     def generated(self, body: Mapping[str, Any]) -> int:
-        """All of `best_of`, although the response has only `n` of them."""
+        """All `best_of` choices, although the response has only `n` of them."""
         return max(self.choices(body), count(body.get("best_of")) or 1)
 
     def echo(self, body: Mapping[str, Any]) -> str | None:

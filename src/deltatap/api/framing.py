@@ -61,7 +61,7 @@ class Frames(ABC):
 
     @abstractmethod
     def refuse(self, error: StreamError) -> list[bytes]:
-        """A captured error in the middle of a stream, in this API's form."""
+        """A captured error in the middle of a stream, in the form of this API."""
 
     @abstractmethod
     def replayed(self, captured: Captured) -> Iterator[Frame]:
@@ -72,7 +72,7 @@ class Frames(ABC):
         """The body of a response that is not streamed."""
 
     def whole_error(self, body: dict[str, Any], error: StreamError) -> dict[str, Any]:
-        """The body of a response that is not streamed, and that ended in an error."""
+        """The body of a response that is not streamed and ended in an error."""
         return {**body, "error": {"message": error.message, "type": error.type, "code": error.code}}
 
 

@@ -100,7 +100,7 @@ def _for_model(rules: Mapping[str, Rule], model: str) -> Rule | None:
 def count_messages(messages: Sequence[Mapping[str, Any]], model: str, encoding: str) -> InputTokens:
     """The tokens of chat messages.
 
-    3 tokens per message, 1 per name, the tokens of every value, and 3 that prime the reply. gpt-3.5-turbo-0301 uses 4
+    They are 3 per message, 1 per name, the tokens of every value, and 3 that prime the reply. gpt-3.5-turbo-0301 uses 4
     per message, and one less with a name.
     """
     a_message, a_name = _for_model(_MESSAGE, model) or (3, 1)

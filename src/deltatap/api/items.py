@@ -83,8 +83,8 @@ def part_texts(part: dict[str, Any], index: int, field: str) -> Iterator[Text]:
 def sent_call(item: dict[str, Any]) -> SentCall:
     """The call that an item is, or its result.
 
-    A call that the client must answer has a `call_id`. It keeps its type and all that it asks for, such as the action
-    of a shell or the operation of a patch. Other calls, and results, are kept as they were sent.
+    A call that the client must answer has a `call_id`. It keeps its type and everything that it asks for, such as the
+    action of a shell or the operation of a patch. Other calls, and results, are kept as they were sent.
     """
     type_, function = item["type"], item.get("function")
     inner = function if type(function) is dict else {}

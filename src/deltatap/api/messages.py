@@ -68,7 +68,7 @@ class MessagesAccumulator(Accumulator):
     def __init__(self, choices: int = 1, *, keep_raw: bool = False) -> None:
         super().__init__(choices, keep_raw=keep_raw)
         self._blocks: dict[int, dict[str, Any]] = {}
-        # The block that an index means now: some servers use an index twice, or none.
+        # The block that an index refers to now. Some servers use an index twice, or send none.
         self._numbers: dict[int, int] = {}
         self._last = self._next = 0
         self._last_call: ToolCall | None = None
@@ -469,7 +469,7 @@ class Messages(Api):
         return {**made, "system": [block for its in blocks for block in its]}
 
     def count_input(self, body: Mapping[str, Any], model: str, encoding: str) -> InputTokens:
-        """By the rules of chat completions, so always approximate."""
+        """Counted by the rules of chat completions, so always approximate."""
         messages = list(body["messages"])
         if body.get("system"):
             messages.insert(0, {"role": "system", "content": body["system"]})
@@ -484,7 +484,7 @@ class Messages(Api):
         return 402 if spent else status
 
     def parse_request(self, body: Mapping[str, Any]) -> ParsedRequest:
-        """Like the base class, but most parameters have other names."""
+        """Like the base class, except that most parameters have other names."""
         if not isinstance(body["messages"], list):
             raise TypeError("messages is not a list")
         thinking, choice = body.get("thinking") or {}, body.get("tool_choice") or {}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from deltatap.api.growing import Text
 
-# What repeats a text, from the smallest to the largest: its last event, its part, its item.
+# The events that repeat a text, from the smallest to the largest: for the text, for its part, for its item.
 TEXT, PART, ITEM = 1, 2, 3
 # For each field with a text: the kind of its chunks, and the name of its number in an event.
 FIELDS = {
@@ -181,7 +181,7 @@ class Call(ToolCall):
 
     @property
     def open_for_pieces(self) -> bool:
-        """Whether pieces with another id can belong to it."""
+        """Whether pieces with another id can belong to this call."""
         return self.item_id is None or (self.described and not self.complete)
 
     def may_be(self, item_id: str | None, given: SentCall) -> bool:
@@ -324,7 +324,10 @@ def _key(place: Place) -> tuple[str, int | str | None, int]:
 
 
 def _without(others: deque[tuple[int, int]], arrived: str, text: str) -> str:
-    """The text without its start that has arrived at other places. These stretches are then used up."""
+    """The text without the start that has already arrived at other places.
+
+    The stretches of that start are then used up.
+    """
     while text and others:
         start, end = others[0]
         size = min(end - start, len(text))

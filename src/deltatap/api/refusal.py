@@ -26,13 +26,13 @@ _LEVELS, _ITEMS = 5, 10
 # The names of fields, in lower case and without underscores: servers write error_code, errorCode and ErrorCode.
 # In order of preference: the detail of problem+json says more than its title.
 _MESSAGES = ("message", "detail", "msg", "errormessage", "errormsg", "statusmsg", "errordescription")
-# These also have other meanings. They are an error's words only beside a code.
+# These fields also have other meanings. They hold an error's message only beside a code.
 _VAGUE = ("description", "details", "faultstring", "messages", "reason", "title")
 _CODES = ("code", "errorcode", "statuscode", "errcode")
 _TYPES = ("type", "errortype")
 # Objects, or lists of objects, that hold the words.
 _INNER = ("error", "errors", "fault", "err", "exception", "baseresp", "response")
-# Those that are an error only where an answer should be.
+# Objects that are an error only where an answer should be.
 _ALONE = _INNER[1:5]
 # Bedrock names the object by the type of the error: internalServerException, modelStreamErrorException.
 _NAMES = ("error", "exception")
@@ -251,7 +251,10 @@ def _in_events(body: bytes) -> StreamError | None:
 
 
 def _visible(text: str) -> str | None:
-    """The title of an HTML page, or its visible text if the title is only one word; of other text all."""
+    """The title of an HTML page, or its visible text if the title is only one word.
+
+    Text that is not HTML is returned as it is.
+    """
     if not _HTML.match(text):
         return _line(text)
     title = _TITLE.search(text)

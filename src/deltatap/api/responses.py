@@ -42,7 +42,7 @@ _REPEATS = {
 _ENDS = ("response.completed", "response.incomplete", "response.failed", "response.cancelled")
 # Statuses of an answer that failed.
 _FAILED = ("failed", "cancelled", "canceled", "expired", "error")
-# Codes that say that the request is at fault. The other codes of a response that failed are the server's.
+# Codes that mean that the request is at fault. For a failed response, all other codes mean that the server is.
 _INVALID = (
     "data_residency_mismatch",
     "empty_image_file",
@@ -63,8 +63,8 @@ _INVALID = (
 class ResponsesAccumulator(Accumulator):
     """Receives typed events. All output belongs to choice 0. A whole response is the object in `response.completed`.
 
-    Deltas bring most output. Later events repeat it, and add only what no delta has brought. What an item or a part
-    has when it starts counts last, because deltas may follow. The status of the response is the last word: an item
+    Deltas bring most output. Later events repeat it, and add only what no delta has brought. The content that an item
+    or a part has when it starts is used last, because deltas may follow. The status of the response decides: an item
     that failed in a completed response does not make the response an error.
     """
 
@@ -444,7 +444,7 @@ class Responses(Api):
         return None
 
     def count_input(self, body: Mapping[str, Any], model: str, encoding: str) -> InputTokens:
-        """By the rules of chat completions, so always approximate."""
+        """Counted by the rules of chat completions, so always approximate."""
         given = body.get("input")
         messages = [{"role": "user", "content": given}] if isinstance(given, str) else given or []
         if body.get("instructions"):

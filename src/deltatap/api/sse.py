@@ -143,7 +143,7 @@ class SSEDecoder:
         if self._data is None:
             self._data = value
         elif value[:1] in (b"{", b"[") and self._data.endswith((b"}", b"]")):
-            # No JSON value continues like that, so this is the next one.
+            # No JSON value continues like this, so this line begins the next value.
             ended = ServerSentEvent(bytes(self._data), self._event)
             self._data = value
         else:

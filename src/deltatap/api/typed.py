@@ -1,7 +1,7 @@
 """The frames of a captured answer in an API whose events have types. Pure.
 
-Such an API has one item or block open at a time. Events that mark where one starts or ends are not in a row: they are
-written together with the output. `choices.py` has the counterpart for events with choices.
+Such an API has one item or block open at a time. A row does not contain the events that mark where an item starts or
+ends, so these are written together with the output. `choices.py` has the counterpart for events with choices.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Background threads that keep their errors for the control loop.
 
 Capture, landing and the lease each have a thread, because each waits for Spark, and the control loop must not wait.
-``loop.py``
-and ``run.py`` decide what an error means.
+``loop.py`` and ``run.py`` decide what an error means.
 """
 
 from __future__ import annotations

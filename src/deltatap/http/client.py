@@ -5,9 +5,9 @@ Corrects a refused request: drops stream options, or renews a token. ``reading.p
 and ``credentials.py`` the tokens.
 
 The openai client knows URLs, query and headers. It builds each kind of request once (``client.post``, its public method
-for arbitrary endpoints, over a transport that sends nothing). For each request, the client would need ten times as long
-as the transport, and its typed objects would cost several times as much as everything else that a worker does for a
-chunk.
+for arbitrary endpoints, over a transport that sends nothing). Building every request with it would take ten times as
+long as the transport, and its typed objects would cost several times as much as everything else that a worker does for
+a chunk.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ if TYPE_CHECKING:
     from deltatap.messages import OpenStream
     from deltatap.model import Verdict, Wire
 
-# A server that does not know stream options refuses with one of these, and names one of them, in any spelling.
+# A server that does not know stream options refuses with one of these statuses, and its message names one of these
+# words, in any spelling.
 _REFUSED_OPTIONS = (200, 400, 422, 500, 501)
 _STREAM_OPTIONS = ("streamoptions", "includeusage", "includeobfuscation", "continuoususagestats")
 _SPELLING = str.maketrans("", "", "_- ")
@@ -136,7 +137,9 @@ class EndpointClient:
         watch: Watch | None = None,
         answer: Resumable | None = None,
     ) -> Call:
-        """Make one call. Errors of the API and the network are outcomes, not exceptions; so is cancelling the task.
+        """Make one call.
+
+        Errors of the API and the network are outcomes, not exceptions. The same applies if the task is cancelled.
 
         Args:
             wire: the body, and whether the answer is streamed.

@@ -73,7 +73,7 @@ def arrival(stamp: int, now: float, offset: int, previous: float) -> float | Non
         stamp: ns since the epoch; 0 if the kernel gave none.
         now: monotonic seconds, taken after the read.
         offset: of :func:`wall_offset`.
-        previous: the time of the read before, or of the request; no read arrives earlier.
+        previous: the time of the previous read, or of the request; no read arrives earlier.
     """
     at = (stamp - offset) * 1e-9
     if previous <= at <= now:
@@ -104,7 +104,10 @@ class ArrivalClock:
         self._previous = 0.0
 
     def start(self, at: float) -> None:
-        """Record when writing the request began, and later when it ended: no later read arrived before that."""
+        """Record when writing the request began, and later when it ended.
+
+        No read after this call arrived before that time.
+        """
         self._previous = at
 
     def at(self, stamp: int, now: float) -> float:
@@ -128,7 +131,7 @@ class ArrivalClock:
         if at is not None:
             return at
         if stamp and (stamp - self._offset) * 1e-9 < self._previous and self.settled():
-            # Packets that overtook a lost one were there earlier, but nobody could read them.
+            # Packets that overtook a lost packet arrived earlier, but nobody could read them.
             return self._previous
         self.kernel = False
         return now

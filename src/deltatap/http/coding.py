@@ -31,13 +31,13 @@ class CodingError(Exception):
 
 
 def codings(header: str) -> tuple[str, ...]:
-    """The codings in a content-encoding header, in the order in which they were applied, without those of no effect."""
+    """The codings in a content-encoding header, in the order in which they were applied, except no-ops."""
     names = (name.strip().lower() for name in header.split(","))
     return tuple(name for name in names if name in _DECODED or name in _UNKNOWN)
 
 
 def decoded(decoders: Iterable[Decoder], data: bytes) -> Iterator[bytes]:
-    """The output of a piece of a body. The decoders are in the order of decoding.
+    """Decode a piece of a body. The decoders are in the order of decoding.
 
     Raises:
         CodingError: if the body is not what its coding says.

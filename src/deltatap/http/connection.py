@@ -21,8 +21,8 @@ from deltatap.http.parser import ResponseParser, State
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    # Takes the part of the body that one read of the socket returned, the time at which it arrived, and the time at
-    # which it was read, both in monotonic seconds. Returns True to stop reading.
+    # Takes the part of the body that one read of the socket returned, and the times at which this part arrived and was
+    # read, both in monotonic seconds. Returns True to stop reading.
     Sink = Callable[[bytes, float, float], bool]
 
 
@@ -72,7 +72,7 @@ class Response:
         self.began: Moment | None = None
         self.ended: Moment | None = None
         self.clock = ArrivalClock()
-        self.clock.start(time.perf_counter())  # a server may send before the request is written, or even begun
+        self.clock.start(time.perf_counter())  # a server may send before the request is written
         self._connection = connection
         self._wrote: Callable[[float], None] | None = wrote
         self._parser = ResponseParser()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _AZURE_SCOPE = "https://cognitiveservices.azure.com/.default"
 # A token is renewed when a fifth of its lifetime is left, at most this many seconds before it expires.
 _MARGIN_S = 300.0
-# The Databricks SDK renews a token 40 s before it expires, but only when asked, so ask often.
+# The Databricks SDK renews a token 40 s before it expires, but only when it is asked for the token, so ask often.
 _ASK_DATABRICKS_S = 30.0
 _DATABRICKS_TRIES_S = 30
 # Number of tokens to remember: a server can repeat a token that was replaced.
@@ -91,7 +91,7 @@ class Credential:
                 self._renew_at = min(current.expires_at, now + 1)  # still valid; try again soon
                 return
             raise CredentialError(f"cannot get a token: {type(error).__name__}: {one_line(error)}") from error
-        # A library that is asked early returns the same token again: remember each only once.
+        # A library that is asked early returns the same token again, so remember each token only once.
         others = [known for known in self._tokens if known.value != token.value]
         self._tokens = [*others[1 - _KEPT :], token]
         if token.expires_at is None:
@@ -107,7 +107,7 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class Secrets:
-    """Values from secret scopes, by ``scope/key``. Only the driver can read them, and passes them to the workers."""
+    """Values from secret scopes, by ``scope/key``. Only the driver can read them; it passes them to the workers."""
 
     values: Mapping[str, str] = field(default_factory=dict, repr=False)
 

@@ -20,7 +20,7 @@ class Encryption:
     """Encrypts outgoing data and decrypts incoming data.
 
     Call :meth:`handshake` until it returns True. After every call, send :meth:`outgoing` if :attr:`pending`: a
-    handshake, an alert, a KeyUpdate and a renegotiation have bytes to send, too.
+    handshake, an alert, a KeyUpdate and a renegotiation also have bytes to send.
 
     Attributes:
         over: whether no more plaintext will come.
@@ -72,7 +72,7 @@ class Encryption:
         incoming.write(data)
         try:
             plain = read(_RECORD)
-            # Asking for more raises an exception, which costs more than the two questions that avoid it.
+            # Reading past the end raises an exception, which costs more than the two checks that avoid it.
             if not plain or not (incoming.pending or self._tls.pending()):
                 self.over = not plain
                 return plain
@@ -114,5 +114,6 @@ class Encryption:
 
     def _end(self, error: ssl.SSLError) -> None:
         self.over = True
-        # The alert close_notify ends the connection properly; its absence is as common, and framing tells the rest.
+        # The alert close_notify ends the connection properly, but many servers omit it. The framing shows whether the
+        # response is complete.
         self.failure = None if isinstance(error, ssl.SSLZeroReturnError | ssl.SSLEOFError) else error

@@ -1,8 +1,8 @@
 """The gaps between the outputs of a resumed stream. Pure.
 
 After a break, the server sends everything that it generated during the break at once. So the gap before the first
-output is the length of the break, and the next gaps say nothing about the model, until an output takes a while to
-arrive.
+output is the length of the break. The next gaps say nothing about the model until one of them is long enough to be a
+wait for an output.
 """
 
 from __future__ import annotations

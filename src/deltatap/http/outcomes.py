@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from deltatap.config import Timeouts
     from deltatap.model import Received, StreamError
 
-# Our type and code for exceptions that end a call before its response does; without a code, the cause's name is used.
+# Our type and code for exceptions that end a call before the response has ended. Without a code, the name of the cause
+# is used.
 _OF_EXCEPTION: Mapping[type[Exception], tuple[str, str | None]] = {
     CredentialError: ("connection", "credential"),
     httpx2.HTTPError: ("connection", None),
@@ -82,7 +83,7 @@ _REDIRECTS = range(300, 400)
 _POLICY_STATUSES = (400, 403, 422, 451)
 _URL_CHARS = 200
 _LONGEST_S = 10.0**9
-# A reset above these is a time since the epoch: in seconds, in milliseconds.
+# A reset above the first number is a time since the epoch in seconds; above the second, in milliseconds.
 _EPOCH_S, _EPOCH_MS = 10.0**9, 10.0**11
 _SUCCESS_WAIT_S = 60.0
 
@@ -307,7 +308,8 @@ def _in_stream(received: Received) -> CaptureError | None:
 def _type_in_stream(error: StreamError, *, output: bool) -> str:
     """The type of an error in an answer. Before any output it may stand for an HTTP status; after it, the stream broke.
 
-    A quota, a key and a content policy keep their type after output, since the next call fails in the same way.
+    Errors of quota, key and content policy keep their type even after output, since the next call would fail in the
+    same way.
     """
     codes = {code for code in (error.code, error.type) if code}
     lower = {code.lower() for code in codes}

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 _MAX_HEAD_BYTES = 256 * 1024
 _OK = 200
-# What browsers and other clients accept, too: bare line feeds, blanks after the size of a chunk, a length beside
-# chunks, odd bytes in headers, bytes after the end.
+# Deviations that browsers and other clients also accept: bare line feeds, blanks after the size of a chunk, a length
+# beside chunks, odd bytes in headers, bytes after the end.
 _LENIENT = {
     "lenient_headers": True,
     "lenient_chunked_length": True,
@@ -161,7 +161,7 @@ class ResponseParser:
         self.headers: list[tuple[bytes, bytes]] = []
         self.failure: httpx2.TransportError | None = None
         self._head = bytearray()
-        self._unread: Exception | None = None  # why llhttp stopped in a head that may be mended when it is complete
+        self._unread: Exception | None = None  # why llhttp stopped in a head that may become valid once it is complete
         self._decoders: list[Decoder] = []
         self._pieces: list[bytes] = []
         # The httptools callback for a piece of the body. It runs for every chunk, so it stays in C.
@@ -248,7 +248,10 @@ class ResponseParser:
             self._fail(Event.LOST, failure)
 
     def close(self) -> None:
-        """Stop parsing. This breaks the reference cycle with llhttp, because garbage collections are rare."""
+        """Stop parsing.
+
+        This breaks the reference cycle with llhttp, which would stay in memory for long: garbage collections are rare.
+        """
         self._llhttp = None
 
     def _advance(self, event: Event) -> None:

@@ -122,7 +122,8 @@ def _from_environment(base_url: str) -> str | None:
         return None
     direct = [entry.strip() for entry in proxies.get("no", "").split(",")]
     port = url.port or (443 if url.scheme == "https" else 80)
-    # The standard library compares names. It does not know networks such as 10.0.0.0/8, nor patterns such as *.corp.
+    # The standard library only compares names. It does not know networks such as 10.0.0.0/8, or patterns such as
+    # *.corp.
     named = urllib.request.proxy_bypass(address(host, port))
     if named or _in_network(host, direct) or any(e.startswith("*.") and host.endswith(e[1:].lower()) for e in direct):
         return None
@@ -158,7 +159,7 @@ async def open_tunnel(stream: socket.socket, proxy: Proxy, server: str) -> None:
     loop = asyncio.get_running_loop()
     credentials = f"Proxy-Authorization: {proxy.credentials}\r\n" if proxy.credentials else ""
     head = b""
-    # A reset ends the answer, as a close does.
+    # A reset ends the answer, just as a close does.
     with suppress(ConnectionError):
         await loop.sock_sendall(stream, f"CONNECT {server} HTTP/1.1\r\nHost: {server}\r\n{credentials}\r\n".encode())
         while _more(head) and (data := await loop.sock_recv(stream, 4096)):

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 _END_S = 0.5
 # How much is kept of an answer that deltatap cannot handle.
 _MAX_REST_BYTES = 16 * 2**20
-# Headers that say how fast and where an answer was made: starts of their names. cf-ray ends with a data center.
+# The starts of the names of headers that say how fast and where an answer was generated. cf-ray ends with a data
+# center.
 _ABOUT_TIMING = (
     "x-ratelimit-", "ratelimit", "anthropic-ratelimit-", "server-timing", "openai-processing-ms", "openai-version",
     "x-envoy-upstream-service-time", "x-ms-region", "x-inference-", "cf-ray",
@@ -53,7 +54,7 @@ class Watch(Protocol):
         """Why the watch has cancelled the call's task; None if it has not."""
 
     def begin(self, chunks: Chunks, written: float) -> None:
-        """Take the chunks, which grow, and when the request was written, in monotonic seconds."""
+        """Take the chunks (the list grows), and the time when the request was written, in monotonic seconds."""
 
     def arrived(self) -> None:
         """Check the chunks that have arrived."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _STRUCK = "***"
 _SHORTEST = 8
-# A message is cut at its limit, which may be in the middle of a secret.
+# A message is cut at its maximum length, which may be in the middle of a secret.
 _SHORTEST_START = 6
 # Maximum number of characters that stand for one character of a secret, if JSON escapes it.
 ESCAPED_CHAR = 13
@@ -90,7 +90,7 @@ def _struck_text(text: str, secrets: tuple[str, ...]) -> str:
 
 
 def _spans(text: str, secrets: Collection[str]) -> list[tuple[int, int]]:
-    """Where the secrets are, in order. Those that overlap are one."""
+    """Where the secrets are, in order. Secrets that overlap count as one."""
     escaped = "\\" in text
     found = [
         match.span() for secret in secrets if escaped or secret in text for match in _escaped(secret).finditer(text)

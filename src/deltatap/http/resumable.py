@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from deltatap.api.accumulate import Accumulator
     from deltatap.model import Call, CaptureError, Outcome
 
-# The error code of a call that asked for an answer which the server does not have.
+# The error code of a call that asked for an answer that the server does not have.
 EXPIRED = "expired"
 # How a server refuses to stream an answer that it has (OpenAI, some minutes after the request), and how it refuses to
 # read an answer at all: it has expired or is unknown, or the server cannot do that.
@@ -42,7 +42,7 @@ _SHORTEST_SECRET = 8
 
 @dataclass(slots=True, eq=False)
 class Resumable:
-    """The state of one answer over all calls that read it. Belongs to the event loop; other threads only read.
+    """The state of one answer across all calls that read it. Belongs to the event loop; other threads only read it.
 
     Attributes:
         kept: whether the server stores the answer.

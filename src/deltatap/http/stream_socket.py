@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from deltatap.http.encryption import Encryption
 
 _READ = 64 * 1024
-# After so many full reads, other connections get their turn.
+# After this many full reads, other connections get their turn.
 _TURNS = 16
 _NOTHING = memoryview(b"")
-# How much the send buffer may hold that is not sent yet. A request counts as written when the send buffer has taken its
+# How much unsent data the send buffer may hold. A request counts as written when the send buffer has taken its
 # last byte, so the times include the upload of this much.
 _UNSENT = 16 * 1024
 _SOL_SOCKET, _SO_ERROR = socket.SOL_SOCKET, socket.SO_ERROR

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class TlsError(httpx2.ConnectError):
-    """The TLS connection to the server failed; the message says what to do.
+    """The TLS connection to the server failed. The message says what to do.
 
     Attributes:
         code: the ``error.code`` of the row.

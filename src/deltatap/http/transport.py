@@ -76,7 +76,7 @@ class Http1Transport:
         self._closed = False
 
     def kind(self, request: httpx2.Request) -> Kind:
-        """What requests have in common that differ from this one only in their bodies.
+        """The kind of a request: what it shares with all requests that differ from it only in their bodies.
 
         Raises:
             httpx2.LocalProtocolError: a header contains a line break.
@@ -178,7 +178,7 @@ def _server(origin: _Origin) -> str:
 
 
 def _explained(error: httpx2.TransportError, kind: Kind, *, fresh: bool) -> httpx2.TransportError | None:
-    """The failure of a request that has no response, in other words if TLS may be the cause; else None.
+    """If TLS may have caused the failure of a request without a response: the failure, with an explanation; else None.
 
     Args:
         error: the failure.

@@ -42,7 +42,7 @@ class Allowance:
             return True
         if permit.checks_only and not check:
             return False
-        # Since the permit was issued, the next request or its expected use may have changed, but only within bounds.
+        # The next request, or its expected use, may have changed since the permit was issued, but only within bounds.
         return now < self._until and self.used < permit.requests and tokens <= TOLERATED * permit.tokens
 
     def take(self) -> None:

@@ -1,8 +1,8 @@
 """The schedule of an open-loop run (``capture.arrivals``): when each of its calls is due. Pure: reads no clock.
 
-Every worker computes the same schedule from the seed and takes the calls of its own part from it. So the workers
-together make one process, however many they are. ``schedule.py`` starts the calls, ``driver/control.py`` decides when
-the schedule begins.
+Every worker computes the same schedule from the seed and takes the calls of its own part from it. So all workers
+together form one arrival process, however many they are. ``schedule.py`` starts the calls, ``driver/control.py``
+decides when the schedule begins.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ _WAIT_S = OLD_S
 
 @dataclass(frozen=True, slots=True)
 class CaptureTask:
-    """The input of an attempt. Spark may pickle it into the UDF's closure; `secrets` are the only ones it may hold.
+    """The input of an attempt. Spark may pickle it into the UDF's closure; `secrets` are the only secrets in it.
 
     Attributes:
         settings: the configuration.
@@ -102,13 +102,15 @@ def capture_part(task: CaptureTask, part: int, *, retried: bool = False) -> Rece
         if (credential := credential_of(settings.endpoint, task.secrets)) is not None:
             credential.token()
     except (ConfigError, CredentialError) as error:
-        # The driver has the credential or the file and this process does not: another attempt cannot succeed either.
+        # The driver has the credential or the file, but this process does not, so another attempt cannot succeed
+        # either.
         there = "in the Spark worker, which has the environment variables that Spark was started with"
         fatal = f"{error} ({there})" if settings.capture.where == "workers" else str(error)
         state.beat(Heartbeat(epoch, claim, 0, fatal=fatal, ended=True))
         return Receipt(part, claim, 0, 0)
     if retried or task.again or _died(state, plan, part, claim):
-        # After this wait, all files of the earlier attempt are visible here. If that attempt still runs, it has paused.
+        # After this wait, all files of the earlier attempt are visible here. If that attempt is still running, it has
+        # paused.
         time.sleep(_WAIT_S)
     # In this order: landing records rows before it deletes their files, so each row is found in at least one place.
     journaled = journaled_rows(state.journal, epoch, part, state.files, doubt_s=_WAIT_S)

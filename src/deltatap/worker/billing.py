@@ -163,7 +163,7 @@ def total(bills: Sequence[Bill], earlier: Sequence[Mapping[str, Any]], *, priced
 
 
 def _searches(received: Received) -> tuple[int, int]:
-    """How often the server searched the web, and files, by the calls that are stored with the answer."""
+    """How often the server searched the web, and files, according to the calls that are stored with the answer."""
     web = files = 0
     for call in _server_calls(received):
         kind = call.get("type") if call.get("type") != "server_tool_use" else call.get("name")

@@ -49,7 +49,7 @@ def chunk_tokens(received: Received, texts: Texts, echoed: Mapping[tuple[int, in
     if (found := _by_usage(received, output)) is not None:
         source = "usage"
     elif not echoed and (found := _by_logprobs(received, output)) is not None:
-        source = "logprobs"  # those of an echoed prompt cannot be told from those of the output
+        source = "logprobs"  # log probabilities of an echoed prompt look like those of the output
     else:
         found, source = _by_text(received, output, texts, echoed), "tiktoken"
     tokens[output] = found
@@ -113,7 +113,7 @@ def _by_text(received: Received, output: Array, texts: Texts, echoed: Mapping[tu
     chunks = received.chunks
     sizes = _steps(np.frombuffer(chunks.end, np.intc))[output]
     choice, kind = np.frombuffer(chunks.choice, np.intc)[output], np.frombuffer(chunks.kind, np.int8)[output]
-    # The chunks of one text after the other. All sizes are added up, so that one search finds all tokens.
+    # The chunks of the texts, one text after the other. Their sizes are accumulated, so one search finds all tokens.
     order: Array | slice = slice(None)
     lasts = [len(output) - 1]
     if (choice != choice[0]).any() or (kind != kind[0]).any():
@@ -137,7 +137,10 @@ def _by_text(received: Received, output: Array, texts: Texts, echoed: Mapping[tu
 
 
 def _steps(values: Array) -> Array:
-    """The difference of each value to the one before it; of the first value, to 0. Faster than ``np.diff``."""
+    """The difference between each value and the previous one; for the first value, between it and 0.
+
+    Faster than ``np.diff``.
+    """
     made = values.copy()
     made[1:] -= values[:-1]
     return made

@@ -60,7 +60,8 @@ class Output:
     Attributes:
         tokens: as tiktoken counts them.
         by_chunk: of each chunk.
-        source: who counted those of the chunks: ``usage``, ``logprobs`` or ``tiktoken``; None without output in chunks.
+        source: where the counts of the chunks come from: ``usage``, ``logprobs`` or ``tiktoken``; None without output
+            in chunks.
     """
 
     tokens: int
@@ -72,7 +73,8 @@ class Output:
 class Row:
     """A capture with its counted tokens and costs; `outputs` and `bills` have one entry per call.
 
-    `fault` is why deltatap could not count or store it as it is. A row that could not be counted has no outputs.
+    `fault` says why deltatap could not count or store the capture as it is. A row that could not be counted has no
+    outputs.
     """
 
     capture: Capture
@@ -105,7 +107,7 @@ class Row:
 
     @property
     def error(self) -> CaptureError | None:
-        """The row's error. A call that failed keeps its own."""
+        """The row's error. A call that failed keeps its own error."""
         if self.capture.reused is not None:
             return self.fault
         if self.last is None:
@@ -158,7 +160,7 @@ def _counted(capture: Capture, context: Context) -> Row:
 
 
 def _price(call: Call, job: Job, answered: str | None, prices: Prices) -> Price | None:
-    """The price of a call. A call that broke off before it named its model has the price of the others."""
+    """The price of a call. A call that broke off before it named its model has the price of the other calls."""
     received, body = call.received, call.body or (job.wire.body if job.wire else None)
     if received.response_model is None and answered is not None:
         received = replace(received, response_model=answered)
@@ -180,7 +182,10 @@ def _output(call: Call, encoding: str, echo: str | None) -> Output:
 
 
 def _texts(choice: Choice) -> Iterator[tuple[int, str]]:
-    """The texts of a choice that are not empty, with their kinds; of a tool call, its name and its arguments."""
+    """The texts of a choice that are not empty, with their kinds.
+
+    The texts of a tool call are its name and its arguments.
+    """
     for kind, text in ((CONTENT, choice.text), (REASONING, choice.reasoning), (REFUSAL, choice.refusal)):
         if text:
             yield kind, text

@@ -103,8 +103,8 @@ class Client(Protocol):
 class _Unfinished:
     """Counts the jobs that are submitted and not finished, and blocks above a maximum.
 
-    A blocked thread continues only when there is room for several jobs, because waking a thread takes the event loop
-    as long as a chunk.
+    A blocked thread continues only when there is room for several jobs, because waking a thread costs the event loop as
+    much time as a chunk.
     """
 
     def __init__(self, maximum: int) -> None:
@@ -141,7 +141,8 @@ class Engine:
     Attributes:
         requests: the number of calls made.
         fatal: why no request can succeed; None while requests can succeed.
-        too_long: that the server asks for a wait longer than any request may wait, in one line; None if it does not.
+        too_long: one line that says that the server asks for a longer wait than any request may wait; None if it does
+            not.
     """
 
     def __init__(
@@ -323,9 +324,10 @@ class Engine:
             self._scheduler.retry_at(job, again_at)
 
     async def _made(self, job: Job, wire: Wire, answer: Resumable | None) -> Call:
-        """Make the call. If the client itself fails, nothing is known of the answer, so it is not bought again.
+        """Make the call.
 
-        What earlier calls have read of the answer is kept.
+        If the client itself fails, nothing is known about the answer, so the request is not sent and paid for again.
+        The part of the answer that earlier calls have read is kept.
         """
         started_at, started = time.time(), time.perf_counter()
         known = None if answer is None else answer.call
@@ -347,7 +349,10 @@ class Engine:
         return Call(started_at, time.time(), started, None, None, None, None, none, "failed", fault, None, wire.body)
 
     def _again_at(self, job: Job, wire: Wire, call: Call) -> float | None:
-        """When to make the next call for a job; None if there is none. Draws the consequences for all other jobs."""
+        """When to make the next call for a job; None if there is none.
+
+        Also applies the consequences of the last call to all other jobs.
+        """
         now, error = time.perf_counter(), call.error
         if call.resend and job.tries.resent < _RESENDS and not self._scheduler.stopped:
             job.tries.resent += 1
@@ -531,7 +536,7 @@ class Engine:
         retry_s = 0.0 if retry_at is None else max(0.0, retry_at - now)
         checks = self._moderator.waiting if self._moderator is not None and self._limited else 0
         return {
-            # A request whose answer is still being checked is in flight, too.
+            # A request whose answer is still being checked also counts as in flight.
             "open": self._scheduler.open + len(self._judging),
             "streams": self._client.open_streams(),
             "requests": self.requests,

@@ -20,7 +20,7 @@ SUFFIX = ".held"
 
 
 class HeldFiles:
-    """The held files of one worker, each with its rows that are not in a normal file yet."""
+    """The held files of one worker. For each file, the rows that are not in a normal file yet."""
 
     def __init__(self, files: Files | None = None) -> None:
         """Nothing is held yet; `files` is the access to the journal."""

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from deltatap.worker.arrivals import Seconds
 
 BATCH_ROWS = 128
-# Servers refuse far fewer choices; a float cannot hold every number that a request may ask for.
+# Servers refuse far smaller numbers of choices. A float cannot hold every number that a request may ask for.
 _MOST_CHOICES = 1_000_000
 
 
@@ -95,7 +95,9 @@ def job_of(
     mode: Mode,
     prices: Prices | None = None,
 ) -> Job:
-    """The job of a request: what to send, and where its row belongs. What cannot be built becomes the job's fault.
+    """The job of a request: what to send, and where its row belongs.
+
+    If the request cannot be built, the job has the fault.
 
     Args:
         request: the request.
@@ -134,7 +136,7 @@ def expected_use(sent: Wire, settings: Settings, prices: Prices) -> Expected:
 
 
 def input_tokens(body: str, api: Api, model: str, encoding: str) -> InputTokens:
-    """The input tokens of a request. A body that the API's rules do not fit is counted as its text."""
+    """The input tokens of a request. If the API's rules do not fit a body, its text is counted."""
     try:
         return api.count_input(json.loads(body), model, encoding)
     except BaseException as error:

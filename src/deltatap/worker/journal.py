@@ -92,7 +92,7 @@ class Totals:
         self.input_tokens += sum(bill.input_tokens for bill in row.bills)
         self.output_tokens += sum(bill.output_tokens for bill in row.bills)
         if row.cost.usd is not None:
-            # Excludes earlier calls, which another worker has counted.
+            # Earlier calls are excluded, because another worker has counted them.
             self.cost_usd = (self.cost_usd or 0.0) + float(sum(bill.cost_usd or 0 for bill in row.bills))
         if row.last is not None and (ttft := Times.of(row.last.received.chunks).ttft_ms) is not None:
             self._ttft_ms.append(ttft)
@@ -340,9 +340,10 @@ def has_output(folder: Path, files: Files | None = None) -> bool:
 
 
 def readable(path: Path, files: Files | None = None) -> bool:
-    """Whether a file can be landed: False if it is damaged, or no file of the journal. True if it has been deleted.
+    """Whether a file can be landed.
 
-    True, too, if the storage fails now: the captures in the file are paid for.
+    False if it is damaged or does not belong to the journal. True if it has been deleted. Also True if the storage
+    fails now, because the captures in the file are paid for.
     """
     try:
         if path.is_dir():

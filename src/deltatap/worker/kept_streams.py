@@ -79,7 +79,7 @@ class KeptStreamsFile:
             return
         if state is self._now:
             self._state.files.turn()
-        streams = self._resuming.kept_streams()  # what has arrived before its turn counts
+        streams = self._resuming.kept_streams()  # changes that arrived while it waited count, too
         with suppress(OSError):
             state.note_kept(self._claim, streams)
             self._written = streams

@@ -17,8 +17,8 @@ _TICK_S = 0.01
 class LagRecord:
     """The delays of an event loop, and the longest delay since a given time. Pure.
 
-    A delay that is followed by a longer one is never the longest, so it is dropped. The remaining delays decrease from
-    the oldest to the newest, so the longest delay since a time is the first one after that time.
+    A delay that is followed by a longer one can never be the longest again, so it is dropped. The remaining delays
+    decrease from the oldest to the newest, so the longest delay since a time is the first one after that time.
     """
 
     __slots__ = ("_at", "_lag")

@@ -46,7 +46,8 @@ class Situation:
         claim: the attempt's name.
         epoch: of the worker's plan.
         holds_claim: whether no newer attempt has claimed the part.
-        silent_s: seconds since the driver's last new message, or, if longer, since the claims could be read.
+        silent_s: seconds since the driver's last new message, or since the claims could last be read, whichever is
+            longer.
         waiting: captures that wait for the journal.
         journal_failing: whether the last write of the journal failed and is being retried.
         journal_failed: whether the journal cannot be written at all.

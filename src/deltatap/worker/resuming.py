@@ -1,4 +1,6 @@
-"""Which broken answers a worker resumes, and when; and the list of its open streams, for the worker after a kill. Pure.
+"""Which broken answers a worker resumes, and when.
+
+Also the list of its open streams, for the worker that follows after a kill. Pure.
 
 Knows the answer that each job reads and when it is given up. Times are passed in. ``http/resumable.py`` has the state
 of one answer, ``retry.py`` decides when a request is sent again, and ``kept_streams.py`` writes the list.
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
     Key = tuple[str, str, str, str]
 
-# A server may break each connection after one event. This bounds the calls for one answer.
+# Maximum number of calls for one answer, because a server may break each connection after one event.
 _MOST_READS = 1000
 # How long to wait before asking again whether an answer is finished.
 _PENDING_S = 2.0

@@ -1,6 +1,7 @@
-"""Which outcomes a worker retries within a run, when, and for how long all others wait. Pure: times are passed in.
+"""Which outcomes a worker retries within a run, when it retries them, and how long all other requests wait.
 
-The table of outcomes is :data:`deltatap.model.ERRORS`; this module applies the limits of the configuration to it.
+Pure: times are passed in. :data:`deltatap.model.ERRORS` is the table of outcomes; this module applies the limits of
+the configuration.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 _BACKOFF_S = 0.5
 _BACKOFF_MAX_S = 30.0
-# A header on an answer that is not a 429 delays the run by at most this time.
+# A header of a response other than a 429 delays the run by at most this time.
 _HEADER_MAX_S = 60.0
 
 
@@ -33,7 +34,7 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class CoolDown:
-    """The whole run starts nothing for ``seconds``, and say why."""
+    """Start nothing in the whole run for ``seconds``, and say why."""
 
     seconds: float
     why: str
@@ -87,7 +88,7 @@ def cool_down(call: Call, retry: Retry | None, limits: Capture) -> CoolDown | No
     """How long the run must start no request after a call; None if the next one may start at once.
 
     After a 429 the run waits as long as the request itself, so ``Retry-After`` beats the headers that say when a
-    used-up limit is reset. Those headers on any other answer delay the run, but not for long.
+    used-up limit is reset. Those headers in any other response delay the run, but not for long.
 
     Args:
         call: the call.

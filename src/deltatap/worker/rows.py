@@ -103,7 +103,7 @@ def _fitted(row: Row, context: Context) -> list[pa.Array]:
 
 
 def _minimal(row: Row, context: Context) -> dict[str, Any]:
-    """The values that identify a row, and the bytes that had arrived."""
+    """The values that identify a row, and the bytes of the answer that had arrived."""
     request, last = row.capture.job.request, row.last
     text = last.received.text if last else None
     raw = None if not isinstance(text, str) else [{"event": "", "data": text.encode("utf-8", "surrogatepass")}]
@@ -154,7 +154,10 @@ def fit(value: Any, type_: pa.DataType) -> Any:  # noqa: ANN401, PLR0911 - any v
 
 
 def chunks_array(chunks: Sequence[Chunks], tokens: Sequence[Tokens | None]) -> pa.ListArray:
-    """The ``chunks`` column: one list per capture. ``tokens`` has those of each chunk, or None if none were counted."""
+    """The ``chunks`` column: one list per capture.
+
+    ``tokens`` has the number of tokens of each chunk, or None if they were not counted.
+    """
     offsets = np.zeros(len(chunks) + 1, np.int32)
     np.cumsum([len(c) for c in chunks], out=offsets[1:])
 
@@ -253,7 +256,7 @@ def _cost(row: Row) -> dict[str, Any]:
 
 
 def _of_call(call: Call, outputs: Sequence[Output]) -> dict[str, Any]:
-    """The columns of a call; `outputs` has its output, unless it could not be counted."""
+    """The columns of a call; `outputs` has the output of the call, unless it could not be counted."""
     received = call.received
     times = Times.of(received.chunks)
     reported = received.usage.output_tokens if received.usage else None

@@ -68,7 +68,7 @@ class Scheduler:
     def plan(self, job: Job) -> None:
         """Add a new job. Jobs with due times arrive in their order."""
         if job.due_s is None and self._new and self._new[-1].due_s is not None:
-            self._new.appendleft(job)  # it waits for nothing, so it comes before all that have due times
+            self._new.appendleft(job)  # it waits for nothing, so it comes before all jobs with due times
         else:
             self._new.append(job)
 
@@ -88,7 +88,8 @@ class Scheduler:
     def wants(self, now: float) -> int:
         """The number of jobs that could start if only the share of streams limited them.
 
-        Jobs that are due while a permit given now is valid count, so that a permit is there when they are due.
+        Jobs that become due while a permit issued now is valid also count, so that they find a permit when they are
+        due.
         """
         if self.stopped:
             return 0

@@ -1,8 +1,8 @@
 """The expected use of a worker's requests, and the use of its calls: the worker's side of limits and budgets.
 
 Knows permits, expected use, and how the end of a call corrects it. ``driver/pacer.py`` issues permits, and
-``billing.py`` has the rules for costs. This module runs on the event loop, so if the server reports no usage, or less
-than arrived, it estimates the output from what arrived. The driver corrects such estimates when the journal has counted
+``billing.py`` has the rules for costs. This module runs on the event loop, so it estimates the output from what arrived
+if the server reports no usage, or less than arrived. The driver corrects such estimates when the journal has counted
 the tokens.
 """
 
@@ -99,7 +99,7 @@ class Tally:
         Args:
             job: the job.
             call: its last call; None when the call never began.
-            before: the call that this call replaces, because both read the same answer.
+            before: the earlier call that `call` replaces, because both read the same answer.
         """
         at, tokens, usd = self._in_flight.pop(job)
         self.in_flight_tokens -= tokens

@@ -60,7 +60,7 @@ class Moderator:
         """
         self._settings, self._moderate, self._hold, self._failed = settings, moderate, hold, failed
         self._watches: dict[Job, Watch] = {}
-        # The check of each text that waits for its call, and how often it has been tried. Oldest texts first.
+        # The checks that wait for their calls, one for each text, and how often each was tried. Oldest texts first.
         self._waiting: dict[tuple[Watch, int], tuple[Check, int]] = {}
         self._calls: set[asyncio.Task[None]] = set()
         self._timers: set[asyncio.TimerHandle] = set()
@@ -120,7 +120,7 @@ class Moderator:
             watch.drop()
 
     def pump(self) -> None:
-        """Start waiting calls, as far as limits and pauses allow."""
+        """Start as many of the waiting calls as limits and pauses allow."""
         while self._waiting and len(self._calls) < _MOST_OPEN:
             key = next(iter(self._waiting))
             watch, (check, tries) = key[0], self._waiting[key]

@@ -32,7 +32,7 @@ class Check:
         choice: index of the choice.
         chars: length of the text.
         chunk: number of the chunk that ends the text; None for an answer without chunks.
-        since: where the text of the check before this one ends, in bytes.
+        since: where the text of the previous check ends, in bytes.
         end: where the text ends, in bytes.
         last: whether no more text follows.
     """

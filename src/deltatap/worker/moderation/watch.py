@@ -1,7 +1,7 @@
 """One call whose text is checked: the due checks, their results, and whether the stream is cut.
 
 ``points.py`` decides where the text is checked, and ``moderator.py`` makes the checks. No exception in this module
-affects the call that it watches: without a result, a stream continues.
+affects the watched call: without a result, the stream continues.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from deltatap.model import Call, Verdict
     from deltatap.worker.moderation.points import Check, Points
 
-# How many categories a message names.
+# Maximum number of categories in a message.
 _NAMED = 3
 
 
@@ -65,7 +65,7 @@ class Watch:
         self._settled = asyncio.Event()
 
     def begin(self, chunks: Chunks, written: float) -> None:
-        """Take the chunks of the call, which grow, and when its request was written, in monotonic seconds."""
+        """Take the chunks of the call (more are added), and when its request was written, in monotonic seconds."""
         self._chunks, self._written = chunks, written
 
     def arrived(self) -> None:
