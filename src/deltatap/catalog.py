@@ -56,7 +56,7 @@ def published(model: str, url: str | None, tier: str | None, at: datetime) -> Pr
         tier: the service tier. A tier without separate prices costs as much as the default tier.
         at: when the call started.
     """
-    # Prices change at whole minutes at most.
+    # Prices change at whole minutes, if at all.
     return _published(model, url, tier, at.astimezone(UTC).replace(second=0, microsecond=0))
 
 
@@ -129,7 +129,7 @@ def _of(rates: ModelPrice) -> tuple[dict[str, Decimal], list[tuple[int, dict[str
         base[name] = value if tiered is None else value.base
         for tier in tiered or ():
             steps.setdefault(tier.start, {})[name] = tier.price
-    # A rate with fewer steps than others keeps the rate of its previous step.
+    # A rate with fewer steps than the other rates keeps the value of its last step.
     known: dict[str, Decimal] = {}
     return base, [(start, known := known | steps[start]) for start in sorted(steps)]
 

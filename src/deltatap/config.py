@@ -3,7 +3,7 @@
 Reports every problem of a configuration at once, each with the file and the path of the key. Other modules check
 whether the tables, keys and endpoints that it names exist. No message contains a value under ``endpoint.api_key``,
 ``endpoint.headers`` or ``endpoint.proxy``, because people paste keys where the name of a variable is expected. For the
-same reason JSON and a repr of settings contain neither the password of a proxy nor a credential in a header.
+same reason, the JSON and the repr of settings contain neither a proxy's password nor a credential in a header.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def simulator(*options: str) -> Iterator[Callable[[], str]]:
         A function that waits until the simulator serves, and returns its base URL.
     """
     command = [sys.executable, "-m", "deltatap", "simulate", "--port", "0", *options]
-    # In its own session, so that Ctrl-C does not stop the server while the capture drains.
+    # In a separate session, so that Ctrl-C does not stop the server while the capture drains.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)  # noqa: S603 - ours
 
     def base_url() -> str:
@@ -172,7 +172,8 @@ def main(*, watch: bool = False) -> int:
         write_prompts(prompts)
         url = base_url()
         say(f"prompts: {prompts}  endpoint: {url}")
-        # The endpoint's name identifies its requests. Without a name the URL would, and the port changes.
+        # The endpoint's name identifies its requests. Without a name, the URL would identify them, but its port
+        # changes.
         here = (f"endpoint.base_url={url}", "endpoint.name=simulator", "endpoint.api_key=", "capture.mode=paired")
         wait([starting])
         with watched(on=watch):
@@ -188,7 +189,7 @@ def main(*, watch: bool = False) -> int:
 
 
 def say(text: str) -> None:
-    """Print a line at once, also into a pipe."""
+    """Print a line at once, even into a pipe."""
     print(text, flush=True)
 
 

@@ -1,7 +1,7 @@
 """The settings of the endpoint: the server to call, the key, and the way to it.
 
-Says what is wrong with them, without a value of ``api_key``, ``headers`` or ``proxy``. Leaves reading the settings to
-``config.py``; does not open files or connections.
+Finds problems in these settings, and describes them without any value of ``api_key``, ``headers`` or ``proxy``. Leaves
+reading the settings to ``config.py``; does not open files or connections.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from deltatap.setting_types import File, Section
 A_PROXY = "http://host:port, http://user:password@host:port or env"
 # RFC 9110, section 5.6.2
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-# Each of them would break the request or its answer.
+# Each of these headers would break the request or its answer.
 _RESERVED = re.compile(
     "accept-encoding|connection|content-(encoding|length|type)|expect|host|keep-alive|te|trailer|transfer-encoding|upgrade",
     re.IGNORECASE,
@@ -50,7 +50,7 @@ class ApiKey(Source):
     """Where the API key comes from.
 
     Attributes:
-        identity: instead of a key, use tokens of the process' own identity and renew them before they expire. ``azure``
+        identity: instead of a key, use tokens of the process's identity, and renew them before they expire. ``azure``
             uses azure-identity (Entra ID), ``databricks`` the unified authentication of the Databricks SDK.
     """
 

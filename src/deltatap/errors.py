@@ -38,7 +38,7 @@ class MissingExtraError(DeltatapError):
 
 
 class SparkSetupError(DeltatapError):
-    """Spark cannot start on this machine: there is no Java or no Delta that fits it. No API call was made."""
+    """Spark cannot start on this machine: no suitable Java, or no suitable Delta, was found. No API call was made."""
 
 
 class VocabularyError(DeltatapError):

@@ -43,8 +43,9 @@ PASSING = frozenset(
     }
 )  # fmt: skip
 _UNBOUNDED = 1_000_000
-# Of the files that may be created per second, these are for messages: each process sends one every half second. A
-# message that waits behind other files would let permits expire, and would be counted too late towards the limits.
+# Of the files that may be created per second, these are for messages: each process sends one every half second. If a
+# message waited behind other files, permits would expire, and its requests would be counted too late towards the
+# limits.
 MESSAGES_PER_S = 2
 # The errors of a file system that does not support rename.
 _NO_RENAME = frozenset({errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
@@ -115,7 +116,7 @@ class Files:
         return Files(patience_s=0.0, clock=self._clock, sleep=self._sleep, pace=self._pace)
 
     def messages(self) -> Files:
-        """Access for messages: nothing is repeated, because the next message comes soon, and none waits for files."""
+        """Access for messages. Nothing is repeated, because the next message comes soon. None waits for files."""
         return Files(patience_s=0.0, clock=self._clock, sleep=self._sleep, pace=self._messages)
 
     def repeat(self, call: Callable[[], _Result], *, must_exist: bool = False) -> _Result:
@@ -251,7 +252,7 @@ class Files:
         self.repeat(once)
 
     def delete_empty(self, folder: Path) -> bool:
-        """Delete a folder if it is empty. The file system decides whether it is, because a listing may be old."""
+        """Delete a folder if it is empty. The file system decides whether it is empty, because a listing may be old."""
         try:
             self.repeat(folder.rmdir)
         except FileNotFoundError:

@@ -99,7 +99,7 @@ class KeptStream:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A server's refusal that other requests will meet, too.
+    """A server's refusal that other requests will meet as well.
 
     Attributes:
         type, message: of the error.
@@ -122,7 +122,7 @@ class Parked:
 
     Attributes:
         refusal: the last one.
-        requests: how many requests the worker has not sent therefore.
+        requests: how many requests the worker has not sent for this reason.
     """
 
     refusal: Refusal
@@ -160,7 +160,7 @@ class Heartbeat:
         requests: calls made.
         rows: finished captures, by status.
         uncalled: rows without a call: invalid prompts, reused answers.
-        errors: failed calls, by error type, retried ones included.
+        errors: failed calls, by error type, including retried calls.
         input_tokens, output_tokens, cost_usd: of all calls.
         ttft_ms: the median of the latest captures.
         loop_lag_ms: the event loop's longest delay in the last seconds.

@@ -317,7 +317,8 @@ ERRORS: Mapping[str, ErrorKind] = {
     # deltatap itself could not handle the request or its answer; the codes are those of INTERNAL_*.
     "internal": ErrorKind(owed=False),
 }
-# The codes of `internal`: the answer had ended, so it is never bought again; it was cut; the request was never sent.
+# The codes of `internal`: the answer had ended, so the request is never sent and paid for again; the answer was cut;
+# the request was never sent.
 INTERNAL_COMPLETE, INTERNAL_CUT, INTERNAL_REQUEST = "complete", "cut", "request"
 
 

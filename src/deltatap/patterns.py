@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # A match may depend on the end of the text or of a word. If the text also matches with a letter and with a space added,
 # the match does not depend on the following text.
 _FOLLOWS = ("", "a", " ")
-# What follows is not at the start of the text, so `^` must not match at the start of a window.
+# A window after the start of the text begins in the middle, so `^` must not match at its start.
 _AFTER = r"\A(?s:.)(?s:.*?)"
 
 
@@ -37,7 +37,7 @@ class Window:
 
 
 def expected(pattern: str) -> str | None:
-    """What is expected instead of an expression that cannot be used; None if it can be used."""
+    """What to use instead of an expression that cannot be used; None if the expression can be used."""
     try:
         matches_nothing = _matches([""], pattern)[0]
         _matches([""], f"{_AFTER}(?:{pattern})")

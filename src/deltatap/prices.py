@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 DEFAULT_FILE = "conf/prices.yml"
-# Models in a line of costs.
+# Maximum number of models in a line of costs.
 MODELS = 10
 # The names of the default tier. "auto" in an answer names no tier.
 _DEFAULT_TIERS = ("default", "standard", "auto", "scale")
@@ -69,7 +69,8 @@ class Prices:
         if found is not None or not self.published:
             return found
         when = at or datetime.now(UTC)
-        # Routers and deployments answer with other models than the requested one, and bill the model that answers.
+        # Routers and deployments may answer with a model other than the requested one. They bill the model that
+        # answers.
         models = (model for model in (answered, asked) if model)
         return next((price for model in models if (price := catalog.published(model, self.url, tier, when))), None)
 

@@ -71,7 +71,7 @@ def similar(name: str, columns: Iterable[str]) -> str | None:
 
 
 def did_you_mean(*near: str | None) -> str:
-    """The end of a message that names what may be meant, if anything."""
+    """The end of a message: the names that the user may have meant, if there are any."""
     names = ", ".join(name for name in near if name)
     return f"; did you mean {names}?" if names else ""
 

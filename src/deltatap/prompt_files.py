@@ -1,7 +1,7 @@
 """Reads prompts from a file: OpenAI's Batch format, JSON lines with the columns of a prompts table, CSV, Parquet.
 
-Knows the file formats, and names the line or the column of everything that is wrong. Leaves the meaning of a row to
-``prompts.py``, and the prompts table to ``driver/load.py``.
+Knows the file formats, and names the line or the column of everything that is wrong. ``prompts.py`` knows the meaning
+of a row, and ``driver/load.py`` writes to the prompts table.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ _MILLION, _THOUSAND = Decimal(1_000_000), Decimal(1_000)
 # The decimal places of the column `cost`. Prices per million tokens with up to twelve decimal places are exact.
 PLACES = 18
 _LAST_PLACE = Decimal(1).scaleb(-PLACES)
-# No call searches more often. A larger report would make a cost that its column cannot hold.
+# No call searches more often. A larger number would lead to a cost that does not fit into its column.
 _MOST_CALLS = 1_000_000_000
 # The parts of the cost of a call, in the order of the column `cost`. `retries` is the cost of a row's earlier calls.
 PARTS = (

@@ -25,7 +25,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class Section(BaseModel):
-    """A section of the settings: unknown keys, other types and values in messages are not allowed."""
+    """A section of the settings. Unknown keys and wrong types are refused, and messages contain no values."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, hide_input_in_errors=True, validate_default=True

@@ -1,6 +1,6 @@
 """The paths of the files that ship with the package: ``conf/``, ``jobs/`` and ``databricks.yml``.
 
-Knows that the wheel has copies of them, and that a checkout has the originals. Leaves their content to other modules.
+The wheel has copies of these files, and a checkout has the originals. Leaves their content to other modules.
 """
 
 from __future__ import annotations

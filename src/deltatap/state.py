@@ -48,9 +48,9 @@ _MERGE_LANDED_ABOVE = 64
 _SAFE, _UNSAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"), re.compile(r"[^A-Za-z0-9_-]+")
 # The run ids of older versions.
 _OLD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
-# How long to wait after each read of a damaged list of streams, because the list may be incomplete.
+# How long to wait after each read of a damaged list of streams, because the list may still be incomplete.
 _LOOKS_S = (0.1, 0.2, 0.4, 0.0)
-# How much of an unsafe id its folder's name shows.
+# How many characters of an unsafe id appear in the name of its folder.
 _SHOWN = 40
 
 
@@ -324,7 +324,7 @@ class PlanState:
         return name
 
     def holds(self, claim: str) -> bool:
-        """Whether no newer attempt has claimed the part. Between equal numbers, the greater uuid wins."""
+        """Whether no newer attempt has claimed the part. If two numbers are equal, the greater uuid wins."""
         return max([*self.claims(claim.split("-", maxsplit=1)[0]), claim]) <= claim
 
     def landed(self) -> np.ndarray[Any, Any]:

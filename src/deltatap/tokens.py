@@ -84,7 +84,7 @@ def known_encoding(model: str) -> str | None:
 
 # tiktoken panics on a run of about a million white-space characters, so it gets long texts in pieces of this length.
 _PIECE = 100_000
-# The last place in a piece where the encodings never join what stands before and after: between the end of a word or
+# The last place in a piece where the encodings never join the text before and after it: between the end of a word or
 # number and white space or punctuation.
 _BETWEEN_WORDS = re.compile(r".*[^\W_](?=[\s.,;:!?()\u3001\u3002\uff0c\uff01\uff1f])", re.DOTALL)
 

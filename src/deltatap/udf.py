@@ -153,7 +153,7 @@ def capture_batches(
         made: pd.DataFrame = captures_batch(rows, context).to_pandas(maps_as_pydicts="strict")
         return made
 
-    # No look-ahead limit: at most two batches are unfinished.
+    # No limit on the look-ahead is needed, because at most two batches are unfinished.
     with running_engine(
         settings, credential, results.put, look_ahead=sys.maxsize, share=streams_of(settings), route=route
     ) as engine:

@@ -48,7 +48,7 @@ class NotAppendableError(Exception):
 
 
 def column_types(schema: pa.Schema) -> dict[str, ColumnType]:
-    """What the types of the columns mean for a prompts table, by name.
+    """The types of the columns, by name, as a prompts table uses them.
 
     Raises:
         NotAppendableError: if :func:`append` does not take these columns.
@@ -96,7 +96,7 @@ def append(folder: str, rows: pa.Table, wait: Callable[[float], None] = time.sle
 
 
 def _fitting(folder: str, rows: pa.Table) -> tuple[int, pa.Table]:
-    """The table's version, and the rows with its spelling and types of columns."""
+    """The table's version, and the rows with the table's column names (their spelling) and types."""
     if not DeltaTable.is_deltatable(folder):
         return -1, rows
     table = DeltaTable(folder)

@@ -1,7 +1,7 @@
 """Reads local Delta tables without a JVM: delta-rs reads the files, DuckDB runs the queries.
 
-Queries are written once, in Spark's SQL, and sqlglot translates them. What is not on this machine, and what delta-rs
-cannot read, is read through Spark.
+Queries are written once, in Spark's SQL, and sqlglot translates them. Spark reads the tables that are not on this
+machine or that delta-rs cannot read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MACROS = (
     "timestamp_seconds(seconds) AS to_timestamp(seconds)",
     "get(items, place) AS CASE WHEN place >= 0 THEN items[place + 1] END",
 )
-# Rows of a batch: rows with all chunks of long answers are hundreds of kB.
+# Rows per batch. A row with all chunks of a long answer takes hundreds of kB.
 _BATCH = 256
 
 
@@ -47,7 +47,8 @@ class LocalReader:
 
         Args:
             start_spark: called when a table has to be read through Spark.
-            whole_tables: whether to read a table with deletion vectors, which delta-rs reads into memory as a whole.
+            whole_tables: whether to read tables with deletion vectors. delta-rs reads such a table into memory as a
+                whole.
         """
         self._start_spark, self._whole_tables = start_spark, whole_tables
         self._opened: dict[str, str] = {}
@@ -85,7 +86,7 @@ class LocalReader:
         """The result of a query."""
         try:
             found = self._duckdb.sql(translated(sql, self._open)).to_arrow_table()
-        except (UnreadableError, duckdb.Error):  # Spark's message says best what is wrong with a file
+        except (UnreadableError, duckdb.Error):  # Spark's message explains best what is wrong with a file
             return self._spark.query(sql)
         # A sum of integers is a BIGINT in Spark, and DECIMAL(38, 0) here.
         types = [
@@ -160,7 +161,7 @@ def translated(sql: str, open_table: Callable[[str], str]) -> str:
         if isinstance(node, exp.Quantile):  # Spark's percentile interpolates between values, percentile_approx does not
             name = "quantile_disc" if isinstance(node, exp.ApproxQuantile) else "quantile_cont"
             return exp.Anonymous(this=name, expressions=[node.this, node.args["quantile"]])
-        # Spark's places start at 0, DuckDB's at 1. The second argument of aggregate's function is no place.
+        # Spark's indexes start at 0, DuckDB's at 1. The second argument of aggregate's function is not an index.
         if isinstance(node, exp.Lambda) and len(node.expressions) > 1 and not isinstance(node.parent, exp.Reduce):
             for used in list(node.this.find_all(exp.Identifier)):
                 if used.name == node.expressions[1].name and not isinstance(used.parent, exp.Column | exp.Dot):
@@ -171,11 +172,11 @@ def translated(sql: str, open_table: Callable[[str], str]) -> str:
 
 
 def _function(node: exp.Expr) -> exp.Expr:
-    """A function whose result differs in DuckDB, or else the same node."""
+    """Replace a function whose result differs in DuckDB. Any other node stays the same."""
     if isinstance(node, exp.FromJson):  # null for text that is not valid JSON
         type_ = exp.DataType.build(node.expression.name, dialect="spark")
         return exp.TryCast(this=exp.TryCast(this=node.this, to=exp.DataType.build("JSON")), to=type_)
-    if isinstance(node, exp.ArrayAgg):  # Spark's collect_list has no items where DuckDB has a null
+    if isinstance(node, exp.ArrayAgg):  # Spark's collect_list leaves nulls out, DuckDB's keeps them
         return exp.func("coalesce", node, exp.Array())
     return node
 

@@ -22,7 +22,7 @@ LOCK_FILE = "_deltatap.lock"
 
 @contextmanager
 def locked(folder: str | None) -> Iterator[bool]:
-    """Hold the lock of a table's folder.
+    """Hold the lock on a table's folder.
 
     Args:
         folder: None for a table that is not local.
@@ -35,7 +35,7 @@ def locked(folder: str | None) -> Iterator[bool]:
 
 
 def _try_lock(file: Path, held: ExitStack) -> bool:
-    """Lock a file, which is created, until the stack is closed; False if another process has locked it."""
+    """Create a file and lock it until the stack is closed; False if another process has locked it."""
     try:
         fcntl.flock(held.enter_context(_opened(file)), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -46,7 +46,10 @@ def _try_lock(file: Path, held: ExitStack) -> bool:
 
 
 def _opened(file: Path) -> IO[bytes]:
-    """Open a file for its lock. NFS locks only files that are open for writing, but another user's may be read-only."""
+    """Open a file for its lock.
+
+    NFS locks only files that are open for writing, but another user's file may be read-only.
+    """
     try:
         return file.open("ab")
     except PermissionError:
@@ -57,7 +60,7 @@ def _opened(file: Path) -> IO[bytes]:
 def one_at_a_time(folders: Iterable[str]) -> Iterator[None]:
     """Lock these folders, creating them if needed, and wait for other processes. Without file locks, do not wait."""
     with ExitStack() as held:
-        # In the same order everywhere, so that no two processes wait for each other.
+        # Always in the same order, so that no two processes wait for each other.
         for folder in sorted(set(folders)):
             with suppress(OSError):
                 Path(folder).mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Reads a table of an older version as if this version had made it: the columns and fields that it lacks are null.
 
-A run adds them to its tables (``prepare.py``). But a table can be analyzed, shown, and read by a dry run before that.
+A run adds them to its tables (``prepare.py``). But before that, a table can be analyzed, shown, or read by a dry run.
 """
 
 from __future__ import annotations

@@ -73,14 +73,17 @@ def prepare_tables(spark: SparkSession, settings: Settings) -> None:
 
 
 def _prepare_view(spark: SparkSession, captures: str) -> None:
-    """Create the view of the newest rows. A view keeps the columns that its table had, so an older one is replaced."""
+    """Create the view of the newest rows.
+
+    A view keeps the columns that its table had when it was created, so an older view is replaced.
+    """
     from pyspark.errors import AnalysisException  # noqa: PLC0415 - workers import this module without Spark
 
     view = tables.beside(captures, f"{tables.names(captures)[-1]}_current")
     types = spark.table(tables.quoted(captures)).schema.simpleString()
     try:
         found = spark.table(tables.quoted(view)).schema.simpleString()
-    except AnalysisException:  # no view, or one that has other types than its table
+    except AnalysisException:  # there is no view, or its types differ from those of its table
         found = None
     if found != types:
         spark.sql(f"CREATE OR REPLACE VIEW {tables.quoted(view)} AS {current_sql(captures)}")

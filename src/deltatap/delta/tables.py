@@ -83,7 +83,9 @@ def exists(spark: SparkSession, table: str) -> bool:
 
 
 def why_not_creatable(spark: SparkSession, table: str) -> str | None:
-    """Why Spark's own catalog refuses the name of a new table; None if it does not. It refuses it after writing files.
+    """Why Spark's own catalog refuses the name of a new table; None if it does not.
+
+    Spark itself refuses it only after writing files.
 
     Source: ``SessionCatalog.validateName`` in Spark.
     """

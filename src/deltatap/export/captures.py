@@ -108,7 +108,7 @@ def _runs(reader: Reader, settings: Settings, since: str | None) -> list[dict[st
 
 
 def _sql(reader: Reader, settings: Settings, run_ids: Sequence[str], options: Options) -> str:
-    """The rows, without what their spans do not hold."""
+    """The rows, with only the data that their spans contain."""
     retry = ", ".join(f"'{name}', call.{name}" for name in _RETRY)
     made = {
         "finish_reasons": "transform(choices, each -> each.finish_reason)",

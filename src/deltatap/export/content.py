@@ -25,7 +25,7 @@ _RESPONSES = {"tool_result": ("tool_use_id", "content"), "function_call_output":
 
 
 def system_instructions(body: Mapping[str, Any], api: str) -> str | None:
-    """The system prompt, if the API has it apart from the messages; None if there is none."""
+    """The system prompt, if the API keeps it separate from the messages; None if there is none."""
     system = specification(api).system if api in NAMES else None
     given = body.get(system) if system else None
     return _json(_parts(given)) if given else None

@@ -1,6 +1,7 @@
 """Sends spans to a server over OTLP/HTTP, through OpenTelemetry's exporter, which also retries.
 
-Only this module uses the extra ``otel``. It says why a server does not take the spans, which the exporter only logs.
+Only this module uses the extra ``otel``. The exporter only logs why a server does not take the spans; this module
+raises the reason as an error.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class _Session(requests.Session):
 class Exporter:
     """Sends batches of spans.
 
-    Compression, time limit and certificates are those of OpenTelemetry's environment variables, such as
+    OpenTelemetry's environment variables set compression, time limit and certificates, such as
     OTEL_EXPORTER_OTLP_TIMEOUT (10 s for a batch and its retries).
     """
 

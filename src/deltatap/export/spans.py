@@ -94,7 +94,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What spans hold besides the attributes of the call.
+    """What a span contains in addition to the attributes of the call.
 
     Attributes:
         content: whether they hold prompts, answers and the messages of errors.
@@ -125,7 +125,10 @@ def ids(run_id: str, request_id: str, mode: str) -> tuple[int, int]:
 
 
 def with_chunks(trace_id: int, share: float) -> bool:
-    """Whether this span has events for its chunks: always the same spans, as OpenTelemetry samples by the trace id."""
+    """Whether this span has events for its chunks.
+
+    The choice is always the same, as OpenTelemetry samples by the trace id.
+    """
     return (trace_id & (2**64 - 1)) < share * 2**64
 
 
@@ -189,7 +192,7 @@ def _attributes(row: Mapping[str, Any], server: Server, options: Options) -> Ite
 
 
 def _requested(body: Mapping[str, Any], api: str) -> Iterator[tuple[str, Value | None]]:
-    """The parameters of a request. A value of another type than the conventions have is left out."""
+    """The parameters of a request. A value whose type differs from that in the conventions is left out."""
     for name in _NUMBERS:
         yield f"gen_ai.request.{name}", _number(body.get(name))
     seed = body.get("seed")
@@ -217,7 +220,7 @@ def _own(row: Mapping[str, Any]) -> Iterator[tuple[str, Value | None]]:
 
 
 def _retries(row: Mapping[str, Any]) -> Iterator[Event]:
-    """The calls before the last one. They were before the span, which the specification of events allows."""
+    """The calls before the last one. They happened before the span began, which the specification of events allows."""
     for call in row["retries"] or ():
         if call["started_at"] is not None:
             found = {f"deltatap.retry.{name}": call[name] for name in _RETRY if call[name] is not None}

@@ -26,7 +26,7 @@ _NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
 def traces_url(given: str) -> str:
-    """The URL for traces. A URL without :data:`PATH` is that of the server, and gets it.
+    """The URL for traces. A URL without :data:`PATH` is the server's; the path is added.
 
     Raises:
         ConfigError: it is not an http(s) URL, or contains a password.
@@ -50,7 +50,9 @@ def shown(url: str) -> str:
 
 
 def headers_of(given: Iterable[str]) -> dict[str, str]:
-    """The headers of ``NAME=VALUE``. A value can be ``{env: VARIABLE}`` or ``{secret: scope/key}``; empty sends none.
+    """The headers of ``NAME=VALUE``.
+
+    A value can be ``{env: VARIABLE}`` or ``{secret: scope/key}``; an empty value sends no header.
 
     Raises:
         ConfigError: one cannot be read or sent.

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from deltatap.http.proxy import Proxy
     from deltatap.record.requests import Head
 
-# RFC 9110, section 7.6.1: hop-by-hop headers. The connections of client and server are a pair, so `close` and
-# `keep-alive` mean the same on both; a body in chunks is passed on in chunks.
+# RFC 9110, section 7.6.1: hop-by-hop headers. The connections to the client and to the server are a pair, so `close`
+# and `keep-alive` mean the same on both. A chunked body is passed on in chunks.
 _HOP = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"proxy-authorization", b"te", b"trailer", b"upgrade",
      b"http2-settings", b"host")
@@ -95,7 +95,7 @@ def deployment_of(head: Head) -> str | None:
 
 
 def is_chunked(head: Head) -> bool:
-    """Whether the body of a request comes in chunks."""
+    """Whether the body of a request is chunked."""
     return any(b"chunked" in value.lower() for value in head.values(b"transfer-encoding"))
 
 

@@ -1,4 +1,4 @@
-"""The bytes that wait to be written to one socket, in order, and whether they are too many.
+"""The bytes that wait to be written to one socket, in order, and whether there are too many of them.
 
 A slow reader must not fill the memory: the other side is not read while an outbox is full. ``stream_socket.py`` writes
 one piece at a time.
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Full above the first number of bytes, until less than the second number waits.
+# Full above the first number of bytes, until fewer bytes than the second number wait.
 _FULL_BYTES, _ROOM_BYTES = 256 * 1024, 64 * 1024
 
 

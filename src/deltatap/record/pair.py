@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 # Maximum number of a client's bytes that wait here; above it, the client is not read.
 _MAX_WAITING = 1024 * 1024
-# How many parts and requests, however small. A client can send requests before it has the answers to earlier ones.
+# Maximum number of parts and requests that wait, however small they are. A client can send requests before it has the
+# answers to earlier ones.
 _MAX_EVENTS = 256
 _REUSED = ConnectionTimes(reused=True)
 _RESET = struct.pack("ii", 1, 0)
@@ -237,7 +238,7 @@ class Pair:
         self.to_client.then(lambda _: sent.set())
         await sent.wait()
         if self._reset:
-            # The answer broke off, and only a reset tells the client so.
+            # The answer broke off, and only a reset makes this visible to the client.
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         else:
             with suppress(OSError):

@@ -168,7 +168,7 @@ class Recording:
 
     async def read_rest(self, answer: Answer) -> None:
         """Read the part of an answer that has arrived when the exchange is cut. Never waits for more."""
-        if self.reading is None or self.reading.incoming is None:  # else, it was read as it arrived
+        if self.reading is None or self.reading.incoming is None:  # otherwise, it was read as it arrived
             answer.lost(ConnectionResetError("the exchange was cut"))
             await self.read(answer)
 

@@ -164,7 +164,8 @@ class _Recording:
     ) -> BaseException | None:
         """Send heartbeats until something ends the recording. Returns what went wrong.
 
-        A message that cannot be written or read now does not end it. The journal ends it if the storage stays away.
+        A message that cannot be written or read now does not end it. If the storage does not come back, the failing
+        journal ends the recording.
         """
         state = self.state.at_once()
         while not signalled.wait(POLL_S):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from deltatap.messages import Heartbeat
 
-# After accept() has failed, which means that the process has no file descriptors left.
+# How long to wait after accept() has failed, which means that the process has no file descriptors left.
 _AGAIN_S = 0.1
 _JOIN_S = 10.0
 

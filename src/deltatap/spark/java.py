@@ -1,4 +1,4 @@
-"""Java for Spark: which versions work, where to look for them, and what JAVA_HOME must be while a JVM starts.
+"""Java for Spark: which versions work, where to look for them, and where JAVA_HOME must point while a JVM starts.
 
 Leaves the options of the JVM to ``session.py``.
 """

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from deltatap.sweep.running import Swept
     from deltatap.sweep.stages import Plan, Point
 
-# How many requests that are not good a stage must be able to have at its share. With fewer, chance decides.
+# How many requests of a stage must be allowed not to be good at this share. With fewer, chance decides the outcome.
 _BAD = 5
 # Requests that start this late distort a stage.
 _LATE_MS = 50.0

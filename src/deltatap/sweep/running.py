@@ -1,6 +1,6 @@
 """Runs the stages of a sweep one after the other, in one Spark session, and finds out which are finished already.
 
-Leaves which stage is next to ``search.py``, and what a stage is to ``stages.py``.
+``search.py`` decides which stage is next, and ``stages.py`` defines a stage.
 """
 
 from __future__ import annotations

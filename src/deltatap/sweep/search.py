@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Sequence
 
-# A search narrows the result to this factor, so the result is within about 5 %.
+# A search narrows the result down to this factor, so the result is accurate to about 5 %.
 _FACTOR = 1.1
-# How often a search decides. The interval covers the results of all rounds. If each of n independent results is as
-# likely above as below the true rate, all are on one side with the probability 2 / 2**n: 6 % for 5.
+# How often a search decides. The interval covers the results of all rounds. If each of n independent results is equally
+# likely to be above or below the true rate, all of them are on one side with the probability 2 / 2**n: 6 % for n = 5.
 _ROUNDS = 5
-# A stage with fewer requests says too little.
+# A stage with fewer requests is not informative enough.
 FEWEST = 10
 
 
@@ -155,7 +155,7 @@ def _bisected(search: Range) -> Generator[float, bool, _Bracket]:
 
 
 def _confirmed(bracket: _Bracket, search: Range) -> Generator[float, bool, _Bracket]:
-    """Test the ends of a bracket again. If they disagree with it, go on in small steps."""
+    """Test the ends of a bracket again. If the outcomes disagree with the bracket, continue in small steps."""
     low, high = bracket
     rate = search.lowest if low is None else low
     if (yield rate):
@@ -173,5 +173,5 @@ def _confirmed(bracket: _Bracket, search: Range) -> Generator[float, bool, _Brac
 
 
 def _rounded(rate: float) -> float:
-    """A rate with three digits, so that it reads well."""
+    """A rate with three digits, for readability."""
     return float(f"{rate:.3g}")

@@ -1,4 +1,4 @@
-"""The stages of a sweep: each is a run with an arrival rate, and what its requests measured.
+"""The stages of a sweep: each stage is a run with an arrival rate, and the measurements of its requests.
 
 Knows how a stage follows from the settings, and how a sweep finds its finished stages in the runs table. Leaves which
 rate comes next to ``search.py``, and the run itself to ``driver/run.py``.
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
 # The labels of a stage's run.
 SWEEP, STAGE, RATE = "sweep", "stage", "rate"
-# The parts of the settings that make another experiment. A larger budget, for example, continues the same one.
+# The parts of the settings that define an experiment. A change of the budget, for example, continues the same
+# experiment.
 _JOB = {"prompts", "endpoint", "request", "capture", "timeouts", "limits"}
 
 
@@ -146,8 +147,8 @@ def stage_settings(
 ) -> Settings:
     """The settings of a stage's run.
 
-    The stage has its own run id, so a killed stage continues, and sends each prompt once, though other runs have
-    captured it.
+    The stage has its own run id, so a killed stage continues, and sends each prompt once, even if other runs have
+    captured the prompt.
 
     Args:
         settings: of the sweep.
