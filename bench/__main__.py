@@ -1,11 +1,11 @@
 """``make bench``: the cost of a chunk, the accuracy of the latencies and the use of the slots, with goals and a floor.
 
 Takes about six minutes. Everything runs on loopback: a simulator in one process, a client in another. The load is
-scaled to the machine: there are as many streams as keep 40 % of a core busy with the floor, and for the accuracy, as
-many as keep 60 % of a core busy with a worker. Compare ratios, not absolute figures. The floor and the worker take
-turns, and a ratio is the median of those of each turn. The figures are also written to data/bench.json.
-``bench/last.json`` has the last committed ratios, which are shown next to the new ones. With ``python -m bench
---keep``, this run's figures replace those in bench/last.json and docs/performance.md.
+scaled to the machine: it has as many streams as the floor serves with 40 % of a core and, for the accuracy, as many as
+a worker serves with 60 % of a core. Compare ratios, not absolute figures. The floor and the worker take turns, and a
+ratio is the median of those of each turn. The figures are also written to data/bench.json. ``bench/last.json`` has the
+last committed ratios, which are shown next to the new ones. With ``python -m bench --keep``, this run's figures replace
+those in bench/last.json and docs/performance.md.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OUT, LAST, PAGE = Path("data/bench.json"), Path(__file__).parent / "last.json", 
 HEAD = ("figure", "measured", "goal", "")
 # Answer lengths as in production: the median is 60, and the longest of 5,000 is about forty times as long.
 HEAVY_TAILED = ("--itl-ms", "20", "--tokens", "60", "--sigma", "1.7")
-# How much of a core the floor, or a worker, is to use; and how many streams the simulator can serve.
+# The share of a core that the floor, or a worker, should use; and how many streams the simulator can serve.
 FLOOR_SHARE, WORKER_SHARE, MOST = 0.4, 0.6, 512
 # For the first guess of the load.
 _FEW, _TURNS = 96, 3
@@ -73,7 +73,10 @@ class Costs:
         return statistics.median(self._us[name])
 
     def ratio(self, name: str, other: str) -> float:
-        """The median of the ratios of two clients that took turns; with a different number of turns, of the medians."""
+        """The median of the ratios of two clients that took turns.
+
+        If they had different numbers of turns, the ratio of medians.
+        """
         ours, theirs = self._us[name], self._us[other]
         if len(ours) != len(theirs):
             return self.of(name) / self.of(other)

@@ -2,10 +2,10 @@
 
     .venv/bin/python -m bench.bounded [prompts]
 
-One process captures a part of the plan as a Spark worker does. Its client makes up answers in 50 ms, so that about
-2,500 captures end each second, four times as many as in a worker with 256 streams of 50 chunks/s. The main process
-plans with Spark, publishes shares and lands, as the driver does. It prints resident memory, the number of journal
-files, and the lag from the write of a journal file to its removal, when its rows are in Delta.
+One process captures a part of the plan as a Spark worker does. Its client makes up answers in 50 ms, so about 2,500
+captures end per second, four times as many as in a worker with 256 streams of 50 chunks/s. The main process plans with
+Spark, publishes shares and lands, as the driver does. It prints resident memory, the number of journal files, and the
+lag from the write of a journal file to its removal, when its rows are in Delta.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Simulated:
         return Call(at_wall, at_wall, now, 0.1, 90.0, 300.0, "req", received, "completed", None, 200, wire.body)
 
     def open_streams(self) -> list[OpenStream]:
-        """None is shown."""
+        """The client shows no open streams."""
         return []
 
     async def close(self) -> None:

@@ -7,12 +7,12 @@ worker and the floor.
 
 The reported and the true figures are percentiles of two distributions. Both peers open all streams at once, as a plain
 client does; a worker opens them a few ms apart. A burst also delays the server, which the record shows. guidellm keeps
-no chunk times: its inter-token latency is the mean of a stream, counted once for each token, so its p99 is one of
-streams and not of gaps.
+no chunk times: its inter-token latency is the mean of a stream, counted once for each token, so its p99 is a percentile
+of streams, not of gaps.
 
 Each client runs again with an event loop that stops for 50 ms at random, once a second on average. The errors of a
-worker are those of each chunk's time against the record, without chunks that share a read; the peers' reports do not
-tell which time belongs to which chunk.
+worker compare the time of each chunk with the record, except for chunks that share a read. The peers' reports do not
+say which time belongs to which chunk.
 
 The CPU of a peer is that of its processes from the arrival of the first request to the last chunk, by samples. The CPU
 of the worker and the floor is that of the process from the end of its imports to its end, including the last journal
@@ -58,7 +58,8 @@ HEAD = (
     *("TTFT error p50", "TTFT error p99", "gap error p99", "chunks in shared reads"),
 )
 ERRORS = HEAD[-4:]
-# The load is as many streams as keep 40 % of a core busy with the floor; each makes this many requests.
+# The load is the number of streams with which the floor keeps 40 % of a core busy. Each stream makes this many
+# requests.
 ROUNDS = 4
 STALLED = Path(__file__).with_name("stalled")
 _INSTALL_S, _RUN_S, _FEW = 1200, 180, 96

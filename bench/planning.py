@@ -1,4 +1,4 @@
-"""The time of planning if most prompts are settled, compared with a bare anti-join of the same tables.
+"""Measures how long planning takes when most prompts are settled, compared with a bare anti-join of the same tables.
 
     .venv/bin/python -m bench.planning [prompts]
 

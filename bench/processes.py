@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
     from tests.simulation import Simulation
 
-# Sampling all processes takes some ms of CPU, which the measured processes then lack.
+# Sampling all processes takes some ms of CPU time away from the measured processes.
 _SAMPLE_S = 0.5
 
 
 def spent(samples: Sequence[tuple[float, Mapping[str, float]]], start: float, end: float) -> dict[str, float]:
     """CPU seconds of each process within a span, interpolated between samples.
 
-    CPU time is zero at the sample before a process' first sample, and constant after its last one. The span from minus
+    CPU time is zero at the sample before a process's first sample, and constant after its last one. The span from minus
     to plus infinity gives the total.
     """
     found = {}

@@ -1,4 +1,4 @@
-"""Simulators for the benchmarks: over plain TCP, or over TLS with a certificate of an authority of their own.
+"""Simulators for the benchmarks: over plain TCP, or over TLS with a certificate from a separate authority.
 
 A call is recorded as started when its request reached the simulator's socket, if a witness may watch loopback.
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _HOST = "127.0.0.1"
-# The pace of every benchmark but one: all answers have 100 tokens and a chunk every 20 ms, after 200 ms.
+# The pace of every benchmark but one: each answer has 100 tokens, and a chunk every 20 ms, starting after 200 ms.
 TTFT_S, GAP_S, TOKENS = 0.2, 0.02, 100
-# How many chunks one stream brings in a second, if a request follows the other.
+# How many chunks per second one stream delivers if its requests follow each other.
 CHUNKS_S = TOKENS / (TTFT_S + (TOKENS - 1) * GAP_S)
 EVEN = ("--ttft-ms", f"{TTFT_S * 1e3:g}", "--itl-ms", f"{GAP_S * 1e3:g}", "--sigma", "0", "--tokens", f"{TOKENS}")
 
@@ -42,7 +42,7 @@ class Witnessed(Simulation):
     seen: Witness | None = None
 
     def calls(self) -> list[dict[str, Any]]:
-        """Return the records of all calls. A call started when its request arrived, if that was seen."""
+        """Return the records of all calls. A call started when its request arrived, if the witness saw it."""
         calls = super().calls()
         if self.seen is not None:
             for call in calls:
@@ -86,7 +86,7 @@ def main() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(sys.argv[1])
     settings = SimulatorSettings(pace=Pace(TTFT_S * 1e3, 0, GAP_S * 1e3, 0, TOKENS, 0))
-    encoding(ENCODING)  # before the first call, which would wait for it
+    encoding(ENCODING)  # loaded before the first call, which would otherwise wait for it
     with listen(_HOST, 0) as listening:
         serve(Simulator(settings).application(), listening, tls=context)
 

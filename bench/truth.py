@@ -32,8 +32,8 @@ class Measured:
 def errors(measured: Sequence[Measured], calls: Mapping[str, dict[str, Any]]) -> dict[str, float]:
     """Compare measured times with the simulator's times of each piece, in ms. Count extra and missing gaps.
 
-    Only chunks that arrived alone in a read count: of several in one read, only the last has its own time. The
-    simulator does not know when the request was written, so its TTFT starts when the request arrives.
+    Only chunks that arrived alone in a read count, because if a read brings several, only the time of the last is
+    exact. The simulator does not know when the request was written, so its TTFT starts when the request arrives.
     """
     first, gaps, lags = [], [], []
     missing = chunks = merged = 0

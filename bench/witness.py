@@ -1,7 +1,7 @@
 """Observes when requests reach a server on loopback: a packet socket, with the kernel's time stamps.
 
-A server's own time of a request is late by as much as its event loop is late, some ms under load. A packet socket needs
-root (CAP_NET_RAW) and Linux; without it, there is no witness, and the server's time has to do.
+The time that a server itself records for a request is late by the delay of its event loop: some ms under load. A packet
+socket needs root (CAP_NET_RAW) and Linux; otherwise there is no witness, and the server's time is used.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def generated(page: str) -> str:
-    """A page with its generated parts as they should be.
+    """Return the page with its generated parts updated.
 
     Raises:
         KeyError: a marker names an unknown part.

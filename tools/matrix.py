@@ -27,7 +27,7 @@ COMBINATIONS = {
 
 
 def interpreter() -> str:
-    """Python 3.12 if it runs, else this Python. A version manager can have a ``python3.12`` that does not start."""
+    """Python 3.12 if it runs, else this Python. With a version manager, ``python3.12`` can exist but not start."""
     found = shutil.which("python3.12")
     runs = found is not None and subprocess.run([found, "--version"], check=False, capture_output=True).returncode == 0
     return found if found is not None and runs else sys.executable

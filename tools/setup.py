@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
-# This Python has no dependencies installed. The modules for Java and for the jars need none.
+# The running Python has no dependencies installed. The modules for Java and for the jars need none.
 sys.path.insert(0, str(ROOT / "src"))
 
 from deltatap.errors import SparkSetupError  # noqa: E402 - needs the path above
@@ -165,7 +165,8 @@ def stamp(folder: Path, *inputs: Path) -> None:
 
 
 def fingerprint(*inputs: Path) -> str:
-    # Includes the paths, because a virtual environment that is moved with its checkout still contains the old paths.
+    # The paths are included, because a virtual environment that is moved with its checkout still contains the old
+    # paths.
     return "".join(f"{sha256(each)}  {each}\n" for each in inputs)
 
 
@@ -175,7 +176,7 @@ def sha256(path: Path) -> str:
 
 
 def run(command: list[str | Path], failure: str, advice: str) -> None:
-    # The system trusts the certificates of a proxy or mirror in this network; uv by default does not.
+    # Unlike the system, uv does not trust the certificates of a proxy or mirror in this network by default.
     environment = {"UV_SYSTEM_CERTS": "1", **os.environ}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False

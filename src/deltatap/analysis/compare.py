@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from deltatap.delta.reader import Reader
 
 COMPARED = {"p50": 0.5, "p95": 0.95}
-# Maximum number of rows per run and mode: more rows narrow the intervals, and slow the comparison down.
+# Maximum number of rows per run and mode. More rows would narrow the intervals, but slow the comparison down.
 ROWS = 5_000
 
 
@@ -62,7 +62,7 @@ def compare(reader: Reader, settings: Settings, first: str, second: str) -> dict
 def compare_each(
     reader: Reader, settings: Settings, first: str, others: Sequence[str]
 ) -> dict[str, dict[tuple[str, str, str], Difference]]:
-    """The differences of other runs from a first one, by the other run's id: as in :func:`compare`."""
+    """The differences of other runs from a first run, as in :func:`compare`, by the id of the other run."""
     before = _values(_counting_rows(reader, settings, first))
     found = {}
     for other in others:
@@ -78,7 +78,7 @@ def compare_each(
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """How many rows of a run and mode there are, and how many of them have no times that count, by reason."""
+    """How many rows a run has in a mode, and how many of them are left out of the times, by reason."""
 
     rows: int
     left_out: Mapping[str, int]

@@ -27,7 +27,8 @@ SAID = {
 }
 # The sections of the configuration that decide what is sent, and how.
 _SECTIONS = ("prompts", "endpoint", "request", "capture", "timeouts", "limits")
-# In these sections any key can be added, so a key that is missing means something. Elsewhere it means another version.
+# In these sections any key can be added, so a missing key is a fact. Elsewhere, it means that another version wrote the
+# configuration.
 _FREE = ("request.", "endpoint.headers.")
 NONE = "none"
 _LONGEST = 60
@@ -55,7 +56,7 @@ def said(counted: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     for row in counted:
         for name in SAID:
             counts[name][row[name] or NONE] += row["rows"]
-    # Of two equally frequent values always the same one.
+    # If two values are equally frequent, always choose the same one.
     return {name: max(sorted(count), key=count.__getitem__) for name, count in counts.items() if count}
 
 

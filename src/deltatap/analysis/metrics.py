@@ -49,7 +49,7 @@ _LATER = _TOKENS.format("filter(output, c -> c.read > get(output, 0).read)")
 _ALL_TOKENS = _TOKENS.format("output")
 _READS = "size(array_distinct(transform(filter(output, c -> c.tokens > 0), c -> c.read)))"
 _LONGEST_GAP = "array_max(transform(output, c -> c.gap_ms))"
-# Of events that were merged into one read, only the last one's time is exact; a gap of 0 is within a read.
+# If events were merged into one read, only the time of the last one is exact. A gap of 0 lies within a read.
 _EXACT = (
     "coalesce(c.gap_ms <> 0, true) AND "
     "coalesce(get(chunks, i + 1).read <> c.read OR get(chunks, i + 1).event = c.event, true)"
@@ -192,7 +192,7 @@ METRICS = (
         "(tokens - socket reads with tokens) / tokens",
         null_when="mode is `complete`; no token arrived; captured by an older version; the event loop ran late",
         unit="%",
-        merged_sql="CAST(NULL AS DOUBLE)",  # what arrived meanwhile was merged here, not on its way
+        merged_sql="CAST(NULL AS DOUBLE)",  # on a late loop, the outputs were merged here, not on the way
     ),
     Metric(
         name="normalized_ms",
@@ -314,7 +314,7 @@ GAPS = "transform(filter(output, c -> c.gap_ms > 0), c -> c.gap_ms)"
 SIZES = "transform(output, c -> named_struct('read', IF(merged, NULL, c.read), 'tokens', c.tokens))"
 COALESCED = "size(filter(output, c -> c.gap_ms = 0))"
 # The same for a row with the kernel's times whose event loop ran late. The kernel merges what arrives meanwhile, and
-# all of it gets the time of its last byte. So only outputs that had a read of their own count.
+# all of it gets the time of its last byte. So only outputs that were alone in a read count.
 MERGED_GAPS = f"transform(filter(chunks, (c, i) -> {kinds_sql()} AND c.gap_ms > 0 AND {_EXACT}), c -> c.gap_ms)"
 MERGED_COALESCED = f"size(filter(chunks, (c, i) -> {kinds_sql()} AND NOT ({_EXACT})))"
 

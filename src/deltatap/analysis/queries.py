@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 # Runs with rows. A scheduled run that finds nothing to do has none.
 HAS_ROWS = "coalesce(completed, 0) + coalesce(interrupted, 0) + coalesce(failed, 0) > 0"
-# How many request ids are compared with one that does not exist, and how many of those that match are named.
+# How many request ids are searched for ones similar to an id that does not exist, and how many matches a message names.
 _IDS = 100_000
 _NAMED = 5
 
@@ -49,7 +49,7 @@ def require_table(reader: Reader, name: str, table: str) -> None:
 
 
 def captures_sql(reader: Reader, settings: Settings, where: str) -> str:
-    """A query for the rows of ``captures`` that match the condition, also if an older version made the table."""
+    """A query for the rows of ``captures`` that match the condition, even if an older version created the table."""
     return rows_sql(reader, settings.captures.table, columns.CAPTURES, where)
 
 
@@ -131,7 +131,7 @@ def require_runs(reader: Reader, settings: Settings, run_ids: Sequence[str]) -> 
 
 
 def newest_capture(reader: Reader, settings: Settings, request_id: str, run_id: str | None) -> list[Row]:
-    """The newest row of a request in each mode, streamed first; of one run or of any.
+    """The newest row of a request in each mode, streamed first, from one run or from any run.
 
     Args:
         reader: reads the table.
@@ -237,7 +237,7 @@ def _starts(reader: Reader, settings: Settings) -> dict[str, float]:
 
 
 def age(row: Mapping[str, Any]) -> tuple[bool, float]:
-    """Sorts rows by age, newest last. A reused answer has no time; it is newer than a call that has failed."""
+    """Sorts rows by age, newest last. A reused answer has no time; it counts as newer than a failed call."""
     at = row["finished_at"]
     return at is None and row["status"] == "completed", at.timestamp() if at else 0.0
 
@@ -245,7 +245,7 @@ def age(row: Mapping[str, Any]) -> tuple[bool, float]:
 def newest_answers(
     reader: Reader, settings: Settings, run_ids: Sequence[str], limit: int, request_ids: Sequence[str] = ()
 ) -> list[Row]:
-    """The newest rows with an answer or an error of the server, of some runs or of all, oldest first.
+    """The newest rows with an answer or a server error, from some runs or from all runs, oldest first.
 
     Args:
         reader: reads the tables.
@@ -277,9 +277,9 @@ def summarize(reader: Reader, settings: Settings, run_id: str) -> tuple[list[Row
     """A run's rows counted by mode, status and finish_reason, each with a request_id; its times by mode; its models.
 
     The times are those of completed rows. ``late`` counts the rows that the metrics leave out because the event loop
-    ran late. ``kept`` counts those that ran on a late loop, too, but have the kernel's times; ``merged`` of their
-    ``outputs`` have no gaps of their own. Each model has its number of rows and their cost, the most expensive model
-    first. ``checked``, ``flagged`` and ``failed_checks`` are the results of moderation.
+    ran late. ``kept`` counts rows that also ran on a late loop, but have the kernel's times; of their ``outputs``,
+    ``merged`` have no gaps. Each model has its number of rows and their cost, the most expensive model first.
+    ``checked``, ``flagged`` and ``failed_checks`` are the results of moderation.
     """
     run = f"SELECT * FROM {tables.quoted(settings.captures.table)} WHERE {in_runs([run_id])}"
     outcomes = reader.query(

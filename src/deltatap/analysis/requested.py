@@ -41,7 +41,7 @@ def prompt_line(body: str | None, api: str | None, most: int = PROMPT) -> str:
 
 
 def short_id(request_id: str) -> str:
-    """A request id for the screen. A hash is cut: ``deltatap show`` takes the beginning of an id, too."""
+    """A request id for the screen. A hash is cut, because ``deltatap show`` also accepts the start of an id."""
     return request_id[:HASH] if _HASH.fullmatch(request_id) else request_id
 
 

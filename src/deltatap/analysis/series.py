@@ -1,7 +1,7 @@
-"""Series of runs: a metric in each run, where its level changed and what else changed, and conditions on changes.
+"""Series of runs: a metric in each run, where its level changed, what else changed there, and conditions on changes.
 
-Works on records and reads nothing. ``changes.py`` finds the change points in numbers, ``facts.py`` says what a run was
-captured with, ``trend.py`` reads the tables.
+Works on records and reads no tables. ``changes.py`` finds the change points in numbers, ``facts.py`` says what a run
+was captured with, ``trend.py`` reads the tables.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Row = Mapping[str, Any]
 
-# A run with fewer values is shown, but decides nothing.
+# A run with fewer values is shown, but not tested.
 FEWEST_VALUES = 20
 _MODES = ("stream", "complete")
 
@@ -82,7 +82,7 @@ class Change:
         after: number of runs at the new level.
         difference: between the medians of the runs' values on both levels, with its bootstrap interval.
         p: how often runs without a change would show one as large.
-        with_it: what changed with it, between most runs before and most runs after.
+        with_it: the facts that changed at the same run: those of most runs before, and those of most runs after.
     """
 
     run_id: str

@@ -60,7 +60,8 @@ def late_sql(settings: Settings, *, kernel: bool = False) -> str:
 
     Args:
         settings: with the bound.
-        kernel: instead, whether the loop ran late and the times are the kernel's, which it does not delay.
+        kernel: instead, whether the loop ran late and the times come from the kernel, so the delay does not affect
+            them.
     """
     lag = settings.analysis.max_loop_lag_ms
     if lag is None:

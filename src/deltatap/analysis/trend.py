@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     Row = Mapping[str, Any]
 
-# How many runs are looked through for those with the labels.
+# How many runs are searched for runs with the labels.
 _RUNS = 10_000
 # How many runs the table metrics_changes covers, newest first.
 _COVERED = 100

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from datetime import datetime
 
-# The counts of a charge, in the order in which they explain a difference: other tokens explain another amount.
+# The counts of a charge, in the order in which they explain a difference: a different number of tokens explains a
+# different amount.
 COUNTS = ("requests", "input_tokens", "cached_tokens", "output_tokens")
 ALL_MODELS = "all models"
 _EXAMPLES = 3

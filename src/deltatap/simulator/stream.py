@@ -121,7 +121,7 @@ class Stream:
             await self._break()
 
     async def _break(self) -> None:
-        """Break the stream, if the fault is one that breaks it."""
+        """Break the stream if the fault requires that."""
         fault = self.fault
         if "cut" in fault:
             await self._flush()

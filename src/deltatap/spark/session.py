@@ -74,7 +74,8 @@ def local_session(
         builder = SparkSession.builder.master(master).appName(app_name)
         for name, value in (_options(found) | dict(conf or {})).items():
             builder = builder.config(name, value)
-        # Meanwhile, this process imports what it reads tables with (readers.py). Errors are raised again when it does.
+        # Meanwhile, this process imports the modules that read tables (readers.py). Errors are raised again when it
+        # uses them.
         threading.Thread(target=_import_reader, name="deltatap-import", daemon=True).start()
         try:
             return builder.getOrCreate()
