@@ -101,7 +101,8 @@ def _calls(choice: Mapping[str, Any], source: Api) -> list[Called]:
 
 def _called(call: Mapping[str, Any], source: Api) -> Called:
     function = call.get("function")
-    if isinstance(function, dict):
+    # A call that is kept as the server sent it can have any field with this name.
+    if isinstance(function, dict) and all(isinstance(function.get(name), str) for name in ("name", "arguments")):
         type_ = call.get("type") or "function"
         named = type_ in source.call_types or type_ == "function"
         return Called(call.get("id"), type_, function["name"], function["arguments"], named=named)

@@ -183,7 +183,17 @@ def test_a_whole_answer_can_be_cut_and_stalled(*, streamed: bool) -> None:
 
 
 @pytest.mark.parametrize("asked", NAMES)
-@pytest.mark.parametrize("calls", [[{}], [{"type": None}], [{"type": "web_search_call"}], [5]])
+@pytest.mark.parametrize(
+    "calls",
+    [
+        [{}],
+        [{"type": None}],
+        [{"type": "web_search_call"}],
+        [{"type": "web_search_call", "function": {}}],
+        [{"type": "web_search_call", "function": {"name": "search", "arguments": {}}}],
+        [5],
+    ],
+)
 def test_odd_calls_do_not_fail_a_replay(asked: str, calls: list[Any]) -> None:
     choice = {"index": 0, "text": "", "finish_reason": None, "refusal": None, "reasoning": None}
     found = row(api="responses", choices=[{**choice, "tool_calls": json.dumps(calls)}], chunks=[])
