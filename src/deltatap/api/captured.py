@@ -73,13 +73,14 @@ class Captured:
         return next((part.kind for event in self.events[at:] for part in event.parts if part.pieces), "")
 
     def error_frame(self, data: str) -> bytes:
-        """An event with an error, as the server sent it. A row does not have the event's type."""
+        """An event with an error, as the server sent it. A row does not have the event's type, which is one line."""
         try:
             value = decode(data.encode())
         except ValueError:
             value = None
         type_ = value.get("type") if self.typed and isinstance(value, dict) else None
-        name = type_ if isinstance(type_, str) else "" if find_error(value) is not None else "error"
+        known = isinstance(type_, str) and type_.isprintable()
+        name = type_ if known else "" if find_error(value) is not None else "error"
         lines = "".join(f"data: {line}\n" for line in data.split("\n"))
         return (f"event: {name}\n" * bool(name) + lines + "\n").encode()
 

@@ -62,7 +62,7 @@ def plan_of(found: Recording, api: Api, options: Options, *, streamed: bool, spe
         BadOptionError: the options make too many pieces of this answer.
         CannotSayError: the API cannot express the answer.
     """
-    _check("loop", options.loop * len(found.row["chunks"] or ()))
+    _check("loop", options.loop * max(1, len(found.row["chunks"] or ())))
     end, end_ms = found.end()
     begin_ms = float(found.row["headers_ms"] or 0.0)
     streams = streamed and found.status == _OK

@@ -215,7 +215,22 @@ def test_a_response_without_a_body_has_none(status: int) -> None:
     assert plan(found, streamed=True).writes == ()
 
 
-@pytest.mark.parametrize("options", [{"loop": 10**9}, {"split": 1, "loop": 10**4}])
-def test_options_cannot_fill_the_memory(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("options", "columns"),
+    [
+        ({"loop": 10**9}, {}),
+        ({"split": 1, "loop": 10**4}, {}),
+        ({"loop": 10**6 + 1}, {"mode": "complete", "chunks": []}),
+    ],
+)
+def test_options_cannot_fill_the_memory(options: dict[str, Any], columns: dict[str, Any]) -> None:
     with pytest.raises(BadOptionError, match="pieces of this answer, more than 1,000,000"):
-        plan(row(), **options)
+        plan(row(**columns), **options)
+
+
+@pytest.mark.parametrize("type_", ["\ud800", "error\n\nevent: message_stop", ""])
+def test_an_error_of_an_odd_type_is_one_event(type_: str) -> None:
+    text = json.dumps({"type": type_, "error": {"message": "No."}})
+    chunk = {"ms": 1.0, "gap_ms": None, "text": text, "kind": "error", "choice": -1, "event": 0, "read": 0}
+    failed = row(api="messages", chunks=[chunk], status="failed", error=error("stream_error", None, 200), choices=[])
+    assert b"".join(data for _, data in plan(failed, "messages").writes) == f"data: {text}\n\n".encode()
