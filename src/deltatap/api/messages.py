@@ -495,7 +495,7 @@ class Messages(Api):
             several_calls=not choice.get("disable_parallel_tool_use"),
             reasoning=thinking.get("type") in ("enabled", "adaptive"),
             schema=json_schema((body.get("output_config") or {}).get("format")),
-            stop=tuple(body.get("stop_sequences") or ()),
+            stop=tuple(text for text in body.get("stop_sequences") or () if isinstance(text, str)),
         )
 
     def refusal(self, status: int, code: str | None, message: str) -> dict[str, Any]:

@@ -151,11 +151,13 @@ def _calls(tools: Sequence[tuple[str, Mapping[str, Any]]], chance: random.Random
     return replace(made, finish_reason="tool_calls")
 
 
-def _filled(schema: Mapping[str, Any], chance: random.Random) -> Any:  # noqa: ANN401 - any JSON
-    """A value that matches a simple JSON schema."""
-    if schema.get("enum"):
+def _filled(given: object, chance: random.Random) -> Any:  # noqa: ANN401 - any JSON
+    """A value that matches a simple JSON schema. Of several types, it has the first one."""
+    schema = given if isinstance(given, dict) else {}
+    if isinstance(schema.get("enum"), list) and schema["enum"]:
         return chance.choice(schema["enum"])
-    kind = schema.get("type", "object")
+    types = schema.get("type", "object")
+    kind = str(types[0] if isinstance(types, list) and types else types)
     simple: Mapping[str, Any] = {
         "string": _text(chance, 3),
         "integer": chance.randint(0, 99),
@@ -167,7 +169,8 @@ def _filled(schema: Mapping[str, Any], chance: random.Random) -> Any:  # noqa: A
         return simple[kind]
     if kind == "array":
         return [_filled(schema.get("items") or {"type": "string"}, chance) for _ in range(2)]
-    return {name: _filled(given, chance) for name, given in (schema.get("properties") or {}).items()}
+    properties = schema.get("properties")
+    return {name: _filled(its, chance) for name, its in properties.items()} if isinstance(properties, dict) else {}
 
 
 def _text(chance: random.Random, tokens: int) -> str:

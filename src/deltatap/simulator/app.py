@@ -198,7 +198,7 @@ class Simulator:
         except BadFaultError as error:
             await _refusal(api, "400", str(error))(scope, receive, send)
             return
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             message = f"expected a JSON body with model and {api.prompt_field}."
             await _refusal(api, "400", message)(scope, receive, send)
             return

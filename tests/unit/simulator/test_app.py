@@ -196,7 +196,17 @@ def test_rates_can_be_changed_in_a_running_simulator(simulator: Simulation) -> N
     assert raw(simulator)[0] == 200
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"model": "m"}', b'{"model": "m!nope", "messages": [{}]}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"model": "m"}',
+        b'{"model": "m!nope", "messages": [{}]}',
+        b'{"model": "m", "messages": %b%b}' % (b"[" * 1000, b"]" * 1000),
+    ],
+)
 def test_an_invalid_request_is_refused(simulator: Simulation, content: bytes) -> None:
     response = httpx2.post(f"{simulator.base_url}/chat/completions", content=content)
     assert response.status_code == 400

@@ -15,6 +15,7 @@ from starlette.routing import Route
 from deltatap.api.chat import API as CHAT
 from deltatap.api.chat import ChatFrames
 from deltatap.api.frames import Answer, Facts, Piece
+from deltatap.api.messages import API as MESSAGES
 from deltatap.simulator import shapes
 from deltatap.simulator.answers import ENCODING, Pace, answers
 from deltatap.simulator.app import Simulator, SimulatorSettings
@@ -70,6 +71,27 @@ def test_maximum_choices_and_stop_sequences_are_respected() -> None:
     word = whole.split()[7]
     assert texts({**BODY, "stop": word}) == [whole[: whole.index(word)]]
     assert texts({**BODY, "stop": ["nowhere to be found", word]}) == [whole[: whole.index(word)]]
+
+
+@pytest.mark.parametrize(
+    ("schema", "types"),
+    [
+        ({"type": ["string", "null"]}, str),
+        ({"type": []}, dict),
+        ({"type": {}, "properties": [1]}, dict),
+        ({"type": "array", "items": [5]}, list),
+        ({"enum": 5, "type": "integer"}, int),
+        (5, dict),
+    ],
+)
+def test_a_schema_of_any_form_gets_a_value(schema: Any, types: type) -> None:
+    form = {"type": "json_schema", "json_schema": {"schema": {"properties": {"a": schema}}}}
+    assert type(json.loads(texts({**BODY, "response_format": form})[0])["a"]) is types
+
+
+def test_only_texts_are_stop_sequences() -> None:
+    body = {**BODY, "max_tokens": 9, "stop_sequences": ["a", 1, None]}
+    assert MESSAGES.parse_request(body).stop == CHAT.parse_request({**BODY, "stop": ["a", 1, None]}).stop == ("a",)
 
 
 def test_speed_scales_every_wait() -> None:
