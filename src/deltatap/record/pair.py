@@ -100,8 +100,6 @@ class Pair:
         self._waiting += sum(len(event.data) for event in events if isinstance(event, Part))
         self._pump()
         self._news.set()
-        if self.wrong is not None and self._body is not Body.WAIT:
-            self._gone()
 
     def lost(self, _error: Exception | None) -> None:
         """The client has closed the connection."""
@@ -151,6 +149,8 @@ class Pair:
                 self._take(event.data)
             elif isinstance(event, End):
                 self._take_end()
+        if self.wrong is not None and self._body is not Body.WAIT:  # the rest of the body will not arrive
+            self._gone()
         self._pace_client()
 
     def _take(self, data: bytes) -> None:

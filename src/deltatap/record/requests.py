@@ -82,10 +82,11 @@ class RequestParser:
     def _parsed(self, data: bytes) -> bytes:
         """Parse data. Returns what follows a request that asks for another protocol."""
         try:
-            self._llhttp.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._stay()
-            return data[upgrade.args[0] :]
+            try:
+                self._llhttp.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                self._stay()
+                return data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
             self.wrong = f"this is not valid HTTP/1.1: {error}"
         return b""

@@ -142,7 +142,7 @@ class Session:
         except _NO_CONNECTION as error:
             failure = self._unreachable(error)
             pair.discard()
-            await pair.over
+            await asyncio.wait({pair.over})  # which a cut does not cancel
             self._record(failure)
             self._refuse(HTTPStatus.BAD_GATEWAY, failure.message, api, bodiless=head.method == "HEAD")
             return True

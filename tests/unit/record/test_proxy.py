@@ -434,6 +434,20 @@ def test_invalid_http_gets_a_400(tmp_path: Path) -> None:
     assert (server.asked, proxy.rows) == ([], [])
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/other"])
+@pytest.mark.parametrize("reachable", [True, False])
+def test_a_body_that_is_invalid_from_the_start_ends_the_connection(
+    tmp_path: Path, path: str, *, reachable: bool
+) -> None:
+    """The head and the invalid byte arrive in one read, so no later read ends the request."""
+    with (
+        raw_server(answering(*STREAM)) as server,
+        recording(server.base_url if reachable else "http://127.0.0.1:1/v1", tmp_path) as proxy,
+    ):
+        assert talk(proxy.port, f"POST {path} HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nx\r\n".encode()) == b""
+    assert proxy.rows == []
+
+
 def test_a_stop_cuts_requests_that_do_not_end(tmp_path: Path) -> None:
     with (
         raw_server(answering(*STREAM[:2], then="stall")) as server,

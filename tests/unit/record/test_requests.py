@@ -92,6 +92,15 @@ def test_invalid_requests(data: bytes) -> None:
     assert parser.feed(ONE) == []
 
 
+def test_a_wish_for_another_protocol_with_invalid_framing_is_invalid() -> None:
+    parser = RequestParser()
+    wish = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
+    (head,) = parser.feed(b"POST / HTTP/1.1\r\n" + wish + b"Transfer-Encoding: c\r\n\r\n")
+    assert isinstance(head, Head)
+    assert parser.wrong
+    assert parser.feed(ONE) == []
+
+
 def test_a_request_before_bad_data_counts() -> None:
     parser = RequestParser()
     assert joined(parser.feed(ONE + b"hello\r\n\r\n"))[1] == (b"hello",)
