@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from deltatap.cli.runner import CAPTURE, OK, command, given, hint, say, session
+from deltatap.cli.runner import CAPTURE, HOST, OK, PORT, command, given, hint, say, session
 from deltatap.errors import ConfigError
 from deltatap.program import program
 
@@ -26,10 +24,8 @@ _LAST_LINE = (
 def record(
     settings: Settings,
     console: Console,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on. There is no authentication: keep it on loopback.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on. 0 picks a free port.")] = 8091,
+    host: Annotated[str, HOST] = "127.0.0.1",
+    port: Annotated[int, PORT] = 8091,
 ) -> int:
     """Record the requests and answers of your own application: a proxy between it and endpoint.base_url.
 

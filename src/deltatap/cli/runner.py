@@ -68,6 +68,10 @@ def _without_flag_types(parameters: list[Any]) -> list[Any]:
 
 app = typer.Typer(cls=_Group, help=_HELP, no_args_is_help=True, pretty_exceptions_enable=False)
 
+# The options of commands that serve.
+HOST = typer.Option(help="Address to listen on. There is no authentication: keep it on loopback.")
+PORT = typer.Option(min=0, max=65535, help="Port to listen on. 0 picks a free port.")
+
 OK, FAILED, CONFIGURATION, TOO_MANY_ERRORS = 0, 1, 2, 3
 CONDITION_HOLDS = 3
 # The panels of the help, in the order of use.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltatap.cli.runner import ENDPOINTS, OK, Command, app, command, guarded, reader, say, unwrapped
+from deltatap.cli.runner import ENDPOINTS, HOST, OK, PORT, Command, app, command, guarded, reader, say, unwrapped
 from deltatap.errors import ConfigError
 from deltatap.simulator.faults import BREAKS, ENDINGS, REFUSALS, SHAPES, TRAITS
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from deltatap.config import Settings
 
-_HOST = typer.Option(help="Address to listen on. There is no authentication: keep it on loopback.")
-_PORT = typer.Option(min=0, max=65535, help="Port to listen on. 0 picks a free port.")
 _SPEED = typer.Option(min=0, help="Speed factor: 2 is twice as fast, 0 does not wait at all.")
 
 
@@ -31,8 +29,8 @@ def replay(
     run_ids: Annotated[
         list[str] | None, typer.Argument(metavar="RUN", help="Runs to replay. Default: all runs.")
     ] = None,
-    host: Annotated[str, _HOST] = "127.0.0.1",
-    port: Annotated[int, _PORT] = 8090,
+    host: Annotated[str, HOST] = "127.0.0.1",
+    port: Annotated[int, PORT] = 8090,
     speed: Annotated[float, _SPEED] = 1.0,
     most: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of answers, newest first.")] = 10_000,
 ) -> int:
@@ -84,8 +82,8 @@ def _with_faults(callback: Callable[..., None]) -> Callable[..., None]:
 @unwrapped
 @_with_faults
 def simulate(
-    host: Annotated[str, _HOST] = "127.0.0.1",
-    port: Annotated[int, _PORT] = 8089,
+    host: Annotated[str, HOST] = "127.0.0.1",
+    port: Annotated[int, PORT] = 8089,
     seed: Annotated[int, typer.Option(help="Random seed of answers, delays and faults.")] = 0,
     ttft_ms: Annotated[float, typer.Option(help="Median time to first token.")] = 200.0,
     itl_ms: Annotated[float, typer.Option(help="Median inter-token latency.")] = 20.0,

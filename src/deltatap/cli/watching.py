@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltatap.cli.runner import CAPTURE, OK, command, say
+from deltatap.cli.runner import CAPTURE, HOST, OK, PORT, command, say
 from deltatap.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,10 +24,8 @@ def watch(
     run_id: Annotated[
         str, typer.Argument(metavar="RUN", help="The run to watch. Default: the active run, or else the next one.")
     ] = "",
-    host: Annotated[
-        str, typer.Option(help="Address to listen on. There is no authentication: keep it on loopback.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on. 0 picks a free port.")] = 8092,
+    host: Annotated[str, HOST] = "127.0.0.1",
+    port: Annotated[int, PORT] = 8092,
 ) -> int:
     """Show an active run in a browser: open streams as they arrive, rates, TTFT, errors and cost.
 
