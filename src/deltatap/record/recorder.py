@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import count
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from deltatap.api import registry
 from deltatap.http.live import STREAMS, open_stream
@@ -24,7 +25,7 @@ from deltatap.worker.journal import JournalWriter, warm_up
 from deltatap.worker.lag import LagWatch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from deltatap.api.base import Api
     from deltatap.config import Settings
@@ -157,9 +158,8 @@ class Recorder:
         return found
 
 
-def _added(counts: Any) -> dict[str, int]:  # noqa: ANN401 - an iterable of counters
-    total: dict[str, int] = {}
+def _added(counts: Iterable[Counter[str]]) -> dict[str, int]:
+    total: Counter[str] = Counter()
     for each in counts:
-        for name, number in dict(each).items():
-            total[name] = total.get(name, 0) + number
-    return total
+        total.update(dict(each))  # a copy, because the writer's thread counts
+    return dict(total)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import socket
+import statistics
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,21 @@ def test_a_stream_passes_byte_for_byte_and_becomes_a_row(tmp_path: Path) -> None
     assert 0 <= row["headers_ms"] <= row["ttft_ms"] <= row["last_chunk_ms"] <= row["e2e_ms"]
     assert row["connection"]["reused"] is False
     assert row["error"] is None
+
+
+def test_a_heartbeat_counts_the_rows_of_every_api(tmp_path: Path) -> None:
+    with raw_server(answering(*STREAM)) as server, recording(server.base_url, tmp_path) as proxy:
+        talk(proxy.port, request())
+        talk(proxy.port, request())
+        talk(proxy.port, request(path="/v1/messages"))
+        rows = proxy.journaled(3)
+        beat = proxy.server.heartbeat()
+    assert beat is not None
+    assert (beat.requests, beat.open, beat.rows, beat.errors) == (3, 0, {"completed": 2, "failed": 1}, {"protocol": 1})
+    assert beat.output_tokens == sum(row["usage_tiktoken"]["output_tokens"] or 0 for row in rows)
+    times = [row["ttft_ms"] for row in rows if row["ttft_ms"] is not None]
+    assert beat.ttft_ms == pytest.approx(statistics.median(times), abs=1e-3)
+    assert beat.cost_usd is None
 
 
 def test_one_connection_carries_several_requests(tmp_path: Path) -> None:
