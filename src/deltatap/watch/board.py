@@ -199,8 +199,6 @@ def _sums(sums: Snapshot) -> Mapping[str, Any]:
     }
 
 
-def of_epoch(heartbeats: Iterable[Heartbeat], control: Control | None) -> list[Heartbeat]:
+def of_epoch(heartbeats: Iterable[Heartbeat], control: Control) -> list[Heartbeat]:
     """The heartbeats of the latest plan. Those of earlier drivers count other requests."""
-    beats = list(heartbeats)
-    epoch = max((beat.epoch for beat in beats), default=0) if control is None else control.epoch
-    return [beat for beat in beats if beat.epoch == epoch]
+    return [beat for beat in heartbeats if beat.epoch == control.epoch]

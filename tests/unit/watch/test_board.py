@@ -37,6 +37,12 @@ def test_a_running_run() -> None:
     assert board["streams"][0]["text"] == "Hello"
 
 
+def test_the_time_counts_from_the_first_look_at_the_run() -> None:
+    board = Board()
+    board.turn(Seen(), 1.0)
+    assert [board.turn(seen(number), 4.0 + number)["elapsed_s"] for number in range(3)] == [0.0, 1.0, 2.0]
+
+
 def test_rates_are_those_of_the_last_seconds() -> None:
     board = Board()
     for second in range(20):
@@ -98,5 +104,4 @@ def test_at_the_end_the_last_numbers_stay() -> None:
 def test_heartbeats_of_earlier_drivers_do_not_count() -> None:
     old, new = beat(epoch=1), beat(epoch=2)
     assert of_epoch([old, new], Control(2, 1)) == [new]
-    assert of_epoch([old, new], None) == [new]
-    assert of_epoch([], None) == []
+    assert of_epoch([], Control(2, 1)) == []
