@@ -401,7 +401,7 @@ class MessagesFrames(TypedFrames):
         inputs, outputs = (facts.usage.get(f"{name}_tokens_details") or {} for name in ("prompt", "completion"))
         read, written = inputs.get("cached_tokens"), inputs.get("cache_write_tokens")
         made: dict[str, Any] = {
-            "input_tokens": facts.usage.get("prompt_tokens", 0) - (read or 0) - (written or 0),
+            "input_tokens": max(0, facts.usage.get("prompt_tokens", 0) - (read or 0) - (written or 0)),
             "output_tokens": facts.usage.get("completion_tokens", 0),
         }
         if read is not None or written is not None:

@@ -162,6 +162,12 @@ def test_the_usage_can_be_left_out() -> None:
         assert b"So" in sent
 
 
+def test_more_cached_tokens_than_input_tokens_give_no_negative_count() -> None:
+    used = {"input_tokens": 3, "output_tokens": 4, "total_tokens": 7, "cached_input_tokens": 5}
+    body = json.loads(plan(row(usage_reported=used), "messages", streamed=False).writes[0][1])
+    assert (body["usage"]["input_tokens"], body["usage"]["cache_read_input_tokens"]) == (0, 5)
+
+
 def test_events_are_merged_split_and_slowed_down() -> None:
     whole = b"".join(frame for _, frame in plan(row()).writes)
     merged = plan(row(), merge=4).writes
