@@ -42,9 +42,14 @@ def test_an_answer_is_found_by_its_request_id_and_run() -> None:
     assert find(rows, {}, request_id="a", run_id="x") == ("a", "x")
     assert find(rows, run_id="x") == ("a", "x")
     assert find(rows, {"messages": "else"}, "messages", request_id="b") == ("b", "y")
-    wrong: list[dict[str, Any]] = [{"request_id": "c"}, {"run_id": "z"}, {"request_id": "b", "run_id": "x"}, {}]
-    for options in wrong:
-        with pytest.raises(NotFoundError):
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"request_id": "c"}, "no answer with the request id c was captured"),
+        ({"run_id": "z"}, "no answer of the run z can be replayed"),
+        ({"request_id": "b", "run_id": "x"}, "no answer with the request id b was captured in the run x"),
+        ({}, "a request without a body needs the option request_id"),
+    ]
+    for options, why in wrong:
+        with pytest.raises(NotFoundError, match=f"^{why}$"):
             find(rows, {}, **options)
 
 
