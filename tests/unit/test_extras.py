@@ -136,7 +136,13 @@ def test_the_commands_that_need_no_extra_work_without_any(tmp_path: Path) -> Non
 def test_without_spark_local_tables_can_be_used(tmp_path: Path) -> None:
     (tmp_path / "prompts.csv").write_text("request_id,prompt\na,Hello\n")
     loaded, listed = run(tmp_path, {"spark"}, [["load", "prompts.csv"], ["runs"]])
-    assert loaded == (0, f"prompts loaded into {tmp_path / 'data/prompts'}: 1\nnext: `deltatap capture`\n")
+    assert loaded == (
+        0,
+        (
+            f"prompts loaded into {tmp_path / 'data/prompts'}: 1\nnext: `deltatap capture`"
+            "; add the settings of your endpoint and tables if the configuration does not have them\n"
+        ),
+    )
     assert listed[1] == (
         f"✗ runs.table: {tmp_path / 'data/runs'}: this Delta table does not exist; capture something first, "
         "or name your table with --set runs.table=…\n"

@@ -54,6 +54,11 @@ def test_runs_have_a_line_each_and_their_reasons_below() -> None:
     assert lines[5:] == ["r1: stopped by [you]"]
 
 
+def test_a_recording_owes_nothing() -> None:
+    lines = printed(terminal.show_runs, [RUN | {"owed": 0, "completed": 3}], {}, {}, NOW, width=90).splitlines()
+    assert lines[2].split() == ["r1", "stopped", "11-21", "06:30", "3", "5", "1.5000"]
+
+
 def test_runs_fit_into_80_columns() -> None:
     run = RUN | {"run_id": "20261121T063000-abc123", "completed": 3980, "owed": 4000, "failed": 2, "reason": None}
     runs = [

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 COMPARED = {"p50": 0.5, "p95": 0.95}
 # Maximum number of rows per run and mode. More rows would narrow the intervals, but slow the comparison down.
 ROWS = 5_000
+# If the times of more rows than this share are inexact, a p95 can be.
+_SHARE_OF_P95 = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,27 +80,54 @@ def compare_each(
 
 @dataclass(frozen=True, slots=True)
 class Counted:
-    """How many rows a run has in a mode, and how many of them are left out of the times, by reason."""
+    """The rows of a run in a mode.
+
+    Attributes:
+        rows: how many there are.
+        left_out: how many are left out of the times, by reason.
+        busy: how many count although the event loop ran late (rows with the kernel's clock).
+    """
 
     rows: int
     left_out: Mapping[str, int]
+    busy: int = 0
 
 
 def counted(reader: Reader, settings: Settings, first: str, second: str) -> dict[str, list[Counted]]:
     """All rows of two runs and those left out, by mode and run. The reasons are those of ``uncounted.REASONS``."""
     runs = captures_sql(reader, settings, in_runs([first, second]))
     measured = measured_sql(settings, runs)
-    every = rows(reader.query(f"SELECT run_id, mode, count(*) AS rows FROM ({measured}) GROUP BY run_id, mode"))
+    lag = settings.analysis.max_loop_lag_ms
+    busy = "0" if lag is None else f"sum(CASE WHEN counts AND loop_lag_ms > {lag} THEN 1 ELSE 0 END)"
+    every = rows(
+        reader.query(f"SELECT run_id, mode, count(*) AS rows, {busy} AS busy FROM ({measured}) GROUP BY run_id, mode")
+    )
     left_out: dict[tuple[str, str], Counter[str]] = {}
     for row in rows(reader.query(uncounted_sql(measured))):
         left_out.setdefault((row["mode"], row["run_id"]), Counter())[reason(row)] += row["rows"]
     by_run = {
-        key: Counted(row["rows"], dict(left_out.get(key, {})))
+        key: Counted(row["rows"], dict(left_out.get(key, {})), row["busy"])
         for row in every
         for key in [(row["mode"], row["run_id"])]
     }
     modes = sorted({mode for mode, _ in by_run}, reverse=True)
     return {mode: [by_run.get((mode, run_id), Counted(0, {})) for run_id in (first, second)] for mode in modes}
+
+
+def doubts(names: Sequence[str], counted: Mapping[str, Sequence[Counted]]) -> list[str]:
+    """Warnings about runs in which this machine was busy during so many rows that it can have changed a p95.
+
+    Args:
+        names: of the runs.
+        counted: by mode, for each run.
+    """
+    return [
+        f"{mode}, {name}: the machine that captured was busy during {run.busy:,} of {run.rows:,} rows, so a difference "
+        "can come from this machine instead of the server"
+        for mode, runs in counted.items()
+        for name, run in zip(names, runs, strict=True)
+        if run.busy > _SHARE_OF_P95 * run.rows
+    ]
 
 
 def _counting_rows(reader: Reader, settings: Settings, run_id: str) -> pa.Table:

@@ -108,7 +108,7 @@ def not_landed(reader: Reader, settings: Settings, run_id: str | None = None) ->
     wanted = "" if run_id is None else f" AND {in_runs([run_id])}"
     if not (found := newest_runs(reader, settings, 1, f"status = '{RunStatus.RUNNING}'{wanted}")):
         return ""
-    where = "its newest answers are in its journal, and land while it runs or when you start the capture again"
+    where = "its newest answers are in its journal, and land while it runs or when you start the same command again"
     return f"run {found[0]['run_id']} has not ended: {where}"
 
 
@@ -223,7 +223,7 @@ def newest_with_rows(reader: Reader, settings: Settings) -> str:
     """
     newest = newest_runs(reader, settings, 1, HAS_ROWS)
     if not newest:
-        why = not_landed(reader, settings) or "capture something first"
+        why = not_landed(reader, settings) or "capture something first, or name your table with --set runs.table=…"
         raise ConfigError([f"runs.table: {settings.runs.table}: no run has rows yet; {why}"])
     return str(newest[0]["run_id"])
 

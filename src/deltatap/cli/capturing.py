@@ -163,7 +163,8 @@ def load(
     say(console, f"prompts loaded into {settings.prompts.table}: {loaded.rows:,}{bad}")
     # Headers of the endpoint can be secret.
     same = given(*(name for name in type(settings).model_fields if name != "endpoint"))
-    say(console, f"next: `{program()} capture{same}`")
+    hint = "add the settings of your endpoint and tables if the configuration does not have them"
+    say(console, f"next: `{program()} capture{same}`; {hint}")
     return OK
 
 

@@ -150,7 +150,7 @@ def compare(
     condition holds.
     """
     from deltatap.analysis.compare import compare as differences  # noqa: PLC0415
-    from deltatap.analysis.compare import counted  # noqa: PLC0415
+    from deltatap.analysis.compare import counted, doubts  # noqa: PLC0415
     from deltatap.analysis.conditions import evaluate, parse  # noqa: PLC0415
     from deltatap.analysis.facts import price_changes  # noqa: PLC0415
     from deltatap.analysis.names import run_names  # noqa: PLC0415
@@ -163,11 +163,14 @@ def compare(
     names = run_names(both)
     found = differences(tables, settings, first, second)
     outcomes = evaluate(conditions, found)
+    every = counted(tables, settings, first, second)
     if as_json:
         print(comparison_json(first, second, found, outcomes))  # noqa: T201 - for programs: no wrapping, no colors
     else:
-        show_comparison(console, names[first], names[second], found, counted(tables, settings, first, second))
+        show_comparison(console, names[first], names[second], found, every)
         show_price_changes(console, price_changes(both))
+    for doubt in doubts((names[first], names[second]), every):
+        say(console, doubt, "warning")
     for outcome in outcomes:
         if outcome.holds:
             say(console, f"--fail-if {outcome}", "problem")

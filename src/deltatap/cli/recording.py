@@ -71,6 +71,7 @@ def record(
     row = ended.row
     rows = sum(row[name] or 0 for name in ("completed", "interrupted", "failed"))
     say(console, f"{rows:,} row{'s' * (rows != 1)} in {settings.captures.table}")
-    say(console, f"next: `{program()} show REQUEST_ID --set captures.table={settings.captures.table}{given('runs')}`")
+    tables = f"--set captures.table={settings.captures.table}{given('runs')}"
+    say(console, f"next: `{program()} report {tables}` lists the requests, `{program()} show ID {tables}` shows one")
     print(json.dumps({name: row[name] for name in _LAST_LINE}))  # noqa: T201 - a line for programs
     return OK

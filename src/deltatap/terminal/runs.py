@@ -43,7 +43,7 @@ def show_runs(
             row["run_id"],
             row["status"].replace("_", "_\n"),  # so that budget_exhausted is not wider than the others
             _started(row["started_at"], now),
-            "" if row["completed"] is None else f"{row['completed']:,}/{row['owed'] or 0:,}",
+            _done(row),
             *("" if row[name] is None else f"{row[name]:,}" for name in ("interrupted", "failed")),
             "" if row["cost_usd"] is None else money(row["cost_usd"]),
         )
@@ -161,6 +161,13 @@ def _show_times(console: Console, times: Sequence[Mapping[str, Any]], *, several
                 quantiles.add_row(label, *(f"{value:,.1f}" for value in row[column]))
     if quantiles.row_count:
         console.print(quantiles)
+
+
+def _done(row: Mapping[str, Any]) -> str:
+    """How many requests of a run have completed, of how many. A recording owes nothing."""
+    if row["completed"] is None:
+        return ""
+    return f"{row['completed']:,}/{row['owed']:,}" if row["owed"] else f"{row['completed']:,}"
 
 
 def _show_late(console: Console, times: Sequence[Mapping[str, Any]], advice: str) -> None:

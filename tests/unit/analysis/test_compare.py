@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deltatap.analysis.compare import difference
+from deltatap.analysis.compare import Counted, difference, doubts
 
 
 def test_a_sample_does_not_differ_from_itself() -> None:
@@ -33,3 +33,13 @@ def test_about_95_percent_of_equal_samples_do_not_differ_clearly() -> None:
     generator = np.random.default_rng(5)
     clear = [difference(generator.exponential(1, 60), generator.exponential(1, 60), 0.5).clear for _ in range(1_000)]
     assert 0.01 <= np.mean(clear) <= 0.07
+
+
+def test_a_run_is_doubtful_if_its_machine_was_busy_long_enough_to_change_a_p95() -> None:
+    counts = {
+        "stream": [Counted(100, {}, busy=5), Counted(100, {"failed": 20}, busy=6)],
+        "complete": [Counted(0, {}), Counted(1, {}, busy=1)],
+    }
+    found = doubts(("night1", "night2"), counts)
+    assert [each.partition(": ")[0] for each in found] == ["stream, night2", "complete, night2"]
+    assert "busy during 6 of 100 rows" in found[0]

@@ -249,7 +249,7 @@ def test_requests_are_good_if_they_completed_within_every_bound(tmp_path: Path) 
         "retries": [],
     }
     rows_by_name: dict[str, dict[str, Any]] = {
-        "good": {"ttft_ms": 100.0, "e2e_ms": 900.0},
+        "good": {"ttft_ms": 100.0, "e2e_ms": 900.0, "loop_lag_ms": 300.0, "clock": "kernel"},
         "whole answer without TTFT": {"e2e_ms": 1000.0, "mode": "complete"},
         "late first token": {"ttft_ms": 100.1, "e2e_ms": 900.0},
         "late end": {"ttft_ms": 50.0, "e2e_ms": 1000.1},
@@ -270,7 +270,7 @@ def test_requests_are_good_if_they_completed_within_every_bound(tmp_path: Path) 
     assert good_requests(reader, load_settings(tree), ["a"]) == {}, "no limit is set"
     assert counted(reader, settings, "a", "b") == {
         "stream": [
-            Counted(7, {"interrupted": 1, "failed": 1, "unsent": 1, "reused": 1}),
+            Counted(7, {"interrupted": 1, "failed": 1, "unsent": 1, "reused": 1}, busy=1),
             Counted(1, {}),
         ],
         "complete": [Counted(1, {}), Counted(0, {})],
@@ -309,4 +309,10 @@ def test_the_command_line_loads_and_shows_without_pyspark(tmp_path: Path) -> Non
     code, output = run("load", str(tmp_path / "x.csv"), *(word for each in given for word in ("--set", each)))
     tables = " ".join(f"--set {name}.table={tmp_path / name}" for name in ("captures", "runs"))
     same = f"--config {tmp_path / 'c.yml'} --set {given[0]} --set 'request={{seed: 1}}' {tables}"
-    assert (code, output) == (0, f"prompts loaded into {tmp_path / 'prompts'}: 1\nnext: `deltatap capture {same}`\n")
+    assert (code, output) == (
+        0,
+        (
+            f"prompts loaded into {tmp_path / 'prompts'}: 1\nnext: `deltatap capture {same}`"
+            "; add the settings of your endpoint and tables if the configuration does not have them\n"
+        ),
+    )
