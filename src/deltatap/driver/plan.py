@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from deltatap.config import Capture, Settings
     from deltatap.driver.active import ActiveRun
     from deltatap.driver.landing import Landing
+    from deltatap.driver.lease import Lease
     from deltatap.driver.progress import Snapshot
     from deltatap.state import PlanState
 
@@ -95,7 +96,7 @@ def make_plan(run: ActiveRun, landing: Landing, building: owed.Building) -> Plan
     """Land the journal of earlier starts of the run, then write the owed requests."""
     settings, spark, lease = run.settings, run.spark, run.lease
     if lease.resumed:
-        run.say(f"resumes run {lease.run_id}")
+        run.say(resumes(lease))
     landing.drain()
     for old in run.state.plans():
         run.state.files.delete_folder(old.folder)
@@ -119,6 +120,14 @@ def make_plan(run: ActiveRun, landing: Landing, building: owed.Building) -> Plan
     if settings.capture.arrivals is not None:
         calls = tuple(_calls(files, part, settings.capture) for part in range(len(files.part_files())))
     return Plan(files, tasks, requests, reused, final, before, calls)
+
+
+def resumes(lease: Lease) -> str:
+    """What the user has to know about the run that this start resumes."""
+    if not lease.seen_at:
+        return f"resumes run {lease.run_id}"
+    lost = "the provider may also bill calls that are not in the tables: those that a dead driver left open"
+    return f"resumes run {lease.run_id}; {lost}"
 
 
 def _earlier_starts(run: ActiveRun) -> tuple[dict[str, Any], int]:

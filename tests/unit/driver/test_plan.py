@@ -10,7 +10,7 @@ import pytest
 from deltatap.config import load_settings
 from deltatap.driver import plan as planning
 from deltatap.driver.pacer import Spent
-from deltatap.driver.plan import Plan, _listed, announce, models, task_count
+from deltatap.driver.plan import Plan, _listed, announce, models, resumes, task_count
 from deltatap.driver.progress import Snapshot
 from deltatap.state import PlanState
 
@@ -31,6 +31,13 @@ def test_the_counts_of_earlier_starts_are_added() -> None:
         "owed": 13, "completed": 5, "interrupted": 1, "failed": 0, "requests": 9, "input_tokens": 8,
         "output_tokens": 0, "cost_usd": 0.75,
     }  # fmt: skip
+
+
+def test_after_a_death_the_user_hears_of_calls_that_no_table_counts() -> None:
+    stopped: Any = SimpleNamespace(run_id="r", seen_at=0.0)
+    assert resumes(stopped) == "resumes run r"
+    died: Any = SimpleNamespace(run_id="r", seen_at=1.8e9)
+    assert "the provider may also bill calls that are not in the tables" in resumes(died)
 
 
 def test_the_counts_of_a_run_fit_their_columns() -> None:
