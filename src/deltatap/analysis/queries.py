@@ -22,7 +22,7 @@ from deltatap.prices import exact_usd
 from deltatap.prompt_columns import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from deltatap.config import Settings
     from deltatap.delta.reader import Reader
@@ -115,19 +115,34 @@ def not_landed(reader: Reader, settings: Settings, run_id: str | None = None) ->
 def require_runs(reader: Reader, settings: Settings, run_ids: Sequence[str]) -> list[Row]:
     """The rows of runs on this captures table.
 
+    Args:
+        reader: reads the table.
+        settings: name the table.
+        run_ids: the ids, or their beginnings if no other id begins like this.
+
     Raises:
-        ConfigError: a run does not exist; the message names the newest runs.
+        ConfigError: a run does not exist, or several ids begin like this; the message names runs.
     """
     known = {row["run_id"]: row for row in newest_runs(reader, settings, 1_000)}
+    found = {run_id: [run_id] if run_id in known else _beginning(run_id, known) for run_id in run_ids}
     newest = ", ".join(list(known)[:5]) or "none"
     problems = [
-        f"runs.table: {settings.runs.table}: run {run_id} does not exist on this captures table; newest: {newest}"
-        for run_id in run_ids
-        if run_id not in known
+        f"runs.table: {settings.runs.table}: "
+        + (
+            f"several runs begin with {run_id}: {', '.join(several[:5])}"
+            if several
+            else f"run {run_id} does not exist on this captures table; newest: {newest}"
+        )
+        for run_id, several in found.items()
+        if len(several) != 1
     ]
     if problems:
         raise ConfigError(problems)
-    return [known[run_id] for run_id in run_ids]
+    return [known[found[run_id][0]] for run_id in run_ids]
+
+
+def _beginning(start: str, ids: Iterable[str]) -> list[str]:
+    return [each for each in ids if start and each.startswith(start)]
 
 
 def newest_capture(reader: Reader, settings: Settings, request_id: str, run_id: str | None) -> list[Row]:
@@ -199,7 +214,7 @@ def not_completed(reader: Reader, settings: Settings, run_id: str | None, limit:
     if run_id is None:
         run_id = newest_with_rows(reader, settings)
     else:
-        require_runs(reader, settings, [run_id])
+        run_id = require_runs(reader, settings, [run_id])[0]["run_id"]
     require_table(reader, "captures", settings.captures.table)
     found = rows(
         reader.query(
@@ -259,8 +274,7 @@ def newest_answers(
     """
     captures = settings.captures.table
     require_table(reader, "captures", captures)
-    if run_ids:
-        require_runs(reader, settings, run_ids)
+    run_ids = [row["run_id"] for row in require_runs(reader, settings, run_ids)] if run_ids else []
     answered = "started_at IS NOT NULL"
     if "reused_from" in reader.schema(captures).names:  # older tables do not have it
         answered = f"({answered} OR reused_from IS NOT NULL)"

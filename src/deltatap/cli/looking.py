@@ -88,8 +88,9 @@ def failures(
 
     tables = reader(settings, console)
     to_show, to_load = given("captures", "runs"), given("prompts")
-    show_failures(console, *not_completed(tables, settings, run_id, most), to_show, to_load)
-    if note := not_landed(tables, settings, run_id):
+    shown, found, every = not_completed(tables, settings, run_id, most)
+    show_failures(console, shown, found, every, to_show, to_load)
+    if note := not_landed(tables, settings, run_id and shown):
         say(console, note, "warning")
     return OK
 
@@ -160,6 +161,7 @@ def compare(
     conditions = parse(fail_if or ())
     tables = reader(settings, console)
     both = require_runs(tables, settings, (first, second))
+    first, second = (row["run_id"] for row in both)
     names = run_names(both)
     found = differences(tables, settings, first, second)
     outcomes = evaluate(conditions, found)

@@ -68,7 +68,7 @@ def reconcile(
     billed = [charge for path in files for charge in read_charges(path)]
     tables = reader(settings, console)
     if run_id is not None:
-        require_runs(tables, settings, [run_id])
+        run_id = require_runs(tables, settings, [run_id])[0]["run_id"]
     elif start is None:
         newest = newest_runs(tables, settings, 1, HAS_ROWS)
         if not newest:

@@ -46,7 +46,7 @@ def write_report(reader: Reader, settings: Settings, run_ids: Sequence[str], pat
     """
     make_folder(path)
     if run_ids:
-        require_runs(reader, settings, run_ids)
+        run_ids = [row["run_id"] for row in require_runs(reader, settings, run_ids)]
     else:
         run_ids = [newest_with_rows(reader, settings)]
     run_ids = list(dict.fromkeys(run_ids))

@@ -23,6 +23,7 @@ from deltatap.analysis.queries import (
     newest_with_rows,
     not_completed,
     not_landed,
+    require_runs,
     summarize,
     why_no_runs,
 )
@@ -226,6 +227,27 @@ def test_a_run_that_has_not_ended_has_answers_that_are_not_in_the_table(tmp_path
         with pytest.raises(ConfigError) as none:
             newest_capture(reader, settings, "q1", run_id)
         assert list(none.value.problems)[1:] == more
+
+
+def test_a_run_is_known_by_the_beginning_of_its_id(tmp_path: Path) -> None:
+    write(tmp_path / "captures", columns.CAPTURES)
+    usual = {"captures": str(tmp_path / "captures"), "started_at": AT, "status": "completed"}
+    write(
+        tmp_path / "runs", columns.RUNS, *(usual | {"run_id": run_id} for run_id in ("mon-1", "mon-2", "mon", "tue-1"))
+    )
+    settings = load_settings({name: {"table": str(tmp_path / name)} for name in ("captures", "runs")})
+
+    def known(*starts: str) -> list[str]:
+        return [row["run_id"] for row in require_runs(LocalReader(no_spark), settings, starts)]
+
+    assert known("tue", "mon", "mon-2") == ["tue-1", "mon", "mon-2"], "a whole id means its run"
+    for start, why in {
+        "mon-": "several runs begin with mon-: mon-",
+        "": "run  does not exist",
+        "x": "newest: ",
+    }.items():
+        with pytest.raises(ConfigError, match=why):
+            known(start)
 
 
 def test_without_runs_the_runs_table_is_named(tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def test_each_later_run_is_compared_with_the_first_in_the_order_given(
 
     runs = [run_row(run_id, night=night) for run_id, night in zip("rstu", ("one", "two", "three", "four"), strict=True)]
     monkeypatch.setattr("deltatap.report.page.gather", lambda *_: gathered(runs=runs))
-    monkeypatch.setattr("deltatap.report.page.require_runs", lambda *_: None)
+    monkeypatch.setattr("deltatap.report.page.require_runs", lambda *given: [{"run_id": each} for each in given[2]])
     monkeypatch.setattr("deltatap.report.page.compare_each", compare_each)
     path = tmp_path / "report.html"
     assert write_report(cast("Any", None), Settings(), ["r", "t", "s", "r", "u"], path) == ["r", "t", "s", "u"]
@@ -338,7 +338,7 @@ def test_json_cannot_end_a_script(text: str) -> None:
 
 def test_a_page_that_cannot_be_written_gets_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deltatap.report.page.gather", lambda *_: gathered())
-    monkeypatch.setattr("deltatap.report.page.require_runs", lambda *_: None)
+    monkeypatch.setattr("deltatap.report.page.require_runs", lambda *given: [{"run_id": each} for each in given[2]])
     with pytest.raises(ConfigError, match=r"^/dev/full: cannot be written: No space left on device$"):
         write_report(cast("Any", None), Settings(), ["r"], Path("/dev/full"))
 
