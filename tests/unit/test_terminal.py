@@ -237,7 +237,7 @@ def test_failures_have_a_line_each_and_a_hash_has_its_prompt() -> None:
     first, *hints = printed(terminal.show_failures, "r1", [invalid], 1, " -c c", " -c p").splitlines()[1:]
     assert first == "q[1]  failed; will not be sent again  invalid_request: no prompt"
     assert hints == [
-        "invalid_request: correct these prompts in a file, load it with `deltatap load -c p FILE --replace`, and capture again",
+        "invalid_request: a corrected prompt is a new request: load a file with `deltatap load -c p FILE --replace`, and capture again",
         "one request with everything that arrived: `deltatap show -c c REQUEST_ID`",
     ]
     both = printed(terminal.show_failures, "r1", [row, row | {"mode": "complete"}], 2)

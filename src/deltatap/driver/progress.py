@@ -199,8 +199,8 @@ def _waiting(now: Snapshot) -> str:
 
 def _facts(now: Snapshot, elapsed_s: float) -> list[str]:
     facts = [
-        f"{now.open:,} streams open",
-        f"{now.requests:,} calls",
+        f"{now.open:,} stream{'s' * (now.open != 1)} open",
+        f"{now.requests:,} call{'s' * (now.requests != 1)}",
         f"{_rate(now.called, elapsed_s)} requests/s",
         f"{_rate(now.output_tokens, elapsed_s)} tokens/s",
     ]

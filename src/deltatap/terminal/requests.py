@@ -64,7 +64,9 @@ def show_failures(
         line(console, f"{every - len(found):,} more: --limit {every} lists all")
     if any(row["type"] == "invalid_request" for row in found):
         load = f"`{program()} load{to_load} FILE --replace`"
-        line(console, f"invalid_request: correct these prompts in a file, load it with {load}, and capture again")
+        line(
+            console, f"invalid_request: a corrected prompt is a new request: load a file with {load}, and capture again"
+        )
     line(console, f"one request with everything that arrived: `{program()} show{to_show} REQUEST_ID`", style="dim")
 
 
