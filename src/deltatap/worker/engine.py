@@ -38,6 +38,7 @@ from deltatap.worker.lag import LagWatch
 from deltatap.worker.moderation.moderator import WAIT_S, Moderator
 from deltatap.worker.retry import cool_down, next_try, pause_s, stops_run, too_long_s, until
 from deltatap.worker.schedule import Scheduler
+from deltatap.worker.unfinished import Unfinished
 from deltatap.worker.usage import Tally
 
 if TYPE_CHECKING:
@@ -100,41 +101,6 @@ class Client(Protocol):
         ...
 
 
-class _Unfinished:
-    """Counts the jobs that are submitted and not finished, and blocks above a maximum.
-
-    A blocked thread continues only when there is room for several jobs, because waking a thread costs the event loop as
-    much time as a chunk.
-    """
-
-    def __init__(self, maximum: int) -> None:
-        self._maximum = maximum
-        self._low = maximum - 1 - maximum // 16
-        self._count = 0
-        self._changed = threading.Condition()
-
-    def add(self, timeout: float) -> bool:
-        """Count a job. False if the maximum was reached for `timeout` seconds."""
-        with self._changed:
-            full = self._count >= self._maximum
-            if full and not self._changed.wait_for(lambda: self._count <= self._low, timeout):
-                return False
-            self._count += 1
-            return True
-
-    def remove(self) -> None:
-        """A job is finished."""
-        with self._changed:
-            self._count -= 1
-            if self._count in (0, self._low):
-                self._changed.notify_all()
-
-    def wait(self, timeout: float) -> bool:
-        """Wait until no job is left. False if any is left after `timeout` seconds."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._count == 0, timeout)
-
-
 class Engine:
     """Runs jobs until each is captured or dropped. ``submit`` blocks while too many are unfinished, to bound memory.
 
@@ -175,7 +141,7 @@ class Engine:
         self._scheduler = Scheduler(share)
         self._tally = Tally()
         self._lag = LagWatch()
-        self._unfinished = _Unfinished(look_ahead)
+        self._unfinished = Unfinished(look_ahead)
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._main, name="deltatap-engine", daemon=True)
         self._ready = threading.Event()

@@ -11,7 +11,7 @@ import pytest
 from deltatap.messages import Permit
 from deltatap.model import CaptureError
 from deltatap.worker import retry
-from deltatap.worker.engine import Engine, Proceed, _Unfinished
+from deltatap.worker.engine import Engine, Proceed
 from tests.scripted import LIMITS, Delivered, Scripted, called, job, run
 
 pytestmark = pytest.mark.usefixtures("no_backoff")
@@ -106,28 +106,6 @@ def test_a_cool_down_from_the_driver_is_not_reported_back() -> None:
         assert engine.status()["cool_s"] == 0.0
         assert engine.status()["wants"] == 1
         assert client.started == []
-
-
-def test_a_feeding_thread_that_waits_continues_when_there_is_room_for_several_jobs() -> None:
-    unfinished, added = _Unfinished(32), threading.Event()
-    assert all(unfinished.add(0.0) for _ in range(32))
-    assert not unfinished.add(0.0)
-
-    def add() -> None:
-        if unfinished.add(10.0):
-            added.set()
-
-    waiting = threading.Thread(target=add)
-    waiting.start()
-    for _ in range(2):
-        unfinished.remove()
-    assert not added.wait(0.05)
-    unfinished.remove()
-    assert added.wait(5.0)
-    waiting.join()
-    for _ in range(30):
-        unfinished.remove()
-    assert unfinished.wait(0.0)
 
 
 def test_a_scheduled_call_starts_when_it_is_due_and_says_how_late(monkeypatch: pytest.MonkeyPatch) -> None:
