@@ -176,7 +176,7 @@ class Budget(Section):
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """The limits and budgets of a run; None where there is none.
+    """The limits and budgets of a run; None means unlimited.
 
     Attributes:
         requests_per_minute, tokens_per_minute: within any sixty seconds.

@@ -137,7 +137,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _without_password(text: str) -> str:
-    """Text without the passwords in its URLs. In ``abfss://container@account``, there is none."""
+    """Text without the passwords in its URLs. ``abfss://container@account`` contains no password."""
     return _PASSWORD.sub("***@", text)
 
 

@@ -65,7 +65,7 @@ def find(windows: Sequence[Window], patterns: Sequence[str]) -> list[tuple[str, 
 
 
 def _among(windows: Sequence[Window], places: Sequence[int], pattern: str) -> list[int]:
-    """The places whose windows contain a pattern. Either all of the windows are first windows, or none are."""
+    """The places whose windows contain a pattern. The windows are all first windows, or all later ones."""
     texts, owners = [], []
     for at in places:
         for follows in _FOLLOWS[: 1 if windows[at].last else None]:

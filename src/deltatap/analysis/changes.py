@@ -50,7 +50,7 @@ def change_points(values: Values) -> list[tuple[int, float]]:
     """The places at which a new level starts, first to last, each with the p-value of its test.
 
     Args:
-        values: the series, oldest first. With fewer than :data:`FEWEST` numbers, none is found.
+        values: the series, oldest first. A series with fewer than :data:`FEWEST` numbers has no change point.
     """
     if len(values) < FEWEST:
         return []

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from deltatap.analysis.bootstrap import Values, interval
 from deltatap.analysis.metrics import METRICS
 from deltatap.analysis.queries import captures_sql
-from deltatap.analysis.sql import in_runs, measured_sql
+from deltatap.analysis.sql import in_runs, late_sql, measured_sql
 from deltatap.analysis.uncounted import reason, uncounted_sql
 from deltatap.delta.reader import rows
 
@@ -97,8 +97,7 @@ def counted(reader: Reader, settings: Settings, first: str, second: str) -> dict
     """All rows of two runs and those left out, by mode and run. The reasons are those of ``uncounted.REASONS``."""
     runs = captures_sql(reader, settings, in_runs([first, second]))
     measured = measured_sql(settings, runs)
-    lag = settings.analysis.max_loop_lag_ms
-    busy = "0" if lag is None else f"sum(CASE WHEN counts AND loop_lag_ms > {lag} THEN 1 ELSE 0 END)"
+    busy = f"count_if(counts AND {late_sql(settings, kernel=True)})"
     every = rows(
         reader.query(f"SELECT run_id, mode, count(*) AS rows, {busy} AS busy FROM ({measured}) GROUP BY run_id, mode")
     )

@@ -80,7 +80,7 @@ class Lease:
         died: the other runs whose drivers died; their journals must land, and they must be closed.
         taken_at: just before the lease was committed.
         captures: the table.
-        seen_at: the latest heartbeat of the drivers that died, in seconds since the epoch; 0 if none has died.
+        seen_at: the latest heartbeat of the drivers that died, in seconds since the epoch; 0 if no driver has died.
     """
 
     run_id: str

@@ -182,7 +182,7 @@ def announce(run: ActiveRun, plan: Plan, slots: int) -> list[str]:
         )
     if unpriced and settings.prices:
         run.say(
-            f"no price for {_listed(unpriced)} in {prices.named(settings.prices)}, and none is published: "
+            f"no price for {_listed(unpriced)}, neither in {prices.named(settings.prices)} nor in the published ones: "
             "costs will be null, unless the responses name a model that has a price",
             style="yellow",
         )

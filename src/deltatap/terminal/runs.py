@@ -191,7 +191,7 @@ def _show_late(console: Console, times: Sequence[Mapping[str, Any]], advice: str
 
 
 def _less_busy(run: Mapping[str, Any], outcomes: Sequence[Mapping[str, Any]]) -> str:
-    """What to do about a late event loop. There is no lower concurrency than one stream."""
+    """What to do about a late event loop. One stream is the lowest concurrency."""
     one = sum(row["rows"] for row in outcomes) == 1 or json.loads(run["config"])["capture"]["concurrency"] == 1
     return f"{'' if one else 'lower capture.concurrency, or '}use a machine that is less busy"
 
