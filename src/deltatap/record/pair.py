@@ -150,6 +150,8 @@ class Pair:
             elif isinstance(event, End):
                 self._take_end()
         if self.wrong is not None and self._body is not Body.WAIT:  # the rest of the body will not arrive
+            if self._upstream is not None:
+                self._upstream.abort()  # now: an answer must not pass before the session ends
             self._gone()
         self._pace_client()
 
