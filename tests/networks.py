@@ -93,7 +93,7 @@ class Server:
                     connected.sendall(MODELS)
                 else:
                     connected.sendall(OK + chunk(HI))
-                    time.sleep(0.02)
+                    time.sleep(0.1)
                     connected.sendall(chunk(STOP + DONE) + b"0\r\n\r\n")
 
 
