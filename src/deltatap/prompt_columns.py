@@ -25,6 +25,14 @@ _ALIASES = {
     "params": ("parameters", "options", "body"),
 }
 _SIMILARITY = 0.8
+# Parameters of requests that some tools keep in columns; here they belong in params.
+_PARAMETERS = frozenset(
+    (
+        "temperature", "top_p", "top_k", "n", "seed", "stop", "max_tokens", "max_completion_tokens",
+        "max_output_tokens", "presence_penalty", "frequency_penalty", "reasoning_effort", "response_format", "tools",
+        "tool_choice", "service_tier",
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +123,12 @@ def near_misses(columns: Sequence[str]) -> list[tuple[str, str]]:
         if near is not None:
             found.append((near, name))
     return found
+
+
+def misplaced(columns: Iterable[str]) -> str | None:
+    """What to do about unused columns whose names are parameters of requests; None if there are none."""
+    found = [column for column in columns if column.lower() in _PARAMETERS]
+    return f"put request parameters ({', '.join(found)}) in the column params" if found else None
 
 
 def _plain(name: str) -> str:

@@ -106,6 +106,13 @@ def test_a_rejected_key_and_an_unlisted_model_are_found(
     tree["endpoint"] |= {"api_key": {"env": "CHECKED_KEY"}, "model": "gpt-unheard-of"}
     found = findings(spark, tree)
     assert "but not gpt-unheard-of" in details(found, "warning")["models"]
+    assert "price, prompts" not in found
+    prompts.write(spark, tables / "prompts", [("a", "Say it.", "gpt-4o-mini"), ("b", "Say it.", "mine"), ("c", "Hi", " ")])
+    tree["endpoint"] |= {"model": "gpt-4o"}
+    warnings = details(findings(spark, tree), "warning")
+    assert warnings["models"].endswith("models, including gpt-4o-mini, but not gpt-4o, mine")
+    assert warnings["price, prompts"] == "no price for mine: cost_usd will be null"
+    tree["endpoint"] |= {"model": "gpt-unheard-of"}
     monkeypatch.setenv("CHECKED_KEY", KEY + "0")
     found = findings(spark, tree)
     assert details(found)["models"].startswith("the endpoint does not list its models (authentication): ")

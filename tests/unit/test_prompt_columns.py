@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from deltatap.prompt_columns import ColumnType, find, near_misses, similar, wrong_columns
+from deltatap.prompt_columns import ColumnType, find, misplaced, near_misses, similar, wrong_columns
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,11 @@ from deltatap.prompt_columns import ColumnType, find, near_misses, similar, wron
 )
 def test_columns_that_look_like_a_misspelled_name(columns: list[str], expected: list[tuple[str, str]]) -> None:
     assert near_misses(columns) == expected
+
+
+def test_parameters_of_requests_belong_in_params() -> None:
+    hint = "put request parameters (Temperature, top_p) in the column params"
+    assert (misplaced(["Temperature", "topic", "top_p"]), misplaced(["topic"])) == (hint, None)
 
 
 def test_a_column_is_found_in_any_case() -> None:

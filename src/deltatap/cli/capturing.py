@@ -22,6 +22,7 @@ from deltatap.cli.runner import (
 )
 from deltatap.errors import ConfigError
 from deltatap.program import program
+from deltatap.prompt_columns import misplaced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -172,6 +173,9 @@ def _notes_on(loaded: Loaded, *, replace: bool) -> Iterator[tuple[str, str | Non
     """Notes on the result of a load, each with its level. Anything that may surprise the user is a warning."""
     if loaded.known and replace:
         yield f"request ids whose rows were replaced: {loaded.known:,}", None
+        if loaded.emptied:
+            lost = f"the file has no columns {', '.join(loaded.emptied)}, so the replaced rows lost their values there"
+            yield lost, "warning"
     elif loaded.known:
         fail = (
             f"request ids that were already in the table: {loaded.known:,}; if their prompts differ, these requests "
@@ -180,6 +184,8 @@ def _notes_on(loaded: Loaded, *, replace: bool) -> Iterator[tuple[str, str | Non
         yield fail, "warning"
     if "id" in loaded.unused and not loaded.has_ids:
         yield "column id is not used as request_id; to use it, load with --id-column id", "warning"
+    if (hint := misplaced(loaded.unused)) is not None:
+        yield hint, "warning"
     if loaded.unused:
         yield f"not used for requests, but kept in the table: {', '.join(loaded.unused)}", None
 

@@ -29,7 +29,7 @@ from deltatap.model import CaptureError
 from deltatap.spark.slots import slots as count_slots
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
     from pyspark.sql import SparkSession
 
@@ -40,6 +40,8 @@ _T = TypeVar("_T")
 SPARK = ((4, 0), (4, 1), (4, 2))
 _FOUND = tuple(columns.Column(name, columns.STRING, "") for name in ("host", "need", "problem"))
 _SHARED = "shared state folder"
+# Maximum number of models of the prompts to check.
+_MODELS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +79,12 @@ def check(settings: Settings, session: Callable[[], SparkSession]) -> Iterator[F
     spark = session()
     yield _runtime(spark)
     yield from _tables(spark, settings)
+    named = _named_models(spark, settings)
+    if named:
+        yield _price_of(settings, named)
     yield from _where(spark, settings)
     if reachable:
-        yield _models(settings)
+        yield _models(settings, named)
     else:
         yield Finding("models", "warning", "not checked: the endpoint cannot be reached")
     if settings.moderation is not None:
@@ -128,6 +133,31 @@ def _tables(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
             yield Finding(name, "problem", f"{name}.table: {table}: cannot be written: {one_line(error)}")
         else:
             yield Finding(name, "ok", f"{table}: can be written")
+
+
+def _named_models(spark: SparkSession, settings: Settings) -> list[str]:
+    """The first models that the prompts' column ``model`` names."""
+    from deltatap.driver.source import source  # noqa: PLC0415 - the first checks need no Spark
+
+    try:
+        prompts = source(spark, settings)
+        if "model" not in prompts.columns:
+            return []
+        rows = prompts.select("model").where("trim(model) != ''").distinct().limit(_MODELS).collect()
+    except Exception:  # noqa: BLE001 - the check of the prompts reports it
+        return []
+    return sorted(row["model"] for row in rows)
+
+
+def _price_of(settings: Settings, named: Sequence[str]) -> Finding:
+    """Whether the models that the prompts name have prices."""
+    try:
+        prices = prices_of(settings)
+    except ConfigError:
+        return Finding("price, prompts", "warning", "not checked: the prices cannot be read")
+    if without := [model for model in named if prices.find(model) is None]:
+        return Finding("price, prompts", "warning", f"no price for {', '.join(without)}: cost_usd will be null")
+    return Finding("price, prompts", "ok", f"for {', '.join(named)}")
 
 
 def _where(spark: SparkSession, settings: Settings) -> Iterator[Finding]:
@@ -250,9 +280,13 @@ def _moderation(settings: Settings, moderation: Moderation, *, reachable: bool) 
     )
 
 
-def _models(settings: Settings) -> Finding:
-    """Check that the endpoint accepts the key and knows the model. Listing models costs nothing."""
-    model = settings.endpoint.model
+def _models(settings: Settings, named: Sequence[str] = ()) -> Finding:
+    """Check that the endpoint accepts the key and knows the models. Listing models costs nothing.
+
+    Args:
+        settings: of the run.
+        named: the models that the prompts name.
+    """
     try:
         found = _asked(settings, EndpointClient.models)
     except (ConfigError, CredentialError) as error:
@@ -260,9 +294,9 @@ def _models(settings: Settings) -> Finding:
     if isinstance(found, CaptureError):
         level: Level = "problem" if found.type in ("authentication", "permission") else "warning"
         return Finding("models", level, f"the endpoint does not list its models ({found.type}): {found.message}")
-    count = f"the endpoint lists {len(found):,} models"
-    if model is None:
-        return Finding("models", "ok", count)
-    if model in found:
-        return Finding("models", "ok", f"{count}, including {model}")
-    return Finding("models", "warning", f"{count}, but not {model}")
+    used = dict.fromkeys([*([settings.endpoint.model] if settings.endpoint.model else []), *named])
+    listed, unlisted = ([model for model in used if (model in found) is known] for known in (True, False))
+    detail = f"the endpoint lists {len(found):,} models"
+    detail += f", including {', '.join(listed)}" if listed else ""
+    detail += f", but not {', '.join(unlisted)}" if unlisted else ""
+    return Finding("models", "warning" if unlisted else "ok", detail)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -9,12 +10,14 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from decimal import Decimal
 
     from rich.console import Console
 
     from deltatap.config import Arrivals
     from deltatap.driver.estimate import Estimate
+
+# The prices of this tier are for files of requests, which are answered within a day.
+_BATCH = "batch"
 
 
 def show(console: Console, found: Sequence[Estimate], schedule: Arrivals | None = None) -> None:
@@ -29,6 +32,11 @@ def show(console: Console, found: Sequence[Estimate], schedule: Arrivals | None 
         for one in listed:
             if not one.called:
                 console.print(f"{_mode(one)}: {_saved(one)}", markup=False, highlight=False, soft_wrap=True)
+    called = [one for one in found if one.called and one.requests]
+    if len(called) > 1:
+        console.print(_total(called), highlight=False, soft_wrap=True)
+    if any(one.most_output is None for one in called):
+        console.print("to bound the run, set budget.cost_usd or budget.tokens", highlight=False, soft_wrap=True)
     if schedule is not None:
         calls = sum(one.requests for one in found if one.called)
         console.print(schedule.of(calls), highlight=False, soft_wrap=True)
@@ -51,8 +59,22 @@ def _show_model(console: Console, model: str, found: Sequence[Estimate]) -> None
             console.print(f"{_mode(one)}: {_why(one)}", markup=False, highlight=False, soft_wrap=True)
         for tier, least, most in one.tiers if one.requests else ():
             cost = _range(_usd(least), None if most is None else _usd(most))
-            text = f"{_mode(one)}: {cost} with service_tier {tier}"
+            how = f"with service_tier {tier}" if tier != _BATCH else "through a batch API, which deltatap does not use"
+            text = f"{_mode(one)}: {cost} {how}"
             console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _total(called: Sequence[Estimate]) -> str:
+    priced = [(one.least_usd, one.most_usd) for one in called if one.least_usd is not None]
+    text = f"\ntotal: {sum(one.requests for one in called):,} requests"
+    if priced:
+        most = (
+            None if any(one is None for _, one in priced) else sum((one or Decimal(0) for _, one in priced), Decimal(0))
+        )
+        least = sum((one for one, _ in priced), Decimal(0))
+        text += f", {_range(_usd(least), None if most is None else _usd(most))}"
+        text += ", without the models that have no price" if len(priced) < len(called) else ""
+    return text
 
 
 def _mode(one: Estimate) -> str:
@@ -82,7 +104,7 @@ def _why(one: Estimate) -> str:
         none += f" (only endpoints with another endpoint.name do: {', '.join(one.elsewhere)})"
     if one.most_output is not None:
         return f"{none}: output from one token to the limit of each request"
-    return f"{none}, and no request limits its output: set budget.cost_usd or budget.tokens to bound the run"
+    return f"{none}, and no request limits its output"
 
 
 def _range(least: str, most: str | None) -> str:

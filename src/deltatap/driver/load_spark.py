@@ -54,7 +54,9 @@ def load_prompts(
     schema = _spark_schema(path, load.rows)
     load.check({field.name: column_type(field.dataType) for field in schema.fields})
     frame = spark.createDataFrame(load.rows, schema)
-    loaded = load.loaded(_known(spark, load.table, frame))  # before the write, so that no error follows it
+    # Counted before the write, so that no error follows it.
+    known = _known(spark, load.table, frame)
+    loaded = load.loaded(known, _emptied(spark, load.table, frame) if replace and known else ())
     if (why := tables.why_not_creatable(spark, load.table)) and not tables.exists(spark, load.table):
         raise load.refused(why)
     try:
@@ -74,6 +76,20 @@ def _known(spark: SparkSession, table: str, frame: DataFrame) -> int:
         return 0
     ids = rows.select(rows[column].cast("string").alias("request_id"))
     return frame.select("request_id").distinct().join(ids, "request_id", "left_semi").count()
+
+
+def _emptied(spark: SparkSession, table: str, frame: DataFrame) -> tuple[str, ...]:
+    """The columns that the file lacks and in which the rows to replace have values."""
+    rows = spark.table(tables.quoted(table))
+    missing = [column for column in rows.columns if not find(column, frame.columns)]
+    if not missing:
+        return ()
+    ids = frame.select(F.col("request_id").cast("string").alias("request_id")).distinct()
+    replaced = rows.join(
+        ids, rows[str(find("request_id", rows.columns))].cast("string") == ids["request_id"], "left_semi"
+    )
+    counts = replaced.agg(*(F.count(column_of(column)).alias(f"_{at}") for at, column in enumerate(missing))).collect()
+    return tuple(column for column, count in zip(missing, counts[0], strict=True) if count)
 
 
 def _write(frame: DataFrame, table: str, *, replace: bool) -> None:

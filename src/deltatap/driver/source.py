@@ -15,7 +15,16 @@ from deltatap.delta import tables
 from deltatap.driver.reading import JSON, KEPT, TEMPLATE
 from deltatap.errors import ConfigError, one_line
 from deltatap.program import program
-from deltatap.prompt_columns import COLUMNS, ColumnType, did_you_mean, find, near_misses, similar, wrong_columns
+from deltatap.prompt_columns import (
+    COLUMNS,
+    ColumnType,
+    did_you_mean,
+    find,
+    misplaced,
+    near_misses,
+    similar,
+    wrong_columns,
+)
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame, SparkSession
@@ -91,14 +100,17 @@ def table(spark: SparkSession, settings: Settings) -> DataFrame:
 
 
 def misspelled(spark: SparkSession, settings: Settings) -> list[str]:
-    """One line for each unused column whose name looks like a misspelled column of deltatap."""
+    """One line for each unused column that looks like a misspelled column of deltatap, and one on parameters."""
     named = {name.lower() for name in settings.prompts.keep}
     named |= {name.lower() for template in settings.prompts.templates.values() for name in template.columns}
-    return [
-        f"prompts: column {column} is not used; did you mean {name}?"
-        for column, name in near_misses(table(spark, settings).columns)
+    columns = table(spark, settings).columns
+    found = [
+        f"column {column} is not used; did you mean {name}?"
+        for column, name in near_misses(columns)
         if column.lower() not in named and name not in settings.prompts.templates
     ]
+    hint = misplaced(column for column in columns if column.lower() not in named)
+    return [f"prompts: {problem}" for problem in (*found, *([hint] if hint else ()))]
 
 
 def _opened(spark: SparkSession, prompts: Prompts) -> DataFrame | None:

@@ -95,6 +95,7 @@ def test_service_tiers_have_costs_next_to_the_default_tier() -> None:
     out = io.StringIO()
     show(Console(file=out, width=80), [flex])
     assert "stream, flex: $0.00022 to unbounded with service_tier default" in out.getvalue()
+    assert "stream, flex: $0.00011 to unbounded through a batch API, which deltatap does not use" in out.getvalue()
 
 
 def test_a_long_input_has_the_rates_of_one_request_not_of_their_sum() -> None:
@@ -131,6 +132,10 @@ def test_an_estimate_fits_into_80_columns_with_the_whole_model() -> None:
     assert "stream 2 0 16 2 to unbounded $0.0000036 to unbounded" in lines
     assert "stream 1 0 8 1 to 9 no price" in lines
     assert "stream: capture.reuse saves 7 calls, and $0.1000 to $0.2000" in lines
+    assert lines[-2:] == [
+        "total: 12,003 requests, $0.3000 to unbounded, without the models that have no price",
+        "to bound the run, set budget.cost_usd or budget.tokens",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +149,11 @@ def test_an_estimate_fits_into_80_columns_with_the_whole_model() -> None:
         ({"unbounded": 1}, Lengths(7, 3.0, 80.0), "10th to the 90th percentile of 7 earlier answers$"),
         ({}, Lengths(1, 3.0, 3.0), "output as long as the only earlier answer, at most"),
         ({}, Lengths(), "no earlier answers of this model: output from one token to the limit of each request$"),
-        ({"unbounded": 1}, Lengths(), "no earlier answers of this model, and no request limits its output: set budget"),
+        (
+            {"unbounded": 1},
+            Lengths(),
+            "no earlier answers of this model, and no request limits its output\nto bound the run, set budget",
+        ),
         (
             {},
             Lengths(elsewhere=("[azure]", "b")),
