@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from deltatap.model import Chunks
 
-    # What recvmsg returns beside the data: level, type and bytes of each control message.
+    # The control messages that recvmsg returns with the data: level, type and bytes of each.
     Ancillary = Sequence[tuple[int, int, bytes]]
 
 # SO_TIMESTAMPNS of Linux (asm-generic/socket.h), which Python does not name. The control message has the same number.
