@@ -121,7 +121,7 @@ def simulate(
 
     Set your client's base URL to the URL that the command prints. A model name can request faults:
     gpt-4o-mini!429=0.2:2!cut@5:1 means two rate limits, then a connection that is cut after five pieces, then an
-    answer. gpt-4o-mini!planted@5 puts a word that /moderations flags after five pieces. /sim/calls, /sim/counts,
+    answer. gpt-4o-mini!planted@5 inserts, after five pieces, a word that /moderations flags. /sim/calls, /sim/counts,
     /sim/stats and /sim/moderations return the record.
     """
     from deltatap.simulator.faults import BadFaultError, parse  # noqa: PLC0415
