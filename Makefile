@@ -1,7 +1,7 @@
 PYTHON ?= python3
 UV = .tools/uv/bin/uv
-# Each process has a Spark session of its own, of about 1 GB. Slow tests often wait for other processes: three keep two
-# cores busy.
+# Each test process has a separate Spark session of about 1 GB. Slow tests often wait for other processes, so three test
+# processes keep two cores busy.
 SIDE_BY_SIDE = --numprocesses=logical --maxprocesses=4 --dist=worksteal
 SLOW_SIDE_BY_SIDE = --numprocesses=3 --dist=worksteal
 

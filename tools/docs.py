@@ -70,7 +70,7 @@ def _faults() -> str:
         "breaks the stream": faults.BREAKS,
         "changes the end, the headers or the type of the response": faults.ENDINGS,
         "changes how the stream is cut into events and bytes": faults.SHAPES,
-        "adds or leaves out what some servers send and others do not": faults.TRAITS,
+        "adds or omits data that only some servers send": faults.TRAITS,
     }
     return _table(
         ("the fault", "names"), [(what, ", ".join(f"`{name}`" for name in names)) for what, names in groups.items()]

@@ -29,7 +29,8 @@ _RATES = {
     "output_image_mtok": "image_output", "output_citation_mtok": "citations", "web_searches_kcount": "web_search",
     "storage_searches_kcount": "file_search", "requests_kcount": "request",
 }  # fmt: skip
-# At an unknown URL, the model's name tells who bills it only if nobody else serves it. Anybody can serve an open model.
+# At an unknown URL, the model's name determines the price only if one provider alone serves the model. Anybody can
+# serve an open model.
 _ONLY_OWN_MODELS = ("openai", "anthropic", "google", "x-ai")
 _OPEN_WEIGHTS = "gpt-oss"
 

@@ -83,7 +83,7 @@ class Run(Section):
     labels: dict[str, str] = Field(default_factory=dict)
 
 
-# What Spark's LIMIT takes.
+# The maximum of Spark's LIMIT.
 _MOST_ROWS = 2**31 - 1
 
 
@@ -159,14 +159,14 @@ class Timeouts(Section):
 
 
 class Limits(Section):
-    """What the whole run can start in any 60 seconds."""
+    """Maximum requests and tokens that the whole run starts in any 60 seconds."""
 
     requests_per_minute: Annotated[float, Field(ge=1)] | None = None
     tokens_per_minute: Annotated[float, Field(gt=0)] | None = None
 
 
 class Budget(Section):
-    """What the whole run can use. When a budget is used up, the run drains and ends as budget_exhausted."""
+    """Maximum use of the whole run. When a budget is used up, the run drains and ends as budget_exhausted."""
 
     cost_usd: Annotated[float, Field(gt=0)] | None = None
     tokens: PositiveInt | None = None

@@ -163,7 +163,7 @@ Try next:
 def main(*, watch: bool = False) -> int:
     """Run the demo; if `watch` is true, show the run in a browser. Returns the exit code."""
     say("deltatap demo: 200 prompts, each answered as a stream and as a whole by a simulated endpoint")
-    say("no key is needed, and nothing is paid: the costs are what the model would cost")
+    say("you need no key and pay nothing: the costs shown are those of the real model")
     options = ["--tokens", "60", *(word for fault in _FAULTS for word in ("--fault", fault))]
     with simulator(*options) as base_url, ThreadPoolExecutor(1) as pool:
         # The JVM starts while the simulator does. If it cannot, the capture says why.

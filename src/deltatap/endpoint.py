@@ -199,7 +199,7 @@ def _network_problems(endpoint: Endpoint) -> list[str]:
         if (bad := _header_problem(endpoint, name, value)) is not None:
             problems.append(f"endpoint.headers.{name}: {bad}" if _TOKEN.fullmatch(name) else f"endpoint.headers: {bad}")
         elif name.lower() in seen:
-            problems.append(f"endpoint.headers.{name}: is set twice; upper and lower case make no difference")
+            problems.append(f"endpoint.headers.{name}: is set twice; header names are case-insensitive")
         seen.add(name.lower())
     return problems
 
@@ -207,7 +207,7 @@ def _network_problems(endpoint: Endpoint) -> list[str]:
 def _header_problem(endpoint: Endpoint, name: str, value: str | Source) -> str | None:
     """Why a header cannot be sent; None if it can."""
     if not _TOKEN.fullmatch(name):
-        return "a name contains a character that the name of a header cannot have"
+        return "a name contains a character that header names cannot contain"
     if _RESERVED.fullmatch(name):
         return "must not be set: deltatap sets it"
     if name.lower().startswith("proxy-"):
@@ -221,19 +221,19 @@ def _header_problem(endpoint: Endpoint, name: str, value: str | Source) -> str |
 
 
 def sendable(value: str) -> bool:
-    """Whether a header can hold this value."""
+    """Whether a header can have this value."""
     return value.isascii() and value.isprintable()
 
 
 def proxy_problem(url: str) -> str | None:
-    """What is wrong with the URL of a proxy; None if nothing is. The text does not contain the URL."""
+    """The problem with the URL of a proxy; None if there is none. The text does not contain the URL."""
     try:
         parts = urlsplit(url)
         valid = bool(parts.hostname) and parts.port != 0 and url.isascii() and url.isprintable() and " " not in url
     except ValueError:
         return f"expected {A_PROXY}"
     if parts.scheme in ("https", "socks", "socks4", "socks4a", "socks5", "socks5h"):
-        return f"deltatap does not support {parts.scheme}:// proxies, only http:// ones (https:// endpoints included)"
+        return f"deltatap does not support {parts.scheme}:// proxies, only http:// ones (also for https:// endpoints)"
     if parts.scheme != "http" or not valid or parts.path not in ("", "/") or parts.query or parts.fragment:
         return f"expected {A_PROXY}"
     return None

@@ -70,7 +70,7 @@ class LandingError(DeltatapError):
 
 
 class ExportError(DeltatapError):
-    """Spans cannot be exported: the server cannot be reached, or does not take them. No header is in the message."""
+    """Spans cannot be exported: the server cannot be reached or refuses them. The message contains no header."""
 
 
 def missing_extra(error: ModuleNotFoundError, extra: str) -> MissingExtraError:
@@ -83,7 +83,7 @@ def missing_extra(error: ModuleNotFoundError, extra: str) -> MissingExtraError:
 
 _CRASHED = "Python worker exited unexpectedly"
 _MAX_LENGTH = 300
-# What py4j and Spark put before the message: a call's name, the class of an exception, or that a job has failed.
+# Prefixes that py4j and Spark add to a message: a call's name, the class of an exception, or that a job has failed.
 _NOISE = re.compile(
     r"An error occurred while calling \S+|Exception while serving query|Multiple failures in stage materialization"
     r"|:?\s*(?:Caused by: )?(?:[a-z]\w*\.)+[A-Z][\w$]*(?:Exception|Error|Throwable)?:?"

@@ -100,7 +100,7 @@ class Files:
         """Access with a limit on file creations.
 
         Args:
-            per_s: how many files may be created per second, messages included.
+            per_s: how many files may be created per second, including messages.
             patience_s: how long a failing operation is repeated.
             clock: monotonic seconds.
             sleep: as ``time.sleep``.

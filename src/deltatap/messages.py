@@ -93,7 +93,7 @@ class KeptStream:
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """What identifies the request."""
+        """The values that identify the request."""
         return self.endpoint, self.request_id, self.request_hash, self.mode
 
 

@@ -373,7 +373,7 @@ class Tries:
     failing_since: float | None = None
 
 
-# Whose clock says when the chunks of an answer arrived.
+# The sources of the arrival times of chunks.
 Clock = Literal["kernel", "process"]
 
 
@@ -384,7 +384,7 @@ class ConnectionTimes:
     Attributes:
         reused: whether the connection had been opened for an earlier call; then nothing was looked up or opened.
         dns_ms: looking the name up; about 0 if the addresses were known.
-        connect_ms: opening the connection, a proxy's tunnel included.
+        connect_ms: opening the connection, including a proxy's tunnel.
         tls_ms: the TLS handshake.
         upload_ms: from the first byte written until the send buffer had taken the last; None if it never did.
     """
@@ -396,7 +396,7 @@ class ConnectionTimes:
     upload_ms: float | None = None
 
 
-# What followed a break: the stream was resumed; the whole answer was read; the server had no such answer, or the
+# The outcomes of a break: the stream was resumed; the whole answer was read; the server had no such answer, or the
 # connection broke before the first event, so the request was sent again.
 Outcome = Literal["stream", "whole", "expired", "unseen"]
 # The error type of a break if the process that read the stream was killed.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _SHOWN_PROBLEMS = 20
 _LINE_END = re.compile(rb"\r\n|\r|\n")
-# What pyarrow and the csv module take.
+# The limits of pyarrow and the csv module.
 _MOST_BYTES = 2**31 - 1
 
 

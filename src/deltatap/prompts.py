@@ -132,7 +132,7 @@ def request_hash_of(body: Mapping[str, Any]) -> str:
 
 
 def stream_options_problem(params: Mapping[str, Any]) -> str | None:
-    """What is wrong with the `stream_options` among a request's parameters; None if nothing is."""
+    """The problem with the `stream_options` in a request's parameters; None if there is none."""
     options = params.get("stream_options")
     if options is None:
         return None

@@ -39,7 +39,7 @@ class Rates(BaseModel):
             set, they cost as much as other input, and writes for an hour as much as other writes.
         audio_input, image_input: if not set, as other input.
         output: output tokens.
-        reasoning: if set, reasoning tokens are billed beside the output; otherwise they are part of the output.
+        reasoning: if set, reasoning tokens are billed separately; otherwise they are part of the output.
         audio_output, image_output: if not set, as other output.
         citations: tokens of cited sources (Perplexity); if not set, they cost nothing.
         web_search, file_search: a thousand calls of a tool that the server ran; if not set, they cost nothing.

@@ -1,6 +1,6 @@
 """The types of single settings: what a path, a table, a run id or a request body may be, and the base of a section.
 
-Says what is wrong with a value, and makes paths absolute. Leaves the keys to ``endpoint.py`` and ``config.py``.
+Describes the problem with a value, and makes paths absolute. Leaves the keys to ``endpoint.py`` and ``config.py``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What ``deltatap init`` writes: the files of a new folder with their texts, and the commands to try next.
+"""The output of ``deltatap init``: the files of a new folder with their texts, and the commands to try next.
 
 The texts are those of the files that ship with the package. A few lines that fit only a checkout are changed.
 Leaves reading and writing files to ``cli/beginning.py``.
@@ -37,7 +37,7 @@ def files(shipped: Mapping[str, str], *, wheel: str, uuid: str) -> dict[str, str
     Args:
         shipped: the texts of the files that ship with the package: ``conf/local.yml``, and those of the bundle if the
             folder should have one.
-        wheel: what pip makes the wheel from: a requirement or a URL.
+        wheel: the source of the wheel for pip: a requirement or a URL.
         uuid: of the new bundle.
     """
     config = _replaced(shipped[CONFIG], r"^prices: .*$", _PRICES_LINE)
@@ -92,7 +92,7 @@ def next_steps(folder: str, program: str, *, missing: Sequence[str], databricks:
 
 
 def wheel_source(version: str, direct_url: str | None) -> str:
-    """What pip makes the wheel from: the file or folder that deltatap was installed from, or else the package index.
+    """The source of the wheel for pip: the file or folder that deltatap was installed from, or else the package index.
 
     Args:
         version: of the installed package.

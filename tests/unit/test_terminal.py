@@ -149,12 +149,12 @@ def test_summary_of_one_mode_leaves_the_mode_out() -> None:
         "failed, timeout: for example `deltatap show 'q 1'`",
         "next: `deltatap show 'q 1'` shows one answer, `deltatap report r1` writes a report",
     ]
-    assert "all of them: `deltatap failures r1`" in lines
+    assert "to list all: `deltatap failures r1`" in lines
     options = " --set captures.table=c"
     lines = printed(terminal.show_summary, RUN, [failed[0] | {"example": "-q"}], [], [], None, options).splitlines()
     assert lines[-2:] == [
         f"failed, timeout: for example `deltatap show{options} -- -q`",
-        f"all of them: `deltatap failures{options} r1`",
+        f"to list all: `deltatap failures{options} r1`",
     ], "no row completed"
     models = [{"model": "a", "cost_usd": 0.25}, {"model": "b[1]", "cost_usd": 1.25}, {"model": "c", "cost_usd": None}]
     assert "cost by model" not in printed(terminal.show_summary, RUN, [outcome], [times], models[:1])
@@ -238,7 +238,7 @@ def test_failures_have_a_line_each_and_a_hash_has_its_prompt() -> None:
     assert first == "q[1]  failed; will not be sent again  invalid_request: no prompt"
     assert hints == [
         "invalid_request: a corrected prompt is a new request: load a file with `deltatap load -c p FILE --replace`, and capture again",
-        "one request with everything that arrived: `deltatap show -c c REQUEST_ID`",
+        "to show one request in full: `deltatap show -c c REQUEST_ID`",
     ]
     both = printed(terminal.show_failures, "r1", [row, row | {"mode": "complete"}], 2)
     assert "q[1] (complete)  failed" in both

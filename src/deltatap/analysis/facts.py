@@ -1,4 +1,4 @@
-"""What a run was captured with, so that a change of a metric can be explained: model, versions and configuration.
+"""The facts about a run that can explain a change of a metric: model, versions and configuration.
 
 A fact has a name and a value, both text. Works on rows of ``runs`` and on counted rows of ``captures``; reads nothing.
 """

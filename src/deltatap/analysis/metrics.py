@@ -22,7 +22,7 @@ def signed(value: float) -> str:
     return f"{value:+,.1f}" if round(value, 1) else "0.0"
 
 
-# The names that the expressions use besides the columns of captures.
+# The names that the expressions use in addition to the columns of captures.
 PARTS = {
     "output": f"filter(chunks, c -> {kinds_sql()})",
     "shown": f"filter(chunks, c -> {kinds_sql('reasoning')})",
@@ -310,7 +310,7 @@ METRICS = (
 # The time from each output to the one before it in its choice. Outputs that arrived in one socket read have a gap of 0,
 # which says nothing about the model, so only the first output of a read counts.
 GAPS = "transform(filter(output, c -> c.gap_ms > 0), c -> c.gap_ms)"
-# The tokens of each output, and the socket read that brought them. The read is null if a late loop merged chunks.
+# The tokens of each output, and its socket read. The read is null if a late loop merged chunks.
 SIZES = "transform(output, c -> named_struct('read', IF(merged, NULL, c.read), 'tokens', c.tokens))"
 COALESCED = "size(filter(output, c -> c.gap_ms = 0))"
 # The same for a row with the kernel's times whose event loop ran late. The kernel merges what arrives meanwhile, and

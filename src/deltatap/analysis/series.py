@@ -37,7 +37,7 @@ _MODES = ("stream", "complete")
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """What a trend shows: a quantile of a metric, in one mode or (None) in each."""
+    """The measure of a trend: a quantile of a metric, in one mode or (None) in each."""
 
     metric: str
     quantile: str
@@ -69,7 +69,7 @@ class Point:
 
     @property
     def decides(self) -> bool:
-        """Whether the run has enough values to say something about the level."""
+        """Whether the run has enough values to count for the level."""
         return self.rows >= FEWEST_VALUES and None not in (self.value, self.low, self.high)
 
 

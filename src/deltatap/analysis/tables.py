@@ -32,14 +32,18 @@ _COUNTS: tuple[Column, ...] = (
         BIGINT,
         "completed rows left out of the latencies because the worker's own event loop ran late and delayed them",
     ),
-    Column("requests", BIGINT, "calls made, retries included"),
-    Column("errors", COUNTS, "failed calls by error type, retried calls included"),
+    Column("requests", BIGINT, "calls made, including retries"),
+    Column("errors", COUNTS, "failed calls by error type, including retried calls"),
     Column("finish_reasons", COUNTS, "rows by finish_reason"),
     Column(
-        "input_tokens", BIGINT, "input tokens of the last call of each row: as reported, else as tiktoken counts them"
+        "input_tokens",
+        BIGINT,
+        "input tokens of the last call of each row: as reported, or else as tiktoken counts them",
     ),
     Column(
-        "output_tokens", BIGINT, "output tokens of the last call of each row: as reported, else as tiktoken counts them"
+        "output_tokens",
+        BIGINT,
+        "output tokens of the last call of each row: as reported, or else as tiktoken counts them",
     ),
     Column(
         "reported_output_tokens", BIGINT, "output tokens of completed rows whose server reported usage, as reported"

@@ -149,7 +149,7 @@ class Accumulator(ABC):
         Args:
             data: the event's data, from the SSE decoder.
             ms: when the event was read, in ms since the request was written.
-            read: number of the socket read that brought it, from 0.
+            read: number of the socket read that returned it, from 0.
             event: the event's type; empty if the server sent none.
         """
         if self._raw is not None:

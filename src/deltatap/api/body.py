@@ -51,7 +51,7 @@ class AnswerBody:
         """Add a part of the body.
 
         Args:
-            data: the part, as one read of the socket brought it.
+            data: the part that one read of the socket returned.
             ms: when it was read, in ms since the request was written.
             read: the number of the read, from 0.
 

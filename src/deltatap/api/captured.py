@@ -112,6 +112,6 @@ def error_in(data: str) -> StreamError:
         value = data
     response = value.get("response") if isinstance(value, dict) else None
     if isinstance(response, dict) and response.get("error"):
-        value = {"error": response["error"]}  # the status beside it is not the error's type
+        value = {"error": response["error"]}  # the response's status is not the error's type
     found = find_error(value) or find_error({"error": value})
     return found or StreamError(None, None, bounded(data, _MESSAGE_CHARS))

@@ -41,7 +41,7 @@ class ChatAccumulator(ChoicesAccumulator):
             self._learn(chunk, data)
 
     def _learn(self, chunk: dict[str, Any], data: bytes) -> None:
-        """Find out how to take chunks like this one without decoding them, if it brings nothing but one text."""
+        """Find out how to take chunks like this one without decoding them, if it contains only one text."""
         if not data.startswith(b"{") or chunk.get("usage") or "error" in chunk or not RARE.isdisjoint(chunk):
             return
         choices = chunk.get("choices")

@@ -82,7 +82,7 @@ class GrowingChoice:
         last_call: the tool call that came last.
         halves: by kind, half of a surrogate pair at the end of a piece. The other half is in the next piece.
         messages: whether a stream has whole messages (`growing` or in `pieces`) where others have deltas.
-        reasoned: the last event that brought reasoning. Some servers send it under two names in one event.
+        reasoned: the last event with reasoning. Some servers send it under two names in one event.
     """
 
     index: int

@@ -31,7 +31,7 @@ class Text(NamedTuple):
         field: `content`, `refusal`, `summary` or `reasoning`.
         at: its number among the texts of the item with the same field.
         text: the text.
-        part: the object that it stands in, which can also have annotations and log probabilities.
+        part: the object that contains it, which can also have annotations and log probabilities.
     """
 
     field: str

@@ -193,7 +193,7 @@ class MessagesAccumulator(Accumulator):
         self._add_input(number)
 
     def _add_input(self, number: int) -> None:
-        """Add the input that a tool's block started with, if no delta has brought it."""
+        """Add the input that a tool's block started with, if no delta has repeated it."""
         given, call = self._inputs.pop(number, None), self._choice().tool_calls.get(number)
         if given and call is not None and not call.arguments.tell():
             self._called(self._choice(), call, None, _encoded(given))

@@ -156,7 +156,7 @@ class Texts:
             rest = text if stretch is None else text[stretch.end - stretch.start :]
             missing = _without(others[kind], arrived[kind], rest)
             if stretch is None and missing == text and others[kind]:
-                # The other text stands in the place of this one: some servers change white space.
+                # The other text replaces this one: some servers change white space.
                 others[kind].popleft()
                 missing = ""
             compared.append((stretch, missing))

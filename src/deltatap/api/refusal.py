@@ -26,7 +26,7 @@ _LEVELS, _ITEMS = 5, 10
 # The names of fields, in lower case and without underscores: servers write error_code, errorCode and ErrorCode.
 # In order of preference: the detail of problem+json says more than its title.
 _MESSAGES = ("message", "detail", "msg", "errormessage", "errormsg", "statusmsg", "errordescription")
-# These fields also have other meanings. They hold an error's message only beside a code.
+# These fields also have other meanings. They contain an error's message only if the object also has a code.
 _VAGUE = ("description", "details", "faultstring", "messages", "reason", "title")
 _CODES = ("code", "errorcode", "statuscode", "errcode")
 _TYPES = ("type", "errortype")
@@ -105,7 +105,7 @@ def read_refusal(body: bytes) -> StreamError:
 
 
 def _explicit(named: Mapping[str, Any]) -> bool:
-    """Whether the object says that it is an error, also beside an answer."""
+    """Whether the object says that it is an error, even if it also has an answer."""
     error = named.get("error")
     if error or named.get("type") == "error" or named.get("object") == "error":
         return True
@@ -152,7 +152,7 @@ def _words(value: object, levels: int = _LEVELS) -> StreamError:
 
 
 def _own(named: Mapping[str, Any], levels: int) -> StreamError:
-    """The words that stand in the object itself."""
+    """The words in the object itself."""
     type_, code, status = _first(named, _TYPES), _first(named, _CODES), _mark(named.get("status"))
     if status is not None and status.isdecimal():
         code = code or status

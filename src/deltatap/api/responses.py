@@ -63,7 +63,7 @@ _INVALID = (
 class ResponsesAccumulator(Accumulator):
     """Receives typed events. All output belongs to choice 0. A whole response is the object in `response.completed`.
 
-    Deltas bring most output. Later events repeat it, and add only what no delta has brought. The content that an item
+    Deltas contain most output. Later events repeat it, and add only what no delta had. The content that an item
     or a part has when it starts is used last, because deltas may follow. The status of the response decides: an item
     that failed in a completed response does not make the response an error.
     """
@@ -339,7 +339,7 @@ class ResponsesAccumulator(Accumulator):
                     self._fill(into, lacking, text.part)
 
     def _add_held(self) -> None:
-        """Add what items and parts had when they started, if nothing else has brought it."""
+        """Add the content that items and parts had when they started, if it has not arrived since."""
         held, self._held = self._held, []
         for added in held:
             if "item" in added:

@@ -57,11 +57,11 @@ def capture(
     """Capture every prompt that has no final row yet.
 
     The last line of the output is JSON: the run's id, status, counts and cost. With capture.follow_s, each run prints
-    such a line, and the last one is repeated at the end.
+    such a line, and the command repeats the last one at the end.
 
     Exit codes: 0, the run completed, was stopped on request, or used up a budget; 1, it failed; 2, the configuration is
     wrong, an optional package is missing, Spark cannot start, or another run is active, and no API call was made; 3,
-    more rows failed than capture.fail_above_error_rate allows.
+    a larger share of rows failed than capture.fail_above_error_rate allows.
     """
     # Spark takes seconds to import and to start, so everything that can fail without Spark is checked first.
     from deltatap.driver.needs import preflight, prices_of  # noqa: PLC0415
@@ -195,10 +195,10 @@ def check(settings: Settings, console: Console) -> int:
     """Check everything a capture needs, without a paid call.
 
     Checks the key, the vocabularies, the network and the state folder, on the driver and in Spark's workers; the
-    prices; the runtime; the tables and the permission to write them (missing tables are created); and whether the
-    endpoint lists the model.
+    prices; the runtime; the tables and the permission to write them; and whether the endpoint lists the model. Creates
+    missing tables.
 
-    Exit codes: 0, everything is fine; 2, there is a problem.
+    Exit codes: 0, no problems; 2, at least one problem.
     """
     from deltatap.driver.check import check as find  # noqa: PLC0415
 
@@ -222,8 +222,8 @@ def stop(
 ) -> int:
     """Stop an active run, on this machine or on another one that uses the same state folder.
 
-    No new request starts. Open requests finish, or are cut after timeouts.grace_s and kept as interrupted. The next run
-    continues from there.
+    No new request starts. Open requests get timeouts.grace_s seconds to finish; after that, they are cut and kept as
+    interrupted. The next run continues from there.
     """
     from deltatap.files import Files  # noqa: PLC0415
     from deltatap.state import RunState  # noqa: PLC0415

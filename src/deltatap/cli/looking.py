@@ -106,8 +106,8 @@ def analyze(
 ) -> int:
     """Compute the metrics tables from captures.
 
-    Updates metrics_by_run, metrics_by_hour, stream_vs_complete and metrics_changes. Their columns have comments.
-    Running the command again changes nothing unless captures changed.
+    Updates metrics_by_run, metrics_by_hour, stream_vs_complete and metrics_changes. Running the command again changes
+    nothing unless captures changed.
 
     Exit codes: 0, done; 2, the configuration is wrong.
     """
@@ -141,7 +141,7 @@ def compare(
     """Compare two runs: how much the median and p95 of each metric differ.
 
     Each difference has a bootstrap 95 % interval. If a mode has more than 5,000 rows, the command compares a sample
-    of 5,000. The sample is the same every time.
+    of 5,000, the same sample every time.
 
     A condition of --fail-if is [MODE.]METRIC.p50 or .p95, > or <, and a signed difference, with % or in the metric's
     unit. It holds if the difference is beyond this limit and its interval excludes zero. Without MODE, it is checked

@@ -49,12 +49,12 @@ def reconcile(
     """Compare captures with the bill of a provider or a gateway, and list the differences with their reasons.
 
     The command reads OpenAI's usage and costs exports, Databricks' system.serving.endpoint_usage, and logs of gateways
-    with one call in each row. If the rows of a bill have request ids, it compares call by call, otherwise model by
+    with one call in each row. If the rows of a bill have request ids, it compares call by call; otherwise, model by
     model. Pass usage and costs of the same period together. If the bill names runs (endpoint.metadata,
     endpoint.headers), only the rows that name this run count.
 
-    Exit codes: 0, the differences are within the tolerance; 2, a file or an option is wrong; 3, the differences exceed
-    it.
+    Exit codes: 0, the differences are within the tolerance; 2, a file or an option is wrong; 3, the differences are
+    larger.
     """
     from deltatap.analysis.queries import HAS_ROWS, newest_runs, require_runs  # noqa: PLC0415
     from deltatap.reconcile.captured import captured, of_the_same  # noqa: PLC0415

@@ -27,14 +27,15 @@ def record(
     host: Annotated[str, HOST] = "127.0.0.1",
     port: Annotated[int, PORT] = 8091,
 ) -> int:
-    """Record the requests and answers of your own application: a proxy between it and endpoint.base_url.
+    """Record your application's requests and answers, with a proxy between the application and endpoint.base_url.
 
-    Set the URL that the command prints as the base URL of the application. Requests go to the same path of the
-    endpoint, with the application's own key. Answers come back byte for byte, as they arrive. Every call of chat
-    completions, legacy completions, Responses and Messages becomes a row of record.table, with the arrival time of each
-    chunk. Prompts and answers are stored; keys are not. Other paths are forwarded, but not recorded.
+    Set your application's base URL to the URL that the command prints. Requests go to the same path of the endpoint,
+    with the application's own key. Answers come back byte for byte, as they arrive. Every call to chat completions,
+    legacy completions, Responses and Messages becomes a row of record.table, with the arrival time of each chunk.
+    Prompts and answers are stored; keys are not. Other paths are forwarded, but not recorded.
 
-    Stop with Ctrl-C. Open requests then have timeouts.grace_s to finish. The last line of the output is JSON.
+    To stop, press Ctrl-C. Open requests then get timeouts.grace_s seconds to finish. The last line of the output is
+    JSON.
     """
     from deltatap.driver.needs import NETWORK, checked, prices_of, process_needs, require  # noqa: PLC0415
     from deltatap.record.forwarding import Target  # noqa: PLC0415
@@ -61,7 +62,7 @@ def record(
             for problem in unreachable:
                 say(console, problem, "warning")
             shown = f"[{address}]" if ":" in address else address
-            say(console, f"run {run_id}: records prompts and answers of {settings.endpoint.base_url}")
+            say(console, f"run {run_id} records prompts and answers of {settings.endpoint.base_url}")
             say(console, f"table: {settings.captures.table} (keys are not stored)")
             print(f"record: http://{shown}:{number}{target.path}", flush=True)  # noqa: T201 - programs wait for this line
 

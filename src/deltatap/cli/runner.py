@@ -181,7 +181,7 @@ def with_settings(words: Sequence[str]) -> list[str]:
     except ValueError as error:
         raise ConfigError([f"--settings: {error}"]) from None
     if refused := [key for part in parts if (key := part.partition("=")[0].strip()).split(".")[0] == "endpoint"]:
-        why = "cannot be changed for one run, because the key would go elsewhere"
+        why = "cannot be set for one run, because the key could then be sent to another server"
         raise ConfigError([f"--settings: {', '.join(refused)}: {why}"])
     return [*others, *(word for part in parts for word in ("--set", part))]
 

@@ -40,7 +40,7 @@ def replay(
     answer that was captured for the same body (request_hash), or for the same last prompt and model. Each API serves
     every answer that it can express, streamed or whole. A stream that broke off breaks off again at the same place.
 
-    Other options of a request: run_id, speed, from_ms, loop, cut, stall, stall_ms, merge, split, bytes_per_s and
+    Other request options: run_id, speed, from_ms, loop, cut, stall, stall_ms, merge, split, bytes_per_s and
     drop_usage. To watch answers arrive, open / in a browser.
     """
     from deltatap.analysis.queries import newest_answers  # noqa: PLC0415
@@ -71,7 +71,7 @@ def _with_faults(callback: Callable[..., None]) -> Callable[..., None]:
         "Faults that break a stream": BREAKS,
         "Faults that change the end, the headers or the content type": ENDINGS,
         "Faults that change where events and reads begin and end": SHAPES,
-        "Faults that add or omit what only some servers send": TRAITS,
+        "Faults that add or omit data that only some servers send": TRAITS,
     }
     listed = [f"{what}: {', '.join(names)}." for what, names in groups.items()]
     callback.__doc__ = "\n\n".join([inspect.cleandoc(callback.__doc__ or ""), *listed])
@@ -119,9 +119,9 @@ def simulate(
 ) -> None:
     """Serve a simulated endpoint, OpenAI- and Anthropic-compatible, that injects faults and records what it sent.
 
-    Use the URL that the command prints as the base URL of a client. A model name can request faults:
+    Set your client's base URL to the URL that the command prints. A model name can request faults:
     gpt-4o-mini!429=0.2:2!cut@5:1 means two rate limits, then a connection that is cut after five pieces, then an
-    answer. gpt-4o-mini!planted@5 puts a word that /moderations flags after five pieces. /sim/calls, /sim/counts,
+    answer. gpt-4o-mini!planted@5 inserts, after five pieces, a word that /moderations flags. /sim/calls, /sim/counts,
     /sim/stats and /sim/moderations return the record.
     """
     from deltatap.simulator.faults import BadFaultError, parse  # noqa: PLC0415

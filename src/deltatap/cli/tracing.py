@@ -31,7 +31,7 @@ def export(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Folder for streams as files: SSE text with times, for tests of front ends.",
+            help="Write streams to this folder as SSE text with times, for front-end tests.",
             file_okay=False,
         ),
     ] = None,
@@ -62,7 +62,7 @@ def export(
     ] = 0.0,
     content: Annotated[bool, typer.Option("--content", help="Include prompts, answers and error messages.")] = False,
 ) -> int:
-    """Export captures to an OTLP server (--otlp) or as files for tests of front ends (--fixtures).
+    """Export captures to an OTLP server (--otlp), or to files for front-end tests (--fixtures).
 
     --otlp sends one OpenTelemetry GenAI client span per row. The span describes the last call of the row; earlier calls
     are events. A second export sends the same spans with the same ids. Headers can also come from

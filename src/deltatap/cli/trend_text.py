@@ -1,4 +1,4 @@
-"""What ``trend`` prints: a table of runs for each series with marks at its changes, or JSON."""
+"""The output of ``trend``: a table of runs for each series with marks at its changes, or JSON."""
 
 from __future__ import annotations
 

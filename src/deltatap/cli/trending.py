@@ -41,9 +41,9 @@ def trend(
 ) -> int:
     """Show a metric over the runs on the captures table, and where its level changed.
 
-    Each combination of endpoint, model and mode is a series. A change point (*) is a run from which the values stay at
-    a different level. The command lists what else changed at this run: model, fingerprint, versions and configuration.
-    A run with fewer than 20 values is shown, but not tested. At least 12 tested runs are needed to find a change.
+    Each combination of endpoint, model and mode is a series. A change point (*) is the first run at a new level that
+    lasts. The command lists what else changed at this run: model, fingerprint, versions and configuration. A run with
+    fewer than 20 values is shown, but not tested. A change point needs at least 12 tested runs.
 
     A condition of --fail-if is > or <, and a signed difference, with % or in the metric's unit, as in compare. It is
     checked only for changes that start in the newest runs (--newest). It holds if the difference between the levels is

@@ -109,7 +109,7 @@ CAPTURES: tuple[Column, ...] = (
     Column(
         "token_source",
         STRING,
-        "who counted chunks.tokens: usage (the server, with each chunk), logprobs (one for each token) or tiktoken; "
+        "source of chunks.tokens: usage (from the server, with each chunk), logprobs (one for each token) or tiktoken; "
         "null if chunks has no output",
         added=True,
     ),
@@ -123,7 +123,7 @@ CAPTURES: tuple[Column, ...] = (
     Column("dispatch_ms", DOUBLE, "from the start of the last call to its request being written to the socket"),
     Column("headers_ms", DOUBLE, "from request written to response headers received"),
     Column("first_chunk_ms", DOUBLE, "from request written to the first event"),
-    Column("ttft_ms", DOUBLE, "from request written to the first output, reasoning included"),
+    Column("ttft_ms", DOUBLE, "from request written to the first output, including reasoning"),
     Column("ttfot_ms", DOUBLE, "from request written to the first output other than reasoning"),
     Column("last_chunk_ms", DOUBLE, "from request written to the last output"),
     Column("e2e_ms", DOUBLE, "from request written to the end of the response"),
@@ -215,7 +215,7 @@ CAPTURES: tuple[Column, ...] = (
     Column(
         "raw",
         _RAW,
-        "type and bytes of every event of the last call, [DONE] included, or the body of a whole answer; null unless "
+        "type and bytes of every event of the last call, including [DONE], or the body of a whole answer; null unless "
         "capture.keep_raw is true",
     ),
     Column("started_at", TIMESTAMP, "start of the last call, UTC"),
@@ -246,7 +246,7 @@ CAPTURES: tuple[Column, ...] = (
         added=True,
     ),
 )
-# What a row takes from the row that it reuses.
+# The columns that a row copies from the row that it reuses.
 ANSWER = (
     "finish_reason", "text", "choices", "response_model", "response_id", "system_fingerprint", "service_tier",
     "request", "content_filter", "logprobs", "annotations", "moderation",
@@ -271,9 +271,9 @@ RUNS: tuple[Column, ...] = (
     Column("completed", BIGINT, "completed rows"),
     Column("interrupted", BIGINT, "interrupted rows"),
     Column("failed", BIGINT, "failed rows"),
-    Column("requests", BIGINT, "calls made, retries included"),
-    Column("input_tokens", BIGINT, "input tokens of all calls: as reported, else as tiktoken counts them"),
-    Column("output_tokens", BIGINT, "output tokens of all calls: as reported, else as tiktoken counts them"),
+    Column("requests", BIGINT, "calls made, including retries"),
+    Column("input_tokens", BIGINT, "input tokens of all calls: as reported, or else as tiktoken counts them"),
+    Column("output_tokens", BIGINT, "output tokens of all calls: as reported, or else as tiktoken counts them"),
     Column("cost_usd", DOUBLE, "cost of all rows that have a price"),
     Column(
         "prices",
@@ -295,7 +295,7 @@ RUNS: tuple[Column, ...] = (
     Column(
         "captures_location",
         STRING,
-        "location of the captures table, links resolved; null in rows of older versions",
+        "location of the captures table, with links resolved; null in rows of older versions",
         added=True,
     ),
 )
@@ -330,7 +330,7 @@ _SQL = {
     USD: f"DECIMAL(38, {PLACES})",
     TIMESTAMP: "TIMESTAMP",
 }
-# What TIMESTAMP means depends on spark.sql.timestampType.
+# The meaning of TIMESTAMP depends on spark.sql.timestampType.
 _IN_DDL = {TIMESTAMP: "TIMESTAMP_LTZ"}
 
 

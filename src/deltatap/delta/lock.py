@@ -1,7 +1,7 @@
 """Locks of the operating system on local tables.
 
 Runs rely on Delta's commits. On a local disk, two processes can replace each other's commit, because Spark renames a
-file over another one. So a run also holds a lock on its captures table, beside the lease, and processes create tables
+file over another one. So a run holds a lock on its captures table, in addition to the lease. Processes create tables
 in a folder one after the other. The kernel releases the locks of a process that dies.
 """
 

@@ -1,1 +1,1 @@
-"""What runs on the driver: one run from start to end."""
+"""The driver's code: one run from start to end."""

@@ -1,4 +1,4 @@
-"""How much of a budget several runs have used together, and what is left for the next run. Pure.
+"""How much of a budget several runs have used together, and how much is left for the next run. Pure.
 
 ``pacer.py`` keeps a single run within its budget.
 """

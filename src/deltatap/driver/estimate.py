@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from pyspark.sql import functions as F  # noqa: N812 - as Spark's documentation has it
+from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's documentation
 
 from deltatap.api.registry import specification
 from deltatap.delta import columns, tables

@@ -99,7 +99,7 @@ def _why(one: Estimate) -> str:
         if one.answers == 1:
             return f"output as long as the only earlier answer{most}"
         return f"output from the 10th to the 90th percentile of {one.answers:,} earlier answers{most}"
-    none = "this endpoint has no earlier answers of this model"
+    none = "this endpoint has no earlier answers from this model"
     if one.elsewhere:
         none += f" (only endpoints with another endpoint.name do: {', '.join(one.elsewhere)})"
     if one.most_output is not None:

@@ -123,7 +123,7 @@ def follow(
                 rounds.runs.append(ended.row)
                 yield ended
                 if rounds.over(time.monotonic()) is None:
-                    say(f"looking for new prompts every {rounds.every_s():g} s; Ctrl-C or `deltatap stop` ends this")
+                    say(f"looking for new prompts every {rounds.every_s():g} s; stop with Ctrl-C or `deltatap stop`")
             if (why := _until_due(spark, rounds, signalled, say)) is not None:
                 break
     if rounds.runs[-1]["status"] == RunStatus.COMPLETED:  # otherwise, the run's row has the reason

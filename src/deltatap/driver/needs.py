@@ -1,4 +1,4 @@
-"""What a run needs, as one list. :func:`preflight`, ``run.py`` and ``check.py`` check the needs, without a paid call.
+"""The needs of a run, as one list. :func:`preflight`, ``run.py`` and ``check.py`` check them, without a paid call.
 
 ``run.py`` decides when to check the needs, and ``check.py`` reports them one by one.
 """

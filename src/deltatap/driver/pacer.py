@@ -322,7 +322,7 @@ class Pacer:
             self._workers[beat.claim].grant(now, beat, dealt[beat.claim], checks_only=beat.claim in checking)
 
     def _one(self, beat: Heartbeat) -> Spent:
-        """What a worker's next request uses of the rate limits. A request above the token limit starts alone."""
+        """How much of the rate limits a worker's next request uses. A request above the token limit starts alone."""
         return _cost(beat).minimum(Spent(1, self._bounds.tokens_per_minute or math.inf, math.inf))
 
     def _overdue(self, now: float, beat: Heartbeat, workers: int) -> bool:

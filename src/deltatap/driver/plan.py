@@ -52,7 +52,7 @@ _STATUSES = ("completed", "interrupted", "failed")
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one start of a run has to capture.
+    """The requests that one start of a run has to capture.
 
     Attributes:
         files: the parts, one file for each capture task, with their manifest, and the record of landed rows.
@@ -74,7 +74,7 @@ class Plan:
 
     @property
     def owed(self) -> int:
-        """How many requests the run had to capture, earlier starts included."""
+        """How many requests the run had to capture, including earlier starts."""
         return self.final + self.requests
 
     @property
@@ -123,7 +123,7 @@ def make_plan(run: ActiveRun, landing: Landing, building: owed.Building) -> Plan
 
 
 def resumes(lease: Lease) -> str:
-    """What the user has to know about the run that this start resumes."""
+    """Notes for the user about the run that this start resumes."""
     if not lease.seen_at:
         return f"resumes run {lease.run_id}"
     lost = "the provider may also bill calls that are not in the tables: those that a dead driver left open"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from deltatap.template import Template
 
-# The columns that the prompts frame has besides those of a prompts table. They are structs with numbered fields,
+# The prompts frame has these columns in addition to those of a prompts table. They are structs with numbered fields,
 # because the columns that they hold can have any name.
 KEPT, TEMPLATE = "kept", "template"
 # The only field of a struct that stands for a VARIANT, with its JSON.

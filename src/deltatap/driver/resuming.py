@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 _LEFT = ".left"
 _WORDS = {
     "stream": ("broken stream was resumed", "broken streams were resumed"),
-    "whole": ("broken answer was read as a whole", "broken answers were read as a whole"),
+    "whole": ("broken answer was read in full", "broken answers were read in full"),
     "expired": (
-        "broken answer was no longer at the provider: its request was sent again",
-        "broken answers were no longer at the provider: their requests were sent again",
+        "broken answer was no longer available: its request was sent again",
+        "broken answers were no longer available: their requests were sent again",
     ),
     "unseen": (
         "request broke off before its first event: it was sent again",

@@ -86,7 +86,7 @@ def settle(
 
 
 def totals(spark: SparkSession, settings: Settings, run_id: str) -> dict[str, Any]:
-    """A run's counts, tokens and cost, and its prices: the sums over its rows in ``captures``, retries included."""
+    """A run's counts, tokens and cost, and its prices: the sums over its rows in ``captures``, with retries."""
     calls = "size(retries) + IF(started_at IS NULL, 0, 1)"
     inputs, outputs = (
         f"{wide(f'coalesce({used_sql(name)}, 0)')} + {_earlier_sql(name)}" for name in ("input_tokens", "output_tokens")

@@ -39,7 +39,7 @@ class Stop:
     Attributes:
         status: the status that the run is closed with.
         reason: for the user, in one line.
-        lets_end: whether open streams may end by themselves instead of being cut after the grace period.
+        lets_end: whether open streams may finish instead of being cut after the grace period.
     """
 
     status: RunStatus
@@ -104,7 +104,7 @@ def all_refused(models: Collection[str], parked: dict[str, Parked], *, succeeded
 
 
 def notes(parked: dict[str, Parked]) -> list[str]:
-    """What to tell the user at the end of a run in which some models refused every request."""
+    """Notes for the user at the end of a run in which some models refused every request."""
     return [
         f"model {model} refuses every request ({entry.requests:,} not sent, still owed): {_checked(str(entry.refusal))}"
         for model, entry in sorted(parked.items())

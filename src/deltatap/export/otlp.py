@@ -80,7 +80,7 @@ class Exporter:
         self._url = url
         self._session = _Session()
         self._exporter = OTLPSpanExporter(url, headers=dict(headers), session=self._session)
-        # What it logs is in the error that send() raises.
+        # The error that send() raises contains everything that it logs.
         logging.getLogger(OTLPSpanExporter.__module__).disabled = True
         own = Resource({"service.name": "deltatap", "service.version": __version__})
         self._resource = own.merge(OTELResourceDetector().detect())
@@ -124,7 +124,7 @@ class Exporter:
 
 
 def _refused(body: bytes) -> str | None:
-    """What a server says about spans that it has refused, although its answer is 200."""
+    """The server's message about spans that it has refused although its status is 200."""
     try:
         partial = ExportTraceServiceResponse.FromString(body).partial_success
     except DecodeError:  # the status counts

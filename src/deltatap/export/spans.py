@@ -239,7 +239,7 @@ def _chunks(row: Mapping[str, Any], start_ns: int, options: Options) -> Iterator
 
 
 def _problem(row: Mapping[str, Any], options: Options) -> str | None:
-    """What the status says about an error. A server's message can repeat the prompt."""
+    """The status message of an error. A server's message can repeat the prompt."""
     if row["status"] == "completed":
         return None
     error = row["error"] or {}

@@ -2,8 +2,8 @@
 
 The kernel stamps a packet when it arrives, so an event loop that reads it late does not change the time. A stamp is
 wall-clock time. The offset between the two clocks changes only if somebody sets the wall clock, because NTP slews both
-alike. So the offset is measured when a response begins, and again when it ends. If the offset has changed, or if a
-stamp is missing or impossible, the response's times are those of the reads (``clock`` is then `process`).
+by the same amount. So the offset is measured when a response begins and when it ends. If the offset has changed, or if
+a stamp is missing or impossible, the response's times are those of the reads (``clock`` is then `process`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from deltatap.model import Chunks
 
-    # What recvmsg returns beside the data: level, type and bytes of each control message.
+    # The control messages that recvmsg returns with the data: level, type and bytes of each.
     Ancillary = Sequence[tuple[int, int, bytes]]
 
 # SO_TIMESTAMPNS of Linux (asm-generic/socket.h), which Python does not name. The control message has the same number.

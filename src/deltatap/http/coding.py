@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
 
-# One piece of output. A small input can stand for a gigabyte, so the reader decides after each piece whether to go on.
+# One piece of output. A small input can stand for a gigabyte, so the reader may stop after each piece.
 PIECE_BYTES = 64 * 1024
 _GZIP, _RAW = zlib.MAX_WBITS | 16, -zlib.MAX_WBITS
 _GZIP_MAGIC = b"\x1f\x8b"

@@ -194,7 +194,7 @@ def _sendable(value: str, where: str) -> str:
     """Return the key if a header can hold it. Otherwise the HTTP library would quote the key in its error."""
     if not sendable(value):
         raise ConfigError(
-            [f"{where}: contains a character that a header cannot hold, such as a line break or a non-ASCII letter"]
+            [f"{where}: contains a character that headers cannot contain, such as a line break or a non-ASCII letter"]
         )
     return value
 

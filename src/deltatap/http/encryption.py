@@ -1,6 +1,6 @@
 """The client's side of one TLS connection, without a socket: ciphertext in, plaintext and ciphertext out. Sans-IO.
 
-``stream_socket.py`` moves the ciphertext. ``tls.py`` makes the context and puts failures into words.
+``stream_socket.py`` moves the ciphertext. ``tls.py`` makes the context and explains failures.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _MAX_HEAD_BYTES = 256 * 1024
 _OK = 200
 # Deviations that browsers and other clients also accept: bare line feeds, blanks after the size of a chunk, a length
-# beside chunks, odd bytes in headers, bytes after the end.
+# next to chunks, odd bytes in headers, bytes after the end.
 _LENIENT = {
     "lenient_headers": True,
     "lenient_chunked_length": True,

@@ -183,5 +183,5 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.[01] (\d{3})([^\r\n]*)")
 
 
 def _more(head: bytes) -> bool:
-    """Whether the head of an answer to CONNECT may go on."""
+    """Whether more of the head of an answer to CONNECT may follow."""
     return b"HTTP/1."[: len(head)] == head[:7] and len(head) < _MAX_HEAD_BYTES and not _END.search(head)

@@ -35,7 +35,7 @@ class Route:
         headers: sent with every call.
         proxy: the proxy on the way; None if there is none.
         tls: the certificates; None for an endpoint without TLS.
-        secrets: values that no table and no message may contain, besides the key.
+        secrets: values that no table and no message may contain, in addition to the key.
     """
 
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)

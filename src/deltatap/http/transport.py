@@ -40,7 +40,7 @@ _REUSED = ConnectionTimes(reused=True)
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What all requests of one kind have in common.
+    """The data that all requests of one kind share.
 
     Attributes:
         url: where they go.

@@ -1,4 +1,4 @@
-"""The charges of captures: one for each call, of a run or of a day, retries included."""
+"""The charges of captures: one for each call of a run or a day, including retries."""
 
 from __future__ import annotations
 

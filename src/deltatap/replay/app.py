@@ -74,7 +74,7 @@ class Replay:
         )
 
     async def serve(self, api: Api, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one call. GET answers with a stream, for an EventSource."""
+        """Answer one call. GET returns a stream, for an EventSource."""
         started = asyncio.get_running_loop().time()
         planned = self._plan(api, scope, await body_of(receive))
         if isinstance(planned, Response):

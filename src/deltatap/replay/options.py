@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 PREFIX = "x-deltatap-"
-# Query parameters that clients of Azure and of Anthropic add by themselves.
+# Query parameters that clients of Azure and of Anthropic add.
 _OF_CLIENTS = ("api-version", "beta")
 _PLACE = re.compile(r"(\d{1,9})|(\d{1,9}(?:\.\d{1,9})?)ms", re.ASCII)
 _LONGEST_MS = 1e9

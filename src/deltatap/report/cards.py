@@ -152,7 +152,7 @@ def _cost(metrics: Sequence[Row]) -> Card:
     costs = [cost for cost in models.values() if cost is not None]
     if not costs:
         return Card("cost", "no price")
-    detail = f"{by_model(list(models.items()))}; retries included" if len(models) > 1 else "retries included"
+    detail = f"{by_model(list(models.items()))}; including retries" if len(models) > 1 else "including retries"
     return Card("cost", f"${money(sum(costs))}", detail)
 
 
@@ -193,7 +193,7 @@ def _flagged(row: Row, series: str) -> list[Card]:
         detail += f"; a reader had seen {row['flagged_chars']['p50']['value']:,.0f} characters (median)"
     more, last = row["partial_checks"], row["last_check_ms"]
     if more["count"]:
-        took = f"{row['partial_checks_ms']['mean']:,.0f} ms beside {last['mean']:,.0f} ms at the end"
+        took = f"{row['partial_checks_ms']['mean']:,.0f} ms, plus {last['mean']:,.0f} ms at the end"
         detail += f"; partial checks: {more['mean']:,.1f} per answer, {took}"
     return [Card("flagged", f"{100 * row['flagged'] / row['checked']:.1f} %", f"{detail}; {series}")]
 

@@ -212,9 +212,9 @@ def _sizes(sizes: pa.Table, label: Mapping[tuple[Any, ...], str]) -> Chart | Non
     used = [at for at in range(len(names)) if any(bar.y[at] for bar in figure.data)]
     figure.update_layout(xaxis={"type": "category", "range": [used[0] - 0.5, used[-1] + 0.5]})
     caption = (
-        "How many tokens one chunk holds, and how many arrive at once, in one socket read. Large chunks come from "
+        "How many tokens one chunk contains, and how many arrive at once, in one socket read. Large chunks come from "
         "speculative decoding, or from a server that sends several tokens together. If more tokens arrive at once than "
-        "one chunk holds, a proxy or the network has held chunks back. A chunk with 0 tokens contains only part of a "
+        "one chunk contains, a proxy or the network delayed chunks. A chunk with 0 tokens contains only part of a "
         "token."
     )
     return Chart("sizes", "Tokens per chunk", caption, figure)

@@ -227,7 +227,7 @@ def _history(reader: Reader, settings: Settings, metrics: Sequence[Row]) -> list
 
 
 def sizes_sql(measured: str) -> str:
-    """SQL: how many outputs have how many tokens, and how many socket reads brought how many, from measured rows."""
+    """SQL: from measured rows, the number of outputs and of socket reads by their number of tokens."""
     keys = "run_id, endpoint, request_model, mode"
     return f"""
         WITH pieces AS (

@@ -43,7 +43,7 @@ def history_charts(history: Sequence[Series]) -> list[Chart]:
     hollow = " Runs with hollow marks have too few values to be tested." if few else ""
     caption = (
         f"The median of each of the newest {most} runs on the captures table, with its 95 % interval.{hollow} A dashed "
-        f"line marks a run from which the level changed.{changed}"
+        f"line marks the first run at a new level.{changed}"
     )
     return [Chart("history", f"{metric.label} over runs", caption, figure)]
 

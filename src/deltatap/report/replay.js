@@ -1,5 +1,5 @@
 // The replay shows what had arrived at a given moment: on the left the stream, on the right the complete answer. At first
-// it shows the last state. It plays by itself once, when a reader scrolls to it.
+// it shows the last state. It starts automatically once, when a reader scrolls to it.
 if (STREAMS.length) {
   const by = (id) => document.getElementById("replay-" + id);
   const still = window.matchMedia("(prefers-reduced-motion: reduce)");
@@ -69,7 +69,7 @@ if (STREAMS.length) {
     end();
   }
 
-  // What the reader does takes the place of what would play by itself.
+  // An action of the reader cancels the automatic start.
   const watch = new IntersectionObserver((entries) => {
     if (entries.some((entry) => entry.isIntersecting)) {
       watch.disconnect();

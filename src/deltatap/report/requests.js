@@ -31,7 +31,7 @@
   const address = (row) => "#" + new URLSearchParams(
     { request: row.request_id, run: REQUESTS.runs[row.run].id, mode: row.mode });
 
-  // A request without an id of its own has a hash as its id, which says nothing to a reader.
+  // If the prompts have no ids, the id of a request is a hash, which means nothing to a reader.
   const isHash = (id) => /^[0-9a-f]{64}$/.test(id);
   const shortId = (id) => isHash(id) ? id.slice(0, 12) : id;
 

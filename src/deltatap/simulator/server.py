@@ -1,4 +1,4 @@
-"""What the simulator and the replay share: an ASGI application per API, and the process that serves it (uvicorn)."""
+"""Shared by the simulator and the replay: an ASGI application per API, and the process that serves it (uvicorn)."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Jar:
         return f"{repository.rstrip('/')}/io/delta/{self.artifact}/{DELTA}/{self.name}"
 
     def problem(self, folder: Path) -> str | None:
-        """What is wrong with the jar in this folder; None if it is the pinned file."""
+        """The problem with the jar in this folder; None if it is the pinned file."""
         try:
             with (folder / self.name).open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What ``deltatap sweep`` prints: a table of the stages, the result as a sentence, and JSON."""
+"""The output of ``deltatap sweep``: a table of the stages, the result as a sentence, and JSON."""
 
 from __future__ import annotations
 

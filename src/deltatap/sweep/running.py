@@ -35,7 +35,7 @@ _RUNS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """How far a sweep has come.
+    """The progress of a sweep.
 
     Attributes:
         sweep: its id.

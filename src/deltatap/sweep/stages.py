@@ -38,7 +38,7 @@ _JOB = {"prompts", "endpoint", "request", "capture", "timeouts", "limits"}
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a sweep tests.
+    """The test plan of a sweep.
 
     Attributes:
         rates: requests per second; empty for a search.
@@ -61,7 +61,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Point(Outcome):
-    """What a finished stage measured. Times are in ms, and from the schedule unless noted; None if there are none.
+    """The measurements of a finished stage. Times are in ms, from the schedule unless noted; None if there are none.
 
     Attributes:
         run_id: of the stage.
@@ -173,7 +173,7 @@ def stage_settings(
 
 
 def measure(reader: Reader, settings: Settings, stages: Sequence[Row]) -> list[Point]:
-    """What finished stages measured, in their order."""
+    """The measurements of finished stages, in their order."""
     if not stages:
         return []
     captures = captures_sql(reader, settings, in_runs([row["run_id"] for row in stages]))

@@ -1,4 +1,4 @@
-"""What the commands print. Lays out rows; ``analysis`` reads and computes them."""
+"""The output of the commands. Lays out rows; ``analysis`` reads and computes them."""
 
 from deltatap.terminal.console import line, plain_console
 from deltatap.terminal.metrics import comparison_json, show_comparison, show_metrics

@@ -67,7 +67,7 @@ def show_failures(
         line(
             console, f"invalid_request: a corrected prompt is a new request: load a file with {load}, and capture again"
         )
-    line(console, f"one request with everything that arrived: `{program()} show{to_show} REQUEST_ID`", style="dim")
+    line(console, f"to show one request in full: `{program()} show{to_show} REQUEST_ID`", style="dim")
 
 
 def _show_calls(console: Console, row: Mapping[str, Any]) -> None:

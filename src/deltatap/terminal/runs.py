@@ -164,7 +164,7 @@ def _show_times(console: Console, times: Sequence[Mapping[str, Any]], *, several
 
 
 def _done(row: Mapping[str, Any]) -> str:
-    """How many requests of a run have completed, of how many. A recording owes nothing."""
+    """The completed and the owed requests of a run, as text. A recording owes nothing."""
     if row["completed"] is None:
         return ""
     return f"{row['completed']:,}/{row['owed']:,}" if row["owed"] else f"{row['completed']:,}"
@@ -202,7 +202,7 @@ def _show_next(console: Console, run_id: str, outcomes: Sequence[Mapping[str, An
     for (status, why), request_id in examples.items():
         line(console, f"{status}, {why}: for example {_command('show', short_id(request_id), options)}")
     if examples:
-        line(console, f"all of them: {_command('failures', run_id, options)}")
+        line(console, f"to list all: {_command('failures', run_id, options)}")
     completed = next((row["example"] for row in outcomes if row["status"] == "completed"), None)
     if completed is not None:
         shown, report = _command("show", short_id(completed), options), _command("report", run_id, options)

@@ -1,7 +1,7 @@
 """The schedule of an open-loop run (``capture.arrivals``): when each of its calls is due. Pure: reads no clock.
 
 Every worker computes the same schedule from the seed and takes the calls of its own part from it. So all workers
-together form one arrival process, however many they are. ``schedule.py`` starts the calls, ``driver/control.py``
+together form one arrival process, for any number of workers. ``schedule.py`` starts the calls, ``driver/control.py``
 decides when the schedule begins.
 """
 

@@ -1,4 +1,4 @@
-"""What a process needs before its first call: the context of its rows, a running engine, interpreter settings.
+"""The setup before the first call of a process: the context of its rows, a running engine, interpreter settings.
 
 The job's attempts and the public UDF both start here. They decide what the engine captures and where captures go.
 """

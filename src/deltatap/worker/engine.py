@@ -463,7 +463,7 @@ class Engine:
             self._unfinished.remove()
         if following is not None:
             following.planned = time.perf_counter()
-            # Not now: after a stop, many alike jobs would end inside one another.
+            # Not now: after a stop, the calls for many identical jobs would nest.
             self._loop.call_soon(self._take, following)
 
     def _control(self, bounds: Proceed) -> None:

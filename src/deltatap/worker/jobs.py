@@ -125,7 +125,7 @@ def job_of(
 
 
 def expected_use(sent: Wire, settings: Settings, prices: Prices) -> Expected:
-    """What a request is expected to use: its input tokens, its maximum of output tokens, and the model's price."""
+    """The expected use of a request: its input tokens, its maximum of output tokens, and the model's price."""
     api = specification(settings.endpoint.api)
     encoding = known_encoding(sent.model) or settings.tokens.fallback_encoding
     inputs = input_tokens(sent.body, api, sent.model, encoding)

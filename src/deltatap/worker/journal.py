@@ -51,7 +51,7 @@ _RETRY_S = 1.0
 _GIVE_UP_S = 120.0
 # Where a row belongs.
 _PLACE = ("plan", "part", "row")
-# What pyarrow raises for a file that it cannot read; a KeyError for a column that is not there.
+# The errors that pyarrow raises for a file that it cannot read; a KeyError for a column that is not there.
 _FAILURES = (pa.ArrowException, OSError, ValueError, KeyError)
 
 
@@ -287,7 +287,7 @@ def write_journal(folder: Path, name: str, batch: pa.RecordBatch, suffix: str = 
 def journaled_rows(
     folder: Path, plan: int, part: int, files: Files | None = None, *, doubt_s: float = 0.0
 ) -> np.ndarray[Any, Any]:
-    """The rows of a part that are in the journal, held ones included.
+    """The rows of a part that are in the journal, including held ones.
 
     Skips files that landing deletes meanwhile. Landing records their rows before it deletes them, so read the landed
     rows after the journal. Skips damaged files, too: their requests are owed again.

@@ -22,7 +22,7 @@ class Times:
 
     Attributes:
         first_chunk_ms: the first event of any kind, usually the role.
-        ttft_ms: time to first token: the first output that is not empty, reasoning included.
+        ttft_ms: time to first token: the first output that is not empty, including reasoning.
         ttfot_ms: time to first output token: the first output that is not reasoning.
         last_chunk_ms: the last output.
     """

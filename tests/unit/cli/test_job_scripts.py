@@ -55,7 +55,7 @@ def test_a_job_script_takes_several_settings_in_one_argument(monkeypatch: pytest
         ("prompts.sql='SELECT 1", "No closing quotation"),
         (
             "capture.limit=1 ' endpoint.base_url=http://a' endpoint={}",
-            "endpoint.base_url, endpoint: cannot be changed for one run, because the key would go elsewhere",
+            "endpoint.base_url, endpoint: cannot be set for one run, because the key could then be sent to another server",
         ),
     ],
 )

@@ -148,11 +148,11 @@ def test_an_estimate_fits_into_80_columns_with_the_whole_model() -> None:
         ),
         ({"unbounded": 1}, Lengths(7, 3.0, 80.0), "10th to the 90th percentile of 7 earlier answers$"),
         ({}, Lengths(1, 3.0, 3.0), "output as long as the only earlier answer, at most"),
-        ({}, Lengths(), "no earlier answers of this model: output from one token to the limit of each request$"),
+        ({}, Lengths(), "no earlier answers from this model: output from one token to the limit of each request$"),
         (
             {"unbounded": 1},
             Lengths(),
-            "no earlier answers of this model, and no request limits its output\nto bound the run, set budget",
+            "no earlier answers from this model, and no request limits its output\nto bound the run, set budget",
         ),
         (
             {},

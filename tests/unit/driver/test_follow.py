@@ -127,7 +127,7 @@ def test_a_round_follows_when_there_are_new_prompts(tmp_path: Path, monkeypatch:
     assert world.follow() == ["run1", "run2", "run3"]
     assert [after for _, after in world.started] == [(), ("run1",), ("run1", "run2")]
     assert world.said[-1] == "no further round: stopped by a signal"
-    assert world.said.count("looking for new prompts every 0.01 s; Ctrl-C or `deltatap stop` ends this") == 3
+    assert world.said.count("looking for new prompts every 0.01 s; stop with Ctrl-C or `deltatap stop`") == 3
     assert list(tmp_path.iterdir()) == [], "no state is left"
 
 

@@ -56,7 +56,7 @@ def test_missing_key_is_reported_with_its_variable(monkeypatch: pytest.MonkeyPat
 def test_key_that_no_header_can_hold_is_rejected_and_not_shown(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv("TEST_KEY", key)
     with pytest.raises(
-        ConfigError, match=r"endpoint\.api_key\.env: TEST_KEY: contains a character that a header cannot hold"
+        ConfigError, match=r"endpoint\.api_key\.env: TEST_KEY: contains a character that headers cannot contain"
     ) as refused:
         EndpointClient(Endpoint(api_key=ApiKey(env="TEST_KEY")), Timeouts())
     assert key[-4:] not in str(refused.value)

@@ -36,7 +36,7 @@ def test_the_tiles_of_a_run_sum_over_its_series() -> None:
         ("tokens per chunk", "20.0"): "20 % of tokens arrive together with the token before; stream",
         ("median E2E", "900 ms"): "p95 900 ms; complete",
         ("output tokens", "4,000"): "200 input tokens; last call per row only",
-        ("cost", "$0.5000"): "retries included",
+        ("cost", "$0.5000"): "including retries",
     }
 
 
@@ -53,7 +53,7 @@ def test_a_series_with_checked_texts_has_the_share_of_flagged_ones() -> None:
     assert first.detail.startswith(
         "1 of 8 checked answers; a reader had seen 1,234 characters (median); partial checks:"
     )
-    assert "partial checks: 2.5 per answer, 20 ms beside 20 ms at the end; " in first.detail
+    assert "partial checks: 2.5 per answer, 20 ms, plus 20 ms at the end; " in first.detail
     assert second.value == "0.0 %"
     assert second.detail.startswith("0 of 3 checked answers; ")
     assert "complete" in second.detail
@@ -67,7 +67,7 @@ def test_the_cost_of_several_models_is_that_of_each() -> None:
     ]
     [(_, found)] = cards(gathered(metrics=metrics))
     assert [(card.value, card.detail) for card in found if card.label == "cost"] == [
-        ("$2.7500", "b $2.0000, a $0.7500, c no price; retries included")
+        ("$2.7500", "b $2.0000, a $0.7500, c no price; including retries")
     ]
 
 
