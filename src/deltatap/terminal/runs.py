@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ def show_runs(
             *("" if row[name] is None else f"{row[name]:,}" for name in ("interrupted", "failed")),
             "" if row["cost_usd"] is None else money(row["cost_usd"]),
         )
-    costs = [row["cost_usd"] for row in runs if row["cost_usd"] is not None]
+    costs = [row["cost_usd"] for row in runs if row["cost_usd"] is not None and math.isfinite(row["cost_usd"])]
     if len(costs) > 1:
         table.add_row("together", "", "", "", "", "", money(sum(costs)))
     console.print(table)
