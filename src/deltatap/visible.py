@@ -7,6 +7,7 @@ change its title or earlier lines, and would reorder text after a bidirectional 
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -25,5 +26,17 @@ def _escape(code: int) -> str:
 
 
 def json_text(value: Any, **options: Any) -> str:  # noqa: ANN401 - any JSON value, and the options of json.dumps
-    """A value as JSON that is safe to print: control characters are escaped, and everything else is readable."""
-    return _HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, **{"ensure_ascii": False, **options}))
+    """A value as JSON that is safe to print: control characters are escaped, and everything else is readable.
+
+    JSON has no infinity and no NaN, so they become null.
+    """
+    text = json.dumps(_finite(value), **{"ensure_ascii": False, **options})
+    return _HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value

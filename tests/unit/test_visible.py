@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -181,4 +182,5 @@ def test_lines_tabs_and_other_scripts_stay_as_they_are() -> None:
     for text in ("a\r\nb\tc\n", "größe 🙂 שלום", "\u200d\u2028"):
         assert visible(text) == text
     assert visible("a\ud800") == r"a\ud800"
+    assert json_text([math.inf, {"a": (math.nan, 1.5)}]) == '[null, {"a": [null, 1.5]}]'
     assert json.loads(json_text({"ä\x9b": "\x7f\ud800"})) == {"ä\x9b": "\x7f\ud800"}
