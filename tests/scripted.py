@@ -93,7 +93,7 @@ class Delivered:
 
     def put(self, capture: Capture) -> None:
         with self._changed:
-            self.captures.append(capture)
+            self.captures += capture.with_copies
             self._changed.notify()
 
     def wait(self, count: int) -> None:

@@ -555,6 +555,11 @@ class Capture:
         """Whether a call of the job completed."""
         return bool(self.job.calls) and self.job.calls[-1].status == "completed"
 
+    @property
+    def with_copies(self) -> list[Capture]:
+        """This capture and, if it completed, those of the identical requests, which use its answer."""
+        return [self, *(Capture(job, reused=self) for job in (self.job.alike if self.completed else ()))]
+
 
 class RunStatus(StrEnum):
     """The status of a run, as the ``runs`` table stores it."""

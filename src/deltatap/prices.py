@@ -12,10 +12,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
 from pydantic import ValidationError
 
-from deltatap import catalog, shipped
+from deltatap import catalog, settings_file, shipped
 from deltatap.errors import ConfigError
 from deltatap.rates import Price
 
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
 DEFAULT_FILE = "conf/prices.yml"
 # Maximum number of models in a line of costs.
 MODELS = 10
+# Amounts in this range are written without an exponent.
+_LEAST_USD, _MOST_USD = 1e-18, 1e15
 # The names of the default tier. "auto" in an answer names no tier.
 _DEFAULT_TIERS = ("default", "standard", "auto", "scale")
 
@@ -118,11 +119,14 @@ def _is_shipped(path: str) -> bool:
 def _load(path: str) -> list[Price]:
     file = shipped.path(path) if _is_shipped(path) else Path(path)
     try:
-        entries = yaml.safe_load(file.read_text(encoding="utf-8"))
+        entries = settings_file.parse(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError([f"prices: {path}: cannot be read: {error.strerror}"]) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"prices: {path}: is not valid YAML: {' '.join(str(error).split())}"]) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"prices: {path}: is not UTF-8 text (byte {error.start})"]) from error
+    except ValueError as error:
+        where = str(error)
+        raise ConfigError([f"prices: {path}{', ' if where.startswith('line ') else ': '}{where}"]) from error
     if entries is None:  # only comments
         return []
     if not isinstance(entries, list):
@@ -149,7 +153,12 @@ def exact_usd(expression: str) -> str:
 
 
 def money(usd: float) -> str:
-    """An amount with four decimals; a small amount with three digits, without zeros at the end."""
+    """An amount with four decimals; a small amount with three digits, without zeros at the end.
+
+    A number that no call costs, such as infinity in a table that deltatap did not write, is shown as it is.
+    """
+    if not _LEAST_USD <= abs(usd) <= _MOST_USD and usd != 0:
+        return f"{usd:g}"
     decimals = 4 if usd == 0 else max(4, 2 - math.floor(math.log10(abs(usd))))
     whole, _, fraction = f"{usd:,.{decimals}f}".partition(".")
     return f"{whole}.{fraction.rstrip('0'):0<4}"

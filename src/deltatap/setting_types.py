@@ -28,7 +28,12 @@ class Section(BaseModel):
     """A section of the settings. Unknown keys and wrong types are refused, and messages contain no values."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, hide_input_in_errors=True, validate_default=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        hide_input_in_errors=True,
+        validate_default=True,
+        allow_inf_nan=False,  # no SQL and no JSON has them; null means "no limit"
     )
 
 

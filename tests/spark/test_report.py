@@ -116,9 +116,9 @@ def test_the_report_of_two_runs_shows_their_differences(
     assert "Differences" in shown
     numbers = shown.partition('id="numbers"')[2].partition("</section>")[0]
     assert numbers.count("<caption>") == 13, "two runs, three models, two modes; and paired"
-    assert "temperature 0, gpt-4o-mini, stream" in shown
+    assert "temperature=0, gpt-4o-mini, stream" in shown
     tiles = re.findall(r'<h2>([^<]*)</h2>\s*<div class="cards">', shown)
-    assert tiles == ["temperature 0", "temperature 1"]
+    assert tiles == ["temperature=0", "temperature=1"]
     assert shown.count('<div class="label">goodput</div>') > 1
     assert element_text(shown, "requests-count").startswith("96 of 96 rows")
     errors = html.unescape(shown.partition('id="failures"')[2].partition("</section>")[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,11 @@ def test_an_empty_override_unsets_a_key() -> None:
             "settings: limits.requests_per_minute: expected a number greater than or equal to 1, found 0.5",
         ),
         ({"budget": {"tokens": 1.5}}, "settings: budget.tokens: expected an integer, found 1.5"),
+        *(
+            ({section: {name: odd}}, f"settings: {section}.{name}: expected a finite number, found {odd}")
+            for section, name in (("budget", "cost_usd"), ("analysis", "max_loop_lag_ms"), ("timeouts", "total_s"))
+            for odd in (math.inf, math.nan)
+        ),
         (
             {"endpoint": {"api_key": {"secret": "no-scope"}}},
             "settings: endpoint.api_key.secret: expected {env: NAME}, the name of an environment variable",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from deltatap.delta import columns
 from deltatap.errors import ConfigError
-from deltatap.prices import DEFAULT_FILE, load_prices, named
+from deltatap.prices import DEFAULT_FILE, by_model, load_prices, money, named
 from deltatap.rates import Billed, Price, cost_parts, cost_usd
 from deltatap.worker.billing import total
 
@@ -177,20 +178,32 @@ def test_without_the_default_file_the_prices_of_the_package_apply(
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("a: 1", "expected a list of entries"),
-        ("- [", "is not valid YAML"),
-        (ENTRY + "- {model: x, output: 1, date: 2026-01-01, source: s}", "entry 2: input: Field required"),
-        (ENTRY.replace("input: 2", "input: -2"), "entry 1: input: Input should be greater than or equal to 0"),
-        (ENTRY.replace("input:", "inptu:"), "entry 1: inptu: Extra inputs are not permitted"),
-        ("- 3", "entry 1: entry: "),
+        ("a: 1", ": expected a list of entries"),
+        ("- [", ", line 1, column 4: is not valid YAML"),
+        ("- " + "[" * 9999, ": is not valid YAML: it is nested too deeply"),
+        ("\xff", ": is not UTF-8 text (byte 0)"),
+        (ENTRY + "- {model: x, output: 1, date: 2026-01-01, source: s}", ": entry 2: input: Field required"),
+        (ENTRY.replace("input: 2", "input: -2"), ": entry 1: input: Input should be greater than or equal to 0"),
+        (ENTRY.replace("input:", "inptu:"), ": entry 1: inptu: Extra inputs are not permitted"),
+        ("- 3", ": entry 1: entry: "),
+        (ENTRY.replace("input: 2", "input: .inf"), ": entry 1: input: Input should be a finite number"),
+        (ENTRY.replace("input: 2", "input: .nan"), ": entry 1: input: Input should be a finite number"),
+        (ENTRY.replace("input: 2", "input: 1e400"), ": entry 1: input: Input should be "),
+        (ENTRY.replace("input: 2", "input: 1e99999999999999999999"), ": entry 1: input: Input should be "),
+        (ENTRY.replace("input: 2", "input: 1:30"), ": entry 1: input: Input should be a valid decimal"),
+        (ENTRY.replace("input: 2", "input: x"), ": entry 1: input: Input should be a valid decimal"),
+        (ENTRY.replace("input: 2", "input: true"), ": entry 1: input: Decimal input should be"),
+        (ENTRY.replace("input: 2", f"input: {'9' * 5000}"), ": is not valid YAML: Exceeds the limit"),
+        (ENTRY.replace("input: 2", "input: 2, input: 3"), ", line 1, column 28: is not valid YAML: input is set twice"),
+        (ENTRY.replace("2026-01-01", "2026-13-45"), ": entry 1: date: Input should be a valid date"),
     ],
 )
 def test_a_problem_names_its_file_entry_and_key(tmp_path: Path, content: str, expected: str) -> None:
     path = tmp_path / "p.yml"
-    path.write_text(content)
+    path.write_text(content, encoding="latin-1")
     with pytest.raises(ConfigError) as caught:
         load_prices(str(path))
-    assert any(problem.startswith(f"prices: {path}: {expected}") for problem in caught.value.problems), caught.value
+    assert any(problem.startswith(f"prices: {path}{expected}") for problem in caught.value.problems), caught.value
 
 
 def test_a_configured_file_must_exist() -> None:
@@ -209,3 +222,15 @@ def test_the_largest_counts_and_amounts_fit_into_the_column() -> None:
     costs = [{**cost_parts(price, billed), "retries": Decimal(0)}, dict(total([], earlier, priced=True).parts)]
     (column,) = (column for column in columns.CAPTURES if column.name == "cost")
     assert pa.array(costs, column.type).to_pylist() == costs
+
+
+@pytest.mark.parametrize(
+    ("usd", "shown"),
+    [
+        (0.0, "0.0000"), (1234.5, "1,234.5000"), (0.00001234, "0.0000123"), (-1.5, "-1.5000"), (math.inf, "inf"),
+        (-math.inf, "-inf"), (math.nan, "nan"), (1e308, "1e+308"), (5e-324, "4.94066e-324"),
+    ],
+)  # fmt: skip
+def test_money_shows_any_number(usd: float, shown: str) -> None:
+    assert money(usd) == shown
+    assert by_model([("a", usd), ("b", None)]) == f"a ${shown}, b no price"

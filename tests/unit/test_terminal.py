@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,14 @@ def test_runs_have_a_line_each_and_their_reasons_below() -> None:
     assert lines[2].split() == ["r1", "stopped", "11-21", "06:30", "1,234/2,000", "5", "1.5000"]
     assert lines[4].split() == ["together", "3.0000"]
     assert lines[5:] == ["r1: stopped by [you]"]
+
+
+def test_a_cost_that_is_not_an_amount_is_one_run_s_trouble() -> None:
+    """Another program can write any number into a table."""
+    runs = [RUN | {"run_id": f"r{at}", "cost_usd": usd} for at, usd in enumerate((math.inf, 1.0, math.nan, 2.0))]
+    lines = printed(terminal.show_runs, runs, {}, {}, NOW, width=90).splitlines()
+    assert [line.split()[-1] for line in lines[2:7]] == ["inf", "1.0000", "nan", "2.0000", "3.0000"]
+    assert "$inf" in printed(terminal.show_capture, CAPTURE | {"cost_usd": math.inf})
 
 
 def test_a_recording_owes_nothing() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,6 +29,8 @@ COMPARED = {"p50": 0.5, "p95": 0.95}
 ROWS = 5_000
 # If the times of more rows than this share are inexact, a p95 can be.
 _SHARE_OF_P95 = 0.05
+# How many runs one warning names.
+_NAMED = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,25 +94,36 @@ class Counted:
     left_out: Mapping[str, int]
     busy: int = 0
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether so many rows are busy that they can have changed a p95."""
+        return self.busy > _SHARE_OF_P95 * self.rows
+
 
 def counted(reader: Reader, settings: Settings, first: str, second: str) -> dict[str, list[Counted]]:
     """All rows of two runs and those left out, by mode and run. The reasons are those of ``uncounted.REASONS``."""
-    runs = captures_sql(reader, settings, in_runs([first, second]))
-    measured = measured_sql(settings, runs)
-    busy = f"count_if(counts AND {late_sql(settings, kernel=True)})"
-    every = rows(
-        reader.query(f"SELECT run_id, mode, count(*) AS rows, {busy} AS busy FROM ({measured}) GROUP BY run_id, mode")
-    )
+    measured = measured_sql(settings, captures_sql(reader, settings, in_runs([first, second])))
     left_out: dict[tuple[str, str], Counter[str]] = {}
     for row in rows(reader.query(uncounted_sql(measured))):
         left_out.setdefault((row["mode"], row["run_id"]), Counter())[reason(row)] += row["rows"]
     by_run = {
-        key: Counted(row["rows"], dict(left_out.get(key, {})), row["busy"])
-        for row in every
-        for key in [(row["mode"], row["run_id"])]
+        key: replace(found, left_out=dict(left_out.get(key, {})))
+        for key, found in busy(reader, settings, [first, second]).items()
     }
     modes = sorted({mode for mode, _ in by_run}, reverse=True)
     return {mode: [by_run.get((mode, run_id), Counted(0, {})) for run_id in (first, second)] for mode in modes}
+
+
+def busy(reader: Reader, settings: Settings, run_ids: Sequence[str]) -> dict[tuple[str, str], Counted]:
+    """The rows of runs, and those during which this machine was busy, by mode and run."""
+    if not run_ids:
+        return {}
+    measured = measured_sql(settings, captures_sql(reader, settings, in_runs(run_ids)))
+    late = f"count_if(counts AND {late_sql(settings, kernel=True)})"
+    found = reader.query(
+        f"SELECT run_id, mode, count(*) AS rows, {late} AS busy FROM ({measured}) GROUP BY run_id, mode"
+    )
+    return {(row["mode"], row["run_id"]): Counted(row["rows"], {}, row["busy"]) for row in rows(found)}
 
 
 def doubts(names: Sequence[str], counted: Mapping[str, Sequence[Counted]]) -> list[str]:
@@ -121,12 +134,31 @@ def doubts(names: Sequence[str], counted: Mapping[str, Sequence[Counted]]) -> li
         counted: by mode, for each run.
     """
     return [
-        f"{mode}, {name}: the machine that captured was busy during {run.busy:,} of {run.rows:,} rows, so a difference "
-        "can come from this machine instead of the server"
+        _doubt(f"{mode}, {name}", f"{run.busy:,} of {run.rows:,} rows")
         for mode, runs in counted.items()
         for name, run in zip(names, runs, strict=True)
-        if run.busy > _SHARE_OF_P95 * run.rows
+        if run.doubtful
     ]
+
+
+def doubt(names: Mapping[str, str], counted: Mapping[tuple[str, str], Counted]) -> str:
+    """The same about any number of runs, as one warning; empty if there is nothing to warn about.
+
+    Args:
+        names: of the runs, by their ids, in the order in which they are named.
+        counted: as :func:`busy` returns it.
+    """
+    found = {run_id: run for (_, run_id), run in counted.items() if run.doubtful}
+    listed = [name for run_id, name in names.items() if run_id in found]
+    if not listed:
+        return ""
+    more = f" and {len(listed) - _NAMED:,} more" if len(listed) > _NAMED else ""
+    return _doubt(f"{', '.join(listed[:_NAMED])}{more}", f"more than {_SHARE_OF_P95:.0%} of the rows")
+
+
+def _doubt(whose: str, share: str) -> str:
+    why = "so a difference can come from this machine instead of the server"
+    return f"{whose}: the machine that captured was busy during {share}, {why}"
 
 
 def _counting_rows(reader: Reader, settings: Settings, run_id: str) -> pa.Table:

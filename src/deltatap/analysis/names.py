@@ -18,7 +18,7 @@ def run_names(runs: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     every = sorted({name for its in labels.values() for name in its})
     differ = [name for name in every if len({its.get(name) for its in labels.values()}) > 1]
     names = {
-        run_id: ", ".join(f"{name} {its[name]}" for name in differ if its.get(name)) or run_id
+        run_id: ", ".join(f"{name}={its[name]}" for name in differ if its.get(name)) or run_id
         for run_id, its in labels.items()
     }
     times = Counter(names.values())

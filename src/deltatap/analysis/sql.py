@@ -21,6 +21,7 @@ from deltatap.analysis.metrics import (
 )
 from deltatap.delta import tables
 from deltatap.delta.sums import total_sql
+from deltatap.prices import exact_usd
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -132,7 +133,8 @@ def metrics_sql(rows: str, by: tuple[str, ...], settings: Settings) -> str:
             {total_sql("CASE WHEN counts_tokens THEN usage_tiktoken.output_tokens ELSE 0 END")}
               AS tiktoken_output_tokens,
             {_CACHED_SHARE} AS cached_share,
-            sum(cost_usd) AS cost_usd, {good} AS good, count_if(checked) AS checked, count_if(flagged) AS flagged,
+            CAST(sum({exact_usd("cost_usd")}) AS DOUBLE) AS cost_usd, {good} AS good,
+            count_if(checked) AS checked, count_if(flagged) AS flagged,
             sum(coalesced) / nullif(sum(outputs), 0) AS coalesced,
             min(started_at) AS started_at, max(finished_at) AS finished_at, {values}
           FROM (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +22,7 @@ from deltatap.cli.runner import (
 from deltatap.errors import ConfigError
 from deltatap.program import program
 from deltatap.prompt_columns import misplaced
+from deltatap.visible import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -116,7 +116,7 @@ def _show_run(settings: Settings, spark: SparkSession, console: Console, ended: 
 
 
 def _print_row(row: Mapping[str, Any]) -> None:
-    line = json.dumps({name: row[name] for name in _LAST_LINE})
+    line = json_text({name: row[name] for name in _LAST_LINE}, ensure_ascii=True)
     print(line, flush=True)  # noqa: T201 - a line for programs: no wrapping, no colors
 
 

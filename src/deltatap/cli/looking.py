@@ -24,21 +24,33 @@ def runs(
     settings: Settings,
     console: Console,
     most: Annotated[int, typer.Option("--limit", min=1, help="Maximum number of runs to list.")] = 20,
+    *,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON on standard output, and messages on standard error.")
+    ] = False,
 ) -> int:
     """List the runs on the captures table, newest first.
 
     If analysis.slo has bounds, the list also shows, for each run, how many requests were sent, and how many of them
     completed within every bound. Below the list, a line shows each price that changed between runs.
     """
+    from deltatap.analysis.compare import busy, doubt  # noqa: PLC0415
     from deltatap.analysis.facts import price_changes  # noqa: PLC0415
     from deltatap.analysis.queries import good_requests, newest_runs, why_no_runs  # noqa: PLC0415
-    from deltatap.terminal import show_price_changes, show_runs  # noqa: PLC0415
+    from deltatap.terminal import runs_json, show_price_changes, show_runs  # noqa: PLC0415
 
     tables = reader(settings, console)
     found = newest_runs(tables, settings, most)
-    good = good_requests(tables, settings, [row["run_id"] for row in found])
-    show_runs(console, found, good, settings.analysis.slo.bounds, datetime.now(UTC))
-    show_price_changes(console, price_changes(found[::-1]))
+    ids = [row["run_id"] for row in found]
+    good, slo = good_requests(tables, settings, ids), settings.analysis.slo.bounds
+    changes = price_changes(found[::-1])
+    if as_json:
+        print(runs_json(found, good, slo, changes))  # noqa: T201 - for programs: no wrapping, no colors
+    else:
+        show_runs(console, found, good, slo, datetime.now(UTC))
+        show_price_changes(console, changes)
+    if good and (warning := doubt(dict(zip(ids, ids, strict=True)), busy(tables, settings, ids))):
+        say(console, warning, "warning")
     if not found:
         say(console, why_no_runs(tables, settings), "warning")
     return OK

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path  # noqa: TC003 - typer reads it
@@ -12,6 +11,7 @@ import typer
 
 from deltatap.cli.runner import CONDITION_HOLDS, OK, RESULTS, command, reader, say
 from deltatap.errors import ConfigError
+from deltatap.visible import json_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,7 +78,7 @@ def reconcile(
     found = compare(ours, of_the_same(ours, billed, run_id, start))
     above = found.exceeds(share)
     if as_json:
-        print(json.dumps(reconciled_json(found, above)))  # noqa: T201 - for programs: no wrapping, no colors
+        print(json_text(reconciled_json(found, above), ensure_ascii=True))  # noqa: T201 - for programs: no wrapping, no colors
     else:
         show_reconciled(console, found, run_id or f"{day}")
     if above:

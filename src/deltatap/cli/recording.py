@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 from deltatap.cli.runner import CAPTURE, HOST, OK, PORT, command, given, hint, say, session
 from deltatap.errors import ConfigError
 from deltatap.program import program
+from deltatap.visible import json_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,5 +74,5 @@ def record(
     say(console, f"{rows:,} row{'s' * (rows != 1)} in {settings.captures.table}")
     tables = f"--set captures.table={settings.captures.table}{given('runs')}"
     say(console, f"next: `{program()} report {tables}` lists the requests, `{program()} show ID {tables}` shows one")
-    print(json.dumps({name: row[name] for name in _LAST_LINE}))  # noqa: T201 - a line for programs
+    print(json_text({name: row[name] for name in _LAST_LINE}, ensure_ascii=True))  # noqa: T201 - a line for programs
     return OK

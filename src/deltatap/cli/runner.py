@@ -33,6 +33,7 @@ from deltatap.errors import (
     is_of_spark,
     missing_extra,
 )
+from deltatap.visible import visible
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -238,7 +239,7 @@ def guarded(console: Console, work: Callable[[], int], hint: str = "") -> int:
         known = error if isinstance(error, DeltatapError) else _missing(error)
         if known is None:
             if not (is_of_spark(error) or isinstance(error, OSError)):
-                traceback.print_exc()
+                print(visible(traceback.format_exc()), end="", file=sys.stderr)  # noqa: T201 - as Python does
             say(console, described(error), "problem")
             if hint:
                 say(console, hint)
@@ -256,10 +257,10 @@ def _missing(error: Exception) -> MissingExtraError | None:
 
 
 def say(console: Console, text: str, level: str | None = None) -> None:
-    """Print text unchanged: without markup, highlighting or wrapping."""
+    """Print text without markup, highlighting or wrapping. Only its control characters are escaped."""
     from rich.text import Text  # noqa: PLC0415
 
-    console.print(Text.assemble(_MARKS[level] if level else "", text), soft_wrap=True)
+    console.print(Text.assemble(_MARKS[level] if level else "", visible(text)), soft_wrap=True)
 
 
 def session(settings: Settings, console: Console) -> SparkSession:

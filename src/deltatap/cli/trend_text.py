@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -13,6 +12,7 @@ from deltatap.analysis.metrics import METRICS
 from deltatap.analysis.names import run_names
 from deltatap.analysis.series import FEWEST_VALUES
 from deltatap.program import program
+from deltatap.visible import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -113,7 +113,7 @@ def change_text(change: Change, unit: str) -> str:
 def trend_json(found: Iterable[Series], runs: Sequence[Row], outcomes: Iterable[tuple[Outcome, Change]]) -> str:
     """The series, their changes and the outcomes of conditions, as JSON."""
     labels = {run["run_id"]: dict(run["labels"] or {}) for run in runs}
-    return json.dumps(
+    return json_text(
         {
             "series": [_series(each, labels) for each in found],
             "conditions": [
@@ -127,7 +127,6 @@ def trend_json(found: Iterable[Series], runs: Sequence[Row], outcomes: Iterable[
             ],
         },
         indent=2,
-        ensure_ascii=False,
     )
 
 

@@ -52,6 +52,8 @@ def trend(
     Exit codes: 0, no condition holds; 2, a name or a condition cannot be read, or there are no values; 3, a condition
     holds.
     """
+    from deltatap.analysis.compare import busy, doubt  # noqa: PLC0415
+    from deltatap.analysis.names import run_names  # noqa: PLC0415
     from deltatap.analysis.series import conditions_on, judged, labels_of, parse_measure  # noqa: PLC0415
     from deltatap.analysis.trend import ended_runs  # noqa: PLC0415
     from deltatap.analysis.trend import trend as series_of  # noqa: PLC0415
@@ -68,6 +70,10 @@ def trend(
         print(trend_json(found, runs, outcomes))  # noqa: T201 - for programs: no wrapping, no colors
     else:
         show_trend(console, found, runs)
+    modes = {each.mode for each in found}
+    counted = busy(tables, settings, [run["run_id"] for run in runs])
+    if warning := doubt(run_names(runs), {key: run for key, run in counted.items() if key[0] in modes}):
+        say(console, warning, "warning")
     for outcome, change in outcomes:
         level = "problem" if outcome.holds else "warning" if outcome.unclear else "ok"
         say(console, f"--fail-if {outcome}, since run {change.run_id}", level)

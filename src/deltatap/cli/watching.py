@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltatap.cli.runner import CAPTURE, HOST, OK, PORT, command, say
+from deltatap.cli.runner import CAPTURE, HOST, OK, PORT, command, given, say
 from deltatap.errors import ConfigError
+from deltatap.program import program
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -39,6 +41,9 @@ def watch(
     folder = Folder(Path(settings.state.dir), run_id or None)
     active = folder.active()
     if run_id and run_id not in active:
+        if (known := _final(settings, run_id)) is not None and known[0] != "running":
+            say(console, _ended(run_id, *known))
+            return OK
         raise ConfigError(
             [f"state.dir: {folder.folder}: run {run_id} is not active here; active runs: {', '.join(active) or 'none'}"]
         )
@@ -51,9 +56,15 @@ def watch(
         serve(watching, listening, host, lambda url: print(f"watch: {url}", flush=True))  # noqa: T201 - for programs
     board = watching.board
     if board["state"] == "ended":
-        why = f": {board['reason']}" if board["reason"] else ""
-        say(console, f"run {board['run']} has ended{f' ({status})' if (status := board.get('status')) else ''}{why}")
+        say(console, _ended(board["run"], board.get("status"), board["reason"]))
     return OK
+
+
+def _ended(run_id: str, status: str | None, reason: str | None) -> str:
+    """How a run ended, and the command to try next."""
+    how = f"run {run_id} has ended{f' ({status})' if status else ''}{f': {reason}' if reason else ''}"
+    report = f"{program()} report{given('captures', 'runs')} {shlex.quote(run_id)}"
+    return f"{how}; next: `{report}` writes a report"
 
 
 def _final(settings: Settings, run_id: str) -> tuple[str, str | None] | None:

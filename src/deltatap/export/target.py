@@ -9,9 +9,7 @@ import re
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
-import yaml
-from pydantic import ValidationError
-
+from deltatap import settings_file
 from deltatap.endpoint import Source, sendable
 from deltatap.errors import ConfigError
 from deltatap.http.credentials import value_of
@@ -75,8 +73,8 @@ def headers_of(given: Iterable[str]) -> dict[str, str]:
 
 def _source(name: str, value: str) -> Source:
     try:
-        source = Source.model_validate(yaml.safe_load(value))
-    except (yaml.YAMLError, ValidationError):
+        source = Source.model_validate(settings_file.parse(value))
+    except ValueError:
         source = Source()
     if (source.env is None) == (source.secret is None):
         raise ConfigError([f"--header {name}: expected a value, {{env: VARIABLE}} or {{secret: scope/key}}"])

@@ -11,6 +11,7 @@ import logging
 import traceback
 
 from deltatap.model import CaptureError
+from deltatap.visible import visible
 
 _log = logging.getLogger("deltatap")
 _ENDS = (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError, MemoryError)
@@ -38,6 +39,6 @@ def internal_error(error: BaseException, request_id: str, code: str, what: str) 
     if not is_fault(error):
         raise error
     stack = traceback.extract_tb(error.__traceback__)
-    _log.error("request %s: %s: %s\n%s", request_id, what, type(error).__name__, "".join(stack.format()))
+    _log.error("request %s: %s: %s\n%s", visible(request_id), what, type(error).__name__, "".join(stack.format()))
     where = f" in {stack[-1].name}" if stack else ""
     return CaptureError("internal", code, f"deltatap could not {what}: {type(error).__name__}{where}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -54,14 +55,19 @@ def captured(reader: Reader, settings: Settings, run_id: str | None, day: dateti
 def charges_of(row: Mapping[str, Any]) -> Iterator[Charge]:
     """The charges of a row: of its last call, and of its earlier ones. A call that used no tokens is not billed."""
     models = tuple(dict.fromkeys(name for name in (row["response_model"], row["request_model"]) if name))
-    total = None if row["cost_usd"] is None else Decimal(str(row["cost_usd"]))
+    total = _amount(row["cost_usd"])
     for call in row["retries"] or ():
-        usd = None if call["cost_usd"] is None else Decimal(str(call["cost_usd"]))
+        usd = _amount(call["cost_usd"])
         total = None if total is None else total - (usd or 0)
         if call["input_tokens"] or call["output_tokens"]:
             yield _charge(row, models, call, None, usd)
     if row["cost_basis"] is not None and (row["input_tokens"] or row["output_tokens"]):
         yield _charge(row, models, row, row["cached_tokens"] or 0, total)
+
+
+def _amount(usd: float | None) -> Decimal | None:
+    """An amount; None also for a value that is not an amount of money, such as infinity."""
+    return None if usd is None or not math.isfinite(usd) else Decimal(str(usd))
 
 
 def _charge(

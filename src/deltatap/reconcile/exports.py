@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from deltatap.api.values import clean
+from deltatap.api.values import bounded, clean
 from deltatap.errors import ConfigError
 from deltatap.reconcile.charges import Charge
 
@@ -74,6 +74,8 @@ _MOST_USD, _PLACES = Decimal(10) ** 15, 40
 # Commas only between groups of three digits: in some countries, a comma is the decimal point.
 _GROUPED = re.compile(r"-?\d{1,3}(,\d{3})+(\.\d+)?", re.ASCII)
 _DELIMITERS = ",;\t"
+# Longer numbers are not amounts, and longer values are cut in messages.
+_LONGEST = 60
 
 
 def read_charges(path: Path) -> list[Charge]:
@@ -103,12 +105,28 @@ def _records(path: Path) -> Iterator[Record]:
     text = path.read_text(encoding="utf-8-sig")
     if _OBJECT.match(text):
         try:
-            found = json.loads(text, parse_float=Decimal)
+            found = _loads(text)
         except json.JSONDecodeError:
-            found = [json.loads(line, parse_float=Decimal) for line in text.split("\n") if line.strip()]
+            found = [_loads(line) for line in text.split("\n") if line.strip()]
         yield from _rows(found)
     else:
         yield from _table(text)
+
+
+def _loads(text: str) -> Any:  # noqa: ANN401 - any JSON
+    """A JSON value with exact numbers. A number that is too long or too large stays text, so that its row is named."""
+    return json.loads(text, parse_float=_exact, parse_int=_whole)
+
+
+def _whole(digits: str) -> int | str:
+    return int(digits) if len(digits) < _LONGEST else digits
+
+
+def _exact(digits: str) -> Decimal | str:
+    try:
+        return Decimal(digits)
+    except InvalidOperation:
+        return digits
 
 
 def _table(text: str) -> Iterator[Record]:
@@ -142,7 +160,7 @@ def _flat(record: Record, path: str = "", depth: int = 0) -> Iterator[tuple[str,
         value = given
         if isinstance(value, str) and depth < _DEEPEST and _OBJECT.match(value):
             try:
-                value = json.loads(value, parse_float=Decimal)
+                value = _loads(value)
             except (ValueError, RecursionError):
                 value = given
         if isinstance(value, list) and value and all(isinstance(each, tuple) for each in value):
@@ -162,7 +180,7 @@ def _charge(path: Path, number: int, record: Record) -> Charge | None:
         return None
     currency = _get(record, "currency")
     if currency is not None and str(currency).lower() != "usd":
-        raise ConfigError([f"{path}: row {number}: expected amounts in USD, found {currency}"])
+        raise ConfigError([f"{path}: row {number}: expected amounts in USD, found {bounded(str(currency), _LONGEST)}"])
     model = _get(record, "model")
     if model is None and (item := _get(record, "line_item")) is not None:
         # "gpt-4o-2024-08-06, cached input"
@@ -203,7 +221,7 @@ def _count(path: Path, number: int, name: str, value: object) -> int | None:
             return int(found)
     except (InvalidOperation, OverflowError, ValueError):
         pass
-    raise ConfigError([f"{path}: row {number}: expected a number of {name} tokens or requests, found {value!r}"])
+    raise ConfigError([f"{path}: row {number}: expected a number of {name} tokens or requests, found {_shown(value)}"])
 
 
 def _usd(path: Path, number: int, value: object) -> Decimal | None:
@@ -216,7 +234,11 @@ def _usd(path: Path, number: int, value: object) -> Decimal | None:
             return found
     except InvalidOperation:
         pass
-    raise ConfigError([f"{path}: row {number}: expected an amount in USD, found {value!r}"])
+    raise ConfigError([f"{path}: row {number}: expected an amount in USD, found {_shown(value)}"])
+
+
+def _shown(value: object) -> str:
+    return bounded(repr(value) if isinstance(value, str) else str(value), _LONGEST)
 
 
 def _number(text: str) -> Decimal:

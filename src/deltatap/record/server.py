@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import threading
+from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -19,13 +20,14 @@ from deltatap.record.session import Session, Shared
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
-    from concurrent.futures import Future
 
     from deltatap.messages import Heartbeat
 
 # How long to wait after accept() has failed, which means that the process has no file descriptors left.
 _AGAIN_S = 0.1
 _JOIN_S = 10.0
+# A heartbeat that takes longer is skipped.
+_LATE_S = 5.0
 
 
 class Server:
@@ -61,11 +63,17 @@ class Server:
         self._thread.join(grace_s + _JOIN_S)
 
     def heartbeat(self) -> Heartbeat | None:
-        """The state of the recording; None before the start and after the end. Call it from any thread."""
-        if self._shared is None or not self._thread.is_alive():
+        """The state of the recording; None before the start, after the end, and while the event loop stalls.
+
+        Call it from any thread.
+        """
+        if (shared := self._shared) is None or not self._thread.is_alive():
             return None
-        asked: Future[Heartbeat] = asyncio.run_coroutine_threadsafe(self._heartbeat(self._shared), self._loop)
-        return asked.result(_JOIN_S)
+        answer: Future[Heartbeat] = Future()
+        with suppress(RuntimeError, TimeoutError):  # the loop has ended, or the machine stalls
+            self._loop.call_soon_threadsafe(lambda: answer.set_result(shared.recorder.heartbeat()))
+            return answer.result(_LATE_S)
+        return None
 
     # Everything below runs on the event loop's thread.
 
@@ -75,9 +83,6 @@ class Server:
                 runner.run(self._serve())
         except BaseException as error:  # noqa: BLE001 - the control loop raises it
             self.failure = error
-
-    async def _heartbeat(self, shared: Shared) -> Heartbeat:
-        return shared.recorder.heartbeat()
 
     async def _serve(self) -> None:
         self._shared = shared = self._make_shared()

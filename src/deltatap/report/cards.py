@@ -125,7 +125,7 @@ def _of_run(
         made += _cached(row, series)
         made += _goodput(row, analysis, series, row["rows"] - unsent[series_key(row)])
         made += _flagged(row, series)
-    tokens = f"{_sum(metrics, 'input_tokens'):,} input tokens; last call per row only"
+    tokens = f"{_sum(metrics, 'input_tokens'):,} input tokens; retried calls not counted"
     made.append(Card("output tokens", f"{_sum(metrics, 'output_tokens'):,}", tokens))
     made.append(_cost(metrics))
     return made
@@ -152,7 +152,8 @@ def _cost(metrics: Sequence[Row]) -> Card:
     costs = [cost for cost in models.values() if cost is not None]
     if not costs:
         return Card("cost", "no price")
-    detail = f"{by_model(list(models.items()))}; including retries" if len(models) > 1 else "including retries"
+    included = "retried calls included"
+    detail = f"{by_model(list(models.items()))}; {included}" if len(models) > 1 else included
     return Card("cost", f"${money(sum(costs))}", detail)
 
 

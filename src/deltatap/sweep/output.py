@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+
+from deltatap.visible import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -92,7 +93,7 @@ def fewest(share: float) -> int:
 def as_json(swept: Swept, plan: Plan, settings: Settings) -> str:
     """The sweep as JSON."""
     result: dict[str, Any] = {"rate": None, "low": None, "high": None}
-    return json.dumps(
+    return json_text(
         {
             "sweep": swept.sweep,
             "ended": swept.found is not None,
@@ -104,5 +105,4 @@ def as_json(swept: Swept, plan: Plan, settings: Settings) -> str:
             "stages": [{**asdict(point), "holds": point.holds(plan.share)} for point in swept.points],
         },
         indent=2,
-        ensure_ascii=False,
     )

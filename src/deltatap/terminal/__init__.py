@@ -3,9 +3,9 @@
 from deltatap.terminal.console import line, plain_console
 from deltatap.terminal.metrics import comparison_json, show_comparison, show_metrics
 from deltatap.terminal.requests import show_capture, show_failures, sparkline
-from deltatap.terminal.runs import show_price_changes, show_runs, show_summary
+from deltatap.terminal.runs import runs_json, show_price_changes, show_runs, show_summary
 
 __all__ = [
-    "comparison_json", "line", "plain_console", "show_capture", "show_comparison", "show_failures",
+    "comparison_json", "line", "plain_console", "runs_json", "show_capture", "show_comparison", "show_failures",
     "show_metrics", "show_price_changes", "show_runs", "show_summary", "sparkline",
 ]  # fmt: skip

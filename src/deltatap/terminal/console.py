@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from rich.console import Console
+from rich.segment import Segment
+
+from deltatap.visible import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rich.console import ConsoleOptions, RenderableType
+    from rich.text import Text
+
+
+class _VisibleConsole(Console):
+    """A console that shows the control characters of a text as escapes, so that no terminal obeys them."""
+
+    def render_str(self, text: str, **options: Any) -> Text:  # noqa: ANN401 - the options of rich
+        """For rich: a string as text. Escapes are wider than what they replace, so this comes before the layout."""
+        return super().render_str(visible(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """For rich: everything that is printed. Only rich's own control codes pass."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
 
 
 def plain_console(*, stderr: bool = False) -> Console:
-    """A console that prints text as it is: names and messages can look like Rich markup."""
-    return Console(markup=False, emoji=False, highlight=False, stderr=stderr)
+    """A console that prints text as it is: names and messages can look like Rich markup or contain control codes."""
+    return _VisibleConsole(markup=False, emoji=False, highlight=False, stderr=stderr)
 
 
 def line(console: Console, text: str, style: str | None = None) -> None:

@@ -10,6 +10,7 @@ from rich.table import Table
 from deltatap.analysis.metrics import METRICS, signed
 from deltatap.analysis.uncounted import REASONS
 from deltatap.terminal.console import line
+from deltatap.visible import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -152,7 +153,7 @@ def comparison_json(
     outcomes: Sequence[Outcome],
 ) -> str:
     """The comparison of two runs as JSON: the differences, and the outcomes of conditions."""
-    return json.dumps(
+    return json_text(
         {
             "first": first,
             "second": second,
@@ -176,7 +177,6 @@ def comparison_json(
             ],
         },
         indent=2,
-        ensure_ascii=False,
     )
 
 

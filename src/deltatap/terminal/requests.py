@@ -13,6 +13,7 @@ from deltatap.model import OUTPUT_KINDS
 from deltatap.prices import money
 from deltatap.program import program
 from deltatap.terminal.console import line
+from deltatap.visible import visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -90,7 +91,7 @@ def show_capture(console: Console, row: Mapping[str, Any]) -> None:
     error = row["error"]
     why = row["finish_reason"] or (error["type"] if error else "")
     outcome = f"  {row['mode']}  {row['status']} ({why})  {model}  run {row['run_id']}"
-    console.print(Text.assemble((row["request_id"], "bold"), outcome), soft_wrap=True)
+    console.print(Text.assemble((visible(row["request_id"]), "bold"), visible(outcome)), soft_wrap=True)
     if error:
         kind = " ".join(str(part) for part in (error["type"], error.get("http_status"), error["code"]) if part)
         line(console, f"{kind}: {error['message'] or ''}", style="red")

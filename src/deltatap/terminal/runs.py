@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,20 @@ from deltatap.model import RunStatus
 from deltatap.prices import by_model, money
 from deltatap.program import program
 from deltatap.terminal.console import line
+from deltatap.visible import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rich.console import Console
 
+    from deltatap.analysis.facts import Changed
+
+# The columns of a run in JSON that are there as they are.
+_COLUMNS = (
+    "run_id", "status", "reason", "owed", "completed", "interrupted", "failed", "requests", "input_tokens",
+    "output_tokens", "cost_usd",
+)  # fmt: skip
 # A driver that has sent no heartbeat for this long is probably dead (see lease.LEASE_S).
 SILENT_S = 60.0
 
@@ -47,7 +56,7 @@ def show_runs(
             *("" if row[name] is None else f"{row[name]:,}" for name in ("interrupted", "failed")),
             "" if row["cost_usd"] is None else money(row["cost_usd"]),
         )
-    costs = [row["cost_usd"] for row in runs if row["cost_usd"] is not None]
+    costs = [row["cost_usd"] for row in runs if row["cost_usd"] is not None and math.isfinite(row["cost_usd"])]
     if len(costs) > 1:
         table.add_row("together", "", "", "", "", "", money(sum(costs)))
     console.print(table)
@@ -63,6 +72,34 @@ def show_runs(
     if good:
         bounds = ", ".join(f"{name} at most {bound:,.10g}" for name, bound in slo.items())
         line(console, f"good: completed with {bounds} (analysis.slo)", style="dim")
+
+
+def runs_json(
+    runs: Sequence[Mapping[str, Any]],
+    good: Mapping[str, tuple[int, int]],
+    slo: Mapping[str, float],
+    changes: Sequence[tuple[str, Changed]],
+) -> str:
+    """What :func:`show_runs` and :func:`show_price_changes` print, as JSON."""
+    return json_text(
+        {
+            "runs": [
+                {
+                    **{name: row[name] for name in _COLUMNS},
+                    **{name: row[name] and row[name].isoformat() for name in ("started_at", "finished_at")},
+                    "labels": dict(row["labels"] or {}),
+                    **dict(zip(("good", "sent"), good.get(row["run_id"], (None, None)), strict=True)),
+                }
+                for row in runs
+            ],
+            "slo": slo,
+            "price_changes": [
+                {"run_id": run_id, "what": change.what, "before": change.before, "after": change.after}
+                for run_id, change in changes
+            ],
+        },
+        indent=2,
+    )
 
 
 def show_price_changes(console: Console, changes: Sequence[tuple[str, object]]) -> None:

@@ -56,15 +56,13 @@ class Folder:
         return [name for at, name in sorted(found) if at >= since]
 
     def look(self) -> Seen | None:
-        """The content now; None if the run's folder has been removed.
+        """The content now; None if the driver's message is gone: a run that ends removes its folder.
 
         While the folder cannot be read, this returns the content that was read last. The board notices that the driver
         is silent.
         """
         try:
             seen = self._look()
-        except FileNotFoundError:
-            return Seen() if self._state is None else None
         except _FAILURES:
             return replace(self._last, finished=())
         if seen is not None:
@@ -86,14 +84,20 @@ class Folder:
         if control is None:
             return None
         beats = of_epoch(state.heartbeats(), control)
-        return Seen(state.name, control, beats, self._planned(state, control), tuple(self._finished(state)))
+        owed = self._planned(state, control, complete=bool(beats))
+        return Seen(state.name, control, beats, owed, tuple(self._finished(state)))
 
-    def _planned(self, state: RunState, control: Control) -> int:
-        """How many requests the plan has; its files do not change."""
-        if self._owed[0] != control.epoch or not self._owed[1]:
-            rows = [pq.read_metadata(path).num_rows for path in state.plan(control.epoch).part_files()]
-            self._owed = control.epoch, sum(rows)
-        return self._owed[1]
+    def _planned(self, state: RunState, control: Control, *, complete: bool) -> int:
+        """How many requests the plan has. Its files change only until the plan is complete, and workers start."""
+        if self._owed[0] == control.epoch:
+            return self._owed[1]
+        owed = 0
+        for path in state.plan(control.epoch).part_files():
+            with suppress(FileNotFoundError):  # Spark writes the plan again, or the run ends now
+                owed += pq.read_metadata(path).num_rows
+        if complete and owed:
+            self._owed = control.epoch, owed
+        return owed
 
     def _journal(self, state: RunState) -> list[Path]:
         """The journal's files, the oldest first."""

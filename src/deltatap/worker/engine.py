@@ -130,7 +130,8 @@ class Engine:
             make_client: called on the event loop.
             limits: of retries.
             look_ahead: the number of unfinished jobs above which ``submit`` blocks.
-            deliver: receives each capture once, on the event loop's thread; must not block.
+            deliver: receives each capture once, on the event loop's thread; must not block. A capture stands for its
+                copies, too (:attr:`Capture.with_copies`).
             share: the maximum number of open streams until :meth:`control` sets it.
             moderation: how the texts of the answers are checked; None: not at all.
             limited: whether a call of moderation needs a permit, as a request does.
@@ -450,13 +451,10 @@ class Engine:
             self._resuming.ended(job)
         try:
             self._deliver(capture)
-            if capture.completed:
-                while job.alike:
-                    self._deliver(Capture(job.alike.popleft(), reused=capture))
         except BaseException as error:  # noqa: BLE001 - the feeding thread raises it
             self._break(error)  # captures that cannot be kept must not be paid for
             return
-        if job.alike:
+        if job.alike and not capture.completed:
             following = job.alike.popleft()
             following.alike, following.then = job.alike, job.then
         else:

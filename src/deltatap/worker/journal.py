@@ -31,7 +31,7 @@ from deltatap.worker.rows import JOURNAL_SCHEMA, journal_batch
 from deltatap.worker.timing import Times
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 _RECENT = 256
 # The maximum of captures, of chunks and of their bytes in one file. They bound memory: chunks are copied into Arrow's
-# columns, and many long answers may end at the same time.
+# columns, and many long answers may end at the same time. An answer and its copies may exceed them.
 _FLUSH_ROWS = 512
 _FLUSH_CHUNKS = 25_000
 _FLUSH_BYTES = 256 * 2**20
@@ -189,11 +189,13 @@ class JournalWriter:
         rows, chunks, size = list[Row](), 0, 0
         while taken is not None:
             capture, is_held = taken
-            row = counted(capture, self._context)
+            # An answer and its copies are in one file. Otherwise, a kill could leave some of the identical requests
+            # owed, and a new attempt would pay for their answer again.
+            these = [counted(each, self._context) for each in capture.with_copies]
             if is_held:
-                self._to_hold.append(row)
+                self._to_hold += these
             else:
-                rows.append(row)
+                rows += these
                 more = _size(capture)
                 chunks, size = chunks + more[0], size + more[1]
             if len(rows) >= _FLUSH_ROWS or chunks >= _FLUSH_CHUNKS or size >= _FLUSH_BYTES:
@@ -231,21 +233,20 @@ class JournalWriter:
         if not self._to_hold:
             return
         rows, self._to_hold = self._to_hold, []
-        batch = journal_batch(rows, self._context, plan=self._plan, part=self._part)
         self._files.turn()
         with suppress(OSError):
-            path = write_journal(self._folder, f"{self._prefix}-{uuid.uuid4().hex}", batch, held.SUFFIX)
+            name = f"{self._prefix}-{uuid.uuid4().hex}"
+            path = write_journal(self._folder, name, self._batches(rows), held.SUFFIX)
             self._held.add(path, (row.capture.job.row for row in rows))
 
     def _write(self, rows: Sequence[Row]) -> list[int]:
         """Write a file; returns its rows. Retry while the write fails, because these captures are paid for."""
-        batch = journal_batch(rows, self._context, plan=self._plan, part=self._part)
         name = f"{self._prefix}-{uuid.uuid4().hex}"
         give_up = time.monotonic() + _GIVE_UP_S
         while True:
             self._files.turn()
             try:
-                write_journal(self._folder, name, batch)
+                write_journal(self._folder, name, self._batches(rows))
             except OSError:
                 if time.monotonic() > give_up:
                     raise
@@ -254,6 +255,18 @@ class JournalWriter:
             else:
                 self.failing = False
                 return [row.capture.job.row for row in rows]
+
+    def _batches(self, rows: Sequence[Row]) -> Iterator[pa.RecordBatch]:
+        """The rows of a file, in batches that bound memory: an answer may have any number of copies."""
+        batch, size = list[Row](), 0
+        for row in rows:
+            batch.append(row)
+            size += _size(row.capture)[1]
+            if len(batch) >= _FLUSH_ROWS or size >= _FLUSH_BYTES:
+                yield journal_batch(batch, self._context, plan=self._plan, part=self._part)
+                batch, size = [], 0
+        if batch:
+            yield journal_batch(batch, self._context, plan=self._plan, part=self._part)
 
 
 def _size(capture: Capture) -> tuple[int, int]:
@@ -272,13 +285,14 @@ def warm_up(context: Context) -> None:
         writer.write_batch(journal_batch([], context, plan=0, part=0))
 
 
-def write_journal(folder: Path, name: str, batch: pa.RecordBatch, suffix: str = ".parquet") -> Path:
-    """Write a batch as a file of the journal. Few values repeat, so dictionaries would make it larger and slower."""
+def write_journal(folder: Path, name: str, batches: Iterable[pa.RecordBatch], suffix: str = ".parquet") -> Path:
+    """Write a file of the journal. Few values repeat, so dictionaries would make it larger and slower."""
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(
-        sink, batch.schema, compression="zstd", use_dictionary=False, write_page_checksum=True
+        sink, JOURNAL_SCHEMA, compression="zstd", use_dictionary=False, write_page_checksum=True
     ) as writer:
-        writer.write_batch(batch)
+        for batch in batches:
+            writer.write_batch(batch)
     path = folder / f"{name}{suffix}"
     _ONCE.write(path, sink.getvalue())
     return path
@@ -349,8 +363,10 @@ def readable(path: Path, files: Files | None = None) -> bool:
         if path.is_dir():
             return False
         with (files or _ONCE).open(path) as file:
-            table = pq.read_table(file, partitioning=None, page_checksum_verification=True)
-        return not any(table[name].null_count for name in _PLACE)
+            whole = pq.ParquetFile(file, page_checksum_verification=True)
+            # One batch at a time bounds memory. Spark cannot read a file without these columns, either.
+            groups = (whole.read_row_group(number) for number in range(whole.num_row_groups))
+            return not any(group[name].null_count for group in groups for name in _PLACE)
     except FileNotFoundError:
         return True
     except _FAILURES as error:

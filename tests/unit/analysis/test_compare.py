@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from deltatap.analysis.compare import Counted, difference, doubts
+from deltatap.analysis.compare import Counted, difference, doubt, doubts
 
 
 def test_a_sample_does_not_differ_from_itself() -> None:
@@ -43,3 +43,19 @@ def test_a_run_is_doubtful_if_its_machine_was_busy_long_enough_to_change_a_p95()
     found = doubts(("night1", "night2"), counts)
     assert [each.partition(": ")[0] for each in found] == ["stream, night2", "complete, night2"]
     assert "busy during 6 of 100 rows" in found[0]
+
+
+def test_one_warning_names_the_runs_that_are_doubtful() -> None:
+    names = {f"r{at}": f"night={at}" for at in range(8)}
+    busy = {("stream", run_id): Counted(100, {}, busy=6) for run_id in names}
+    why = "busy during more than 5% of the rows, so a difference can come from this machine instead of the server"
+    few = busy | {("stream", f"r{at}"): Counted(100, {}, busy=5) for at in range(2, 8)}
+    assert doubt(names, few) == f"night=0, night=1: the machine that captured was {why}"
+    assert doubt(names, busy).startswith("night=0, night=1, night=2, night=3, night=4 and 3 more: ")
+    assert doubt(names, {}) == doubt({}, busy) == ""
+    (said,) = doubts(("a",), {"stream": [busy["stream", "r0"]]})
+    assert (
+        said.partition(" the machine ")[2].partition(" busy ")[0]
+        == doubt(names, busy).partition(" the machine ")[2].partition(" busy ")[0]
+    )
+    assert said.rpartition(", so ")[2] == doubt(names, busy).rpartition(", so ")[2], "the same words"

@@ -196,7 +196,7 @@ def test_the_command_shows_marks_and_says_what_changed_without_pyspark(nights: P
     assert sum(line.startswith("* ") for line in lines) == 2, "in the table, and below it"
     assert "    also changed: system_fingerprint fp_1 → fp_2" in lines
     assert any(line.startswith("~ 2026-12-01") and "request.temperature none → 1" in line for line in lines)
-    assert "~ 2026-11-04 02:00 night 3: region East US → West US" in lines
+    assert "~ 2026-11-04 02:00 night=3: region East US → West US" in lines
     assert any("too few" in line for line in lines)
     assert lines[-1].startswith("✗ --fail-if ttft_ms.p50>+5%: stream ttft_ms p50 went from ")
 
@@ -228,3 +228,40 @@ def test_without_tables_one_line_says_so(tmp_path: Path) -> None:
     code, output = command(tmp_path)
     assert code == 2
     assert output.startswith(f"✗ runs.table: {tmp_path / 'runs'}: this Delta table does not exist")
+
+
+def test_trend_and_runs_say_which_runs_a_busy_machine_captured(tmp_path: Path) -> None:
+    """Rows with the kernel's clock count, although the event loop ran late."""
+    busy = {"clock": "kernel", "loop_lag_ms": 500.0}
+    rows = [capture_row(night, prompt, 300.0, **busy if night else {}) for night in range(2) for prompt in range(20)]
+    write_table(tmp_path / "captures", columns.CAPTURES, rows)
+    write_table(tmp_path / "runs", columns.RUNS, [run_row(night, str(tmp_path / "captures")) for night in range(2)])
+    why = "the machine that captured was busy during more than 5% of the rows, so a difference can come from this"
+    code, output = command(tmp_path)
+    assert code == 0
+    assert f"! night=1: {why} machine instead of the server" in output.splitlines()
+    words = ["runs", *arguments(tmp_path)[1:]]
+    assert "busy" not in CliRunner().invoke(cli.app, words).stdout, "without bounds, runs reads no captures"
+    found = CliRunner().invoke(cli.app, [*words, "--set=analysis.slo.ttft_ms=500"]).stdout
+    assert f"! run-01: {why} machine instead of the server" in found.splitlines()
+
+
+def test_runs_prints_json(nights: Path) -> None:
+    words = ["runs", *arguments(nights)[1:], "--json", "--limit=2", "--set=analysis.slo.ttft_ms=500"]
+    found = CliRunner().invoke(cli.app, words)
+    listed = json.loads(found.stdout)
+    assert (listed["slo"], listed["price_changes"]) == ({"ttft_ms": 500.0}, [])
+    _, active = listed["runs"]
+    assert active == {
+        "run_id": "run-31", "status": "running", "reason": None, "owed": PROMPTS, "completed": PROMPTS, "interrupted": 0,
+        "failed": 0, "requests": None, "input_tokens": None, "output_tokens": None, "cost_usd": None,
+        "started_at": "2026-12-02T02:00:00+00:00", "finished_at": None, "labels": {"night": "31", "suite": "nightly"},
+        "good": 0, "sent": 1,
+    }  # fmt: skip
+
+
+def test_runs_prints_only_json_on_standard_output_if_there_are_no_runs(tmp_path: Path) -> None:
+    write_table(tmp_path / "runs", columns.RUNS, [])
+    found = CliRunner().invoke(cli.app, ["runs", *arguments(tmp_path)[1:], "--json"])
+    assert json.loads(found.stdout) == {"runs": [], "slo": {}, "price_changes": []}
+    assert found.stderr.startswith("! there are no runs on captures table")

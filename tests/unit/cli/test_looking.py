@@ -50,7 +50,7 @@ def test_compare_says_which_condition_holds_and_exits_with_3(config: Path, *, as
 @pytest.mark.usefixtures("compared")
 def test_compare_exits_with_0_if_no_condition_holds_and_names_the_runs_by_their_labels(config: Path) -> None:
     code, output = invoke("compare", "a", "b", "--config", config, "--fail-if", "e2e_ms.p95>+5%")
-    assert (code, "night Mon" in output, "night Tue" in output) == (cli.OK, True, True)
+    assert (code, "night=Mon" in output, "night=Tue" in output) == (cli.OK, True, True)
 
 
 @pytest.mark.usefixtures("compared")
@@ -76,3 +76,31 @@ def test_the_report_command_says_what_it_wrote(
     monkeypatch.setattr("deltatap.report.write_report", lambda *_: ["a", "b"])
     assert cli.run(cli.report, config, run_ids=None, out=tmp_path / "r.html") == cli.OK
     assert capsys.readouterr().out == f"report written to {tmp_path / 'r.html'} (runs a and b)\n"
+
+
+@pytest.mark.parametrize(
+    ("ended", "shown"),
+    [
+        (("completed", None), "run a b has ended (completed); next: `deltatap report 'a b'` writes a report\n"),
+        (
+            ("failed", "wrong key"),
+            "run a b has ended (failed): wrong key; next: `deltatap report 'a b'` writes a report\n",
+        ),
+    ],
+)
+def test_watch_says_that_a_run_has_ended(
+    config: Path, monkeypatch: pytest.MonkeyPatch, ended: tuple[str, str | None], shown: str
+) -> None:
+    monkeypatch.setattr("deltatap.cli.watching._final", lambda *_: ended)
+    code, output = invoke("watch", "a b", "--config", config)
+    assert (code, output) == (cli.OK, shown.replace("report '", f"report --config {config} '"))
+
+
+@pytest.mark.parametrize("known", [None, ("running", None)])
+def test_watch_of_a_run_that_is_not_here_is_an_error(
+    config: Path, monkeypatch: pytest.MonkeyPatch, known: tuple[str, None] | None
+) -> None:
+    monkeypatch.setattr("deltatap.cli.watching._final", lambda *_: known)
+    code, output = invoke("watch", "a", "--config", config)
+    assert code == cli.CONFIGURATION
+    assert "run a is not active here; active runs: none" in output

@@ -52,6 +52,8 @@ def test_headers_are_given_as_name_and_value(monkeypatch: pytest.MonkeyPatch) ->
         ("X=gehe\nim", "--header X: a header can contain only printable ASCII characters"),
         ("X={geheim}", "--header X: expected a value, {env: VARIABLE} or {secret: scope/key}"),
         ("X={env: geheim, secret: a/b}", "--header X: expected a value, {env: VARIABLE} or {secret: scope/key}"),
+        ("X={env: 0.[}", "--header X: expected a value, {env: VARIABLE} or {secret: scope/key}"),
+        ("X={env: " + "9" * 5000 + "}", "--header X: expected a value, {env: VARIABLE} or {secret: scope/key}"),
         ("X={env: [", "--header X: expected a value, {env: VARIABLE} or {secret: scope/key}"),
         ("X={env: NOT_SET}", "--header X.env: the environment variable NOT_SET is not set; set it"),
     ],

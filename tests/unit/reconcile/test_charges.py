@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -148,7 +150,7 @@ def test_the_tolerance_is_a_share_of_a_models_bill() -> None:
     assert reconcile([CALLS[1], CALLS[3]], offset).exceeds(Decimal("0.5")), "differences do not cancel each other out"
 
 
-ROW = {
+ROW: dict[str, Any] = {
     "run_id": "r", "request_model": "gpt-4o", "response_model": "gpt-4o-2026-01-01", "response_id": "chatcmpl-2",
     "server_request_id": "req-2", "started_at": START, "status": "completed", "cost_basis": "reported",
     "input_tokens": 10, "output_tokens": 5, "cached_tokens": None, "cost_usd": 0.3,
@@ -172,6 +174,12 @@ def test_a_retry_that_used_tokens_is_a_separate_charge() -> None:
     assert (last.ids, last.usd, last.cached_tokens) == (("chatcmpl-2", "req-2"), Decimal("0.2"), 0)
     unused = {**ROW, "retries": None, "cost_basis": None, "cost_usd": None}
     assert list(charges_of(unused)) == [], "a call that used nothing is not billed"
+
+
+@pytest.mark.parametrize("usd", [math.inf, -math.inf, math.nan])
+def test_a_cost_that_is_not_an_amount_is_not_compared(usd: float) -> None:
+    retry = {**ROW["retries"][0], "cost_usd": usd}
+    assert [charge.usd for charge in charges_of({**ROW, "cost_usd": usd, "retries": [retry]})] == [None, None]
 
 
 @pytest.mark.parametrize(

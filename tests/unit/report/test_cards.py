@@ -35,8 +35,8 @@ def test_the_tiles_of_a_run_sum_over_its_series() -> None:
         ("median TPOT", "20.0 ms"): "50 tokens/s per stream; stream",
         ("tokens per chunk", "20.0"): "20 % of tokens arrive together with the token before; stream",
         ("median E2E", "900 ms"): "p95 900 ms; complete",
-        ("output tokens", "4,000"): "200 input tokens; last call per row only",
-        ("cost", "$0.5000"): "including retries",
+        ("output tokens", "4,000"): "200 input tokens; retried calls not counted",
+        ("cost", "$0.5000"): "retried calls included",
     }
 
 
@@ -67,7 +67,7 @@ def test_the_cost_of_several_models_is_that_of_each() -> None:
     ]
     [(_, found)] = cards(gathered(metrics=metrics))
     assert [(card.value, card.detail) for card in found if card.label == "cost"] == [
-        ("$2.7500", "b $2.0000, a $0.7500, c no price; including retries")
+        ("$2.7500", "b $2.0000, a $0.7500, c no price; retried calls included")
     ]
 
 

@@ -96,10 +96,10 @@ def test_the_table_filters_sorts_and_opens_what_a_link_names(url: str, tmp_path:
         assert (await tab.value(IDS))[:2] == ["q000", "q001"]
         assert "1,000.0" in await text(tab, "#requests-table tbody tr"), "now the fastest"
         await fill(tab, "run", "1")
-        assert "variant hot" in await text(tab, "#requests-table tbody tr")
+        assert "variant=hot" in await text(tab, "#requests-table tbody tr")
 
         await tab.open(f"{url}?linked#{urlencode({'request': 'q119', 'run': SECOND, 'mode': 'complete'})}", DRAWN)
-        assert f"variant hot, {SECOND}" in await text(tab, ".opened")
+        assert f"variant=hot, {SECOND}" in await text(tab, ".opened")
         assert await text(tab, ".opened code") == "deltatap show --run 'it'\\''s' q119"
         assert await tab.value("document.getElementById('requests-table').getBoundingClientRect().top < innerHeight")
         await tab.value(f"location.hash = '{urlencode({'request': 'q119', 'run': 'r'})}'")
@@ -109,7 +109,7 @@ def test_the_table_filters_sorts_and_opens_what_a_link_names(url: str, tmp_path:
         await tab.wait("document.getElementById('requests-count').textContent.includes('absent')")
         assert await text(tab, ".opened") is None
         assert tab.console == []
-        assert await tab.value("document.title") == "deltatap: r and variant hot", "text of a row ran as a script"
+        assert await tab.value("document.title") == "deltatap: r and variant=hot", "text of a row ran as a script"
 
     browse(tmp_path, visit)
 

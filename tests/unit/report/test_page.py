@@ -191,12 +191,12 @@ def test_a_replay_ends_with_the_stream_but_not_before_its_last_chunk(e2e_ms: flo
 
 def test_of_several_runs_each_part_of_the_page_names_its_run() -> None:
     page = render(two_runs(), ["r", "s"], {})
-    assert "<title>deltatap: r and variant hot</title>" in page
-    assert "<strong>variant hot</strong> s:" in page
-    assert re.findall(r"<h2>(.*)</h2>\s*<div class=.cards", page) == ["r", "variant hot"]
-    assert "q2 (slow start), variant hot</option>" in page
-    assert '{"id":"s","name":"variant hot"}' in page
-    assert "<caption>variant hot, m at e, stream" in page
+    assert "<title>deltatap: r and variant=hot</title>" in page
+    assert "<strong>variant=hot</strong> s:" in page
+    assert re.findall(r"<h2>(.*)</h2>\s*<div class=.cards", page) == ["r", "variant=hot"]
+    assert "q2 (slow start), variant=hot</option>" in page
+    assert '{"id":"s","name":"variant=hot"}' in page
+    assert "<caption>variant=hot, m at e, stream" in page
     assert 'data-key="run"' in page
     assert 'data-key="run"' not in render(gathered(), ["r"], {})
 
@@ -221,8 +221,8 @@ def test_each_later_run_is_compared_with_the_first_in_the_order_given(
     assert asked == ["r", ["t", "s", "u"]]
     section = path.read_text(encoding="utf-8").partition('<section id="differences">')[2].partition("</section>")[0]
     assert re.findall("<caption>(.*)</caption>", section) == [
-        "night three minus night one",
-        "night two minus night one",
+        "night=three minus night=one",
+        "night=two minus night=one",
     ]
     rows = re.findall(r"<tr( class=.clear.)?><th scope=.row.>TTFT p50, stream</th><td>20.0</td>(.*?)</tr>", section)
     assert [row[1] for row in rows] == [
@@ -285,8 +285,8 @@ def test_plotly_shows_names_from_tables_as_they_are() -> None:
     metrics = [metrics_row(run_id=run_id) for run_id in "rs"]
     data = gathered(runs=[run_row("r", v=name), run_row("s")], metrics=metrics)
     found = {chart.name: chart.figure for chart in charts(data)}
-    assert found["gaps"].data[0].name == 'v &lt;a href="x"&gt;&amp;'
-    assert found["waterfall"].layout.yaxis.ticktext == ('q, median, v &lt;a href="x"&gt;&amp;',)
+    assert found["gaps"].data[0].name == 'v=&lt;a href="x"&gt;&amp;'
+    assert found["waterfall"].layout.yaxis.ticktext == ('q, median, v=&lt;a href="x"&gt;&amp;',)
 
 
 def test_metrics_are_in_the_order_of_the_runs_and_streamed_before_complete() -> None:

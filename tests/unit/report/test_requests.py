@@ -10,8 +10,8 @@ from tests.unit.report.test_page import ATTACK, request_row, requests_table
 
 def test_rows_are_packed_by_column_and_runs_by_place() -> None:
     table = requests_table(request_row("s", "q1"), request_row("r", "q2", ttft_ms=None, at_s=1.26))
-    found = json.loads(packed(table, {"r": "r", "s": "variant hot"}))
-    assert found["runs"] == [{"id": "r", "name": "r"}, {"id": "s", "name": "variant hot"}]
+    found = json.loads(packed(table, {"r": "r", "s": "variant=hot"}))
+    assert found["runs"] == [{"id": "r", "name": "r"}, {"id": "s", "name": "variant=hot"}]
     columns = found["columns"]
     assert {len(values) for values in columns.values()} == {2}
     assert columns["run"] == [1, 0]

@@ -10,13 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deltatap.messages import Control, Heartbeat, OpenStream
-from deltatap.state import RunState
+from deltatap.state import PlanState, RunState
 from deltatap.watch.board import DEAD_S, Seen
 from deltatap.watch.folder import Folder
 from deltatap.worker.rows import JOURNAL_SCHEMA
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
 
 def prepared(folder: Path, run_id: str = "run", epoch: int = 1) -> RunState:
@@ -97,6 +99,26 @@ def test_a_part_that_is_not_whole_yet_does_not_end_the_page(tmp_path: Path) -> N
     assert found(folder) == Seen()
     pq.write_table(pa.table({"x": [1, 2, 3]}), part)
     assert found(folder).owed == 3
+
+
+def test_a_part_that_vanishes_is_not_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spark can fail to write a plan, and write it again."""
+    state, folder = prepared(tmp_path), Folder(tmp_path)
+    state.plan(1).parts.mkdir(parents=True)
+    listed = [state.plan(1).parts / f"part-0000{at}-a.parquet" for at in range(2)]
+    pq.write_table(pa.table({"x": [1, 2, 3]}), listed[0])
+    monkeypatch.setattr(PlanState, "part_files", lambda _: listed)
+    journaled(state, "a", "one")
+    seen = found(folder)
+    assert (seen.run_id, seen.owed, [row.text for row in seen.finished]) == ("run", 3, ["one"])
+    pq.write_table(pa.table({"x": [4]}), listed[1])
+    assert found(folder).owed == 4, "a plan is counted again until a worker has it"
+    state.beat(Heartbeat(1, "00000-000001-a", 1))
+    assert found(folder).owed == 4
+    listed.clear()
+    assert found(folder).owed == 4
+    state.remove()
+    assert folder.look() is None
 
 
 def test_a_damaged_message_is_not_the_end(tmp_path: Path) -> None:

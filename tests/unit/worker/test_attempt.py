@@ -6,7 +6,7 @@ import errno
 import json
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -280,6 +280,31 @@ def test_the_key_is_sent_and_written_nowhere(
     assert holders == []
     output = capfd.readouterr()
     assert KEY not in output.out + output.err + repr(work) + repr(work.settings)
+
+
+def test_identical_requests_are_called_once_even_if_their_worker_dies(
+    tmp_path: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker ends after its first file of the journal, and another attempt continues."""
+    same = [{"request_id": f"r{n}", "prompt": "p"} for n in range(9)]
+    work = task(tmp_path, simulator, same, capture={"reuse": True})
+    write, written = journaling.write_journal, list[Any]()
+
+    def once(*arguments: Any) -> Any:
+        if written:
+            raise KeyboardInterrupt
+        written.append(write(*arguments))
+        return written[0]
+
+    monkeypatch.setattr(journaling, "_FLUSH_ROWS", 2)
+    with driver(work.folder):
+        monkeypatch.setattr(journaling, "write_journal", once)
+        with suppress(KeyboardInterrupt):
+            capture_part(work, 0)
+        monkeypatch.setattr(journaling, "write_journal", write)
+        capture_part(work, 0, retried=True)
+    assert simulator.counts()["calls"] == 1
+    assert sorted(row["row"] for row in journal(work)) == list(range(9))
 
 
 def test_a_temporarily_full_disk_loses_no_capture(

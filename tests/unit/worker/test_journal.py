@@ -42,8 +42,8 @@ def capture(row: int, *calls: Call) -> Capture:
     return Capture(Job(request, wire, "stream", row, [], 0.0, calls=list(calls or [call()])))
 
 
-def batch(*rows: int, plan: int = 1, part: int = 0) -> pa.RecordBatch:
-    return journal_batch([counted(capture(row), CONTEXT) for row in rows], CONTEXT, plan=plan, part=part)
+def batch(*rows: int, plan: int = 1, part: int = 0) -> list[pa.RecordBatch]:
+    return [journal_batch([counted(capture(row), CONTEXT) for row in rows], CONTEXT, plan=plan, part=part)]
 
 
 def test_a_file_is_synced_before_it_is_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,6 +153,29 @@ def test_one_file_holds_a_bounded_number_of_captures(tmp_path: Path, monkeypatch
         for row in range(5):
             journal.put(capture(row))
     assert sorted(len(pq.read_table(path)) for path in tmp_path.glob("*.parquet")) == [1, 2, 2]
+
+
+@pytest.mark.parametrize("taken", ["put", "hold"])
+def test_an_answer_and_its_copies_are_in_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: str) -> None:
+    """A kill between two files would leave identical requests owed, and their answer would be paid for again."""
+    monkeypatch.setattr(journaling, "_FLUSH_ROWS", 2)
+    answer, failed = capture(0), capture(8, call(DOWN))
+    answer.job.alike.extend(Job(capture(row).job.request, None, "stream", row, [], 0.0) for row in range(1, 8))
+    failed.job.alike.append(Job(capture(9).job.request, None, "stream", 9, [], 0.0))
+    with JournalWriter(tmp_path, "p", CONTEXT, plan=1, part=0, flush_s=0.0) as journal:
+        for each in (answer, failed):
+            getattr(journal, taken)(each)
+    files = [pq.ParquetFile(path) for path in tmp_path.iterdir()]
+    (whole,) = (file for file in files if file.metadata.num_rows > 1)
+    sizes = [whole.metadata.row_group(group).num_rows for group in range(whole.metadata.num_row_groups)]
+    assert max(sizes) == 2, "batches stay small"
+    rows = [row for row in whole.read().to_pylist() if row["status"] == "completed"]
+    assert [row["row"] for row in rows if row["reused_from"]] == list(range(1, 8))
+    assert {row["text"] for row in rows} == {"Hi"}
+    assert journaled_rows(tmp_path, 1, 0).tolist() == list(range(9)), (
+        "the next of the failed ones is still to be called"
+    )
+    assert all(readable(path) for path in tmp_path.iterdir())
 
 
 def test_a_folder_that_cannot_be_written_for_too_long_fails_the_worker(

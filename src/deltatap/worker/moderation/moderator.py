@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from deltatap import patterns
 from deltatap.http.faults import internal_error
 from deltatap.model import INTERNAL_CUT, CaptureError, Verdict
+from deltatap.visible import visible
 from deltatap.worker.moderation.points import Check, Points
 from deltatap.worker.moderation.watch import Watch
 
@@ -222,7 +223,7 @@ class Moderator:
         self._refusals = self._refusals + 1 if error.type in _REFUSED else 0
         if self._refusals == _REFUSALS:
             self._refusal = error
-            _log.warning("moderation: no more checks, because the endpoint refuses them: %s", error.message)
+            _log.warning("moderation: no more checks, because the endpoint refuses them: %s", visible(error.message))
 
     def _called(self, task: asyncio.Task[None]) -> None:
         self._calls.discard(task)
