@@ -107,7 +107,9 @@ def test_a_rejected_key_and_an_unlisted_model_are_found(
     found = findings(spark, tree)
     assert "but not gpt-unheard-of" in details(found, "warning")["models"]
     assert "price, prompts" not in found
-    prompts.write(spark, tables / "prompts", [("a", "Say it.", "gpt-4o-mini"), ("b", "Say it.", "mine"), ("c", "Hi", " ")])
+    prompts.write(
+        spark, tables / "prompts", [("a", "Say it.", "gpt-4o-mini"), ("b", "Say it.", "mine"), ("c", "Hi", " ")]
+    )
     tree["endpoint"] |= {"model": "gpt-4o"}
     warnings = details(findings(spark, tree), "warning")
     assert warnings["models"].endswith("models, including gpt-4o-mini, but not gpt-4o, mine")
