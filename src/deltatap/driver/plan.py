@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from pyspark.sql import DataFrame
 
-    from deltatap.config import Capture, Settings
+    from deltatap.config import Budget, Capture, Settings
     from deltatap.driver.active import ActiveRun
     from deltatap.driver.landing import Landing
     from deltatap.driver.lease import Lease
@@ -130,6 +130,18 @@ def resumes(lease: Lease) -> str:
     return f"resumes run {lease.run_id}; {lost}"
 
 
+def used_before(spent: Spent, budget: Budget) -> Iterator[str]:
+    """How much of the budgets earlier starts of the run have used, as a line, if they made calls."""
+    shown = {
+        "requests": lambda most: f"{spent.requests:,} of {most:,} requests",
+        "tokens": lambda most: f"{spent.tokens:,} of {most:,} tokens",
+        "cost_usd": lambda most: f"${prices.money(spent.cost_usd)} of ${prices.money(most)}",
+    }
+    parts = [show(most) for name, show in shown.items() if (most := getattr(budget, name)) is not None]
+    if parts and spent.requests:
+        yield f"earlier starts of this run have used part of the budget: {', '.join(parts)}"
+
+
 def _earlier_starts(run: ActiveRun) -> tuple[dict[str, Any], int]:
     """The run's totals so far, and how many of its rows are final."""
     settings, lease = run.settings, run.lease
@@ -173,7 +185,8 @@ def announce(run: ActiveRun, plan: Plan, slots: int) -> list[str]:
     )
     if capture.arrivals is not None:
         run.say(capture.arrivals.of(sum(plan.calls or ())))
-    for line in (*_stored(settings), *_too_fast(settings), *source.misspelled(run.spark, settings)):
+    used = used_before(plan.spent, settings.budget)
+    for line in (*used, *_stored(settings), *_too_fast(settings), *source.misspelled(run.spark, settings)):
         run.say(line, style="yellow")
     unpriced = [model for model in models(plan.files) if run.prices.find(model) is None]
     if unpriced and settings.budget.cost_usd is not None:

@@ -10,7 +10,7 @@ import pytest
 from deltatap.config import load_settings
 from deltatap.driver import plan as planning
 from deltatap.driver.pacer import Spent
-from deltatap.driver.plan import Plan, _listed, announce, models, resumes, task_count
+from deltatap.driver.plan import Plan, _listed, announce, models, resumes, task_count, used_before
 from deltatap.driver.progress import Snapshot
 from deltatap.state import PlanState
 
@@ -55,6 +55,15 @@ def test_budgets_count_what_earlier_starts_used() -> None:
     assert plan(before=used).spent == Spent(5, 18, 0)
 
 
+def test_a_run_that_continues_says_how_much_of_its_budget_is_used() -> None:
+    spent = Spent(80, 18_000, 0.05)
+    budget = load_settings({"budget": {"requests": 100, "cost_usd": 0.05}}).budget
+    said = "earlier starts of this run have used part of the budget: 80 of 100 requests, $0.0500 of $0.0500"
+    assert list(used_before(spent, budget)) == [said]
+    assert list(used_before(Spent(), budget)) == [], "a first start"
+    assert list(used_before(spent, load_settings({}).budget)) == [], "no budget"
+
+
 @pytest.mark.parametrize(
     ("concurrency", "streams_per_worker", "slots", "tasks"),
     [(64, 256, 8, 1), (256, 256, 8, 1), (257, 256, 8, 2), (4000, 256, 8, 7), (4000, 256, 2, 1), (4000, 256, 1, 1)],
@@ -94,6 +103,17 @@ def test_a_run_without_requests_says_why(monkeypatch: pytest.MonkeyPatch, empty:
     settings = load_settings({"prompts": {"table": "main.llm.prompts"}})
     run: Any = SimpleNamespace(settings=settings, spark=None)
     assert announce(run, plan(requests=0), slots=4) == [note]
+
+
+def test_the_budget_that_is_used_is_said_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deltatap.driver.plan.models", lambda _: [])
+    monkeypatch.setattr("deltatap.driver.plan.source.misspelled", lambda *_: [])
+    lines: list[str] = []
+    settings = load_settings({"budget": {"tokens": 500}})
+    say = lambda text, style=None: lines.append(text)  # noqa: ARG005, E731
+    run: Any = SimpleNamespace(settings=settings, spark=None, say=say, lease=SimpleNamespace(run_id="r1"))
+    announce(run, plan(before={"requests": 3, "input_tokens": 7, "output_tokens": 11}), slots=4)
+    assert lines[1:] == ["earlier starts of this run have used part of the budget: 18 of 500 tokens"]
 
 
 def test_a_run_says_when_its_requests_start(monkeypatch: pytest.MonkeyPatch) -> None:
