@@ -4,6 +4,7 @@ import io
 import json
 import math
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,8 @@ from deltatap import terminal
 from deltatap.analysis.compare import Counted, Difference
 from deltatap.analysis.conditions import evaluate, parse
 from deltatap.analysis.metrics import METRICS
+from deltatap.analysis.queries import NEXT
+from deltatap.driver.lease import this_driver
 from deltatap.prices import money
 
 if TYPE_CHECKING:
@@ -101,10 +104,24 @@ def test_a_start_of_an_earlier_year_has_its_year() -> None:
     ],
 )
 def test_a_run_without_a_heartbeat_is_probably_dead(silent: timedelta, note: str | None) -> None:
-    run = RUN | {"status": "running", "reason": None, "heartbeat_at": NOW - silent}
+    run = RUN | {"status": "running", "reason": None, "heartbeat_at": NOW - silent, "driver": None}
     ended = run | {"run_id": "ended", "status": "completed"}
-    expected = f"r1: running, but {note}: its driver is probably dead; the next capture closes this run"
+    expected = f"r1: running, but {note}: its driver is probably dead; {NEXT}"
     assert printed(terminal.show_runs, [run, ended], {}, {}, NOW).splitlines()[5:] == ([expected] if note else [])
+
+
+def test_a_run_whose_process_on_this_machine_has_ended_is_dead() -> None:
+    alive = json.loads(this_driver())
+    run = RUN | {"status": "running", "reason": None, "heartbeat_at": NOW}
+    drivers = {"dead": alive | {"start": "0"}, "alive": alive, "elsewhere": alive | {"host": "other", "start": "0"}}
+    runs = [run | {"run_id": name, "driver": json.dumps(driver)} for name, driver in drivers.items()]
+    *_, note = printed(terminal.show_runs, runs, {}, {}, NOW).splitlines()
+    assert note == f"dead: running, but its process has ended: {NEXT}"
+
+
+def test_a_run_that_has_not_ended_may_still_get_failed_rows() -> None:
+    shown = printed(partial(terminal.show_failures, ended=False), "r1", [], 0)
+    assert shown == "run r1: no failed or interrupted rows in the table yet\n"
 
 
 def test_labels_and_good_requests_share_a_line_for_each_run_and_costs_add_up() -> None:

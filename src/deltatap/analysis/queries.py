@@ -16,6 +16,7 @@ from deltatap.delta.final import final_sql
 from deltatap.delta.older import rows_sql
 from deltatap.delta.prepare import remembered_runs
 from deltatap.delta.reader import identify_captures, rows
+from deltatap.driver.lease import is_gone
 from deltatap.errors import ConfigError
 from deltatap.model import RunStatus
 from deltatap.prices import exact_usd
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 # Runs with rows. A scheduled run that finds nothing to do has none.
 HAS_ROWS = "coalesce(completed, 0) + coalesce(interrupted, 0) + coalesce(failed, 0) > 0"
+# What to do about a run whose driver is dead. A capture of the same job continues it; a recording closes it.
+NEXT = "start the same command again, which continues or closes the run and lands its answers"
 # How many request ids are searched for ones similar to an id that does not exist, and how many matches a message names.
 _IDS = 100_000
 _NAMED = 5
@@ -125,8 +128,11 @@ def not_landed(reader: Reader, settings: Settings, run_id: str | None = None) ->
     wanted = "" if run_id is None else f" AND {in_runs([run_id])}"
     if not (found := newest_runs(reader, settings, 1, f"status = '{RunStatus.RUNNING}'{wanted}")):
         return ""
+    run = f"run {found[0]['run_id']}"
+    if is_gone(found[0].get("driver")):
+        return f"the process of {run} has ended, but the newest answers are still in its journal: {NEXT}"
     where = "its newest answers are in its journal, and land while it runs or when you start the same command again"
-    return f"run {found[0]['run_id']} has not ended: {where}"
+    return f"{run} has not ended: {where}"
 
 
 def require_runs(reader: Reader, settings: Settings, run_ids: Sequence[str]) -> list[Row]:

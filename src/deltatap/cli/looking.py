@@ -102,7 +102,8 @@ def failures(
     tables = reader(settings, console)
     to_show, to_load = given("captures", "runs"), given("prompts")
     shown, found, every = not_completed(tables, settings, run_id, most)
-    show_failures(console, shown, found, every, to_show, to_load)
+    ended = not not_landed(tables, settings, shown)
+    show_failures(console, shown, found, every, to_show, to_load, ended=ended)
     if note := not_landed(tables, settings, run_id and shown):
         say(console, note, "warning")
     return OK

@@ -108,6 +108,11 @@ def is_alive(driver: str | None, heartbeat_age_s: float) -> bool | None:
     return False if heartbeat_age_s > LEASE_S else None
 
 
+def is_gone(driver: str | None) -> bool:
+    """Whether a driver ran on this host and its process has ended. False if it may still be alive elsewhere."""
+    return is_alive(driver, 0.0) is False
+
+
 def _holder(driver: str | None) -> dict[str, Any] | None:
     """A driver as :func:`this_driver` wrote it; None if it has the format of another version."""
     try:

@@ -132,12 +132,13 @@ def resumes(lease: Lease) -> str:
 
 def used_before(spent: Spent, budget: Budget) -> Iterator[str]:
     """How much of the budgets earlier starts of the run have used, as a line, if they made calls."""
-    shown = {
-        "requests": lambda most: f"{spent.requests:,} of {most:,} requests",
-        "tokens": lambda most: f"{spent.tokens:,} of {most:,} tokens",
-        "cost_usd": lambda most: f"${prices.money(spent.cost_usd)} of ${prices.money(most)}",
-    }
-    parts = [show(most) for name, show in shown.items() if (most := getattr(budget, name)) is not None]
+    parts = []
+    if budget.requests is not None:
+        parts.append(f"{spent.requests:,} of {budget.requests:,} requests")
+    if budget.tokens is not None:
+        parts.append(f"{spent.tokens:,} of {budget.tokens:,} tokens")
+    if budget.cost_usd is not None:
+        parts.append(f"${prices.money(spent.cost_usd)} of ${prices.money(budget.cost_usd)}")
     if parts and spent.requests:
         yield f"earlier starts of this run have used part of the budget: {', '.join(parts)}"
 

@@ -34,7 +34,14 @@ _MESSAGE, _ASKED = 160, 70
 
 
 def show_failures(
-    console: Console, run_id: str, found: Sequence[Mapping[str, Any]], every: int, to_show: str = "", to_load: str = ""
+    console: Console,
+    run_id: str,
+    found: Sequence[Mapping[str, Any]],
+    every: int,
+    to_show: str = "",
+    to_load: str = "",
+    *,
+    ended: bool = True,
 ) -> None:
     """Print failed and interrupted rows, and what to do next.
 
@@ -45,9 +52,10 @@ def show_failures(
         every: how many there are.
         to_show: options to append to the command ``show``.
         to_load: options to append to the command ``load``.
+        ended: whether the run has ended. If not, rows may be missing.
     """
     if not every:
-        line(console, f"run {run_id}: no failed or interrupted rows")
+        line(console, f"run {run_id}: no failed or interrupted rows{'' if ended else ' in the table yet'}")
         return
     line(console, f"run {run_id}: {every:,} failed or interrupted row{'s' * (every > 1)}", style="bold")
     several_modes = len({row["mode"] for row in found}) > 1

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from deltatap.analysis.queries import NEXT
 from deltatap.analysis.requested import short_id
+from deltatap.driver.lease import is_gone
 from deltatap.model import RunStatus
 from deltatap.prices import by_model, money
 from deltatap.program import program
@@ -109,11 +111,14 @@ def show_price_changes(console: Console, changes: Sequence[tuple[str, object]]) 
 
 
 def _silence(row: Mapping[str, Any], now: datetime) -> str:
-    """A warning about a run that has sent no heartbeat for a long time; empty for other runs."""
-    if row["status"] != RunStatus.RUNNING or (silent_s := (now - row["heartbeat_at"]).total_seconds()) <= SILENT_S:
+    """A warning about a run whose driver is dead, or has sent no heartbeat for a long time; empty for other runs."""
+    if row["status"] != RunStatus.RUNNING:
         return ""
-    closed = "its driver is probably dead; the next capture closes this run"
-    return f"running, but no heartbeat for {duration(silent_s)}: {closed}"
+    if is_gone(row.get("driver")):
+        return f"running, but its process has ended: {NEXT}"
+    if (silent_s := (now - row["heartbeat_at"]).total_seconds()) > SILENT_S:
+        return f"running, but no heartbeat for {duration(silent_s)}: its driver is probably dead; {NEXT}"
+    return ""
 
 
 def _started(at: datetime, now: datetime) -> str:

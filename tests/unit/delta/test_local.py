@@ -17,6 +17,8 @@ from deltalake import DeltaTable, write_deltalake
 from deltatap.analysis.compare import Counted, counted
 from deltatap.analysis.queries import (
     HAS_ROWS,
+    NEXT,
+    counts_of,
     good_requests,
     newest_capture,
     newest_runs,
@@ -34,6 +36,7 @@ from deltatap.delta.local import LocalReader, UnreadableError, translated
 from deltatap.delta.prepare import GUARD
 from deltatap.delta.reader import rows
 from deltatap.delta.tables import literal, quoted
+from deltatap.driver.lease import this_driver
 from deltatap.errors import ConfigError
 from tests.local import no_spark
 
@@ -227,6 +230,32 @@ def test_a_run_that_has_not_ended_has_answers_that_are_not_in_the_table(tmp_path
         with pytest.raises(ConfigError) as none:
             newest_capture(reader, settings, "q1", run_id)
         assert list(none.value.problems)[1:] == more
+
+
+def test_the_rows_of_runs_are_counted_with_their_retries_and_cost(tmp_path: Path) -> None:
+    tries = [{"error_type": "server"}, {"error_type": "server"}]
+    usual: dict[str, Any] = {"run_id": "b", "mode": "stream", "retries": []}
+    captures: list[dict[str, Any]] = [
+        usual | {"request_id": "q1", "status": "completed", "cost_usd": 0.25, "retries": tries},
+        usual | {"request_id": "q2", "status": "failed"},
+        usual | {"request_id": "q3", "status": "completed", "cost_usd": 0.5, "run_id": "c"},
+    ]
+    write(tmp_path / "captures", columns.CAPTURES, *captures)
+    settings = load_settings({"captures": {"table": str(tmp_path / "captures")}})
+    empty, one = counts_of(LocalReader(no_spark), settings, ["a", "b"])
+    counted = {"completed": 0, "interrupted": 0, "failed": 0, "retries": 0, "cost_usd": None}
+    assert empty == {"run_id": "a", **counted}
+    assert one == {"run_id": "b", **counted, "completed": 1, "failed": 1, "retries": 2, "cost_usd": 0.25}
+
+
+def test_a_run_whose_process_is_gone_has_answers_that_land_with_the_next_start(tmp_path: Path) -> None:
+    write(tmp_path / "captures", columns.CAPTURES)
+    settings = load_settings({name: {"table": str(tmp_path / name)} for name in ("captures", "runs")})
+    driver = json.dumps(json.loads(this_driver()) | {"start": "0"})
+    run = {"captures": str(tmp_path / "captures"), "started_at": AT, "run_id": "dead", "status": "running"}
+    write(tmp_path / "runs", columns.RUNS, run | {"driver": driver})
+    note = not_landed(LocalReader(no_spark), settings)
+    assert note == (f"the process of run dead has ended, but the newest answers are still in its journal: {NEXT}")
 
 
 def test_a_run_is_known_by_the_beginning_of_its_id(tmp_path: Path) -> None:
