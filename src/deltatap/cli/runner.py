@@ -74,7 +74,7 @@ HOST = typer.Option(help="Address to listen on. There is no authentication: keep
 PORT = typer.Option(min=0, max=65535, help="Port to listen on. 0 picks a free port.")
 
 OK, FAILED, CONFIGURATION, TOO_MANY_ERRORS = 0, 1, 2, 3
-CONDITION_HOLDS = 3
+CONDITION_HOLDS = NO_RATE = 3
 # The panels of the help, in the order of use.
 CAPTURE, RESULTS, ENDPOINTS = "Capture", "Results", "Endpoints for tests"
 # Errors that are raised before the first API call. Any other error means that the command failed while it ran.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deltatap.cli.runner import CAPTURE, FAILED, OK, command, hint, say, session
+from deltatap.cli.runner import CAPTURE, FAILED, NO_RATE, OK, command, hint, say, session
 from deltatap.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def sweep(
     Without --rates, the command doubles the rate until the bounds no longer hold, and narrows the range by bisection.
     Then it tests rates near the result in four more rounds.
 
-    Exit codes: 0, the sweep ended, was stopped on request, or used up a budget; 1, a stage failed; 2, the configuration
-    is wrong or there are too few prompts, and no API call was made.
+    Exit codes: 0, the sweep found a rate, was stopped on request, or used up a budget; 1, a stage failed; 2, the
+    configuration is wrong or there are too few prompts, and no API call was made; 3, the bounds hold at no tested rate.
     """
     from deltatap.driver.needs import preflight  # noqa: PLC0415
     from deltatap.report.page import make_folder  # noqa: PLC0415
@@ -72,7 +72,9 @@ def sweep(
     if swept.points:
         write_chart(swept, plan, settings, out)
         say(console, f"chart written to {out}")
-    return FAILED if swept.failed else OK
+    if swept.failed:
+        return FAILED
+    return NO_RATE if swept.found is not None and swept.found.rate is None else OK
 
 
 def _rates(text: str | None) -> tuple[float, ...]:

@@ -52,6 +52,7 @@ def trend(
     Exit codes: 0, no condition holds; 2, a name or a condition cannot be read, or there are no values; 3, a condition
     holds.
     """
+    from deltatap.analysis.changes import FEWEST  # noqa: PLC0415
     from deltatap.analysis.compare import busy, doubt  # noqa: PLC0415
     from deltatap.analysis.names import run_names  # noqa: PLC0415
     from deltatap.analysis.series import conditions_on, judged, labels_of, parse_measure  # noqa: PLC0415
@@ -77,6 +78,15 @@ def trend(
     for outcome, change in outcomes:
         level = "problem" if outcome.holds else "warning" if outcome.unclear else "ok"
         say(console, f"--fail-if {outcome}, since run {change.run_id}", level)
-    if conditions and not outcomes:
-        say(console, f"--fail-if: no change of {measure} starts in the newest {newest} runs", "ok")
+    if conditions:
+        tested = [each.deciding >= FEWEST for each in found]
+        if not all(tested):
+            which = "nothing" if not any(tested) else f"only {sum(tested)} of {len(found)} series"
+            say(
+                console,
+                f"--fail-if tested {which}: a series needs at least {FEWEST} runs with enough values",
+                "warning",
+            )
+        if any(tested) and not outcomes:
+            say(console, f"--fail-if: no change of {measure} starts in the newest {newest} runs", "ok")
     return CONDITION_HOLDS if any(outcome.holds for outcome, _ in outcomes) else OK

@@ -58,24 +58,27 @@ def bounds(slo: Mapping[str, float]) -> str:
 
 def lines(swept: Swept, plan: Plan, settings: Settings) -> Iterator[str]:
     """The result as a sentence, and what distorts it."""
-    found = swept.found
+    found, needed = swept.found, fewest(plan.share)
+    few = min((point.requests for point in swept.points if point.requests < needed), default=None)
+    small = f"the smallest stage had {few:,} request{'s' * (few != 1)}, too few to decide" if few is not None else ""
     what = f"{100 * plan.share:.10g} % of requests have {bounds(settings.analysis.slo.bounds)}"
     if found is None:
         larger = "raise the budget and " if (swept.reason or "").startswith("budget.") else ""
         yield f"sweep {swept.sweep} has not ended: {swept.reason}; to continue it, {larger}run the command again"
     elif found.rate is None:
         lower = "lower --rates, or raise --duration" if plan.rates else "raise --duration to test lower rates"
-        yield f"result: none; at every tested rate, fewer than {what}: {lower}"
+        doubt, more = (
+            (f"; but {small} this", f", with {needed:,} or more requests in each stage") if small else ("", "")
+        )
+        yield f"result: none; at every tested rate, fewer than {what}{doubt}: {lower}{more}"
     elif found.high is not None:
         interval = f"below {found.high:,.3g}" if found.low is None else f"{found.low:,.3g} to {found.high:,.3g}"
         yield f"result: {found.rate:,.3g} requests per second (interval: {interval}): at least {what}"
     else:
         more = "" if plan.rates else "; for higher rates, load more prompts or lower --duration"
         yield f"result: at least {found.rate:,.3g} requests per second, the highest tested rate: at least {what}{more}"
-    needed = fewest(plan.share)
-    if few := [point.requests for point in swept.points if point.requests < needed]:
-        stage = f"the smallest stage had {min(few):,} request{'s' * (min(few) != 1)}"
-        yield f"{stage}, too few to decide {100 * plan.share:.10g} %: raise --duration, for {needed:,} or more"
+    if small and (found is None or found.rate is not None):
+        yield f"{small} {100 * plan.share:.10g} %: raise --duration, for {needed:,} or more"
     late = [point for point in swept.points if (point.delay_p99_ms or 0) > _LATE_MS]
     if late:
         worst = min(late, key=lambda point: point.rate)

@@ -224,6 +224,16 @@ def test_with_few_runs_the_command_says_how_many_are_needed(nights: Path) -> Non
     assert "no change points yet: 7 of 8 runs have 20 values or more, and at least 12 such runs are needed" in output
 
 
+def test_a_condition_that_tested_nothing_has_no_tick(nights: Path) -> None:
+    code, output = command(nights, "--limit", "8", "--fail-if", ">+5%")
+    assert code == 0
+    *_, last = output.splitlines()
+    assert last == "! --fail-if tested nothing: a series needs at least 12 runs with enough values"
+    assert "✓" not in output
+    code, output = command(nights, "--fail-if", ">+5%", "--newest", "2")
+    assert (code, output.splitlines()[-1][:25]) == (0, "✓ --fail-if: no change of")
+
+
 def test_without_tables_one_line_says_so(tmp_path: Path) -> None:
     code, output = command(tmp_path)
     assert code == 2

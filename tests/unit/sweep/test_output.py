@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from rich.console import Console
 
+from deltatap import cli
 from deltatap.config import load_settings
 from deltatap.sweep import output
 from deltatap.sweep.chart import figure, write_chart
@@ -73,6 +74,35 @@ def test_the_result_in_words() -> None:
 def test_given_rates_that_do_not_hold_are_to_be_lowered() -> None:
     (result, _) = output.lines(swept(Found(None, None, 4.0)), Plan((4.0, 8.0), 30.0, 0.95), SETTINGS)
     assert result.endswith(": lower --rates, or raise --duration")
+
+
+def test_small_stages_without_a_result_are_said_in_the_same_line() -> None:
+    points = (Point(1.0, 16, 10, "s-01"), Point(2.0, 120, 60, "s-02"))
+    (line,) = said(Found(None, None, 1.0), points=points)
+    assert line == (
+        "result: none; at every tested rate, fewer than 95 % of requests have ttft_ms at most 500; "
+        "but the smallest stage had 16 requests, too few to decide this: "
+        "raise --duration to test lower rates, with 100 or more requests in each stage"
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "failed", "code"),
+    [(FOUND, False, cli.OK), (Found(None, None, 4.0), False, 3), (None, False, cli.OK), (None, True, cli.FAILED)],
+)
+def test_a_sweep_without_a_rate_exits_with_3(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, found: Found | None, code: int, *, failed: bool
+) -> None:
+    monkeypatch.setattr("deltatap.driver.needs.preflight", lambda _: None)
+    monkeypatch.setattr("deltatap.cli.sweeping.session", lambda *_: None)
+    ended = swept(found, reason=None if found else "stopped", failed=failed)
+    monkeypatch.setattr("deltatap.sweep.running.sweep", lambda *_: ended)
+    config = tmp_path / "conf.yml"
+    config.write_text("analysis: {slo: {ttft_ms: 500}}")
+    assert (
+        cli.run(cli.sweep, config, rates=None, duration=30.0, share=0.95, as_json=False, out=tmp_path / "s.html")
+        == code
+    )
 
 
 @pytest.mark.parametrize(("share", "needed"), [(0.95, 100), (0.9, 50), (0.99, 500), (0.5, 10), (0.01, 6), (1.0, 1)])
