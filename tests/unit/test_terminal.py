@@ -248,7 +248,7 @@ def test_a_capture_shows_how_late_it_started_if_it_had_a_scheduled_time() -> Non
 
 def test_failures_have_a_line_each_and_a_hash_has_its_prompt() -> None:
     row = {"request_id": "q[1]", "mode": "stream", "status": "failed", "type": "server", "code": None, "http_status": 500,
-           "message": "over\nloaded " * 20, "final": False, "api": "chat", "body": CAPTURE["request"]}  # fmt: skip
+           "message": "over\nloaded " * 20, "final": False, "api": "chat", "model": "m", "body": CAPTURE["request"]}  # fmt: skip
     hashed = row | {"request_id": "ab" * 32, "status": "interrupted", "code": "c", "http_status": None, "message": None}
     title, first, second, prompt, more, _ = printed(
         terminal.show_failures, "r1", [row, hashed], 7, width=80
@@ -259,6 +259,9 @@ def test_failures_have_a_line_each_and_a_hash_has_its_prompt() -> None:
     assert second == "abababababab  interrupted  server c: no message"
     assert prompt.strip() == "prompt: Say [bold]"
     assert more == "5 more: --limit 7 lists all"
+    recorded = row | {"request_id": "20261202T084210-3fa9c1d2e4b5"}
+    shown = printed(terminal.show_failures, "r1", [recorded, recorded | {"body": None, "api": "responses"}], 2)
+    assert [line.strip() for line in shown.splitlines()[2:5:2]] == ["m /chat/completions: Say [bold]", "m /responses"]
     invalid = row | {"type": "invalid_request", "http_status": None, "message": "no prompt", "final": True}
     first, *hints = printed(terminal.show_failures, "r1", [invalid], 1, " -c c", " -c p").splitlines()[1:]
     assert first == "q[1]  failed; will not be sent again  invalid_request: no prompt"

@@ -193,6 +193,21 @@ def newest_capture(reader: Reader, settings: Settings, request_id: str, run_id: 
     return [newest[mode] for mode in sorted(newest, reverse=True)]
 
 
+def full_request_ids(reader: Reader, settings: Settings, request_ids: Sequence[str]) -> list[str]:
+    """The ids of requests, given by their ids, or by their beginnings if no other id begins like this.
+
+    Raises:
+        ConfigError: there is no captures table, no such request, or more than one id begins like this.
+    """
+    if not request_ids:
+        return []
+    require_table(reader, "captures", settings.captures.table)
+    named = ", ".join(map(tables.literal, request_ids))
+    ids = f"SELECT DISTINCT request_id FROM {tables.quoted(settings.captures.table)} WHERE request_id IN ({named})"
+    known = {row["request_id"] for row in rows(reader.query(ids))}
+    return [each if each in known else _full_id(reader, settings, each, None) for each in request_ids]
+
+
 def _full_id(reader: Reader, settings: Settings, start: str, run_id: str | None) -> str:
     """The only request_id that begins like this.
 
@@ -243,7 +258,7 @@ def not_completed(reader: Reader, settings: Settings, run_id: str | None, limit:
         reader.query(
             f"""
             SELECT request_id, mode, status, error.type AS type, error.code AS code, error.http_status AS http_status,
-              left(error.message, 300) AS message, api, left(request, {BODY}) AS body,
+              left(error.message, 300) AS message, api, request_model AS model, left(request, {BODY}) AS body,
               {final_sql("c", keep_interrupted=settings.capture.keep_interrupted)} AS final, count(*) OVER () AS every
             FROM {tables.quoted(settings.captures.table)} AS c WHERE {in_runs([run_id])} AND status != 'completed'
             ORDER BY status, type, code, message, request_id, mode LIMIT {limit}

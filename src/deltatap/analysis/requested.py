@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic_core import from_json
 
-from deltatap.api.registry import specification
+from deltatap.api.registry import NAMES, specification
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +21,8 @@ BODY = 8_000
 PROMPT = 300
 HASH = 12
 _HASH = re.compile(r"[0-9a-f]{64}")
+# An id that `deltatap record` creates.
+_RECORDED = re.compile(r"\d{8}T\d{6}-[0-9a-f]{12}")
 
 
 def prompt_line(body: str | None, api: str | None, most: int = PROMPT) -> str:
@@ -43,6 +45,24 @@ def prompt_line(body: str | None, api: str | None, most: int = PROMPT) -> str:
 def short_id(request_id: str) -> str:
     """A request id for the screen. A hash is cut, because ``deltatap show`` also accepts the start of an id."""
     return request_id[:HASH] if _HASH.fullmatch(request_id) else request_id
+
+
+def asked_line(row: Mapping[str, Any], most: int) -> str:
+    """What a request asked, for a reader to whom its id means nothing; empty if the user has chosen the id.
+
+    A hash gets the prompt. A recorded call also gets its model and its path, which tell calls of an application apart.
+
+    Args:
+        row: with ``request_id``, ``model``, ``api``, and ``body``, the start of the request.
+        most: the maximum number of characters of the prompt.
+    """
+    prompt = prompt_line(row["body"], row["api"], most)
+    if _HASH.fullmatch(row["request_id"]):
+        return prompt and f"prompt: {prompt}"
+    if not _RECORDED.fullmatch(row["request_id"]):
+        return ""
+    call = " ".join(filter(None, [row["model"], specification(row["api"]).path if row["api"] in NAMES else ""]))
+    return ": ".join(filter(None, [call, prompt]))
 
 
 def shortened(text: str, most: int) -> str:

@@ -37,11 +37,16 @@ def export(
     ] = None,
     request_id: Annotated[
         list[str] | None,
-        typer.Option(metavar="ID", help="With --fixtures: only this request. Repeatable. Default: the newest 100."),
+        typer.Option(
+            metavar="ID",
+            help="With --fixtures: only this request: its id, or the start of it. Repeatable. Default: the newest 100.",
+        ),
     ] = None,
     api: Annotated[
         str | None,
-        typer.Option(metavar="API", help="With --fixtures: write the streams of this API. Default: as captured."),
+        typer.Option(
+            metavar="API", help="With --fixtures: convert every stream to the format of this API. Default: as captured."
+        ),
     ] = None,
     since: Annotated[
         str | None,
@@ -103,7 +108,7 @@ def export(
 
 def _write_fixtures(settings: Settings, console: Console, folder: Path, ids: list[str], api: str | None) -> int:
     """Write streams as files."""
-    from deltatap.analysis.queries import newest_answers  # noqa: PLC0415
+    from deltatap.analysis.queries import full_request_ids, newest_answers  # noqa: PLC0415
     from deltatap.api.registry import NAMES  # noqa: PLC0415
     from deltatap.replay.fixtures import write  # noqa: PLC0415
     from deltatap.replay.recordings import recordings_of  # noqa: PLC0415
@@ -111,6 +116,7 @@ def _write_fixtures(settings: Settings, console: Console, folder: Path, ids: lis
     if api is not None and api not in NAMES:
         raise ConfigError([f"--api {api}: expected one of {', '.join(NAMES)}"])
     tables = reader(settings, console)
+    ids = full_request_ids(tables, settings, ids)
     rows = newest_answers(tables, settings, [], _MOST_ROWS if ids else _NEWEST, ids)
     recordings, left_out = recordings_of(rows)
     missing = [id_ for id_ in ids if not any(each.request_id == id_ and each.streamed for each in recordings)]
@@ -119,9 +125,13 @@ def _write_fixtures(settings: Settings, console: Console, folder: Path, ids: lis
             [f"captures.table: {settings.captures.table}: no stream of the request {id_}" for id_ in missing]
         )
     names, reasons = write(recordings, folder, api)
-    for reason in [*left_out, *reasons]:
+    without_stream = [f"{count:,} answer{'s' * (count != 1)}: {why}" for why, count in left_out.items()]
+    for reason in [*without_stream, *reasons]:
         say(console, f"left out: {reason}")
     if not names:
         raise ConfigError([f"captures.table: {settings.captures.table}: no stream to export"])
-    say(console, f"{len(names):,} stream{'s' * (len(names) != 1)} written to {folder}")
+    newest = (
+        f" (of the newest {_NEWEST} answers; for others, add --request-id)" if not ids and len(rows) == _NEWEST else ""
+    )
+    say(console, f"{len(names):,} stream{'s' * (len(names) != 1)} written to {folder}{newest}")
     return OK

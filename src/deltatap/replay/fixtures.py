@@ -26,7 +26,7 @@ from deltatap.replay.plan import plan_of
 from deltatap.replay.recordings import request_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
     from pathlib import Path
 
     from deltatap.replay.recordings import Recording
@@ -76,7 +76,7 @@ def name_of(request_id: str, api: str) -> str:
     return f"{safe}.{api}.sse"
 
 
-def write(recordings: Iterable[Recording], folder: Path, api: str | None) -> tuple[list[str], list[str]]:
+def write(recordings: Sequence[Recording], folder: Path, api: str | None) -> tuple[list[str], list[str]]:
     """Write a file for each request, with the newest of its streams.
 
     Args:
@@ -85,11 +85,16 @@ def write(recordings: Iterable[Recording], folder: Path, api: str | None) -> tup
         api: name of the API through which answers are sent; None for that of each row.
 
     Returns:
-        The names of the files, and the reasons why requests have no file.
+        The names of the files, and which answers have no file, and why.
     """
-    newest = {(each.request_id, api or each.api): each for each in recordings if each.streamed}
+    streams = [each for each in recordings if each.streamed]
+    newest = {(each.request_id, api or each.api): each for each in streams}
     folder.mkdir(parents=True, exist_ok=True)
     names, reasons = [], []
+    if whole := len(recordings) - len(streams):
+        reasons.append(f"{whole:,} whole answer{'s' * (whole != 1)}: only streams can be written")
+    if earlier := len(streams) - len(newest):
+        reasons.append(f"{earlier:,} stream{'s' * (earlier != 1)} of requests that have a newer stream")
     for each in newest.values():
         asked = api or each.api
         try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from deltatap.analysis.requested import prompt_line, short_id, shortened
+from deltatap.analysis.requested import asked_line, prompt_line, short_id, shortened
 from deltatap.model import OUTPUT_KINDS
 from deltatap.prices import money
 from deltatap.program import program
@@ -64,11 +64,8 @@ def show_failures(
         name = short_id(row["request_id"]) + (f" ({row['mode']})" if several_modes else "")
         status = row["status"] + ("; will not be sent again" if row["final"] else "")
         line(console, f"{name}  {status}  {kind}: {shortened(row['message'] or 'no message', _MESSAGE)}")
-        # A hash means nothing to a reader.
-        if row["request_id"] != short_id(row["request_id"]) and (
-            prompt := prompt_line(row["body"], row["api"], _ASKED)
-        ):
-            line(console, f"    prompt: {prompt}", style="dim")
+        if asked := asked_line(row, _ASKED):
+            line(console, f"    {asked}", style="dim")
     if every > len(found):
         line(console, f"{every - len(found):,} more: --limit {every} lists all")
     if any(row["type"] == "invalid_request" for row in found):

@@ -19,6 +19,7 @@ from deltatap.analysis.queries import (
     HAS_ROWS,
     NEXT,
     counts_of,
+    full_request_ids,
     good_requests,
     newest_capture,
     newest_runs,
@@ -246,6 +247,18 @@ def test_the_rows_of_runs_are_counted_with_their_retries_and_cost(tmp_path: Path
     counted = {"completed": 0, "interrupted": 0, "failed": 0, "retries": 0, "cost_usd": None}
     assert empty == {"run_id": "a", **counted}
     assert one == {"run_id": "b", **counted, "completed": 1, "failed": 1, "retries": 2, "cost_usd": 0.25}
+
+
+def test_a_request_is_known_by_the_beginning_of_its_id(tmp_path: Path) -> None:
+    usual = {"run_id": "r", "mode": "stream", "status": "completed"}
+    write(tmp_path / "captures", columns.CAPTURES, *(usual | {"request_id": name} for name in ("q1", "q10", "other")))
+    settings = load_settings({"captures": {"table": str(tmp_path / "captures")}})
+    reader = LocalReader(no_spark)
+    assert full_request_ids(reader, settings, ["q1", "oth"]) == ["q1", "other"]
+    assert full_request_ids(reader, settings, []) == []
+    for start, why in ("q", "several request ids begin with q: q1, q10"), ("x", "no row with request_id x"):
+        with pytest.raises(ConfigError, match=why):
+            full_request_ids(reader, settings, [start])
 
 
 def test_a_run_whose_process_is_gone_has_answers_that_land_with_the_next_start(tmp_path: Path) -> None:

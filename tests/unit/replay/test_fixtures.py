@@ -30,7 +30,11 @@ def test_fixtures_are_the_frames_with_their_times(tmp_path: Path) -> None:
     refused = row(request_id="no", status="failed", error=error("rate_limit", None, 429), chunks=[], choices=[])
     found = [recording(each) for each in (row(run_id="old"), row(), refused, row(request_id="w", mode="complete"))]
     names, reasons = write(found, tmp_path, None)
-    assert (sorted(names), reasons) == (["a.chat.sse", "no.chat.sse"], [])
+    assert sorted(names) == ["a.chat.sse", "no.chat.sse"]
+    assert reasons == [
+        "1 whole answer: only streams can be written",
+        "1 stream of requests that have a newer stream",
+    ]
     text = (tmp_path / "a.chat.sse").read_text()
     first, *blocks = text.split("\n\n")
     head = json.loads(first.removeprefix(": deltatap "))
@@ -54,6 +58,9 @@ def test_fixtures_are_the_frames_with_their_times(tmp_path: Path) -> None:
 
 def test_a_request_has_one_fixture_of_an_api_even_if_it_was_captured_from_two(tmp_path: Path) -> None:
     made, _ = recordings_of([row(), row(api="messages", run_id="run-2")])
-    assert write(made, tmp_path, "chat") == (["a.chat.sse"], [])
+    assert write(made, tmp_path, "chat") == (
+        ["a.chat.sse"],
+        ["1 stream of requests that have a newer stream"],
+    )
     assert b'"run_id":"run-2"' in (tmp_path / "a.chat.sse").read_bytes()
     assert sorted(write(made, tmp_path, None)[0]) == ["a.chat.sse", "a.messages.sse"]
