@@ -82,10 +82,32 @@ def test_runs_fit_into_80_columns() -> None:
     values = ["11-21", "06:30", "3,980/4,000", "5", "2"]
     assert [line.split() for line in rest] == [
         [run["run_id"], "completed", *values, "0.0003"],
-        [run["run_id"], "budget_", *values, "12.3456"],
-        ["exhausted"],
+        [run["run_id"], "budget", *values, "12.3456"],
         ["together", "12.3459"],
     ]
+
+
+def test_a_long_run_id_wraps_so_that_no_number_is_cut() -> None:
+    run = RUN | {"run_id": "sweep-20261202T091118-0123abcd-05", "completed": 3980, "owed": 4000, "failed": 2}
+    _, head, first, second, *_ = printed(terminal.show_runs, [run], {}, {}, NOW, width=80).splitlines()
+    assert head.split()[-2:] == ["failed", "USD"]
+    assert first.split()[1:] == ["stopped", "11-21", "06:30", "3,980/4,000", "5", "2", "1.5000"]
+    assert first.split()[0] + second.strip() == run["run_id"]
+
+
+def test_labels_and_good_requests_are_columns_if_there_is_room() -> None:
+    runs = [RUN | {"run_id": "r1", "reason": None, "labels": {"night": "Tue", "zone": "[b]"}},
+            RUN | {"run_id": "r2", "reason": None, "status": "budget_exhausted"}]  # fmt: skip
+    good, slo = {"r1": (143, 1250)}, {"ttft_ms": 1500.0}
+    note = "good: completed with ttft_ms at most 1,500 (analysis.slo)"
+    _, head, first, second, _, *below = printed(terminal.show_runs, runs, good, slo, NOW, width=120).splitlines()
+    assert head.split()[-3:] == ["USD", "good", "labels"]
+    assert first.split()[-4:] == ["1.5000", "143/1,250", "night=Tue,", "zone=[b]"]
+    assert (second.split()[1], second.split()[-1]) == ("budget_exhausted", "1.5000")
+    assert below == [note]
+    _, head, first, _, _, *below = printed(terminal.show_runs, runs, good, slo, NOW, width=96).splitlines()
+    assert (head.split()[-1], first.split()[-1]) == ("good", "143/1,250")
+    assert below == ["r1: night=Tue, zone=[b]", note]
 
 
 def test_a_start_of_an_earlier_year_has_its_year() -> None:
@@ -129,7 +151,7 @@ def test_labels_and_good_requests_share_a_line_for_each_run_and_costs_add_up() -
     runs[1]["labels"] = {"night": "Tue", "zone": "[b]"}
     runs[0]["cost_usd"], runs[1]["cost_usd"], runs[2]["cost_usd"] = 0.25, None, 1.5
     good, slo = {"r3": (1299, 1396), "r2": (7, 7), "r1": (0, 3)}, {"ttft_ms": 1500.0, "e2e_ms": 0.5}
-    _, _, *lines = printed(terminal.show_runs, runs, good, slo, NOW).splitlines()
+    _, _, *lines = printed(terminal.show_runs, runs, good, slo, NOW, width=80).splitlines()
     assert lines[3].split() == ["together", "1.7500"]
     assert lines[4:] == [
         "r1: 0/3 requests good",

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
+from rich.text import Text
 
 from deltatap.analysis.queries import NEXT
 from deltatap.analysis.requested import short_id
@@ -17,7 +18,7 @@ from deltatap.model import RunStatus
 from deltatap.prices import by_model, money
 from deltatap.program import program
 from deltatap.terminal.console import line
-from deltatap.visible import json_text
+from deltatap.visible import json_text, visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,6 +34,8 @@ _COLUMNS = (
 )  # fmt: skip
 # A driver that has sent no heartbeat for this long is probably dead (see lease.LEASE_S).
 SILENT_S = 60.0
+# Characters of a generated run id, and more than any table has.
+_ID, _WIDEST = 22, 100_000
 
 
 def show_runs(
@@ -42,38 +45,84 @@ def show_runs(
     slo: Mapping[str, float],
     now: datetime,
 ) -> None:
-    """Print rows of ``runs``, and what ``queries.good_requests`` returns for the bounds of ``analysis.slo``."""
-    table = Table(box=None, padding=(0, 1, 0, 0))
-    table.add_column("run", no_wrap=True, min_width=22)
-    table.add_column("status", min_width=9)
-    table.add_column("started\n(UTC)", no_wrap=True)
-    for name in ("done", "inter-\nrupted", "failed", "USD"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in runs:
-        table.add_row(
-            row["run_id"],
-            row["status"].replace("_", "_\n"),  # so that budget_exhausted is not wider than the others
-            _started(row["started_at"], now),
-            _done(row),
-            *("" if row[name] is None else f"{row[name]:,}" for name in ("interrupted", "failed")),
-            "" if row["cost_usd"] is None else money(row["cost_usd"]),
-        )
-    costs = [row["cost_usd"] for row in runs if row["cost_usd"] is not None and math.isfinite(row["cost_usd"])]
-    if len(costs) > 1:
-        table.add_row("together", "", "", "", "", "", money(sum(costs)))
+    """Print rows of ``runs``, and what ``queries.good_requests`` returns for the bounds of ``analysis.slo``.
+
+    Good requests and labels are columns of the table if the width allows it, otherwise lines below it.
+    """
+    more = {"good": good, "labels": {row["run_id"]: row["labels"] for row in runs if row["labels"]}}
+    extra = [name for name, values in more.items() if values]
+    choices = [extra[:count] for count in range(len(extra), -1, -1)]
+    tables = [(shown, _runs_table(runs, good, now, shown, short=False)) for shown in choices]
+    fits = (each for each in tables if _width(console, each[1]) <= console.width)
+    shown, table = next(fits, ([], _runs_table(runs, good, now, [], short=True)))
     console.print(table)
     for row in runs:
         if note := row["reason"] or _silence(row, now):
             line(console, f"{row['run_id']}: {note}")
     for row in runs:
-        facts = [f"{name}={value}" for name, value in (row["labels"] or {}).items()]
-        if row["run_id"] in good:
+        facts = [] if "labels" in shown else _labels(row)
+        if row["run_id"] in good and "good" not in shown:
             facts.append("{:,}/{:,} requests good".format(*good[row["run_id"]]))
         if facts:
             line(console, f"{row['run_id']}: {', '.join(facts)}")
     if good:
         bounds = ", ".join(f"{name} at most {bound:,.10g}" for name, bound in slo.items())
         line(console, f"good: completed with {bounds} (analysis.slo)", style="dim")
+
+
+def _runs_table(
+    runs: Sequence[Mapping[str, Any]],
+    good: Mapping[str, tuple[int, int]],
+    now: datetime,
+    extra: Sequence[str],
+    *,
+    short: bool,
+) -> Table:
+    """The table of runs.
+
+    Args:
+        runs: rows of ``runs``.
+        good: the good and the sent requests of each run.
+        now: the current time.
+        extra: columns for which there is room: good, labels.
+        short: whether the status budget_exhausted must be shortened.
+    """
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    # A long id wraps if the table is too wide, so that no number is cut.
+    table.add_column("run", overflow="fold", min_width=_ID)
+    table.add_column("status", min_width=9, no_wrap=True)
+    table.add_column("started\n(UTC)", no_wrap=True)
+    for name in ("done", "inter-\nrupted", "failed", "USD"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in extra:
+        table.add_column(name, justify="right" if name == "good" else "left", no_wrap=True)
+    for row in runs:
+        cells: dict[str, str | Text] = {
+            "good": "{:,}/{:,}".format(*good[row["run_id"]]) if row["run_id"] in good else "",
+            "labels": Text(visible(", ".join(_labels(row)))),  # labels can look like markup
+        }
+        table.add_row(
+            row["run_id"],
+            row["status"].partition("_")[0] if short else row["status"],
+            _started(row["started_at"], now),
+            _done(row),
+            *("" if row[name] is None else f"{row[name]:,}" for name in ("interrupted", "failed")),
+            "" if row["cost_usd"] is None else money(row["cost_usd"]),
+            *(cells[name] for name in extra),
+        )
+    costs = [row["cost_usd"] for row in runs if row["cost_usd"] is not None and math.isfinite(row["cost_usd"])]
+    if len(costs) > 1:
+        table.add_row("together", "", "", "", "", "", money(sum(costs)))
+    return table
+
+
+def _width(console: Console, table: Table) -> int:
+    """The width of a table in which nothing is wrapped or cut."""
+    return console.measure(table, options=console.options.update(max_width=_WIDEST)).maximum
+
+
+def _labels(row: Mapping[str, Any]) -> list[str]:
+    return [f"{name}={value}" for name, value in (row["labels"] or {}).items()]
 
 
 def runs_json(
