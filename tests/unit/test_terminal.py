@@ -55,6 +55,13 @@ def test_runs_have_a_line_each_and_their_reasons_below() -> None:
     assert lines[5:] == ["r1: stopped by [you]"]
 
 
+def test_a_long_run_id_takes_two_lines_and_no_room_of_the_numbers() -> None:
+    run_id = "sweep-20261202T091118-d64a90-stage-05-again-at-16.6-per-second"
+    text = printed(terminal.show_runs, [RUN | {"run_id": run_id}] * 2, {}, {}, NOW, width=80)
+    assert [line.split()[-1] for line in text.splitlines() if "1,234/2,000" in line] == ["1.5000"] * 2
+    assert run_id in "".join(line.split()[0] for line in text.splitlines())
+
+
 def test_a_cost_that_is_not_an_amount_is_one_run_s_trouble() -> None:
     """Another program can write any number into a table."""
     runs = [RUN | {"run_id": f"r{at}", "cost_usd": usd} for at, usd in enumerate((math.inf, 1.0, math.nan, 2.0))]
@@ -210,6 +217,16 @@ def test_a_capture_shows_outcome_chunks_times_and_text_literally() -> None:
     times, usage = "TTFT 500.0 ms, end to end 1,200.0 ms, loop lag 0.5 ms", "3 input + 2 output tokens"
     assert f"{times}, {usage} (counted by tiktoken), $0.2500" in text.splitlines()
     assert "2 chunks in 1.00 s" in text, "the role is not output"
+
+
+def test_a_capture_shows_where_the_time_before_its_output_went() -> None:
+    new = {"reused": False, "dns_ms": 0.1, "connect_ms": 2.0, "tls_ms": None, "upload_ms": 0.0}
+    row = CAPTURE | {"queued_ms": 3.0, "dispatch_ms": 4.0, "headers_ms": 450.0, "connection": new}
+    before = "queued 3.0 ms, request sent after 4.0 ms, response headers after 450.0 ms"
+    assert f"{before}, new connection (DNS 0.1, connect 2.0 ms)" in printed(terminal.show_capture, row).splitlines()
+    row["connection"] = dict.fromkeys(new) | {"reused": True}
+    assert f"{before}, reused connection" in printed(terminal.show_capture, row).splitlines()
+    assert "queued" not in printed(terminal.show_capture, row | {"started_at": None})
 
 
 @pytest.mark.parametrize(

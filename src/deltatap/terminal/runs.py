@@ -42,7 +42,7 @@ def show_runs(
 ) -> None:
     """Print rows of ``runs``, and what ``queries.good_requests`` returns for the bounds of ``analysis.slo``."""
     table = Table(box=None, padding=(0, 1, 0, 0))
-    table.add_column("run", no_wrap=True, min_width=22)
+    table.add_column("run", overflow="fold", min_width=22)
     table.add_column("status", min_width=9)
     table.add_column("started\n(UTC)", no_wrap=True)
     for name in ("done", "inter-\nrupted", "failed", "USD"):
