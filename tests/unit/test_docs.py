@@ -1,14 +1,23 @@
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
+import subprocess
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
+from deltatap.analysis.conditions import parse_all
 from deltatap.config import load_settings
 from deltatap.http.outcomes import http_error
 from deltatap.model import ERRORS
 from tools import docs
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted(docs.DOCS.glob("*.md"))}
 
@@ -76,3 +85,40 @@ def test_the_table_of_errors_has_the_rules_of_each_type(row: list[str]) -> None:
     assert owed.startswith("yes" if kind.owed else "no")
     assert ("the run stops" in owed) is kind.stops_run
     assert ("model's" in owed or "as for 403" in owed) is kind.parks_model
+
+
+def example(name: str) -> str:
+    """A marked example of the guide."""
+    found = re.search(rf"<!-- example: {re.escape(name)} -->\n```sh\n(.*?)```", PAGES["guide.md"], re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+@pytest.mark.skipif(shutil.which("jq") is None, reason="needs jq")
+@pytest.mark.parametrize(
+    ("earlier", "compared"), [([("new", "completed")], "new new"), ([("new", "completed"), ("cut", "stopped"),
+     ("other", "completed"), ("last", "completed"), ("old", "completed")], "last new")]
+)  # fmt: skip
+def test_the_example_for_ci_compares_with_the_newest_completed_run_of_its_label(
+    tmp_path: Path, earlier: list[tuple[str, str]], compared: str
+) -> None:
+    runs = [{"run_id": run_id, "status": status, "labels": {"suite": "other" if run_id == "other" else "nightly"}}
+            for run_id, status in earlier]  # fmt: skip
+    (tmp_path / "runs.json").write_text(json.dumps({"runs": runs}))
+    command = tmp_path / "deltatap"
+    command.write_text(
+        '#!/bin/sh\necho "$@" >> calls\ncase $1 in\n'
+        'capture) echo summary; echo \'{"run_id": "new"}\';;\nruns) cat runs.json;;\ncompare) exit 3;;\nesac\n'
+    )
+    command.chmod(0o755)
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-c", example("ci.sh")], cwd=tmp_path, env=path, check=True)
+    ended = subprocess.run(["bash", "ci.sh", "--set", "a=b"], cwd=tmp_path, env=path, check=False)
+    assert ended.returncode == 3, "the code of compare"
+    *_, last = (tmp_path / "calls").read_text().splitlines()
+    assert last.startswith(f"compare {compared} --set analysis.slo.ttft_ms=1000 --set a=b --fail-if good<95% ")
+
+
+def test_the_conditions_of_the_example_for_ci_are_valid() -> None:
+    conditions, goals = parse_all(re.findall(r"--fail-if '(.*?)'", example("ci.sh")))
+    assert (len(conditions), len(goals)) == (2, 1)

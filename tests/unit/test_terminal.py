@@ -407,6 +407,7 @@ def test_a_comparison_as_json_has_units_and_the_outcomes_of_conditions() -> None
              "second": 1.0, "difference": 0.0, "low": None, "high": None, "excludes_zero": False},
         ],
         "conditions": [{"condition": "tokens_per_s.p50>+50%", "mode": "stream", "holds": False}],
+        "runs": [],
     }  # fmt: skip
 
 

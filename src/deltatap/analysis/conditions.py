@@ -1,12 +1,14 @@
-"""Conditions on the comparison of two runs, such as ``ttft_ms.p95>+10%``, for CI.
+"""Conditions on the comparison of two runs, such as ``ttft_ms.p95>+10%`` or ``good<95%``, for CI.
 
 Parses and evaluates conditions. A condition holds only if a difference is beyond the limit and its bootstrap interval
-excludes zero, so that noise does not fail a build. Reads no table; ``compare.py`` computes the differences.
+excludes zero, so that noise does not fail a build. A goal, such as ``good<95%``, is about the second run alone, and has
+an interval, too. Reads no table; ``compare.py`` computes the differences.
 """
 
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_args
@@ -22,6 +24,11 @@ if TYPE_CHECKING:
     from deltatap.analysis.compare import Difference
 
 GRAMMAR = "[MODE.]METRIC.p50 or .p95, then > or <, then a signed difference, for example ttft_ms.p95>+10%"
+_GOAL_GRAMMAR = "or, for compare, a condition on good requests: good<95%"
+_GOAL = re.compile(r"\s* good \s* < \s* (?P<limit>\d+(?:\.\d*)?|\.\d+) \s* % \s*", re.VERBOSE | re.ASCII)
+_UNIT = re.compile(r"(?P<condition>.*[\d.]) \s* (?P<unit>[A-Za-z][A-Za-z/_ ]*)", re.VERBOSE | re.ASCII)
+# The normal quantile of a two-sided 95 % interval.
+_Z = 1.959964
 _CONDITION = re.compile(
     r"""\s* ((?P<mode>\w+)\.)? (?P<metric>\w+) \. (?P<quantile>p50|p95)
     \s* (?P<side>[<>]) \s* (?P<limit>[+-] (?:\d+(?:\.\d*)?|\.\d+)) \s* (?P<percent>%?) \s*""",
@@ -87,6 +94,76 @@ class Outcome:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """The smallest share of requests that must be good under ``analysis.slo``, in percent.
+
+    Attributes:
+        text: the condition as the user wrote it: ``good<95%``.
+        percent: the share.
+    """
+
+    text: str
+    percent: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reached:
+    """How many of the second run's requests were good, and whether they were fewer than the goal.
+
+    Attributes:
+        condition: the goal.
+        good: how many requests completed within every bound.
+        sent: how many were sent.
+        mode: None: the goal is about all requests of the run.
+    """
+
+    condition: Goal
+    good: int
+    sent: int
+    mode: None = None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The Wilson 95 % interval of the share, in percent."""
+        n, share, z2 = self.sent, self.good / self.sent, _Z**2
+        middle, half = share + z2 / (2 * n), _Z * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+        return 100 * (middle - half) / (1 + z2 / n), 100 * (middle + half) / (1 + z2 / n)
+
+    @property
+    def holds(self) -> bool:
+        """Whether the share is below the limit, and its interval, too."""
+        return self.interval[1] < self.condition.percent
+
+    @property
+    def unclear(self) -> bool:
+        """Whether the share is below the limit, but its interval reaches it."""
+        return 100 * self.good < self.condition.percent * self.sent and not self.holds
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return (
+            f"{self.condition.text}: {self.good:,} of {self.sent:,} requests good ({self.good / self.sent:.1%}), "
+            f"95 % interval {low:.1f}% to {high:.1f}%"
+        )
+
+
+def parse_all(texts: Iterable[str]) -> tuple[list[Condition], list[Goal]]:
+    """Parse conditions and goals.
+
+    Raises:
+        ConfigError: with every text that cannot be parsed.
+    """
+    goals, others = [], []
+    for text in texts:
+        found = _GOAL.fullmatch(text)
+        if found is not None and 0 < float(found["limit"]) <= 100:  # noqa: PLR2004 - percent
+            goals.append(Goal(text.strip(), float(found["limit"])))
+        else:
+            others.append(text)
+    return parse(others), goals
+
+
 def parse(texts: Iterable[str]) -> list[Condition]:
     """Parse conditions.
 
@@ -107,7 +184,9 @@ def parse(texts: Iterable[str]) -> list[Condition]:
 def _parsed(text: str) -> Condition:
     found = _CONDITION.fullmatch(text)
     if found is None:
-        raise ValueError(f"expected {GRAMMAR}")
+        if (unit := _UNIT.fullmatch(text.strip())) and _CONDITION.fullmatch(unit["condition"]):
+            raise ValueError(f"expected the limit without a unit, or with %, found {unit['unit']}: {unit['condition']}")
+        raise ValueError(f"expected {GRAMMAR}; {_GOAL_GRAMMAR}")
     mode, metric = found["mode"], found["metric"]
     if mode not in (None, *_MODES):
         raise ValueError(f"expected mode {' or '.join(_MODES)}, found {mode}")
@@ -149,6 +228,30 @@ def evaluate(conditions: Iterable[Condition], differences: Mapping[tuple[str, st
     if problems:
         raise ConfigError(problems)
     return outcomes
+
+
+def reach(goals: Iterable[Goal], good: tuple[int, int] | None, bounds: Mapping[str, float], run: str) -> list[Reached]:
+    """Evaluate goals.
+
+    Args:
+        goals: to evaluate.
+        good: how many of the run's requests were good, and how many were sent; None if none was sent.
+        bounds: of ``analysis.slo``.
+        run: its name.
+
+    Raises:
+        ConfigError: no bound is set, or the run sent no request.
+    """
+    wanted = list(goals)
+    if not bounds:
+        why = "no bound is set that a good request keeps: set one, for example --set analysis.slo.ttft_ms=500"
+    elif good is None:
+        why = f"run {run} sent no request"
+    else:
+        return [Reached(goal, *good) for goal in wanted]
+    if wanted:
+        raise ConfigError([f"--fail-if {goal.text}: {why}" for goal in wanted])
+    return []
 
 
 def _why_not(condition: Condition, found: Iterable[Outcome]) -> Iterator[str]:

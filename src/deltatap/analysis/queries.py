@@ -88,6 +88,23 @@ def good_requests(reader: Reader, settings: Settings, run_ids: Sequence[str]) ->
     return {row["run_id"]: (row["good"], row["sent"]) for row in rows(counted)}
 
 
+def counts_of(reader: Reader, settings: Settings, run_ids: Sequence[str]) -> list[Row]:
+    """The rows of runs by status, their retries and their cost, in the order of the ids."""
+    counts = ", ".join(
+        f"count_if(status = '{status}') AS {status}" for status in ("completed", "interrupted", "failed")
+    )
+    found = reader.query(
+        f"""
+        SELECT run_id, {counts}, coalesce(sum(size(retries)), 0) AS retries,
+          CAST(sum({exact_usd("cost_usd")}) AS DOUBLE) AS cost_usd
+        FROM {tables.quoted(settings.captures.table)} WHERE {in_runs(run_ids)} GROUP BY run_id
+        """
+    )
+    by_run = {row["run_id"]: row for row in rows(found)}
+    nothing = {"completed": 0, "interrupted": 0, "failed": 0, "retries": 0, "cost_usd": None}
+    return [by_run.get(run_id) or {"run_id": run_id, **nothing} for run_id in run_ids]
+
+
 def why_no_runs(reader: Reader, settings: Settings) -> str:
     """Why there are no runs to list: a captures table remembers the runs table that its runs are in."""
     why = f"there are no runs on captures table {settings.captures.table} in runs table {settings.runs.table}"

@@ -16,6 +16,7 @@ from deltatap.cli.runner import CONDITION_HOLDS, OK, RESULTS, command, given, re
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from deltatap.analysis.conditions import Outcome, Reached
     from deltatap.config import Settings
 
 
@@ -147,41 +148,49 @@ def compare(
     ] = False,
     fail_if: Annotated[
         list[str] | None,
-        typer.Option(metavar="CONDITION", help="Exit with code 3 if this holds: 'ttft_ms.p95>+10%'. Repeatable."),
+        typer.Option(
+            metavar="CONDITION", help="Exit with code 3 if this holds: 'ttft_ms.p95>+10%', 'good<95%'. Repeatable."
+        ),
     ] = None,
 ) -> int:
     """Compare two runs: how much the median and p95 of each metric differ.
 
     Each difference has a bootstrap 95 % interval. If a mode has more than 5,000 rows, the command compares a sample
-    of 5,000, the same sample every time.
+    of 5,000, the same sample every time. A line for each run shows its errors, retries and cost, and its good requests
+    if analysis.slo has bounds.
 
     A condition of --fail-if is [MODE.]METRIC.p50 or .p95, > or <, and a signed difference, with % or in the metric's
     unit. It holds if the difference is beyond this limit and its interval excludes zero. Without MODE, it is checked
-    for both modes.
+    for both modes. good<95% holds if fewer than 95 % of RUN_B's requests are within the bounds of analysis.slo, and the
+    95 % interval of this share is below 95 %, too.
 
     Exit codes: 0, no condition holds; 2, a condition cannot be read or computed, or a run does not exist; 3, a
     condition holds.
     """
     from deltatap.analysis.compare import compare as differences  # noqa: PLC0415
     from deltatap.analysis.compare import counted, doubts  # noqa: PLC0415
-    from deltatap.analysis.conditions import evaluate, parse  # noqa: PLC0415
+    from deltatap.analysis.conditions import evaluate, parse_all, reach  # noqa: PLC0415
     from deltatap.analysis.facts import price_changes  # noqa: PLC0415
     from deltatap.analysis.names import run_names  # noqa: PLC0415
-    from deltatap.analysis.queries import require_runs  # noqa: PLC0415
-    from deltatap.terminal import comparison_json, show_comparison, show_price_changes  # noqa: PLC0415
+    from deltatap.analysis.queries import counts_of, good_requests, require_runs  # noqa: PLC0415
+    from deltatap.terminal import comparison_json, show_comparison, show_counts, show_price_changes  # noqa: PLC0415
 
-    conditions = parse(fail_if or ())
+    conditions, goals = parse_all(fail_if or ())
     tables = reader(settings, console)
     both = require_runs(tables, settings, (first, second))
     first, second = (row["run_id"] for row in both)
     names = run_names(both)
+    good = good_requests(tables, settings, [first, second])
+    reached = reach(goals, good.get(second), settings.analysis.slo.bounds, names[second])
     found = differences(tables, settings, first, second)
-    outcomes = evaluate(conditions, found)
+    outcomes: list[Outcome | Reached] = [*evaluate(conditions, found), *reached]
+    counts = counts_of(tables, settings, [first, second])
     every = counted(tables, settings, first, second)
     if as_json:
-        print(comparison_json(first, second, found, outcomes))  # noqa: T201 - for programs: no wrapping, no colors
+        print(comparison_json(first, second, found, outcomes, counts, good))  # noqa: T201 - for programs: no wrapping, no colors
     else:
         show_comparison(console, names[first], names[second], found, every)
+        show_counts(console, names, counts, good)
         show_price_changes(console, price_changes(both))
     for doubt in doubts((names[first], names[second]), every):
         say(console, doubt, "warning")
@@ -189,8 +198,11 @@ def compare(
         if outcome.holds:
             say(console, f"--fail-if {outcome}", "problem")
         elif outcome.unclear:
+            limit = "zero" if outcome.mode else "the limit"
             say(
-                console, f"--fail-if {outcome}, which includes zero, so this may be noise: compare more rows", "warning"
+                console,
+                f"--fail-if {outcome}, which includes {limit}, so this may be noise: compare more rows",
+                "warning",
             )
         else:
             say(console, f"--fail-if {outcome}", "ok")

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from deltatap.analysis.metrics import METRICS, signed
 from deltatap.analysis.uncounted import REASONS
+from deltatap.prices import money
 from deltatap.terminal.console import line
 from deltatap.visible import json_text
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from deltatap.analysis.compare import Counted, Difference
-    from deltatap.analysis.conditions import Outcome
+    from deltatap.analysis.conditions import Outcome, Reached
 
 # A generated run id fits into two lines of this width.
 _HALF_ID = 11
@@ -146,13 +147,40 @@ def _show_left_out(console: Console, names: Sequence[str], counted: Mapping[str,
                 line(console, f"{mode}, {name}: {times}; left out: {whys}", style="dim")
 
 
+def show_counts(
+    console: Console,
+    names: Mapping[str, str],
+    counts: Iterable[Mapping[str, Any]],
+    good: Mapping[str, tuple[int, int]],
+) -> None:
+    """Print a line for each run: its rows by status, retries, good requests and cost.
+
+    Args:
+        console: to print to.
+        names: of the runs, by their ids.
+        counts: from ``queries.counts_of``.
+        good: from ``queries.good_requests``.
+    """
+    for row in counts:
+        facts = [f"{row[name]:,} {name}" for name in ("completed", "interrupted", "failed") if row[name]]
+        facts.append(f"{row['retries']:,} {'retry' if row['retries'] == 1 else 'retries'}")
+        if row["run_id"] in good:
+            count, sent = good[row["run_id"]]
+            facts.append(f"{count:,}/{sent:,} requests good ({count / sent:.1%})")
+        if row["cost_usd"] is not None:
+            facts.append(f"${money(row['cost_usd'])}")
+        line(console, f"{names[row['run_id']]}: {', '.join(facts)}")
+
+
 def comparison_json(
     first: str,
     second: str,
     differences: Mapping[tuple[str, str, str], Difference],
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[Outcome | Reached],
+    counts: Iterable[Mapping[str, Any]] = (),
+    good: Mapping[str, tuple[int, int]] | None = None,
 ) -> str:
-    """The comparison of two runs as JSON: the differences, and the outcomes of conditions."""
+    """The comparison of two runs as JSON: the differences, the outcomes of conditions, and the counts of each run."""
     return json_text(
         {
             "first": first,
@@ -174,6 +202,10 @@ def comparison_json(
             ],
             "conditions": [
                 {"condition": each.condition.text, "mode": each.mode, "holds": each.holds} for each in outcomes
+            ],
+            "runs": [
+                {**row, **dict(zip(("good", "sent"), (good or {}).get(row["run_id"], (None, None)), strict=True))}
+                for row in counts
             ],
         },
         indent=2,

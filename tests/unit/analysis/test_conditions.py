@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from deltatap.analysis.compare import Difference
-from deltatap.analysis.conditions import GRAMMAR, Condition, evaluate, parse
+from deltatap.analysis.conditions import GRAMMAR, Condition, Goal, evaluate, parse, parse_all, reach
 from deltatap.errors import ConfigError
 
 TTFT = ("stream", "ttft_ms", "p95")
@@ -26,13 +26,17 @@ def test_a_condition_is_parsed(text: str, expected: tuple[object, ...]) -> None:
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("ttft_ms.p95>10%", f"expected {GRAMMAR}"),
-        ("ttft_ms>+10%", f"expected {GRAMMAR}"),
-        ("ttft_ms.p99>+10%", f"expected {GRAMMAR}"),
-        ("ttft_ms.p95=+10%", f"expected {GRAMMAR}"),
-        ("ttft_ms.p95>+10%%", f"expected {GRAMMAR}"),
-        ("ttft_ms.p95>+nan", f"expected {GRAMMAR}"),
-        ("", f"expected {GRAMMAR}"),
+        ("ttft_ms.p95>10%", f"expected {GRAMMAR}; or, for compare, a condition on good requests: good<95%"),
+        ("ttft_ms>+10%", f"expected {GRAMMAR}; or, for compare, a condition on good requests: good<95%"),
+        ("ttft_ms.p99>+10%", f"expected {GRAMMAR}; or, for compare, a condition on good requests: good<95%"),
+        ("ttft_ms.p95=+10%", f"expected {GRAMMAR}; or, for compare, a condition on good requests: good<95%"),
+        ("ttft_ms.p95>+10%%", f"expected {GRAMMAR}; or, for compare, a condition on good requests: good<95%"),
+        ("ttft_ms.p95>+nan", f"expected {GRAMMAR}; or, for compare, a condition on good requests: good<95%"),
+        ("", f"expected {GRAMMAR}; or, for compare, a condition on good requests: good<95%"),
+        (
+            "ttft_ms.p50>+50ms",
+            "expected the limit without a unit, or with %, found ms: ttft_ms.p50>+50",
+        ),
         ("paired.ttft_ms.p95>+1", "expected mode stream or complete, found paired"),
         ("tftf_ms.p95>+1", "metric tftf_ms does not exist; did you mean ttft_ms?"),
     ],
@@ -110,3 +114,36 @@ def test_a_limit_in_percent_of_a_negative_value_keeps_its_sign() -> None:
     (condition,) = parse(["ttft_ms.p50>+10%"])
     assert not condition.is_passed_by(Difference(-100.0, -95.0, 1.0, 9.0))
     assert condition.is_passed_by(Difference(-100.0, -85.0, 1.0, 19.0))
+
+
+def test_a_condition_on_good_requests_is_parsed() -> None:
+    conditions, goals = parse_all(["ttft_ms.p50>+1", " good < 99.5 % "])
+    assert ([each.metric for each in conditions], goals) == (["ttft_ms"], [Goal("good < 99.5 %", 99.5)])
+    for wrong in ("good<95", "good<0%", "good<101%", "good>95%", "good<+5%", "complete.good<5%"):
+        with pytest.raises(ConfigError, match=r"good<95%"):
+            parse_all([wrong])
+
+
+@pytest.mark.parametrize(
+    ("good", "sent", "holds", "unclear"),
+    [
+        (90, 100, True, False),  # Wilson: 82.6 % to 94.5 %
+        (93, 100, False, True),  # 86.3 % to 96.6 %
+        (95, 100, False, False),
+        (930, 1000, True, False),
+        (0, 1, True, False),  # 0 % to 79.3 %
+        (100, 100, False, False),
+    ],
+)
+def test_too_few_good_requests_fail_if_the_interval_is_below_the_limit(
+    good: int, sent: int, *, holds: bool, unclear: bool
+) -> None:
+    (outcome,) = reach([Goal("good<95%", 95.0)], (good, sent), {"ttft_ms": 1.0}, "r")
+    assert (outcome.holds, outcome.unclear) == (holds, unclear)
+
+
+@pytest.mark.parametrize(("bounds", "why"), [({}, "no bound is set"), ({"ttft_ms": 1.0}, "run r sent no request")])
+def test_good_requests_without_a_bound_or_a_request_are_an_error(bounds: dict[str, float], why: str) -> None:
+    with pytest.raises(ConfigError, match=f"--fail-if good<95%: {why}"):
+        reach([Goal("good<95%", 95.0)], None, bounds, "r")
+    assert reach([], None, bounds, "r") == []

@@ -26,6 +26,10 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deltatap.analysis.queries.require_runs", lambda *_: runs)
     monkeypatch.setattr("deltatap.analysis.compare.compare", lambda *_: found)
     monkeypatch.setattr("deltatap.analysis.compare.counted", lambda *_: {})
+    counts = [{"run_id": name, "completed": 160, "interrupted": 0, "failed": failed, "retries": 6, "cost_usd": 0.5}
+              for name, failed in (("a", 0), ("b", 2))]  # fmt: skip
+    monkeypatch.setattr("deltatap.analysis.queries.counts_of", lambda *_: counts)
+    monkeypatch.setattr("deltatap.analysis.queries.good_requests", lambda *_: {"a": (160, 160), "b": (143, 162)})
 
 
 @pytest.mark.usefixtures("compared")
@@ -54,9 +58,31 @@ def test_compare_exits_with_0_if_no_condition_holds_and_names_the_runs_by_their_
 
 
 @pytest.mark.usefixtures("compared")
+@pytest.mark.parametrize(("condition", "holds"), [("good<95%", True), ("good<80%", False)])
+def test_compare_fails_if_too_few_requests_are_good_and_shows_the_counts_of_each_run(
+    config: Path, condition: str, *, holds: bool
+) -> None:
+    words = ["compare", "a", "b", "--config", str(config), "--fail-if", condition, "--set", "analysis.slo.ttft_ms=500"]
+    code, output = invoke(*words)
+    assert code == (cli.CONDITION_HOLDS if holds else cli.OK)
+    *_, first, second, judged = output.splitlines()
+    assert first == "night=Mon: 160 completed, 6 retries, 160/160 requests good (100.0%), $0.5000"
+    assert second == "night=Tue: 160 completed, 2 failed, 6 retries, 143/162 requests good (88.3%), $0.5000"
+    mark = "✗" if holds else "✓"
+    assert judged == (f"{mark} --fail-if {condition}: 143 of 162 requests good (88.3%), 95 % interval 82.4% to 92.4%")
+    result = json.loads(CliRunner().invoke(cli.app, [*words, "--json"]).stdout)
+    assert result["runs"][1] == {
+        "run_id": "b", "completed": 160, "interrupted": 0, "failed": 2, "retries": 6, "cost_usd": 0.5,
+        "good": 143, "sent": 162,
+    }  # fmt: skip
+    assert result["conditions"] == [{"condition": condition, "mode": None, "holds": holds}]
+
+
+@pytest.mark.usefixtures("compared")
 @pytest.mark.parametrize(
     ("condition", "why"),
     [
+        ("good<95%", "no bound is set that a good request keeps: set one, for example --set analysis.slo.ttft_ms=500"),
         ("e2e_ms>1", "expected [MODE.]METRIC.p50 or .p95, "),
         ("tpot_ms.p95>+1", "expected values of tpot_ms in both runs"),
     ],
