@@ -30,6 +30,7 @@ test: setup ## all tests but the slow ones
 
 test-slow: setup ## the slow tests: kills, faults, clusters of processes
 	@$(foreach marker,$(MISSING),echo "test-slow: leaving out the tests that need $(marker) (see docs/contributing.md)";)
+	@.venv/bin/python -m tests.classes
 	@.venv/bin/pytest $(SLOW_SIDE_BY_SIDE) -m "slow$(SELECTED)" --durations=20 $(SLOW_FILES)
 
 check: setup ## check format, lint and types (for Python 3.11, and for 3.12, which Databricks runtimes use)
