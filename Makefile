@@ -5,6 +5,9 @@ UV = .tools/uv/bin/uv
 SIDE_BY_SIDE = --numprocesses=logical --maxprocesses=4 --dist=worksteal
 SLOW_SIDE_BY_SIDE = --numprocesses=3 --dist=worksteal
 
+# Where this variable is set, every process compiles every module again that it imports. That doubles its start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL = help
 .PHONY: help setup test test-slow check docs demo bench bench-memory bench-peers bench-scaling matrix wheel lock clean
 
@@ -19,13 +22,16 @@ setup: ## install everything, pinned and verified, into .venv, .tools and .jars
 # Some slow tests need programs that setup does not install. Without these, test-slow leaves the tests out and says so.
 MISSING = $(if $(shell command -v cc),,compiler) $(if $(shell command -v chromium),,chromium) $(if $(and $(wildcard tests/node/node_modules/openai),$(wildcard examples/front-end/node_modules/@langchain/anthropic)),,node)
 SELECTED = $(foreach marker,$(MISSING), and not $(marker))
+# Each process collects the tests by itself, so it gets only the files that have slow ones.
+SLOW_FILES = $(shell grep -rl --include='test_*.py' 'mark\.slow' tests | sort)
 
 test: setup ## all tests but the slow ones
 	@.venv/bin/pytest $(SIDE_BY_SIDE)
 
 test-slow: setup ## the slow tests: kills, faults, clusters of processes
 	@$(foreach marker,$(MISSING),echo "test-slow: leaving out the tests that need $(marker) (see docs/contributing.md)";)
-	@.venv/bin/pytest $(SLOW_SIDE_BY_SIDE) -m "slow$(SELECTED)" --durations=20
+	@.venv/bin/python -m tests.classes
+	@.venv/bin/pytest $(SLOW_SIDE_BY_SIDE) -m "slow$(SELECTED)" --durations=20 $(SLOW_FILES)
 
 check: setup ## check format, lint and types (for Python 3.11, and for 3.12, which Databricks runtimes use)
 	@.venv/bin/ruff format --check --quiet .

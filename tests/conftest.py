@@ -13,6 +13,7 @@ from deltatap.delta import columns
 from deltatap.delta import tables as delta_tables
 from deltatap.spark.session import local_session
 from tests.simulation import start_simulator
+from tests.spark_defaults import environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,10 +34,10 @@ QUICK_QUERIES = {
 def quick_jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The same options for the Spark of jobs in processes of their own, as defaults."""
     folder = tmp_path_factory.mktemp("spark-conf")
-    lines = "".join(f"{key} {value}\n" for key, value in QUICK_QUERIES.items() if "shuffle" not in key)
-    (folder / "spark-defaults.conf").write_text(lines, encoding="utf-8")
+    options = {key: value for key, value in QUICK_QUERIES.items() if "shuffle" not in key}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SPARK_CONF_DIR", str(folder))
+        for name, value in environment(folder, options).items():
+            patch.setenv(name, value)
         yield
 
 

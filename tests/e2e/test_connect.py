@@ -23,6 +23,7 @@ from deltatap.spark.java import java_home
 from tests import prompts
 from tests.bundle import ROOT
 from tests.simulation import start_simulator
+from tests.spark_defaults import submit_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,6 +49,7 @@ def server(tmp_path: Path) -> Iterator[str]:
     }
     command: list[str | Path] = [
         Path(pyspark.__file__).parent / "bin/spark-submit",
+        *submit_options(),
         *(word for key, value in options.items() for word in ("--conf", f"{key}={value}")),
         *("--class", "org.apache.spark.sql.connect.service.SparkConnectServer", "spark-internal"),
     ]

@@ -9,8 +9,11 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
 import zipfile
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,13 +27,14 @@ from tests.bundle import ROOT, Resolver, read
 from tests.simulation import start_simulator
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable, Iterator
 
     from pyspark.sql import SparkSession
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 UV = ROOT / ".tools/uv/bin/uv"
+WHEELS = ROOT / ".tools/wheels"
 # The packages of serverless environment 5.
 PREINSTALLED = {"pandas": "2.2.3", "pyarrow": "21.0.0"}
 # Spark of runtime 18 LTS. Runtimes 17.3 LTS and 19 differ only in their Spark, which the wheel alone does not require.
@@ -38,6 +42,34 @@ SPARK = "4.1.4"
 # No server listens on this port, so every download fails.
 NO_NETWORK = {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
 RUN_ID = "4711"
+# Starts a JVM for the Python processes of all tasks, as a cluster does. A line on stdin ends the Spark of a task.
+CLUSTER = """
+import sys
+from pathlib import Path
+
+import pyspark
+from pyspark import SparkConf
+from pyspark.java_gateway import launch_gateway
+
+from deltatap.spark import session
+from deltatap.spark.jars import find_jars, jars_for
+from deltatap.spark.java import java_home
+
+with java_home():
+    jars = find_jars(jars_for(pyspark.__version__), Path(pyspark.__file__).parent)
+    options = {"spark.master": "local[*]", **session._options(jars)}
+    gateway = launch_gateway(SparkConf(loadDefaults=False).setAll(options.items()))
+java = gateway.java_parameters
+print(java.port, java.auth_token, flush=True)
+for _ in sys.stdin:
+    found = gateway.jvm.SparkSession.getDefaultSession()
+    used = found.isDefined()
+    if used:
+        found.get().stop()
+    print(used, flush=True)
+gateway.proc.stdin.close()
+gateway.proc.wait()
+"""
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +98,22 @@ def environment(folder: Path) -> Path:
 
 
 def install(python: Path, *packages: str | Path) -> None:
-    subprocess.run([UV, "pip", "install", "--quiet", "--python", python, *packages], check=True)
+    """Install packages. The index has no wheel of Spark, and building one takes half a minute, so it is kept."""
+    command: list[str | Path] = [UV, "pip", "install", "--python", python, "--find-links", WHEELS, *packages]
+    WHEELS.mkdir(exist_ok=True)
+    plan = subprocess.run([*command, "--dry-run"], check=True, capture_output=True, text=True).stderr
+    for spark in re.findall(r"^ \+ (pyspark==\S+)$", plan, re.MULTILINE):
+        if not list(WHEELS.glob(f"{spark.replace('==', '-')}-*.whl")):
+            build_wheel(spark)
+    subprocess.run([*command, "--quiet"], check=True)
+
+
+def build_wheel(package: str) -> None:
+    with tempfile.TemporaryDirectory(dir=WHEELS) as folder:
+        pip: list[str | Path] = [UV.with_name("python"), "-m", "pip", "wheel", "--quiet", "--no-deps"]
+        subprocess.run([*pip, "--wheel-dir", folder, package], check=True)
+        for built in Path(folder).iterdir():
+            built.replace(WHEELS / built.name)
 
 
 def install_keeping(python: Path, wheel: Path, present: dict[str, str]) -> None:
@@ -203,6 +250,26 @@ def packages(job: str) -> dict[str, list[str]]:
     return {task["task_key"]: added.get(task.get("environment_key"), []) for task in resolved["tasks"]}
 
 
+@contextmanager
+def cluster(python: Path, env: dict[str, str]) -> Iterator[tuple[dict[str, str], Callable[[], bool]]]:
+    """Yield the environment of the tasks, and a function that ends a task's Spark and returns whether it had one."""
+    with subprocess.Popen(
+        [python, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        port, secret = process.stdout.readline().split()
+
+        def end() -> bool:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+            return process.stdout.readline() == "True\n"
+
+        yield {**env, "PYSPARK_GATEWAY_PORT": port, "PYSPARK_GATEWAY_SECRET": secret}, end
+
+
 def test_every_task_runs_with_its_packages_and_arguments_in_the_bundle(
     spark: SparkSession, wheel: Path, tmp_path: Path
 ) -> None:
@@ -215,7 +282,10 @@ def test_every_task_runs_with_its_packages_and_arguments_in_the_bundle(
     prompts.write(spark, tmp_path / "prompts", rows)
     env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     env["OPENAI_API_KEY"] = "sk-of-the-scope"
-    with start_simulator("--speed", "0", "--tokens", "20", "--api-key-env", "OPENAI_API_KEY", env=env) as simulator:
+    with (
+        start_simulator("--speed", "0", "--tokens", "20", "--api-key-env", "OPENAI_API_KEY", env=env) as simulator,
+        cluster(python, env | {"SPARK_LOCAL_IP": "127.0.0.1"}) as (task_env, end),
+    ):
         places = {
             "prompts.table": str(tmp_path / "prompts"), "captures.table": str(tmp_path / "captures"),
             "runs.table": str(tmp_path / "runs"), "state.dir": str(tmp_path / "state"),
@@ -229,17 +299,19 @@ def test_every_task_runs_with_its_packages_and_arguments_in_the_bundle(
             del commands[task]
         expected = ["check", "dry_run", "capture", "capture_serverless", "analyze", "report", "traces", "stop"]
         assert list(commands) == expected
-        printed = {}
+        printed, used_spark = {}, {}
         for task, command in commands.items():
             if added := packages("capture").get(task):
                 install(python, *added)
             done = subprocess.run(
-                [python, *command], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600, check=False
+                [python, *command], cwd=tmp_path, env=task_env, capture_output=True, text=True, timeout=600, check=False
             )
             printed[task] = done.stdout
+            used_spark[task] = end()
             assert done.returncode == (2 if task in ("traces", "stop") else 0), (task, done.stdout, done.stderr)
             assert "sk-of-the-scope" not in done.stdout + done.stderr
         assert simulator.counts()["calls"] == len(rows), "check and dry_run must not call the endpoint"
+    assert used_spark["capture"], "a task starts no JVM of its own"
     assert "ready to capture" in printed["check"]
     assert f"{len(rows)}" in printed["dry_run"]
     assert printed["traces"].startswith("✗ --otlp: expected an http:// or https:// URL"), "the variable otlp is empty"

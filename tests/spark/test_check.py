@@ -112,7 +112,7 @@ def test_a_rejected_key_and_an_unlisted_model_are_found(
     )
     tree["endpoint"] |= {"model": "gpt-4o"}
     warnings = details(findings(spark, tree), "warning")
-    assert warnings["models"].endswith("models, including gpt-4o-mini, but not gpt-4o, mine")
+    assert warnings["models"].endswith("models, including gpt-4o, gpt-4o-mini, but not mine")
     assert warnings["price, prompts"] == "no price for mine: cost_usd will be null"
     tree["endpoint"] |= {"model": "gpt-unheard-of"}
     monkeypatch.setenv("CHECKED_KEY", KEY + "0")

@@ -81,7 +81,7 @@ class JournalAndLanding(RuleBasedStateMachine):
 
     def write(self, rows: list[dict[str, Any]], suffix: str = ".parquet") -> Path:
         batch = pa.RecordBatch.from_pylist(rows, columns.arrow_schema(columns.JOURNAL))
-        return write_journal(self.state.journal, uuid.uuid4().hex, batch, suffix)
+        return write_journal(self.state.journal, uuid.uuid4().hex, [batch], suffix)
 
     @rule(
         rows=st.lists(

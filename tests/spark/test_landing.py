@@ -46,7 +46,7 @@ def row(at: int, status: str = "completed", **values: Any) -> dict[str, Any]:
 
 def write(landing: Landing, name: str, *rows: dict[str, Any]) -> Path:
     batch = pa.RecordBatch.from_pylist(list(rows), columns.arrow_schema(columns.JOURNAL))
-    return write_journal(landing.state.journal, name, batch)
+    return write_journal(landing.state.journal, name, [batch])
 
 
 def landed(landing: Landing) -> dict[str, Any]:
@@ -93,6 +93,16 @@ def first(landing: Landing) -> Landing:
 
 def only_inserts(sql: str) -> bool:
     return "WHEN MATCHED" not in sql
+
+
+def test_a_file_of_several_batches_lands_as_one(landing: Landing) -> None:
+    """An answer with many copies is such a file."""
+    schema = columns.arrow_schema(columns.JOURNAL)
+    batches = [pa.RecordBatch.from_pylist([row(2 * at), row(2 * at + 1)], schema) for at in range(3)]
+    write_journal(landing.state.journal, "a", batches)
+    landing.tick()
+    assert sorted(landed(landing)) == [f"r{at}" for at in range(6)]
+    assert recorded(landing) == list(range(6))
 
 
 def test_the_first_driver_of_a_run_only_inserts(first: Landing, merges: list[str]) -> None:

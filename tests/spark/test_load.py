@@ -91,10 +91,13 @@ def test_rows_with_the_same_request_id_are_replaced(spark: SparkSession, tables:
     load_prompts(
         spark, settings, write_file(tables, "x.csv", "request_id,prompt,params\na,Say,{}\nb,Say,{}\n,Say,{}\n")
     )
-    again = write_file(tables, "y.csv", "id,text,tenant\nb,Tell,x\nb,Tell,x\nc,Tell,x\n,Tell,x\n")
+    partial = write_file(tables, "part.csv", "request_id,prompt\nb,Tell\n")
+    with pytest.raises(ConfigError, match=r"part\.csv: --replace .* lacks columns in which they have values: params;"):
+        load_prompts(spark, settings, partial, replace=True)
+    again = write_file(tables, "y.csv", "id,text,params,tenant\nb,Tell,,x\nb,Tell,,x\nc,Tell,,x\n,Tell,,x\n")
     named = {"request_id": "id", "prompt": "text"}
     loaded = load_prompts(spark, settings, again, named=named, replace=True)
-    assert (loaded.rows, loaded.known, loaded.unused, loaded.emptied) == (3, 1, ("tenant",), ("params",))
+    assert (loaded.rows, loaded.known, loaded.unused) == (3, 1, ("tenant",))
     rows = spark.table(quoted(str(tables / "prompts"))).select("request_id", "prompt", "params", "tenant").collect()
     assert sorted(map(tuple, rows), key=str) == sorted(
         [("a", "Say", "{}", None), ("b", "Tell", None, "x"), ("c", "Tell", None, "x"), (None, "Say", "{}", None), (None, "Tell", None, "x")],
@@ -112,7 +115,7 @@ def test_a_table_with_integer_ids_takes_files(spark: SparkSession, tables: Path)
         loaded = load_prompts(
             spark, settings, write_file(tables, "x.csv", "request_id,prompt\n2,Tell\n3,Tell\n"), replace=replace
         )
-        assert (loaded.known, loaded.emptied) == (1 if replace else 2, ())
+        assert loaded.known == (1 if replace else 2)
         rows = spark.table(quoted(str(tables / "prompts"))).collect()
         assert sorted(row["Request_ID"] for row in rows) == expected
     with pytest.raises(ConfigError, match=r"cannot load .*y\.csv: .*'a'.*BIGINT"):

@@ -58,6 +58,13 @@ def test_runs_have_a_line_each_and_their_reasons_below() -> None:
     assert lines[5:] == ["r1: stopped by [you]"]
 
 
+def test_a_long_run_id_takes_two_lines_and_no_room_of_the_numbers() -> None:
+    run_id = "sweep-20261202T091118-d64a90-stage-05-again-at-16.6-per-second"
+    text = printed(terminal.show_runs, [RUN | {"run_id": run_id}] * 2, {}, {}, NOW, width=80)
+    assert [line.split()[-1] for line in text.splitlines() if "1,234/2,000" in line] == ["1.5000"] * 2
+    assert run_id in "".join(line.split()[0] for line in text.splitlines())
+
+
 def test_a_cost_that_is_not_an_amount_is_one_run_s_trouble() -> None:
     """Another program can write any number into a table."""
     runs = [RUN | {"run_id": f"r{at}", "cost_usd": usd} for at, usd in enumerate((math.inf, 1.0, math.nan, 2.0))]
@@ -85,14 +92,6 @@ def test_runs_fit_into_80_columns() -> None:
         [run["run_id"], "budget", *values, "12.3456"],
         ["together", "12.3459"],
     ]
-
-
-def test_a_long_run_id_wraps_so_that_no_number_is_cut() -> None:
-    run = RUN | {"run_id": "sweep-20261202T091118-0123abcd-05", "completed": 3980, "owed": 4000, "failed": 2}
-    _, head, first, second, *_ = printed(terminal.show_runs, [run], {}, {}, NOW, width=80).splitlines()
-    assert head.split()[-2:] == ["failed", "USD"]
-    assert first.split()[1:] == ["stopped", "11-21", "06:30", "3,980/4,000", "5", "2", "1.5000"]
-    assert first.split()[0] + second.strip() == run["run_id"]
 
 
 def test_labels_and_good_requests_are_columns_if_there_is_room() -> None:
@@ -249,6 +248,23 @@ def test_a_capture_shows_outcome_chunks_times_and_text_literally() -> None:
     times, usage = "TTFT 500.0 ms, end to end 1,200.0 ms, loop lag 0.5 ms", "3 input + 2 output tokens"
     assert f"{times}, {usage} (counted by tiktoken), $0.2500" in text.splitlines()
     assert "2 chunks in 1.00 s" in text, "the role is not output"
+
+
+def test_a_capture_that_did_not_complete_names_its_older_rows() -> None:
+    row = CAPTURE | {"earlier": [("r0", "completed"), ("q9", "failed")]}
+    expected = "older rows: completed in run r0, failed in run q9; `--run` shows one of them"
+    assert expected in printed(terminal.show_capture, row).splitlines()
+    assert "older" not in printed(terminal.show_capture, row | {"status": "completed", "error": None})
+
+
+def test_a_capture_shows_where_the_time_before_its_output_went() -> None:
+    new = {"reused": False, "dns_ms": 0.1, "connect_ms": 2.0, "tls_ms": None, "upload_ms": 0.0}
+    row = CAPTURE | {"queued_ms": 3.0, "dispatch_ms": 4.0, "headers_ms": 450.0, "connection": new}
+    before = "queued 3.0 ms, request sent after 4.0 ms, response headers after 450.0 ms"
+    assert f"{before}, new connection (DNS 0.1, connect 2.0 ms)" in printed(terminal.show_capture, row).splitlines()
+    row["connection"] = dict.fromkeys(new) | {"reused": True}
+    assert f"{before}, reused connection" in printed(terminal.show_capture, row).splitlines()
+    assert "queued" not in printed(terminal.show_capture, row | {"started_at": None})
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,9 @@ def newest_capture(reader: Reader, settings: Settings, request_id: str, run_id: 
         request_id: the id, or its beginning if no other id begins like this.
         run_id: the run; None for any.
 
+    Returns:
+        The rows. ``earlier`` has the run and the status of each older row, newest first.
+
     Raises:
         ConfigError: there is no captures table, no such row, or more than one id begins like this.
     """
@@ -189,8 +192,13 @@ def newest_capture(reader: Reader, settings: Settings, request_id: str, run_id: 
         found = rows(reader.query(f"{captures} WHERE request_id = {tables.literal(full)}{in_run}"))
     # A reused answer has no time, but its run has one.
     starts = _starts(reader, settings) if len(found) > 1 else {}
-    newest = {row["mode"]: row for row in sorted(found, key=lambda row: (starts.get(row["run_id"], 0.0), age(row)))}
-    return [newest[mode] for mode in sorted(newest, reverse=True)]
+    by_mode: dict[str, list[Row]] = {}
+    for row in sorted(found, key=lambda row: (starts.get(row["run_id"], 0.0), age(row)), reverse=True):
+        by_mode.setdefault(row["mode"], []).append(row)
+    return [
+        {**newest, "earlier": [(row["run_id"], row["status"]) for row in older]}
+        for _, (newest, *older) in sorted(by_mode.items(), reverse=True)
+    ]
 
 
 def full_request_ids(reader: Reader, settings: Settings, request_ids: Sequence[str]) -> list[str]:

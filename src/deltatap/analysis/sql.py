@@ -186,7 +186,7 @@ def quantile_sql(array: str, p: float) -> str:
     below, above = f"CAST(floor({n} * {p}D - {spread}) AS INT)", f"CAST(ceil({n} * {p}D + {spread}) AS INT)"
     return (
         f"named_struct('value', {low} + ({at} - floor({at})) * ({high} - {low}), "
-        f"'low', get({array}, {below} - 1), 'high', get({array}, {above}))"
+        f"'low', get({array}, {below} - 1), 'high', get({array}, {above} - 1))"
     )
 
 

@@ -173,9 +173,6 @@ def _notes_on(loaded: Loaded, *, replace: bool) -> Iterator[tuple[str, str | Non
     """Notes on the result of a load, each with its level. Anything that may surprise the user is a warning."""
     if loaded.known and replace:
         yield f"request ids whose rows were replaced: {loaded.known:,}", None
-        if loaded.emptied:
-            lost = f"the file has no columns {', '.join(loaded.emptied)}, so the replaced rows lost their values there"
-            yield lost, "warning"
     elif loaded.known:
         fail = (
             f"request ids that were already in the table: {loaded.known:,}; if their prompts differ, these requests "

@@ -29,6 +29,8 @@ _METRICS = {metric.name: metric for metric in METRICS}
 _BARS = "▁▂▃▄▅▆▇█"
 # Maximum number of runs to list at which something else changed, newest first.
 _LISTED = 10
+# With fewer values, the 95 % interval of p95 has no upper end.
+_FEWEST_VALUES = {"p50": f"{FEWEST_VALUES} or more", "p95": "about 75 or more"}
 
 
 def show_trend(console: Console, found: Iterable[Series], runs: Sequence[Row]) -> None:
@@ -45,8 +47,9 @@ def show_trend(console: Console, found: Iterable[Series], runs: Sequence[Row]) -
         if each.deciding < FEWEST:
             _line(
                 console,
-                f"no change points yet: {each.deciding} of {len(each.points)} runs have {FEWEST_VALUES} values or more"
-                f", and at least {FEWEST} such runs are needed; compare two runs with `{program()} compare`",
+                f"no change points yet: {each.deciding} of {len(each.points)} runs have enough values "
+                f"({_FEWEST_VALUES[each.measure.quantile]}), and at least {FEWEST} such runs are needed; compare two "
+                f"runs with `{program()} compare`",
                 "dim",
             )
         elif not each.changes:

@@ -36,7 +36,10 @@ def show(console: Console, found: Sequence[Estimate], schedule: Arrivals | None 
     if len(called) > 1:
         console.print(_total(called), highlight=False, soft_wrap=True)
     if any(one.most_output is None for one in called):
-        console.print("to bound the run, set budget.cost_usd or budget.tokens", highlight=False, soft_wrap=True)
+        budgets = (
+            "budget.tokens" if any(one.least_usd is None for one in called) else "budget.cost_usd or budget.tokens"
+        )
+        console.print(f"to bound the run, set {budgets}", highlight=False, soft_wrap=True)
     if schedule is not None:
         calls = sum(one.requests for one in found if one.called)
         console.print(schedule.of(calls), highlight=False, soft_wrap=True)

@@ -44,7 +44,6 @@ class Loaded:
         known: how many of the file's request ids were in the table before.
         has_ids: whether the file has a column request_id.
         unused: the columns that no request is built from and that ``prompts.keep`` does not name.
-        emptied: the columns that the file lacks and in which replaced rows had values.
     """
 
     rows: int
@@ -52,7 +51,6 @@ class Loaded:
     known: int = 0
     has_ids: bool = False
     unused: tuple[str, ...] = ()
-    emptied: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,18 +110,15 @@ class Load:
             )
             raise ConfigError([f"{self.path}: {'; '.join([problem, *how])}" for problem in problems])
 
-    def loaded(self, known: int, emptied: tuple[str, ...] = ()) -> Loaded:
+    def loaded(self, known: int) -> Loaded:
         """The result of the load.
 
         Args:
             known: how many of the file's request ids were in the table before.
-            emptied: as in :class:`Loaded`.
         """
         names, prompts = self.rows.schema.names, self.settings.prompts
         used = [*prompts.keep, *(column for each in prompts.templates.values() for column in each.columns)]
-        return Loaded(
-            self.rows.num_rows, list(self._bad()), known, "request_id" in names, tuple(unused(names, used)), emptied
-        )
+        return Loaded(self.rows.num_rows, list(self._bad()), known, "request_id" in names, tuple(unused(names, used)))
 
     def refused(self, why: str) -> ConfigError:
         """The error for a table that does not take the rows."""

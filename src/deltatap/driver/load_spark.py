@@ -48,7 +48,7 @@ def load_prompts(
         replace: replace the rows of the table whose request_id is in the file.
 
     Raises:
-        ConfigError: if the file cannot be read, or its columns do not fit the table.
+        ConfigError: if the file cannot be read, its columns do not fit the table, or replaced rows would lose values.
     """
     load = Load.of(settings, path, named, replace=replace)
     schema = _spark_schema(path, load.rows)
@@ -56,7 +56,10 @@ def load_prompts(
     frame = spark.createDataFrame(load.rows, schema)
     # Counted before the write, so that no error follows it.
     known = _known(spark, load.table, frame)
-    loaded = load.loaded(known, _emptied(spark, load.table, frame) if replace and known else ())
+    loaded = load.loaded(known)
+    if replace and known and (lost := _lost(spark, load.table, frame)):
+        why = f"--replace replaces whole rows, and the file lacks columns in which they have values: {', '.join(lost)}"
+        raise ConfigError([f"{path}: {why}; add these columns, with empty fields if the values are to be removed"])
     if (why := tables.why_not_creatable(spark, load.table)) and not tables.exists(spark, load.table):
         raise load.refused(why)
     try:
@@ -78,7 +81,7 @@ def _known(spark: SparkSession, table: str, frame: DataFrame) -> int:
     return frame.select("request_id").distinct().join(ids, "request_id", "left_semi").count()
 
 
-def _emptied(spark: SparkSession, table: str, frame: DataFrame) -> tuple[str, ...]:
+def _lost(spark: SparkSession, table: str, frame: DataFrame) -> tuple[str, ...]:
     """The columns that the file lacks and in which the rows to replace have values."""
     rows = spark.table(tables.quoted(table))
     missing = [column for column in rows.columns if not find(column, frame.columns)]
@@ -101,7 +104,7 @@ def _write(frame: DataFrame, table: str, *, replace: bool) -> None:
         writer = frame.write.format("delta").mode("append").option("mergeSchema", "true")
         writer.save(table) if tables.is_path(table) else writer.saveAsTable(tables.quoted(table))
         return
-    # A replaced row keeps no values of the earlier row, for example params that the file does not have.
+    # MERGE needs all columns of the table; the rows have no values in these.
     missing = {field.name: F.lit(None).cast(field.dataType) for field in fields if not find(field.name, frame.columns)}
     view = f"deltatap_{uuid.uuid4().hex}"
     frame.withColumns(missing).createOrReplaceTempView(view)

@@ -7,9 +7,10 @@ the same last prompt and model. If several answers match, a fixed order decides 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from deltatap.prompts import request_hash_of
-from deltatap.replay.options import without_selection
+from deltatap.replay.options import PREFIX, without_selection
 from deltatap.replay.recordings import prompt_of
 
 if TYPE_CHECKING:
@@ -83,11 +84,10 @@ class Library:
         rank = max(_rank(each, api, streamed=streamed) for each in found)
         best = [each for each in found if _rank(each, api, streamed=streamed) == rank]
         several = len({each.request_id for each in best}) > 1 and len({each.request_hash for each in best}) > 1
-        if several or len({each.model for each in best}) > 1:
+        # A request id and a run name one request.
+        if None in (options.request_id, options.run_id) and (several or len({each.model for each in best}) > 1):
             raise AmbiguousError(
-                f"{len(best)} captured answers have {by}: choose one with request_id, run_id or both, as query "
-                "parameters or headers (x-deltatap-request-id, x-deltatap-run-id)",
-                best[-_SHOWN:],
+                f"{len(best)} captured answers have {by}: {_to_add(options, best[-1])}", best[-_SHOWN:]
             )
         return best[-1]
 
@@ -127,6 +127,16 @@ def _hash_of(body: Mapping[str, Any]) -> str:
         return request_hash_of(body)
     except (ValueError, RecursionError):  # NaN, half a surrogate pair, nested too deeply
         return ""
+
+
+def _to_add(options: Options, newest: Recording) -> str:
+    """What a request must add to its options to get one of several answers, with the values of the newest answer."""
+    values = {"request_id": newest.request_id, "run_id": newest.run_id}
+    named = {"request_id": options.request_id, "run_id": options.run_id}
+    missing = [name for name, value in named.items() if value is None]
+    headers = " and ".join(PREFIX + name.replace("_", "-") for name in missing)
+    newest_is = " and ".join(f"{name}={quote(values[name])}" for name in missing)
+    return f"add {' and '.join(missing)} (newest: {newest_is}) as query parameters, or as headers ({headers})"
 
 
 def _rank(found: Recording, api: str, *, streamed: bool) -> tuple[bool, bool, bool]:

@@ -31,6 +31,8 @@ _FOLLOWED = {
 }
 # Characters of a message and of a prompt in a list.
 _MESSAGE, _ASKED = 160, 70
+# Maximum number of older rows to name.
+_EARLIER = 3
 
 
 def show_failures(
@@ -101,10 +103,13 @@ def show_capture(console: Console, row: Mapping[str, Any]) -> None:
         kind = " ".join(str(part) for part in (error["type"], error.get("http_status"), error["code"]) if part)
         line(console, f"{kind}: {error['message'] or ''}", style="red")
     _show_calls(console, row)
+    if (earlier := row.get("earlier")) and row["status"] != "completed":
+        older = ", ".join(f"{status} in run {run_id}" for run_id, status in earlier[:_EARLIER])
+        line(console, f"older rows: {older}; `--run` shows one of them", style="yellow")
     if prompt := prompt_line(row["request"], row["api"]):
         line(console, f"prompt: {prompt}")
     times = [chunk["ms"] for chunk in row["chunks"] or () if chunk["kind"] in OUTPUT_KINDS and chunk["ms"] is not None]
-    for text in (sparkline(times), ", ".join(_facts(row))):
+    for text in (sparkline(times), ", ".join(_facts(row)), _before_output(row)):
         if text:
             line(console, text)
     if checks := row.get("partial_moderation"):
@@ -136,6 +141,19 @@ def _facts(row: Mapping[str, Any]) -> list[str]:
     if row["cost_usd"] is not None:
         facts.append(f"${money(row['cost_usd'])}")
     return facts
+
+
+def _before_output(row: Mapping[str, Any]) -> str:
+    """Where the time before the first output went, on the worker and at the server; empty if it made no call."""
+    if row["started_at"] is None or row.get("reused_from"):
+        return ""
+    columns = {"queued": "queued_ms", "request sent after": "dispatch_ms", "response headers after": "headers_ms"}
+    steps = [f"{name} {row[column]:,.1f} ms" for name, column in columns.items() if row.get(column) is not None]
+    if connection := row.get("connection"):
+        opened = {"DNS": "dns_ms", "connect": "connect_ms", "TLS": "tls_ms"}
+        parts = [f"{name} {connection[key]:,.1f}" for name, key in opened.items() if connection[key] is not None]
+        steps.append(f"new connection ({', '.join(parts)} ms)" if parts else "reused connection")
+    return ", ".join(steps)
 
 
 def moderated(checks: Sequence[Mapping[str, Any]]) -> str:

@@ -137,6 +137,7 @@ def test_the_newest_row_is_that_of_the_newest_run(tmp_path: Path) -> None:
         write(tmp_path / "runs", columns.RUNS, {"run_id": "a", "started_at": AT}, {"run_id": "b", "started_at": other})
         (found,) = newest_capture(LocalReader(no_spark), settings, "r", None)
         assert found["run_id"] == newest
+        assert found["earlier"] == [("a" if newest == "b" else "b", "completed")]
 
 
 def test_the_beginning_of_an_id_is_enough_if_no_other_id_begins_like_it(tmp_path: Path) -> None:

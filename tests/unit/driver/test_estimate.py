@@ -134,7 +134,7 @@ def test_an_estimate_fits_into_80_columns_with_the_whole_model() -> None:
     assert "stream: capture.reuse saves 7 calls, and $0.1000 to $0.2000" in lines
     assert lines[-2:] == [
         "total: 12,003 requests, $0.3000 to unbounded, without the models that have no price",
-        "to bound the run, set budget.cost_usd or budget.tokens",
+        "to bound the run, set budget.tokens",
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -73,6 +74,29 @@ def test_different_requests_with_the_same_prompt_are_ambiguous() -> None:
     assert [each.request_id for each in caught.value.choices] == ["a", "b"]
     assert find([rows[0], rows[1] | FAILED], OTHER)[0] == "a", "completed rows come first"
     assert find([rows[0], rows[1] | {"request_id": "a", "run_id": "later"}], OTHER) == ("a", "later")
+
+
+@pytest.mark.parametrize(
+    ("options", "to_add"),
+    [
+        (
+            {"request_id": "T 1"},
+            "add run_id (newest: run_id=run-3) as query parameters, or as headers (x-deltatap-run-id)",
+        ),
+        ({"run_id": "run-3"}, "add request_id (newest: request_id=T%202) as"),
+        ({}, "add request_id and run_id (newest: request_id=T%202 and run_id=run-3) as"),
+    ],
+)
+def test_an_ambiguous_request_learns_what_to_add(options: dict[str, Any], to_add: str) -> None:
+    rows = [
+        row(request_id="T 1", run_id="run-2"),
+        row(request_id="T 1", run_id="run-3", request_model="n", request_hash="h"),
+        row(request_id="T 2", run_id="run-3"),
+    ]
+    without = {name: value for name, value in OTHER.items() if name != "model"}
+    with pytest.raises(AmbiguousError, match=re.escape(to_add)):
+        find(rows, without, **options)
+    assert find(rows, without, request_id="T 1", run_id="run-2") == ("T 1", "run-2")
 
 
 def test_answers_of_the_same_api_come_first() -> None:
