@@ -175,8 +175,8 @@ def gather(reader: Reader, settings: Settings, run_ids: Sequence[str]) -> Gather
     )
     runs = tables.quoted(settings.runs.table)
     texts = f"""
-        SELECT {keys}, request_id, status, error, ttft_ms, e2e_ms, left(text, {TEXT}) AS text, size(retries) AS retries,
-          api, left(request, {BODY}) AS body
+        SELECT {keys}, request_id, status, error, queued_ms, headers_ms, ttft_ms, e2e_ms, left(text, {TEXT}) AS text,
+          size(retries) AS retries, api, left(request, {BODY}) AS body
         FROM {captures} WHERE {of_runs}
     """
     found = rows_of(reader.query(f"SELECT * FROM {runs} WHERE {of_runs} ORDER BY started_at, run_id"))

@@ -77,7 +77,7 @@ def request_row(run_id: str = "r", request_id: str = "q", **values: Any) -> dict
     fields = {
         "run_id": run_id, "request_id": request_id, "mode": "stream", "status": "completed", "endpoint": "e",
         "request_model": "m", "finish_reason": "stop", "error": None, "code": None, "http_status": None, "message": None,
-        "ttft_ms": 1.26, "e2e_ms": 2.0, "loop_lag_ms": None, "output_tokens": 3, "retries": 0, "at_s": 0.0,
+        "queued_ms": None, "headers_ms": 1.0, "ttft_ms": 1.26, "e2e_ms": 2.0, "loop_lag_ms": None, "cost_usd": None, "output_tokens": 3, "retries": 0, "at_s": 0.0,
         "text": "text", "length": 4, "api": "chat", "body": BODY,
     }  # fmt: skip
     return fields | values
@@ -193,7 +193,11 @@ def test_of_several_runs_each_part_of_the_page_names_its_run() -> None:
     page = render(two_runs(), ["r", "s"], {})
     assert "<title>deltatap: r and variant=hot</title>" in page
     assert "<strong>variant=hot</strong> s:" in page
-    assert re.findall(r"<h2>(.*)</h2>\s*<div class=.cards", page) == ["r", "variant=hot"]
+    assert "<caption>By run</caption>" in page
+    assert re.findall(r'<th scope="row">(r|variant=hot)</th><td>7 of 10</td><td>5</td><td>20</td>', page) == [
+        "r",
+        "variant=hot",
+    ]
     assert "q2 (slow start), variant=hot</option>" in page
     assert '{"id":"s","name":"variant=hot"}' in page
     assert "<caption>variant=hot, m at e, stream" in page
@@ -230,6 +234,14 @@ def test_each_later_run_is_compared_with_the_first_in_the_order_given(
         "<td>17.0</td><td>-3.0</td><td></td>",
     ]
     assert [bool(row[0]) for row in rows] == [True, False]
+
+
+@pytest.mark.parametrize("name", ["slowest", "broken"])
+def test_a_slow_request_says_which_model_and_where_the_time_went(name: str) -> None:
+    row = request_row(queued_ms=3.0, headers_ms=5000.7, ttft_ms=5158.6, e2e_ms=6000.0, prompt="Ask.")
+    page = render(gathered(**{name: [row]}), ["r"], {})
+    said = "m, stream, completed, queued 3.0 ms, headers after 5,000.7 ms, TTFT 5,158.6 ms, E2E 6,000.0 ms</span>"
+    assert said in page
 
 
 def failure(**values: Any) -> dict[str, Any]:
