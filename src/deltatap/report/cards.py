@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from deltatap.analysis.compare import OF_ONE_RUN, Counted, doubts
 from deltatap.analysis.metrics import METRICS
 from deltatap.analysis.names import series_key
 from deltatap.analysis.uncounted import reason
@@ -218,6 +219,19 @@ def kinds(failures: Sequence[Row]) -> list[Kind]:
         )
         made.append(Kind(type_, rows[0]["calls"], rows[0]["rows"], said, rows[0]["kinds"] - len(said)))
     return sorted(made, key=lambda kind: (-kind.rows, -kind.calls, kind.type))
+
+
+def busy_machine(busy: Mapping[tuple[str, str], Counted], runs: Mapping[str, str]) -> list[str]:
+    """Warnings about a busy machine, in the words of ``deltatap compare``.
+
+    Args:
+        busy: as ``compare.busy`` returns it.
+        runs: the names of the runs by id.
+    """
+    modes = sorted({mode for mode, _ in busy}, reverse=True)
+    counted = {mode: [busy.get((mode, run_id), Counted(0, {})) for run_id in runs] for mode in modes}
+    names = list(runs.values())
+    return doubts(names, counted) if len(names) > 1 else doubts(names, counted, OF_ONE_RUN)
 
 
 def left_out(uncounted: Sequence[Row], analysis: Analysis) -> list[LeftOut]:

@@ -15,7 +15,7 @@ from deltatap.analysis.queries import newest_with_rows, require_runs
 from deltatap.analysis.requested import short_id
 from deltatap.errors import ConfigError
 from deltatap.report import requests
-from deltatap.report.cards import cards, kinds, left_out
+from deltatap.report.cards import busy_machine, cards, kinds, left_out
 from deltatap.report.charts import charts, in_script
 from deltatap.report.data import ROWS, Gathered, gather
 from deltatap.report.history import history_charts
@@ -103,6 +103,7 @@ def render(
         cards=cards(gathered),
         overview=overview(gathered.metrics, names),
         bounds=" and ".join(f"{_LABELS[name]} ≤ {bound:,g} ms" for name, bound in gathered.analysis.slo.bounds.items()),
+        busy=busy_machine(gathered.busy, names),
         kinds=kinds(gathered.failures),
         left_out=left_out(gathered.uncounted, gathered.analysis),
         counted=gathered.total - sum(row["rows"] for row in gathered.uncounted),

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pytest
 
-from deltatap.analysis.compare import Difference
+from deltatap.analysis.compare import Counted, Difference
 from deltatap.analysis.metrics import METRICS
 from deltatap.config import Analysis, Settings
 from deltatap.errors import ConfigError
@@ -242,6 +242,16 @@ def test_a_slow_request_says_which_model_and_where_the_time_went(name: str) -> N
     page = render(gathered(**{name: [row]}), ["r"], {})
     said = "m, stream, completed, queued 3.0 ms, headers after 5,000.7 ms, TTFT 5,158.6 ms, E2E 6,000.0 ms</span>"
     assert said in page
+
+
+def test_the_page_repeats_that_the_machine_was_busy() -> None:
+    busy = {("stream", "r"): Counted(100, {}, busy=6), ("stream", "s"): Counted(100, {}, busy=5)}
+    of_one = render(gathered(busy=busy), ["r"], {})
+    assert "stream, r: the machine that captured was busy during 6 of 100 rows, so a TTFT can be too long" in of_one
+    of_two = render(two_runs(busy=busy), ["r", "s"], {})
+    assert "stream, r: the machine that captured was busy during 6 of 100 rows, so a difference can" in of_two
+    assert "variant=hot: the machine" not in of_two, "few rows change no p95"
+    assert "machine" not in render(gathered(), ["r"], {})
 
 
 def failure(**values: Any) -> dict[str, Any]:
