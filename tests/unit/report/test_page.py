@@ -153,9 +153,10 @@ def test_a_run_has_the_same_color_in_every_chart() -> None:
         "started/s s": (COLORS[1], "dot"), "open s": (COLORS[1], None),
     }  # fmt: skip
     assert list(load) == ["started/s r", "open r", "started/s s", "open s"], "in the order of the page"
-    for name in ("saved", "ttft", "sizes", "stalls", "tokens"):
+    for name in ("saved", "sizes", "stalls", "tokens"):
         assert found[name][0].marker.color == COLORS[1], name
-    assert found["gaps"][0].line.color == COLORS[1]
+    for name in ("ttft", "gaps"):
+        assert found[name][0].line.color == COLORS[1], name
 
 
 def _of_run(table: pa.Table, run_id: str) -> pa.Table:
@@ -325,13 +326,51 @@ def test_ticks_of_failed_calls_are_whole_numbers(counts: list[int], dtick: int |
     assert chart.figure.layout.yaxis.dtick == dtick
 
 
-@pytest.mark.parametrize(("slow", "text"), [(1, "1 slower stream is beyond"), (2, "2 slower streams are beyond")])
-def test_streams_beyond_the_edge_are_counted(slow: int, text: str) -> None:
-    rows = gathered().rows.take([0] * 1000)
-    times = [5.0] * (1000 - slow) + [500.0] * slow
-    rows = rows.set_column(rows.schema.get_field_index("ttft_ms"), "ttft_ms", [times])
-    chart = next(chart for chart in charts(gathered(rows=rows)) if chart.name == "ttft")
-    assert text in chart.caption
+def chart_of(name: str, **values: Any) -> Any:
+    return next(chart for chart in charts(gathered(**values)) if chart.name == name)
+
+
+def with_times(name: str, times: list[float]) -> pa.Table:
+    rows = gathered().rows.take([0] * len(times))
+    return rows.set_column(rows.schema.get_field_index(name), name, [times])
+
+
+def test_a_few_slow_streams_do_not_hide_the_others() -> None:
+    (line,) = chart_of("ttft", rows=with_times("ttft_ms", [101.0] * 50 + [110.0] * 49 + [5000.0])).figure.data
+    shares = {x: y for x, y in zip(line.x, line.y, strict=True) if y}
+    assert list(shares.values()) == [99.0, 1.0]
+    assert (line.y[0], line.y[-1], line.fill) == (0, 0, "tozeroy")
+    assert len(line.x) < 60
+
+
+def test_the_lines_of_several_series_do_not_cover_each_other() -> None:
+    metrics = [metrics_row(), metrics_row(request_model="n")]
+    rows = gathered().rows
+    other = rows.set_column(rows.schema.get_field_index("request_model"), "request_model", [["n"]])
+    data = chart_of("ttft", metrics=metrics, rows=pa.concat_tables([rows, other])).figure.data
+    assert [line.fill for line in data] == ["none", "none"]
+    assert list(data[0].x) == list(data[1].x), "the same bins"
+
+
+@pytest.mark.parametrize(("longest", "own"), [(59.0, False), (61.0, True)])
+def test_an_axis_with_close_values_has_more_than_one_tick(longest: float, own: bool) -> None:  # noqa: FBT001
+    axis = chart_of("stalls", rows=with_times("stall_ms", [10.0, longest])).figure.layout.yaxis
+    assert (axis.type, bool(axis.tickvals)) == ("log", own)
+
+
+def test_the_first_requests_do_not_hide_the_rate_of_the_others() -> None:
+    at = [0.0, 0.5, 1.5, 2.25]
+    timeline = pa.table(
+        {"run_id": ["r"] * 4, "at": at, "bin_s": [0.25] * 4, "started": [32, 4, 8, 2], "ended": [0, 4, 8, 34]}
+    )
+    started, open_ = chart_of("load", timeline=timeline).figure.data
+    assert list(zip(started.x, started.y, strict=True)) == [(0.5, 36.0), (1.5, 8.0), (2.25, 4.0)]
+    assert open_.y[-1] == 0
+
+
+def test_a_caption_explains_only_the_modes_of_the_chart() -> None:
+    assert "mode complete" not in chart_of("saved").caption
+    assert "mode stream" in chart_of("saved").caption
 
 
 def test_a_series_without_reported_tokens_has_no_chart_of_tokens() -> None:
