@@ -109,7 +109,7 @@ def test_the_table_filters_sorts_and_opens_what_a_link_names(url: str, tmp_path:
         await tab.wait("document.getElementById('requests-count').textContent.includes('absent')")
         assert await text(tab, ".opened") is None
         assert tab.console == []
-        assert await tab.value("document.title") == "deltatap: r and variant=hot", "text of a row ran as a script"
+        assert await tab.value("document.title") == "deltatap: r, variant=hot", "text of a row ran as a script"
 
     browse(tmp_path, visit)
 

@@ -192,7 +192,7 @@ def test_a_replay_ends_with_the_stream_but_not_before_its_last_chunk(e2e_ms: flo
 
 def test_of_several_runs_each_part_of_the_page_names_its_run() -> None:
     page = render(two_runs(), ["r", "s"], {})
-    assert "<title>deltatap: r and variant=hot</title>" in page
+    assert "<title>deltatap: r, variant=hot</title>" in page
     assert "<strong>variant=hot</strong> s:" in page
     assert "<caption>By run</caption>" in page
     assert re.findall(r'<th scope="row">(r|variant=hot)</th><td>7 of 10</td><td>5</td><td>20</td>', page) == [
