@@ -75,7 +75,6 @@ def _failed_calls(row: Row) -> str:
 
 _COLUMNS: dict[str, Callable[[Row], str]] = {
     "completed": lambda row: f"{row['completed']:,} of {row['rows']:,}",
-    "failed calls": _failed_calls,
     "TTFT p50": _quantile("ttft_ms", "p50"),
     "TTFT p95": _quantile("ttft_ms", "p95"),
     "TPOT p50": _quantile("tpot_ms", "p50", 1),
@@ -86,4 +85,5 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "input tokens": _count("input_tokens"),
     "output tokens": _count("output_tokens"),
     "cost": _cost,
+    "failed calls": _failed_calls,
 }
