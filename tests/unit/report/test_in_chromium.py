@@ -223,7 +223,7 @@ def test_on_paper_charts_are_light_and_charts_and_tables_are_whole(url: str, tmp
     # With its title and its caption, which are beside it in an element of their own.
     assert [len(printed.pages(printed.parents[chart])) for chart in charts] == [1] * 9
     tables = [len(printed.pages(table)) for table in printed.of_type(b"Table")]
-    assert len(tables) == 7, "six series and the requests"
-    assert tables.count(1) == 6, "only the table of requests may go on on the next page"
+    assert len(tables) == 8, "the overview, six series and the requests"
+    assert tables.count(1) == 7, "only the table of requests may go on on the next page"
     assert background == "rgb(255, 255, 255)"
     assert max(widths) <= 688, "wider than the paper"
