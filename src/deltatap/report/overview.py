@@ -46,11 +46,15 @@ def overview(metrics: Sequence[Row], runs: Mapping[str, str]) -> Overview | None
         return None
     columns = {head: [value(row) for row in metrics] for head, value in _COLUMNS.items()}
     columns = {head: values for head, values in columns.items() if any(values)}
-    named = [
-        tuple(runs.get(row[key], row[key]) if key == "run_id" else str(row[key]) for key in differ) for row in metrics
-    ]
+    named = [tuple(_name(row, key, runs) for key in differ) for row in metrics]
     values = zip(*columns.values(), strict=True)
     return Overview(tuple(_KEYS[key] for key in differ), tuple(columns), tuple(zip(named, values, strict=True)))
+
+
+def _name(row: Row, key: str, runs: Mapping[str, str]) -> str:
+    if row[key] is None:
+        return f"no {_KEYS[key]}"
+    return runs.get(row[key], row[key]) if key == "run_id" else row[key]
 
 
 def _count(name: str) -> Callable[[Row], str]:

@@ -35,6 +35,12 @@ def test_each_series_has_a_row_and_each_value_a_column() -> None:
     assert "flagged" not in columns, "a column without values"
 
 
+def test_a_row_without_a_model_says_so() -> None:
+    found = overview(cast("Any", [metrics_row(), metrics_row(request_model=None)]), {})
+    assert found is not None
+    assert [names for names, _ in found.rows] == [("m",), ("no model",)]
+
+
 def test_one_run_and_model_needs_no_table() -> None:
     assert overview(cast("Any", [metrics_row(), metrics_row(mode="complete")]), {}) is None
     assert overview([], {}) is None
