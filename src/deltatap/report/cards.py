@@ -230,8 +230,10 @@ def busy_machine(busy: Mapping[tuple[str, str], Counted], runs: Mapping[str, str
     """
     modes = sorted({mode for mode, _ in busy}, reverse=True)
     counted = {mode: [busy.get((mode, run_id), Counted(0, {})) for run_id in runs] for mode in modes}
-    names = list(runs.values())
-    return doubts(names, counted) if len(names) > 1 else doubts(names, counted, OF_ONE_RUN)
+    if len(runs) > 1:
+        return doubts(list(runs.values()), counted)
+    # Whole answers have no TTFT, and their other times are exact.
+    return doubts(list(runs.values()), {mode: its for mode, its in counted.items() if mode == "stream"}, OF_ONE_RUN)
 
 
 def left_out(uncounted: Sequence[Row], analysis: Analysis) -> list[LeftOut]:

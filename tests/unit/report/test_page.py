@@ -247,7 +247,8 @@ def test_a_slow_request_says_which_model_and_where_the_time_went(name: str) -> N
 
 def test_the_page_repeats_that_the_machine_was_busy() -> None:
     busy = {("stream", "r"): Counted(100, {}, busy=6), ("stream", "s"): Counted(100, {}, busy=5)}
-    of_one = render(gathered(busy=busy), ["r"], {})
+    of_one = render(gathered(busy=busy | {("complete", "r"): Counted(100, {}, busy=9)}), ["r"], {})
+    assert "complete, r: the machine" not in of_one, "a whole answer has no TTFT"
     assert "stream, r: the machine that captured was busy during 6 of 100 rows, so a TTFT can be too long" in of_one
     of_two = render(two_runs(busy=busy), ["r", "s"], {})
     assert "stream, r: the machine that captured was busy during 6 of 100 rows, so a difference can" in of_two
