@@ -1,5 +1,5 @@
 // Serves the files that `deltatap export --fixtures DIR` writes, each as a separate endpoint: /NAME/v1/…
-// In a test: `const server = await serve("fixtures", { speed: 0 })`. By hand: `node fixtures.mjs fixtures 8091`.
+// In a test: `const server = await serve("fixtures", { speed: 0 })`. By hand: `node fixtures.mjs fixtures 8095`.
 import { readFile, readdir } from "node:fs/promises";
 import { createServer } from "node:http";
 import { dirname, join } from "node:path";

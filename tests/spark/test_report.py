@@ -92,7 +92,7 @@ def test_the_report_of_one_run_draws_and_replays_in_a_browser(
     assert "".join(text for _, text, _ in streams[0]["chunks"]).startswith(played)
     assert element_text(shown, "replay-clock") != "0 ms"
     for expected in (
-        "median TTFT",
+        "TTFT p50",
         "Time saved by streaming",
         "Interrupted and failed",
         "stream_interrupted",
@@ -117,9 +117,10 @@ def test_the_report_of_two_runs_shows_their_differences(
     numbers = shown.partition('id="numbers"')[2].partition("</section>")[0]
     assert numbers.count("<caption>") == 13, "two runs, three models, two modes; and paired"
     assert "temperature=0, gpt-4o-mini, stream" in shown
-    tiles = re.findall(r'<h2>([^<]*)</h2>\s*<div class="cards">', shown)
-    assert tiles == ["temperature=0", "temperature=1"]
-    assert shown.count('<div class="label">goodput</div>') > 1
+    overview = shown.partition('id="overview"')[2].partition("</section>")[0]
+    assert "<caption>By run, model, mode</caption>" in overview
+    assert re.findall(r'<th scope="row">(.*?)</th>', overview) == ["temperature=0"] * 6 + ["temperature=1"] * 6
+    assert "Good: completed with TTFT ≤ 10,000 ms." in overview
     assert element_text(shown, "requests-count").startswith("96 of 96 rows")
     errors = html.unescape(shown.partition('id="failures"')[2].partition("</section>")[0])
     assert "invalid_request: " in errors

@@ -31,6 +31,9 @@ ROWS = 5_000
 _SHARE_OF_P95 = 0.05
 # How many runs one warning names.
 _NAMED = 5
+# Why inexact times matter: when runs are compared, and in the numbers of one run.
+_DIFFERENCE = "so a difference can come from this machine instead of the server"
+OF_ONE_RUN = "so a TTFT can be too long by the delay of the event loop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,15 +129,16 @@ def busy(reader: Reader, settings: Settings, run_ids: Sequence[str]) -> dict[tup
     return {(row["mode"], row["run_id"]): Counted(row["rows"], {}, row["busy"]) for row in rows(found)}
 
 
-def doubts(names: Sequence[str], counted: Mapping[str, Sequence[Counted]]) -> list[str]:
+def doubts(names: Sequence[str], counted: Mapping[str, Sequence[Counted]], why: str = _DIFFERENCE) -> list[str]:
     """Warnings about runs in which this machine was busy during so many rows that it can have changed a p95.
 
     Args:
         names: of the runs.
         counted: by mode, for each run.
+        why: the end of the sentence: why this matters.
     """
     return [
-        _doubt(f"{mode}, {name}", f"{run.busy:,} of {run.rows:,} rows")
+        _doubt(f"{mode}, {name}", f"{run.busy:,} of {run.rows:,} rows", why)
         for mode, runs in counted.items()
         for name, run in zip(names, runs, strict=True)
         if run.doubtful
@@ -156,8 +160,7 @@ def doubt(names: Mapping[str, str], counted: Mapping[tuple[str, str], Counted]) 
     return _doubt(f"{', '.join(listed[:_NAMED])}{more}", f"more than {_SHARE_OF_P95:.0%} of the rows")
 
 
-def _doubt(whose: str, share: str) -> str:
-    why = "so a difference can come from this machine instead of the server"
+def _doubt(whose: str, share: str, why: str = _DIFFERENCE) -> str:
     return f"{whose}: the machine that captured was busy during {share}, {why}"
 
 

@@ -217,7 +217,9 @@ def report(
     run_ids: Annotated[
         list[str] | None, typer.Argument(metavar="RUN", help="Runs to include. Default: the newest run that has rows.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="File to write.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="File to write; an older one is replaced.")] = Path(
+        "report.html"
+    ),
 ) -> int:
     """Write one HTML page about a run, or about several runs side by side.
 
@@ -226,5 +228,5 @@ def report(
     from deltatap.report import write_report  # noqa: PLC0415
 
     written = write_report(reader(settings, console), settings, run_ids or [], out)
-    say(console, f"report written to {out} (run{'s' * (len(written) > 1)} {' and '.join(written)})")
+    say(console, f"report written to {out} (run{'s' * (len(written) > 1)} {', '.join(written)})")
     return OK

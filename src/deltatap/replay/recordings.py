@@ -131,6 +131,7 @@ class Recording:
             "mode": self.row["mode"],
             "status": self.row["status"],
             "http_status": self.status,
+            "e2e_ms": self.row["e2e_ms"],
             "prompt": self.prompt[:_PROMPT_CHARS],
         }
 

@@ -1,4 +1,4 @@
-"""The figures and texts of the report: the tiles of each run, the errors by kind, and the rows left out.
+"""The figures and texts of the report: the tiles, the errors by kind, and the rows left out.
 
 ``data.py`` reads the rows, and ``page.html.j2`` lays out what this module decides.
 """
@@ -9,10 +9,12 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from deltatap.analysis.compare import OF_ONE_RUN, Counted, doubts
 from deltatap.analysis.metrics import METRICS
-from deltatap.analysis.names import run_names, series_key, series_names
+from deltatap.analysis.names import series_key
 from deltatap.analysis.uncounted import reason
 from deltatap.prices import by_model, money
+from deltatap.report.overview import overview
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -22,9 +24,6 @@ if TYPE_CHECKING:
 
     Row = Mapping[str, Any]
 
-# Limits: runs that get tiles, and series of a run that get tiles of their own.
-RUNS = 6
-SERIES = 4
 _LABELS = {metric.name: metric.label for metric in METRICS}
 
 
@@ -81,23 +80,9 @@ class LeftOut:
     advice: str
 
 
-def cards(gathered: Gathered) -> list[tuple[str, list[Card]]]:
-    """The tiles of each run by the run's id, in the order of the page; at most :data:`RUNS` runs."""
-    names = run_names(gathered.runs)
-    by_run: dict[str, list[Row]] = {}
-    for row in gathered.metrics:
-        by_run.setdefault(row["run_id"], []).append(row)
-    unsent = _unsent(gathered.uncounted)
-    return [
-        (run_id, _of_run(metrics, gathered.analysis, series_names(metrics, names), unsent))
-        for run_id, metrics in list(by_run.items())[:RUNS]
-    ]
-
-
-def _of_run(
-    metrics: Sequence[Row], analysis: Analysis, names: Mapping[tuple[Any, ...], str], unsent: Mapping[Any, int]
-) -> list[Card]:
-    """Outcomes, calls, goodput, median times, tokens and cost."""
+def cards(gathered: Gathered) -> list[Card]:
+    """The tiles: sums over all series, and the figures of each mode if ``overview.py`` makes no table of them."""
+    metrics = gathered.metrics
     rows, completed = _sum(metrics, "rows"), _sum(metrics, "completed")
     failed_calls = sum(count for row in metrics for count in (row["errors"] or {}).values())
     outcome = f"{_sum(metrics, 'interrupted'):,} interrupted, {_sum(metrics, 'failed'):,} failed"
@@ -105,8 +90,20 @@ def _of_run(
         Card("completed", f"{completed:,} of {rows:,}", outcome),
         Card("calls", f"{_sum(metrics, 'requests'):,}", f"{failed_calls:,} failed, including retried calls"),
     ]
-    for row in metrics[:SERIES]:
-        series = names[series_key(row)] if len(metrics) > 1 else row["request_model"]
+    if overview(metrics, {}) is None:
+        made += _by_mode(metrics, gathered)
+    tokens = f"{_sum(metrics, 'input_tokens'):,} input tokens; retried calls not counted"
+    made.append(Card("output tokens", f"{_sum(metrics, 'output_tokens'):,}", tokens))
+    made.append(_cost(metrics))
+    return made
+
+
+def _by_mode(metrics: Sequence[Row], gathered: Gathered) -> list[Card]:
+    """Median times, goodput and more of each mode of one run and model."""
+    made = []
+    unsent = _unsent(gathered.uncounted)
+    for row in metrics:
+        series = row["mode"] if len(metrics) > 1 else row["request_model"]
         name, label = ("ttft_ms", "TTFT") if row["mode"] == "stream" else ("e2e_ms", "E2E")
         times = row[name]
         if times["count"]:
@@ -123,11 +120,8 @@ def _of_run(
                 together = f"{burst['p50']['value']:,.0f} % of tokens arrive together with the token before; "
             made.append(Card("tokens per chunk", f"{size['p50']['value']:,.1f}", f"{together}{series}"))
         made += _cached(row, series)
-        made += _goodput(row, analysis, series, row["rows"] - unsent[series_key(row)])
+        made += _goodput(row, gathered.analysis, series, row["rows"] - unsent[series_key(row)])
         made += _flagged(row, series)
-    tokens = f"{_sum(metrics, 'input_tokens'):,} input tokens; retried calls not counted"
-    made.append(Card("output tokens", f"{_sum(metrics, 'output_tokens'):,}", tokens))
-    made.append(_cost(metrics))
     return made
 
 
@@ -225,6 +219,21 @@ def kinds(failures: Sequence[Row]) -> list[Kind]:
         )
         made.append(Kind(type_, rows[0]["calls"], rows[0]["rows"], said, rows[0]["kinds"] - len(said)))
     return sorted(made, key=lambda kind: (-kind.rows, -kind.calls, kind.type))
+
+
+def busy_machine(busy: Mapping[tuple[str, str], Counted], runs: Mapping[str, str]) -> list[str]:
+    """Warnings about a busy machine, in the words of ``deltatap compare``.
+
+    Args:
+        busy: as ``compare.busy`` returns it.
+        runs: the names of the runs by id.
+    """
+    modes = sorted({mode for mode, _ in busy}, reverse=True)
+    counted = {mode: [busy.get((mode, run_id), Counted(0, {})) for run_id in runs] for mode in modes}
+    if len(runs) > 1:
+        return doubts(list(runs.values()), counted)
+    # Whole answers have no TTFT, and their other times are exact.
+    return doubts(list(runs.values()), {mode: its for mode, its in counted.items() if mode == "stream"}, OF_ONE_RUN)
 
 
 def left_out(uncounted: Sequence[Row], analysis: Analysis) -> list[LeftOut]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import html
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from deltatap.analysis.names import KEYS, run_names, series_names
 from deltatap.model import OUTPUT_KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     import pyarrow as pa
 
@@ -29,13 +30,17 @@ COLORS = ("#1F8FD6", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#99
 KINDS = dict(zip(OUTPUT_KINDS, ("#1F8FD6", "#CC79A7", "#D55E00", "#009E73"), strict=True))
 _POINTS = 2_000
 _TICK = 0.38
-_BINS = 60
+# Bins per decade of ms, and the shortest time that a rate covers.
+_DECADE = 20
+_RATE_S = 1.0
 _FEW = 10
 _NAME = 20
 # Where each bin of tokens starts.
 _SIZES = (0, 1, 2, 3, 4, 5, 9, 17, 33, 65, 129, 257)
 # Ticks at 1, 2 and 5 of each decade, with all digits. Between decades, plotly would write only 2 and 5.
 _TICKS = [digit * 10.0**decade for decade in range(-2, 8) for digit in (1, 2, 5)]
+# A narrower span can contain only one of these ticks; plotly's own ticks fit it.
+_SPAN = 6
 LOG = {"type": "log", "tickvals": _TICKS, "ticktext": [f"{tick:,.10g}" for tick in _TICKS]}
 
 
@@ -88,7 +93,20 @@ def charts(gathered: Gathered) -> list[Chart]:
         _errors(gathered.errors),
         _tokens(rows),
     ]
-    return [chart for chart in found if chart is not None]
+    made = [chart for chart in found if chart is not None]
+    for chart in made:
+        _enough_ticks(chart.figure)
+    return made
+
+
+def _enough_ticks(figure: go.Figure) -> None:
+    """Leave the ticks of a logarithmic axis to plotly if all points are close together."""
+    for axis, values in ((figure.layout.xaxis, "x"), (figure.layout.yaxis, "y")):
+        if axis.type == "log":
+            points = np.concatenate([np.asarray(trace[values], dtype=float) for trace in figure.data])
+            points = points[points > 0]
+            if len(points) and points.max() < _SPAN * points.min():
+                axis.update(tickvals=None, ticktext=None)
 
 
 def _plain(text: str) -> str:
@@ -134,56 +152,57 @@ def _add_points(figure: go.Figure, color: str, name: str, x: Any, y: Any) -> Non
         figure.add_scatter(x=x, y=y, mode="markers", name=name, marker=marker)
 
 
-def _wait(rows: Iterable[_Series]) -> Chart | None:
+def _wait(rows: Sequence[_Series]) -> Chart | None:
     figure = new_figure("output tokens", "time until there is text to read, ms", xaxis=LOG, yaxis=LOG)
+    modes = {each.mode for each in rows}
     for each in rows:
         x, y = _sampled(each.values, "output_tokens", "ttft_ms" if each.mode == "stream" else "e2e_ms")
         what = "TTFT" if each.mode == "stream" else "E2E"
         _add_points(figure, each.color, f"{each.name}: {what}", x, y)
     if not figure.data:
         return None
-    caption = (
-        "In mode stream, the reader waits for the first token (TTFT), regardless of the length. In mode complete, the "
-        "reader waits for the complete answer (E2E). Both axes are logarithmic."
-    )
+    stream = "In mode stream, the reader waits for the first token (TTFT), regardless of the length. "
+    complete = "In mode complete, the reader waits for the complete answer (E2E). "
+    caption = f"{stream * ('stream' in modes)}{complete * ('complete' in modes)}Both axes are logarithmic."
     return Chart("saved", "Waiting time by length of the answer", caption, figure)
 
 
 def _ttft(rows: Iterable[_Series]) -> Chart | None:
-    figure = new_figure("time to first token, ms", "% of streams", barmode="overlay")
+    figure = new_figure("time to first token, ms", "% of streams", xaxis=LOG, yaxis={"rangemode": "tozero"})
     streams = [(each, each.values["ttft_ms"].astype(float)) for each in rows if each.mode == "stream"]
-    streams = [(each, values[~np.isnan(values)]) for each, values in streams]
+    streams = [(each, values[values > 0]) for each, values in streams]
     streams = [(each, values) for each, values in streams if len(values)]
     if not streams:
         return None
-    every = np.concatenate([values for _, values in streams])
-    edges = np.linspace(0, float(np.quantile(every, 0.995)) * 1.05 or 1.0, _BINS + 1)
+    every = np.log10(np.concatenate([values for _, values in streams]))
+    # The same bins for each series, with an empty bin at each end, where the line is at 0.
+    first, last = np.floor(every.min() * _DECADE) - 1, np.floor(every.max() * _DECADE) + 2
+    edges = np.arange(first, last + 1) / _DECADE
     for each, values in streams:
-        counts, _ = np.histogram(values, edges)
-        figure.add_bar(
-            x=np.round((edges[1:] + edges[:-1]) / 2, 2), y=np.round(100 * counts / len(values), 3),
-            name=f"{each.name}, median {np.median(values):,.0f} ms", width=float(edges[1] - edges[0]),
-            marker={"color": each.color, "opacity": 0.7 if len(streams) > 1 else 1.0, "line": {"width": 0}},
+        counts, _ = np.histogram(np.log10(values), edges)
+        figure.add_scatter(
+            x=np.round(10 ** ((edges[1:] + edges[:-1]) / 2), 3), y=np.round(100 * counts / len(values), 3),
+            name=f"{each.name}, median {np.median(values):,.0f} ms", mode="lines",
+            fill=_fill(streams), line={"color": each.color, "shape": "hvh"},
         )  # fmt: skip
-    beyond = sum(int((values > edges[-1]).sum()) for _, values in streams)
-    slower = "1 slower stream is" if beyond == 1 else f"{beyond:,} slower streams are"
-    more = f" {slower} beyond the right edge." if beyond else ""
-    return Chart(
-        "ttft",
-        "Time to first token",
-        f"Time from writing the request to the socket until the first output.{more}",
-        figure,
-    )
+    caption = "Time from writing the request to the socket until the first output. The axis of times is logarithmic."
+    return Chart("ttft", "Time to first token", caption, figure)
+
+
+def _fill(series: Sequence[Any]) -> str:
+    """How the area below lines is filled: not at all if there are several, because they would cover each other."""
+    return "tozeroy" if len(series) == 1 else "none"
 
 
 def _gaps(gaps: pa.Table, label: Mapping[tuple[Any, ...], str]) -> Chart | None:
     figure = new_figure("time between two outputs, ms", "% of gaps", xaxis=LOG)
-    for each in _series(gaps, label):
+    found = list(_series(gaps, label))
+    for each in found:
         values = each.values
         share = 100 * values["count"] / values["count"].sum()
         figure.add_scatter(
             x=np.round(10 ** ((values["bin"] + 0.5) / 10), 3), y=np.round(share, 3), name=each.name,
-            mode="lines", fill="tozeroy", line={"color": each.color, "shape": "spline", "smoothing": 0.4},
+            mode="lines", fill=_fill(found), line={"color": each.color, "shape": "spline", "smoothing": 0.4},
         )  # fmt: skip
     if not figure.data:
         return None
@@ -284,8 +303,12 @@ def _load(timeline: pa.Table, runs: Mapping[str, str], colors: Mapping[str, str]
         np.add.at(started, place, run["started"].to_numpy().astype(float))
         np.add.at(ended, place, run["ended"].to_numpy().astype(float))
         several = f" {runs[run_id]}" if len(with_rows) > 1 else ""
+        # In a shorter time, the first requests, which start together, would be a rate that hides all others.
+        first = np.arange(0, len(every), max(1, math.ceil(_RATE_S / bin_s)))
+        width_s = bin_s * np.diff(np.append(first, len(every)))
         figure.add_scatter(
-            x=np.round(every, 3), y=np.round(started[:-1] / bin_s, 3), name=f"started/s{several}", mode="lines",
+            x=np.round(every[first] + width_s / 2, 3),
+            y=np.round(np.add.reduceat(started[:-1], first) / width_s, 3), name=f"started/s{several}", mode="lines",
             line={"color": colors[run_id], "width": 1.2, "dash": "dot", "shape": "hvh"},
         )  # fmt: skip
         figure.add_scatter(

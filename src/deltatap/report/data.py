@@ -5,9 +5,10 @@ Limits how much goes into a page. ``analysis`` defines the metrics, ``charts.py`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from deltatap.analysis.compare import busy
 from deltatap.analysis.compute import by_run_rows, paired_rows
 from deltatap.analysis.metrics import kinds_sql
 from deltatap.analysis.names import series_key
@@ -22,10 +23,11 @@ from deltatap.delta.reader import rows as rows_of
 from deltatap.report.requests import requests_sql
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import pyarrow as pa
 
+    from deltatap.analysis.compare import Counted
     from deltatap.analysis.series import Series
     from deltatap.config import Analysis, Settings
     from deltatap.delta.reader import Reader
@@ -103,6 +105,7 @@ class Gathered:
         failures: rows of :func:`failures_sql`.
         uncounted: rows of ``uncounted.uncounted_sql``.
         history: the reported series over the newest runs of the captures table: median TTFT, or E2E without streams.
+        busy: the rows during which this machine was busy, by mode and run.
     """
 
     analysis: Analysis
@@ -122,6 +125,7 @@ class Gathered:
     failures: Sequence[Row]
     uncounted: Sequence[Row]
     history: Sequence[Series] = ()
+    busy: Mapping[tuple[str, str], Counted] = field(default_factory=dict)
 
 
 def gather(reader: Reader, settings: Settings, run_ids: Sequence[str]) -> Gathered:
@@ -175,8 +179,8 @@ def gather(reader: Reader, settings: Settings, run_ids: Sequence[str]) -> Gather
     )
     runs = tables.quoted(settings.runs.table)
     texts = f"""
-        SELECT {keys}, request_id, status, error, ttft_ms, e2e_ms, left(text, {TEXT}) AS text, size(retries) AS retries,
-          api, left(request, {BODY}) AS body
+        SELECT {keys}, request_id, status, error, queued_ms, headers_ms, ttft_ms, e2e_ms, left(text, {TEXT}) AS text,
+          size(retries) AS retries, api, left(request, {BODY}) AS body
         FROM {captures} WHERE {of_runs}
     """
     found = rows_of(reader.query(f"SELECT * FROM {runs} WHERE {of_runs} ORDER BY started_at, run_id"))
@@ -206,6 +210,7 @@ def gather(reader: Reader, settings: Settings, run_ids: Sequence[str]) -> Gather
         failures=rows_of(reader.query(failures_sql(f"SELECT * FROM {captures} WHERE {of_runs}"))),
         uncounted=rows_of(reader.query(uncounted_sql(measured))),
         history=_history(reader, settings, metrics),
+        busy=busy(reader, settings, run_ids),
     )
 
 

@@ -6,7 +6,8 @@ const PAPER_PX = 680;
 function themed() {
   const style = getComputedStyle(document.documentElement);
   const color = (name) => style.getPropertyValue(name).trim();
-  const axis = { gridcolor: color("--line"), zerolinecolor: color("--line"), linecolor: color("--line"), automargin: true };
+  const axis = { gridcolor: color("--line"), zerolinecolor: color("--line"), linecolor: color("--line"), automargin: true,
+    exponentformat: "none", separatethousands: true };
   return { paper: color("--paper"), ink: color("--ink"), axis };
 }
 

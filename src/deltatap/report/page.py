@@ -15,10 +15,11 @@ from deltatap.analysis.queries import newest_with_rows, require_runs
 from deltatap.analysis.requested import short_id
 from deltatap.errors import ConfigError
 from deltatap.report import requests
-from deltatap.report.cards import cards, kinds, left_out
+from deltatap.report.cards import busy_machine, cards, kinds, left_out
 from deltatap.report.charts import charts, in_script
 from deltatap.report.data import ROWS, Gathered, gather
 from deltatap.report.history import history_charts
+from deltatap.report.overview import overview
 from deltatap.setting_types import URI
 
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 
     from deltatap.config import Settings
     from deltatap.delta.reader import Reader
+
+# The labels of the metrics by name, with their units unless these are ms.
+_LABELS = {
+    each.name: each.label if each.unit in ("ms", each.label) else f"{each.label}, {each.unit}" for each in METRICS
+}
 
 
 def write_report(reader: Reader, settings: Settings, run_ids: Sequence[str], path: Path) -> list[str]:
@@ -93,11 +99,11 @@ def render(
         several=len(names) > 1,
         metrics=gathered.metrics,
         defined=METRICS,
-        labels={
-            each.name: each.label if each.unit in ("ms", each.label) else f"{each.label}, {each.unit}"
-            for each in METRICS
-        },
+        labels=_LABELS,
         cards=cards(gathered),
+        overview=overview(gathered.metrics, names),
+        bounds=" and ".join(f"{_LABELS[name]} ≤ {bound:,g} ms" for name, bound in gathered.analysis.slo.bounds.items()),
+        busy=busy_machine(gathered.busy, names),
         kinds=kinds(gathered.failures),
         left_out=left_out(gathered.uncounted, gathered.analysis),
         counted=gathered.total - sum(row["rows"] for row in gathered.uncounted),

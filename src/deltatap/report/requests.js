@@ -16,10 +16,11 @@
 
   const number = (value, digits) => value === null ? "" :
     value.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+  const usd = (value) => value === null ? "" : value.toLocaleString("en", { maximumSignificantDigits: 4 });
   const shown = (row, key) => ({
     run: () => REQUESTS.runs[row.run].name, status: () => row.error ? row.status + ": " + row.error : row.status,
     at_s: () => number(row.at_s, 1), ttft_ms: () => number(row.ttft_ms, 1), e2e_ms: () => number(row.e2e_ms, 1),
-    output_tokens: () => number(row.output_tokens, 0), retries: () => number(row.retries, 0),
+    output_tokens: () => number(row.output_tokens, 0), cost_usd: () => usd(row.cost_usd), retries: () => number(row.retries, 0),
   }[key] || (() => row[key] ?? ""))();
 
   function element(tag, text, of = {}) {
@@ -52,6 +53,7 @@
     const run = REQUESTS.runs[row.run];
     facts.append(...fact("request", row.request_id), ...fact("run", run.name === run.id ? run.id : run.name + ", " + run.id),
       ...fact("model", row.request_model), ...fact("endpoint", row.endpoint), ...fact("finish_reason", row.finish_reason),
+      ...fact("queued", ms(row.queued_ms)), ...fact("headers after", ms(row.headers_ms)),
       ...fact("TTFT", ms(row.ttft_ms)), ...fact("E2E", ms(row.e2e_ms)), ...fact("event loop late by", ms(row.loop_lag_ms)));
     box.append(facts);
     if (row.error) {
@@ -149,7 +151,7 @@
 
   heads.forEach((head) => head.firstChild.addEventListener("click", () => {
     // Times and counts start with the largest.
-    const first = !["ttft_ms", "e2e_ms", "output_tokens", "retries"].includes(head.dataset.key);
+    const first = !["ttft_ms", "e2e_ms", "output_tokens", "cost_usd", "retries"].includes(head.dataset.key);
     upward = sorted === head.dataset.key ? !upward : first;
     sorted = head.dataset.key;
     filter();

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 ROWS = 10_000
 TEXT = 400
 MESSAGE = 300
-_TIMES = ("ttft_ms", "e2e_ms", "loop_lag_ms", "at_s")
+_COST_DIGITS = 4
+_TIMES = ("queued_ms", "headers_ms", "ttft_ms", "e2e_ms", "loop_lag_ms", "at_s")
 
 
 def requests_sql(captures: str, run_ids: Sequence[str]) -> str:
@@ -35,7 +36,8 @@ def requests_sql(captures: str, run_ids: Sequence[str]) -> str:
         SELECT * EXCEPT (place) FROM (
           SELECT run_id, request_id, mode, status, endpoint, request_model, finish_reason, error.type AS error,
             error.code AS code, error.http_status AS http_status, left(error.message, {MESSAGE}) AS message,
-            ttft_ms, e2e_ms, loop_lag_ms, {PARTS["tokens"]} AS output_tokens, size(retries) AS retries, {at_s} AS at_s,
+            queued_ms, headers_ms, ttft_ms, e2e_ms, loop_lag_ms, cost_usd, {PARTS["tokens"]} AS output_tokens,
+            size(retries) AS retries, {at_s} AS at_s,
             left(text, {TEXT}) AS text, length(text) AS length, api, left(request, {BODY}) AS body,
             row_number() OVER (
               PARTITION BY run_id ORDER BY status = 'completed', started_at NULLS LAST, request_id, mode) AS place
@@ -58,6 +60,9 @@ def packed(rows: pa.Table, names: Mapping[str, str]) -> str:
     columns["prompt"] = [prompt_line(body, api) for body, api in asked]
     for name in _TIMES:
         columns[name] = [None if value is None else round(value, 1) for value in columns[name]]
+    columns["cost_usd"] = [
+        None if value is None else float(f"{value:.{_COST_DIGITS}g}") for value in columns["cost_usd"]
+    ]
     places = {run_id: at for at, run_id in enumerate(runs)}
     columns["run"] = [places[run_id] for run_id in rows["run_id"].to_pylist()]
     found = {"runs": [{"id": run_id, "name": names[run_id]} for run_id in runs], "columns": columns}

@@ -92,6 +92,8 @@ class Board:
     _drawn: deque[tuple[float, float, int]] = field(default_factory=lambda: deque(maxlen=_DRAWN))
     _ttfts: deque[float] = field(default_factory=lambda: deque(maxlen=_TTFTS))
     _finished: deque[Finished] = field(default_factory=lambda: deque(maxlen=_FINISHED))
+    _epoch: int = 0
+    _rows: int = 0
     _last: dict[str, Any] = field(default_factory=dict)
 
     def turn(self, seen: Seen | None, now: float) -> dict[str, Any]:
@@ -112,7 +114,10 @@ class Board:
     def _follow(self, seen: Seen, now: float) -> None:
         self._run_id, self._began = seen.run_id, now if self._began is None else self._began
         self._judge(seen, now)
+        if seen.control is not None and seen.control.epoch != self._epoch:
+            self._epoch, self._rows = seen.control.epoch, 0
         for row in seen.finished:
+            self._rows += 1
             self._finished.appendleft(row)
             if row.ttft_ms is not None:
                 self._ttfts.append(row.ttft_ms)
@@ -128,8 +133,11 @@ class Board:
             "streams": [
                 asdict(stream) for beat in newest(seen.heartbeats) for stream in beat.streams if not beat.ended
             ],
-            "finished": [asdict(row) for row in self._finished],
-            "drawn": [[round(tokens, 1), open_] for _, tokens, open_ in self._drawn],
+            # Rows that no heartbeat counts yet would contradict the number of rows that are done.
+            "finished": [asdict(row) for row in self._finished][max(0, self._rows - sums.done) :],
+            "drawn": [[round(now - at, 1), round(tokens, 1), open_] for at, tokens, open_ in self._drawn],
+            # Only a recording has rows or streams without a plan.
+            "recording": bool(seen.heartbeats) and not seen.owed,
         }
 
     def _judge(self, seen: Seen, now: float) -> None:

@@ -101,7 +101,7 @@ def test_the_report_command_says_what_it_wrote(
     monkeypatch.setattr("deltatap.cli.looking.session", lambda *_: None)
     monkeypatch.setattr("deltatap.report.write_report", lambda *_: ["a", "b"])
     assert cli.run(cli.report, config, run_ids=None, out=tmp_path / "r.html") == cli.OK
-    assert capsys.readouterr().out == f"report written to {tmp_path / 'r.html'} (runs a and b)\n"
+    assert capsys.readouterr().out == f"report written to {tmp_path / 'r.html'} (runs a, b)\n"
 
 
 @pytest.mark.parametrize(

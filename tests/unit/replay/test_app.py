@@ -88,7 +88,9 @@ def test_the_captured_models_and_answers_are_listed() -> None:
     rows = [row(), row(request_hash="b", request_model="n"), row(request_hash="c", request_model=None)]
     client = TestClient(Replay(map(recording, rows)).application())
     assert [each["id"] for each in client.get("/v1/models").json()["data"]] == ["m", "n"]
-    assert [each["model"] for each in client.get("/replay/recordings").json()] == ["", "n", "m"], "the newest first"
+    listed = client.get("/replay/recordings").json()
+    assert [each["model"] for each in listed] == ["", "n", "m"], "the newest first"
+    assert {(each["run_id"], each["e2e_ms"]) for each in listed} == {("run-1", row()["e2e_ms"])}
 
 
 @pytest.mark.parametrize(

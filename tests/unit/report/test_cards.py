@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
 from deltatap.analysis.metrics import METRICS
 from deltatap.config import Analysis, Slo
-from deltatap.report.cards import RUNS, Words, cards, kinds, left_out
-from deltatap.report.page import render
+from deltatap.report.cards import Words, cards, kinds, left_out
 from tests.unit.report.test_page import (
     distribution,
     failure,
     gathered,
     left,
     metrics_row,
-    request_row,
-    requests_table,
-    run_row,
 )
 
 
 def test_the_tiles_of_a_run_sum_over_its_series() -> None:
     metrics = [metrics_row(), metrics_row(mode="complete", e2e_ms=distribution(900.0), cost_usd=None)]
-    [(run_id, found)] = cards(gathered(metrics=metrics))
-    assert run_id == "r"
+    found = cards(gathered(metrics=metrics))
     assert {(card.label, card.value): card.detail for card in found} == {
         ("completed", "14 of 20"): "4 interrupted, 2 failed",
         ("calls", "24"): "10 failed, including retried calls",
@@ -45,9 +38,8 @@ def test_a_series_with_checked_texts_has_the_share_of_flagged_ones() -> None:
     metrics = [
         metrics_row(checked=8, flagged=1, flagged_chars=distribution(1234.0), partial_checks=distribution(2.5)),
         metrics_row(mode="complete", checked=3, flagged=0, flagged_chars=none, partial_checks=none),
-        metrics_row(request_model="x", checked=0),
     ]
-    [(_, found)] = cards(gathered(metrics=metrics))
+    found = cards(gathered(metrics=metrics))
     first, second = (card for card in found if card.label == "flagged")
     assert first.value == "12.5 %"
     assert first.detail.startswith(
@@ -65,26 +57,20 @@ def test_the_cost_of_several_models_is_that_of_each() -> None:
         metrics_row(request_model="a", mode="complete", cost_usd=0.25),
         metrics_row(request_model="c", cost_usd=None),
     ]
-    [(_, found)] = cards(gathered(metrics=metrics))
+    found = cards(gathered(metrics=metrics))
     assert [(card.value, card.detail) for card in found if card.label == "cost"] == [
         ("$2.7500", "b $2.0000, a $0.7500, c no price; retried calls included")
     ]
 
 
-def test_each_run_has_tiles_of_its_own() -> None:
-    metrics = [metrics_row(), metrics_row(run_id="s", completed=3)]
-    found = cards(gathered(metrics=metrics, runs=[run_row("r"), run_row("s")]))
-    assert [(run_id, its[0].value) for run_id, its in found] == [("r", "7 of 10"), ("s", "3 of 10")]
-
-
-def test_a_page_with_many_runs_says_which_have_tiles() -> None:
-    runs = [f"r{at}" for at in range(RUNS + 1)]
-    data = gathered(metrics=[metrics_row(run_id=run_id) for run_id in runs], runs=[run_row(run_id) for run_id in runs])
-    assert len(cards(data)) == RUNS
-    page = render(
-        replace(data, requests=requests_table(request_row("r0")), streams=[], timeline=pa.table({})), runs, {}
-    )
-    assert "Tiles of the first 6 of 7 runs." in page
+def test_the_tiles_of_several_runs_are_the_totals() -> None:
+    metrics = [metrics_row(), metrics_row(run_id="s", completed=3, cost_usd=0.25)]
+    assert [(card.label, card.value) for card in cards(gathered(metrics=metrics))] == [
+        ("completed", "10 of 20"),
+        ("calls", "24"),
+        ("output tokens", "4,000"),
+        ("cost", "$0.7500"),
+    ]
 
 
 def goodput(slo: Slo, uncounted: int = 0, **values: Any) -> list[tuple[str, str]]:
@@ -93,7 +79,7 @@ def goodput(slo: Slo, uncounted: int = 0, **values: Any) -> list[tuple[str, str]
         [left(rows=1, status="failed", started=False), left(rows=uncounted - 1, started=False)] if uncounted else []
     )
     found = cards(gathered(metrics=[metrics_row(**values)], analysis=analysis, uncounted=unsent))
-    return [(card.value, card.detail) for card in found[0][1] if card.label == "goodput"]
+    return [(card.value, card.detail) for card in found if card.label == "goodput"]
 
 
 def test_goodput_names_the_bounds_that_apply() -> None:
@@ -175,5 +161,5 @@ def test_the_bounds_of_goodput_are_metrics() -> None:
 def test_chunks_that_a_late_loop_merged_have_a_size_but_no_burstiness() -> None:
     none = distribution(0.0, count=0)
     none.p50.value = None
-    [(_, found)] = cards(gathered(metrics=[metrics_row(burstiness=none)]))
+    found = cards(gathered(metrics=[metrics_row(burstiness=none)]))
     assert [card.detail for card in found if card.label == "tokens per chunk"] == ["m"]

@@ -80,5 +80,6 @@ def test_the_chart_needs_a_few_runs(nights: int, tmp_path: Path) -> None:
     write_nights(tmp_path, times_of_nights(0, nights=nights)[:, :20])
     settings = load_settings({name: {"table": str(tmp_path / name)} for name in ("captures", "runs")})
 
-    found = gather(LocalReader(no_spark), settings, ["run-01"]).history
-    assert [len(each.points) for each in found] == ([nights] if nights == FEWEST_RUNS else [])
+    found = gather(LocalReader(no_spark), settings, ["run-01"])
+    assert [len(each.points) for each in found.history] == ([nights] if nights == FEWEST_RUNS else [])
+    assert {key: run.rows for key, run in found.busy.items()} == {("stream", "run-01"): 20}

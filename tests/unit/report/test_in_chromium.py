@@ -109,7 +109,7 @@ def test_the_table_filters_sorts_and_opens_what_a_link_names(url: str, tmp_path:
         await tab.wait("document.getElementById('requests-count').textContent.includes('absent')")
         assert await text(tab, ".opened") is None
         assert tab.console == []
-        assert await tab.value("document.title") == "deltatap: r and variant=hot", "text of a row ran as a script"
+        assert await tab.value("document.title") == "deltatap: r, variant=hot", "text of a row ran as a script"
 
     browse(tmp_path, visit)
 
@@ -223,7 +223,7 @@ def test_on_paper_charts_are_light_and_charts_and_tables_are_whole(url: str, tmp
     # With its title and its caption, which are beside it in an element of their own.
     assert [len(printed.pages(printed.parents[chart])) for chart in charts] == [1] * 9
     tables = [len(printed.pages(table)) for table in printed.of_type(b"Table")]
-    assert len(tables) == 7, "six series and the requests"
-    assert tables.count(1) == 6, "only the table of requests may go on on the next page"
+    assert len(tables) == 8, "the overview, six series and the requests"
+    assert tables.count(1) == 7, "only the table of requests may go on on the next page"
     assert background == "rgb(255, 255, 255)"
     assert max(widths) <= 688, "wider than the paper"

@@ -15,7 +15,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pytest
 
-from deltatap.analysis.compare import Difference
+from deltatap.analysis.compare import Counted, Difference
 from deltatap.analysis.metrics import METRICS
 from deltatap.config import Analysis, Settings
 from deltatap.errors import ConfigError
@@ -77,7 +77,7 @@ def request_row(run_id: str = "r", request_id: str = "q", **values: Any) -> dict
     fields = {
         "run_id": run_id, "request_id": request_id, "mode": "stream", "status": "completed", "endpoint": "e",
         "request_model": "m", "finish_reason": "stop", "error": None, "code": None, "http_status": None, "message": None,
-        "ttft_ms": 1.26, "e2e_ms": 2.0, "loop_lag_ms": None, "output_tokens": 3, "retries": 0, "at_s": 0.0,
+        "queued_ms": None, "headers_ms": 1.0, "ttft_ms": 1.26, "e2e_ms": 2.0, "loop_lag_ms": None, "cost_usd": None, "output_tokens": 3, "retries": 0, "at_s": 0.0,
         "text": "text", "length": 4, "api": "chat", "body": BODY,
     }  # fmt: skip
     return fields | values
@@ -153,9 +153,10 @@ def test_a_run_has_the_same_color_in_every_chart() -> None:
         "started/s s": (COLORS[1], "dot"), "open s": (COLORS[1], None),
     }  # fmt: skip
     assert list(load) == ["started/s r", "open r", "started/s s", "open s"], "in the order of the page"
-    for name in ("saved", "ttft", "sizes", "stalls", "tokens"):
+    for name in ("saved", "sizes", "stalls", "tokens"):
         assert found[name][0].marker.color == COLORS[1], name
-    assert found["gaps"][0].line.color == COLORS[1]
+    for name in ("ttft", "gaps"):
+        assert found[name][0].line.color == COLORS[1], name
 
 
 def _of_run(table: pa.Table, run_id: str) -> pa.Table:
@@ -191,9 +192,13 @@ def test_a_replay_ends_with_the_stream_but_not_before_its_last_chunk(e2e_ms: flo
 
 def test_of_several_runs_each_part_of_the_page_names_its_run() -> None:
     page = render(two_runs(), ["r", "s"], {})
-    assert "<title>deltatap: r and variant=hot</title>" in page
+    assert "<title>deltatap: r, variant=hot</title>" in page
     assert "<strong>variant=hot</strong> s:" in page
-    assert re.findall(r"<h2>(.*)</h2>\s*<div class=.cards", page) == ["r", "variant=hot"]
+    assert "<caption>By run</caption>" in page
+    assert re.findall(r'<th scope="row">(r|variant=hot)</th><td>7 of 10</td><td>20</td>', page) == [
+        "r",
+        "variant=hot",
+    ]
     assert "q2 (slow start), variant=hot</option>" in page
     assert '{"id":"s","name":"variant=hot"}' in page
     assert "<caption>variant=hot, m at e, stream" in page
@@ -230,6 +235,25 @@ def test_each_later_run_is_compared_with_the_first_in_the_order_given(
         "<td>17.0</td><td>-3.0</td><td></td>",
     ]
     assert [bool(row[0]) for row in rows] == [True, False]
+
+
+@pytest.mark.parametrize("name", ["slowest", "broken"])
+def test_a_slow_request_says_which_model_and_where_the_time_went(name: str) -> None:
+    row = request_row(queued_ms=3.0, headers_ms=5000.7, ttft_ms=5158.6, e2e_ms=6000.0, prompt="Ask.")
+    page = render(gathered(**{name: [row]}), ["r"], {})
+    said = "m, stream, queued 3.0 ms, headers after 5,000.7 ms, TTFT 5,158.6 ms, E2E 6,000.0 ms</span>"
+    assert said in page
+
+
+def test_the_page_repeats_that_the_machine_was_busy() -> None:
+    busy = {("stream", "r"): Counted(100, {}, busy=6), ("stream", "s"): Counted(100, {}, busy=5)}
+    of_one = render(gathered(busy=busy | {("complete", "r"): Counted(100, {}, busy=9)}), ["r"], {})
+    assert "complete, r: the machine" not in of_one, "a whole answer has no TTFT"
+    assert "stream, r: the machine that captured was busy during 6 of 100 rows, so a TTFT can be too long" in of_one
+    of_two = render(two_runs(busy=busy), ["r", "s"], {})
+    assert "stream, r: the machine that captured was busy during 6 of 100 rows, so a difference can" in of_two
+    assert "variant=hot: the machine" not in of_two, "few rows change no p95"
+    assert "machine" not in render(gathered(), ["r"], {})
 
 
 def failure(**values: Any) -> dict[str, Any]:
@@ -269,7 +293,9 @@ def left(**values: Any) -> dict[str, Any]:
 
 def test_the_table_of_requests_says_when_it_does_not_have_all_rows() -> None:
     assert "The first 1 of 5 rows; interrupted and failed rows come first." in render(gathered(total=5), ["r"], {})
-    assert "The only row." in render(gathered(), ["r"], {})
+    page = render(gathered(), ["r"], {})
+    assert "The only row." in page
+    assert 'data-key="cost_usd"' in page
 
 
 def test_every_part_of_the_page_names_a_mode_as_the_tables_do() -> None:
@@ -303,13 +329,51 @@ def test_ticks_of_failed_calls_are_whole_numbers(counts: list[int], dtick: int |
     assert chart.figure.layout.yaxis.dtick == dtick
 
 
-@pytest.mark.parametrize(("slow", "text"), [(1, "1 slower stream is beyond"), (2, "2 slower streams are beyond")])
-def test_streams_beyond_the_edge_are_counted(slow: int, text: str) -> None:
-    rows = gathered().rows.take([0] * 1000)
-    times = [5.0] * (1000 - slow) + [500.0] * slow
-    rows = rows.set_column(rows.schema.get_field_index("ttft_ms"), "ttft_ms", [times])
-    chart = next(chart for chart in charts(gathered(rows=rows)) if chart.name == "ttft")
-    assert text in chart.caption
+def chart_of(name: str, **values: Any) -> Any:
+    return next(chart for chart in charts(gathered(**values)) if chart.name == name)
+
+
+def with_times(name: str, times: list[float]) -> pa.Table:
+    rows = gathered().rows.take([0] * len(times))
+    return rows.set_column(rows.schema.get_field_index(name), name, [times])
+
+
+def test_a_few_slow_streams_do_not_hide_the_others() -> None:
+    (line,) = chart_of("ttft", rows=with_times("ttft_ms", [101.0] * 50 + [110.0] * 49 + [5000.0])).figure.data
+    shares = {x: y for x, y in zip(line.x, line.y, strict=True) if y}
+    assert list(shares.values()) == [99.0, 1.0]
+    assert (line.y[0], line.y[-1], line.fill) == (0, 0, "tozeroy")
+    assert len(line.x) < 60
+
+
+def test_the_lines_of_several_series_do_not_cover_each_other() -> None:
+    metrics = [metrics_row(), metrics_row(request_model="n")]
+    rows = gathered().rows
+    other = rows.set_column(rows.schema.get_field_index("request_model"), "request_model", [["n"]])
+    data = chart_of("ttft", metrics=metrics, rows=pa.concat_tables([rows, other])).figure.data
+    assert [line.fill for line in data] == ["none", "none"]
+    assert list(data[0].x) == list(data[1].x), "the same bins"
+
+
+@pytest.mark.parametrize(("longest", "own"), [(59.0, False), (61.0, True)])
+def test_an_axis_with_close_values_has_more_than_one_tick(longest: float, own: bool) -> None:  # noqa: FBT001
+    axis = chart_of("stalls", rows=with_times("stall_ms", [10.0, longest])).figure.layout.yaxis
+    assert (axis.type, bool(axis.tickvals)) == ("log", own)
+
+
+def test_the_first_requests_do_not_hide_the_rate_of_the_others() -> None:
+    at = [0.0, 0.5, 1.5, 2.25]
+    timeline = pa.table(
+        {"run_id": ["r"] * 4, "at": at, "bin_s": [0.25] * 4, "started": [32, 4, 8, 2], "ended": [0, 4, 8, 34]}
+    )
+    started, open_ = chart_of("load", timeline=timeline).figure.data
+    assert list(zip(started.x, started.y, strict=True)) == [(0.5, 36.0), (1.5, 8.0), (2.25, 4.0)]
+    assert open_.y[-1] == 0
+
+
+def test_a_caption_explains_only_the_modes_of_the_chart() -> None:
+    assert "mode complete" not in chart_of("saved").caption
+    assert "mode stream" in chart_of("saved").caption
 
 
 def test_a_series_without_reported_tokens_has_no_chart_of_tokens() -> None:

@@ -9,7 +9,9 @@ from tests.unit.report.test_page import ATTACK, request_row, requests_table
 
 
 def test_rows_are_packed_by_column_and_runs_by_place() -> None:
-    table = requests_table(request_row("s", "q1"), request_row("r", "q2", ttft_ms=None, at_s=1.26))
+    table = requests_table(
+        request_row("s", "q1"), request_row("r", "q2", ttft_ms=None, at_s=1.26, cost_usd=0.123456e-4)
+    )
     found = json.loads(packed(table, {"r": "r", "s": "variant=hot"}))
     assert found["runs"] == [{"id": "r", "name": "r"}, {"id": "s", "name": "variant=hot"}]
     columns = found["columns"]
@@ -18,6 +20,7 @@ def test_rows_are_packed_by_column_and_runs_by_place() -> None:
     assert columns["request_id"] == ["q1", "q2"]
     assert columns["ttft_ms"] == [1.3, None]
     assert columns["at_s"] == [0.0, 1.3]
+    assert columns["cost_usd"] == [None, 0.1235e-4]
     assert columns["prompt"] == [f"Ask {ATTACK}"] * 2
     assert not {"run_id", "body", "api"} & set(columns)
 

@@ -52,7 +52,8 @@ def test_rates_are_those_of_the_last_seconds() -> None:
         )
     assert (found["tokens_per_s"], found["calls_per_s"], found["rows_per_s"]) == (0.0, 1.0, 1.0)
     assert len(found["drawn"]) == 20
-    assert max(tokens for tokens, _ in found["drawn"]) == 100.0
+    assert max(tokens for _, tokens, _ in found["drawn"]) == 100.0
+    assert [age for age, _, _ in found["drawn"]] == list(range(19, -1, -1))
 
 
 def test_a_worker_that_starts_again_gives_no_negative_rate() -> None:
@@ -69,8 +70,27 @@ def test_ttft_is_that_of_rows_once_there_are_some() -> None:
 
 
 def test_the_latest_rows_come_first() -> None:
-    found = Board().turn(seen(finished=[done(1.0, str(number)) for number in range(20)]), 0.0)["finished"]
+    rows = [done(1.0, str(number)) for number in range(20)]
+    found = Board().turn(seen(beats=(beat(rows={"completed": 20}),), finished=rows), 0.0)["finished"]
     assert [row["request_id"] for row in found] == [str(number) for number in range(19, 7, -1)]
+
+
+def test_a_row_is_listed_once_a_heartbeat_counts_it() -> None:
+    board = Board()
+    rows = [done(1.0, name) for name in "abc"]
+    found = board.turn(seen(beats=(beat(rows={"completed": 2}),), finished=rows), 0.0)
+    assert (found["done"], [row["request_id"] for row in found["finished"]]) == (2, ["b", "a"])
+    found = board.turn(seen(2, beats=(beat(beat=2, rows={"completed": 3}),)), 0.5)
+    assert (found["done"], [row["request_id"] for row in found["finished"]]) == (3, ["c", "b", "a"])
+    # The heartbeats of the next driver count from zero.
+    later = Seen("run", Control(2, 1), (beat(epoch=2, rows={"completed": 1}),), finished=[done(1.0, "d")])
+    assert [row["request_id"] for row in board.turn(later, 1.0)["finished"]] == ["d", "c", "b", "a"]
+
+
+def test_a_run_without_a_plan_is_a_recording() -> None:
+    assert Board().turn(seen(), 0.0)["recording"]
+    assert not Board().turn(seen(owed=3), 0.0)["recording"]
+    assert not Board().turn(seen(beats=()), 0.0)["recording"], "the plan is not written yet"
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,8 @@ def test_the_page_types_streams_and_ends_with_the_run(tmp_path: Path) -> None:
         state.remove()
         await tab.wait("document.getElementById('state').textContent === 'ended'")
         assert await tab.value("document.getElementById('tiles').textContent.includes('$0.250')")
-        assert await tab.value("document.title") == "deltatap watch"
+        assert await tab.value("document.title") == "recording · deltatap watch", "a run without a plan"
+        assert await tab.value("document.getElementById('axis').textContent") == "60 s ago30 s agoend"
         assert tab.console == []
 
     show(HOSTILE, 1)
