@@ -116,7 +116,7 @@ def test_the_example_for_ci_compares_with_the_newest_completed_run_of_its_label(
     ended = subprocess.run(["bash", "ci.sh", "--set", "a=b"], cwd=tmp_path, env=path, check=False)
     assert ended.returncode == 3, "the code of compare"
     *_, last = (tmp_path / "calls").read_text().splitlines()
-    assert last.startswith(f"compare {compared} --set analysis.slo.ttft_ms=1000 --set a=b --fail-if good<95% ")
+    assert last.startswith(f"compare {compared} --set a=b --fail-if good<95% ")
 
 
 def test_the_conditions_of_the_example_for_ci_are_valid() -> None:

@@ -191,8 +191,7 @@ def _parsed(text: str) -> Condition:
     if mode not in (None, *_MODES):
         raise ValueError(f"expected mode {' or '.join(_MODES)}, found {mode}")
     if metric not in _UNITS:
-        hint = did_you_mean(*difflib.get_close_matches(metric, _UNITS, 1)) or f"; metrics: {', '.join(_UNITS)}"
-        raise ValueError(f"metric {metric} does not exist{hint}")
+        raise ValueError(f"metric {metric} does not exist{did_you_mean_metric(metric)}")
     return Condition(
         text.strip(),
         mode,
@@ -265,3 +264,11 @@ def _why_not(condition: Condition, found: Iterable[Outcome]) -> Iterator[str]:
             yield f"expected at least two values of {condition.metric} in each run ({outcome.mode}), found fewer"
         elif condition.percent and not outcome.difference.first:
             yield f"the first run's value is 0 ({outcome.mode}); expected a limit in {_UNITS[condition.metric]}, not %"
+
+
+def did_you_mean_metric(name: str) -> str:
+    """The end of a message about an unknown metric: the one that the user may have meant, or all of them."""
+    labels = {each.label.lower(): each.name for each in METRICS}  # TTFB is headers_ms
+    meant = labels.get(name.lower().removesuffix("_ms"))
+    near = [meant] if meant else difflib.get_close_matches(name, _UNITS, 1)
+    return did_you_mean(*near) or f"; metrics: {', '.join(_UNITS)}"

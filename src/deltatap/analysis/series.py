@@ -6,7 +6,6 @@ was captured with, ``trend.py`` reads the tables.
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +13,11 @@ import numpy as np
 
 from deltatap.analysis.changes import change_points
 from deltatap.analysis.compare import COMPARED, Difference, difference
-from deltatap.analysis.conditions import Outcome, parse
+from deltatap.analysis.conditions import Outcome, did_you_mean_metric, parse
 from deltatap.analysis.facts import Changed, changed
 from deltatap.analysis.metrics import METRICS
 from deltatap.analysis.names import series_key
 from deltatap.errors import ConfigError
-from deltatap.prompt_columns import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -124,8 +122,8 @@ def parse_measure(text: str) -> Measure:
     if len(mode) > 1 or any(name not in _MODES for name in mode):
         raise ConfigError([f"METRIC {text}: expected [stream. or complete.]METRIC[.p50 or .p95], such as ttft_ms.p50"])
     if metric not in names:
-        hint = did_you_mean(*difflib.get_close_matches(metric, names, 1)) or f"; metrics: {', '.join(names)}"
-        raise ConfigError([f"METRIC {text}: metric {metric or 'without a name'} does not exist{hint}"])
+        why = f"metric {metric or 'without a name'} does not exist{did_you_mean_metric(metric)}"
+        raise ConfigError([f"METRIC {text}: {why}"])
     return Measure(metric, quantile, *mode)
 
 

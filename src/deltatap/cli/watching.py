@@ -56,14 +56,16 @@ def watch(
         serve(watching, listening, host, lambda url: print(f"watch: {url}", flush=True))  # noqa: T201 - for programs
     board = watching.board
     if board["state"] == "ended":
-        say(console, _ended(board["run"], board.get("status"), board["reason"]))
+        recorded = settings.record.table if board["recording"] else None
+        say(console, _ended(board["run"], board.get("status"), board["reason"], recorded))
     return OK
 
 
-def _ended(run_id: str, status: str | None, reason: str | None) -> str:
-    """How a run ended, and the command to try next."""
+def _ended(run_id: str, status: str | None, reason: str | None, recorded: str | None = None) -> str:
+    """How a run ended, and the command to try next. `recorded` is the table of a recording."""
+    tables = given("captures", "runs") if recorded is None else f"{given('runs')} --set captures.table={recorded}"
     how = f"run {run_id} has ended{f' ({status})' if status else ''}{f': {reason}' if reason else ''}"
-    report = f"{program()} report{given('captures', 'runs')} {shlex.quote(run_id)}"
+    report = f"{program()} report{tables} {shlex.quote(run_id)}"
     return f"{how}; next: `{report}` writes a report"
 
 

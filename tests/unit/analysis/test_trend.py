@@ -129,6 +129,7 @@ def test_a_measure_is_parsed(text: str, expected: Measure) -> None:
     ("text", "why"),
     [
         ("tftf_ms", "metric tftf_ms does not exist; did you mean ttft_ms?"),
+        ("ttfb_ms.p95", "metric ttfb_ms does not exist; did you mean headers_ms?"),
         ("p50", "metric without a name does not exist; metrics: headers_ms"),
         ("", "metric without a name does not exist"),
         ("ttft_ms.p99", "expected [stream. or complete.]METRIC[.p50 or .p95]"),

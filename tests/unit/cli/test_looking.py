@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from deltatap import cli
 from deltatap.analysis.compare import Difference
+from deltatap.cli.watching import _ended
 from tests.commands import invoke
 
 if TYPE_CHECKING:
@@ -120,6 +121,10 @@ def test_watch_says_that_a_run_has_ended(
     monkeypatch.setattr("deltatap.cli.watching._final", lambda *_: ended)
     code, output = invoke("watch", "a b", "--config", config)
     assert (code, output) == (cli.OK, shown.replace("report '", f"report --config {config} '"))
+
+
+def test_the_report_of_a_recording_reads_its_table() -> None:
+    assert _ended("a", None, None, "rec").endswith(" --set captures.table=rec a` writes a report")
 
 
 @pytest.mark.parametrize("known", [None, ("running", None)])
