@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -95,28 +94,22 @@ def example(name: str) -> str:
 
 
 @pytest.mark.skipif(shutil.which("jq") is None, reason="needs jq")
-@pytest.mark.parametrize(
-    ("earlier", "compared"), [([("new", "completed")], "new new"), ([("new", "completed"), ("cut", "stopped"),
-     ("other", "completed"), ("last", "completed"), ("old", "completed")], "last new")]
-)  # fmt: skip
-def test_the_example_for_ci_compares_with_the_newest_completed_run_of_its_label(
-    tmp_path: Path, earlier: list[tuple[str, str]], compared: str
-) -> None:
-    runs = [{"run_id": run_id, "status": status, "labels": {"suite": "other" if run_id == "other" else "nightly"}}
-            for run_id, status in earlier]  # fmt: skip
-    (tmp_path / "runs.json").write_text(json.dumps({"runs": runs}))
+def test_the_example_for_ci_compares_with_the_newest_run_that_passed(tmp_path: Path) -> None:
     command = tmp_path / "deltatap"
     command.write_text(
         '#!/bin/sh\necho "$@" >> calls\ncase $1 in\n'
-        'capture) echo summary; echo \'{"run_id": "new"}\';;\nruns) cat runs.json;;\ncompare) exit 3;;\nesac\n'
+        'capture) echo summary; echo "{\\"run_id\\": \\"$(cat run)\\"}";;\ncompare) exit $(cat code);;\nesac\n'
     )
     command.chmod(0o755)
     path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
     subprocess.run(["bash", "-c", example("ci.sh")], cwd=tmp_path, env=path, check=True)
-    ended = subprocess.run(["bash", "ci.sh", "--set", "a=b"], cwd=tmp_path, env=path, check=False)
-    assert ended.returncode == 3, "the code of compare"
-    *_, last = (tmp_path / "calls").read_text().splitlines()
-    assert last.startswith(f"compare {compared} --set a=b --fail-if good<95% ")
+    for run_id, code, compared in (("a", 0, "a a"), ("b", 3, "a b"), ("c", 0, "a c"), ("d", 0, "c d")):
+        (tmp_path / "run").write_text(run_id)
+        (tmp_path / "code").write_text(str(code))
+        ended = subprocess.run(["bash", "ci.sh", "--set", "a=b"], cwd=tmp_path, env=path, check=False)
+        assert ended.returncode == code, "the code of compare"
+        *_, last = (tmp_path / "calls").read_text().splitlines()
+        assert last.startswith(f"compare {compared} --set a=b --fail-if good<95% ")
 
 
 def test_the_conditions_of_the_example_for_ci_are_valid() -> None:

@@ -250,11 +250,11 @@ def test_a_capture_shows_outcome_chunks_times_and_text_literally() -> None:
     assert "2 chunks in 1.00 s" in text, "the role is not output"
 
 
-def test_a_capture_that_did_not_complete_names_its_older_rows() -> None:
+def test_a_capture_names_its_older_rows() -> None:
     row = CAPTURE | {"earlier": [("r0", "completed"), ("q9", "failed")]}
     expected = "older rows: completed in run r0, failed in run q9; `--run` shows one of them"
     assert expected in printed(terminal.show_capture, row).splitlines()
-    assert "older" not in printed(terminal.show_capture, row | {"status": "completed", "error": None})
+    assert "older" not in printed(terminal.show_capture, row | {"earlier": []})
 
 
 def test_a_capture_shows_where_the_time_before_its_output_went() -> None:

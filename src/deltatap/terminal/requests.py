@@ -103,9 +103,9 @@ def show_capture(console: Console, row: Mapping[str, Any]) -> None:
         kind = " ".join(str(part) for part in (error["type"], error.get("http_status"), error["code"]) if part)
         line(console, f"{kind}: {error['message'] or ''}", style="red")
     _show_calls(console, row)
-    if (earlier := row.get("earlier")) and row["status"] != "completed":
+    if earlier := row.get("earlier"):
         older = ", ".join(f"{status} in run {run_id}" for run_id, status in earlier[:_EARLIER])
-        line(console, f"older rows: {older}; `--run` shows one of them", style="yellow")
+        line(console, f"older rows: {older}; `--run` shows one of them", style="dim")
     if prompt := prompt_line(row["request"], row["api"]):
         line(console, f"prompt: {prompt}")
     times = [chunk["ms"] for chunk in row["chunks"] or () if chunk["kind"] in OUTPUT_KINDS and chunk["ms"] is not None]
