@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -93,7 +92,6 @@ def example(name: str) -> str:
     return found[1]
 
 
-@pytest.mark.skipif(shutil.which("jq") is None, reason="needs jq")
 def test_the_example_for_ci_compares_with_the_newest_run_that_passed(tmp_path: Path) -> None:
     command = tmp_path / "deltatap"
     command.write_text(
