@@ -92,7 +92,7 @@ def test_rows_with_the_same_request_id_are_replaced(spark: SparkSession, tables:
         spark, settings, write_file(tables, "x.csv", "request_id,prompt,params\na,Say,{}\nb,Say,{}\n,Say,{}\n")
     )
     partial = write_file(tables, "part.csv", "request_id,prompt\nb,Tell\n")
-    with pytest.raises(ConfigError, match=r"part\.csv: --replace .* lacks columns in which they have values: params;"):
+    with pytest.raises(ConfigError, match=r"part\.csv: --replace .* lacks columns that these rows use: params;"):
         load_prompts(spark, settings, partial, replace=True)
     again = write_file(tables, "y.csv", "id,text,params,tenant\nb,Tell,,x\nb,Tell,,x\nc,Tell,,x\n,Tell,,x\n")
     named = {"request_id": "id", "prompt": "text"}

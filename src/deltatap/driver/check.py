@@ -154,7 +154,7 @@ def _price_of(settings: Settings, named: Sequence[str]) -> Finding:
     try:
         prices = prices_of(settings)
     except ConfigError:
-        return Finding("price, prompts", "warning", "not checked, because of the problem with price above")
+        return Finding("price, prompts", "warning", "not checked: see price")
     if without := [model for model in named if prices.find(model) is None]:
         return Finding("price, prompts", "warning", f"no price for {', '.join(without)}: cost_usd will be null")
     return Finding("price, prompts", "ok", f"for {', '.join(named)}")

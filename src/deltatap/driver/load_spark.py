@@ -58,8 +58,8 @@ def load_prompts(
     known = _known(spark, load.table, frame)
     loaded = load.loaded(known)
     if replace and known and (lost := _lost(spark, load.table, frame)):
-        cost = f"--replace replaces whole rows, and the file lacks columns in which they have values: {', '.join(lost)}"
-        raise ConfigError([f"{path}: {cost}; add these columns, with empty fields if the values are to be removed"])
+        cost = f"--replace replaces whole rows, but the file lacks columns that these rows use: {', '.join(lost)}"
+        raise ConfigError([f"{path}: {cost}; add the columns, and leave a field empty to clear its value"])
     if (why := tables.why_not_creatable(spark, load.table)) and not tables.exists(spark, load.table):
         raise load.refused(why)
     try:
