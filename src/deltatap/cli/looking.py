@@ -154,9 +154,10 @@ def compare(
         ),
     ] = None,
 ) -> int:
-    """Compare two runs: how much the median and p95 of each metric differ.
+    """Compare two runs, A and B: how much the median (p50) and p95 of each metric differ.
 
-    Each difference has a bootstrap 95 % interval. If a mode has more than 5,000 rows, the command compares a sample
+    Each difference has a bootstrap 95 % interval: of the difference, not of the quantiles. The table shows both in
+    percent of RUN_A, and --json in the metric's unit. If a mode has more than 5,000 rows, the command compares a sample
     of 5,000, the same sample every time. A line for each run shows its errors, retries and cost, and its good requests
     if analysis.slo has bounds.
 
@@ -190,10 +191,10 @@ def compare(
     if as_json:
         print(comparison_json(first, second, found, outcomes, counts, good))  # noqa: T201 - for programs: no wrapping, no colors
     else:
-        show_comparison(console, names[first], names[second], found, every)
         show_counts(console, names, counts, good)
+        show_comparison(console, found, every)
         show_price_changes(console, price_changes(both))
-    for doubt in doubts((names[first], names[second]), every):
+    for doubt in doubts((names[first], names[second]) if as_json else ("A", "B"), every):
         say(console, doubt, "warning")
     for outcome in outcomes:
         if outcome.holds:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rich.table import Table
-
 from deltatap.analysis.changes import FEWEST
 from deltatap.analysis.facts import changed
 from deltatap.analysis.metrics import METRICS
 from deltatap.analysis.names import run_names
 from deltatap.analysis.series import FEWEST_VALUES
 from deltatap.program import program
+from deltatap.terminal.console import columns, fits
 from deltatap.visible import json_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from rich.console import Console
+    from rich.table import Table
 
     from deltatap.analysis.conditions import Outcome
     from deltatap.analysis.facts import Changed
@@ -62,11 +62,24 @@ def _show_table(console: Console, each: Series, names: Mapping[str, str]) -> Non
         f"{metric.label} {each.measure.quantile}, {metric.unit}: {each.request_model} at {each.endpoint}, {each.mode}"
     )
     _line(console, title, "bold")
-    table = Table(box=None, padding=(0, 1, 0, 0))
+    table = _table(each, names)
+    if fits(console, table):
+        console.print(table)
+        return
+    # A word of a label is too long for the table.
+    console.print(_table(each, dict(zip(names, names, strict=True))))
+    for point in each.points:
+        if (name := names[point.run_id]) != point.run_id:
+            console.print(f"{point.run_id}: {name}", markup=False, highlight=False)
+
+
+def _table(each: Series, names: Mapping[str, str]) -> Table:
+    """The runs of a series. Only the names of runs may wrap, between words."""
+    table = columns()
     table.add_column("", no_wrap=True)
     table.add_column("started", no_wrap=True)
-    table.add_column("run", overflow="fold", min_width=11)
-    for name in ("rows", each.measure.quantile, "95 % interval"):
+    table.add_column("run")
+    for name in ("rows", each.measure.quantile, f"95 % interval of {each.measure.quantile}"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
     starts = {change.run_id for change in each.changes}
@@ -84,7 +97,7 @@ def _show_table(console: Console, each: Series, names: Mapping[str, str]) -> Non
             bar,
             style="dim" if not point.decides else "bold" if mark == "*" else None,
         )
-    console.print(table)
+    return table
 
 
 def _show_other(console: Console, each: Series, names: Mapping[str, str]) -> None:
@@ -108,7 +121,7 @@ def change_text(change: Change, unit: str) -> str:
     """A change as text: its size, the levels before and after it, and the number of runs."""
     found = change.difference
     share = f"{found.value / abs(found.first):+.1%}, " if found.first else ""
-    interval = "" if found.low is None else f", 95 % interval {found.low:+,.1f} to {found.high:+,.1f}"
+    interval = "" if found.low is None else f", 95 % interval of the difference {found.low:+,.1f} to {found.high:+,.1f}"
     levels = f"from {found.first:,.1f} ({change.before} runs) to {found.second:,.1f} {unit} ({change.after} runs)"
     return f"{share}{levels}{interval}"
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.segment import Segment
+from rich.table import Table
 
 from deltatap.visible import visible
 
@@ -32,6 +34,21 @@ class _VisibleConsole(Console):
 def plain_console(*, stderr: bool = False) -> Console:
     """A console that prints text as it is: names and messages can look like Rich markup or contain control codes."""
     return _VisibleConsole(markup=False, emoji=False, highlight=False, stderr=stderr)
+
+
+def columns() -> Table:
+    """An empty table without lines, with a space between its columns."""
+    return Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+
+
+def fits(console: Console, table: Table) -> bool:
+    """Whether a table of :func:`columns` fits if no word breaks, and columns with ``no_wrap`` do not wrap."""
+    widths = []
+    for column in table.columns:
+        texts = [visible(str(cell)) for cell in (column.header, *column.cells)]
+        parts = texts if column.no_wrap else [word for text in texts for word in text.split()]
+        widths.append(max(map(cell_len, parts), default=0))
+    return sum(widths) + len(widths) - 1 <= console.width
 
 
 def line(console: Console, text: str, style: str | None = None) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from deltatap.analysis.compare import COMPARED
 from deltatap.analysis.metrics import METRICS, signed
 from deltatap.analysis.uncounted import REASONS
 from deltatap.prices import money
-from deltatap.terminal.console import line
+from deltatap.terminal.console import columns, fits, line
 from deltatap.visible import json_text
 
 if TYPE_CHECKING:
@@ -21,10 +23,17 @@ if TYPE_CHECKING:
     from deltatap.analysis.compare import Counted, Difference
     from deltatap.analysis.conditions import Outcome, Reached
 
-# A generated run id fits into two lines of this width.
-_HALF_ID = 11
-# Columns of a comparison: the two runs, and the difference in percent.
-_RUNS, _SHARE = (1, 2), 4
+# The names of the two runs in a comparison.
+_RUNS = ("A", "B")
+# The metrics that a comparison shows first, beginning with what a user waits for. The others follow.
+_IMPORTANT = (
+    "ttft_ms", "ttft_scheduled_ms", "ttfot_ms", "e2e_ms", "e2e_scheduled_ms", "tpot_ms", "itl_ms", "stall_ms",
+    "tokens_per_s",
+)  # fmt: skip
+# Changes from here on are not shown in percent.
+_MOST_PERCENT = 1_000
+# Values from here on have no decimal; neither have changes from ten on.
+_THOUSAND, _TEN = 999.95, 9.95
 _METRICS = {metric.name: metric for metric in METRICS}
 
 
@@ -76,75 +85,91 @@ def _why_none(row: Mapping[str, Any]) -> str:
 
 def show_comparison(
     console: Console,
-    first: str,
-    second: str,
     differences: Mapping[tuple[str, str, str], Difference],
     counted: Mapping[str, Sequence[Counted]],
 ) -> None:
-    """Print the differences between two runs. A difference whose interval excludes zero has a mark.
+    """Print the differences between two runs, A and B. A change whose interval excludes zero has a mark.
 
     Args:
         console: to print to.
-        first: the first run.
-        second: the second run.
         differences: by mode, metric and quantile.
         counted: by mode, for each run: its rows, and those whose times do not count.
     """
     if not differences:
         console.print("nothing to compare: no mode has latencies in both runs", soft_wrap=True)
-        _show_left_out(console, (first, second), counted)
-        return
     for mode in dict.fromkeys(mode for mode, _, _ in differences):
         line(console, mode, style="bold")
-        of_mode = {(name, quantile): found for (at, name, quantile), found in differences.items() if at == mode}
-        console.print(_comparison(first, second, of_mode, console.width))
-    line(console, f"difference: {second} minus {first}; *: its interval excludes zero", style="dim")
-    _show_left_out(console, (first, second), counted)
+        _show_mode(console, {key[1:]: found for key, found in differences.items() if key[0] == mode})
+    if differences:
+        line(console, "change: B minus A, in % of A; without %: in the metric's unit, if A is too small", style="dim")
+        line(console, "interval: 95 % interval of the change, not of p50 or p95; *: excludes zero", style="dim")
+    for mode, runs in counted.items():
+        for name, run in zip(_RUNS, runs, strict=True):
+            _show_left_out(console, f"{mode}, {name}", run)
 
 
-def _comparison(first: str, second: str, differences: Mapping[tuple[str, str], Difference], width: int) -> Table:
-    """Print the differences of one mode, also in percent if the width allows it."""
-    rows = [
-        [
-            f"{_METRICS[name].label} {quantile}, {_METRICS[name].unit}",
-            f"{found.first:,.1f}",
-            f"{found.second:,.1f}",
-            f"{'* ' if found.clear else ''}{signed(found.value)}",
-            f"{signed(100 * found.value / abs(found.first))}%" if found.first else "",
-            _interval(found.low, found.high, signed),
-        ]
-        for (name, quantile), found in differences.items()
-    ]
-    # Each column, with its title first. Long run ids may wrap.
-    columns = [
-        list(column) for column in zip(("metric", first, second, "difference", "", "95 % interval"), *rows, strict=True)
-    ]
-    folded = [[column[0][:_HALF_ID], *column[1:]] if at in _RUNS else column for at, column in enumerate(columns)]
-    widths = [1 + max(map(len, column)) for column in folded]
-    if sum(widths) > width:
-        del columns[_SHARE], widths[_SHARE]
-    fits = sum(widths) <= width
-    table = Table(box=None, padding=(0, 1, 0, 0))
-    for at, (title, *_) in enumerate(columns):
-        if at in _RUNS:
-            table.add_column(title, justify="right", overflow="fold", min_width=_HALF_ID)
-        else:
-            table.add_column(title, justify="right" if at else "left", no_wrap=fits or at > 0)
-    for cells in zip(*(column[1:] for column in columns), strict=True):
-        table.add_row(*cells)
+def _show_mode(console: Console, differences: Mapping[tuple[str, str], Difference]) -> None:
+    """Print the differences of one mode: a row for each metric, and below, which metrics have the same values."""
+    measured = {name for name, _ in differences}
+    # The labels of the metrics with the same unit and the same values as shown.
+    rows: dict[tuple[tuple[str, ...], ...], list[str]] = {}
+    for name in dict.fromkeys((*_IMPORTANT, *_METRICS)):
+        if name in measured:
+            cells = tuple(_cells(differences.get((name, quantile))) for quantile in COMPARED)
+            rows.setdefault(((_METRICS[name].unit,), *cells), []).append(_METRICS[name].label)
+    labels = [its[0] if unit in ("ms", its[0]) else f"{its[0]}, {unit}" for ((unit,), *_), its in rows.items()]
+    cells_of = {quantile: [key[at] for key in rows] for at, quantile in enumerate(COMPARED, start=1)}
+    table = _table(labels, cells_of)
+    if fits(console, table):
+        console.print(table)
+    else:
+        for quantile, cells in cells_of.items():
+            console.print(_table(labels, {quantile: cells}))
+    same = [f"same values as {first}: {', '.join(others)}" for first, *others in rows.values() if others]
+    _print_words(console, "; ".join(same))
+
+
+def _table(labels: Sequence[str], cells_of: Mapping[str, Sequence[tuple[str, ...]]]) -> Table:
+    """A table with a row for each label and columns for each quantile. Only the labels may wrap, between words."""
+    table = columns()
+    table.add_column("metric, ms")
+    for quantile in cells_of:
+        for title in (f"{quantile} A", f"{quantile} B", "change", "interval"):
+            table.add_column(title, justify="right", no_wrap=True)
+    for label, *cells in zip(labels, *cells_of.values(), strict=True):
+        table.add_row(label, *(cell for its in cells for cell in its))
     return table
 
 
-def _show_left_out(console: Console, names: Sequence[str], counted: Mapping[str, Sequence[Counted]]) -> None:
-    """Say how many rows of each run are left out of the latencies, and why."""
-    for mode, runs in counted.items():
-        for name, run in zip(names, runs, strict=True):
-            if left_out := sum(run.left_out.values()):
-                whys = ", ".join(
-                    f"{run.left_out[why]:,} {said}" for why, said in REASONS.items() if why in run.left_out
-                )
-                times = f"{run.rows - left_out:,} of {run.rows:,} rows count in the latencies"
-                line(console, f"{mode}, {name}: {times}; left out: {whys}", style="dim")
+def _cells(found: Difference | None) -> tuple[str, ...]:
+    """A difference as cells: both values, the change and its interval."""
+    if found is None:
+        return ("", "", "", "")
+    parts = [found.value, *(end for end in (found.low, found.high) if end is not None)]
+    scale = 100 / abs(found.first) if found.first else math.inf
+    if in_percent := all(abs(part) * scale < _MOST_PERCENT for part in parts if part):
+        parts = [part * scale if part else 0.0 for part in parts]
+    change, *ends = (_change(part) for part in parts)
+    unit = "%" if in_percent else ""
+    interval = f"{'…'.join(ends)}{unit}" if ends else ""
+    return _value(found.first), _value(found.second), f"{'* ' if found.clear else ''}{change}{unit}", interval
+
+
+def _value(value: float) -> str:
+    return f"{value:,.1f}" if abs(value) < _THOUSAND else f"{value:,.0f}"
+
+
+def _change(value: float) -> str:
+    """A signed number: below 10, with one decimal."""
+    return signed(value) if abs(value) < _TEN else f"{value:+,.0f}"
+
+
+def _show_left_out(console: Console, whose: str, run: Counted) -> None:
+    """Say how many rows of a run are left out of the latencies, and why."""
+    if left_out := sum(run.left_out.values()):
+        whys = ", ".join(f"{run.left_out[why]:,} {said}" for why, said in REASONS.items() if why in run.left_out)
+        times = f"{run.rows - left_out:,} of {run.rows:,} rows count in the latencies"
+        line(console, f"{whose}: {times}; left out: {whys}", style="dim")
 
 
 def show_counts(
@@ -153,15 +178,15 @@ def show_counts(
     counts: Iterable[Mapping[str, Any]],
     good: Mapping[str, tuple[int, int]],
 ) -> None:
-    """Print a line for each run: its rows by status, retries, good requests and cost.
+    """Print what A and B are: the name of each run, its rows by status, retries, good requests and cost.
 
     Args:
         console: to print to.
         names: of the runs, by their ids.
-        counts: from ``queries.counts_of``.
+        counts: of the runs A and B, from ``queries.counts_of``.
         good: from ``queries.good_requests``.
     """
-    for row in counts:
+    for run, row in zip(_RUNS, counts, strict=True):
         facts = [f"{row[name]:,} {name}" for name in ("completed", "interrupted", "failed") if row[name]]
         facts.append(f"{row['retries']:,} {'retry' if row['retries'] == 1 else 'retries'}")
         if row["run_id"] in good:
@@ -169,7 +194,13 @@ def show_counts(
             facts.append(f"{count:,}/{sent:,} requests good ({count / sent:.1%})")
         if row["cost_usd"] is not None:
             facts.append(f"${money(row['cost_usd'])}")
-        line(console, f"{names[row['run_id']]}: {', '.join(facts)}")
+        _print_words(console, f"{run}: {names[row['run_id']]}: {', '.join(facts)}")
+
+
+def _print_words(console: Console, text: str) -> None:
+    """Print a text that wraps between words, so that names stay whole."""
+    if text:
+        console.print(text, markup=False, highlight=False)
 
 
 def comparison_json(
