@@ -388,43 +388,62 @@ def test_metrics_without_values_say_why(late: int, why: str) -> None:
     assert line == f"no latencies to show: {why}"
 
 
-def test_comparison_shows_signed_differences_by_mode() -> None:
-    found = {("stream", "ttft_ms", "p50"): Difference(100.0, 130.0, 20.0, 40.0),
-             ("complete", "e2e_ms", "p95"): Difference(1.0, 1.0, None, None)}  # fmt: skip
+def test_a_comparison_has_a_line_for_each_metric_with_both_quantiles_and_what_a_user_waits_for_first() -> None:
+    found = {
+        ("stream", "headers_ms", "p50"): Difference(1.0, 1.2, -0.04, 0.4),
+        ("stream", "headers_ms", "p95"): Difference(2.0, 27.0, 24.0, 26.0),
+        ("stream", "tokens_per_s", "p50"): Difference(46.0, 45.0, None, None),
+        ("stream", "tokens_per_s", "p95"): Difference(0.0, 0.04, 0.0, 0.04),
+        ("stream", "ttft_ms", "p50"): Difference(100.0, 130.0, 20.0, 40.0),
+        ("stream", "ttft_ms", "p95"): Difference(12345.6, 12345.6, -1234.5, 1240.0),
+        ("stream", "ttfot_ms", "p50"): Difference(100.0, 130.0, 20.0, 40.0),
+        ("stream", "ttfot_ms", "p95"): Difference(12345.6, 12345.6, -1234.5, 1240.0),
+        ("complete", "e2e_ms", "p95"): Difference(999.96, 950.0, -60.0, -40.0),
+    }
+    assert printed(terminal.show_comparison, found, {}, width=80).splitlines() == [
+        "stream",
+        "metric, ms p50 A p50 B change  interval  p95 A  p95 B change interval",
+        "TTFT       100.0 130.0 * +30%  +20…+40% 12,346 12,346   0.0% -10…+10%",
+        "tokens/s    46.0  45.0  -2.2%              0.0    0.0    0.0  0.0…0.0",
+        "TTFB         1.0   1.2   +20% -4.0…+40%    2.0   27.0  * +25  +24…+26",
+        "same values as TTFT: TTFOT",
+        "complete",
+        "metric, ms p95 A p95 B  change   interval",
+        "E2E        1,000 950.0 * -5.0% -6.0…-4.0%",
+        "change: B minus A, in % of A; without %: in the metric's unit, if A is too small",
+        "interval: 95 % interval of the change, not of p50 or p95; *: excludes zero",
+    ]
+
+
+@pytest.mark.parametrize(("width", "titles"), [(80, 1), (60, 2)])
+def test_a_comparison_wraps_labels_between_words_and_shows_p95_below_p50_on_a_narrow_terminal(
+    width: int, titles: int
+) -> None:
+    found = {("stream", "flagged_chars", p): Difference(112345.6, 123456.7, 10000.0, 12000.0) for p in ("p50", "p95")}
+    shown = printed(terminal.show_comparison, found, {}, width=width)
+    table = shown[: shown.index("change: ")].splitlines()
+    assert sum("metric" in row for row in table) == titles
+    assert max(map(len, table)) <= width
+    assert shown.count("112,346 123,457 * +9.9% +8.9…+11%") == 2
+    words = {word for row in table for word in row.split()}
+    assert {"seen", "before", "flag,", "characters"} <= words
+
+
+def test_a_comparison_says_which_rows_are_left_out() -> None:
     counts = {
         "stream": [Counted(120, {"late": 80, "interrupted": 1}), Counted(1200, {"reused": 1160, "unsent": 6})],
         "complete": [Counted(5, {}), Counted(6, {"failed": 6})],
     }
-    *rows, first, second, third = printed(terminal.show_comparison, "a", "b", found, counts, width=80).splitlines()
-    assert [first, second, third] == [
-        "stream, a: 39 of 120 rows count in the latencies; left out: 1 interrupted, 80 on a late event loop",
-        "stream, b: 34 of 1,200 rows count in the latencies; left out: 6 not sent (invalid prompt), 1,160 reused",
-        "complete, b: 0 of 6 rows count in the latencies; left out: 6 failed",
+    left_out = [
+        "stream, A: 39 of 120 rows count in the latencies; left out: 1 interrupted, 80 on a late event loop",
+        "stream, B: 34 of 1,200 rows count in the latencies; left out: 6 not sent (invalid prompt), 1,160 reused",
+        "complete, B: 0 of 6 rows count in the latencies; left out: 6 failed",
     ]
-    assert "stream" in rows, "no spaces at the end"
-    lines = [line.split() for line in rows]
-    assert ["metric", "a", "b", "difference", "95", "%", "interval"] in lines
-    assert ["TTFT", "p50,", "ms", "100.0", "130.0", "*", "+30.0", "+30.0%", "+20.0", "to", "+40.0"] in lines
-    assert ["E2E", "p95,", "ms", "1.0", "1.0", "0.0", "0.0%"] in lines
-    assert lines[-1] == ["difference:", "b", "minus", "a;", "*:", "its", "interval", "excludes", "zero"]
-    nothing, *why = printed(terminal.show_comparison, "a", "b", {}, counts).splitlines()
+    found = {("stream", "ttft_ms", "p50"): Difference(100.0, 130.0, 20.0, 40.0)}
+    assert printed(terminal.show_comparison, found, counts, width=80).splitlines()[-3:] == left_out
+    nothing, *why = printed(terminal.show_comparison, {}, counts).splitlines()
     assert nothing.startswith("nothing to compare")
-    assert why == [first, second, third]
-
-
-def test_a_comparison_has_percents_if_they_fit_and_no_negative_zero() -> None:
-    first, second = "20261121T063000-abc123", "20261121T063500-abc124"
-    short = {("stream", "ttft_ms", "p50"): Difference(200.0, 199.99, -0.04, -0.01),
-             ("stream", "e2e_ms", "p50"): Difference(0.0, 1.0, 0.5, 1.5)}  # fmt: skip
-    long = short | {("stream", "ttft_scheduled_ms", "p95"): Difference(11234.5, 12345.6, -1234.5, 1240.0)}
-    shown = printed(terminal.show_comparison, first, second, short, {}, width=80)
-    rows = [line.split() for line in shown.splitlines()]
-    assert ["TTFT", "p50,", "ms", "200.0", "200.0", "*", "0.0", "0.0%", "0.0", "to", "0.0"] in rows
-    assert ["E2E", "p50,", "ms", "0.0", "1.0", "*", "+1.0", "+0.5", "to", "+1.5"] in rows, "no share of 0"
-    shown = printed(terminal.show_comparison, first, second, long, {}, width=80)
-    assert "%" not in shown.replace("95 % interval", "")
-    assert "-1,234.5 to +1,240.0" in shown
-    assert "+9.9%" in printed(terminal.show_comparison, first, second, long, {}, width=120)
+    assert why == left_out
 
 
 def test_a_comparison_as_json_has_units_and_the_outcomes_of_conditions() -> None:

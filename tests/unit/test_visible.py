@@ -98,6 +98,16 @@ def progress(console: Console) -> None:
         display.update(snapshot, note=BAD)
 
 
+def compared(console: Console) -> None:
+    terminal.show_counts(
+        console,
+        {BAD: BAD},
+        [{"run_id": BAD, "completed": 2, "interrupted": 0, "failed": 0, "retries": 0, "cost_usd": None}] * 2,
+        {},
+    )
+    terminal.show_comparison(console, DIFFERENCES, {"stream": [Counted(2, {"late": 1}), Counted(2, {})]})
+
+
 def said_by_a_run(console: Console) -> None:
     ActiveRun.say(type("Run", (), {"console": console})(), BAD)
 
@@ -117,9 +127,7 @@ PRINTED: dict[str, Callable[[Console], object]] = {
     ),
     "failures": lambda console: terminal.show_failures(console, BAD, [FAILURE, FAILURE | {"mode": "stream"}], 2),
     "analyze": lambda console: terminal.show_metrics(console, [METRIC_ROW]),
-    "compare": lambda console: terminal.show_comparison(
-        console, BAD, BAD, DIFFERENCES, {"stream": [Counted(2, {"late": 1}), Counted(2, {})]}
-    ),
+    "compare": compared,
     "trend": lambda console: show_trend(console, [SERIES], TREND_RUNS),
     "reconcile": lambda console: show_reconciled(console, RECONCILED, BAD),
     "capture --dry-run": lambda console: estimate_text.show(console, [ESTIMATE]),

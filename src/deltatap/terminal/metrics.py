@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from deltatap.analysis.compare import COMPARED
 from deltatap.analysis.metrics import METRICS, signed
 from deltatap.analysis.uncounted import REASONS
 from deltatap.prices import money
@@ -110,15 +109,15 @@ def show_comparison(
 
 def _show_mode(console: Console, differences: Mapping[tuple[str, str], Difference]) -> None:
     """Print the differences of one mode: a row for each metric, and below, which metrics have the same values."""
-    measured = {name for name, _ in differences}
+    measured, quantiles = ({key[at]: None for key in differences} for at in (0, 1))
     # The labels of the metrics with the same unit and the same values as shown.
     rows: dict[tuple[tuple[str, ...], ...], list[str]] = {}
     for name in dict.fromkeys((*_IMPORTANT, *_METRICS)):
         if name in measured:
-            cells = tuple(_cells(differences.get((name, quantile))) for quantile in COMPARED)
-            rows.setdefault(((_METRICS[name].unit,), *cells), []).append(_METRICS[name].label)
+            shown = (_cells(differences.get((name, quantile))) for quantile in quantiles)
+            rows.setdefault(((_METRICS[name].unit,), *shown), []).append(_METRICS[name].label)
     labels = [its[0] if unit in ("ms", its[0]) else f"{its[0]}, {unit}" for ((unit,), *_), its in rows.items()]
-    cells_of = {quantile: [key[at] for key in rows] for at, quantile in enumerate(COMPARED, start=1)}
+    cells_of = {quantile: [key[at] for key in rows] for at, quantile in enumerate(quantiles, start=1)}
     table = _table(labels, cells_of)
     if fits(console, table):
         console.print(table)
