@@ -334,9 +334,9 @@ def test_two_real_runs_are_analyzed_compared_and_printed(
         mode: [sum(row["rows"] for row in rows if (row["run_id"], row["mode"]) == (run_id, mode)) for run_id in runs]
         for mode in ("stream", "complete")
     }
-    show_comparison(console, compare(SparkReader(spark), settings, first, second), row_counts)
+    show_comparison(console, (first, second), compare(SparkReader(spark), settings, first, second), row_counts)
     printed = out.getvalue()
-    for expected in (*runs, "time to first token", streamed["text"].split()[0], "│", "p50 A", "excludes zero"):
+    for expected in (*runs, "time to first token", streamed["text"].split()[0], "│", "p50", "excludes zero"):
         assert expected in printed
     with pytest.raises(ConfigError, match=r"no row with request_id nobody$"):
         newest_capture(SparkReader(spark), settings, "nobody", None)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 NOW = datetime(2026, 12, 1, 9, tzinfo=UTC)
+LONG_NAMES = ("20261121T063000-abc123, the night of the test", "20261121T073000-abc124")
 RUN: dict[str, Any] = {
     "run_id": "r1", "status": "stopped", "started_at": datetime(2026, 11, 21, 6, 30, tzinfo=UTC), "completed": 1234,
     "owed": 2000, "interrupted": 5, "failed": None, "cost_usd": 1.5, "reason": "stopped by [you]", "requests": 1250,
@@ -400,7 +401,7 @@ def test_a_comparison_has_a_line_for_each_metric_with_both_quantiles_and_what_a_
         ("stream", "ttfot_ms", "p95"): Difference(12345.6, 12345.6, -1234.5, 1240.0),
         ("complete", "e2e_ms", "p95"): Difference(999.96, 950.0, -60.0, -40.0),
     }
-    assert printed(terminal.show_comparison, found, {}, width=80).splitlines() == [
+    assert printed(terminal.show_comparison, LONG_NAMES, found, {}, width=80).splitlines() == [
         "stream",
         "metric, ms p50 A p50 B change  interval  p95 A  p95 B change interval",
         "TTFT       100.0 130.0 * +30%  +20…+40% 12,346 12,346   0.0% -10…+10%",
@@ -420,13 +421,23 @@ def test_a_comparison_wraps_labels_between_words_and_shows_p95_below_p50_on_a_na
     width: int, titles: int
 ) -> None:
     found = {("stream", "flagged_chars", p): Difference(112345.6, 123456.7, 10000.0, 12000.0) for p in ("p50", "p95")}
-    shown = printed(terminal.show_comparison, found, {}, width=width)
+    shown = printed(terminal.show_comparison, LONG_NAMES, found, {}, width=width)
     table = shown[: shown.index("change: ")].splitlines()
     assert sum("metric" in row for row in table) == titles
     assert max(map(len, table)) <= width
     assert shown.count("112,346 123,457 * +9.9% +8.9…+11%") == 2
     words = {word for row in table for word in row.split()}
     assert {"seen", "before", "flag,", "characters"} <= words
+
+
+def test_the_columns_of_a_comparison_have_the_names_of_the_runs_if_these_fit() -> None:
+    found = {("stream", "ttft_ms", p): Difference(100.0, 130.0, 20.0, 40.0) for p in ("p50", "p95")}
+    shown = printed(terminal.show_comparison, ("mon", "tue"), found, {}, width=80)
+    assert [row.rstrip() for row in shown.splitlines()[1:4]] == [
+        "             p50   p50                   p95   p95",
+        "metric, ms   mon   tue change interval   mon   tue change interval",
+        "TTFT       100.0 130.0 * +30% +20…+40% 100.0 130.0 * +30% +20…+40%",
+    ]
 
 
 def test_a_comparison_says_which_rows_are_left_out() -> None:
@@ -440,8 +451,8 @@ def test_a_comparison_says_which_rows_are_left_out() -> None:
         "complete, B: 0 of 6 rows count in the latencies; left out: 6 failed",
     ]
     found = {("stream", "ttft_ms", "p50"): Difference(100.0, 130.0, 20.0, 40.0)}
-    assert printed(terminal.show_comparison, found, counts, width=80).splitlines()[-3:] == left_out
-    nothing, *why = printed(terminal.show_comparison, {}, counts).splitlines()
+    assert printed(terminal.show_comparison, LONG_NAMES, found, counts, width=80).splitlines()[-3:] == left_out
+    nothing, *why = printed(terminal.show_comparison, LONG_NAMES, {}, counts).splitlines()
     assert nothing.startswith("nothing to compare")
     assert why == left_out
 

@@ -105,7 +105,7 @@ def compared(console: Console) -> None:
         [{"run_id": BAD, "completed": 2, "interrupted": 0, "failed": 0, "retries": 0, "cost_usd": None}] * 2,
         {},
     )
-    terminal.show_comparison(console, DIFFERENCES, {"stream": [Counted(2, {"late": 1}), Counted(2, {})]})
+    terminal.show_comparison(console, (BAD, BAD), DIFFERENCES, {"stream": [Counted(2, {"late": 1}), Counted(2, {})]})
 
 
 def said_by_a_run(console: Console) -> None:

@@ -192,7 +192,7 @@ def compare(
         print(comparison_json(first, second, found, outcomes, counts, good))  # noqa: T201 - for programs: no wrapping, no colors
     else:
         show_counts(console, names, counts, good)
-        show_comparison(console, found, every)
+        show_comparison(console, (names[first], names[second]), found, every)
         show_price_changes(console, price_changes(both))
     for doubt in doubts((names[first], names[second]) if as_json else ("A", "B"), every):
         say(console, doubt, "warning")

@@ -46,7 +46,7 @@ def fits(console: Console, table: Table) -> bool:
     widths = []
     for column in table.columns:
         texts = [visible(str(cell)) for cell in (column.header, *column.cells)]
-        parts = texts if column.no_wrap else [word for text in texts for word in text.split()]
+        parts = [part for text in texts for part in (text.splitlines() if column.no_wrap else text.split())]
         widths.append(max(map(cell_len, parts), default=0))
     return sum(widths) + len(widths) - 1 <= console.width
 

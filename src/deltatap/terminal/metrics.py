@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from deltatap.analysis.compare import Counted, Difference
     from deltatap.analysis.conditions import Outcome, Reached
 
-# The names of the two runs in a comparison.
+# The short names of the two runs in a comparison. Columns have them if the real names do not fit.
 _RUNS = ("A", "B")
 # The metrics that a comparison shows first, beginning with what a user waits for. The others follow.
 _IMPORTANT = (
@@ -84,6 +84,7 @@ def _why_none(row: Mapping[str, Any]) -> str:
 
 def show_comparison(
     console: Console,
+    names: tuple[str, str],
     differences: Mapping[tuple[str, str, str], Difference],
     counted: Mapping[str, Sequence[Counted]],
 ) -> None:
@@ -91,6 +92,7 @@ def show_comparison(
 
     Args:
         console: to print to.
+        names: of the two runs.
         differences: by mode, metric and quantile.
         counted: by mode, for each run: its rows, and those whose times do not count.
     """
@@ -98,7 +100,7 @@ def show_comparison(
         console.print("nothing to compare: no mode has latencies in both runs", soft_wrap=True)
     for mode in dict.fromkeys(mode for mode, _, _ in differences):
         line(console, mode, style="bold")
-        _show_mode(console, {key[1:]: found for key, found in differences.items() if key[0] == mode})
+        _show_mode(console, names, {key[1:]: found for key, found in differences.items() if key[0] == mode})
     if differences:
         line(console, "change: B minus A, in % of A; without %: in the metric's unit, if A is too small", style="dim")
         line(console, "interval: 95 % interval of the change, not of p50 or p95; *: excludes zero", style="dim")
@@ -107,7 +109,7 @@ def show_comparison(
             _show_left_out(console, f"{mode}, {name}", run)
 
 
-def _show_mode(console: Console, differences: Mapping[tuple[str, str], Difference]) -> None:
+def _show_mode(console: Console, names: tuple[str, str], differences: Mapping[tuple[str, str], Difference]) -> None:
     """Print the differences of one mode: a row for each metric, and below, which metrics have the same values."""
     measured, quantiles = ({key[at]: None for key in differences} for at in (0, 1))
     # The labels of the metrics with the same unit and the same values as shown.
@@ -118,22 +120,27 @@ def _show_mode(console: Console, differences: Mapping[tuple[str, str], Differenc
             rows.setdefault(((_METRICS[name].unit,), *shown), []).append(_METRICS[name].label)
     labels = [its[0] if unit in ("ms", its[0]) else f"{its[0]}, {unit}" for ((unit,), *_), its in rows.items()]
     cells_of = {quantile: [key[at] for key in rows] for at, quantile in enumerate(quantiles, start=1)}
-    table = _table(labels, cells_of)
-    if fits(console, table):
+    wide, narrow = _table(labels, cells_of, names, "\n"), _table(labels, cells_of, _RUNS)
+    if table := next((table for table in (wide, narrow) if fits(console, table)), None):
         console.print(table)
     else:
         for quantile, cells in cells_of.items():
-            console.print(_table(labels, {quantile: cells}))
+            console.print(_table(labels, {quantile: cells}, _RUNS))
     same = [f"same values as {first}: {', '.join(others)}" for first, *others in rows.values() if others]
     _print_words(console, "; ".join(same))
 
 
-def _table(labels: Sequence[str], cells_of: Mapping[str, Sequence[tuple[str, ...]]]) -> Table:
+def _table(
+    labels: Sequence[str],
+    cells_of: Mapping[str, Sequence[tuple[str, ...]]],
+    runs: tuple[str, str],
+    between: str = " ",
+) -> Table:
     """A table with a row for each label and columns for each quantile. Only the labels may wrap, between words."""
     table = columns()
     table.add_column("metric, ms")
     for quantile in cells_of:
-        for title in (f"{quantile} A", f"{quantile} B", "change", "interval"):
+        for title in (*(f"{quantile}{between}{run}" for run in runs), "change", "interval"):
             table.add_column(title, justify="right", no_wrap=True)
     for label, *cells in zip(labels, *cells_of.values(), strict=True):
         table.add_row(label, *(cell for its in cells for cell in its))
