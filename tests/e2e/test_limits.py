@@ -96,11 +96,11 @@ def test_a_limit_is_not_exceeded_when_an_executor_is_killed(
     write_prompts(spark, folder, count)
     with start_simulator(*PACE, "--requests-per-minute", str(1.05 * limit)) as simulator:
         job, log = job_of(
-            folder, simulator.base_url, spark={"master": "local-cluster[4,1,1024]"},
+            folder, simulator.base_url, spark={"master": "local-cluster[2,2,1024]"},
             limits={"requests_per_minute": limit}, capture={"concurrency": 48, "streams_per_worker": 16},
         )  # fmt: skip
         wait_until(finished(simulator, 0.4 * count), job, log)
-        # Spark starts another executor, and a new worker joins. A part waits until then.
+        # Spark starts another executor, and new workers join. Parts wait until then.
         kill(running(job, "CoarseGrainedExecutorBackend")[:1])
         assert job.wait(timeout=600) == 0, log.read_text()
         calls = simulator.calls()

@@ -6,7 +6,10 @@ case's row is compared with what the case says. Cases that stop a run run alone.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import pickle
 import sqlite3
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -119,9 +122,19 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def captured(tmp_path_factory: pytest.TempPathFactory) -> dict[Cut, dict[str, Result]]:
-    """The results of the cases that affect no others, by cut."""
+    """The results of the cases that affect no others, by cut. The test processes of a run share them."""
     together = [case for case in CASES if not case.alone]
-    return {cut: capture(together, tmp_path_factory.mktemp("answers"), cut) for cut in CUTS}
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    shared = folder / "answers.pickle"
+    with (folder / "answers.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed: the first process captures, and the others wait
+        if not shared.exists():
+            results = {cut: capture(together, tmp_path_factory.mktemp("answers"), cut) for cut in CUTS}
+            shared.write_bytes(pickle.dumps(results))
+        found: dict[Cut, dict[str, Result]] = pickle.loads(shared.read_bytes())  # noqa: S301 - written by this run
+    return found
 
 
 def is_final(row: dict[str, Any]) -> bool:
