@@ -232,6 +232,17 @@ def test_summary_of_one_mode_leaves_the_mode_out() -> None:
         assert "busy" not in printed(terminal.show_summary, RUN, [outcome], exact_rows, [])
 
 
+def test_the_summary_of_a_resumed_run_separates_this_start_from_the_whole_run() -> None:
+    outcome = {"mode": "stream", "status": "completed", "why": "stop", "rows": 1234, "retries": 0, "example": "q",
+               "checked": 0, "flagged": 0, "failed_checks": 0}  # fmt: skip
+    shown = partial(printed, terminal.show_summary, RUN, [outcome], [], [], None, "")
+    assert shown(250).splitlines()[:2] == [
+        "run r1: stopped",
+        "this start made 1,000 of 1,250 calls; the numbers below are of the whole run, with its earlier starts",
+    ]
+    assert "this start" not in shown(0)
+
+
 def test_summary_of_a_run_without_rows() -> None:
     assert printed(terminal.show_summary, RUN, [], [], []) == "run r1: stopped; it added no rows\n"
 

@@ -104,7 +104,14 @@ def _show_run(settings: Settings, spark: SparkSession, console: Console, ended: 
         say(console, note)
     tables, run_id = SparkReader(spark), row["run_id"]
     good = good_requests(tables, settings, [run_id]).get(run_id)
-    show_summary(console, row, *summarize(tables, settings, run_id), good, given("captures", "runs", "analysis"))
+    show_summary(
+        console,
+        row,
+        *summarize(tables, settings, run_id),
+        good,
+        given("captures", "runs", "analysis"),
+        ended.earlier_calls,
+    )
     if ended.failed:
         say(console, f"the run failed: {row['reason']}", "problem")
     elif row["reason"]:

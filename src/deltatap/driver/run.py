@@ -58,10 +58,17 @@ _WAIT_S = OLD_S
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """How a run ended: its row in ``runs``, and notes for the user."""
+    """How a run ended.
+
+    Attributes:
+        row: its row in ``runs``.
+        notes: for the user.
+        earlier_calls: the calls that earlier starts of the run made. The row counts them, too.
+    """
 
     row: dict[str, Any]
     notes: tuple[str, ...] = ()
+    earlier_calls: int = 0
 
     @property
     def failed(self) -> bool:
@@ -217,7 +224,7 @@ def _close(run: ActiveRun, plan: Plan, landing: Landing, stop: Stop | None, note
     row = runs.close(run.spark, run.settings, run.lease.captures, run.lease.run_id, status, reason, totals)
     run.state.publish(Control(run.lease.epoch, next(run.beats), stop="ended"))
     run.state.remove()
-    return Ended(row, tuple(notes))
+    return Ended(row, tuple(notes), plan.before.get("requests", 0))
 
 
 def _close_failed(run: ActiveRun, error: BaseException) -> None:

@@ -192,6 +192,7 @@ def show_summary(
     models: Sequence[Mapping[str, Any]],
     good: tuple[int, int] | None = None,
     options: str = "",
+    earlier_calls: int = 0,
 ) -> None:
     """Print the summary of a run, and what to do next.
 
@@ -203,6 +204,7 @@ def show_summary(
         models: the cost of its models, from ``queries.summarize``.
         good: its good and its sent requests, from ``queries.good_requests``; None without bounds in ``analysis.slo``.
         options: to append to commands that read the same tables.
+        earlier_calls: the calls that earlier starts of the run made.
     """
     if not outcomes:
         line(console, f"run {run['run_id']}: {run['status']}; it added no rows")
@@ -210,6 +212,9 @@ def show_summary(
     several_modes = len({outcome["mode"] for outcome in outcomes}) > 1
     # Not the title of the table, which rich pads with spaces.
     line(console, f"run {run['run_id']}: {run['status']}", style="bold")
+    if earlier_calls:
+        ours = f"{run['requests'] - earlier_calls:,} of {run['requests']:,} calls"
+        line(console, f"this start made {ours}; the numbers below are of the whole run, with its earlier starts")
     counts = Table()
     for name in ("mode", "status", "finish_reason or error")[not several_modes :]:
         counts.add_column(name)
