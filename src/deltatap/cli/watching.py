@@ -42,7 +42,7 @@ def watch(
     active = folder.active()
     if run_id and run_id not in active:
         if (known := _final(settings, run_id)) is not None and known[0] != "running":
-            say(console, _ended(run_id, *known))
+            say(console, _ended(settings, run_id, *known))
             return OK
         raise ConfigError(
             [f"state.dir: {folder.folder}: run {run_id} is not active here; active runs: {', '.join(active) or 'none'}"]
@@ -56,21 +56,30 @@ def watch(
         serve(watching, listening, host, lambda url: print(f"watch: {url}", flush=True))  # noqa: T201 - for programs
     board = watching.board
     if board["state"] == "ended":
-        recorded = settings.record.table if board["recording"] else None
-        say(console, _ended(board["run"], board.get("status"), board["reason"], recorded))
+        if (known := _final(settings, board["run"])) is not None:
+            table = known[2]
+        else:
+            table = (settings.record if board.get("recording") else settings.captures).table
+        say(console, _ended(settings, board["run"], board.get("status"), board["reason"], table))
     return OK
 
 
-def _ended(run_id: str, status: str | None, reason: str | None, recorded: str | None = None) -> str:
-    """How a run ended, and the command to try next. `recorded` is the table of a recording."""
-    tables = given("captures", "runs") if recorded is None else f"{given('runs')} --set captures.table={recorded}"
+def _ended(settings: Settings, run_id: str, status: str | None, reason: str | None, table: str) -> str:
+    """How a run ended, and the command to try next. `table` has the rows of the run."""
+    if table == settings.captures.table:
+        tables = given("captures", "runs")
+    else:
+        tables = f"{given('runs')} --set {shlex.quote(f'captures.table={table}')}"
     how = f"run {run_id} has ended{f' ({status})' if status else ''}{f': {reason}' if reason else ''}"
     report = f"{program()} report{tables} {shlex.quote(run_id)}"
     return f"{how}; next: `{report}` writes a report"
 
 
-def _final(settings: Settings, run_id: str) -> tuple[str, str | None] | None:
-    """Status and reason of a run in a local runs table. Other tables need Spark, which takes seconds to start."""
+def _final(settings: Settings, run_id: str) -> tuple[str, str | None, str] | None:
+    """Status, reason and captures table of a run in a local runs table.
+
+    Other tables need Spark, which takes seconds to start.
+    """
     from deltatap.delta import tables  # noqa: PLC0415
     from deltatap.delta.identity import local_folder  # noqa: PLC0415
     from deltatap.delta.readers import without_jvm  # noqa: PLC0415
@@ -85,7 +94,7 @@ def _final(settings: Settings, run_id: str) -> tuple[str, str | None] | None:
 
     table, name = tables.quoted(settings.runs.table), tables.literal(run_id)
     try:
-        found = rows(LocalReader(no_spark).query(f"SELECT status, reason FROM {table} WHERE run_id = {name}"))
+        found = rows(LocalReader(no_spark).query(f"SELECT status, reason, captures FROM {table} WHERE run_id = {name}"))
     except Exception:  # noqa: BLE001 - the page then says only that the run has ended
         return None
-    return (found[0]["status"], found[0]["reason"]) if found else None
+    return (found[0]["status"], found[0]["reason"], found[0]["captures"]) if found else None

@@ -136,9 +136,14 @@ class Board:
             # Rows that no heartbeat counts yet would contradict the number of rows that are done.
             "finished": [asdict(row) for row in self._finished][max(0, self._rows - sums.done) :],
             "drawn": [[round(now - at, 1), round(tokens, 1), open_] for at, tokens, open_ in self._drawn],
-            # Only a recording has rows or streams without a plan.
-            "recording": bool(seen.heartbeats) and not seen.owed,
+            "recording": self._recording(seen),
         }
+
+    def _recording(self, seen: Seen) -> bool:
+        """Whether this is a recording: workers without a plan. A run that has ended may have deleted its plan."""
+        if self.state == "ended":
+            return bool(self._last.get("recording"))
+        return bool(seen.heartbeats) and not seen.owed
 
     def _judge(self, seen: Seen, now: float) -> None:
         """Decide on the state of the run."""

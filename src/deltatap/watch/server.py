@@ -45,14 +45,14 @@ class Watching:
 
     Args:
         folder: of the run.
-        final: returns the status and the reason of a run that has ended; None if they are not known.
+        final: returns the status, the reason and the table of a run that has ended; None if they are not known.
 
     Attributes:
         board: the last one, as JSON.
         ended: set when the run has ended.
     """
 
-    def __init__(self, folder: Folder, final: Callable[[str], tuple[str, str | None] | None]) -> None:
+    def __init__(self, folder: Folder, final: Callable[[str], tuple[str, str | None, str] | None]) -> None:
         self._folder, self._final, self._board = folder, final, Board()
         self._news = asyncio.Condition()
         self._number = 0
@@ -81,7 +81,7 @@ class Watching:
     def _turn(self) -> dict[str, Any]:
         board = self._board.turn(self._folder.look(), time.monotonic())
         if board["state"] == "ended" and not board["reason"] and (found := self._final(board["run"])) is not None:
-            status, reason = found
+            status, reason, _ = found
             board |= {"status": status, "reason": reason or ""}
         return board
 

@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 from deltatap import cli
 from deltatap.analysis.compare import Counted, Difference
-from deltatap.cli.watching import _ended
+from deltatap.delta import columns
 from tests.commands import invoke
+from tests.nightly import run_row, write_table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -133,18 +134,23 @@ def test_the_report_command_says_what_it_wrote(
 def test_watch_says_that_a_run_has_ended(
     config: Path, monkeypatch: pytest.MonkeyPatch, ended: tuple[str, str | None], shown: str
 ) -> None:
-    monkeypatch.setattr("deltatap.cli.watching._final", lambda *_: ended)
+    monkeypatch.setattr("deltatap.cli.watching._final", lambda settings, _: (*ended, settings.captures.table))
     code, output = invoke("watch", "a b", "--config", config)
     assert (code, output) == (cli.OK, shown.replace("report '", f"report --config {config} '"))
 
 
-def test_the_report_of_a_recording_reads_its_table() -> None:
-    assert _ended("a", None, None, "rec").endswith(" --set captures.table=rec a` writes a report")
+def test_watch_of_a_recording_that_has_ended_names_its_table(config: Path, tmp_path: Path) -> None:
+    runs, table = tmp_path / "runs", str(tmp_path / "my calls")
+    write_table(runs, columns.RUNS, [run_row(7, table)])
+    code, output = invoke("watch", "run-07", "--config", config, "--set", f"runs.table={runs}")
+    tables = f"--config {config} --set runs.table={runs} --set 'captures.table={table}'"
+    ended = f"run run-07 has ended (completed); next: `deltatap report {tables} run-07` writes a report\n"
+    assert (code, output) == (cli.OK, ended)
 
 
-@pytest.mark.parametrize("known", [None, ("running", None)])
+@pytest.mark.parametrize("known", [None, ("running", None, "t")])
 def test_watch_of_a_run_that_is_not_here_is_an_error(
-    config: Path, monkeypatch: pytest.MonkeyPatch, known: tuple[str, None] | None
+    config: Path, monkeypatch: pytest.MonkeyPatch, known: tuple[str, None, str] | None
 ) -> None:
     monkeypatch.setattr("deltatap.cli.watching._final", lambda *_: known)
     code, output = invoke("watch", "a", "--config", config)

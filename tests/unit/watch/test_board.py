@@ -91,6 +91,10 @@ def test_a_run_without_a_plan_is_a_recording() -> None:
     assert Board().turn(seen(), 0.0)["recording"]
     assert not Board().turn(seen(owed=3), 0.0)["recording"]
     assert not Board().turn(seen(beats=()), 0.0)["recording"], "the plan is not written yet"
+    assert not Board().turn(seen(stop="ended"), 0.0)["recording"], "the plan is already deleted"
+    board = Board()
+    board.turn(seen(), 0.0)
+    assert board.turn(seen(2, stop="ended"), 0.5)["recording"], "a recording that ends is still one"
 
 
 @pytest.mark.parametrize(
