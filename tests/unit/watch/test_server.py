@@ -62,6 +62,8 @@ def test_the_page_is_for_this_machine_only(tmp_path: Path) -> None:
         with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310 - loopback
             page = response.read().decode()
         assert "EventSource" in page
+        of_finished = ("output tokens/s", "TTFT p50", "TTFT p95", "cost", "tokens in / out")
+        assert all(f'"{name}, finished rows"' in page for name in of_finished), "they stand still while streams run"
         assert "http" not in page.replace("http://www.w3.org/2000/svg", "")
         other = urllib.request.Request(f"{url}events", headers={"Host": "evil.example"})  # noqa: S310 - loopback
         with pytest.raises(urllib.error.HTTPError, match="400"):
