@@ -65,7 +65,7 @@ def test_the_last_line_of_a_capture_is_short_json(
     counts = {"owed": 4, "completed": 1, "interrupted": 2, "failed": 1, "requests": 5, "input_tokens": 6}
     last = {"run_id": "r", "status": "stopped", "reason": "it's ü", **counts, "output_tokens": 7, "cost_usd": 1e-6}
     row = {column.name: None for column in columns.RUNS} | {"labels": {"a": "b"}} | last
-    ended = SimpleNamespace(row=row, notes=["a note"], failed=False, failed_share=0.25)
+    ended = SimpleNamespace(row=row, notes=["a note"], failed=False, earlier_calls=0, failed_share=0.25)
     monkeypatch.setattr("deltatap.driver.needs.preflight", lambda _: None)
     monkeypatch.setattr("deltatap.cli.capturing.session", lambda *_: None)
     monkeypatch.setattr("deltatap.driver.run.run", lambda *_: ended)
