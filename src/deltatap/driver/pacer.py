@@ -36,7 +36,8 @@ _RECOVERY_S = 10.0
 _PACE_ENDS_ABOVE = 4.0
 # The minimum pace, in requests per second.
 _SLOWEST = 0.5
-# The pace before a 429 is measured over this many seconds, and the 429 responses within them count as one.
+# The pace before a 429 is measured over this many seconds, and the 429 responses within them count as one. At the start
+# of a run, the time is shorter and the pace is too low, so recovery takes less time, in proportion.
 _RATE_WINDOW_S = 5.0
 
 
@@ -160,6 +161,7 @@ class Pacer:
         self._began_at: float | None = None
         self._served = ""
         self._recovering: float = 0.0
+        self._recovery_s = _RECOVERY_S
         self._calm_at = -math.inf
         self.exhausted: str | None = None
         self.pace: float | None = None
@@ -179,7 +181,7 @@ class Pacer:
         if limited:
             self._slow_down(now)
         elif self.pace is not None and self._turned_at is not None:
-            self.pace += (now - self._turned_at) * self._recovering / _RECOVERY_S
+            self.pace += (now - self._turned_at) * self._recovering / self._recovery_s
             if self.pace > _PACE_ENDS_ABOVE * self._recovering:
                 self.pace, self._recovering = None, 0.0
         if not self._bounds.any and self.pace is None:
@@ -239,6 +241,8 @@ class Pacer:
             for age, requests, _ in worker.recent
         ]
         recent = [(age, requests) for age, requests in started if age < _RATE_WINDOW_S]
+        known_s = max(1.0, max((age for age, _ in started), default=0.0))
+        self._recovery_s = _RECOVERY_S * min(1.0, known_s / _RATE_WINDOW_S)
         # At the start of a run, measure over its duration so far.
         span = max(1.0, max((age for age, _ in recent), default=0.0))
         before = min(self.pace or math.inf, sum(requests for _, requests in recent) / span)

@@ -464,6 +464,36 @@ def test_a_429_at_the_start_of_a_run_leaves_a_minimum_pace() -> None:
     assert pacer.pace == 0.5
 
 
+@pytest.mark.parametrize("before", [0, 2, 60])
+def test_a_429_in_the_first_second_holds_a_run_back_for_a_few_seconds_only(before: int) -> None:
+    calls = 0
+
+    def served(_now: float, _tokens: int) -> bool:
+        nonlocal calls
+        calls += 1
+        return calls != before + 1
+
+    world = World(Bounds(), served=served)
+    world.join(1, share=64, lasts_s=1.5)
+    world.run(15)
+    assert sum(1 for at, _ in world.started if at > world.now - 3) > 60, "the server's Retry-After is 5 s"
+
+
+def test_at_the_start_the_pace_recovers_faster_than_later() -> None:
+    pacer = Pacer(Bounds())
+
+    def turn(at: float, limited: int, age: float) -> float | None:
+        recent = [[age, 4.0, 0.0], [0.5, 4.0, 0.0]]
+        pacer.turn(at, [Heartbeat(1, "00000-1-x", round(at * 2), wants=50, limited=limited, recent=recent)])
+        return pacer.pace
+
+    assert turn(100.0, 0, 0.5) is None
+    assert turn(100.5, 1, 1.0) == 4.0, "8 starts in the first second"
+    assert turn(101.5, 1, 2.0) == 8.0, "known for 1 s: the pace grows by 8 per second every 2 s"
+    assert turn(107.5, 2, 8.0) == 2.0, "4 starts in the last 5 s, in one second"
+    assert turn(108.5, 2, 9.0) == 2.8, "later, every 10 s"
+
+
 def test_a_429_of_an_earlier_driver_s_worker_does_not_slow_this_run() -> None:
     pacer = Pacer(Bounds())
     pacer.turn(100.0, [Heartbeat(1, "00000-1-x", 1, limited=7)], {"00000-1-x": 5.0})
