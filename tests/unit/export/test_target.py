@@ -26,7 +26,7 @@ def test_the_path_of_traces_is_added(given: str, expected: str) -> None:
 @pytest.mark.parametrize(
     "given", ["", "127.0.0.1:4318", "ftp://h", "http://", "http://h:x", "http://h:0", "http://a b", "http://ü"]
 )
-def test_a_url_that_is_none(given: str) -> None:
+def test_what_is_no_url_is_refused(given: str) -> None:
     with pytest.raises(ConfigError, match="--otlp: expected an http"):
         traces_url(given)
 

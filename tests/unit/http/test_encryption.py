@@ -90,7 +90,7 @@ def test_what_is_sent_is_taken_record_by_record(pair: Pair) -> None:
     assert pair.client.send(b"") == 0
 
 
-def test_the_farewell_of_the_server_ends_it(pair: Pair) -> None:
+def test_the_close_notify_of_the_server_ends_it(pair: Pair) -> None:
     data = pair.serve(b"last")
     with suppress(ssl.SSLWantReadError):
         pair.server.unwrap()

@@ -198,7 +198,7 @@ def test_the_next_socket_with_the_same_number_is_watched(connect: Callable[[], E
 
 
 @pytest.mark.parametrize("run", LOOPS)
-def test_end_without_a_farewell_of_tls_is_an_end(connect: Callable[[], Ends], run: Run) -> None:
+def test_an_end_without_close_notify_is_an_end(connect: Callable[[], Ends], run: Run) -> None:
     async def talk() -> None:
         with open_ends(connect) as ends:
             ends.peer.send(b"all")

@@ -290,8 +290,8 @@ def test_an_unreachable_server_is_a_502_and_a_row(tmp_path: Path) -> None:
     assert [(row["status"], row["error"]["type"]) for row in proxy.rows] == [("failed", "connection")] * 3
 
 
-def test_a_request_that_wishes_for_http_2_passes_with_its_body(tmp_path: Path) -> None:
-    wish = request(
+def test_a_request_to_upgrade_to_http_2_passes_with_its_body(tmp_path: Path) -> None:
+    upgrade = request(
         headers="Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAAB\r\n"
     )
     with (
@@ -299,7 +299,7 @@ def test_a_request_that_wishes_for_http_2_passes_with_its_body(tmp_path: Path) -
         recording(server.base_url, tmp_path) as proxy,
         socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as client,
     ):
-        client.sendall(wish * 2)
+        client.sendall(upgrade * 2)
         got = b""
         while len(got) < 2 * len(b"".join(STREAM)):
             got += client.recv(65536)

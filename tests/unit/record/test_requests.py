@@ -38,8 +38,8 @@ def test_requests_in_pieces_of_any_size(size: int) -> None:
 
 
 def test_an_upgrade_to_another_protocol_is_ignored() -> None:
-    wish = b"GET /ws HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
-    assert [made[1] for made in joined(RequestParser().feed(wish + ONE)) if len(made) > 1] == [b"/ws", b"/v1/x"]
+    upgrade = b"GET /ws HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    assert [made[1] for made in joined(RequestParser().feed(upgrade + ONE)) if len(made) > 1] == [b"/ws", b"/v1/x"]
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
@@ -47,10 +47,10 @@ def test_an_upgrade_to_another_protocol_is_ignored() -> None:
     "framing",
     [b"Content-Length: 5\r\n\r\nhello", b"Transfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n"],
 )
-def test_a_request_with_such_a_wish_keeps_its_body(framing: bytes, size: int) -> None:
+def test_a_request_to_upgrade_keeps_its_body(framing: bytes, size: int) -> None:
     """Java's client sends one with each request until it knows that the server has no HTTP/2."""
-    wish = b"POST /a HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n" + framing
-    data, parser, events = wish + ONE + wish, RequestParser(), []
+    upgrade = b"POST /a HTTP/1.1\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n" + framing
+    data, parser, events = upgrade + ONE + upgrade, RequestParser(), []
     for at in range(0, len(data), size):
         events += parser.feed(data[at : at + size])
     assert parser.wrong is None
@@ -68,10 +68,10 @@ def test_small_requests_are_not_one_large_head() -> None:
     assert parser.wrong is None
 
 
-def test_thousands_of_wishes_in_one_read() -> None:
-    wish = b"GET /ws HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+def test_thousands_of_upgrades_in_one_read() -> None:
+    upgrade = b"GET /ws HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     parser = RequestParser()
-    assert len(parser.feed(wish * 3000)) == 6000
+    assert len(parser.feed(upgrade * 3000)) == 6000
     assert parser.wrong is None
 
 
@@ -92,10 +92,10 @@ def test_invalid_requests(data: bytes) -> None:
     assert parser.feed(ONE) == []
 
 
-def test_a_wish_for_another_protocol_with_invalid_framing_is_invalid() -> None:
+def test_an_upgrade_with_invalid_framing_is_invalid() -> None:
     parser = RequestParser()
-    wish = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
-    (head,) = parser.feed(b"POST / HTTP/1.1\r\n" + wish + b"Transfer-Encoding: c\r\n\r\n")
+    upgrade = b"Connection: Upgrade\r\nUpgrade: h2c\r\n"
+    (head,) = parser.feed(b"POST / HTTP/1.1\r\n" + upgrade + b"Transfer-Encoding: c\r\n\r\n")
     assert isinstance(head, Head)
     assert parser.wrong
     assert parser.feed(ONE) == []
