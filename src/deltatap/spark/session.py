@@ -6,6 +6,7 @@ a session already exists, as on Databricks or in a notebook.
 
 from __future__ import annotations
 
+import atexit
 import importlib.metadata
 import os
 import sys
@@ -77,10 +78,19 @@ def local_session(
         # Meanwhile, this process imports the modules that read tables (readers.py). Errors are raised again when it
         # uses them.
         threading.Thread(target=_import_reader, name="deltatap-import", daemon=True).start()
+        warehouse = Path("spark-warehouse").absolute()
+        if not warehouse.exists():
+            atexit.register(_remove_if_empty, warehouse)
         try:
             return builder.getOrCreate()
         except PySparkRuntimeError as error:
             raise SparkSetupError(f"Spark does not start: {one_line(error)}") from error
+
+
+def _remove_if_empty(warehouse: Path) -> None:
+    """Remove the folder that Spark creates at the first look into its catalog, unless it holds tables."""
+    with suppress(OSError):
+        warehouse.rmdir()
 
 
 def _import_reader() -> None:

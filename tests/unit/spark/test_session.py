@@ -4,6 +4,7 @@ import importlib.metadata
 import sys
 import threading
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,7 @@ from deltatap.errors import MissingExtraError, SparkSetupError
 from deltatap.spark import session
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -48,6 +50,28 @@ def test_versions_that_do_not_fit_are_named_before_a_jvm_starts(monkeypatch: pyt
     monkeypatch.setattr("pyspark.__version__", "4.3.0")
     with pytest.raises(SparkSetupError, match=r"needs pyspark 4.0, 4.1, 4.2; found pyspark 4.3.0"):
         session.local_session()
+
+
+@pytest.mark.parametrize("existed", [False, True])
+@pytest.mark.parametrize("table", [False, True])
+def test_an_empty_warehouse_that_spark_created_does_not_remain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, existed: bool, table: bool
+) -> None:
+    at_exit: list[Callable[[], None]] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(session, "java_home", nullcontext)
+    monkeypatch.setattr(session, "find_jars", lambda *_: [])
+    monkeypatch.setattr(session, "_import_reader", lambda: None)
+    monkeypatch.setattr(SparkSession.Builder, "getOrCreate", lambda _: None)
+    monkeypatch.setattr("atexit.register", lambda work, *arguments: at_exit.append(partial(work, *arguments)))
+    folder = tmp_path / "spark-warehouse"
+    if existed:
+        folder.mkdir()
+    session.local_session()
+    (folder / "t" if table else folder).mkdir(parents=True, exist_ok=True)
+    for work in at_exit:
+        work()
+    assert folder.exists() == (existed or table)
 
 
 def test_a_jvm_that_does_not_start_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
