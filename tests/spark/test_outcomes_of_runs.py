@@ -157,6 +157,7 @@ def test_the_same_run_id_resumes_and_keeps_the_earlier_calls(
     assert (second.row["completed"], second.row["interrupted"], second.row["failed"]) == (2, 1, 0)
     third, _ = capture(spark, tables, simulator, capture=once, run={"id": "nightly-7"})
     assert (third.row["owed"], third.row["completed"], third.row["requests"]) == (3, 3, 6)
+    assert [each.earlier_calls for each in (first, second, third)] == [0, 3, 5]
     found = {row["request_id"]: row for row in captured(spark, tables)}
     assert len(found) == 3
     calls = [call for call in simulator.calls() if call["model"] == "gpt-4o-mini!cut@2:2"]
