@@ -121,10 +121,13 @@ def raw_server(choose: Callable[[Asked], Answer]) -> Iterator[RawServer]:
         server_stop.append(lambda: loop.call_soon_threadsafe(over.set))
         ready.set()
         await over.wait()
+        # The handler of a connection that was accepted just now has not begun, and needs the server to be open.
+        while asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in open_ones:
+                task.cancel()
+            await asyncio.sleep(0)
         listening.close()
-        for task in open_ones:
-            task.cancel()
-        await asyncio.gather(*open_ones, return_exceptions=True)
+        await asyncio.sleep(0)  # the last connections close
 
     server_stop: list[Callable[[], object]] = []
     thread = threading.Thread(target=lambda: loop.run_until_complete(serve()), name="raw-server", daemon=True)
