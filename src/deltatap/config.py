@@ -337,7 +337,8 @@ def load_settings(
         overrides: ``a.b=c``. An empty ``c`` sets the key to null if it can be null, else to its default.
 
     Raises:
-        ConfigError: lists every problem, as ``file: key.path: what was expected``.
+        ConfigError: lists every problem, as ``file: key.path: what was expected``, with ``--set`` in the place of the
+            file if an override set the key.
     """
     if isinstance(source, Settings):
         name, tree = "settings", source.model_dump(exclude_unset=True)
@@ -345,6 +346,7 @@ def load_settings(
         name, tree = "settings", _copied(source)
     else:
         name, tree = str(source), settings_file.read(Path(source))
+    overrides = list(overrides)
     problems = [problem for text in overrides if (problem := _override(tree, text))]
     _spell_booleans(tree)
     try:
@@ -352,13 +354,20 @@ def load_settings(
     except ValidationError as error:
         # A value with several possible types has one error for each of them.
         described = dict.fromkeys(_described(e) for e in error.errors(include_url=False))
-        problems += [f"{name}: {text}" for text in described]
+        given = [text.partition("=")[0].strip() for text in overrides]
+        problems += [f"--set {text}" if _is_of(text, given) else f"{name}: {text}" for text in described]
     else:
         problems += [f"{name}: {problem}" for problem in _conflicts(settings)]
         if not problems:
             return settings
     # `from None`, because pydantic's error contains the input, which can contain an API key.
     raise ConfigError(problems) from None
+
+
+def _is_of(problem: str, paths: Iterable[str]) -> bool:
+    """Whether a problem is of a key at one of the paths, or of a section that a path names."""
+    where = problem.partition(":")[0]
+    return any(f"{path}.".startswith(f"{where}.") or where.startswith(f"{path}.") for path in paths)
 
 
 def _spell_booleans(tree: dict[str, Any], path: tuple[str, ...] = ()) -> None:

@@ -41,6 +41,16 @@ def test_overrides_are_typed_by_the_key_they_set() -> None:
     assert settings.endpoint.model == "1e5"
 
 
+def test_a_problem_of_an_override_names_set() -> None:
+    found = problems({"capture": {"limit": "x"}}, "run.labels={night: 1}", "capture.concurrency=x", "captur.e=1")
+    assert sorted(found) == [
+        "--set captur: unknown key; did you mean capture?",
+        "--set capture.concurrency: expected an integer, found 'x'",
+        "--set run.labels.night: expected a string, found 1; write it in quotes",
+        "settings: capture.limit: expected an integer, found 'x'",
+    ]
+
+
 def test_an_empty_override_unsets_a_key() -> None:
     settings = load_settings(
         {"capture": {"concurrency": 3, "limit": 5}}, ["endpoint.api_key=", "capture.concurrency=", "capture.limit="]

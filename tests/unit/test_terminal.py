@@ -300,7 +300,7 @@ def test_failures_have_a_line_each_and_a_hash_has_its_prompt() -> None:
     row = {"request_id": "q[1]", "mode": "stream", "status": "failed", "type": "server", "code": None, "http_status": 500,
            "message": "over\nloaded " * 20, "final": False, "api": "chat", "model": "m", "body": CAPTURE["request"]}  # fmt: skip
     hashed = row | {"request_id": "ab" * 32, "status": "interrupted", "code": "c", "http_status": None, "message": None}
-    title, first, second, prompt, more, _ = printed(
+    title, first, second, prompt, more, again, _ = printed(
         terminal.show_failures, "r1", [row, hashed], 7, width=80
     ).splitlines()
     assert title == "run r1: 7 failed or interrupted rows"
@@ -309,6 +309,10 @@ def test_failures_have_a_line_each_and_a_hash_has_its_prompt() -> None:
     assert second == "abababababab  interrupted  server c: no message"
     assert prompt.strip() == "prompt: Say [bold]"
     assert more == "5 more: --limit 7 lists all"
+    sent_again = "the next capture sends {} again, unless a later run completed them"
+    assert again == f"{sent_again.format('these requests')}; interrupted ones in up to capture.max_runs runs"
+    mixed = printed(terminal.show_failures, "r1", [row, row | {"final": True}], 2).splitlines()
+    assert sent_again.format("the others") in mixed
     recorded = row | {"request_id": "20261202T084210-3fa9c1d2e4b5"}
     shown = printed(terminal.show_failures, "r1", [recorded, recorded | {"body": None, "api": "responses"}], 2)
     assert [line.strip() for line in shown.splitlines()[2:5:2]] == ["m /chat/completions: Say [bold]", "m /responses"]

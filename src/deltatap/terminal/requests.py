@@ -70,6 +70,11 @@ def show_failures(
             line(console, f"    {asked}", style="dim")
     if every > len(found):
         line(console, f"{every - len(found):,} more: --limit {every} lists all")
+    if again := [row for row in found if not row["final"]]:
+        which = "these requests" if len(again) == len(found) else "the others"
+        cut = any(row["status"] == "interrupted" for row in again)
+        bound = "; interrupted ones in up to capture.max_runs runs" if cut else ""
+        line(console, f"the next capture sends {which} again, unless a later run completed them{bound}")
     if any(row["type"] == "invalid_request" for row in found):
         load = f"`{program()} load{to_load} FILE --replace`"
         line(
