@@ -44,9 +44,9 @@ def watch(
         if (known := _final(settings, run_id)) is not None and known[0] != "running":
             say(console, _ended(settings, run_id, *known))
             return OK
-        raise ConfigError(
-            [f"state.dir: {folder.folder}: run {run_id} is not active here; active runs: {', '.join(active) or 'none'}"]
-        )
+        here = f"run {run_id} is not active here; active runs: {', '.join(active) or 'none'}"
+        ended = f"runs.table {settings.runs.table} has no ended run of this name"
+        raise ConfigError([f"state.dir: {folder.folder}: {here}; {ended}"])
     if not run_id and len(active) > 1:
         say(console, f"watching {active[-1]}; also active here: {', '.join(active[:-1])}")
     if not active:
@@ -56,11 +56,11 @@ def watch(
         serve(watching, listening, host, lambda url: print(f"watch: {url}", flush=True))  # noqa: T201 - for programs
     board = watching.board
     if board["state"] == "ended":
-        if (known := _final(settings, board["run"])) is not None:
-            table = known[2]
-        else:
-            table = (settings.record if board.get("recording") else settings.captures).table
-        say(console, _ended(settings, board["run"], board.get("status"), board["reason"], table))
+        known = _final(settings, board["run"])
+        guess = (settings.record if board.get("recording") else settings.captures).table
+        table = guess if known is None else known[2]
+        hint = _ended(settings, board["run"], board.get("status"), board["reason"], table)
+        say(console, hint if known else f"{hint}; add the captures.table and runs.table of the run if you set them")
     return OK
 
 

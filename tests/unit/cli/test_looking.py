@@ -155,4 +155,5 @@ def test_watch_of_a_run_that_is_not_here_is_an_error(
     monkeypatch.setattr("deltatap.cli.watching._final", lambda *_: known)
     code, output = invoke("watch", "a", "--config", config)
     assert code == cli.CONFIGURATION
-    assert "run a is not active here; active runs: none" in output
+    assert "run a is not active here; active runs: none; runs.table " in output
+    assert output.endswith(" has no ended run of this name\n")

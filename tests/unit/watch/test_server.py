@@ -51,7 +51,9 @@ def test_it_waits_shows_the_run_to_several_watchers_and_ends_with_it(tmp_path: P
             assert [board["state"] for board in watcher][-1] == "ended"
         assert process.wait(30) == 0
         assert process.stdout is not None
-        assert "run run has ended" in process.stdout.read()
+        said = process.stdout.read()
+        assert "run run has ended" in said
+        assert "writes a report; add the captures.table and runs.table of the run if you set them\n" in said
     assert list(tmp_path.iterdir()) == []
 
 
