@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from deltatap.driver.load import Loaded
     from deltatap.driver.run import Ended
 
+# How long `stop` looks for a run.
+_STARTING_S = 10.0
 # Maximum number of invalid rows that a load lists.
 _BAD = 5
 # The columns of the run's row that the last line of a capture shows. The table also has the others.
@@ -228,13 +231,15 @@ def stop(
 
     No new request starts. Open requests get timeouts.grace_s seconds to finish; after that, they are cut and kept as
     interrupted. The next run continues from there.
+
+    A command with capture.follow_s has no active run for a few seconds between two rounds. So if there is no such run,
+    this command looks again for ten seconds.
     """
-    from deltatap.files import Files  # noqa: PLC0415
     from deltatap.state import RunState  # noqa: PLC0415
 
     folder = Path(settings.state.dir)
-    found = [RunState(path) for path in Files().names(folder) if not path.name.startswith(".")]
-    active = sorted(state.name for state in found if state.files.exists(state.folder / "control.json"))
+    with console.status("looking for the run"):
+        active = _active(folder, run_id)
     if not run_id:
         if len(active) != 1:
             several = f"several runs are active here; name one: {', '.join(active)}"
@@ -249,3 +254,18 @@ def stop(
     state.ask_to_stop(control.epoch)
     say(console, f"asked run {run_id} to stop")
     return OK
+
+
+def _active(folder: Path, run_id: str) -> list[str]:
+    """The ids of the runs that are active in a state folder; waits for one if it may be about to start."""
+    from deltatap.files import Files  # noqa: PLC0415
+    from deltatap.messages import POLL_S  # noqa: PLC0415
+    from deltatap.state import RunState  # noqa: PLC0415
+
+    until = time.monotonic() + _STARTING_S
+    while True:
+        found = [RunState(path) for path in Files().names(folder) if not path.name.startswith(".")]
+        active = sorted(state.name for state in found if state.files.exists(state.folder / "control.json"))
+        if (run_id in active if run_id else active) or time.monotonic() >= until:
+            return active
+        time.sleep(POLL_S)

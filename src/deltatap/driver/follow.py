@@ -118,24 +118,28 @@ def follow(
             except RunningError as error:
                 if not rounds.runs:
                     raise
-                say(f"{error}; looking again in {rounds.every_s():g} s")
+                notice = f"{error}; looking again in {rounds.every_s():g} s"
             else:
                 rounds.runs.append(ended.row)
                 yield ended
-                if rounds.over(time.monotonic()) is None:
-                    say(f"looking for new prompts every {rounds.every_s():g} s; stop with Ctrl-C or `deltatap stop`")
-            if (why := _until_due(spark, rounds, signalled, say)) is not None:
+                notice = f"looking for new prompts every {rounds.every_s():g} s; stop with Ctrl-C or `deltatap stop`"
+            if (why := _until_due(spark, rounds, signalled, say, notice)) is not None:
                 break
     if rounds.runs[-1]["status"] == RunStatus.COMPLETED:  # otherwise, the run's row has the reason
         say(f"no further round: {why}")
 
 
 def _until_due(
-    spark: SparkSession, rounds: Rounds, signalled: threading.Event, say: Callable[[str], None]
+    spark: SparkSession, rounds: Rounds, signalled: threading.Event, say: Callable[[str], None], notice: str
 ) -> str | None:
-    """Wait until there are requests for another round; returns why there will be none."""
+    """Wait until there are requests for another round; returns why there will be none.
+
+    The notice tells the user that the wait begins. Whoever has read it can stop the wait.
+    """
     failures = 0
     with _stoppable(rounds) as state:
+        if rounds.over(time.monotonic()) is None:
+            say(notice)
         while (why := _wait(rounds, state, signalled)) is None:
             settings = rounds.next(time.monotonic())
             try:

@@ -142,6 +142,8 @@ def _run_with_lease(run: ActiveRun, building: Building, signalled: threading.Eve
         run.state.adopt()
         again = run.state.files.exists(run.state.folder)
         run.state.prepare()
+        # From the next line on, `deltatap stop` finds the run.
+        run.state.forget_stop()
         # Workers of an older epoch that are still running stop now, before their journal is read.
         run.state.publish(Control(run.lease.epoch, next(run.beats)))
         land_leftovers(run.spark, run.settings, run.lease, before=[run.state] * again, say=run.say)
@@ -158,7 +160,6 @@ def _run_steps(run: ActiveRun, building: Building, signalled: threading.Event) -
     """Plan, capture, land and close."""
     runtime_s = run.settings.budget.runtime_s
     ends_at = math.inf if runtime_s is None else time.monotonic() + runtime_s
-    run.state.forget_stop()
     resuming.take(run)
     building.wait()
     # If the capture takes the only slot, the Spark jobs of these threads would wait until it ends. In this case,

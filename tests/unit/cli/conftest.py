@@ -10,6 +10,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+@pytest.fixture(autouse=True)
+def _no_run_is_about_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`stop` does not wait for one. The test of the wait sets it."""
+    monkeypatch.setattr("deltatap.cli.capturing._STARTING_S", 0.0)
+
+
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
     path = tmp_path / "c.yml"

@@ -38,6 +38,23 @@ def test_stopping_without_an_id_stops_the_only_active_run(config: Path, tmp_path
     assert states[1].asked_to_stop()
 
 
+@pytest.mark.parametrize("words", [(), ("one",)])
+def test_a_run_that_is_about_to_start_is_stopped(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    """As between two rounds of `capture.follow_s`: the first look finds no run, and the second one does."""
+    state = RunState.of(tmp_path / "state", "one")
+
+    def start(_seconds: float) -> None:
+        state.prepare()
+        state.publish(Control(epoch=1, beat=1))
+
+    monkeypatch.setattr("deltatap.cli.capturing._STARTING_S", 10.0)
+    monkeypatch.setattr("deltatap.cli.capturing.time.sleep", start)
+    assert invoke("stop", *words, "--config", config) == (0, "asked run one to stop\n")
+    assert state.asked_to_stop(1)
+
+
 @pytest.mark.parametrize("run_id", ["run-1", "nightly:1", "../a b", "it's"])
 def test_a_run_with_any_id_is_stopped_and_listed_by_its_id(config: Path, tmp_path: Path, run_id: str) -> None:
     state = RunState.of(tmp_path / "state", run_id)

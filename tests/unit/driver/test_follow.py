@@ -151,6 +151,20 @@ def test_the_command_stop_ends_the_wait(tmp_path: Path, monkeypatch: pytest.Monk
     assert world.said[-1] == "no further round: stopped by `deltatap stop`"
 
 
+def test_whoever_reads_that_the_command_waits_can_stop_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path, monkeypatch, True, True)
+
+    def stop(text: str) -> None:
+        world.said.append(text)
+        if text.startswith("looking for new prompts"):
+            (folder,) = tmp_path.glob("*/control.json")
+            RunState(folder.parent).ask_to_stop()
+
+    none = cast("Any", None)
+    assert [each.row["run_id"] for each in follow.follow(world.settings, none, none, none, stop)] == ["run1"]
+    assert world.said[-1] == "no further round: stopped by `deltatap stop`"
+
+
 def test_a_signal_during_a_look_prevents_the_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(tmp_path, monkeypatch, True)
     world.before_look = world.signalled.set

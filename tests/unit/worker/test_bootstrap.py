@@ -19,7 +19,7 @@ def _restored() -> Iterator[None]:
     yield
     sys.setswitchinterval(interval)
     gc.set_threshold(*threshold)
-    gc.unfreeze()
+    gc.freeze()  # as tests/conftest.py does
 
 
 @pytest.mark.usefixtures("_restored")
