@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from deltatap.driver.load import Loaded
     from deltatap.driver.run import Ended
 
-# How long `stop` looks for a run.
+# How long `stop` waits for a run. Between two rounds of capture.follow_s, none is active for a few seconds.
 _STARTING_S = 10.0
 # Maximum number of invalid rows that a load lists.
 _BAD = 5
@@ -232,8 +232,7 @@ def stop(
     No new request starts. Open requests get timeouts.grace_s seconds to finish; after that, they are cut and kept as
     interrupted. The next run continues from there.
 
-    A command with capture.follow_s has no active run for a few seconds between two rounds. So if there is no such run,
-    this command looks again for ten seconds.
+    If the run is not active yet, this command waits for it for up to ten seconds.
     """
     from deltatap.state import RunState  # noqa: PLC0415
 
@@ -257,7 +256,7 @@ def stop(
 
 
 def _active(folder: Path, run_id: str) -> list[str]:
-    """The ids of the runs that are active in a state folder; waits for one if it may be about to start."""
+    """The ids of the active runs in a state folder. Waits for the run, or for any if `run_id` is empty."""
     from deltatap.files import Files  # noqa: PLC0415
     from deltatap.messages import POLL_S  # noqa: PLC0415
     from deltatap.state import RunState  # noqa: PLC0415

@@ -135,6 +135,33 @@ def test_a_run_whose_leftovers_do_not_land_is_closed(monkeypatch: pytest.MonkeyP
     assert [str(error) for error in closed] == ["no space left"]
 
 
+def test_a_request_to_stop_that_comes_while_leftovers_land_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[bool] = []
+    state, lease = RunState(tmp_path / "run"), a_lease()
+
+    def stop_now(*_: object, **__: object) -> None:
+        assert state.control() is not None, "from now on, `deltatap stop` finds the run"
+        asked.append(state.asked_to_stop(lease.epoch))
+        state.ask_to_stop(lease.epoch)
+
+    def end(_: object) -> None:
+        asked.append(state.asked_to_stop(lease.epoch))
+        raise RuntimeError("the end of this test")
+
+    monkeypatch.setattr("deltatap.driver.run.land_leftovers", stop_now)
+    monkeypatch.setattr("deltatap.driver.run.resuming.take", end)
+    monkeypatch.setattr("deltatap.driver.run._close_failed", lambda *_: None)
+    settings = load_settings({})
+    run = SimpleNamespace(spark=None, settings=settings, lease=lease, state=state, say=None, beats=iter([1]))
+    state.prepare()
+    state.ask_to_stop()  # meant for an earlier driver
+    with pytest.raises(RuntimeError, match="the end of this test"):
+        driver_run._run_with_lease(cast("Any", run), cast("Any", None))
+    assert asked == [False, True]
+
+
 def test_a_local_session_has_the_configured_master(monkeypatch: pytest.MonkeyPatch) -> None:
     masters: list[str] = []
     monkeypatch.delenv("DATABRICKS_RUNTIME_VERSION", raising=False)
