@@ -6,7 +6,6 @@ test-slow`` writes it (``classes.py``). All tests run without it, too.
 
 from __future__ import annotations
 
-import os
 import shlex
 from typing import TYPE_CHECKING
 
@@ -46,8 +45,3 @@ def environment(folder: Path, options: Mapping[str, str], java: str | None = Non
     file.write_text("".join(f"{key} {value}\n" for key, value in lines.items()), encoding="utf-8")
     submit = shlex.join(["--properties-file", str(file), "pyspark-shell"])
     return {"SPARK_CONF_DIR": str(_EMPTY), "PYSPARK_SUBMIT_ARGS": submit}
-
-
-def submit_options() -> list[str]:
-    """Return the same options for ``spark-submit``."""
-    return shlex.split(os.environ["PYSPARK_SUBMIT_ARGS"])[:-1]

@@ -3,72 +3,28 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
-import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyspark
 import pytest
 import yaml
 
 from deltatap.analysis.compute import analyze
 from deltatap.config import load_settings
 from deltatap.delta.tables import quoted
-from deltatap.spark import session
-from deltatap.spark.jars import find_jars, jars_for
-from deltatap.spark.java import java_home
 from tests import prompts
 from tests.bundle import ROOT
 from tests.simulation import start_simulator
-from tests.spark_defaults import submit_options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
     from pyspark.sql import SparkSession
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 METRICS = ("metrics_by_run", "metrics_by_hour", "stream_vs_complete", "metrics_changes")
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """Start a Spark Connect server in a separate process, as on a cluster, and yield its URL."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    jars = find_jars(jars_for(pyspark.__version__), Path(pyspark.__file__).parent)
-    options = session._options(jars) | {
-        "spark.master": "local[2]",
-        "spark.connect.grpc.binding.port": str(port),
-        "spark.sql.warehouse.dir": str(tmp_path / "warehouse"),
-    }
-    command: list[str | Path] = [
-        Path(pyspark.__file__).parent / "bin/spark-submit",
-        *submit_options(),
-        *(word for key, value in options.items() for word in ("--conf", f"{key}={value}")),
-        *("--class", "org.apache.spark.sql.connect.service.SparkConnectServer", "spark-internal"),
-    ]
-    env = {**os.environ, "PYSPARK_PYTHON": sys.executable, "SPARK_LOCAL_IP": "127.0.0.1"}
-    with java_home(), (tmp_path / "server").open("w") as log:
-        process = subprocess.Popen(command, env=env, cwd=tmp_path, stdout=log, stderr=log)
-        try:
-            while not listens(port):
-                assert process.poll() is None, (tmp_path / "server").read_text()
-                time.sleep(0.1)
-            yield f"sc://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def job(server: str, name: str, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:

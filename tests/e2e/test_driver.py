@@ -8,18 +8,15 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
 from deltatap import cli
 from tests import prompts
-from tests.e2e.test_connect import server  # noqa: F401 - a fixture
 from tests.jobs import FLUSH_S, finished, in_one_flush, kill, start, wait_until
 from tests.runs import captured
 from tests.simulation import start_simulator
@@ -32,12 +29,6 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 PROMPTS, CONCURRENCY = 600, 32
-QUERY = """
-import json, sys
-from pyspark.sql import SparkSession
-spark = SparkSession.builder.getOrCreate()
-print(json.dumps([row.asDict() for row in spark.sql(sys.argv[1]).collect()], default=str))
-"""
 
 
 def cluster(url: str) -> dict[str, str]:
@@ -47,26 +38,20 @@ def cluster(url: str) -> dict[str, str]:
     return {**os.environ, **serverless, "PYTHONPATH": faults, "FAULT": "no-persist"}
 
 
-def sql(url: str, statement: str) -> Any:
-    """The rows of a query on the server."""
-    done = subprocess.run(
-        [sys.executable, "-c", QUERY, statement], env=cluster(url), capture_output=True, text=True, check=True
-    )
-    return json.loads(done.stdout)
-
-
 def test_no_answer_is_paid_for_twice_when_the_driver_dies(
-    server: str,  # noqa: F811 - the fixture
+    spark: SparkSession,
+    server: str,
     tmp_path_factory: pytest.TempPathFactory,
     record_property: Callable[[str, object], None],
 ) -> None:
     folder = tmp_path_factory.mktemp("driver")
     config, log = folder / "config.yml", folder / "log"
-    sql(server, f"CREATE TABLE prompts USING delta AS SELECT concat('r', id) AS request_id, concat('Prompt ', id) AS prompt FROM range({PROMPTS})")  # fmt: skip
+    spark.sql("CREATE DATABASE served")
+    spark.sql(f"CREATE TABLE served.prompts USING delta AS SELECT concat('r', id) AS request_id, concat('Prompt ', id) AS prompt FROM range({PROMPTS})")  # fmt: skip
     with start_simulator("--ttft-ms", "150", "--itl-ms", "15", "--tokens", "60") as simulator:
         tree = prompts.config(
             folder, simulator.base_url, capture={"concurrency": CONCURRENCY}, state={"flush_s": FLUSH_S},
-            prompts={"table": "prompts"}, captures={"table": "captures"}, runs={"table": "runs"},
+            prompts={"table": "served.prompts"}, captures={"table": "served.captures"}, runs={"table": "served.runs"},
         )  # fmt: skip
         config.write_text(yaml.safe_dump(tree))
         # Spark's workers cannot call the endpoint there, so nothing is started.
@@ -96,7 +81,7 @@ def test_no_answer_is_paid_for_twice_when_the_driver_dies(
         record_property("calls", f"{calls} for {PROMPTS} prompts, {allowed} more allowed")
         assert PROMPTS <= calls <= PROMPTS + allowed
 
-        rows = sql(server, "SELECT run_id, request_id, mode, status FROM captures")
+        rows = spark.table("served.captures").collect()
         assert Counter(row["status"] for row in rows) == {"completed": PROMPTS}
         assert len({row["request_id"] for row in rows}) == PROMPTS
         assert len({row["run_id"] for row in rows}) == 1, "each start resumes the first run"

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 COUNT, CONCURRENCY = 120, 8
+IN_ROUNDS = {"concurrency": CONCURRENCY, "follow_s": 0.5}
 PATCHES = Path(__file__).parent / "python"
 PACE = ("--ttft-ms", "150", "--itl-ms", "10", "--tokens", "40")
 
@@ -46,8 +47,16 @@ class Scene:
         self.log = folder / "log"
         self.config = folder / "config.yml"
         self.state = folder / "state"
-        prompts.write(session, folder / "prompts", [(f"r{n:03d}", f"Prompt {n}?") for n in range(COUNT)])
+        self.prompts: list[tuple[Any, ...]] = []
+        self.add_prompts()
         self.config.write_text(yaml.safe_dump(prompts.config(folder, simulator.base_url, **self.sections)))
+
+    def add_prompts(self) -> None:
+        """Add the prompts of another run, and remember what there was before it."""
+        self.before = len(self.prompts)
+        self.landed_before = {*(self.folder / "captures").glob("*.parquet")}
+        self.prompts += [(f"r{n:03d}", f"Prompt {n}?") for n in range(self.before, self.before + COUNT)]
+        prompts.write(self.spark, self.folder / "prompts", self.prompts)
 
     def start(self, fault: str | None = None) -> psutil.Popen:
         """Start the job. Each of its Python processes injects the fault (tests/e2e/python)."""
@@ -70,26 +79,35 @@ class Scene:
         return any(self.state.glob(pattern))
 
     def check(self, *, repeated: int) -> None:
+        self.check_rows(repeated=repeated)
+        self.check_state()
+
+    def check_rows(self, *, repeated: int) -> None:
         """Check that every request has one completed row, and that at most ``repeated`` calls were repeated."""
         rows = self.spark.table(quoted(str(self.folder / "captures"))).where("status = 'completed'").collect()
-        assert Counter(row["request_id"] for row in rows) == {f"r{n:03d}": 1 for n in range(COUNT)}, (
-            self.log.read_text()
-        )
-        assert COUNT <= self.simulator.counts()["calls"] <= COUNT + repeated, self.log.read_text()
+        assert Counter(row["request_id"] for row in rows) == {row[0]: 1 for row in self.prompts}, self.log.read_text()
+        count = len(self.prompts)
+        assert count <= self.simulator.counts()["calls"] <= count + repeated, self.log.read_text()
         sent = {call["key"]: call["texts"]["0"] for call in self.simulator.calls() if call["ended"] == "done"}
         assert {row["request_hash"]: row["text"] for row in rows} == sent
+
+    def check_state(self) -> None:
         assert not list(self.state.iterdir()), "a finished run leaves no state"
 
 
 def moments(scene: Scene) -> dict[str, Callable[[], object]]:
-    """Return the condition for each moment at which a process is killed."""
+    """Return the condition for each moment of the latest run at which a process is killed."""
+
+    def landed() -> bool:
+        return bool({*(scene.folder / "captures").glob("*.parquet")} - scene.landed_before)
+
     return {
         "planning": lambda: scene.exists("*/plan-*/parts"),
-        "capture": finished(scene.simulator, COUNT // 3),
+        "capture": finished(scene.simulator, scene.before + COUNT // 3),
         "flush": lambda: scene.exists("*/journal/.*.tmp"),
         # The merge has written its rows. The journal files are deleted after the commit.
-        "landing": lambda: any((scene.folder / "captures").glob("*.parquet")) and scene.exists("*/journal/*.parquet"),
-        "closing": finished(scene.simulator, COUNT),
+        "landing": lambda: landed() and scene.exists("*/journal/*.parquet"),
+        "closing": finished(scene.simulator, scene.before + COUNT),
     }
 
 
@@ -103,16 +121,32 @@ def test_kill_the_driver_and_its_children(spark: SparkSession, tables: Path, mom
         scene.check(repeated=CONCURRENCY + in_one_flush(simulator))
 
 
-@pytest.mark.parametrize("moment", ["capture", "flush"])
-def test_kill_a_python_worker(spark: SparkSession, tables: Path, moment: str) -> None:
+def kill_in_rounds(scene: Scene, at: tuple[str, ...], victims: Callable[[psutil.Popen], list[psutil.Process]]) -> None:
+    """Kill processes at each of these moments, in one job: each moment has a round of `capture.follow_s`."""
+    job, repeated = scene.start("visible-flush"), 0
+    for number, moment in enumerate(at, start=1):
+        if number > 1:
+            scene.add_prompts()
+        scene.until(moments(scene)[moment], job)
+        kill(victims(job))
+        scene.until(lambda: scene.log.read_text().count("looking for new prompts") == number, job)  # noqa: B023
+        repeated += CONCURRENCY + in_one_flush(scene.simulator)
+        scene.check_rows(repeated=repeated)
+    job.terminate()
+    assert job.wait(timeout=300) == 0, scene.log.read_text()
+    scene.check_state()
+
+
+def test_kill_a_python_worker(spark: SparkSession, tables: Path) -> None:
     with start_simulator(*PACE) as simulator:
-        scene = Scene(spark, tables, simulator)
-        job = scene.start_and_reach(moment)
-        scene.until(lambda: streaming_workers(job, simulator), job)
-        kill(streaming_workers(job, simulator))
-        assert job.wait(timeout=300) == 0, scene.log.read_text()
-        assert "submitting it again" in scene.log.read_text()
-        scene.check(repeated=CONCURRENCY + in_one_flush(simulator))
+        scene = Scene(spark, tables, simulator, capture=IN_ROUNDS)
+
+        def streaming(job: psutil.Popen) -> list[psutil.Process]:
+            scene.until(lambda: streaming_workers(job, simulator), job)
+            return streaming_workers(job, simulator)
+
+        kill_in_rounds(scene, ("capture", "flush"), streaming)
+        assert scene.log.read_text().count("submitting it again") == 2
 
 
 def test_kill_a_python_worker_during_planning(spark: SparkSession, tables: Path) -> None:
@@ -130,18 +164,18 @@ def test_kill_a_python_worker_during_planning(spark: SparkSession, tables: Path)
         scene.check(repeated=0)
 
 
-@pytest.mark.parametrize("moment", ["planning", "flush", "landing", "closing"])
-def test_kill_an_executor(spark: SparkSession, tables: Path, moment: str) -> None:
+def test_kill_an_executor(spark: SparkSession, tables: Path) -> None:
     """Kill the executor that captures, if one does. test_kills.py kills an executor in the middle of a capture."""
     with start_simulator(*PACE) as simulator:
-        scene = Scene(spark, tables, simulator, spark={"master": "local-cluster[2,1,1024]"})
-        job = scene.start_and_reach(moment)
-        executors = running(job, "CoarseGrainedExecutorBackend")
-        workers = streaming_workers(job, simulator)
-        capturing = [each for each in executors if {*each.children(recursive=True)} & {*workers}]
-        kill((capturing or executors)[:1])
-        assert job.wait(timeout=300) == 0, scene.log.read_text()
-        scene.check(repeated=CONCURRENCY + in_one_flush(simulator))
+        scene = Scene(spark, tables, simulator, capture=IN_ROUNDS, spark={"master": "local-cluster[2,1,1024]"})
+
+        def capturing(job: psutil.Popen) -> list[psutil.Process]:
+            executors = running(job, "CoarseGrainedExecutorBackend")
+            workers = streaming_workers(job, simulator)
+            found = [each for each in executors if {*each.children(recursive=True)} & {*workers}]
+            return (found or executors)[:1]
+
+        kill_in_rounds(scene, ("planning", "flush", "landing", "closing"), capturing)
 
 
 def test_a_slow_file_system_does_not_delay_streams(spark: SparkSession, tables: Path) -> None:
