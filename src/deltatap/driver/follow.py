@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 # How many consecutive looks may fail. A look can fail while somebody replaces the table.
 _TRIES = 5
+_STOPPED = "stopped by `deltatap stop`"
 
 
 @dataclass(slots=True)
@@ -122,6 +123,9 @@ def follow(
             else:
                 rounds.runs.append(ended.row)
                 yield ended
+                if ended.asked_to_stop:
+                    why = _STOPPED
+                    break
                 notice = f"looking for new prompts every {rounds.every_s():g} s; stop with Ctrl-C or `deltatap stop`"
             if (why := _until_due(spark, rounds, signalled, say, notice)) is not None:
                 break
@@ -164,7 +168,7 @@ def _wait(rounds: Rounds, state: RunState, signalled: threading.Event) -> str | 
         if signalled.wait(min(POLL_S, until - now)):
             return "stopped by a signal"
         if _asked_to_stop(state):
-            return "stopped by `deltatap stop`"
+            return _STOPPED
         now = time.monotonic()
     return why
 

@@ -37,7 +37,7 @@ _PACE_ENDS_ABOVE = 4.0
 # The minimum pace, in requests per second.
 _SLOWEST = 0.5
 # The pace before a 429 is measured over this many seconds, and the 429 responses within them count as one. At the start
-# of a run, the time is shorter and the pace is too low, so recovery takes less time, in proportion.
+# of a run, this window is shorter and the measured pace is too low, so _RECOVERY_S is shortened in proportion.
 _RATE_WINDOW_S = 5.0
 
 
@@ -159,6 +159,7 @@ class Pacer:
         self._level = Spent()
         self._turned_at: float | None = None
         self._began_at: float | None = None
+        self._first_start_at = math.inf
         self._served = ""
         self._recovering: float = 0.0
         self._recovery_s = _RECOVERY_S
@@ -178,9 +179,11 @@ class Pacer:
         """
         beats = list(beats)
         limited = self._read(now, beats, ages or {})
+        started = self._started(now)
+        self._first_start_at = min(self._first_start_at, now - max((age for age, _ in started), default=-math.inf))
         if limited:
-            self._slow_down(now)
-        elif self.pace is not None and self._turned_at is not None:
+            self._slow_down(now, started)
+        elif self.pace is not None and self._turned_at is not None and not self.cool_s(now, beats):
             self.pace += (now - self._turned_at) * self._recovering / self._recovery_s
             if self.pace > _PACE_ENDS_ABOVE * self._recovering:
                 self.pace, self._recovering = None, 0.0
@@ -230,18 +233,21 @@ class Pacer:
             worker.limited = beat.limited
         return limited
 
-    def _slow_down(self, now: float) -> None:
-        """Halve the pace, once for 429 responses that belong together."""
-        if now < self._calm_at:
-            return
-        self._calm_at = now + _RATE_WINDOW_S
-        started = [
+    def _started(self, now: float) -> list[tuple[float, float]]:
+        """The age in seconds of each start that the workers remember, and its requests."""
+        return [
             (age + now - worker.heard_at, requests)
             for worker in self._workers.values()
             for age, requests, _ in worker.recent
         ]
+
+    def _slow_down(self, now: float, started: Sequence[tuple[float, float]]) -> None:
+        """Halve the pace, once for 429 responses that belong together."""
+        if now < self._calm_at:
+            return
+        self._calm_at = now + _RATE_WINDOW_S
         recent = [(age, requests) for age, requests in started if age < _RATE_WINDOW_S]
-        known_s = max(1.0, max((age for age, _ in started), default=0.0))
+        known_s = max(1.0, now - self._first_start_at)
         self._recovery_s = _RECOVERY_S * min(1.0, known_s / _RATE_WINDOW_S)
         # At the start of a run, measure over its duration so far.
         span = max(1.0, max((age for age, _ in recent), default=0.0))

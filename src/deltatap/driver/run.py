@@ -64,11 +64,13 @@ class Ended:
         row: its row in ``runs``.
         notes: for the user.
         earlier_calls: the calls that earlier starts of the run made. The row counts them, too.
+        asked_to_stop: whether ``deltatap stop`` was called before the run ended, even if no request was left to stop.
     """
 
     row: dict[str, Any]
     notes: tuple[str, ...] = ()
     earlier_calls: int = 0
+    asked_to_stop: bool = False
 
     @property
     def failed(self) -> bool:
@@ -142,7 +144,7 @@ def _run_with_lease(run: ActiveRun, building: Building, signalled: threading.Eve
         run.state.adopt()
         again = run.state.files.exists(run.state.folder)
         run.state.prepare()
-        # From the next line on, `deltatap stop` finds the run.
+        # First, because `deltatap stop` finds the run once it has published, and its request must be kept.
         run.state.forget_stop()
         # Workers of an older epoch that are still running stop now, before their journal is read.
         run.state.publish(Control(run.lease.epoch, next(run.beats)))
@@ -224,8 +226,9 @@ def _close(run: ActiveRun, plan: Plan, landing: Landing, stop: Stop | None, note
     resuming.leave(run)
     row = runs.close(run.spark, run.settings, run.lease.captures, run.lease.run_id, status, reason, totals)
     run.state.publish(Control(run.lease.epoch, next(run.beats), stop="ended"))
+    asked = run.state.asked_to_stop(run.lease.epoch)
     run.state.remove()
-    return Ended(row, tuple(notes), plan.before.get("requests", 0))
+    return Ended(row, tuple(notes), plan.before.get("requests", 0), asked)
 
 
 def _close_failed(run: ActiveRun, error: BaseException) -> None:

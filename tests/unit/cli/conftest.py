@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 def _no_run_is_about_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """`stop` does not wait for one. The test of the wait sets it."""
-    monkeypatch.setattr("deltatap.cli.capturing._STARTING_S", 0.0)
+    monkeypatch.setattr("deltatap.cli.capturing._PATIENCE_S", 0.0)
 
 
 @pytest.fixture

@@ -90,6 +90,7 @@ class World:
         self.signalled = threading.Event()
         self.looks, self.said = list(looks), list[str]()
         self.started: list[tuple[Settings, tuple[str, ...]]] = []
+        self.asked = False
         self.before_look: Callable[[], None] = lambda: None
         self.on_run: Callable[[int], dict[str, Any]] = lambda number: row(f"run{number}")
         monkeypatch.setattr(follow, "signals", self._signals)
@@ -103,7 +104,7 @@ class World:
     def _run(self, settings: Settings, *_: object, after: tuple[str, ...], signalled: threading.Event) -> Ended:
         assert signalled is self.signalled
         self.started.append((settings, after))
-        return Ended(self.on_run(len(self.started)))
+        return Ended(self.on_run(len(self.started)), asked_to_stop=self.asked)
 
     @contextmanager
     def _owed(self, *_: object, after: tuple[str, ...]) -> Iterator[Any]:
@@ -163,6 +164,15 @@ def test_whoever_reads_that_the_command_waits_can_stop_it(tmp_path: Path, monkey
     none = cast("Any", None)
     assert [each.row["run_id"] for each in follow.follow(world.settings, none, none, none, stop)] == ["run1"]
     assert world.said[-1] == "no further round: stopped by `deltatap stop`"
+
+
+def test_a_stop_that_comes_while_a_round_closes_ends_the_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, monkeypatch, True, True)
+    world.asked = True
+    assert world.follow() == ["run1"]
+    assert world.said == ["no further round: stopped by `deltatap stop`"]
 
 
 def test_a_signal_during_a_look_prevents_the_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -494,6 +494,24 @@ def test_at_the_start_the_pace_recovers_faster_than_later() -> None:
     assert turn(108.5, 2, 9.0) == 2.8, "later, every 10 s"
 
 
+def test_the_pace_does_not_grow_during_a_pause_and_a_pause_is_no_start() -> None:
+    pacer = Pacer(Bounds())
+
+    def turn(at: float, limited: int, cool_s: float = 0.0) -> float | None:
+        recent = [[0.5, 8.0, 0.0]]
+        beat = Heartbeat(1, "00000-1-x", round(at * 2), wants=50, limited=limited, recent=recent, cool_s=cool_s)
+        pacer.turn(at, [beat])
+        return pacer.pace
+
+    assert turn(100.5, 1, cool_s=20.0) == 4.0
+    assert turn(110.0, 1, cool_s=10.5) == 4.0, "the server's Retry-After"
+    assert turn(120.5, 1, cool_s=0.5) == 4.0
+    assert turn(121.0, 1) == 6.0, "8 per second every 2 s, as at the start of a run"
+    assert turn(150.0, 1) is None
+    assert turn(700.0, 2) == 4.0, "no start within the last minute"
+    assert turn(701.0, 2) == 4.8, "8 per second every 10 s"
+
+
 def test_a_429_of_an_earlier_driver_s_worker_does_not_slow_this_run() -> None:
     pacer = Pacer(Bounds())
     pacer.turn(100.0, [Heartbeat(1, "00000-1-x", 1, limited=7)], {"00000-1-x": 5.0})

@@ -16,7 +16,7 @@ from deltatap.driver import run as driver_run
 from deltatap.driver.lease import Lease, Moment
 from deltatap.driver.run import Ended, _capture
 from deltatap.errors import ConfigError, LandingError
-from deltatap.messages import Heartbeat
+from deltatap.messages import Control, Heartbeat
 from deltatap.state import RunState
 
 if TYPE_CHECKING:
@@ -135,22 +135,21 @@ def test_a_run_whose_leftovers_do_not_land_is_closed(monkeypatch: pytest.MonkeyP
     assert [str(error) for error in closed] == ["no space left"]
 
 
-def test_a_request_to_stop_that_comes_while_leftovers_land_is_kept(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_request_to_stop_that_comes_at_the_start_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[bool] = []
-    state, lease = RunState(tmp_path / "run"), a_lease()
+    state, lease, publish = RunState(tmp_path / "run"), a_lease(), RunState.publish
 
-    def stop_now(*_: object, **__: object) -> None:
-        assert state.control() is not None, "from now on, `deltatap stop` finds the run"
+    def publish_and_stop(state: RunState, control: Control) -> None:
         asked.append(state.asked_to_stop(lease.epoch))
+        publish(state, control)
         state.ask_to_stop(lease.epoch)
 
     def end(_: object) -> None:
         asked.append(state.asked_to_stop(lease.epoch))
         raise RuntimeError("the end of this test")
 
-    monkeypatch.setattr("deltatap.driver.run.land_leftovers", stop_now)
+    monkeypatch.setattr(RunState, "publish", publish_and_stop)
+    monkeypatch.setattr("deltatap.driver.run.land_leftovers", lambda *_, **__: None)
     monkeypatch.setattr("deltatap.driver.run.resuming.take", end)
     monkeypatch.setattr("deltatap.driver.run._close_failed", lambda *_: None)
     settings = load_settings({})
@@ -160,6 +159,29 @@ def test_a_request_to_stop_that_comes_while_leftovers_land_is_kept(
     with pytest.raises(RuntimeError, match="the end of this test"):
         driver_run._run_with_lease(cast("Any", run), cast("Any", None))
     assert asked == [False, True]
+
+
+@pytest.mark.parametrize("epoch", [None, 1, 2])
+def test_a_run_says_whether_it_was_asked_to_stop_while_it_closed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, epoch: int | None
+) -> None:
+    state, lease, nothing = RunState(tmp_path / "run"), a_lease(), lambda *_: None
+    state.prepare()
+
+    def finish() -> None:
+        if epoch is not None:
+            state.ask_to_stop(epoch)
+
+    for name, value in {
+        "runs.totals": lambda *_: {}, "runs.close": lambda *_: {"status": "completed"},
+        "resuming.notes": lambda *_: [], "resuming.leave": nothing,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(f"deltatap.driver.run.{name}", value)
+    run = SimpleNamespace(spark=None, settings=None, lease=lease, state=state, say=None, beats=iter([1]))
+    plan, landing = SimpleNamespace(owed=0, before={}), SimpleNamespace(finish=finish, set_aside=[], compact=nothing)
+    closed = driver_run._close(cast("Any", run), cast("Any", plan), cast("Any", landing), None, [])
+    assert closed.asked_to_stop is (epoch == lease.epoch)
+    assert not state.folder.exists()
 
 
 def test_a_local_session_has_the_configured_master(monkeypatch: pytest.MonkeyPatch) -> None:
