@@ -160,8 +160,8 @@ class Heartbeat:
         requests: calls made.
         rows: finished captures, by status.
         uncalled: rows without a call: invalid prompts, reused answers.
-        errors: failed calls, by error type, including retried calls.
-        input_tokens, output_tokens, cost_usd: of all calls.
+        errors: failed calls of finished rows, by error type, including retried calls.
+        input_tokens, output_tokens, cost_usd: of the calls of finished rows.
         ttft_ms: the median of the latest captures.
         loop_lag_ms: the event loop's longest delay in the last seconds.
         cool_s: seconds until the server accepts calls again, according to the responses to this worker. Cool-downs

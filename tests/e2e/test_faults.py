@@ -53,9 +53,10 @@ class Scene:
 
     def add_prompts(self) -> None:
         """Add the prompts of another run, and remember what there was before it."""
-        self.before = len(self.prompts)
+        known = len(self.prompts)
+        self.finished_before = self.simulator.counts()["finished"]
         self.landed_before = {*(self.folder / "captures").glob("*.parquet")}
-        self.prompts += [(f"r{n:03d}", f"Prompt {n}?") for n in range(self.before, self.before + COUNT)]
+        self.prompts += [(f"r{n:03d}", f"Prompt {n}?") for n in range(known, known + COUNT)]
         prompts.write(self.spark, self.folder / "prompts", self.prompts)
 
     def start(self, fault: str | None = None) -> psutil.Popen:
@@ -103,11 +104,11 @@ def moments(scene: Scene) -> dict[str, Callable[[], object]]:
 
     return {
         "planning": lambda: scene.exists("*/plan-*/parts"),
-        "capture": finished(scene.simulator, scene.before + COUNT // 3),
+        "capture": finished(scene.simulator, scene.finished_before + COUNT // 3),
         "flush": lambda: scene.exists("*/journal/.*.tmp"),
         # The merge has written its rows. The journal files are deleted after the commit.
         "landing": lambda: landed() and scene.exists("*/journal/*.parquet"),
-        "closing": finished(scene.simulator, scene.before + COUNT),
+        "closing": finished(scene.simulator, scene.finished_before + COUNT),
     }
 
 
@@ -142,8 +143,14 @@ def test_kill_a_python_worker(spark: SparkSession, tables: Path) -> None:
         scene = Scene(spark, tables, simulator, capture=IN_ROUNDS)
 
         def streaming(job: psutil.Popen) -> list[psutil.Process]:
-            scene.until(lambda: streaming_workers(job, simulator), job)
-            return streaming_workers(job, simulator)
+            found: list[psutil.Process] = []
+
+            def find() -> bool:
+                found[:] = streaming_workers(job, simulator)
+                return bool(found)
+
+            scene.until(find, job)
+            return found
 
         kill_in_rounds(scene, ("capture", "flush"), streaming)
         assert scene.log.read_text().count("submitting it again") == 2
@@ -164,6 +171,7 @@ def test_kill_a_python_worker_during_planning(spark: SparkSession, tables: Path)
         scene.check(repeated=0)
 
 
+@pytest.mark.timeout(1200)
 def test_kill_an_executor(spark: SparkSession, tables: Path) -> None:
     """Kill the executor that captures, if one does. test_kills.py kills an executor in the middle of a capture."""
     with start_simulator(*PACE) as simulator:

@@ -238,7 +238,7 @@ def test_the_summary_of_a_resumed_run_separates_this_start_from_the_whole_run() 
     shown = partial(printed, terminal.show_summary, RUN, [outcome], [], [], None, "")
     assert shown(250).splitlines()[:2] == [
         "run r1: stopped",
-        "this start made 1,000 of 1,250 calls; the numbers below are of the whole run, with its earlier starts",
+        "this start made 1,000 of the run's 1,250 calls; the numbers below cover the whole run, including earlier starts",
     ]
     assert "this start" not in shown(0)
 
@@ -309,13 +309,17 @@ def test_failures_have_a_line_each_and_a_hash_has_its_prompt() -> None:
     assert second == "abababababab  interrupted  server c: no message"
     assert prompt.strip() == "prompt: Say [bold]"
     assert more == "5 more: --limit 7 lists all"
-    sent_again = "the next capture sends {} again, unless a later run completed them"
-    assert again == f"{sent_again.format('these requests')}; interrupted ones in up to capture.max_runs runs"
+    sent_again = "the next capture sends {} again, unless a later run has a final row for them"
+    assert (
+        again
+        == f"{sent_again.format('these requests')}; an interrupted request is sent in at most capture.max_runs runs"
+    )
     mixed = printed(terminal.show_failures, "r1", [row, row | {"final": True}], 2).splitlines()
-    assert sent_again.format("the others") in mixed
+    assert sent_again.format("the requests without the note “will not be sent again”") in mixed
     recorded = row | {"request_id": "20261202T084210-3fa9c1d2e4b5"}
     shown = printed(terminal.show_failures, "r1", [recorded, recorded | {"body": None, "api": "responses"}], 2)
     assert [line.strip() for line in shown.splitlines()[2:5:2]] == ["m /chat/completions: Say [bold]", "m /responses"]
+    assert "the next capture" not in shown, "no capture sends a recorded call"
     invalid = row | {"type": "invalid_request", "http_status": None, "message": "no prompt", "final": True}
     first, *hints = printed(terminal.show_failures, "r1", [invalid], 1, " -c c", " -c p").splitlines()[1:]
     assert first == "q[1]  failed; will not be sent again  invalid_request: no prompt"
@@ -426,7 +430,7 @@ def test_a_comparison_has_a_line_for_each_metric_with_both_quantiles_and_what_a_
         "complete",
         "metric, ms p95 A p95 B  change   interval",
         "E2E        1,000 950.0 * -5.0% -6.0…-4.0%",
-        "change: B minus A, in % of A; without %: in the metric's unit, if A is too small",
+        "change: B minus A, in % of A; without %: in the metric's unit, because it or its interval reaches 1,000 %",
         "interval: 95 % interval of the change, not of p50 or p95; *: excludes zero",
     ]
 

@@ -47,6 +47,11 @@ def short_id(request_id: str) -> str:
     return request_id[:HASH] if _HASH.fullmatch(request_id) else request_id
 
 
+def is_recorded(request_id: str) -> bool:
+    """Whether ``deltatap record`` created this id. No capture sends a recorded call again."""
+    return _RECORDED.fullmatch(request_id) is not None
+
+
 def asked_line(row: Mapping[str, Any], most: int) -> str:
     """What a request asked, for a reader to whom its id means nothing; empty if the user has chosen the id.
 
@@ -59,7 +64,7 @@ def asked_line(row: Mapping[str, Any], most: int) -> str:
     prompt = prompt_line(row["body"], row["api"], most)
     if _HASH.fullmatch(row["request_id"]):
         return prompt and f"prompt: {prompt}"
-    if not _RECORDED.fullmatch(row["request_id"]):
+    if not is_recorded(row["request_id"]):
         return ""
     call = " ".join(filter(None, [row["model"], specification(row["api"]).path if row["api"] in NAMES else ""]))
     return ": ".join(filter(None, [call, prompt]))

@@ -236,7 +236,7 @@ def stop(
     No new request starts. Open requests get timeouts.grace_s seconds to finish; after that, they are cut and kept as
     interrupted. The next run continues from there.
 
-    If the run is not active, this command waits up to ten seconds for it to start.
+    This command waits up to ten seconds for the run to start, and for its answer.
     """
     from deltatap.messages import POLL_S  # noqa: PLC0415
 

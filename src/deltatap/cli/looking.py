@@ -156,10 +156,11 @@ def compare(
 ) -> int:
     """Compare two runs, A and B: how much the median (p50) and p95 of each metric differ.
 
-    Each difference has a bootstrap 95 % interval: of the difference, not of the quantiles. The table shows both in
-    percent of RUN_A, and --json in the metric's unit. If a mode has more than 5,000 rows, the command compares a sample
-    of 5,000, the same sample every time. A line for each run shows its errors, retries and cost, and its good requests
-    if analysis.slo has bounds.
+    Each difference has a bootstrap 95 % interval. It is the interval of the difference, not of p50 or p95. The table
+    shows a difference and its interval in percent of RUN_A, or in the metric's unit if they reach 1,000 %. --json
+    always uses the metric's unit. If a mode has more than 5,000 rows, the command compares a sample of 5,000, the same
+    sample every time. A line for each run shows its errors, retries and cost, and its good requests if analysis.slo has
+    bounds.
 
     A condition of --fail-if is [MODE.]METRIC.p50 or .p95, > or <, and a signed difference, with % or in the metric's
     unit. It holds if the difference is beyond this limit and its interval excludes zero. Without MODE, it is checked
@@ -193,7 +194,8 @@ def compare(
     else:
         show_counts(console, names, counts, good)
         show_comparison(console, (names[first], names[second]), found, every)
-        show_price_changes(console, price_changes(both))
+        letters = {first: "A", second: "B"}
+        show_price_changes(console, [(letters[run_id], change) for run_id, change in price_changes(both)])
     for doubt in doubts((names[first], names[second]) if as_json else ("A", "B"), every):
         say(console, doubt, "warning")
     for outcome in outcomes:

@@ -41,7 +41,7 @@ def trend(
 ) -> int:
     """Show a metric over the runs on the captures table, and where its level changed.
 
-    The interval of a run is that of its p50 or p95; the interval of a change is that of the difference, as in compare.
+    Each run has the interval of its own p50 or p95. Each change has the interval of the difference between two levels.
     Each combination of endpoint, model and mode is a series. A change point (*) is the first run at a new level that
     lasts. The command lists what else changed at this run: model, fingerprint, versions and configuration. A run with
     fewer than 20 values is shown, but not tested. A change point needs at least 12 tested runs.

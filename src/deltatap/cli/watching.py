@@ -45,7 +45,11 @@ def watch(
             say(console, _ended(settings, run_id, *known))
             return OK
         here = f"run {run_id} is not active here; active runs: {', '.join(active) or 'none'}"
-        ended = f"runs.table {settings.runs.table} has no ended run of this name"
+        ended = f"runs.table {settings.runs.table} has no ended run with this id"
+        if not _is_readable(settings):
+            ended = (
+                f"whether it has ended is in runs.table {settings.runs.table}, which watch cannot read without Spark"
+            )
         raise ConfigError([f"state.dir: {folder.folder}: {here}; {ended}"])
     if not run_id and len(active) > 1:
         say(console, f"watching {active[-1]}; also active here: {', '.join(active[:-1])}")
@@ -60,7 +64,9 @@ def watch(
         guess = (settings.record if board.get("recording") else settings.captures).table
         table = guess if known is None else known[2]
         hint = _ended(settings, board["run"], board.get("status"), board["reason"], table)
-        say(console, hint if known else f"{hint}; add the captures.table and runs.table of the run if you set them")
+        if known is None:
+            hint += "; if the run used other tables, add --set captures.table=… and --set runs.table=… to this command"
+        say(console, hint)
     return OK
 
 
@@ -75,16 +81,22 @@ def _ended(settings: Settings, run_id: str, status: str | None, reason: str | No
     return f"{how}; next: `{report}` writes a report"
 
 
-def _final(settings: Settings, run_id: str) -> tuple[str, str | None, str] | None:
-    """Status, reason and captures table of a run in a local runs table.
-
-    Other tables need Spark, which takes seconds to start.
-    """
-    from deltatap.delta import tables  # noqa: PLC0415
+def _is_readable(settings: Settings) -> bool:
+    """Whether the runs table is read without Spark, which takes seconds to start."""
     from deltatap.delta.identity import local_folder  # noqa: PLC0415
     from deltatap.delta.readers import without_jvm  # noqa: PLC0415
 
-    if not without_jvm() or local_folder(settings.runs.table) is None:
+    return without_jvm() and local_folder(settings.runs.table) is not None
+
+
+def _final(settings: Settings, run_id: str) -> tuple[str, str | None, str] | None:
+    """Status, reason and captures table of a run in a runs table that is readable without Spark.
+
+    A runs table can serve several captures tables, and ids repeat there: the row of ours counts, or else the latest.
+    """
+    from deltatap.delta import tables  # noqa: PLC0415
+
+    if not _is_readable(settings):
         return None
     from deltatap.delta.local import LocalReader  # noqa: PLC0415
     from deltatap.delta.reader import rows  # noqa: PLC0415
@@ -93,8 +105,10 @@ def _final(settings: Settings, run_id: str) -> tuple[str, str | None, str] | Non
         raise LookupError
 
     table, name = tables.quoted(settings.runs.table), tables.literal(run_id)
+    ours = f"captures = {tables.literal(settings.captures.table)}"
+    of_run = f"SELECT status, reason, captures FROM {table} WHERE run_id = {name} ORDER BY {ours} DESC, started_at DESC"
     try:
-        found = rows(LocalReader(no_spark).query(f"SELECT status, reason, captures FROM {table} WHERE run_id = {name}"))
+        found = rows(LocalReader(no_spark).query(of_run))
     except Exception:  # noqa: BLE001 - the page then says only that the run has ended
         return None
     return (found[0]["status"], found[0]["reason"], found[0]["captures"]) if found else None

@@ -111,6 +111,7 @@ def follow(
         How each round ended.
     """
     rounds = Rounds(settings, time.monotonic())
+    why: str | None = None
     with signals() as signalled:
         while True:
             try:

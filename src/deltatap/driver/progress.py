@@ -39,9 +39,9 @@ class Snapshot:
         uncalled: rows without a call: invalid prompts, reused answers.
         open: open streams.
         requests: calls made.
-        input_tokens, output_tokens, cost_usd: of all calls; cost_usd is None if no call has a price.
+        input_tokens, output_tokens, cost_usd: of the calls of finished rows; cost_usd is None if none has a price.
         ttft_ms: the median of the workers' medians; None before the first.
-        errors: failed calls by error type, including retried calls.
+        errors: failed calls of finished rows by error type, including retried calls.
         waits_s: seconds until a request may start; 0 if nothing has to wait.
         waits_for: what the run is waiting for, as text.
     """

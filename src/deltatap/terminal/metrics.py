@@ -102,7 +102,10 @@ def show_comparison(
         line(console, mode, style="bold")
         _show_mode(console, names, {key[1:]: found for key, found in differences.items() if key[0] == mode})
     if differences:
-        line(console, "change: B minus A, in % of A; without %: in the metric's unit, if A is too small", style="dim")
+        how = (
+            "change: B minus A, in % of A; without %: in the metric's unit, because it or its interval reaches 1,000 %"
+        )
+        line(console, how, style="dim")
         line(console, "interval: 95 % interval of the change, not of p50 or p95; *: excludes zero", style="dim")
     for mode, runs in counted.items():
         for name, run in zip(_RUNS, runs, strict=True):

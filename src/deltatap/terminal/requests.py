@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from deltatap.analysis.requested import asked_line, prompt_line, short_id, shortened
+from deltatap.analysis.requested import asked_line, is_recorded, prompt_line, short_id, shortened
 from deltatap.model import OUTPUT_KINDS
 from deltatap.prices import money
 from deltatap.program import program
@@ -70,11 +70,13 @@ def show_failures(
             line(console, f"    {asked}", style="dim")
     if every > len(found):
         line(console, f"{every - len(found):,} more: --limit {every} lists all")
-    if again := [row for row in found if not row["final"]]:
-        which = "these requests" if len(again) == len(found) else "the others"
+    if again := [row for row in found if not row["final"] and not is_recorded(row["request_id"])]:
+        which = (
+            "these requests" if len(again) == len(found) else "the requests without the note “will not be sent again”"
+        )
         cut = any(row["status"] == "interrupted" for row in again)
-        bound = "; interrupted ones in up to capture.max_runs runs" if cut else ""
-        line(console, f"the next capture sends {which} again, unless a later run completed them{bound}")
+        bound = "; an interrupted request is sent in at most capture.max_runs runs" if cut else ""
+        line(console, f"the next capture sends {which} again, unless a later run has a final row for them{bound}")
     if any(row["type"] == "invalid_request" for row in found):
         load = f"`{program()} load{to_load} FILE --replace`"
         line(

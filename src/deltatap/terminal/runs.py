@@ -154,9 +154,9 @@ def runs_json(
 
 
 def show_price_changes(console: Console, changes: Sequence[tuple[str, object]]) -> None:
-    """Print what ``facts.price_changes`` found."""
-    for run_id, change in changes:
-        line(console, f"{run_id}: {change} (USD per million tokens)", style="yellow")
+    """Print what ``facts.price_changes`` found, with the runs' ids or other names."""
+    for name, change in changes:
+        line(console, f"{name}: {change} (USD per million tokens)", style="yellow")
 
 
 def _silence(row: Mapping[str, Any], now: datetime) -> str:
@@ -213,8 +213,8 @@ def show_summary(
     # Not the title of the table, which rich pads with spaces.
     line(console, f"run {run['run_id']}: {run['status']}", style="bold")
     if earlier_calls:
-        ours = f"{run['requests'] - earlier_calls:,} of {run['requests']:,} calls"
-        line(console, f"this start made {ours}; the numbers below are of the whole run, with its earlier starts")
+        ours = f"{run['requests'] - earlier_calls:,} of the run's {run['requests']:,} calls"
+        line(console, f"this start made {ours}; the numbers below cover the whole run, including earlier starts")
     counts = Table()
     for name in ("mode", "status", "finish_reason or error")[not several_modes :]:
         counts.add_column(name)

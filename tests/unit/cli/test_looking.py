@@ -156,4 +156,9 @@ def test_watch_of_a_run_that_is_not_here_is_an_error(
     code, output = invoke("watch", "a", "--config", config)
     assert code == cli.CONFIGURATION
     assert "run a is not active here; active runs: none; runs.table " in output
-    assert output.endswith(" has no ended run of this name\n")
+    assert output.endswith(" has no ended run with this id\n")
+    code, output = invoke("watch", "a", "--config", config, "--set", "runs.table=main.llm.runs")
+    assert code == cli.CONFIGURATION
+    assert output.endswith(
+        "; whether it has ended is in runs.table main.llm.runs, which watch cannot read without Spark\n"
+    )

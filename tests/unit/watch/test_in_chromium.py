@@ -56,7 +56,7 @@ def test_the_page_types_streams_and_ends_with_the_run(tmp_path: Path) -> None:
             await tab.wait(f"{CARD}.endsWith('number {number}. ')")
         assert await tab.value(CARD) == text
         tiles = await tab.value("[...document.querySelectorAll('.tile span')].map((each) => each.textContent)")
-        assert {"output tokens/s, finished rows", "cost, finished rows", "calls, with open ones"} <= set(tiles)
+        assert {"output tokens/s, finished rows", "cost, finished rows", "calls, including open ones"} <= set(tiles)
         assert "server: 1" in await tab.value("document.getElementById('errors').textContent")
         for width in (1200, 390):
             await tab.call(

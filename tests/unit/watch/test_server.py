@@ -53,7 +53,10 @@ def test_it_waits_shows_the_run_to_several_watchers_and_ends_with_it(tmp_path: P
         assert process.stdout is not None
         said = process.stdout.read()
         assert "run run has ended" in said
-        assert "writes a report; add the captures.table and runs.table of the run if you set them\n" in said
+        assert (
+            "writes a report; if the run used other tables, add --set captures.table=… and --set runs.table=… to this command\n"
+            in said
+        )
     assert list(tmp_path.iterdir()) == []
 
 
