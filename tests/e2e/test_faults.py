@@ -206,7 +206,8 @@ def test_clock_jumps_change_no_latency(spark: SparkSession, tables: Path) -> Non
         scene.check(repeated=0)
         rows = spark.table(quoted(str(tables / "captures"))).collect()
         for row in rows:
-            assert 0 < row["ttft_ms"] < row["last_chunk_ms"] <= row["e2e_ms"] < 60_000
+            # On a busy machine, all chunks of an answer can arrive at once.
+            assert 0 < row["ttft_ms"] <= row["last_chunk_ms"] <= row["e2e_ms"] < 60_000
         days = {row["finished_at"].replace(minute=0, second=0, microsecond=0) for row in rows}
         assert len(days) > 1, "the clock changed during the run"
 

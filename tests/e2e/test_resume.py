@@ -76,7 +76,7 @@ def test_no_request_is_sent_twice_whose_id_had_arrived(
     record_property("sent again", dict(unseen))
     assert len(ids) > 3, "the kills found open streams"
     assert not [call for call in again if call["response_id"] in ids]
-    assert unseen["killed"] <= 6, "few requests are killed between their first event and the next write"
+    assert unseen["killed"] <= 12, "few of about 48 requests are killed between their first event and the next write"
     marks = Counter(mark["outcome"] for row in rows for mark in row["resumed"] or ())
     record_property("marks", dict(marks))
     assert marks["stream"] > PROMPTS / 4
