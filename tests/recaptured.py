@@ -94,7 +94,7 @@ def captured_rows(
         pa.table({**built, "mode": list(modes), "retries": [None] * len(rows)}, schema), parts / "part-00000-x.parquet"
     )
     task = CaptureTask(settings, Prices(), "run-1", state.folder, 1)
-    with driver(task.folder, share=8):
+    with driver(task.folder, share=3):  # more streams would delay each other in this process
         capture_part(task, 0)
     return [
         {name: value for name, value in row.items() if name not in ("plan", "part", "row")} for row in journal(task)

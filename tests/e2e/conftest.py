@@ -30,7 +30,7 @@ def server(spark: SparkSession) -> Iterator[str]:
     assert java is not None
     context.conf().set("spark.connect.grpc.binding.port", "0")
     # A Scala object: its members are those of MODULE$.
-    service = getattr(java.org.apache.spark.sql.connect.service, "SparkConnectService$").__getattr__("MODULE$")
+    service = getattr(getattr(java.org.apache.spark.sql.connect.service, "SparkConnectService$"), "MODULE$")
     service.start(context)
     yield f"sc://127.0.0.1:{service.localPort()}"
     service.stop(*(getattr(service, f"stop$default${number}")() for number in (1, 2)))

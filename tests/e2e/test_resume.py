@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-PROMPTS = 300
+PROMPTS = 200
 
 
 def known(folder: Path) -> set[str]:
@@ -42,7 +42,7 @@ def test_no_request_is_sent_twice_whose_id_had_arrived(
         simulator.change(faults={**places, "cut_first": 0.02}, in_a_row=3)
         tree = prompts.config(
             tables, simulator.base_url, state={"flush_s": FLUSH_S, "files_per_s": 100}, spark={"master": "local-cluster[2,1,1024]"},
-            capture={"concurrency": 24, "resume": True}, endpoint={"api": "responses"},
+            capture={"concurrency": 12, "resume": True}, endpoint={"api": "responses"},
         )  # fmt: skip
         config.write_text(yaml.safe_dump(tree))
 
@@ -76,7 +76,7 @@ def test_no_request_is_sent_twice_whose_id_had_arrived(
     record_property("sent again", dict(unseen))
     assert len(ids) > 3, "the kills found open streams"
     assert not [call for call in again if call["response_id"] in ids]
-    assert unseen["killed"] <= 12, "few of about 48 requests are killed between their first event and the next write"
+    assert unseen["killed"] <= 6, "few requests are killed between their first event and the next write"
     marks = Counter(mark["outcome"] for row in rows for mark in row["resumed"] or ())
     record_property("marks", dict(marks))
     assert marks["stream"] > PROMPTS / 4

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,12 +33,7 @@ if TYPE_CHECKING:
     from deltatap.config import Settings
     from deltatap.driver.load import Loaded
     from deltatap.driver.run import Ended
-    from deltatap.messages import Control
-    from deltatap.state import RunState
 
-# How long `stop` waits for a run to start, and to answer. Between two rounds of capture.follow_s, none is active for a
-# few seconds.
-_PATIENCE_S = 10.0
 # Maximum number of invalid rows that a load lists.
 _BAD = 5
 # The columns of the run's row that the last line of a capture shows. The table also has the others.
@@ -236,45 +229,12 @@ def stop(
     No new request starts. Open requests get timeouts.grace_s seconds to finish; after that, they are cut and kept as
     interrupted. The next run continues from there.
 
-    This command waits up to ten seconds for the run to start, and for its answer.
+    This command waits up to ten seconds for the run to start, and then up to ten seconds for its answer.
     """
-    from deltatap.messages import POLL_S  # noqa: PLC0415
+    from deltatap.driver.asking import PATIENCE_S, ask_to_stop  # noqa: PLC0415
 
-    folder, until, asked = Path(settings.state.dir), time.monotonic() + _PATIENCE_S, None
     with console.status("waiting for the run"):
-        while True:
-            active = _active(folder)
-            names = [name for name in active if name == (run_id or name)]
-            if len(names) > 1:
-                raise ConfigError([f"state.dir: {folder}: several runs are active here; name one: {', '.join(names)}"])
-            state, control = active[names[0]] if names else (None, None)
-            answered = asked is not None and (control is None or (control.epoch == asked and control.stop is not None))
-            # A greater epoch: another driver has taken over since, or the next round has begun.
-            if state is not None and control is not None and control.epoch != asked:
-                with suppress(OSError):  # the next turn repeats it
-                    state.ask_to_stop(control.epoch)
-                    run_id, asked, until = names[0], control.epoch, time.monotonic() + _PATIENCE_S
-            if answered or time.monotonic() >= until:
-                break
-            time.sleep(POLL_S)
-    if asked is None:
-        problem = f"run {run_id} is not active here; active runs: {', '.join(active) or 'none'}"
-        raise ConfigError([f"state.dir: {folder}: {problem if run_id else 'no run is active here'}"])
-    late = f"; it has not answered for {_PATIENCE_S:g} s: it is planning or landing, or its driver is dead"
-    say(console, f"asked run {run_id} to stop{'' if answered else late}")
+        asked = ask_to_stop(Path(settings.state.dir), run_id)
+    late = f"; it has not answered for {PATIENCE_S:g} s: it is planning or landing, or its driver is dead"
+    say(console, f"asked run {asked.run_id} to stop{'' if asked.answered else late}")
     return OK
-
-
-def _active(folder: Path) -> dict[str, tuple[RunState, Control]]:
-    """The runs in a state folder that have not ended, sorted by id: each with its driver's latest message."""
-    from deltatap.files import Files  # noqa: PLC0415
-    from deltatap.state import RunState  # noqa: PLC0415
-
-    found = {}
-    for path in Files().names(folder):
-        state = RunState(path).at_once()
-        with suppress(OSError):  # it is being replaced or removed
-            control = state.control()
-            if control is not None and control.stop != "ended":
-                found[state.name] = (state, control)
-    return dict(sorted(found.items()))

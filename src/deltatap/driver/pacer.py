@@ -179,10 +179,8 @@ class Pacer:
         """
         beats = list(beats)
         limited = self._read(now, beats, ages or {})
-        started = self._started(now)
-        self._first_start_at = min(self._first_start_at, now - max((age for age, _ in started), default=-math.inf))
         if limited:
-            self._slow_down(now, started)
+            self._slow_down(now)
         elif self.pace is not None and self._turned_at is not None and not self.cool_s(now, beats):
             self.pace += (now - self._turned_at) * self._recovering / self._recovery_s
             if self.pace > _PACE_ENDS_ABOVE * self._recovering:
@@ -229,24 +227,22 @@ class Pacer:
                 worker.beat = beat.beat
                 worker.heard_at = now - ages.get(beat.claim, 0.0)
                 worker.recent = beat.recent
+                self._first_start_at = min([self._first_start_at, *(worker.heard_at - age for age, *_ in beat.recent)])
             limited |= beat.limited > worker.limited
             worker.limited = beat.limited
         return limited
 
-    def _started(self, now: float) -> list[tuple[float, float]]:
-        """The age in seconds of each start that the workers remember, and its requests."""
-        return [
-            (age + now - worker.heard_at, requests)
-            for worker in self._workers.values()
-            for age, requests, _ in worker.recent
-        ]
-
-    def _slow_down(self, now: float, started: Sequence[tuple[float, float]]) -> None:
+    def _slow_down(self, now: float) -> None:
         """Halve the pace, once for 429 responses that belong together."""
         if now < self._calm_at:
             return
         self._calm_at = now + _RATE_WINDOW_S
-        recent = [(age, requests) for age, requests in started if age < _RATE_WINDOW_S]
+        recent = [
+            (age + now - worker.heard_at, requests)
+            for worker in self._workers.values()
+            for age, requests, _ in worker.recent
+            if age + now - worker.heard_at < _RATE_WINDOW_S
+        ]
         known_s = max(1.0, now - self._first_start_at)
         self._recovery_s = _RECOVERY_S * min(1.0, known_s / _RATE_WINDOW_S)
         # At the start of a run, measure over its duration so far.

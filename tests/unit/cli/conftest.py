@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def _no_run_is_about_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`stop` does not wait for one. The test of the wait sets it."""
-    monkeypatch.setattr("deltatap.cli.capturing._PATIENCE_S", 0.0)
+    """`stop` does not wait for one, nor for its answer. test_asking.py tests both waits."""
+    monkeypatch.setattr("deltatap.driver.asking.PATIENCE_S", 0.0)
 
 
 @pytest.fixture

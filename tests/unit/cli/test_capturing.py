@@ -39,47 +39,6 @@ def test_stopping_without_an_id_stops_the_only_active_run(config: Path, tmp_path
     assert states[1].asked_to_stop(1)
 
 
-@pytest.mark.parametrize("words", [(), ("one",)])
-@pytest.mark.parametrize("before", [None, Control(epoch=1, beat=7), Control(epoch=1, beat=7, stop="ended")])
-def test_a_run_that_is_about_to_start_is_stopped(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], before: Control | None
-) -> None:
-    """A killed or a failed run may have left its message. The new driver answers a request that names its epoch."""
-    state, looks = RunState.of(tmp_path / "state", "one"), 0
-    if before is not None:
-        state.prepare()
-        state.publish(before)
-
-    def turn(_seconds: float) -> None:
-        nonlocal looks
-        looks += 1
-        if looks == 2:
-            state.prepare()
-            state.forget_stop()
-            state.publish(Control(epoch=2, beat=1))
-        elif looks > 3 and state.asked_to_stop(2):
-            state.publish(Control(epoch=2, beat=looks, stop="stopped"))
-        elif looks > 9:
-            raise AssertionError("the run is not asked to stop")
-
-    monkeypatch.setattr("deltatap.cli.capturing._PATIENCE_S", 10.0)
-    monkeypatch.setattr("deltatap.cli.capturing.time.sleep", turn)
-    assert invoke("stop", *words, "--config", config) == (0, "asked run one to stop\n")
-    assert state.asked_to_stop(2)
-    assert looks == 4
-
-
-def test_a_run_that_ends_meanwhile_needs_no_answer(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    state = RunState.of(tmp_path / "state", "one")
-    state.prepare()
-    state.publish(Control(epoch=1, beat=1))
-    monkeypatch.setattr("deltatap.cli.capturing._PATIENCE_S", 10.0)
-    monkeypatch.setattr("deltatap.cli.capturing.time.sleep", lambda _: state.remove())
-    assert invoke("stop", "--config", config) == (0, "asked run one to stop\n")
-
-
 @pytest.mark.parametrize("run_id", ["run-1", "nightly:1", "../a b", "it's"])
 def test_a_run_with_any_id_is_stopped_and_listed_by_its_id(config: Path, tmp_path: Path, run_id: str) -> None:
     state = RunState.of(tmp_path / "state", run_id)
