@@ -25,9 +25,9 @@ import pyarrow.parquet as pq
 import uvloop
 from openai import AsyncOpenAI, DefaultAioHttpClient, DefaultAsyncHttpxClient
 
-from deltatap.config import load_settings
 from deltatap.prices import Prices
 from deltatap.prompts import build_request
+from deltatap.settings_loading import load_settings
 from deltatap.worker.bootstrap import context_of, running_engine
 from deltatap.worker.jobs import job_of
 from deltatap.worker.journal import JournalWriter, warm_up

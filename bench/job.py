@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from deltatap.config import load_settings
 from deltatap.delta.tables import quoted
 from deltatap.driver.needs import preflight
 from deltatap.driver.run import run
+from deltatap.settings_loading import load_settings
 from deltatap.spark.session import local_session
 from deltatap.spark.slots import slots
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from zoneinfo import available_timezones
 
 from deltatap import settings_file
-from deltatap.config import load_settings
 from deltatap.errors import ConfigError
+from deltatap.settings_loading import load_settings
 from tests.bundle_tasks import WITH_SETTINGS, task_problems
 
 if TYPE_CHECKING:

@@ -6,15 +6,17 @@ import json
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from deltatap.config import Settings, load_settings
 from deltatap.delta import columns
 from deltatap.delta import tables as delta_tables
+from deltatap.settings_loading import load_settings
 from tests import prompts
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pyspark.sql import SparkSession
+
+    from deltatap.config import Settings
 
 AT = datetime(2026, 11, 21, 6, 30, tzinfo=UTC)
 

@@ -22,10 +22,11 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from deltatap.config import Settings, Timeouts, load_settings
+from deltatap.config import Settings, Timeouts
 from deltatap.driver.needs import checked, process_needs
 from deltatap.http.client import EndpointClient
 from deltatap.model import Call, Wire
+from deltatap.settings_loading import load_settings
 from tests.calls import DONE, HI, OK, STOP, chunk, refusal
 
 if TYPE_CHECKING:

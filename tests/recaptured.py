@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import yaml
 from deltalake import write_deltalake
 
-from deltatap.config import load_settings
 from deltatap.delta import columns
 from deltatap.prices import Prices
 from deltatap.prompts import build_request
+from deltatap.settings_loading import load_settings
 from deltatap.state import RunState
 from deltatap.worker.attempt import CaptureTask, capture_part
 from tests import prompts

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 
-from deltatap.config import load_settings
 from deltatap.http.dial import Dialer
 from deltatap.http.route import route_of
 from deltatap.prices import Prices
@@ -17,6 +16,7 @@ from deltatap.record.forwarding import Target
 from deltatap.record.recorder import Recorder
 from deltatap.record.server import Server
 from deltatap.record.session import Shared
+from deltatap.settings_loading import load_settings
 from deltatap.simulator.server import listen
 from deltatap.state import RunState
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from deltatap.config import load_settings
 from deltatap.delta.tables import quoted
 from deltatap.driver.needs import preflight
 from deltatap.driver.run import run
+from deltatap.settings_loading import load_settings
 from tests import prompts
 
 if TYPE_CHECKING:

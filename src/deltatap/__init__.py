@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deltatap.config import Settings, load_settings
+    from deltatap.config import Settings
     from deltatap.driver.load_spark import load_prompts
     from deltatap.errors import ConfigError, DeltatapError
+    from deltatap.settings_loading import load_settings
     from deltatap.spark.session import local_session
     from deltatap.udf import capture_udf
 
@@ -35,7 +36,7 @@ _DEFINED = {
     "Settings": ("deltatap.config", "Settings"),
     "capture_udf": ("deltatap.udf", "capture_udf"),
     "load_prompts": ("deltatap.driver.load_spark", "load_prompts"),
-    "load_settings": ("deltatap.config", "load_settings"),
+    "load_settings": ("deltatap.settings_loading", "load_settings"),
     "local_session": ("deltatap.spark.session", "local_session"),
 }
 

@@ -1,7 +1,7 @@
 """The settings of the endpoint: the server to call, the key, and the way to it.
 
 Finds problems in these settings, and describes them without any value of ``api_key``, ``headers`` or ``proxy``. Leaves
-reading the settings to ``config.py``; does not open files or connections.
+reading the settings to ``settings_loading.py``; does not open files or connections.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """YAML as settings files use it: the core schema of YAML 1.2, in which a date, ``0755`` or ``1:30`` is text.
 
-Knows how text becomes plain values, and refuses a key that is set twice. Leaves the meaning of keys to ``config.py``.
+Knows how text becomes plain values, and refuses a key that is set twice. Leaves the meaning of keys to
+``settings_loading.py``.
 """
 
 from __future__ import annotations

@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 
 from deltatap.api.prompt import Json
-from deltatap.config import Settings, load_settings
 from deltatap.delta import columns
 from deltatap.errors import ConfigError
 from deltatap.http.credentials import credential_of, read_secrets
@@ -28,6 +27,7 @@ from deltatap.model import INTERNAL_REQUEST, Capture, CaptureError, Job, Request
 from deltatap.prices import load_prices
 from deltatap.prompt_columns import COLUMNS, find
 from deltatap.prompts import build_request
+from deltatap.settings_loading import load_settings
 from deltatap.worker.attempt import CaptureTask, capture_part
 from deltatap.worker.bootstrap import context_of, running_engine, streams_of
 from deltatap.worker.counting import counted
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from pyspark.sql._typing import UserDefinedFunctionLike
 
+    from deltatap.config import Settings
     from deltatap.http.credentials import Secrets
     from deltatap.model import Mode
     from deltatap.prices import Prices

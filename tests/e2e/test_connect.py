@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from deltatap.analysis.compute import analyze
-from deltatap.config import load_settings
 from deltatap.delta.tables import quoted
+from deltatap.settings_loading import load_settings
 from tests import prompts
 from tests.bundle import ROOT
 from tests.simulation import start_simulator

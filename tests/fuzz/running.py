@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 from deltatap.api.registry import NAMES
-from deltatap.config import load_settings
 from deltatap.http.client import EndpointClient
 from deltatap.http.connection import Connection
 from deltatap.http.credentials import Credential, Token
@@ -27,6 +26,7 @@ from deltatap.http.transport import Http1Transport
 from deltatap.model import ERRORS, OUTPUT_KINDS, Capture, ConnectionTimes
 from deltatap.prices import Prices
 from deltatap.prompts import build_request
+from deltatap.settings_loading import load_settings
 from deltatap.worker.bootstrap import context_of
 from deltatap.worker.counting import counted
 from deltatap.worker.jobs import job_of

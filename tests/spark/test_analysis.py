@@ -18,13 +18,13 @@ from deltatap.analysis.compute import analyze, table_of
 from deltatap.analysis.metrics import MERGED_COALESCED, MERGED_GAPS, METRICS, PEERS, with_parts
 from deltatap.analysis.queries import newest_capture, newest_runs, summarize
 from deltatap.analysis.sql import quantile_sql
-from deltatap.config import Settings, load_settings
 from deltatap.delta import columns
 from deltatap.delta import tables as delta_tables
 from deltatap.delta.reader import SparkReader
 from deltatap.driver.run import run
 from deltatap.errors import ConfigError
 from deltatap.prices import Prices
+from deltatap.settings_loading import load_settings
 from deltatap.terminal import show_capture, show_comparison, show_metrics, show_runs
 from tests import nightly, prompts
 from tests.captured import AT, BY_HAND, TIMES, capture_row, empty_tables, used, write_captures, write_runs
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from pyspark.sql import Row, SparkSession
 
+    from deltatap.config import Settings
     from tests.simulation import Simulation
 
 PACE = {"ttft_ms": 30, "itl_ms": 3, "speed": 1}

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from deltatap.analysis.compute import analyze
-from deltatap.config import Arrivals, load_settings
+from deltatap.config import Arrivals
+from deltatap.settings_loading import load_settings
 from deltatap.worker.arrivals import due_times
 from tests import prompts
 from tests.runs import capture, captured

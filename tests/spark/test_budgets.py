@@ -11,11 +11,11 @@ import yaml
 from rich.console import Console
 
 from deltatap import cli
-from deltatap.config import load_settings
 from deltatap.driver.estimate import Estimate, estimate_run
 from deltatap.driver.estimate_text import show
 from deltatap.errors import ConfigError
 from deltatap.prices import load_prices
+from deltatap.settings_loading import load_settings
 from tests import prompts
 from tests.runs import capture, captured, run_rows
 

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deltatap.config import load_settings
 from deltatap.driver.check import Finding, check
+from deltatap.settings_loading import load_settings
 from tests import prompts
 from tests.simulation import KEY, KEY_VARIABLE
 

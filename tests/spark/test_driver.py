@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from deltatap.config import load_settings
 from deltatap.delta.tables import quoted
 from deltatap.driver.check_where import compute_of, shared_folder_problem
 from deltatap.driver.follow import follow
 from deltatap.driver.needs import preflight
+from deltatap.settings_loading import load_settings
 from tests import prompts
 from tests.runs import capture, captured, run_rows
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from deltatap.config import load_settings
 from deltatap.driver.owed import owed_requests
 from deltatap.driver.run import run
 from deltatap.model import ERRORS
 from deltatap.prices import Prices
+from deltatap.settings_loading import load_settings
 from tests import prompts
 from tests.runs import capture, captured
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deltatap.analysis.queries import newest_runs
-from deltatap.config import Settings, load_settings
 from deltatap.delta import columns
 from deltatap.delta import tables as delta_tables
 from deltatap.delta.identity import Identity
@@ -19,6 +18,7 @@ from deltatap.delta.prepare import GUARD, current_sql, guard, prepare_tables
 from deltatap.delta.reader import SparkReader
 from deltatap.driver import lease as leases
 from deltatap.errors import ConfigError, RunningError
+from deltatap.settings_loading import load_settings
 from tests import prompts
 from tests.runs import capture
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from pyspark.sql import SparkSession
 
+    from deltatap.config import Settings
     from tests.simulation import Simulation
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deltatap.config import load_settings
 from deltatap.driver.owed import owed_requests
+from deltatap.settings_loading import load_settings
 from tests import prompts
 from tests.runs import capture, captured
 

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deltatap.config import load_settings
 from deltatap.delta.append import append
 from deltatap.delta.prepare import prepare_tables
 from deltatap.delta.tables import quoted
@@ -22,6 +21,7 @@ from deltatap.driver.load import Loaded, load_locally
 from deltatap.driver.load_spark import load_prompts
 from deltatap.driver.owed import hashed, requests
 from deltatap.errors import ConfigError
+from deltatap.settings_loading import load_settings
 from tests import prompts
 from tests.prompts import write_file
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deltatap.config import load_settings
 from deltatap.delta.tables import literal
 from deltatap.driver.needs import preflight
 from deltatap.errors import ConfigError
+from deltatap.settings_loading import load_settings
 from tests import prompts
 from tests.runs import capture, captured, run_rows
 

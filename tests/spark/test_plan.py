@@ -7,18 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deltatap.config import Settings, load_settings
 from deltatap.delta import columns
 from deltatap.delta import tables as delta_tables
 from deltatap.driver import owed as planning
 from deltatap.driver import source
 from deltatap.errors import ConfigError
+from deltatap.settings_loading import load_settings
 from tests import prompts
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pyspark.sql import SparkSession
+
+    from deltatap.config import Settings
 
 SCHEMA = (
     "request_id STRING, prompt STRING, system STRING, params MAP<STRING, STRING>, note STRING, "

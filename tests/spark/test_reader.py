@@ -21,7 +21,6 @@ from deltatap.analysis.queries import (
 )
 from deltatap.analysis.series import Measure
 from deltatap.analysis.trend import trend
-from deltatap.config import Settings, load_settings
 from deltatap.delta import tables as delta_tables
 from deltatap.delta.local import LocalReader
 from deltatap.delta.reader import Reader, SparkReader, rows
@@ -29,6 +28,7 @@ from deltatap.errors import ConfigError
 from deltatap.export.captures import export
 from deltatap.export.spans import Options, Span
 from deltatap.report.data import gather
+from deltatap.settings_loading import load_settings
 from tests import captured
 from tests.local import no_spark
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pyspark.sql import SparkSession
+
+    from deltatap.config import Settings
 
 RUNS = ("20261121T063000-abc123", "it's ${odd}\\ größe", "c")
 KINDS = ("role", "content", "reasoning", "refusal", "tool_calls", "usage", "error", "finish")

@@ -18,10 +18,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from deltatap.config import load_settings
 from deltatap.delta import tables as delta_tables
 from deltatap.driver.run import run
 from deltatap.prices import Prices
+from deltatap.settings_loading import load_settings
 from tests import prompts
 from tests.browser import opened
 from tests.simulation import start_simulator

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import pytest
 from rich.console import Console
 
-from deltatap.config import Settings, load_settings
 from deltatap.delta import columns
 from deltatap.delta import tables as delta_tables
 from deltatap.delta.reader import SparkReader
@@ -19,6 +18,7 @@ from deltatap.driver.run import run
 from deltatap.errors import ConfigError
 from deltatap.prices import Prices
 from deltatap.report import write_report
+from deltatap.settings_loading import load_settings
 from tests import prompts
 from tests.browser import opened
 from tests.simulation import start_simulator
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pyspark.sql import SparkSession
+
+    from deltatap.config import Settings
 
 ATTACK = "</script><script>document.title='owned'</script><!--<script>"
 DRAWN = "document.querySelectorAll('.plot').length === document.querySelectorAll('.js-plotly-plot').length"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deltatap.analysis.sql import measured_sql
-from deltatap.config import load_settings
 from deltatap.delta.tables import quoted
+from deltatap.settings_loading import load_settings
 from tests import prompts
 from tests.runs import capture, captured
 

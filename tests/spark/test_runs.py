@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pytest
 
-from deltatap.config import Settings, load_settings
 from deltatap.delta import columns
 from deltatap.delta import tables as delta_tables
 from deltatap.delta.reader import SparkReader, identify_captures
@@ -17,6 +16,7 @@ from deltatap.driver import lease as leases
 from deltatap.driver import runs
 from deltatap.errors import LeaseLostError, RunningError
 from deltatap.model import RunStatus
+from deltatap.settings_loading import load_settings
 from tests import prompts
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from pyspark.sql import SparkSession
 
+    from deltatap.config import Settings
     from deltatap.delta.identity import Identity
 
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deltatap.config import load_settings
 from deltatap.delta.tables import quoted
 from deltatap.driver.estimate import estimate_run
 from deltatap.prices import load_prices
+from deltatap.settings_loading import load_settings
 from tests import prompts
 from tests.runs import capture, captured, run_rows
 

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deltatap.config import Settings, load_settings
 from deltatap.driver import owed
 from deltatap.driver.source import misspelled, source
 from deltatap.errors import ConfigError
+from deltatap.settings_loading import load_settings
 
 if TYPE_CHECKING:
     from pyspark.sql import Row, SparkSession
+
+    from deltatap.config import Settings
 
 GOLDEN = json.loads(Path(__file__).with_name("hashes.json").read_text(encoding="utf-8"))
 HI = [{"role": "user", "content": "Hi"}]

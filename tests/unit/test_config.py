@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deltatap.config import Settings, load_settings
+from deltatap.config import Settings
 from deltatap.errors import ConfigError
+from deltatap.settings_loading import load_settings
 
 LOCAL = Path(__file__).parents[2] / "conf/local.yml"
 

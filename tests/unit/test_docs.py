@@ -9,9 +9,9 @@ import pytest
 import yaml
 
 from deltatap.analysis.conditions import parse_all
-from deltatap.config import load_settings
 from deltatap.http.outcomes import http_error
 from deltatap.model import ERRORS
+from deltatap.settings_loading import load_settings
 from tools import docs
 
 if TYPE_CHECKING:

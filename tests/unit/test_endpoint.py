@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deltatap.config import Settings, load_settings
+from deltatap.config import Settings
 from deltatap.endpoint import Source
 from deltatap.errors import ConfigError
+from deltatap.settings_loading import load_settings
 from tests.unit.test_config import problems
 
 if TYPE_CHECKING:

@@ -234,3 +234,11 @@ def test_the_largest_counts_and_amounts_fit_into_the_column() -> None:
 def test_money_shows_any_number(usd: float, shown: str) -> None:
     assert money(usd) == shown
     assert by_model([("a", usd), ("b", None)]) == f"a ${shown}, b no price"
+
+
+@pytest.mark.parametrize(
+    ("usd", "shown"),
+    [(0, "0.0000"), (1234.5, "1,234.5000"), (0.01774, "0.0177"), (0.0003, "0.0003"), (0.000012345, "0.0000123")],
+)
+def test_small_amounts_of_money_have_three_digits(usd: float, shown: str) -> None:
+    assert money(usd) == shown

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from deltatap.config import load_settings
 from deltatap.errors import ConfigError
 from deltatap.settings_file import parse, read
+from deltatap.settings_loading import load_settings
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import yaml
 from typer.testing import CliRunner
 
 from deltatap import cli, shipped, starter
-from deltatap.config import load_settings
 from deltatap.prices import load_prices
 from deltatap.prompt_files import read_prompts
+from deltatap.settings_loading import load_settings
 from tests import bundle
 
 if TYPE_CHECKING:

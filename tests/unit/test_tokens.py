@@ -9,11 +9,11 @@ import pytest
 from deltatap import tokens
 from deltatap.api.input_tokens import InputTokens
 from deltatap.api.registry import specification
-from deltatap.config import load_settings
 from deltatap.errors import VocabularyError
 from deltatap.model import Capture, Job
 from deltatap.prices import Prices
 from deltatap.prompts import build_request, wire
+from deltatap.settings_loading import load_settings
 from deltatap.tokens import count_text, encoding, known_encoding
 from deltatap.worker.bootstrap import context_of
 from deltatap.worker.counting import counted

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 
 from deltatap import prompts, udf
-from deltatap.config import load_settings
 from deltatap.prices import Prices
+from deltatap.settings_loading import load_settings
 from tests.scripted import Scripted, called
 
 

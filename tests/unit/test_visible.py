@@ -19,19 +19,19 @@ from deltatap.analysis.metrics import METRICS
 from deltatap.analysis.series import Change, Measure, Point, Series
 from deltatap.cli.runner import guarded, say
 from deltatap.cli.trend_text import show_trend, trend_json
-from deltatap.config import load_settings
 from deltatap.driver import estimate_text
 from deltatap.driver.active import ActiveRun
 from deltatap.driver.estimate import Estimate
 from deltatap.driver.progress import Display, Snapshot
 from deltatap.errors import LandingError
 from deltatap.reconcile import charges
+from deltatap.settings_loading import load_settings
 from deltatap.sweep import output
 from deltatap.sweep.running import Swept
 from deltatap.sweep.stages import Plan
 from deltatap.terminal.reconciled import reconciled_json, show_reconciled
 from deltatap.visible import json_text, visible
-from tests.unit.test_terminal import CAPTURE, NOW, RUN
+from tests.printing import CAPTURE, NOW, RUN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -208,7 +208,7 @@ def run(work: Callable[..., int], config: Path, overrides: list[str] | tuple[str
     warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas", FutureWarning)
 
     def with_settings() -> int:
-        from deltatap.config import load_settings  # noqa: PLC0415
+        from deltatap.settings_loading import load_settings  # noqa: PLC0415
 
         # Without a file, the defaults apply, which are those of conf/local.yml.
         source: Path | dict[str, Any] = {} if config == _DEFAULT and not config.exists() else config

@@ -10,11 +10,11 @@ from deltalake import write_deltalake
 
 from deltatap.analysis.queries import summarize
 from deltatap.analysis.sql import measured_sql
-from deltatap.config import load_settings
 from deltatap.delta import columns
 from deltatap.delta.local import LocalReader
 from deltatap.delta.reader import rows
 from deltatap.delta.tables import quoted
+from deltatap.settings_loading import load_settings
 from tests.captured import capture_row
 from tests.local import no_spark
 

@@ -10,11 +10,11 @@ from deltatap.analysis import tables
 from deltatap.analysis.metrics import METRICS, PARTS, kinds_sql, with_parts
 from deltatap.analysis.queries import captures_sql
 from deltatap.analysis.sql import in_runs, measured_sql, pairs_sql
-from deltatap.config import load_settings
 from deltatap.delta import columns
 from deltatap.delta.local import LocalReader
 from deltatap.delta.reader import rows
 from deltatap.model import OUTPUT_KINDS
+from deltatap.settings_loading import load_settings
 from tests.captured import BY_HAND, CHUNKS, capture_row
 from tests.local import no_spark
 

@@ -16,10 +16,10 @@ from deltatap import cli
 from deltatap.analysis.compare import Difference
 from deltatap.analysis.series import Measure, conditions_on, judged, labels_of, parse_measure
 from deltatap.analysis.trend import ended_runs, trend
-from deltatap.config import Settings, load_settings
 from deltatap.delta import columns
 from deltatap.delta.local import LocalReader
 from deltatap.errors import ConfigError
+from deltatap.settings_loading import load_settings
 from tests.local import no_spark
 from tests.nightly import AT, NIGHTS, PROMPTS, capture_row, run_row, times_of_nights, write_nights, write_table
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deltatap.analysis.series import Series
+    from deltatap.config import Settings
 
 SINCE = NIGHTS // 2
 TIMES = times_of_nights(0, 0.1)

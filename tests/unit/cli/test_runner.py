@@ -16,8 +16,8 @@ from rich.console import Console
 
 from deltatap import cli
 from deltatap.cli.runner import session
-from deltatap.config import load_settings
 from deltatap.errors import ConfigError, LandingError, MissingExtraError, RunningError, SparkSetupError, VocabularyError
+from deltatap.settings_loading import load_settings
 from deltatap.terminal import plain_console
 from tests.commands import invoke
 

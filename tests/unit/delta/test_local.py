@@ -31,7 +31,6 @@ from deltatap.analysis.queries import (
     why_no_runs,
 )
 from deltatap.analysis.requested import BODY
-from deltatap.config import load_settings
 from deltatap.delta import columns
 from deltatap.delta.local import LocalReader, UnreadableError, translated
 from deltatap.delta.prepare import GUARD
@@ -39,6 +38,7 @@ from deltatap.delta.reader import rows
 from deltatap.delta.tables import literal, quoted
 from deltatap.driver.lease import this_driver
 from deltatap.errors import ConfigError
+from deltatap.settings_loading import load_settings
 from tests.local import no_spark
 
 if TYPE_CHECKING:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from deltatap.config import load_settings
 from deltatap.driver import follow
 from deltatap.driver.follow import Rounds
 from deltatap.driver.run import Ended
 from deltatap.errors import ConfigError, RunningError
+from deltatap.settings_loading import load_settings
 from deltatap.state import RunState
 
 if TYPE_CHECKING:

@@ -4,11 +4,10 @@ import json
 import os
 import socket
 from datetime import UTC, datetime, timedelta
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from deltatap.config import Settings, load_settings
 from deltatap.delta.identity import Identity
 from deltatap.driver import runs
 from deltatap.driver.lease import (
@@ -23,6 +22,10 @@ from deltatap.driver.lease import (
     this_driver,
 )
 from deltatap.errors import LeaseLostError
+from deltatap.settings_loading import load_settings
+
+if TYPE_CHECKING:
+    from deltatap.config import Settings
 
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 

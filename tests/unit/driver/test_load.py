@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from deltatap.config import load_settings
 from deltatap.driver.load import load_locally
+from deltatap.settings_loading import load_settings
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from deltatap.config import load_settings
 from deltatap.delta.identity import Identity
 from deltatap.driver import control, loop, runs
 from deltatap.driver.active import ActiveRun
@@ -29,6 +28,7 @@ from deltatap.files import Files
 from deltatap.messages import Heartbeat, Parked, Refusal
 from deltatap.model import RunStatus
 from deltatap.prices import Prices
+from deltatap.settings_loading import load_settings
 from deltatap.state import LANDED, RunState
 
 if TYPE_CHECKING:

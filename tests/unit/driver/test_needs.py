@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deltatap import tokens
-from deltatap.config import Settings, load_settings
 from deltatap.driver import needs
 from deltatap.driver.needs import Checked, Need, checked, preflight, prices_of, process_needs, require
 from deltatap.errors import ConfigError, CredentialError
+from deltatap.settings_loading import load_settings
 from tests.unit.test_layers import imports
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from deltatap.config import Settings
 
 
 def settings(tmp_path: Path, **sections: Any) -> Settings:

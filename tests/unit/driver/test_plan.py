@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deltatap.config import load_settings
 from deltatap.driver import plan as planning
 from deltatap.driver.pacer import Spent
 from deltatap.driver.plan import Plan, _listed, announce, models, resumes, task_count, used_before
 from deltatap.driver.progress import Snapshot
+from deltatap.settings_loading import load_settings
 from deltatap.state import PlanState
 
 if TYPE_CHECKING:

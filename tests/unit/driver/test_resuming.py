@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from deltatap.config import load_settings
 from deltatap.delta.identity import Identity
 from deltatap.driver import resuming
 from deltatap.messages import KeptStream
+from deltatap.settings_loading import load_settings
 from deltatap.state import RunState
 
 STREAM = KeptStream("a", "hash", "stream", "sim", 900.0, "resp_1", 7)

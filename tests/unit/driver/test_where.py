@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from deltatap.config import Capture, load_settings
+from deltatap.config import Capture
 from deltatap.driver.check_where import verdict
 from deltatap.driver.needs import where_need
 from deltatap.driver.where import Compute, fit, impossible
 from deltatap.errors import ConfigError
+from deltatap.settings_loading import load_settings
 from deltatap.spark.serverless import is_serverless
 
 LAPTOP = Compute(serverless=False, slots=8, here=True)

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 import pytest
 
-from deltatap.config import load_settings
 from deltatap.delta.final import final_sql
 from deltatap.http.credentials import credential_of
 from deltatap.model import ERRORS
 from deltatap.prices import Prices
 from deltatap.prompts import build_request
+from deltatap.settings_loading import load_settings
 from deltatap.worker import retry
 from deltatap.worker.bootstrap import context_of, running_engine
 from deltatap.worker.jobs import job_of

@@ -11,18 +11,20 @@ from deltalake import write_deltalake
 
 from deltatap.analysis.sql import measured_sql
 from deltatap.analysis.uncounted import uncounted_sql
-from deltatap.config import Settings, load_settings
 from deltatap.delta import columns, tables
 from deltatap.delta.local import LocalReader
 from deltatap.delta.reader import rows as rows_of
 from deltatap.report import requests
 from deltatap.report.cards import Words, kinds, left_out
 from deltatap.report.data import failures_sql, sizes_sql
+from deltatap.settings_loading import load_settings
 from tests import captured, prompts
 from tests.local import no_spark
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from deltatap.config import Settings
 
 
 ERROR: dict[str, Any] = {"type": "server", "code": "c", "message": "overloaded", "http_status": 503}

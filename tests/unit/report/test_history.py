@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from deltatap.analysis.series import Measure, series
-from deltatap.config import load_settings
 from deltatap.delta.local import LocalReader
 from deltatap.report.data import FEWEST_RUNS, gather
 from deltatap.report.history import history_charts
 from deltatap.report.page import render
+from deltatap.settings_loading import load_settings
 from tests.local import no_spark
 from tests.nightly import PROMPTS, run_row, times_of_nights, write_nights
 from tests.unit.report.test_page import ATTACK, gathered

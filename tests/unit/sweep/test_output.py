@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from deltatap import cli
-from deltatap.config import load_settings
+from deltatap.settings_loading import load_settings
 from deltatap.sweep import output
 from deltatap.sweep.chart import figure, write_chart
 from deltatap.sweep.running import Swept

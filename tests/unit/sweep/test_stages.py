@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from deltatap.config import load_settings
 from deltatap.driver.budget import spent, used_up
 from deltatap.errors import ConfigError
+from deltatap.settings_loading import load_settings
 from deltatap.sweep import stages
 from deltatap.sweep.search import Outcome
 from deltatap.sweep.stages import Plan, Point

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from deltatap.config import load_settings
 from deltatap.delta import columns
 from deltatap.endpoint import Tls
 from deltatap.messages import Control
 from deltatap.prices import Prices
 from deltatap.prompts import build_request
+from deltatap.settings_loading import load_settings
 from deltatap.state import LANDED, RunState
 from deltatap.worker import attempt, link
 from deltatap.worker import journal as journaling

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from deltatap.config import load_settings
+from deltatap.settings_loading import load_settings
 from deltatap.worker.bootstrap import settled, streams_of
 
 if TYPE_CHECKING:

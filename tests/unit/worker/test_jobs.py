@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 
 from deltatap import prompts
 from deltatap.api.registry import specification
-from deltatap.config import load_settings
 from deltatap.delta import columns
 from deltatap.model import Wire
 from deltatap.prices import Prices
 from deltatap.prompts import build_request
 from deltatap.rates import Price
+from deltatap.settings_loading import load_settings
 from deltatap.worker import jobs
 from deltatap.worker.jobs import jobs_of_part
 
