@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +13,7 @@ from deltatap import cli
 from deltatap.analysis.compare import Counted, Difference
 from deltatap.delta import columns
 from tests.commands import invoke
-from tests.nightly import run_row, write_table
+from tests.nightly import AT, run_row, write_table
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -146,6 +147,16 @@ def test_watch_of_a_recording_that_has_ended_names_its_table(config: Path, tmp_p
     tables = f"--config {config} --set runs.table={runs} --set 'captures.table={table}'"
     ended = f"run run-07 has ended (completed); next: `deltatap report {tables} run-07` writes a report\n"
     assert (code, output) == (cli.OK, ended)
+
+
+def test_watch_prefers_the_run_of_its_own_captures_table_and_then_the_latest(config: Path, tmp_path: Path) -> None:
+    """A runs table can serve several captures tables, and ids repeat there."""
+    runs, tables = tmp_path / "runs", [str(tmp_path / name) for name in ("a", "b", "c")]
+    rows = [run_row(7, table, started_at=AT + timedelta(hours=hour)) for hour, table in enumerate(tables)]
+    write_table(runs, columns.RUNS, [rows[0], rows[2], rows[1]])
+    words = ["watch", "run-07", "--config", config, "--set", f"runs.table={runs}"]
+    assert f"captures.table={tables[0]} run-07`" in invoke(*words, "--set", f"captures.table={tables[0]}")[1]
+    assert f"captures.table={tables[2]} run-07`" in invoke(*words)[1]
 
 
 @pytest.mark.parametrize("known", [None, ("running", None, "t")])
