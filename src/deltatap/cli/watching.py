@@ -47,9 +47,7 @@ def watch(
         here = f"run {run_id} is not active here; active runs: {', '.join(active) or 'none'}"
         ended = f"runs.table {settings.runs.table} has no ended run with this id"
         if not _is_readable(settings):
-            ended = (
-                f"whether it has ended is in runs.table {settings.runs.table}, which watch cannot read without Spark"
-            )
+            ended = f"runs.table {settings.runs.table} says whether it has ended, but only Spark can read this table"
         raise ConfigError([f"state.dir: {folder.folder}: {here}; {ended}"])
     if not run_id and len(active) > 1:
         say(console, f"watching {active[-1]}; also active here: {', '.join(active[:-1])}")

@@ -71,12 +71,11 @@ def show_failures(
     if every > len(found):
         line(console, f"{every - len(found):,} more: --limit {every} lists all")
     if again := [row for row in found if not row["final"] and not is_recorded(row["request_id"])]:
-        which = (
-            "these requests" if len(again) == len(found) else "the requests without the note “will not be sent again”"
-        )
+        every_one = len(again) == len(found)
+        which = "these requests again" if every_one else "the requests that are not marked “will not be sent again”"
         cut = any(row["status"] == "interrupted" for row in again)
         bound = "; an interrupted request is sent in at most capture.max_runs runs" if cut else ""
-        line(console, f"the next capture sends {which} again, unless a later run has a final row for them{bound}")
+        line(console, f"the next capture sends {which}, unless a later run has a final row for them{bound}")
     if any(row["type"] == "invalid_request" for row in found):
         load = f"`{program()} load{to_load} FILE --replace`"
         line(

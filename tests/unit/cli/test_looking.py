@@ -159,6 +159,12 @@ def test_watch_prefers_the_run_of_its_own_captures_table_and_then_the_latest(con
     assert f"captures.table={tables[2]} run-07`" in invoke(*words)[1]
 
 
+@pytest.mark.usefixtures("compared")
+def test_compare_names_the_run_whose_price_changed(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deltatap.analysis.facts.price_changes", lambda _: [("b", "m: 1 instead of 2")])
+    assert "B: m: 1 instead of 2 (USD per million tokens)\n" in invoke("compare", "a", "b", "--config", config)[1]
+
+
 @pytest.mark.parametrize("known", [None, ("running", None, "t")])
 def test_watch_of_a_run_that_is_not_here_is_an_error(
     config: Path, monkeypatch: pytest.MonkeyPatch, known: tuple[str, None, str] | None
@@ -170,6 +176,4 @@ def test_watch_of_a_run_that_is_not_here_is_an_error(
     assert output.endswith(" has no ended run with this id\n")
     code, output = invoke("watch", "a", "--config", config, "--set", "runs.table=main.llm.runs")
     assert code == cli.CONFIGURATION
-    assert output.endswith(
-        "; whether it has ended is in runs.table main.llm.runs, which watch cannot read without Spark\n"
-    )
+    assert output.endswith("; runs.table main.llm.runs says whether it has ended, but only Spark can read this table\n")

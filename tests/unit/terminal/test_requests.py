@@ -75,13 +75,13 @@ def test_failures_have_a_line_each_and_a_hash_has_its_prompt() -> None:
     assert second == "abababababab  interrupted  server c: no message"
     assert prompt.strip() == "prompt: Say [bold]"
     assert more == "5 more: --limit 7 lists all"
-    sent_again = "the next capture sends {} again, unless a later run has a final row for them"
+    sent_again = "the next capture sends {}, unless a later run has a final row for them"
     assert (
         again
-        == f"{sent_again.format('these requests')}; an interrupted request is sent in at most capture.max_runs runs"
+        == f"{sent_again.format('these requests again')}; an interrupted request is sent in at most capture.max_runs runs"
     )
     mixed = printed(terminal.show_failures, "r1", [row, row | {"final": True}], 2).splitlines()
-    assert sent_again.format("the requests without the note “will not be sent again”") in mixed
+    assert sent_again.format("the requests that are not marked “will not be sent again”") in mixed
     recorded = row | {"request_id": "20261202T084210-3fa9c1d2e4b5"}
     shown = printed(terminal.show_failures, "r1", [recorded, recorded | {"body": None, "api": "responses"}], 2)
     assert [line.strip() for line in shown.splitlines()[2:5:2]] == ["m /chat/completions: Say [bold]", "m /responses"]
