@@ -154,9 +154,9 @@ def test_watch_prefers_the_run_of_its_own_captures_table_and_then_the_latest(con
     runs, tables = tmp_path / "runs", [str(tmp_path / name) for name in ("a", "b", "c")]
     rows = [run_row(7, table, started_at=AT + timedelta(hours=hour)) for hour, table in enumerate(tables)]
     write_table(runs, columns.RUNS, [rows[0], rows[2], rows[1]])
-    words = ["watch", "run-07", "--config", config, "--set", f"runs.table={runs}"]
-    assert f"captures.table={tables[0]} run-07`" in invoke(*words, "--set", f"captures.table={tables[0]}")[1]
-    assert f"captures.table={tables[2]} run-07`" in invoke(*words)[1]
+    own = (f"runs.table={runs}", "--set", f"captures.table={tables[0]}")
+    assert f"captures.table={tables[0]} run-07`" in invoke("watch", "run-07", "--config", config, "--set", *own)[1]
+    assert f"captures.table={tables[2]} run-07`" in invoke("watch", "run-07", "--config", config, "--set", own[0])[1]
 
 
 @pytest.mark.usefixtures("compared")
