@@ -10,6 +10,7 @@ import typer
 
 from deltatap.cli.runner import CAPTURE, HOST, OK, PORT, command, given, say
 from deltatap.errors import ConfigError
+from deltatap.model import RunStatus
 from deltatap.program import program
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def watch(
     folder = Folder(Path(settings.state.dir), run_id or None)
     active = folder.active()
     if run_id and run_id not in active:
-        if (known := _final(settings, run_id)) is not None and known[0] != "running":
+        if (known := _final(settings, run_id)) is not None and known[0] is not None:
             say(console, _ended(settings, run_id, *known))
             return OK
         here = f"run {run_id} is not active here; active runs: {', '.join(active) or 'none'}"
@@ -87,9 +88,10 @@ def _is_readable(settings: Settings) -> bool:
     return without_jvm() and local_folder(settings.runs.table) is not None
 
 
-def _final(settings: Settings, run_id: str) -> tuple[str, str | None, str] | None:
-    """Status, reason and captures table of a run in a runs table that is readable without Spark.
+def _final(settings: Settings, run_id: str) -> tuple[str | None, str | None, str] | None:
+    """Final status, reason and captures table of a run in a runs table that is readable without Spark.
 
+    The row of a run that was killed has no final status until the next run has landed its captures.
     A runs table can serve several captures tables, and ids repeat there: the row of ours counts, or else the latest.
     """
     from deltatap.delta import tables  # noqa: PLC0415
@@ -109,4 +111,7 @@ def _final(settings: Settings, run_id: str) -> tuple[str, str | None, str] | Non
         found = rows(LocalReader(no_spark).query(of_run))
     except Exception:  # noqa: BLE001 - the page then says only that the run has ended
         return None
-    return (found[0]["status"], found[0]["reason"], found[0]["captures"]) if found else None
+    if not found:
+        return None
+    status = found[0]["status"]
+    return None if status == RunStatus.RUNNING else status, found[0]["reason"], found[0]["captures"]

@@ -277,7 +277,8 @@ def land_leftovers(
         state.adopt()
         if files.exists(state.folder):
             state.prepare()
-            state.publish(Control(lease.epoch, beat=1))
+            # To `deltatap stop` and `deltatap watch`, the run is over, whatever is left to land.
+            state.publish(Control(lease.epoch, beat=1, stop="ended"))
             left[run_id] = state
     wait_for_the_dead(lease, [*before, *left.values()], say)
     for run_id in lease.others:

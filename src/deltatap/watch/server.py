@@ -45,14 +45,15 @@ class Watching:
 
     Args:
         folder: of the run.
-        final: returns the status, the reason and the table of a run that has ended; None if they are not known.
+        final: returns the status, the reason and the table of a run that has ended; None if they are not known. The
+            status is None until a later run has settled this one.
 
     Attributes:
         board: the last one, as JSON.
         ended: set when the run has ended.
     """
 
-    def __init__(self, folder: Folder, final: Callable[[str], tuple[str, str | None, str] | None]) -> None:
+    def __init__(self, folder: Folder, final: Callable[[str], tuple[str | None, str | None, str] | None]) -> None:
         self._folder, self._final, self._board = folder, final, Board()
         self._news = asyncio.Condition()
         self._number = 0

@@ -12,11 +12,15 @@ from typer.testing import CliRunner
 from deltatap import cli
 from deltatap.analysis.compare import Counted, Difference
 from deltatap.delta import columns
+from deltatap.messages import Control
+from deltatap.state import RunState
 from tests.commands import invoke
 from tests.nightly import AT, run_row, write_table
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from deltatap.watch.server import Watching
 
 
 @pytest.fixture
@@ -165,15 +169,35 @@ def test_compare_names_the_run_whose_price_changed(config: Path, monkeypatch: py
     assert "B: m: 1 instead of 2 (USD per million tokens)\n" in invoke("compare", "a", "b", "--config", config)[1]
 
 
-@pytest.mark.parametrize("known", [None, ("running", None, "t")])
-def test_watch_of_a_run_that_is_not_here_is_an_error(
-    config: Path, monkeypatch: pytest.MonkeyPatch, known: tuple[str, None, str] | None
-) -> None:
-    monkeypatch.setattr("deltatap.cli.watching._final", lambda *_: known)
-    code, output = invoke("watch", "a", "--config", config)
+@pytest.mark.parametrize("run_id", ["unknown", "run-07"])
+def test_watch_of_a_run_that_is_not_here_is_an_error(config: Path, tmp_path: Path, run_id: str) -> None:
+    runs = tmp_path / "runs"
+    write_table(runs, columns.RUNS, [run_row(7, "t", status="running")])
+    code, output = invoke("watch", run_id, "--config", config, "--set", f"runs.table={runs}")
     assert code == cli.CONFIGURATION
-    assert "run a is not active here; active runs: none; runs.table " in output
+    assert f"run {run_id} is not active here; active runs: none; runs.table {runs} " in output
     assert output.endswith(" has no ended run with this id\n")
+
+
+def test_watch_says_that_only_spark_can_read_a_catalog_table(config: Path) -> None:
     code, output = invoke("watch", "a", "--config", config, "--set", "runs.table=main.llm.runs")
     assert code == cli.CONFIGURATION
     assert output.endswith("; runs.table main.llm.runs says whether it has ended, but only Spark can read this table\n")
+
+
+def test_watch_of_a_killed_run_gives_no_status_before_the_next_run_has_landed_its_captures(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, state = tmp_path / "runs", RunState(tmp_path / "state" / "run-07")
+    write_table(runs, columns.RUNS, [run_row(7, "t", status="running")])
+    state.prepare()
+    state.publish(Control(epoch=2, beat=1, stop=None))
+
+    def serve(watching: Watching, *_: object) -> None:
+        state.publish(Control(epoch=3, beat=1, stop="ended"))
+        watching.board = watching._turn()
+
+    monkeypatch.setattr("deltatap.watch.server.serve", serve)
+    sets = ("--set", f"runs.table={runs}", "--set", f"state.dir={state.folder.parent}")
+    code, output = invoke("watch", "run-07", "--port", "0", "--config", config, *sets)
+    assert (code, "run run-07 has ended; next: `deltatap report " in output) == (cli.OK, True)

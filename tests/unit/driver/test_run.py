@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -13,6 +14,7 @@ from deltatap import cli, load_settings
 from deltatap.cli import runner
 from deltatap.delta.identity import Identity
 from deltatap.driver import run as driver_run
+from deltatap.driver.asking import Asked, ask_to_stop
 from deltatap.driver.lease import Lease, Moment
 from deltatap.driver.run import Ended, _capture
 from deltatap.errors import ConfigError, LandingError
@@ -234,6 +236,29 @@ def test_landing_is_used_by_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch
 def a_lease(seen_at: float = 0.0) -> Lease:
     return Lease("run", 2, datetime.now(UTC), resumed=True, others=(), died=(), taken_at=Moment.now(),
                  captures=Identity("t"), seen_at=seen_at)  # fmt: skip
+
+
+def test_a_run_whose_leftovers_land_is_not_found_by_a_request_to_stop(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own, dead = (RunState(tmp_path / name) for name in ("run", "dead"))
+    lease, asked = replace(a_lease(), others=("dead",)), []
+    for state, epoch in ((own, lease.epoch), (dead, 1)):
+        state.prepare()
+        state.publish(Control(epoch, beat=1, stop=None if state is dead else "stopped by a signal"))
+
+    def finish() -> None:
+        control = dead.control()
+        assert control is not None
+        asked.append((ask_to_stop(tmp_path), control.epoch))
+
+    landing = SimpleNamespace(finish=finish)
+    monkeypatch.setattr("deltatap.driver.run.Landing.of", lambda *_: landing)
+    for name in ("resuming.carry", "runs.totals", "runs.settle"):
+        monkeypatch.setattr(f"deltatap.driver.run.{name}", lambda *_: None)
+    driver_run.land_leftovers(cast("Any", None), load_settings({"state": {"dir": str(tmp_path)}}), lease)
+    assert asked == [(Asked("run", answered=True), lease.epoch)]
+    assert not dead.folder.exists()
 
 
 @pytest.mark.parametrize(
