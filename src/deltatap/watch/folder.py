@@ -48,11 +48,17 @@ class Folder:
     _last: Seen = field(default_factory=Seen)
 
     def active(self) -> list[str]:
-        """The runs whose driver has sent a message lately, the latest one last. A killed run leaves its folder."""
+        """The runs whose driver has sent a message lately, the latest one last.
+
+        A killed or failed run leaves its folder. A later run lands what is left in it, and then removes it.
+        """
         found, since = [], time.time() - DEAD_S
         for path in self.folder.glob("*/control.json"):
+            state = RunState(path.parent).at_once()
             with suppress(OSError):
-                found.append((path.stat().st_mtime, RunState(path.parent).at_once().name))
+                control = state.control()
+                if control is not None and control.stop != "ended":
+                    found.append((path.stat().st_mtime, state.name))
         return [name for at, name in sorted(found) if at >= since]
 
     def look(self) -> Seen | None:
@@ -74,7 +80,7 @@ class Folder:
             active = [self.run_id] if self.run_id is not None else self.active()
             # The page cannot wait: files that cannot be read now are read at the next look.
             state = RunState.of(self.folder, active[-1]).at_once() if active else None
-            if state is None or not _is_led(state):
+            if state is None or state.control() is None:
                 return Seen()
             self._state = state
             # The journal may already have many files.
@@ -119,12 +125,6 @@ class Folder:
                 yield from _rows(path)
             except _FAILURES:  # landed meanwhile, or damaged
                 continue
-
-
-def _is_led(state: RunState) -> bool:
-    """Whether a driver executes the run. False if it only lands a dead run's journal, then removes the folder."""
-    control, beats = state.control(), state.heartbeats()
-    return control is not None and (not beats or bool(of_epoch(beats, control)))
 
 
 def _rows(path: Path) -> Iterator[Finished]:

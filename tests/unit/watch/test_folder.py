@@ -76,12 +76,20 @@ def test_the_folder_of_a_killed_run_is_not_watched(tmp_path: Path) -> None:
     past = time.time() - DEAD_S - 60
     os.utime(old.folder / "control.json", (past, past))
     assert found(Folder(tmp_path)) == Seen()
+    prepared(tmp_path, "alive")
     # The next driver lands its journal under its own epoch, and removes the folder.
     old.beat(Heartbeat(1, "00000-000001-a", 1))
-    old.publish(Control(2, 1))
-    assert found(Folder(tmp_path)) == Seen()
-    prepared(tmp_path, "alive")
+    old.publish(Control(2, 1, stop="ended"))
+    assert Folder(tmp_path).active() == ["alive"]
     assert found(Folder(tmp_path)).run_id == "alive"
+
+
+def test_a_resumed_run_is_watched_before_its_new_workers_start(tmp_path: Path) -> None:
+    state = prepared(tmp_path)
+    state.beat(Heartbeat(1, "00000-000001-a", 1))
+    state.publish(Control(2, 1))
+    seen = found(Folder(tmp_path))
+    assert (seen.run_id, list(seen.heartbeats)) == ("run", [])
 
 
 def test_a_heartbeat_of_an_older_version_has_no_streams(tmp_path: Path) -> None:
