@@ -80,12 +80,8 @@ class Replay:
         if isinstance(planned, Response):
             await planned(scope, receive, send)
             return
-        gone = asyncio.Event()
-        watch = asyncio.create_task(disconnected(receive, gone))
-        try:
+        async with disconnected(receive) as gone:
             await self._write(planned, started, gone, scope, send)
-        finally:
-            watch.cancel()
 
     def _plan(self, api: Api, scope: Scope, content: bytes) -> Plan | Response:
         """The plan of the response to a request, or an error response."""

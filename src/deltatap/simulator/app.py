@@ -1,19 +1,17 @@
 """The simulator's endpoints: every API at the URLs of OpenAI, Azure and Databricks, and a record of calls at `/sim`.
 
 This module knows URLs, ASGI and the clock. `answers.py` makes up the answer, each API's module turns it into JSON,
-`stream.py` writes it, `faults.py` defines the faults, and `record.py` records each call.
+`stream.py` writes it, `refusals.py` refuses calls, `faults.py` defines the faults, and `record.py` records each call.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import math
 import os
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
@@ -23,14 +21,15 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from deltatap.api import registry
-from deltatap.api.frames import Facts, openai_error, usage
+from deltatap.api.frames import Facts, usage
 from deltatap.api.framing import BackgroundFrames
 from deltatap.prompts import request_hash_of
 from deltatap.simulator.answers import ENCODING, Pace, answers, planted
 from deltatap.simulator.background import Kept, Store
-from deltatap.simulator.faults import REFUSALS, TRAITS, BadFaultError, Fault, by_rate, in_sequence, of_model, parse
+from deltatap.simulator.faults import TRAITS, BadFaultError, Fault, by_rate, in_sequence, of_model, parse
 from deltatap.simulator.moderations import FLAGGED, Moderations
 from deltatap.simulator.record import Call, Record, start_of
+from deltatap.simulator.refusals import limit_headers, not_found, of_call, of_fault, refusal
 from deltatap.simulator.server import Endpoint, body_of, cors, disconnected
 from deltatap.simulator.stream import BrokenOff, Stream
 
@@ -135,15 +134,13 @@ class Simulator:
 
     async def _models(self, request: Request) -> Response:
         if self._refuses(_key(request.headers)):
-            status, kind, code, message = REFUSALS["401"]
-            return JSONResponse(openai_error(kind, code, message), status)
+            return refusal(None, "401")
         data = [{"id": name, "object": "model", "created": 0, "owned_by": "simulator"} for name in self.settings.models]
         return JSONResponse({"object": "list", "data": data})
 
     async def _moderate(self, request: Request) -> Response:
         if self._refuses(_key(request.headers)):
-            status, kind, code, message = REFUSALS["401"]
-            return JSONResponse(openai_error(kind, code, message), status)
+            return refusal(None, "401")
         return await self.moderations.answer(request, self.settings.flagged, self.settings.moderation_ms / 1e3)
 
     async def _recorded(self, request: Request) -> Response:
@@ -183,7 +180,7 @@ class Simulator:
             await PlainTextResponse("Method Not Allowed", 405)(scope, receive, send)
             return
         if path.startswith("/openai/") and "/v1/" not in path and b"api-version=" not in scope["query_string"]:
-            await _refusal(api, "404", "Resource not found")(scope, receive, send)
+            await refusal(api, "404", "Resource not found")(scope, receive, send)
             return
         content = await body_of(receive)
         headers = {name.decode().lower(): value.decode("latin-1") for name, value in scope["headers"]}
@@ -196,11 +193,11 @@ class Simulator:
             model, faults = of_model(str(body["model"]))
             faults = (*faults, *parse(headers.get("x-simulate", "")))
         except BadFaultError as error:
-            await _refusal(api, "400", str(error))(scope, receive, send)
+            await refusal(api, "400", str(error))(scope, receive, send)
             return
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             message = f"expected a JSON body with model and {api.prompt_field}."
-            await _refusal(api, "400", message)(scope, receive, send)
+            await refusal(api, "400", message)(scope, receive, send)
             return
         key = _key(headers)
         call = self.record.begin(
@@ -223,7 +220,7 @@ class Simulator:
         query = parse_qs(scope["query_string"].decode("latin-1"))
         kept = self._store.find(scope["path_params"]["id"], self.settings.keep_s)
         if scope["method"] != "GET" or kept is None:
-            await _not_found(api, scope["path_params"]["id"])(scope, receive, send)
+            await not_found(api, scope["path_params"]["id"])(scope, receive, send)
             return
         streamed, after = query.get("stream") == ["true"], query.get("starting_after", [""])[0]
         headers = {name.decode().lower(): value.decode("latin-1") for name, value in scope["headers"]}
@@ -258,13 +255,13 @@ class Simulator:
         if "cut_first" in fault:
             transport.close()
             raise BrokenOff
-        refusal = next((_refusal(api, name, argument=fault.argument) for name in fault.names if name in REFUSALS), None)
-        if refusal is None and call.streamed and time.monotonic() - kept.created > self.settings.stream_s:
+        refused = of_fault(api, fault)
+        if refused is None and call.streamed and time.monotonic() - kept.created > self.settings.stream_s:
             why = f"This response can no longer be streamed because it is more than {self.settings.stream_s:g} s old."
-            refusal = _refusal(api, "400", why)
-        if refusal is not None:
-            call.http_status = refusal.status_code
-            await refusal(scope, receive, send)
+            refused = refusal(api, "400", why)
+        if refused is not None:
+            call.http_status = refused.status_code
+            await refused(scope, receive, send)
             return "refused"
         call.http_status = 200
         if not call.streamed:
@@ -276,7 +273,7 @@ class Simulator:
         """Cancel a response in the background."""
         kept = self._store.find(scope["path_params"]["id"], self.settings.keep_s)
         if scope["method"] != "POST" or kept is None:
-            await _not_found(api, scope["path_params"]["id"])(scope, receive, send)
+            await not_found(api, scope["path_params"]["id"])(scope, receive, send)
             return
         kept.cancel()
         await JSONResponse(kept.whole())(scope, receive, send)
@@ -302,10 +299,16 @@ class Simulator:
         if "planted" in fault:
             word, at = fault.argument or self.settings.flagged[0], fault.piece
             found = [planted(answer, word, len(answer.pieces) // 2 if at is None else at) for answer in found]
-        limits = self._limits(call, incoming.input_tokens + sum(answer.tokens for answer in found))
-        if refusal := _refused(incoming, fault, limits):
-            call.http_status = refusal.status_code
-            await refusal(scope, receive, send)
+        limits = limit_headers(
+            self.record,
+            call.started,
+            incoming.input_tokens + sum(answer.tokens for answer in found),
+            requests_per_minute=self.settings.requests_per_minute,
+            tokens_per_minute=self.settings.tokens_per_minute,
+        )
+        if refused := of_call(incoming.api, incoming.body, fault, limits):
+            call.http_status = refused.status_code
+            await refused(scope, receive, send)
             return "refused"
         call.http_status = 200
         if "html" in fault:
@@ -352,55 +355,14 @@ class Simulator:
             call.usage = facts.usage
             await JSONResponse(frames.whole(found), headers=headers)(scope, receive, send)
             return "done"
-        headers |= {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
-        encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": 200, "headers": encoded})
-        gone = asyncio.Event()
-        watch = asyncio.create_task(disconnected(receive, gone))
-        try:
+        await _start_stream(send, headers)
+        async with disconnected(receive) as gone:
             stream = Stream(call, self.record, fault, frames, send, transport, gone)
             return await stream.run(found, api.end_mark)
-        finally:
-            watch.cancel()
-
-    def _limits(self, call: Call, tokens: int) -> dict[str, str]:
-        """The headers with the remaining requests and tokens. If the call exceeds a limit, also a Retry-After."""
-        settings, record = self.settings, self.record
-        headers: dict[str, str] = {}
-        for what, limit, amount in (
-            ("requests", settings.requests_per_minute, 1),
-            ("tokens", settings.tokens_per_minute, tokens),
-        ):
-            if limit is None:
-                continue
-            used, free_in = record.within_a_minute(call.started, what)
-            remaining = math.floor(limit - used - amount)
-            headers |= {
-                f"x-ratelimit-limit-{what}": f"{limit:g}",
-                f"x-ratelimit-remaining-{what}": str(max(0, remaining)),
-                f"x-ratelimit-reset-{what}": f"{free_in:.3f}s",
-            }
-            if remaining < 0 and used:
-                headers["retry-after"] = f"{max(free_in, 0.05):.3f}"
-        if "retry-after" not in headers:
-            record.accept(call.started, tokens)
-        return headers
 
 
 def _slots(settings: SimulatorSettings) -> AbstractAsyncContextManager[None]:
     return nullcontext() if settings.slots is None else asyncio.Semaphore(settings.slots)
-
-
-def _refused(incoming: _Incoming, fault: Fault, limits: dict[str, str]) -> Response | None:
-    """The refusal that the fault or the limits cause. None if the call gets an answer."""
-    api = incoming.api
-    if api.resume and incoming.body.get("background") and incoming.body.get("store") is False:
-        return _refusal(api, "400", "Background mode requires store=true.")
-    if "no_stream_options" in fault and "stream_options" in incoming.body:
-        return _refusal(api, "400", "Unrecognized request argument supplied: stream_options")
-    if name := next((name for name in fault.names if name in REFUSALS), None):
-        return _refusal(api, name, argument=fault.argument)
-    return _refusal(api, "429", headers=limits) if "retry-after" in limits else None
 
 
 def _facts(incoming: _Incoming, call: Call, fault: Fault, found: Sequence[Answer]) -> Facts:
@@ -425,16 +387,16 @@ async def _followed(
     kept: Kept, call: Call, fault: Fault, headers: Mapping[str, str], scope: Scope, receive: Receive, send: Send
 ) -> str:
     """Stream a response in the background; returns how the call ended."""
-    headers = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", **headers}
-    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": 200, "headers": encoded})
-    gone = asyncio.Event()
-    watch = asyncio.create_task(disconnected(receive, gone))
-    try:
+    await _start_stream(send, headers)
+    async with disconnected(receive) as gone:
         after = -1 if call.after is None else call.after
         return await kept.follow(after, send, fault, scope["extensions"]["transport"], gone)
-    finally:
-        watch.cancel()
+
+
+async def _start_stream(send: Send, headers: Mapping[str, str]) -> None:
+    headers = {**headers, "content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
+    encoded = [(name.encode(), value.encode()) for name, value in headers.items()]
+    await send({"type": "http.response.start", "status": 200, "headers": encoded})
 
 
 def _without_resume(api: Api, body: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -443,31 +405,8 @@ def _without_resume(api: Api, body: Mapping[str, Any]) -> Mapping[str, Any]:
     return {name: value for name, value in body.items() if not resumes or name not in api.resume}
 
 
-def _not_found(api: Api, response_id: str) -> Response:
-    message = f"Response with id '{response_id}' not found."
-    return JSONResponse(api.error_body(404, "invalid_request_error", None, message), 404)
-
-
 def _sha256(key: str) -> str | None:
     return hashlib.sha256(key.encode()).hexdigest() if key else None
-
-
-def _refusal(
-    api: Api,
-    name: str,
-    message: str | None = None,
-    *,
-    argument: str | None = None,
-    headers: dict[str, str] | None = None,
-) -> Response:
-    status, kind, code, usual = REFUSALS[name]
-    if headers is None and status == 429 and name != "quota":  # noqa: PLR2004 - too many requests
-        date = formatdate(time.time() + 1, usegmt=True)
-        headers = {
-            "retry-after": date if argument == "date" else argument or "1",
-            "x-ratelimit-remaining-requests": "0",
-        }
-    return JSONResponse(api.error_body(status, kind, code, message or usual), status, headers)
 
 
 def _key(headers: Mapping[str, str]) -> str:

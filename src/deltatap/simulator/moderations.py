@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from deltatap.api.frames import openai_error
-from deltatap.simulator.faults import REFUSALS, BadFaultError, Fault, in_sequence, of_model
+from deltatap.simulator.faults import BadFaultError, Fault, in_sequence, of_model
+from deltatap.simulator.refusals import of_fault, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 # The words that are flagged unless others are given.
 FLAGGED = ("forbidden",)
-_STATUS_LIMITED = 429
 _STALL_S = 3600.0
 
 
@@ -54,9 +53,9 @@ class Moderations:
             texts = [text] if isinstance(text, str) else [str(each) for each in text]
             name, faults = of_model(model)
         except BadFaultError as error:
-            return _refused("400", str(error))
+            return refusal(None, "400", str(error))
         except (ValueError, KeyError, TypeError, AttributeError):
-            return _refused("400", "expected a JSON body with input.")
+            return refusal(None, "400", "expected a JSON body with input.")
         fault = in_sequence(faults, self._by_model[model]) or Fault(())
         self._by_model[model] += 1
         self.open += 1
@@ -67,18 +66,18 @@ class Moderations:
         finally:
             self.open -= 1
         results = [_result(each, words) for each in texts]
-        refusal = next((each for each in fault.names if each in REFUSALS), None)
+        refused = of_fault(None, fault)
         self.calls.append(
             {
                 "started": started,
                 "model": name,
                 "texts": texts,
-                "flagged": refusal is None and any(result["flagged"] for result in results),
+                "flagged": refused is None and any(result["flagged"] for result in results),
                 "fault": fault.text or None,
             }
         )
-        if refusal is not None:
-            return _refused(refusal, argument=fault.argument)
+        if refused is not None:
+            return refused
         if "html" in fault:
             return PlainTextResponse("<html><body>Welcome</body></html>", media_type="text/html")
         if "bad_json" in fault:
@@ -90,9 +89,3 @@ def _result(text: str, words: Sequence[str]) -> dict[str, Any]:
     found = {word: word in text for word in words}
     scores = {word: float(is_in) for word, is_in in found.items()}
     return {"flagged": any(found.values()), "categories": found, "category_scores": scores}
-
-
-def _refused(name: str, message: str | None = None, argument: str | None = None) -> Response:
-    status, kind, code, usual = REFUSALS[name]
-    headers = {"retry-after": argument or "1"} if status == _STATUS_LIMITED and name != "quota" else None
-    return JSONResponse(openai_error(kind, code, message or usual), status, headers)

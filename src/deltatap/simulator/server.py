@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import gc
 import socket
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,9 +18,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from deltatap.errors import ConfigError
 
 if TYPE_CHECKING:
-    import asyncio
     import ssl
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from starlette.applications import Starlette
     from starlette.types import Receive, Scope, Send
@@ -55,11 +56,21 @@ async def body_of(receive: Receive) -> bytes:
     return b"".join(content)
 
 
-async def disconnected(receive: Receive, gone: asyncio.Event) -> None:
-    """Wait until the client disconnects, and set the event."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    gone.set()
+@asynccontextmanager
+async def disconnected(receive: Receive) -> AsyncIterator[asyncio.Event]:
+    """An event that is set when the client disconnects."""
+    gone = asyncio.Event()
+
+    async def wait() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone.set()
+
+    waiting = asyncio.create_task(wait())
+    try:
+        yield gone
+    finally:
+        waiting.cancel()
 
 
 def cors() -> Middleware:
