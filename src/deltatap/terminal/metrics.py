@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from deltatap.analysis.compare import Counted, Difference
     from deltatap.analysis.conditions import Outcome, Reached
+    from deltatap.analysis.metrics import Metric
 
 # The short names of the two runs in a comparison. Columns have them if the real names do not fit.
 _RUNS = ("A", "B")
@@ -115,13 +116,13 @@ def show_comparison(
 def _show_mode(console: Console, names: tuple[str, str], differences: Mapping[tuple[str, str], Difference]) -> None:
     """Print the differences of one mode: a row for each metric, and below, which metrics have the same values."""
     measured, quantiles = ({key[at]: None for key in differences} for at in (0, 1))
-    # The labels of the metrics with the same unit and the same values as shown.
-    rows: dict[tuple[tuple[str, ...], ...], list[str]] = {}
+    # The metrics with the same unit and the same values as shown.
+    rows: dict[tuple[tuple[str, ...], ...], list[Metric]] = {}
     for name in dict.fromkeys((*_IMPORTANT, *_METRICS)):
         if name in measured:
             shown = (_cells(differences.get((name, quantile))) for quantile in quantiles)
-            rows.setdefault(((_METRICS[name].unit,), *shown), []).append(_METRICS[name].label)
-    labels = [its[0] if unit in ("ms", its[0]) else f"{its[0]}, {unit}" for ((unit,), *_), its in rows.items()]
+            rows.setdefault(((_METRICS[name].unit,), *shown), []).append(_METRICS[name])
+    labels = [_label(first) for first, *_ in rows.values()]
     cells_of = {quantile: [key[at] for key in rows] for at, quantile in enumerate(quantiles, start=1)}
     wide, narrow = _table(labels, cells_of, names, "\n"), _table(labels, cells_of, _RUNS)
     if table := next((table for table in (wide, narrow) if fits(console, table)), None):
@@ -129,8 +130,12 @@ def _show_mode(console: Console, names: tuple[str, str], differences: Mapping[tu
     else:
         for quantile, cells in cells_of.items():
             console.print(_table(labels, {quantile: cells}, _RUNS))
-    same = [f"same values as {first}: {', '.join(others)}" for first, *others in rows.values() if others]
-    _print_words(console, "; ".join(same))
+    same = {first.label: ", ".join(each.title for each in others) for first, *others in rows.values() if others}
+    _print_words(console, "; ".join(f"same values as {first}: {others}" for first, others in same.items()))
+
+
+def _label(metric: Metric) -> str:
+    return metric.label if metric.unit in ("ms", metric.label) else f"{metric.label}, {metric.unit}"
 
 
 def _table(

@@ -69,7 +69,7 @@ def test_a_comparison_has_a_line_for_each_metric_with_both_quantiles_and_what_a_
         "TTFT       100.0 130.0 * +30%  +20…+40% 12,346 12,346   0.0% -10…+10%",
         "tokens/s    46.0  45.0  -2.2%              0.0    0.0    0.0  0.0…0.0",
         "TTFB         1.0   1.2   +20% -4.0…+40%    2.0   27.0  * +25  +24…+26",
-        "same values as TTFT: TTFOT",
+        "same values as TTFT: time to first output token",
         "complete",
         "metric, ms p95 A p95 B  change   interval",
         "E2E        1,000 950.0 * -5.0% -6.0…-4.0%",
