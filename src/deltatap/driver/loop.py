@@ -85,7 +85,7 @@ class CaptureLoop:
         self._shutdown = Shutdown(run.settings.timeouts.grace_s, run.settings.timeouts.total_s)
         self._opening = None if plan.calls is None else control.Opening(len(plan.calls))
         self._models: list[str] = []
-        self._succeeded = any(plan.before.get(status) for status in ("completed", "interrupted"))
+        self._succeeded = False
         self.notes: list[str] = []
 
     def capture(self, threads: Sequence[Periodic], drain: Callable[[], None]) -> Stop | None:
@@ -259,7 +259,7 @@ class CaptureLoop:
         self._models = self._models or models(self._plan.files)
         refused = all_refused(self._models, parked, succeeded=False)
         if refused:
-            # A worker that died may have captured an answer that no heartbeat reported.
+            # An earlier start, or a worker that died, may have captured an answer that no heartbeat reports.
             run = self._run
             landed = runs.has_output(run.spark, run.settings, run.lease.run_id)
             try:

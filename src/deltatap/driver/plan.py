@@ -101,7 +101,8 @@ def make_plan(run: ActiveRun, landing: Landing, building: owed.Building) -> Plan
     for old in run.state.plans():
         run.state.files.delete_folder(old.folder)
     before, final = _earlier_starts(run)
-    if not any(before.get(status) for status in _STATUSES):
+    # The workers of a dead driver may still write captures, although none has landed yet.
+    if not lease.resumed and not any(before.get(status) for status in _STATUSES):
         landing.new_rows.epoch = lease.epoch
     files, tasks = run.state.plan(lease.epoch), task_count(settings, building.slots)
     with (

@@ -135,8 +135,8 @@ def _earlier_sql(name: str) -> str:
 
 
 def has_output(spark: SparkSession, settings: Settings, run_id: str) -> bool:
-    """Whether an answer of the run has landed, complete or not."""
-    ours = f"run_id = {tables.literal(run_id)} AND status != 'failed'"
+    """Whether an answer to a call of the run has landed, complete or not. A reused answer has no call."""
+    ours = f"run_id = {tables.literal(run_id)} AND status != 'failed' AND started_at IS NOT NULL"
     found = reader_beside(spark).query(
         f"SELECT run_id FROM {tables.quoted(settings.captures.table)} WHERE {ours} LIMIT 1"
     )

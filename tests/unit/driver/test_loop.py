@@ -291,7 +291,7 @@ def test_a_run_stops_when_every_model_is_parked_and_no_call_has_succeeded(driver
     )
 
 
-@pytest.mark.parametrize("where", ["this worker", "another worker", "an earlier driver's worker", "landed", "before", "journal"])  # fmt: skip
+@pytest.mark.parametrize("where", ["this worker", "another worker", "an earlier driver's worker", "landed", "journal"])
 def test_a_run_continues_if_a_call_has_ever_succeeded(driver: Driver, where: str) -> None:
     driver.state.beat(Heartbeat(EPOCH, CLAIM, 2, parked=parked("a", "b"), succeeded=where == "this worker"))
     if where == "another worker":
@@ -299,13 +299,17 @@ def test_a_run_continues_if_a_call_has_ever_succeeded(driver: Driver, where: str
     if where == "an earlier driver's worker":
         driver.state.beat(Heartbeat(EPOCH - 1, "00001-000001-b", 2, succeeded=True))
     driver.landed_output = where == "landed"
-    if where == "before":
-        run, plan = driver.loop._run, replace(driver.plan, before={"completed": 0, "interrupted": 1})
-        driver.loop = CaptureLoop(run, plan, None, signalled=driver.signalled, ends_at=math.inf)
     if where == "journal":
         for name, statuses in (("a", ["failed"]), ("b", ["failed", "completed"])):
             pq.write_table(pa.table({"status": statuses}), driver.state.journal / f"{name}.parquet")
     assert driver.turn().stop is None
+
+
+def test_a_reused_answer_is_no_success(driver: Driver) -> None:
+    plan = replace(driver.plan, reused=3, before={"completed": 3})
+    driver.loop = CaptureLoop(driver.loop._run, plan, None, signalled=driver.signalled, ends_at=math.inf)
+    driver.state.beat(Heartbeat(EPOCH, CLAIM, 1, parked=parked("a", "b")))
+    assert driver.turn().stop == "failed"
 
 
 def test_failed_rows_in_the_journal_are_no_success(driver: Driver) -> None:
