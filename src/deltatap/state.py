@@ -6,6 +6,7 @@ folder may be on a Databricks Volume. Leaves each access to ``files.py``, and th
 
     <state.dir>/<folder_of(run_id)>/
         run_id                  the run's id, if the folder has another name
+        captures                which captures table the run writes
         control.json            the driver's message: epoch, beat, shares, stop; replaced every half second
         stop                    exists when someone has asked the run to stop: the epoch of its driver
         workers/<claim>.json    a worker's heartbeat
@@ -140,8 +141,42 @@ class RunState:
         found = self.files.names(self.folder)
         return [PlanState(path, None, self.files) for path in found if path.name.startswith("plan-")]
 
-    def prepare(self) -> None:
-        """Create the folders.
+    def is_of(self, captures: str) -> bool:
+        """Whether the folder is of a run on this captures table; also if no run has marked it.
+
+        Args:
+            captures: the table, as :attr:`deltatap.delta.identity.Identity.key`.
+
+        Raises:
+            OSError: if the mark cannot be read.
+        """
+        return self.files.load(self.folder / "captures", _line) in (None, captures)
+
+    def require(self, captures: str) -> None:
+        """Require that no run on another captures table has left the folder.
+
+        Raises:
+            ConfigError: if one has, or if the folder cannot be read.
+        """
+        try:
+            if not self.is_of(captures):
+                problem = (
+                    f"run.id: {self.name}: {self.folder} is of a run on another captures table; choose another run.id "
+                    "or state.dir, or delete this folder if that table is gone"
+                )
+                raise ConfigError([problem])
+        except OSError as error:
+            raise ConfigError([f"state.dir: {self.folder}: cannot be read: {error.strerror}"]) from error
+
+    def is_left(self) -> bool:
+        """Whether a run has left more here than unreadable journal files."""
+        return any(path != self.aside for path in self.files.names(self.folder))
+
+    def prepare(self, captures: str | None = None) -> None:
+        """Create the folders, and mark the folder with the captures table.
+
+        Args:
+            captures: the table, as for :meth:`is_of`; None leaves the mark as it is.
 
         Raises:
             ConfigError: if the state folder cannot be written.
@@ -152,6 +187,8 @@ class RunState:
             self.files.delete(self.folder / "probe")
             if self.run_id is not None:
                 self.files.write(self.folder / "run_id", self.run_id.encode())
+            if captures is not None:
+                self.files.write(self.folder / "captures", f"{captures}\n".encode())
         except OSError as error:
             raise ConfigError([f"state.dir: {self.folder.parent}: cannot be written: {error.strerror}"]) from error
 
@@ -428,6 +465,13 @@ def _record(kind: type[_Record], content: dict[str, Any]) -> _Record:
     """A message without the fields that only another version of deltatap knows."""
     known = {each.name for each in fields(kind)}
     return kind(**{name: value for name, value in content.items() if name in known})
+
+
+def _line(content: bytes) -> str:
+    """A line. An incomplete line does not end, so it raises a ValueError."""
+    if not content.endswith(b"\n"):
+        raise ValueError(content)
+    return content.decode().strip()
 
 
 def _content(content: bytes) -> dict[str, Any]:

@@ -61,8 +61,8 @@ def test_a_lease_is_refused_while_its_holder_is_alive(spark: SparkSession, setti
 
 
 def test_closing_a_run_releases_its_lease(spark: SparkSession, settings: Settings) -> None:
-    leases.acquire(spark, settings, "a")
-    row = runs.close(spark, settings, this(spark, settings), "a", RunStatus.COMPLETED, None, {"completed": 3})
+    lease = leases.acquire(spark, settings, "a")
+    row = leases.close(spark, settings, lease, RunStatus.COMPLETED, None, {"completed": 3})
     assert (row["status"], row["completed"]) == ("completed", 3)
     assert leases.acquire(spark, settings, "b").epoch == 2
 
@@ -120,9 +120,11 @@ def test_a_driver_that_lost_its_lease_gets_an_error_and_writes_nothing(spark: Sp
     second = leases.acquire(spark, settings, "b")
     with pytest.raises(LeaseLostError, match="run a: another driver has taken over"):
         renew(spark, settings, first, {"completed": 99})
+    with pytest.raises(LeaseLostError, match="run a: another driver has taken over"):
+        leases.close(spark, settings, first, RunStatus.FAILED, "a reason", {"completed": 99})
     renew(spark, settings, second, {"completed": 2})
     (row,) = spark.table(delta_tables.quoted(settings.runs.table)).collect()
-    assert row["completed"] == 2, "the older driver's counts are not written"
+    assert (row["completed"], row["status"]) == (2, "running"), "the older driver has written nothing"
 
 
 def test_one_of_several_simultaneous_drivers_gets_the_lease(spark: SparkSession, settings: Settings) -> None:

@@ -142,10 +142,10 @@ def _until_due(
     The notice tells the user that the wait begins. Whoever has read it can stop the wait.
     """
     failures = 0
-    with _stoppable(rounds) as state:
+    with _stoppable(rounds) as wait:
         if rounds.over(time.monotonic()) is None:
             say(notice)
-        while (why := _wait(rounds, state, signalled)) is None:
+        while (why := _until_next_look(rounds, wait, signalled)) is None:
             settings = rounds.next(time.monotonic())
             try:
                 with owed_requests(spark, settings, settings.run.id or "", after=rounds.ids) as found:
@@ -156,39 +156,64 @@ def _until_due(
                 if failures == _TRIES:
                     raise
                 say(f"{one_line(error)}; looking again in {rounds.every_s():g} s")
-            if due and not _asked_to_stop(state) and not signalled.is_set():
+            if due and not wait.asked_to_stop() and not signalled.is_set():
                 break
     return why
 
 
-def _wait(rounds: Rounds, state: RunState, signalled: threading.Event) -> str | None:
+def _until_next_look(rounds: Rounds, wait: _Wait, signalled: threading.Event) -> str | None:
     """Wait until it is time to look again. Returns why no further round follows; None if one may follow."""
     now = time.monotonic()
     until = now + rounds.every_s()
     while (why := rounds.over(now)) is None and now < until:
         if signalled.wait(min(POLL_S, until - now)):
             return "stopped by a signal"
-        if _asked_to_stop(state):
+        if wait.asked_to_stop():
             return _STOPPED
+        with suppress(OSError, ConfigError):  # the next turn repeats it
+            wait.announce()
         now = time.monotonic()
     return why
 
 
-def _asked_to_stop(state: RunState) -> bool:
-    """Whether a stop was requested; False while the state folder cannot be read: the next look reads it again."""
-    with suppress(OSError):
-        return state.asked_to_stop()
-    return False
+@dataclass(frozen=True, slots=True)
+class _Wait:
+    """The folder of the last run, where ``deltatap stop`` leaves its request between two rounds.
+
+    The wait holds no lease. A run that lands what dead runs have left removes this folder, too, and a start with the
+    last run's id uses it.
+    """
+
+    state: RunState
+    message: Control
+
+    def announce(self) -> None:
+        """Publish the message by which ``deltatap stop`` finds the wait, unless another driver uses the folder."""
+        found = self.state.control()
+        if found is None or found.stop == "ended":
+            self.state.prepare()
+            self.state.publish(self.message)
+
+    def asked_to_stop(self) -> bool:
+        """Whether a stop was requested; False while the state folder cannot be read: the next look reads it again."""
+        with suppress(OSError):
+            return self.state.asked_to_stop(self.message.epoch)
+        return False
+
+    def end(self) -> None:
+        """Remove the folder, unless another driver uses it."""
+        with suppress(OSError):
+            if self.state.control() == self.message:
+                self.state.remove()
 
 
 @contextmanager
-def _stoppable(rounds: Rounds) -> Iterator[RunState]:
-    """The folder of the last run, where ``deltatap stop`` leaves its request between two rounds."""
+def _stoppable(rounds: Rounds) -> Iterator[_Wait]:
     last = rounds.runs[-1]
     state = RunState.of(Path(rounds.settings.state.dir), last["run_id"])
-    state.prepare()
-    state.publish(Control(last["epoch"], beat=0, stop=RunStatus.COMPLETED))
+    message = Control(last["epoch"], beat=0, stop=RunStatus.COMPLETED)
+    _Wait(state, message).announce()
     try:
-        yield state.at_once()
+        yield _Wait(state.at_once(), message)
     finally:
-        state.remove()
+        _Wait(state, message).end()

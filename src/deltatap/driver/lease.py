@@ -1,8 +1,8 @@
 """The lease of a captures table: at most one run at a time writes the table.
 
 The lease is part of a run's row in ``runs``: its epoch, its driver and its heartbeat. Knows how a driver acquires the
-lease, renews it and detects that it is lost. ``runs.py`` reads and updates the rows, and ``run.py`` decides what a run
-does with the lease.
+lease, renews it, detects that it is lost, and releases it. ``runs.py`` reads and updates the rows, and ``run.py``
+decides what a run does with the lease.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ LEASE_S = 60.0
 HEARTBEAT_S = 15.0
 # After this long without a renewal, another driver may hold the lease.
 UNSURE_S = LEASE_S - HEARTBEAT_S
+# How long renewals may fail because of the storage.
+_GIVE_UP_S = 120.0
 _WATCH_EVERY_S = 5.0
 _VERSIONS = ("deltatap", "openai", "httptools", "tiktoken", "pyspark", "delta-spark", "pyarrow", "pandas")
 
@@ -208,27 +210,75 @@ class Renewal:
     def __init__(self, spark: SparkSession, settings: Settings, lease: Lease) -> None:
         self._spark, self._settings, self._lease = spark, settings, lease
         self._renewed_at = lease.taken_at
+        self._failing_since: Moment | None = None
         self.counts: Mapping[str, object] = {}
 
     def renew(self) -> None:
-        """Renew the lease.
+        """Renew the lease. The next renewal repeats one that fails; meanwhile, the lease becomes unsure.
 
         Raises:
             LeaseLostError: if another driver holds the lease.
+            Exception: what has failed, if renewals have failed for two minutes.
         """
-        spark, settings, lease, at = self._spark, self._settings, self._lease, Moment.now()
+        lease, at = self._lease, Moment.now()
         values = {"heartbeat_at": runs.utc_now(), **self.counts}
-        runs.update(spark, settings, lease.captures, lease.run_id, values, f"epoch = {lease.epoch}")
-        row = next((row for row in runs.read(spark, settings, lease.captures) if row["run_id"] == lease.run_id), None)
-        if row is None or row["epoch"] != lease.epoch:
-            raise LeaseLostError(
-                f"run {lease.run_id}: another driver has taken over captures table {settings.captures.table}"
-            )
-        self._renewed_at = at
+        try:
+            runs.update(self._spark, self._settings, lease.captures, lease.run_id, values, _is_open(lease))
+            check(self._spark, self._settings, lease)
+        except LeaseLostError:
+            raise
+        except Exception:
+            self._failing_since = self._failing_since or at
+            if at.since(self._failing_since) > _GIVE_UP_S:
+                raise
+        else:
+            self._renewed_at, self._failing_since = at, None
 
     def is_unsure(self) -> bool:
         """Whether the last renewal is so long ago that another driver may hold the lease by now."""
         return Moment.now().since(self._renewed_at) > UNSURE_S
+
+
+def check(spark: SparkSession, settings: Settings, lease: Lease) -> None:
+    """Check that no other driver has taken the lease.
+
+    Raises:
+        LeaseLostError: if one has.
+    """
+    rows = runs.read(spark, settings, lease.captures)
+    if max((row["epoch"] for row in rows), default=0) != lease.epoch:
+        raise _lost(settings, lease)
+
+
+def close(
+    spark: SparkSession,
+    settings: Settings,
+    lease: Lease,
+    status: RunStatus,
+    reason: str | None,
+    values: Mapping[str, object],
+) -> dict[str, Any]:
+    """Close the run that holds a lease, and return its row. This releases the lease.
+
+    Raises:
+        LeaseLostError: if another driver has taken over. Then the run's row and folder belong to that driver.
+    """
+    ended = {**runs.closing(status, reason), **values}
+    runs.update(spark, settings, lease.captures, lease.run_id, ended, _is_open(lease))
+    rows = runs.read(spark, settings, lease.captures)
+    row = next((row for row in rows if row["run_id"] == lease.run_id), None)
+    if row is None or (row["epoch"], row["status"]) != (lease.epoch, status):
+        raise _lost(settings, lease)
+    return row
+
+
+def _is_open(lease: Lease) -> str:
+    """The SQL condition that a run's row is open, and that its driver has this lease."""
+    return f"status = '{RunStatus.RUNNING}' AND epoch = {lease.epoch}"
+
+
+def _lost(settings: Settings, lease: Lease) -> LeaseLostError:
+    return LeaseLostError(f"run {lease.run_id}: another driver has taken over captures table {settings.captures.table}")
 
 
 def run_to_resume(rows: Sequence[dict[str, Any]], settings: Settings) -> dict[str, Any] | None:

@@ -132,6 +132,8 @@ def _run_alone(
     building = Building(spark, settings, settings.run.id, after)
     try:
         captures = guard(spark, settings)
+        if settings.run.id is not None:
+            RunState.of(Path(settings.state.dir), settings.run.id).require(captures.key)
         with locked(captures.folder) as alone:
             lease = leases.acquire(spark, settings, new_id, captures=captures, alone=alone)
             return _run_with_lease(ActiveRun.of(settings, spark, console, prices, lease), building, signalled)
@@ -140,54 +142,55 @@ def _run_alone(
 
 
 def _run_with_lease(run: ActiveRun, building: Building, signalled: threading.Event | None = None) -> Ended:
+    renewal = leases.Renewal(run.spark, run.settings, run.lease)
+    keeper = Periodic("lease", renewal.renew, every_s=leases.HEARTBEAT_S)
     try:
         run.state.adopt()
-        again = run.state.files.exists(run.state.folder)
-        run.state.prepare()
+        again = run.state.is_left()
+        run.state.prepare(run.lease.captures.key)
         # First, because `deltatap stop` finds the run once it has published, and its request must be kept.
         run.state.forget_stop()
         # Workers of an older epoch that are still running stop now, before their journal is read.
         run.state.publish(Control(run.lease.epoch, next(run.beats)))
-        land_leftovers(run.spark, run.settings, run.lease, before=[run.state] * again, say=run.say)
+        for note in land_leftovers(run.spark, run.settings, run.lease, before=[run.state] * again, say=run.say):
+            run.say(note)
         with signals() if signalled is None else nullcontext(signalled) as event:
-            return _run_steps(run, building, event)
+            return _run_steps(run, building, event, renewal, keeper)
     except LeaseLostError:
         raise
     except BaseException as error:
         _close_failed(run, error)
         raise
+    finally:
+        keeper.stop()
 
 
-def _run_steps(run: ActiveRun, building: Building, signalled: threading.Event) -> Ended:
+def _run_steps(
+    run: ActiveRun, building: Building, signalled: threading.Event, renewal: leases.Renewal, keeper: Periodic
+) -> Ended:
     """Plan, capture, land and close."""
     runtime_s = run.settings.budget.runtime_s
     ends_at = math.inf if runtime_s is None else time.monotonic() + runtime_s
     resuming.take(run)
     building.wait()
-    # If the capture takes the only slot, the Spark jobs of these threads would wait until it ends. In this case,
-    # nothing renews the lease, and the journal lands after the capture.
+    # If the capture takes the only slot, the Spark jobs of other threads wait until it ends: the lease is not renewed,
+    # and the journal lands after the capture.
     concurrent = run.settings.capture.where == "driver" or building.slots > 1
     landing = Landing.of(run.spark, run.settings, run.state)
-    renewal = leases.Renewal(run.spark, run.settings, run.lease) if concurrent else None
-    keepers = [] if renewal is None else [Periodic("lease", renewal.renew, every_s=leases.HEARTBEAT_S)]
-    try:
-        plan = make_plan(run, landing, building)
-        if renewal is not None:
-            renewal.counts = plan.counts(Snapshot(plan.requests))
-        notes = announce(run, plan, building.slots)
-        loop = CaptureLoop(run, plan, renewal, signalled=signalled, ends_at=ends_at, kept=landing.kept)
-        stop = _capture(loop, landing, keepers, concurrent=concurrent) if plan.requests else None
-        notes += loop.notes
-    finally:
-        for keeper in keepers:
-            keeper.stop()
-    for keeper in keepers:
-        if isinstance(keeper.error, LeaseLostError):
-            raise keeper.error
-    return _close(run, plan, landing, stop, notes)
+    plan = make_plan(run, landing, building)
+    renewal.counts = plan.counts(Snapshot(plan.requests))
+    notes = announce(run, plan, building.slots)
+    renewed = renewal if concurrent else None
+    loop = CaptureLoop(run, plan, renewed, signalled=signalled, ends_at=ends_at, kept=landing.kept)
+    stop = _capture(loop, landing, keeper, concurrent=concurrent) if plan.requests else None
+    if isinstance(keeper.error, LeaseLostError):
+        raise keeper.error
+    if not concurrent:
+        leases.check(run.spark, run.settings, run.lease)
+    return _close(run, plan, landing, stop, [*notes, *loop.notes])
 
 
-def _capture(loop: CaptureLoop, landing: Landing, keepers: list[Periodic], *, concurrent: bool) -> Stop | None:
+def _capture(loop: CaptureLoop, landing: Landing, keeper: Periodic, *, concurrent: bool) -> Stop | None:
     """Capture the plan, and land its journal meanwhile."""
     one_at_a_time = threading.Lock()
 
@@ -201,7 +204,7 @@ def _capture(loop: CaptureLoop, landing: Landing, keepers: list[Periodic], *, co
 
     landers = [Periodic("landing", keep, every_s=_LAND_EVERY_S, tries=_LANDING_TRIES)] if concurrent else []
     try:
-        stop = loop.capture([*keepers, *landers], drain)
+        stop = loop.capture([keeper, *landers], drain)
     finally:
         for lander in landers:
             lander.stop()
@@ -212,10 +215,7 @@ def _capture(loop: CaptureLoop, landing: Landing, keepers: list[Periodic], *, co
 def _close(run: ActiveRun, plan: Plan, landing: Landing, stop: Stop | None, notes: list[str]) -> Ended:
     """Close the run with its totals, and remove its state folder."""
     landing.finish()
-    notes = [
-        *notes,
-        *(f"journal file {path.name} could not be read and was set aside" for path in landing.set_aside),
-    ]
+    notes = [*notes, *set_aside(landing)]
     try:
         landing.compact()
     except Exception as error:  # noqa: BLE001 - small files are slower to read, but the run has succeeded
@@ -224,7 +224,7 @@ def _close(run: ActiveRun, plan: Plan, landing: Landing, stop: Stop | None, note
     status, reason = (RunStatus.COMPLETED, None) if stop is None else (stop.status, stop.reason)
     notes += resuming.notes(run.spark, run.settings, run.lease.run_id)
     resuming.leave(run)
-    row = runs.close(run.spark, run.settings, run.lease.captures, run.lease.run_id, status, reason, totals)
+    row = leases.close(run.spark, run.settings, run.lease, status, reason, totals)
     run.state.publish(Control(run.lease.epoch, next(run.beats), stop="ended"))
     asked = run.state.asked_to_stop(run.lease.epoch)
     run.state.remove()
@@ -235,10 +235,12 @@ def _close_failed(run: ActiveRun, error: BaseException) -> None:
     spark, settings, run_id = run.spark, run.settings, run.lease.run_id
     reason = described(error)
     # The first error is the one to report. If closing also fails, the next start finds a dead run.
-    with suppress(Exception):
-        runs.close(
-            spark, settings, run.lease.captures, run_id, RunStatus.FAILED, reason, runs.totals(spark, settings, run_id)
-        )
+    try:
+        leases.close(spark, settings, run.lease, RunStatus.FAILED, reason, runs.totals(spark, settings, run_id))
+    except LeaseLostError:
+        return  # the messages in the folder are those of another driver now
+    except Exception:  # noqa: BLE001, S110
+        pass
     with suppress(Exception):
         run.state.publish(Control(run.lease.epoch, next(run.beats), stop="ended"))
 
@@ -259,7 +261,7 @@ def land_leftovers(
     *,
     before: Sequence[RunState] = (),
     say: Callable[[str], None] = lambda _: None,
-) -> None:
+) -> list[str]:
     """Land the journals of other runs on this table: dead runs, and failed runs that could not land.
 
     Workers of these runs that are still running see the newer epoch and start no more requests.
@@ -270,12 +272,16 @@ def land_leftovers(
         lease: of this run.
         before: the state folder of this run, if it exists from an earlier start.
         say: prints a line for the user.
+
+    Returns:
+        Notes for the user about files that could not be read.
     """
-    left, files = {}, Files(settings.state.files_per_s)
+    left, notes, files = {}, list[str](), Files(settings.state.files_per_s)
     for run_id in lease.others:
         state = RunState.of(Path(settings.state.dir), run_id, files)
         state.adopt()
-        if files.exists(state.folder):
+        # Runs on other tables can have the same ids.
+        if state.is_left() and state.is_of(lease.captures.key):
             state.prepare()
             # To `deltatap stop` and `deltatap watch`, the run is over, whatever is left to land.
             state.publish(Control(lease.epoch, beat=1, stop="ended"))
@@ -283,11 +289,20 @@ def land_leftovers(
     wait_for_the_dead(lease, [*before, *left.values()], say)
     for run_id in lease.others:
         if run_id in left:
-            Landing.of(spark, settings, left[run_id]).finish()
+            landing = Landing.of(spark, settings, left[run_id])
+            landing.finish()
+            notes += set_aside(landing)
             resuming.carry(settings, lease.captures, left[run_id])
             left[run_id].remove()
         if run_id in left or run_id in lease.died:
             runs.settle(spark, settings, lease.captures, run_id, runs.totals(spark, settings, run_id))
+    return notes
+
+
+def set_aside(landing: Landing) -> list[str]:
+    """Notes for the user about journal files that could not be read."""
+    where = landing.state.aside
+    return [f"journal file {path.name} could not be read and was set aside in {where}" for path in landing.set_aside]
 
 
 def wait_for_the_dead(

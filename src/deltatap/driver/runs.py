@@ -62,26 +62,17 @@ def update(
     )
 
 
-def close(
-    spark: SparkSession,
-    settings: Settings,
-    captures: Identity,
-    run_id: str,
-    status: RunStatus,
-    reason: str | None,
-    values: Mapping[str, object],
-) -> dict[str, Any]:
-    """Close a run if it is still open, and return its row."""
-    ended = {"status": status, "reason": reason, "finished_at": utc_now(), "heartbeat_at": utc_now(), **values}
-    update(spark, settings, captures, run_id, ended, f"status = '{RunStatus.RUNNING}'")
-    return next(row for row in read(spark, settings, captures) if row["run_id"] == run_id)
+def closing(status: RunStatus, reason: str | None) -> dict[str, object]:
+    """The columns that close a run."""
+    return {"status": status, "reason": reason, "finished_at": utc_now(), "heartbeat_at": utc_now()}
 
 
 def settle(
     spark: SparkSession, settings: Settings, captures: Identity, run_id: str, values: Mapping[str, object]
 ) -> None:
     """Correct the counts of a run whose journal landed after its end. A run that is still open is closed as died."""
-    close(spark, settings, captures, run_id, RunStatus.DIED, "its driver died", {})
+    died = closing(RunStatus.DIED, "its driver died")
+    update(spark, settings, captures, run_id, died, f"status = '{RunStatus.RUNNING}'")
     update(spark, settings, captures, run_id, values, f"status != '{RunStatus.RUNNING}'")
 
 

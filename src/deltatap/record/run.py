@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
@@ -22,7 +22,7 @@ from deltatap.driver import lease as leases
 from deltatap.driver import runs
 from deltatap.driver.background import Periodic
 from deltatap.driver.landing import Landing
-from deltatap.driver.run import land_leftovers, signals
+from deltatap.driver.run import land_leftovers, set_aside, signals
 from deltatap.errors import LeaseLostError, one_line
 from deltatap.files import Files
 from deltatap.http.dial import Dialer
@@ -88,20 +88,26 @@ def record(
     """
     prepare_tables(spark, settings)
     captures = guard(spark, settings)
+    state = RunState.of(Path(settings.state.dir), settings.run.id or "", Files(settings.state.files_per_s))
+    state.require(captures.key)
     with locked(captures.folder) as alone:
         lease = leases.acquire(spark, settings, settings.run.id or "", captures=captures, alone=alone)
-        state = RunState.of(Path(settings.state.dir), lease.run_id, Files(settings.state.files_per_s))
+        renewal = leases.Renewal(spark, settings, lease)
+        keeper = Periodic("lease", renewal.renew, every_s=leases.HEARTBEAT_S)
         try:
             state.adopt()
-            again = state.files.exists(state.folder)
-            state.prepare()
-            land_leftovers(spark, settings, lease, before=[state] * again)
-            return _Recording(settings, spark, prices, lease, state).run(listening, ready)
+            again = state.is_left()
+            state.prepare(captures.key)
+            notes = land_leftovers(spark, settings, lease, before=[state] * again)
+            ended = _Recording(settings, spark, prices, lease, state, renewal, keeper).run(listening, ready)
+            return replace(ended, notes=(*notes, *ended.notes))
         except LeaseLostError:
             raise
         except BaseException as error:
             _close(spark, settings, lease, RunStatus.FAILED, one_line(error))
             raise
+        finally:
+            keeper.stop()
 
 
 @dataclass(slots=True, eq=False)
@@ -113,6 +119,8 @@ class _Recording:
     prices: Prices
     lease: Lease
     state: RunState
+    renewal: leases.Renewal
+    keeper: Periodic
 
     def run(self, listening: socket.socket, ready: Callable[[str], None]) -> Recorded:
         """Serve and land until the end; then close the run."""
@@ -120,12 +128,11 @@ class _Recording:
         route = route_of(settings.endpoint, run_id=lease.run_id)
         target = Target.of(settings.endpoint.base_url, route.proxy)
         landing = Landing.of(self.spark, settings, state)
-        renewal = leases.Renewal(self.spark, settings, lease)
         state.forget_stop()
         beats = count(1)
         state.publish(Control(lease.epoch, next(beats)))
         landing.drain()  # of an earlier start of the same run
-        keepers = [Periodic("lease", renewal.renew, every_s=leases.HEARTBEAT_S)]
+        landers: list[Periodic] = []
         try:
             with Recorder(settings, self.prices, lease.run_id, state, lease.epoch, route.secrets) as recorder:
 
@@ -134,31 +141,29 @@ class _Recording:
                     return Shared(target, dialer, settings.timeouts.connect_s, recorder, route.secrets)
 
                 server = Server(listening, shared)
-                keepers.append(Periodic("landing", landing.keep, every_s=_LAND_EVERY_S, tries=_LANDING_TRIES))
+                landers.append(Periodic("landing", landing.keep, every_s=_LAND_EVERY_S, tries=_LANDING_TRIES))
                 with signals() as signalled, settled():
                     server.start()
                     ready(lease.run_id)
-                    failure = self._keep(server, recorder, keepers, renewal, signalled, beats)
+                    failure = self._keep(server, recorder, [self.keeper, *landers], signalled, beats)
                     server.stop(settings.timeouts.grace_s)
                 state.beat(recorder.heartbeat(ended=True))
         finally:
-            for keeper in keepers:
-                keeper.stop()
+            for lander in landers:
+                lander.stop()
         if failure is not None:
             raise failure
         landing.finish()
-        notes = [f"journal file {path.name} could not be read and was set aside" for path in landing.set_aside]
         row = _close(self.spark, settings, lease, RunStatus.COMPLETED, None)
         state.publish(Control(lease.epoch, next(beats), stop="ended"))
         state.remove()
-        return Recorded(row, tuple(notes))
+        return Recorded(row, tuple(set_aside(landing)))
 
     def _keep(
         self,
         server: Server,
         recorder: Recorder,
-        keepers: list[Periodic],
-        renewal: leases.Renewal,
+        threads: list[Periodic],
         signalled: threading.Event,
         beats: count[int],
     ) -> BaseException | None:
@@ -172,11 +177,11 @@ class _Recording:
             beat = server.heartbeat()
             with suppress(OSError):
                 if beat is not None:
-                    renewal.counts = _counts(beat)
+                    self.renewal.counts = _counts(beat)
                     state.beat(beat)
             with suppress(OSError):
                 state.publish(Control(self.lease.epoch, next(beats)))
-            failures = (server.failure, recorder.failure, *(keeper.error for keeper in keepers))
+            failures = (server.failure, recorder.failure, *(thread.error for thread in threads))
             if (failure := next((each for each in failures if each is not None), None)) is not None:
                 return failure
             with suppress(OSError):
@@ -198,4 +203,4 @@ def _close(
     """Close the run with its totals."""
     totals = runs.totals(spark, settings, lease.run_id)
     totals["owed"] = sum(totals[name] for name in ("completed", "interrupted", "failed"))
-    return runs.close(spark, settings, lease.captures, lease.run_id, status, reason, totals)
+    return leases.close(spark, settings, lease, status, reason, totals)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deltatap.delta import columns
+from deltatap.model import RunStatus
 from deltatap.state import RunState
 from deltatap.watch.board import DEAD_S, Finished, Seen, of_epoch
 
@@ -57,7 +58,8 @@ class Folder:
             state = RunState(path.parent).at_once()
             with suppress(OSError):
                 control = state.control()
-                if control is not None and control.stop != "ended":
+                # A command that waits for the next round of capture.follow_s publishes `completed`.
+                if control is not None and control.stop not in ("ended", RunStatus.COMPLETED):
                     found.append((path.stat().st_mtime, state.name))
         return [name for at, name in sorted(found) if at >= since]
 

@@ -14,6 +14,7 @@ from deltatap.driver import follow
 from deltatap.driver.follow import Rounds
 from deltatap.driver.run import Ended
 from deltatap.errors import ConfigError, RunningError
+from deltatap.messages import Control
 from deltatap.settings_loading import load_settings
 from deltatap.state import RunState
 
@@ -164,6 +165,46 @@ def test_whoever_reads_that_the_command_waits_can_stop_it(tmp_path: Path, monkey
     none = cast("Any", None)
     assert [each.row["run_id"] for each in follow.follow(world.settings, none, none, none, stop)] == ["run1"]
     assert world.said[-1] == "no further round: stopped by `deltatap stop`"
+
+
+def test_another_run_that_removes_the_folder_does_not_hide_the_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path, monkeypatch, False, False, True)
+    removed: list[bool] = []
+
+    def remove() -> None:
+        (folder,) = tmp_path.glob("*/control.json")  # it is back at the second look
+        if len(removed) < 2:
+            state = RunState(folder.parent)
+            state.publish(Control(9, beat=1, stop="ended"))
+            if removed:
+                state.remove()
+            removed.append(True)
+        else:
+            RunState(folder.parent).ask_to_stop()
+
+    world.before_look = remove
+    assert world.follow() == ["run1"]
+    assert world.said[-1] == "no further round: stopped by `deltatap stop`"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_start_with_the_id_of_the_last_round_keeps_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, theirs = World(tmp_path, monkeypatch, False, False), Control(9, beat=1)
+
+    def resume() -> None:
+        (folder,) = tmp_path.iterdir()
+        RunState(folder).publish(theirs)
+        RunState(folder).ask_to_stop(theirs.epoch)
+
+    world.before_look = resume
+    assert world.follow() == ["run1"]
+    assert world.said[-1] == "no further round: stopped by a signal"
+    (folder,) = tmp_path.iterdir()
+    assert RunState(folder).control() == theirs
 
 
 def test_a_stop_that_comes_while_a_round_closes_ends_the_rounds(

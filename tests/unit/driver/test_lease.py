@@ -17,11 +17,13 @@ from deltatap.driver.lease import (
     Moment,
     Renewal,
     Watch,
+    close,
     is_alive,
     run_to_resume,
     this_driver,
 )
 from deltatap.errors import LeaseLostError
+from deltatap.model import RunStatus
 from deltatap.settings_loading import load_settings
 
 if TYPE_CHECKING:
@@ -34,10 +36,11 @@ class World:
     """A clock, and a ``runs`` table whose commits take time."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now, self.takes_s, self.epoch = Moment(1000, 50), 0.0, 1
+        self.now, self.takes_s, self.fails = Moment(1000, 50), 0.0, False
+        self.rows: list[Any] = [{"run_id": "a", "epoch": 1, "status": "running"}]
         self.written: list[Any] = []
         monkeypatch.setattr(runs, "update", self.update)
-        monkeypatch.setattr(runs, "read", lambda *_: [{"run_id": "a", "epoch": self.epoch}])
+        monkeypatch.setattr(runs, "read", lambda *_: self.rows)
         monkeypatch.setattr(Moment, "now", lambda: self.now)
 
     def passes(self, wall_s: float, monotonic_s: float) -> None:
@@ -46,14 +49,25 @@ class World:
     def update(
         self, _spark: object, _settings: object, _captures: object, run_id: str, values: Any, only_if: str
     ) -> None:
-        assert (run_id, only_if) == ("a", "epoch = 1")
+        assert (run_id, only_if) == ("a", "status = 'running' AND epoch = 1")
         self.passes(self.takes_s, self.takes_s)
+        if self.fails:
+            raise OSError(5, "Input/output error")
         assert values.pop("heartbeat_at") is not None
         self.written.append(values)
+        for row in self.rows:
+            if (row["run_id"], row["epoch"], row["status"]) == ("a", 1, "running"):
+                row.update(values)
+
+    @property
+    def lease(self) -> Lease:
+        return Lease("a", 1, NOW, resumed=False, others=(), died=(), taken_at=self.now, captures=Identity("t"))
 
     def renewal(self) -> Renewal:
-        held = Lease("a", 1, NOW, resumed=False, others=(), died=(), taken_at=self.now, captures=Identity("t"))
-        return Renewal(cast("Any", None), settings(), held)
+        return Renewal(cast("Any", None), settings(), self.lease)
+
+    def close(self) -> dict[str, Any]:
+        return close(cast("Any", None), settings(), self.lease, RunStatus.COMPLETED, None, {"completed": 3})
 
 
 @pytest.fixture
@@ -97,12 +111,52 @@ def test_a_renewed_lease_counts_from_the_start_of_the_renewal(world: World) -> N
     assert renewal.is_unsure(), "the heartbeat in the table is from before the commit"
 
 
-def test_a_lease_that_another_driver_holds_is_lost(world: World) -> None:
-    renewal, world.epoch = world.renewal(), 2
+TAKEN = {
+    "by the same run": [{"run_id": "a", "epoch": 2, "status": "running"}],
+    "by another run": [{"run_id": "a", "epoch": 1, "status": "died"}, {"run_id": "b", "epoch": 2, "status": "running"}],
+    "and the row is gone": [],
+}
+
+
+@pytest.mark.parametrize("rows", TAKEN.values(), ids=TAKEN)
+def test_a_lease_that_another_driver_holds_is_lost(world: World, rows: list[Any]) -> None:
+    renewal, world.rows = world.renewal(), rows
     world.passes(UNSURE_S + 1, UNSURE_S + 1)
     with pytest.raises(LeaseLostError, match="run a: another driver has taken over"):
         renewal.renew()
     assert renewal.is_unsure()
+
+
+@pytest.mark.parametrize("rows", TAKEN.values(), ids=TAKEN)
+def test_a_driver_that_has_lost_its_lease_cannot_close_the_run(world: World, rows: list[Any]) -> None:
+    world.rows = rows
+    with pytest.raises(LeaseLostError, match="run a: another driver has taken over"):
+        world.close()
+
+
+def test_closing_a_run_releases_its_lease(world: World) -> None:
+    """The next driver may take the lease before the row is read again."""
+    world.rows.append({"run_id": "b", "epoch": 2, "status": "running"})
+    row = world.close()
+    assert (row["status"], row["completed"]) == ("completed", 3)
+    assert row["finished_at"] is not None
+
+
+def test_renewals_may_fail_for_a_while(world: World) -> None:
+    """The run pauses while its lease is unsure, and fails only if the storage does not come back."""
+    renewal, world.fails = world.renewal(), True
+    for _ in range(2):
+        renewal.renew()
+        world.passes(60, 60)
+    assert renewal.is_unsure()
+    world.fails = False
+    renewal.renew()
+    assert not renewal.is_unsure()
+    world.fails = True
+    renewal.renew()
+    world.passes(121, 121)
+    with pytest.raises(OSError, match="Input/output error"):
+        renewal.renew()
 
 
 def other_host(**values: Any) -> str:

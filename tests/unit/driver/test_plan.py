@@ -1,18 +1,21 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 
 from deltatap.driver import plan as planning
+from deltatap.driver.active import ActiveRun
 from deltatap.driver.pacer import Spent
-from deltatap.driver.plan import Plan, _listed, announce, models, resumes, task_count, used_before
+from deltatap.driver.plan import Plan, _listed, announce, make_plan, models, resumes, task_count, used_before
 from deltatap.driver.progress import Snapshot
 from deltatap.settings_loading import load_settings
-from deltatap.state import PlanState
+from deltatap.state import PlanState, RunState
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -38,6 +41,26 @@ def test_after_a_death_the_user_hears_of_calls_that_no_table_counts() -> None:
     assert resumes(stopped) == "resumes run r"
     died: Any = SimpleNamespace(run_id="r", seen_at=1.8e9)
     assert "the provider may also bill calls that are not in the tables" in resumes(died)
+
+
+@pytest.mark.parametrize(("resumed", "completed", "epoch"), [(False, 0, 4), (True, 0, None), (False, 1, None)])
+def test_only_the_rows_of_a_first_start_are_known_to_be_new(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, resumed: bool, completed: int, epoch: int | None
+) -> None:
+    """The workers of a dead driver may still write captures for a resumed run."""
+
+    def end(*_: object, **__: object) -> None:
+        raise RuntimeError("the end of this test")
+
+    monkeypatch.setattr(planning, "_earlier_starts", lambda _: ({"completed": completed}, 0))
+    monkeypatch.setattr(planning.owed, "owed_requests", end)
+    run = ActiveRun(load_settings({}), *[cast("Any", None)] * 5)
+    run = replace(run, console=Console(quiet=True), state=RunState(tmp_path), lease=cast("Any", SimpleNamespace(
+        run_id="r", resumed=resumed, epoch=4, seen_at=0.0)))  # fmt: skip
+    landing: Any = SimpleNamespace(drain=lambda: None, new_rows=SimpleNamespace(epoch=None))
+    with pytest.raises(RuntimeError, match="the end of this test"):
+        make_plan(run, landing, cast("Any", SimpleNamespace(slots=2)))
+    assert landing.new_rows.epoch == epoch
 
 
 def test_the_counts_of_a_run_fit_their_columns() -> None:

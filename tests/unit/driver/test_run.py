@@ -4,6 +4,7 @@ import json
 import threading
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,13 +18,12 @@ from deltatap.driver import run as driver_run
 from deltatap.driver.asking import Asked, ask_to_stop
 from deltatap.driver.lease import Lease, Moment
 from deltatap.driver.run import Ended, _capture
-from deltatap.errors import ConfigError, LandingError
+from deltatap.errors import ConfigError, LandingError, LeaseLostError
 from deltatap.messages import Control, Heartbeat
 from deltatap.state import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 
 def ended(completed: int | None, interrupted: int | None, failed: int | None, **values: Any) -> Ended:
@@ -151,7 +151,7 @@ def test_a_request_to_stop_that_comes_at_the_start_is_kept(monkeypatch: pytest.M
         raise RuntimeError("the end of this test")
 
     monkeypatch.setattr(RunState, "publish", publish_and_stop)
-    monkeypatch.setattr("deltatap.driver.run.land_leftovers", lambda *_, **__: None)
+    monkeypatch.setattr("deltatap.driver.run.land_leftovers", lambda *_, **__: [])
     monkeypatch.setattr("deltatap.driver.run.resuming.take", end)
     monkeypatch.setattr("deltatap.driver.run._close_failed", lambda *_: None)
     settings = load_settings({})
@@ -161,6 +161,81 @@ def test_a_request_to_stop_that_comes_at_the_start_is_kept(monkeypatch: pytest.M
     with pytest.raises(RuntimeError, match="the end of this test"):
         driver_run._run_with_lease(cast("Any", run), cast("Any", None))
     assert asked == [False, True]
+
+
+def test_the_lease_is_renewed_while_leftovers_land(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    renewed = threading.Event()
+
+    def land(*_: object, **__: object) -> None:
+        assert renewed.wait(5)
+        raise LandingError("the end of this test")
+
+    monkeypatch.setattr("deltatap.driver.run.leases.HEARTBEAT_S", 0.001)
+    monkeypatch.setattr("deltatap.driver.run.leases.Renewal", lambda *_: SimpleNamespace(renew=renewed.set))
+    monkeypatch.setattr("deltatap.driver.run.land_leftovers", land)
+    monkeypatch.setattr("deltatap.driver.run._close_failed", lambda *_: None)
+    state = RunState(tmp_path / "run")
+    run = SimpleNamespace(spark=None, settings=None, lease=a_lease(), state=state, say=None, beats=iter([1]))
+    with pytest.raises(LandingError, match="the end of this test"):
+        driver_run._run_with_lease(cast("Any", run), cast("Any", None))
+
+
+def lose(*_: object, **__: object) -> None:
+    raise LeaseLostError("another driver has taken over")
+
+
+def test_a_run_that_failed_leaves_its_folder_to_the_driver_that_took_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    state, theirs = RunState(tmp_path / "run"), Control(3, beat=1)
+    state.prepare()
+    state.publish(theirs)
+    monkeypatch.setattr("deltatap.driver.run.runs.totals", lambda *_: {})
+    monkeypatch.setattr("deltatap.driver.run.leases.close", lose)
+    run = SimpleNamespace(spark=None, settings=None, lease=a_lease(), state=state, beats=iter([1]))
+    driver_run._close_failed(cast("Any", run), RuntimeError())
+    assert state.control() == theirs
+
+
+def test_a_capture_in_the_only_slot_checks_its_lease_before_it_closes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Meanwhile, the lease was not renewed."""
+    names = {
+        "resuming.take": None, "Landing.of": SimpleNamespace(kept=None), "announce": [], "leases.check": lose,
+        "make_plan": SimpleNamespace(requests=0, counts=lambda _: {}), "CaptureLoop": SimpleNamespace(notes=[]),
+        "_close": "closed",
+    }  # fmt: skip
+    for name, value in names.items():
+        monkeypatch.setattr(
+            f"deltatap.driver.run.{name}", value if callable(value) else lambda *_, value=value, **__: value
+        )
+    run = SimpleNamespace(spark=None, settings=load_settings({}), lease=a_lease(), state=RunState(tmp_path))
+
+    def steps(slots: int) -> Any:
+        building = SimpleNamespace(slots=slots, wait=lambda: None)
+        fakes: list[Any] = [run, building, threading.Event(), SimpleNamespace(), SimpleNamespace(error=None)]
+        return driver_run._run_steps(*fakes)
+
+    assert steps(2) == "closed"
+    with pytest.raises(LeaseLostError):
+        steps(1)
+
+
+def test_a_run_does_not_use_the_folder_of_a_run_on_another_table(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    settings = load_settings({"run": {"id": "nightly"}, "state": {"dir": str(tmp_path)}})
+    monkeypatch.setattr("deltatap.driver.run.guard", lambda *_: Identity("b"))
+    monkeypatch.setattr("deltatap.driver.run.Building", lambda *_: SimpleNamespace(close=lambda: None))
+    monkeypatch.setattr("deltatap.driver.run.leases.acquire", lose)
+    state, none = RunState.of(tmp_path, "nightly"), cast("Any", None)
+    state.prepare(Identity("b").key)
+    with pytest.raises(LeaseLostError):  # it went on
+        driver_run._run_alone(settings, none, none, none, (), None)
+    state.prepare(Identity("a").key)
+    with pytest.raises(ConfigError, match=r"run\.id: nightly: .*nightly is of a run on another captures table"):
+        driver_run._run_alone(settings, none, none, none, (), None)
 
 
 @pytest.mark.parametrize("epoch", [None, 1, 2])
@@ -175,12 +250,15 @@ def test_a_run_says_whether_it_was_asked_to_stop_while_it_closed(
             state.ask_to_stop(epoch)
 
     for name, value in {
-        "runs.totals": lambda *_: {}, "runs.close": lambda *_: {"status": "completed"},
+        "runs.totals": lambda *_: {}, "leases.close": lambda *_: {"status": "completed"},
         "resuming.notes": lambda *_: [], "resuming.leave": nothing,
     }.items():  # fmt: skip
         monkeypatch.setattr(f"deltatap.driver.run.{name}", value)
     run = SimpleNamespace(spark=None, settings=None, lease=lease, state=state, say=None, beats=iter([1]))
-    plan, landing = SimpleNamespace(owed=0, before={}), SimpleNamespace(finish=finish, set_aside=[], compact=nothing)
+    plan, landing = (
+        SimpleNamespace(owed=0, before={}),
+        SimpleNamespace(finish=finish, set_aside=[], state=state, compact=nothing),
+    )
     closed = driver_run._close(cast("Any", run), cast("Any", plan), cast("Any", landing), None, [])
     assert closed.asked_to_stop is (epoch == lease.epoch)
     assert not state.folder.exists()
@@ -252,13 +330,34 @@ def test_a_run_whose_leftovers_land_is_not_found_by_a_request_to_stop(
         assert control is not None
         asked.append((ask_to_stop(tmp_path), control.epoch))
 
-    landing = SimpleNamespace(finish=finish)
+    landing = SimpleNamespace(finish=finish, state=dead, set_aside=[Path("a.parquet")])
     monkeypatch.setattr("deltatap.driver.run.Landing.of", lambda *_: landing)
     for name in ("resuming.carry", "runs.totals", "runs.settle"):
         monkeypatch.setattr(f"deltatap.driver.run.{name}", lambda *_: None)
-    driver_run.land_leftovers(cast("Any", None), load_settings({"state": {"dir": str(tmp_path)}}), lease)
+    notes = driver_run.land_leftovers(cast("Any", None), load_settings({"state": {"dir": str(tmp_path)}}), lease)
+    assert notes == [f"journal file a.parquet could not be read and was set aside in {dead.aside}"]
     assert asked == [(Asked("run", answered=True), lease.epoch)]
     assert not dead.folder.exists()
+
+
+def test_only_leftovers_of_runs_on_this_table_land(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lease, landed = replace(a_lease(), others=("aside", "elsewhere", "here", "old")), list[str]()
+    for run_id, table in (("aside", lease.captures), ("elsewhere", Identity("other")), ("here", lease.captures)):
+        RunState(tmp_path / run_id).prepare(table.key)
+    RunState(tmp_path / "old").prepare()
+    aside = RunState(tmp_path / "aside")
+    (aside.aside / "damaged.parquet").touch()
+    aside.remove()
+
+    def landing(_spark: object, _settings: object, state: RunState) -> Any:
+        return SimpleNamespace(finish=lambda: landed.append(state.folder.name), state=state, set_aside=[])
+
+    monkeypatch.setattr("deltatap.driver.run.Landing.of", landing)
+    for name in ("resuming.carry", "runs.totals", "runs.settle"):
+        monkeypatch.setattr(f"deltatap.driver.run.{name}", lambda *_: None)
+    driver_run.land_leftovers(cast("Any", None), load_settings({"state": {"dir": str(tmp_path)}}), lease)
+    assert landed == ["here", "old"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["aside", "elsewhere"]
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,9 @@ def test_messages_that_cannot_be_written_now_do_not_end_a_recording(
     monkeypatch.setattr(run, "POLL_S", 0.001)
     fake: Any = SimpleNamespace
     serving = fake(heartbeat=lambda: Heartbeat(1, "00000-1-x", 1), failure=None)
-    recording = run._Recording(fake(), fake(), fake(), fake(epoch=1), state)
+    recording = run._Recording(fake(), fake(), fake(), fake(epoch=1), state, fake(counts={}), fake())
     keep: Any = recording._keep
-    assert keep(serving, fake(failure=None), [], fake(counts={}), threading.Event(), count()) is None
+    assert keep(serving, fake(failure=None), [], threading.Event(), count()) is None
     assert len(asked) == 3
 
 

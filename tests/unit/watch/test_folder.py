@@ -80,6 +80,7 @@ def test_the_folder_of_a_killed_run_is_not_watched(tmp_path: Path) -> None:
     # The next driver lands its journal under its own epoch, and removes the folder.
     old.beat(Heartbeat(1, "00000-000001-a", 1))
     old.publish(Control(2, 1, stop="ended"))
+    prepared(tmp_path, "waiting").publish(Control(2, 0, stop="completed"))  # for the next round of capture.follow_s
     assert Folder(tmp_path).active() == ["alive"]
     assert found(Folder(tmp_path)).run_id == "alive"
 
