@@ -140,7 +140,7 @@ def cost_parts(price: Price, billed: Billed) -> dict[str, Decimal]:
     for_an_hour = min(max(0, billed.cache_write_1h), written)
     left = max(0, billed.output_tokens)
     spoken, drawn = share(billed.audio_output), share(billed.image_output)
-    reasoning = share(billed.reasoning) if rates.reasoning is None else max(0, billed.reasoning)
+    reasoning = share(billed.reasoning)
     write = _rate(rates.cache_write, rates.input)
     amounts = {
         "input": plain * rates.input,

@@ -154,6 +154,14 @@ def test_counts_that_contradict_each_other_are_billed_once(billed: Billed, expec
     assert {name: amount * 10**6 for name, amount in cost_parts(price, billed).items() if amount} == expected
 
 
+def test_reasoning_with_a_price_of_its_own_is_billed_once() -> None:
+    price = Price(model="m", input=1, output=2, reasoning=8, date=date(2026, 1, 1), source="here")
+    parts = cost_parts(price, Billed(10, 100, reasoning=80))
+    assert {name: amount * 10**6 for name, amount in parts.items() if amount} == {
+        "input": 10, "output": 20 * 2, "reasoning": 80 * 8,
+    }  # fmt: skip
+
+
 def test_a_cost_fits_its_column() -> None:
     tiny = Price(model="m", input="0.0000000000001", output=0, date=date(2026, 1, 1), source="here")
     assert str(cost_parts(tiny, Billed(15, 0))["input"]) == "2E-18", "rounded to the last place"

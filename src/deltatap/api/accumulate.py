@@ -57,6 +57,7 @@ _OUTPUT = frozenset(KINDS.index(kind) for kind in OUTPUT_KINDS)
 _NO_REASON = ("null", "none")
 _ERROR_EVENTS = ("error", "exception", "failed", "failure")
 _STATUS_OVERLOADED = 529
+_STATUS_INVALID = 400
 # The lists of log probabilities, one item for each token: in chat completions, and in legacy completions.
 _PROBED = ("content", "refusal", "tokens")
 _LESSONS = 8
@@ -192,8 +193,7 @@ class Accumulator(ABC):
             return
         if not answer.get(self.ANSWER) or "error" in answer:
             self._check(answer, data)
-        if self._error is None or self.ANSWER in answer:
-            self._take_whole(answer, data)
+        self._take_whole(answer, data)
 
     def end_of_text(self, size: int) -> tuple[int, str]:
         """The number of characters of choice 0 that have arrived, and the last of them, at most this many.
@@ -411,7 +411,11 @@ class Accumulator(ABC):
         """The client error (4xx) or overload that an error's code or type corresponds to. None for any other error."""
         given = [mark.lower() for mark in marks if mark]
         statuses = [self.STATUSES.get(mark) or (int(mark) if mark.isdecimal() else 0) for mark in given]
-        return next((status for status in statuses if 400 <= status < 500 or status == _STATUS_OVERLOADED), None)  # noqa: PLR2004 - client errors
+        known = [status for status in statuses if 400 <= status < 600]  # noqa: PLR2004 - errors
+        # Some gateways write `invalid_request_error` next to any code.
+        if len(known) > 1 and known[0] != _STATUS_INVALID:
+            known = [status for status in known if status != _STATUS_INVALID]
+        return next((status for status in known if status < 500 or status == _STATUS_OVERLOADED), None)  # noqa: PLR2004 - client errors
 
     def _failure(self, choices: list[GrowingChoice]) -> StreamError | None:
         """The error that a finish_reason names."""
@@ -432,7 +436,16 @@ class Accumulator(ABC):
         if self._usage is None or self._whole:
             return True
         later = self._chunks.kind[self._usage_at :]
-        return _OUTPUT.isdisjoint(later) and (self._usage.output_tokens != 0 or not self._output_came)
+        counted = self._usage.output_tokens != 0 or not self._output_came
+        return counted and _OUTPUT.isdisjoint(later) and not self._usage_of_one_choice()
+
+    def _usage_of_one_choice(self) -> bool:
+        """Whether the usage may be that of one of several choices: vLLM can add it to each of their chunks."""
+        if len(self._choices) == 1 or all(choice.finish_reason is not None for choice in self._choices.values()):
+            return False
+        chunks, at = self._chunks, self._usage_at - 1
+        same = [kind for kind, event in zip(chunks.kind, chunks.event, strict=True) if event == chunks.event[at]]
+        return not _OUTPUT.isdisjoint(same)
 
     def finish(self) -> Received:
         """The data received so far."""

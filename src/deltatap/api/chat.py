@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _LONGEST_PARSED = 64 * 1024
 _TEXTS = (CONTENT, REASONING, REFUSAL)
 _TEXT_FIELDS = ("content", "refusal", "reasoning_content", "reasoning")
+# The tags around Gemini's thoughts.
+_THOUGHT, _THOUGHT_END = "<thought>", "</thought>"
 
 
 class ChatAccumulator(ChoicesAccumulator):
@@ -57,6 +59,12 @@ class ChatAccumulator(ChoicesAccumulator):
             self._alike = Alike(found, self._choice(choice.get("index")), self.FIELDS[fields[0]])
 
     def _part(self, choice: GrowingChoice, given: dict[str, Any]) -> object:
+        part = self._new_part(choice, given)
+        if type(part) is dict and (choice.thinks or "extra_content" in part):
+            return _without_thoughts(choice, part)
+        return part
+
+    def _new_part(self, choice: GrowingChoice, given: dict[str, Any]) -> object:
         delta, message = given.get("delta"), given.get("message")
         if type(message) is not dict or not message:
             if type(delta) is dict and delta:
@@ -181,6 +189,26 @@ class ChatAccumulator(ChoicesAccumulator):
         "usage": _used_of_choice,
         "error": _refused,
     }
+
+
+def _without_thoughts(choice: GrowingChoice, part: dict[str, Any]) -> dict[str, Any]:
+    """The part with Gemini's thoughts as reasoning.
+
+    Gemini sends them as content, with a mark next to it, and its own API also puts tags around them: the first one in
+    the first thought, the last one in the first text after them, or, in a whole answer, between thoughts and text.
+    """
+    text, extra = part.get("content"), part.get("extra_content")
+    google = extra.get("google") if type(extra) is dict else None
+    if type(text) is not str or not text:
+        return part
+    if type(google) is dict and google.get("thought") is True:
+        thought, end, text = text.removeprefix(_THOUGHT).partition(_THOUGHT_END)
+        choice.thinks = not end
+        return {**part, "reasoning": thought, "content": text}
+    if choice.thinks:
+        choice.thinks = False
+        return {**part, "content": text.removeprefix(_THOUGHT_END)}
+    return part
 
 
 def _call_of(choice: GrowingChoice, index: int | None, id_: str, name: str, arguments: str) -> ToolCall:

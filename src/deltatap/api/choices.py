@@ -48,24 +48,36 @@ def openai_usage(given: object) -> Usage | None:
     input_tokens = _largest(given.get("prompt_tokens"), given.get("input_tokens"))
     output_tokens = _largest(given.get("completion_tokens"), given.get("output_tokens"))
     total_tokens = count(given.get("total_tokens"))
-    if total_tokens is not None and input_tokens is not None and total_tokens >= input_tokens + (output_tokens or 0):
-        # xAI counts reasoning tokens only in the total, and all of it is billed.
-        output_tokens = total_tokens - input_tokens
     reasoning = _largest(outputs.get("reasoning_tokens"), given.get("reasoning_tokens"))
-    if total_tokens is None and reasoning is not None and output_tokens is not None and reasoning > output_tokens:
-        output_tokens += reasoning  # then the output does not contain it
-    # Moonshot and DeepSeek report cached tokens outside the details.
-    cached = (inputs.get("cached_tokens"), given.get("cached_tokens"), given.get("prompt_cache_hit_tokens"))
+    # Moonshot and DeepSeek report cached tokens outside the details, and gateways to Anthropic under its names.
+    cached = _largest(
+        inputs.get("cached_tokens"),
+        *(given.get(name) for name in ("cached_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens")),
+    )
+    written = _largest(inputs.get("cache_write_tokens"), given.get("cache_creation_input_tokens"))
+    audio = count(inputs.get("audio_tokens"))
+    if total_tokens is not None and input_tokens is not None:
+        surplus = total_tokens - input_tokens - (output_tokens or 0)
+        # Portkey counts Anthropic's cache only in the total, and Mistral counts audio only there.
+        caches, spoken = (cached or 0) + (written or 0), audio or 0
+        if surplus > 0 and surplus in (caches, spoken, caches + spoken):
+            input_tokens, surplus = input_tokens + surplus, 0
+        if surplus >= 0:
+            # xAI counts reasoning tokens only in the total, and all of it is billed.
+            output_tokens = total_tokens - input_tokens
+    # Perplexity counts reasoning, like citations, neither in the output nor in the total.
+    apart = "citation_tokens" in given or total_tokens is None
+    if apart and reasoning is not None and output_tokens is not None and reasoning > output_tokens:
+        output_tokens += reasoning
     return Usage(
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         total_tokens=total_tokens,
-        cached_input_tokens=_largest(*cached),
+        cached_input_tokens=cached,
         reasoning_tokens=reasoning,
-        audio_input_tokens=count(inputs.get("audio_tokens")),
+        audio_input_tokens=audio,
         audio_output_tokens=count(outputs.get("audio_tokens")),
-        # Gateways to Anthropic report writes under Anthropic's name.
-        cache_write_tokens=_largest(inputs.get("cache_write_tokens"), given.get("cache_creation_input_tokens")),
+        cache_write_tokens=written,
         accepted_prediction_tokens=count(outputs.get("accepted_prediction_tokens")),
         rejected_prediction_tokens=count(outputs.get("rejected_prediction_tokens")),
         image_input_tokens=count(inputs.get("image_tokens")),

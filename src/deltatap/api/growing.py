@@ -83,6 +83,7 @@ class GrowingChoice:
         halves: by kind, half of a surrogate pair at the end of a piece. The other half is in the next piece.
         messages: whether a stream has whole messages (`growing` or in `pieces`) where others have deltas.
         reasoned: the last event with reasoning. Some servers send it under two names in one event.
+        thinks: whether the tag that ends Gemini's thoughts has not arrived yet.
     """
 
     index: int
@@ -100,6 +101,7 @@ class GrowingChoice:
     halves: dict[int, str] = field(default_factory=dict)
     messages: str = ""
     reasoned: int = -1
+    thinks: bool = False
     last_output_ms: float = math.nan
 
     def to_choice(self) -> Choice:

@@ -243,7 +243,7 @@ class MessagesAccumulator(Accumulator):
 
     def _remember(self, usage: dict[str, Any], *, complete: bool) -> None:
         """Keep the counts. They are cumulative; a later event can omit some, and some servers end with zeros."""
-        given = {name: usage.get(name) for name in _USAGE}
+        given = {name: _with_iterations(usage, name) for name in _USAGE}
         for holder, name in _USAGE_DETAILS:
             details = usage.get(holder)
             given[name] = details.get(name) if type(details) is dict else None
@@ -263,6 +263,18 @@ class MessagesAccumulator(Accumulator):
         "message_delta": _message_delta,
         "message_stop": _stop,
     }
+
+
+def _with_iterations(usage: dict[str, Any], name: str) -> object:
+    """A count of a whole call. The counts of its iterations include the compaction of the context, the others do not.
+
+    Source: platform.claude.com/docs/en/build-with-claude/compaction.
+    """
+    iterations = usage.get("iterations")
+    if type(iterations) is not list or not all(type(each) is dict for each in iterations):
+        return usage.get(name)
+    total = count(sum(count(each.get(name)) or 0 for each in iterations))
+    return max((tokens for tokens in (count(usage.get(name)), total or None) if tokens is not None), default=None)
 
 
 def _encoded(given: object) -> object:

@@ -387,6 +387,9 @@ def test_an_error_inside_a_whole_answer(answer: Any, error: StreamError | None, 
         (529, None, 529),
         (500, None, None),
         (503, "rate_limit_error", 429),
+        (500, "invalid_request_error", None),
+        (529, "invalid_request_error", 529),
+        (400, "rate_limit_error", 400),
         (None, "RESOURCE_EXHAUSTED", 429),
         ("1008", None, 402),
         ("x", "Invalid_Request_Error", 400),
@@ -435,6 +438,13 @@ USAGES: dict[str, tuple[list[Any], Usage | None, bool]] = {
     "deepseek": ([HI, used(99, 2, 101, prompt_cache_hit_tokens=90)], Usage(99, 2, 101, 90), True),
     "cached tokens twice": ([HI, used(99, 2, 101, cached_tokens=90, prompt_tokens_details={"cached_tokens": 0})], Usage(99, 2, 101, 90), True),
     "xai": ([HI, used(32, 9, 135, completion_tokens_details={"reasoning_tokens": 94})], Usage(32, 103, 135, None, 94), True),
+    "portkey": ([HI, used(50, 503, 100553, cache_read_input_tokens=99000, cache_creation_input_tokens=1000)], Usage(100050, 503, 100553, 99000, cache_write_tokens=1000), True),
+    "databricks": ([HI, used(99, 2, 101, cache_read_input_tokens=90, cache_creation_input_tokens=0)], Usage(99, 2, 101, 90, cache_write_tokens=0), True),
+    "audio only in the total": ([HI, used(3, 41, 419, prompt_tokens_details={"audio_tokens": 375})], Usage(378, 41, 419, audio_input_tokens=375), True),
+    "xai with a cache": ([HI, used(32, 9, 135, prompt_tokens_details={"cached_tokens": 8}, completion_tokens_details={"reasoning_tokens": 94})], Usage(32, 103, 135, 8, 94), True),
+    "perplexity": ([HI, used(33, 7, 40, citation_tokens=2, reasoning_tokens=73)], Usage(33, 80, 40, None, 73, citation_tokens=2), True),
+    "reasoning beyond the total": ([HI, used(9, 2, 11, completion_tokens_details={"reasoning_tokens": 73})], Usage(9, 2, 11, None, 73), True),
+    "reasoning apart, without a total": ([HI, used(9, 2, None, completion_tokens_details={"reasoning_tokens": 73})], Usage(9, 75, None, None, 73), True),
     "the total is too small": ([HI, used(9, 5, 9)], Usage(9, 5, 9), True),
     "the total is less than the input": ([HI, used(9, None, 5)], Usage(9, None, 5), True),
     "no output tokens": ([HI, used(9, None, 20)], Usage(9, 11, 20), True),
@@ -453,6 +463,56 @@ def test_usage(name: str) -> None:
     events, usage, final = USAGES[name]
     received = receive(*events)
     assert (received.usage, received.usage_final) == (usage, final)
+
+
+def of_choice(index: int, tokens: int | None, finish: str | None = None, **fields: Any) -> dict[str, Any]:
+    usage = {} if tokens is None else {"usage": {"prompt_tokens": 9, "completion_tokens": tokens}}
+    return {"choices": [{"index": index, "delta": fields, "finish_reason": finish}], **usage}
+
+
+@pytest.mark.parametrize(
+    ("events", "final"),
+    [
+        ([of_choice(0, 50, content="a"), of_choice(1, 5, content="b")], False),
+        ([of_choice(0, 50, content="a"), of_choice(1, 5, content="b"), used(9, 55, 64)], True),
+        ([of_choice(0, None, "stop", content="a"), of_choice(1, 55, "stop", content="b")], True),
+        ([of_choice(0, 50, content="a")], True),
+    ],
+)
+def test_the_usage_of_one_of_several_choices_is_not_that_of_the_call(events: list[Any], *, final: bool) -> None:
+    assert receive(*events).usage_final is final
+
+
+def thought(text: str, *, mark: object = True) -> dict[str, Any]:
+    return {"content": text, "extra_content": {"google": {"thought": mark}}}
+
+
+@pytest.mark.parametrize(
+    ("deltas", "reasoning", "text"),
+    [
+        ([thought("<thought>I "), thought("think"), {"content": "</thought>An"}, {"content": "swer"}], "I think", "Answer"),
+        ([thought("I "), thought("think"), {"content": "An"}, {"content": "swer </thought>"}], "I think", "Answer </thought>"),
+        ([{"content": "<thought>"}, thought("x", mark=False)], None, "<thought>x"),
+        ([{"content": "a", "extra_content": [1]}, {"content": "b", "extra_content": {"google": 1}}], None, "ab"),
+    ],
+)  # fmt: skip
+def test_the_thoughts_of_gemini_are_reasoning(deltas: list[Any], reasoning: str | None, text: str) -> None:
+    received = receive(*({"choices": [{"index": 0, "delta": each}]} for each in deltas))
+    assert (received.choices[0].reasoning, received.text) == (reasoning, text)
+
+
+def test_the_thoughts_of_gemini_in_a_whole_answer_are_reasoning() -> None:
+    message = thought("<thought>I think</thought>Answer")
+    received = receive_whole({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
+    assert (received.choices[0].reasoning, received.text) == ("I think", "Answer")
+
+
+def test_a_whole_answer_with_an_error_and_without_choices_keeps_its_usage() -> None:
+    received = receive_whole(
+        {"id": "r", "model": "m", "error": {"message": "x", "code": 500}, **used(10, 5, 15), "choices": None}
+    )
+    assert received.error is not None
+    assert (received.usage, received.response_id, received.response_model) == (Usage(10, 5, 15), "r", "m")
 
 
 def test_legacy_completions() -> None:

@@ -270,6 +270,12 @@ USAGES: dict[str, tuple[dict[str, Any], list[dict[str, Any]], Usage]] = {
         {"input_tokens": 5, "cache_creation_input_tokens": 7, "cache_read_input_tokens": 11}, [{"output_tokens": 2, "cache_read_input_tokens": 0}],
         Usage(23, 2, 25, 11, cache_write_tokens=7),
     ),
+    "compaction": (
+        {"input_tokens": 23}, [{"input_tokens": 23, "output_tokens": 10, "iterations": [
+            {"type": "compaction", "input_tokens": 180, "output_tokens": 35}, {"type": "message", "input_tokens": 23, "output_tokens": 10}]}],
+        Usage(203, 45, 248),
+    ),
+    "no iterations": ({"input_tokens": 23}, [{"output_tokens": 10, "iterations": []}, {"output_tokens": 11, "iterations": [None]}], Usage(23, 11, 34)),
     "whole numbers as floats": ({"input_tokens": 25.0}, [{"output_tokens": 15.0}], Usage(25, 15, 40)),
     "numbers that are no counts": ({"input_tokens": 25}, [{"input_tokens": -1, "output_tokens": 2**63}, {"output_tokens": "7"}], Usage(25)),
     "thinking": ({"input_tokens": 1}, [{"output_tokens": 5, "output_tokens_details": {"thinking_tokens": 3}}], Usage(1, 5, 6, None, 3)),
