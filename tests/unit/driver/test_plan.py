@@ -53,7 +53,7 @@ def test_only_the_rows_of_a_first_start_are_known_to_be_new(
         raise RuntimeError("the end of this test")
 
     monkeypatch.setattr(planning, "_earlier_starts", lambda _: ({"completed": completed}, 0))
-    monkeypatch.setattr(planning.owed, "owed_requests", end)
+    monkeypatch.setattr("deltatap.driver.plan.owed.owed_requests", end)
     run = ActiveRun(load_settings({}), *[cast("Any", None)] * 5)
     run = replace(run, console=Console(quiet=True), state=RunState(tmp_path), lease=cast("Any", SimpleNamespace(
         run_id="r", resumed=resumed, epoch=4, seen_at=0.0)))  # fmt: skip

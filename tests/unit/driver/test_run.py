@@ -201,7 +201,7 @@ def test_a_capture_in_the_only_slot_checks_its_lease_before_it_closes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Meanwhile, the lease was not renewed."""
-    names = {
+    names: dict[str, Any] = {
         "resuming.take": None, "Landing.of": SimpleNamespace(kept=None), "announce": [], "leases.check": lose,
         "make_plan": SimpleNamespace(requests=0, counts=lambda _: {}), "CaptureLoop": SimpleNamespace(notes=[]),
         "_close": "closed",
@@ -308,7 +308,7 @@ def test_landing_is_used_by_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("deltatap.driver.run._LAND_EVERY_S", 0.0)
     landing: Any = SlowLanding()
     loop: Any = DrainingLoop(landing)
-    assert _capture(loop, landing, [], concurrent=True) is None
+    assert _capture(loop, landing, cast("Any", None), concurrent=True) is None
 
 
 def a_lease(seen_at: float = 0.0) -> Lease:
