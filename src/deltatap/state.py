@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from deltatap.delta.identity import Identity
+
 _Record = TypeVar("_Record", Control, Permit, Heartbeat, OpenStream, Parked, Refusal)
 LANDED = np.dtype([("part", "<i4"), ("row", "<i4")])
 # Above this number, the files in landed/ are merged into one.
@@ -141,18 +143,12 @@ class RunState:
         found = self.files.names(self.folder)
         return [PlanState(path, None, self.files) for path in found if path.name.startswith("plan-")]
 
-    def is_of(self, captures: str) -> bool:
-        """Whether the folder is of a run on this captures table; also if no run has marked it.
+    def is_of(self, captures: Identity) -> bool:
+        """Whether the folder is of a run on this captures table. A folder of an older version has no mark, and is."""
+        mark = self.files.load(self.folder / "captures", _mark)
+        return mark is None or captures.is_same(*mark)
 
-        Args:
-            captures: the table, as :attr:`deltatap.delta.identity.Identity.key`.
-
-        Raises:
-            OSError: if the mark cannot be read.
-        """
-        return self.files.load(self.folder / "captures", _line) in (None, captures)
-
-    def require(self, captures: str) -> None:
+    def require(self, captures: Identity) -> None:
         """Require that no run on another captures table has left the folder.
 
         Raises:
@@ -172,11 +168,8 @@ class RunState:
         """Whether a run has left more here than unreadable journal files."""
         return any(path != self.aside for path in self.files.names(self.folder))
 
-    def prepare(self, captures: str | None = None) -> None:
-        """Create the folders, and mark the folder with the captures table.
-
-        Args:
-            captures: the table, as for :meth:`is_of`; None leaves the mark as it is.
+    def prepare(self, captures: Identity | None = None) -> None:
+        """Create the folders, and mark the folder with the captures table; None leaves the mark as it is.
 
         Raises:
             ConfigError: if the state folder cannot be written.
@@ -188,7 +181,8 @@ class RunState:
             if self.run_id is not None:
                 self.files.write(self.folder / "run_id", self.run_id.encode())
             if captures is not None:
-                self.files.write(self.folder / "captures", f"{captures}\n".encode())
+                mark = json.dumps([captures.id, captures.location])
+                self.files.write(self.folder / "captures", mark.encode())
         except OSError as error:
             raise ConfigError([f"state.dir: {self.folder.parent}: cannot be written: {error.strerror}"]) from error
 
@@ -467,11 +461,13 @@ def _record(kind: type[_Record], content: dict[str, Any]) -> _Record:
     return kind(**{name: value for name, value in content.items() if name in known})
 
 
-def _line(content: bytes) -> str:
-    """A line. An incomplete line does not end, so it raises a ValueError."""
-    if not content.endswith(b"\n"):
-        raise ValueError(content)
-    return content.decode().strip()
+def _mark(content: bytes) -> tuple[str | None, str | None] | None:
+    """The id and the location of a table; None if they are incomplete, because a driver may have died meanwhile."""
+    try:
+        id_, location = json.loads(content)
+    except (ValueError, TypeError):
+        return None
+    return id_, location
 
 
 def _content(content: bytes) -> dict[str, Any]:

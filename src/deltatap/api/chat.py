@@ -61,7 +61,9 @@ class ChatAccumulator(ChoicesAccumulator):
     def _part(self, choice: GrowingChoice, given: dict[str, Any]) -> object:
         part = self._new_part(choice, given)
         if type(part) is dict and (choice.thinks or "extra_content" in part):
-            return _without_thoughts(choice, part)
+            part = _without_thoughts(choice, part)
+            if choice.thinks:
+                self._alike = None  # the next text may begin with the tag that ends the thoughts
         return part
 
     def _new_part(self, choice: GrowingChoice, given: dict[str, Any]) -> object:

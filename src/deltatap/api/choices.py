@@ -16,7 +16,7 @@ from deltatap.api.base import Api
 from deltatap.api.captured import error_in
 from deltatap.api.frames import DONE, MODERATION, SAFE, STREAM_ERROR, Answer, Frame, Piece, event, openai_error
 from deltatap.api.framing import Frames
-from deltatap.api.values import count, to_json
+from deltatap.api.values import count, to_index, to_json
 from deltatap.model import CONTENT, EMPTY, REASONING, REFUSAL, Usage
 
 if TYPE_CHECKING:
@@ -56,8 +56,11 @@ def openai_usage(given: object) -> Usage | None:
     )
     written = _largest(inputs.get("cache_write_tokens"), given.get("cache_creation_input_tokens"))
     audio = count(inputs.get("audio_tokens"))
+    apart = total_tokens is None and (reasoning or 0) > (output_tokens or 0)
     if total_tokens is not None and input_tokens is not None:
         surplus = total_tokens - input_tokens - (output_tokens or 0)
+        # Perplexity counts reasoning, like citations, neither in the output nor in the total.
+        apart = surplus == 0 and "citation_tokens" in given
         # Portkey counts Anthropic's cache only in the total, and Mistral counts audio only there.
         caches, spoken = (cached or 0) + (written or 0), audio or 0
         if surplus > 0 and surplus in (caches, spoken, caches + spoken):
@@ -65,9 +68,7 @@ def openai_usage(given: object) -> Usage | None:
         if surplus >= 0:
             # xAI counts reasoning tokens only in the total, and all of it is billed.
             output_tokens = total_tokens - input_tokens
-    # Perplexity counts reasoning, like citations, neither in the output nor in the total.
-    apart = "citation_tokens" in given or total_tokens is None
-    if apart and reasoning is not None and output_tokens is not None and reasoning > output_tokens:
+    if apart and reasoning is not None and output_tokens is not None:
         output_tokens += reasoning
     return Usage(
         input_tokens=input_tokens,
@@ -97,6 +98,14 @@ def _details(usage: dict[str, Any], *names: str) -> dict[str, Any]:
     return found if type(found) is dict else {}
 
 
+def _numbered(choices: list[Any]) -> list[Any]:
+    """The choices of an event. If they do not have different numbers, their order numbers them."""
+    given = [to_index(choice.get("index")) if type(choice) is dict else None for choice in choices]
+    if None not in given and len(set(given)) == len(given):
+        return choices
+    return [{**choice, "index": at} if type(choice) is dict else choice for at, choice in enumerate(choices)]
+
+
 class ChoicesAccumulator(Accumulator):
     """Receives chunks with choices. A whole response is one chunk with all output.
 
@@ -114,7 +123,7 @@ class ChoicesAccumulator(Accumulator):
     def _take(self, chunk: dict[str, Any], data: bytes, event: str) -> None:  # noqa: ARG002 - these events have no types
         choices = chunk.get("choices")
         if type(choices) is list:
-            for given in choices:
+            for given in choices if self._asked == 1 or len(choices) == 1 else _numbered(choices):
                 if type(given) is not dict:
                     self._fail("has a choice that is not an object", data)
                     return
@@ -128,9 +137,9 @@ class ChoicesAccumulator(Accumulator):
         if not RARE.isdisjoint(chunk):
             self._take_rare(chunk, data)
 
-    def _report(self, given: object) -> None:
-        if (usage := openai_usage(given)) is not None:
-            self._used(usage)
+    def _report(self, usage: object) -> None:
+        if (found := openai_usage(usage)) is not None:
+            self._used(found)
 
     def _take_rare(self, chunk: dict[str, Any], data: bytes) -> None:
         """Take the fields that most chunks do not have."""

@@ -49,6 +49,8 @@ _USAGE_DETAILS = (
     ("cache_creation", "ephemeral_1h_input_tokens"),
     ("server_tool_use", "web_search_requests"),
 )
+# The iterations of a call that its model made.
+_ITERATIONS = ("compaction", "message")
 
 
 class MessagesAccumulator(Accumulator):
@@ -95,7 +97,7 @@ class MessagesAccumulator(Accumulator):
             self._block({"index": index, "content_block": block})
             self._block_end({"index": index})
         self._end(answer)
-        self._report(answer.get("usage"), complete=True)
+        self._report(answer.get("usage"))
 
     def finish(self) -> Received:
         """The data received so far."""
@@ -208,7 +210,7 @@ class MessagesAccumulator(Accumulator):
         delta = chunk.get("delta")
         if type(delta) is dict:
             self._end(delta)
-        self._report(chunk.get("usage"), complete=True)
+        self._report(chunk.get("usage"))
 
     def _end(self, message: dict[str, Any]) -> None:
         self._finish(self._choice(), message.get("stop_reason"))
@@ -218,7 +220,7 @@ class MessagesAccumulator(Accumulator):
     def _stop(self, chunk: dict[str, Any]) -> None:  # noqa: ARG002 - same signature for every event
         self.done = True
 
-    def _report(self, usage: object, *, complete: bool) -> None:
+    def _report(self, usage: object, *, complete: bool = True) -> None:
         """Convert usage to OpenAI's definition: input tokens include those read from a cache and written to it."""
         if type(usage) is not dict:
             return
@@ -243,12 +245,7 @@ class MessagesAccumulator(Accumulator):
 
     def _remember(self, usage: dict[str, Any], *, complete: bool) -> None:
         """Keep the counts. They are cumulative; a later event can omit some, and some servers end with zeros."""
-        given = {name: _with_iterations(usage, name) for name in _USAGE}
-        for holder, name in _USAGE_DETAILS:
-            details = usage.get(holder)
-            given[name] = details.get(name) if type(details) is dict else None
-        for name, value in given.items():
-            tokens = count(value)
+        for name, tokens in _counts(usage).items():
             # The number of output tokens at the start of a message is a placeholder.
             known = complete or name != "output_tokens"
             if known and tokens is not None and (tokens or not self._reported.get(name)):
@@ -265,16 +262,26 @@ class MessagesAccumulator(Accumulator):
     }
 
 
-def _with_iterations(usage: dict[str, Any], name: str) -> object:
-    """A count of a whole call. The counts of its iterations include the compaction of the context, the others do not.
+def _counts(usage: dict[str, Any]) -> dict[str, int | None]:
+    """The counts of a whole call: those of its iterations include the compaction of the context, the others do not.
 
-    Source: platform.claude.com/docs/en/build-with-claude/compaction.
+    Source: platform.claude.com/docs/en/build-with-claude/compaction. Iterations of other models are left out.
     """
+    given: dict[str, object] = {name: usage.get(name) for name in _USAGE}
+    for holder, name in _USAGE_DETAILS:
+        details = usage.get(holder)
+        given[name] = details.get(name) if type(details) is dict else None
+    counts = {name: count(value) for name, value in given.items()}
     iterations = usage.get("iterations")
-    if type(iterations) is not list or not all(type(each) is dict for each in iterations):
-        return usage.get(name)
-    total = count(sum(count(each.get(name)) or 0 for each in iterations))
-    return max((tokens for tokens in (count(usage.get(name)), total or None) if tokens is not None), default=None)
+    parts = [
+        _counts({**each, "iterations": None})
+        for each in (iterations if type(iterations) is list else ())
+        if type(each) is dict and each.get("type") in _ITERATIONS
+    ]
+    for name, known in counts.items():
+        if total := count(sum(part[name] or 0 for part in parts)):
+            counts[name] = max(total, known or 0)
+    return counts
 
 
 def _encoded(given: object) -> object:

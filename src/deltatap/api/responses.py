@@ -116,13 +116,16 @@ class ResponsesAccumulator(Accumulator):
             self._text_done(chunk, *_REPEATS[type_])
         elif type_ in _ENDS:
             self._end(chunk.get("response"), type_, data)
-            if (usage := openai_usage(chunk.get("usage"))) is not None:
-                self._used(usage)
+            self._report(chunk.get("usage"))
         elif type_ == "error":
             self._refuse(chunk, data)
 
     def _take_whole(self, answer: dict[str, Any], data: bytes) -> None:
         self._end(answer, _ends_with(answer), data)
+
+    def _report(self, usage: object) -> None:
+        if (found := openai_usage(usage)) is not None:
+            self._used(found)
 
     def _notice(self, event: str) -> bool:
         return super()._notice(event) and event not in _REPEATS and event not in _ENDS
@@ -302,8 +305,7 @@ class ResponsesAccumulator(Accumulator):
 
     def _ended(self, response: dict[str, Any]) -> None:
         self._identify(response)
-        if (usage := openai_usage(response.get("usage"))) is not None:
-            self._used(usage)
+        self._report(response.get("usage"))
         if response.get("moderation"):
             self._moderation = response["moderation"]
         if response.get("content_filters"):

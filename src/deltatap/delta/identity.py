@@ -6,7 +6,6 @@ two tables: one is a copy of the other. ``reader.py`` looks tables up.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from dataclasses import dataclass, field
@@ -57,11 +56,6 @@ class Identity:
         if self.location.startswith(_LOCAL):
             alike += f" AND NOT startswith({place}, '{_LOCAL}')"
         return f"IF({place} IS NULL, {by_name}, {place} = {tables.literal(self.location)} OR ({alike}))"
-
-    @property
-    def key(self) -> str:
-        """A name for the table that is the same for every spelling of its name, and safe for files."""
-        return self.id or hashlib.sha256(self.name.encode()).hexdigest()[:32]
 
     @property
     def folder(self) -> str | None:

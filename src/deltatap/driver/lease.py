@@ -41,8 +41,8 @@ LEASE_S = 60.0
 HEARTBEAT_S = 15.0
 # After this long without a renewal, another driver may hold the lease.
 UNSURE_S = LEASE_S - HEARTBEAT_S
-# How long renewals may fail because of the storage.
-_GIVE_UP_S = 120.0
+# How long the renewals of a run may fail because of the storage. No request starts once its lease is unsure.
+GIVE_UP_S = 120.0
 _WATCH_EVERY_S = 5.0
 _VERSIONS = ("deltatap", "openai", "httptools", "tiktoken", "pyspark", "delta-spark", "pyarrow", "pandas")
 
@@ -207,10 +207,19 @@ class Renewal:
         counts: the run's counts, written with each renewal.
     """
 
-    def __init__(self, spark: SparkSession, settings: Settings, lease: Lease) -> None:
-        self._spark, self._settings, self._lease = spark, settings, lease
+    def __init__(self, spark: SparkSession, settings: Settings, lease: Lease, *, give_up_s: float = GIVE_UP_S) -> None:
+        """Nothing is renewed yet.
+
+        Args:
+            spark: the session.
+            settings: of the run.
+            lease: that the run holds.
+            give_up_s: how long renewals may fail.
+        """
+        self._spark, self._settings, self._lease, self._give_up_s = spark, settings, lease, give_up_s
         self._renewed_at = lease.taken_at
         self._failing_since: Moment | None = None
+        self._lost: LeaseLostError | None = None
         self.counts: Mapping[str, object] = {}
 
     def renew(self) -> None:
@@ -218,21 +227,34 @@ class Renewal:
 
         Raises:
             LeaseLostError: if another driver holds the lease.
-            Exception: what has failed, if renewals have failed for two minutes.
+            Exception: what has failed, if renewals have failed for too long.
         """
         lease, at = self._lease, Moment.now()
         values = {"heartbeat_at": runs.utc_now(), **self.counts}
         try:
             runs.update(self._spark, self._settings, lease.captures, lease.run_id, values, _is_open(lease))
             check(self._spark, self._settings, lease)
-        except LeaseLostError:
+        except LeaseLostError as error:
+            self._lost = error
             raise
         except Exception:
-            self._failing_since = self._failing_since or at
-            if at.since(self._failing_since) > _GIVE_UP_S:
+            now = Moment.now()
+            self._failing_since = self._failing_since or now
+            if now.since(self._failing_since) >= self._give_up_s:
                 raise
         else:
             self._renewed_at, self._failing_since = at, None
+
+    def require(self) -> None:
+        """Require the lease, before work on what belongs to its holder. Reads the table only if the lease is unsure.
+
+        Raises:
+            LeaseLostError: if another driver holds the lease.
+        """
+        if self._lost is not None:
+            raise self._lost
+        if self.is_unsure():
+            check(self._spark, self._settings, self._lease)
 
     def is_unsure(self) -> bool:
         """Whether the last renewal is so long ago that another driver may hold the lease by now."""
@@ -258,7 +280,7 @@ def close(
     reason: str | None,
     values: Mapping[str, object],
 ) -> dict[str, Any]:
-    """Close the run that holds a lease, and return its row. This releases the lease.
+    """Close the run that holds a lease, unless it is closed already, and return its row. This releases the lease.
 
     Raises:
         LeaseLostError: if another driver has taken over. Then the run's row and folder belong to that driver.
@@ -267,7 +289,7 @@ def close(
     runs.update(spark, settings, lease.captures, lease.run_id, ended, _is_open(lease))
     rows = runs.read(spark, settings, lease.captures)
     row = next((row for row in rows if row["run_id"] == lease.run_id), None)
-    if row is None or (row["epoch"], row["status"]) != (lease.epoch, status):
+    if row is None or row["epoch"] != lease.epoch or row["status"] == RunStatus.DIED:
         raise _lost(settings, lease)
     return row
 

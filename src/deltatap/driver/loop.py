@@ -16,7 +16,7 @@ from deltatap.driver.pacer import Pacer
 from deltatap.driver.plan import models
 from deltatap.driver.progress import Display, Snapshot, snapshot
 from deltatap.driver.stopping import Shutdown, Stop, all_refused, give_up, notes, parked_models, why_stop
-from deltatap.errors import one_line
+from deltatap.errors import LeaseLostError, one_line
 from deltatap.files import OLD_S
 from deltatap.http.credentials import read_secrets
 from deltatap.messages import POLL_S, Control
@@ -220,6 +220,7 @@ class CaptureLoop:
                 begins_at=None if self._opening is None else self._opening.turn(beats, time.time()),
             ),
             now,
+            lost=any(isinstance(thread.error, LeaseLostError) for thread in threads),
         )
         progress = snapshot(self._plan.requests, beats, cool_s)
         if self._renewal is not None:
@@ -231,9 +232,14 @@ class CaptureLoop:
             # interruptTag would spare those jobs, but it does not reach jobs of other threads.
             run.spark.interruptAll()
 
-    def _publish(self, message: Control, now: float) -> None:
-        """Send the workers a message. Without messages, they start no requests after STALE_S."""
+    def _publish(self, message: Control, now: float, *, lost: bool) -> None:
+        """Send the workers a message. Without messages, they start no requests after STALE_S.
+
+        If another driver has the lease and uses this folder, its messages stay: they stop our workers, too.
+        """
         try:
+            if lost and (found := self._state.control()) is not None and found.epoch > message.epoch:
+                return
             self._state.publish(message)
         except OSError as error:
             silent = now - self._published_at > _UNHEARD_S

@@ -6,6 +6,7 @@ lists are files in the state folder (``state.py``). Workers use them (``worker/r
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,7 +53,7 @@ def take(run: ActiveRun) -> None:
     left = _left(run.settings)
     if not run.settings.capture.resume:
         return
-    start = f"{run.lease.captures.key}-"
+    start = f"{_table(run.settings, run.lease.captures)}-"
     whose = f"{start}{run.state.folder.name}.json" if run.settings.capture.owed == "all" else ".json"
     for path in left.files.names(left.kept, whose):
         if not path.name.startswith(start):
@@ -108,8 +109,13 @@ def _settled(spark: SparkSession, settings: Settings, streams: list[KeptStream])
 def _leave(settings: Settings, captures: Identity, state: RunState, streams: list[KeptStream]) -> None:
     left = _left(settings)
     left.files.make(left.kept)
-    left.note_kept(f"{captures.key}-{state.folder.name}", streams)
+    left.note_kept(f"{_table(settings, captures)}-{state.folder.name}", streams)
 
 
 def _left(settings: Settings) -> RunState:
     return RunState(Path(settings.state.dir) / _LEFT, files=Files(settings.state.files_per_s))
+
+
+def _table(settings: Settings, captures: Identity) -> str:
+    """A name for the captures table that is the same for every spelling of its name."""
+    return captures.id or hashlib.sha256(settings.captures.table.encode()).hexdigest()[:32]

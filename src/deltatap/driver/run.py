@@ -133,7 +133,7 @@ def _run_alone(
     try:
         captures = guard(spark, settings)
         if settings.run.id is not None:
-            RunState.of(Path(settings.state.dir), settings.run.id).require(captures.key)
+            RunState.of(Path(settings.state.dir), settings.run.id).require(captures)
         with locked(captures.folder) as alone:
             lease = leases.acquire(spark, settings, new_id, captures=captures, alone=alone)
             return _run_with_lease(ActiveRun.of(settings, spark, console, prices, lease), building, signalled)
@@ -147,7 +147,7 @@ def _run_with_lease(run: ActiveRun, building: Building, signalled: threading.Eve
     try:
         run.state.adopt()
         again = run.state.is_left()
-        run.state.prepare(run.lease.captures.key)
+        run.state.prepare(run.lease.captures)
         # First, because `deltatap stop` finds the run once it has published, and its request must be kept.
         run.state.forget_stop()
         # Workers of an older epoch that are still running stop now, before their journal is read.
@@ -171,26 +171,26 @@ def _run_steps(
     """Plan, capture, land and close."""
     runtime_s = run.settings.budget.runtime_s
     ends_at = math.inf if runtime_s is None else time.monotonic() + runtime_s
-    resuming.take(run)
     building.wait()
     # If the capture takes the only slot, the Spark jobs of other threads wait until it ends: the lease is not renewed,
     # and the journal lands after the capture.
     concurrent = run.settings.capture.where == "driver" or building.slots > 1
     landing = Landing.of(run.spark, run.settings, run.state)
+    renewal.require()
+    resuming.take(run)
     plan = make_plan(run, landing, building)
     renewal.counts = plan.counts(Snapshot(plan.requests))
     notes = announce(run, plan, building.slots)
     renewed = renewal if concurrent else None
     loop = CaptureLoop(run, plan, renewed, signalled=signalled, ends_at=ends_at, kept=landing.kept)
-    stop = _capture(loop, landing, keeper, concurrent=concurrent) if plan.requests else None
-    if isinstance(keeper.error, LeaseLostError):
-        raise keeper.error
-    if not concurrent:
-        leases.check(run.spark, run.settings, run.lease)
+    stop = _capture(loop, landing, renewal, keeper, concurrent=concurrent) if plan.requests else None
+    renewal.require()
     return _close(run, plan, landing, stop, [*notes, *loop.notes])
 
 
-def _capture(loop: CaptureLoop, landing: Landing, keeper: Periodic, *, concurrent: bool) -> Stop | None:
+def _capture(
+    loop: CaptureLoop, landing: Landing, renewal: leases.Renewal, keeper: Periodic, *, concurrent: bool
+) -> Stop | None:
     """Capture the plan, and land its journal meanwhile."""
     one_at_a_time = threading.Lock()
 
@@ -199,6 +199,7 @@ def _capture(loop: CaptureLoop, landing: Landing, keeper: Periodic, *, concurren
             landing.keep()
 
     def drain() -> None:
+        renewal.require()
         with one_at_a_time:
             landing.drain()
 
@@ -208,7 +209,7 @@ def _capture(loop: CaptureLoop, landing: Landing, keeper: Periodic, *, concurren
     finally:
         for lander in landers:
             lander.stop()
-    landing.drain()
+    drain()
     return stop
 
 
@@ -274,14 +275,17 @@ def land_leftovers(
         say: prints a line for the user.
 
     Returns:
-        Notes for the user about files that could not be read.
+        Notes for the user about files that did not land.
     """
     left, notes, files = {}, list[str](), Files(settings.state.files_per_s)
     for run_id in lease.others:
         state = RunState.of(Path(settings.state.dir), run_id, files)
         state.adopt()
-        # Runs on other tables can have the same ids.
-        if state.is_left() and state.is_of(lease.captures.key):
+        if not state.is_left():
+            continue
+        if not state.is_of(lease.captures):  # runs on other tables can have the same ids
+            notes.append(f"{state.folder} is left as it is: it is of a run on another captures table")
+        else:
             state.prepare()
             # To `deltatap stop` and `deltatap watch`, the run is over, whatever is left to land.
             state.publish(Control(lease.epoch, beat=1, stop="ended"))

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 _LAND_EVERY_S = 1.0
 _LANDING_TRIES = 5
+# How long renewals of the lease may fail. A recording cannot pause, and ends before another driver can take over.
+_RENEWAL_S = 2 * leases.HEARTBEAT_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,22 +91,23 @@ def record(
     prepare_tables(spark, settings)
     captures = guard(spark, settings)
     state = RunState.of(Path(settings.state.dir), settings.run.id or "", Files(settings.state.files_per_s))
-    state.require(captures.key)
+    state.require(captures)
     with locked(captures.folder) as alone:
         lease = leases.acquire(spark, settings, settings.run.id or "", captures=captures, alone=alone)
-        renewal = leases.Renewal(spark, settings, lease)
+        renewal = leases.Renewal(spark, settings, lease, give_up_s=_RENEWAL_S)
         keeper = Periodic("lease", renewal.renew, every_s=leases.HEARTBEAT_S)
         try:
             state.adopt()
             again = state.is_left()
-            state.prepare(captures.key)
+            state.prepare(captures)
             notes = land_leftovers(spark, settings, lease, before=[state] * again)
             ended = _Recording(settings, spark, prices, lease, state, renewal, keeper).run(listening, ready)
             return replace(ended, notes=(*notes, *ended.notes))
         except LeaseLostError:
             raise
         except BaseException as error:
-            _close(spark, settings, lease, RunStatus.FAILED, one_line(error))
+            with suppress(Exception):  # the first error is the one to report
+                _close(spark, settings, lease, RunStatus.FAILED, one_line(error))
             raise
         finally:
             keeper.stop()
@@ -131,6 +134,7 @@ class _Recording:
         state.forget_stop()
         beats = count(1)
         state.publish(Control(lease.epoch, next(beats)))
+        self.renewal.require()
         landing.drain()  # of an earlier start of the same run
         landers: list[Periodic] = []
         try:
@@ -153,6 +157,7 @@ class _Recording:
                 lander.stop()
         if failure is not None:
             raise failure
+        self.renewal.require()
         landing.finish()
         row = _close(self.spark, settings, lease, RunStatus.COMPLETED, None)
         state.publish(Control(lease.epoch, next(beats), stop="ended"))

@@ -443,6 +443,8 @@ USAGES: dict[str, tuple[list[Any], Usage | None, bool]] = {
     "audio only in the total": ([HI, used(3, 41, 419, prompt_tokens_details={"audio_tokens": 375})], Usage(378, 41, 419, audio_input_tokens=375), True),
     "xai with a cache": ([HI, used(32, 9, 135, prompt_tokens_details={"cached_tokens": 8}, completion_tokens_details={"reasoning_tokens": 94})], Usage(32, 103, 135, 8, 94), True),
     "perplexity": ([HI, used(33, 7, 40, citation_tokens=2, reasoning_tokens=73)], Usage(33, 80, 40, None, 73, citation_tokens=2), True),
+    "perplexity, little reasoning": ([HI, used(33, 7, 40, citation_tokens=2, reasoning_tokens=5)], Usage(33, 12, 40, None, 5, citation_tokens=2), True),
+    "perplexity, reasoning in the total": ([HI, used(33, 7, 45, citation_tokens=2, reasoning_tokens=5)], Usage(33, 12, 45, None, 5, citation_tokens=2), True),
     "reasoning beyond the total": ([HI, used(9, 2, 11, completion_tokens_details={"reasoning_tokens": 73})], Usage(9, 2, 11, None, 73), True),
     "reasoning apart, without a total": ([HI, used(9, 2, None, completion_tokens_details={"reasoning_tokens": 73})], Usage(9, 75, None, None, 73), True),
     "the total is too small": ([HI, used(9, 5, 9)], Usage(9, 5, 9), True),
@@ -492,6 +494,7 @@ def thought(text: str, *, mark: object = True) -> dict[str, Any]:
     [
         ([thought("<thought>I "), thought("think"), {"content": "</thought>An"}, {"content": "swer"}], "I think", "Answer"),
         ([thought("I "), thought("think"), {"content": "An"}, {"content": "swer </thought>"}], "I think", "Answer </thought>"),
+        ([{"content": "x"}, {"content": "y"}, thought("<thought>z"), {"content": "</thought>a"}], "z", "xya"),
         ([{"content": "<thought>"}, thought("x", mark=False)], None, "<thought>x"),
         ([{"content": "a", "extra_content": [1]}, {"content": "b", "extra_content": {"google": 1}}], None, "ab"),
     ],
@@ -505,6 +508,17 @@ def test_the_thoughts_of_gemini_in_a_whole_answer_are_reasoning() -> None:
     message = thought("<thought>I think</thought>Answer")
     received = receive_whole({"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]})
     assert (received.choices[0].reasoning, received.text) == ("I think", "Answer")
+
+
+@pytest.mark.parametrize(("indices", "texts"), [((None, None), ["a", "b"]), ((0, 0), ["a", "b"]), ((1, 0), ["b", "a"])])
+def test_choices_without_numbers_of_their_own_are_numbered(indices: tuple[Any, Any], texts: list[str]) -> None:
+    accumulator = ChatAccumulator(2)
+    choices = [
+        {"index": at, "message": {"content": text}, "finish_reason": "stop"}
+        for at, text in zip(indices, "ab", strict=True)
+    ]
+    accumulator.add_whole(json.dumps({"choices": choices}).encode())
+    assert [choice.text for choice in accumulator.finish().choices] == texts
 
 
 def test_a_whole_answer_with_an_error_and_without_choices_keeps_its_usage() -> None:

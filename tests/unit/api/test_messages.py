@@ -272,8 +272,10 @@ USAGES: dict[str, tuple[dict[str, Any], list[dict[str, Any]], Usage]] = {
     ),
     "compaction": (
         {"input_tokens": 23}, [{"input_tokens": 23, "output_tokens": 10, "iterations": [
-            {"type": "compaction", "input_tokens": 180, "output_tokens": 35}, {"type": "message", "input_tokens": 23, "output_tokens": 10}]}],
-        Usage(203, 45, 248),
+            {"type": "compaction", "input_tokens": 180, "output_tokens": 35, "cache_creation_input_tokens": 7, "cache_creation": {"ephemeral_1h_input_tokens": 6}},
+            {"type": "advisor_message", "model": "another", "input_tokens": 99, "output_tokens": 99},
+            {"type": "message", "input_tokens": 23, "output_tokens": 10}]}],
+        Usage(210, 45, 255, cache_write_tokens=7, cache_write_1h_tokens=6),
     ),
     "no iterations": ({"input_tokens": 23}, [{"output_tokens": 10, "iterations": []}, {"output_tokens": 11, "iterations": [None]}], Usage(23, 11, 34)),
     "whole numbers as floats": ({"input_tokens": 25.0}, [{"output_tokens": 15.0}], Usage(25, 15, 40)),

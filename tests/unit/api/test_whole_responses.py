@@ -142,6 +142,8 @@ def test_the_outcome_of_a_whole_response_by_its_status(answer: dict[str, Any], s
 def test_an_error_instead_of_a_response(api: str) -> None:
     received = whole(api, {"error": {"type": "server_error", "message": "Oh"}})
     assert received.error == StreamError("server_error", None, "Oh")
+    used = whole(api, {"id": "r", "error": {"message": "Oh"}, "usage": {"input_tokens": 3, "output_tokens": 2}})
+    assert (used.choices, used.response_id, used.usage and used.usage.output_tokens) == ((), "r", 2)
     assert (whole(api, b"<html>").protocol_error or "").startswith("the response is not valid JSON (")
     assert whole(api, b"[]").protocol_error == "the response is not a JSON object: []"
 

@@ -140,6 +140,7 @@ def test_closing_a_run_releases_its_lease(world: World) -> None:
     row = world.close()
     assert (row["status"], row["completed"]) == ("completed", 3)
     assert row["finished_at"] is not None
+    assert world.close() is row, "a run that is closed already stays as it is"
 
 
 def test_renewals_may_fail_for_a_while(world: World) -> None:
@@ -152,11 +153,28 @@ def test_renewals_may_fail_for_a_while(world: World) -> None:
     world.fails = False
     renewal.renew()
     assert not renewal.is_unsure()
-    world.fails = True
+    world.fails, world.takes_s = True, 3600  # only the time since the first failure counts
     renewal.renew()
-    world.passes(121, 121)
+    world.takes_s = 0
+    world.passes(119, 119)
+    renewal.renew()
+    world.passes(1, 1)
     with pytest.raises(OSError, match="Input/output error"):
         renewal.renew()
+
+
+def test_what_belongs_to_the_holder_needs_the_lease(world: World) -> None:
+    renewal = world.renewal()
+    world.rows = TAKEN["by another run"]
+    renewal.require()  # not worth a look at the table
+    world.passes(UNSURE_S + 1, 0)
+    with pytest.raises(LeaseLostError):
+        renewal.require()
+    renewal = world.renewal()
+    with pytest.raises(LeaseLostError):
+        renewal.renew()
+    with pytest.raises(LeaseLostError):
+        renewal.require()
 
 
 def other_host(**values: Any) -> str:

@@ -24,8 +24,9 @@ from deltatap.driver.lease import Lease, Moment
 from deltatap.driver.loop import CaptureLoop
 from deltatap.driver.plan import Plan
 from deltatap.driver.stopping import Stop
+from deltatap.errors import LeaseLostError
 from deltatap.files import Files
-from deltatap.messages import Heartbeat, Parked, Refusal
+from deltatap.messages import Control, Heartbeat, Parked, Refusal
 from deltatap.model import RunStatus
 from deltatap.prices import Prices
 from deltatap.settings_loading import load_settings
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from deltatap.messages import Control
     from deltatap.worker.attempt import CaptureTask
 
 EPOCH, CLAIM = 2, "00000-000001-a"
@@ -99,6 +99,22 @@ class Driver:
 @pytest.fixture
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
     return Driver(tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(("theirs", "stays"), [(EPOCH + 1, True), (EPOCH - 1, False), (None, False)])
+def test_a_driver_that_has_lost_its_lease_does_not_replace_the_message_of_the_next_one(
+    driver: Driver,
+    theirs: int | None,
+    stays: bool,  # noqa: FBT001
+) -> None:
+    """In a folder of its own, its message still stops its workers."""
+    if theirs is not None:
+        driver.state.publish(Control(theirs, beat=1))
+    lost: Any = SimpleNamespace(name="lease", error=LeaseLostError("another driver has taken over"))
+    driver.loop._turn([lost], cast("Any", SimpleNamespace(update=lambda *_, **__: None)))
+    published = driver.state.control()
+    assert published is not None
+    assert (published.epoch, published.stop) == ((theirs, None) if stays else (EPOCH, "failed"))
 
 
 def test_a_capture_ends_when_every_request_has_landed(driver: Driver) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -197,43 +198,73 @@ def test_a_run_that_failed_leaves_its_folder_to_the_driver_that_took_over(
     assert state.control() == theirs
 
 
-def test_a_capture_in_the_only_slot_checks_its_lease_before_it_closes(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+class Lost:
+    """A renewal that notices at a certain look that the lease is lost, and a landing that notes what it does."""
+
+    def __init__(self, look: int) -> None:
+        self.looks, self.did, self.kept = look, list[str](), None
+
+    def require(self) -> None:
+        self.looks -= 1
+        if self.looks < 0:
+            lose()
+
+    def drain(self) -> None:
+        self.did.append("drain")
+
+    def capture(self, _threads: object, drain: Callable[[], None]) -> None:
+        self.did.append("capture")
+        drain()
+
+
+@pytest.mark.parametrize(
+    ("look", "did"),
+    [
+        (0, []),
+        (1, ["take", "plan", "capture"]),
+        (2, ["take", "plan", "capture", "drain"]),
+        (3, ["take", "plan", "capture", "drain", "drain"]),
+        (4, ["take", "plan", "capture", "drain", "drain", "close"]),
+    ],
+)
+@pytest.mark.parametrize("slots", [1, 2])
+def test_a_driver_that_has_lost_its_lease_does_not_touch_the_folder(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, slots: int, look: int, did: list[str]
 ) -> None:
-    """Meanwhile, the lease was not renewed."""
-    names: dict[str, Any] = {
-        "resuming.take": None, "Landing.of": SimpleNamespace(kept=None), "announce": [], "leases.check": lose,
-        "make_plan": SimpleNamespace(requests=0, counts=lambda _: {}), "CaptureLoop": SimpleNamespace(notes=[]),
-        "_close": "closed",
-    }  # fmt: skip
-    for name, value in names.items():
-        monkeypatch.setattr(
-            f"deltatap.driver.run.{name}", value if callable(value) else lambda *_, value=value, **__: value
-        )
+    fake: Any = Lost(look)
+    plan = SimpleNamespace(requests=1, counts=lambda _: {})
+
+    def noting(what: str, value: object) -> Callable[..., Any]:
+        return lambda *_, **__: fake.did.append(what) or value
+
+    for name, value in {
+        "resuming.take": noting("take", None), "Landing.of": lambda *_: fake, "make_plan": noting("plan", plan),
+        "announce": lambda *_: [], "CaptureLoop": lambda *_, **__: SimpleNamespace(capture=fake.capture, notes=[]),
+        "_close": noting("close", "closed"), "_LAND_EVERY_S": 60.0,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(f"deltatap.driver.run.{name}", value)
     run = SimpleNamespace(spark=None, settings=load_settings({}), lease=a_lease(), state=RunState(tmp_path))
-
-    def steps(slots: int) -> Any:
-        building = SimpleNamespace(slots=slots, wait=lambda: None)
-        fakes: list[Any] = [run, building, threading.Event(), SimpleNamespace(), SimpleNamespace(error=None)]
-        return driver_run._run_steps(*fakes)
-
-    assert steps(2) == "closed"
-    with pytest.raises(LeaseLostError):
-        steps(1)
+    building = SimpleNamespace(slots=slots, wait=lambda: None)
+    with pytest.raises(LeaseLostError) if look < 4 else nullcontext():
+        driver_run._run_steps(
+            cast("Any", run), cast("Any", building), threading.Event(), fake, cast("Any", SimpleNamespace())
+        )
+    assert fake.did == did
 
 
 def test_a_run_does_not_use_the_folder_of_a_run_on_another_table(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     settings = load_settings({"run": {"id": "nightly"}, "state": {"dir": str(tmp_path)}})
-    monkeypatch.setattr("deltatap.driver.run.guard", lambda *_: Identity("b"))
+    here = Identity("b", "id", "file:/b")
+    monkeypatch.setattr("deltatap.driver.run.guard", lambda *_: here)
     monkeypatch.setattr("deltatap.driver.run.Building", lambda *_: SimpleNamespace(close=lambda: None))
     monkeypatch.setattr("deltatap.driver.run.leases.acquire", lose)
     state, none = RunState.of(tmp_path, "nightly"), cast("Any", None)
-    state.prepare(Identity("b").key)
+    state.prepare(here)
     with pytest.raises(LeaseLostError):  # it went on
         driver_run._run_alone(settings, none, none, none, (), None)
-    state.prepare(Identity("a").key)
+    state.prepare(Identity("a", "id", "file:/a"))
     with pytest.raises(ConfigError, match=r"run\.id: nightly: .*nightly is of a run on another captures table"):
         driver_run._run_alone(settings, none, none, none, (), None)
 
@@ -308,7 +339,8 @@ def test_landing_is_used_by_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("deltatap.driver.run._LAND_EVERY_S", 0.0)
     landing: Any = SlowLanding()
     loop: Any = DrainingLoop(landing)
-    assert _capture(loop, landing, cast("Any", None), concurrent=True) is None
+    renewal: Any = SimpleNamespace(require=lambda: None)
+    assert _capture(loop, landing, renewal, cast("Any", None), concurrent=True) is None
 
 
 def a_lease(seen_at: float = 0.0) -> Lease:
@@ -341,9 +373,12 @@ def test_a_run_whose_leftovers_land_is_not_found_by_a_request_to_stop(
 
 
 def test_only_leftovers_of_runs_on_this_table_land(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    lease, landed = replace(a_lease(), others=("aside", "elsewhere", "here", "old")), list[str]()
-    for run_id, table in (("aside", lease.captures), ("elsewhere", Identity("other")), ("here", lease.captures)):
-        RunState(tmp_path / run_id).prepare(table.key)
+    here, other = Identity("t", "1", "s3://here"), Identity("other", "2", "s3://other")
+    lease = replace(a_lease(), others=("aside", "elsewhere", "half", "here", "old"), captures=here)
+    landed: list[str] = []
+    for run_id, table in (("aside", here), ("elsewhere", other), ("half", other), ("here", here)):
+        RunState(tmp_path / run_id).prepare(table)
+    (tmp_path / "half" / "captures").write_bytes(b'["2", ')  # its driver died while it wrote the mark
     RunState(tmp_path / "old").prepare()
     aside = RunState(tmp_path / "aside")
     (aside.aside / "damaged.parquet").touch()
@@ -355,8 +390,9 @@ def test_only_leftovers_of_runs_on_this_table_land(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("deltatap.driver.run.Landing.of", landing)
     for name in ("resuming.carry", "runs.totals", "runs.settle"):
         monkeypatch.setattr(f"deltatap.driver.run.{name}", lambda *_: None)
-    driver_run.land_leftovers(cast("Any", None), load_settings({"state": {"dir": str(tmp_path)}}), lease)
-    assert landed == ["here", "old"]
+    notes = driver_run.land_leftovers(cast("Any", None), load_settings({"state": {"dir": str(tmp_path)}}), lease)
+    assert notes == [f"{tmp_path / 'elsewhere'} is left as it is: it is of a run on another captures table"]
+    assert landed == ["half", "here", "old"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["aside", "elsewhere"]
 
 

@@ -5,17 +5,23 @@ from __future__ import annotations
 import errno
 import socket
 import threading
+from datetime import UTC, datetime
 from itertools import count
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from deltatap.delta.identity import Identity
+from deltatap.driver.lease import Lease, Moment
+from deltatap.errors import ConfigError, LandingError, LeaseLostError
 from deltatap.messages import Heartbeat
 from deltatap.record import run, server
+from deltatap.settings_loading import load_settings
 from deltatap.state import RunState
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -43,6 +49,58 @@ def test_messages_that_cannot_be_written_now_do_not_end_a_recording(
     keep: Any = recording._keep
     assert keep(serving, fake(failure=None), [], threading.Event(), count()) is None
     assert len(asked) == 3
+
+
+HERE = Identity("t", "1", "file:/t")
+
+
+def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **fakes: Callable[..., Any]) -> None:
+    """Start a recording whose table, lease and leftovers are fakes."""
+    lease = Lease("r", 2, datetime.now(UTC), resumed=True, others=(), died=(), taken_at=Moment.now(), captures=HERE)
+    usual = {
+        "prepare_tables": lambda *_: None, "guard": lambda *_: HERE, "leases.acquire": lambda *_, **__: lease,
+        "land_leftovers": lambda *_, **__: [], "_close": lambda *_: {},
+    }  # fmt: skip
+    for name, value in (usual | fakes).items():
+        monkeypatch.setattr(f"deltatap.record.run.{name}", value)
+    none: Any = None
+    settings = load_settings({"run": {"id": "r"}, "state": {"dir": str(tmp_path)}})
+    run.record(settings, none, none, none, none)
+
+
+def fail(error: Exception) -> Callable[..., Any]:
+    def raises(*_: object, **__: object) -> Any:
+        raise error
+
+    return raises
+
+
+def test_the_first_error_ends_a_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(LandingError, match="no space left"):
+        start(
+            monkeypatch, tmp_path, land_leftovers=fail(LandingError("no space left")), _close=fail(LeaseLostError("x"))
+        )
+
+
+def test_the_lease_of_a_recording_is_renewed_from_its_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    renewed = threading.Event()
+
+    def land(*_: object, **__: object) -> None:
+        assert renewed.wait(5)
+        raise LandingError("the end of this test")
+
+    monkeypatch.setattr("deltatap.driver.lease.HEARTBEAT_S", 0.001)
+    monkeypatch.setattr("deltatap.driver.lease.Renewal.renew", lambda _: renewed.set())
+    with pytest.raises(LandingError, match="the end of this test"):
+        start(monkeypatch, tmp_path, land_leftovers=land)
+
+
+def test_a_recording_does_not_use_the_folder_of_a_run_on_another_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RunState.of(tmp_path, "r").prepare(Identity("t", "1", "file:/copy"))
+    with pytest.raises(ConfigError, match=r"run\.id: r: .* is of a run on another captures table"):
+        start(monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize("ended", [False, True])
