@@ -160,7 +160,7 @@ def test_a_request_to_stop_that_comes_at_the_start_is_kept(monkeypatch: pytest.M
     state.prepare()
     state.ask_to_stop()  # meant for an earlier driver
     with pytest.raises(RuntimeError, match="the end of this test"):
-        driver_run._run_with_lease(cast("Any", run), cast("Any", None))
+        driver_run._run_with_lease(cast("Any", run), cast("Any", SimpleNamespace(wait=lambda: None, slots=1)))
     assert asked == [False, True]
 
 
