@@ -193,11 +193,7 @@ class Accumulator(ABC):
             return
         if not answer.get(self.ANSWER) or "error" in answer:
             self._check(answer, data)
-        if self._error is None or self.ANSWER in answer:
-            self._take_whole(answer, data)
-        else:
-            self._identify(answer)
-            self._report(answer.get("usage"))
+        self._take_whole(answer, data)
 
     def end_of_text(self, size: int) -> tuple[int, str]:
         """The number of characters of choice 0 that have arrived, and the last of them, at most this many.
@@ -245,10 +241,6 @@ class Accumulator(ABC):
     @abstractmethod
     def _take_whole(self, answer: dict[str, Any], data: bytes) -> None:
         """Take a whole response of this API."""
-
-    @abstractmethod
-    def _report(self, usage: object) -> None:
-        """Take usage in the form of this API. Anything but an object adds nothing."""
 
     def _object(self, data: bytes, event: str) -> dict[str, Any] | None:
         try:

@@ -98,10 +98,10 @@ def _details(usage: dict[str, Any], *names: str) -> dict[str, Any]:
     return found if type(found) is dict else {}
 
 
-def _numbered(choices: list[Any]) -> list[Any]:
-    """The choices of an event. If they do not have different numbers, their order numbers them."""
+def _numbered(choices: list[Any], *, alike: bool) -> list[Any]:
+    """The choices of an event. If some have no number, or `alike` if some have the same, their order numbers them."""
     given = [to_index(choice.get("index")) if type(choice) is dict else None for choice in choices]
-    if None not in given and len(set(given)) == len(given):
+    if None not in given and (not alike or len(set(given)) == len(given)):
         return choices
     return [{**choice, "index": at} if type(choice) is dict else choice for at, choice in enumerate(choices)]
 
@@ -123,7 +123,9 @@ class ChoicesAccumulator(Accumulator):
     def _take(self, chunk: dict[str, Any], data: bytes, event: str) -> None:  # noqa: ARG002 - these events have no types
         choices = chunk.get("choices")
         if type(choices) is list:
-            for given in choices if self._asked == 1 or len(choices) == 1 else _numbered(choices):
+            if self._asked > 1 and len(choices) > 1:
+                choices = _numbered(choices, alike=self._whole)
+            for given in choices:
                 if type(given) is not dict:
                     self._fail("has a choice that is not an object", data)
                     return

@@ -89,6 +89,10 @@ class MessagesAccumulator(Accumulator):
             self._refuse(chunk, data)
 
     def _take_whole(self, answer: dict[str, Any], data: bytes) -> None:  # noqa: ARG002 - the data is decoded
+        if self._error is not None and "content" not in answer:  # then there is no message, but perhaps usage
+            self._identify(answer)
+            self._report(answer.get("usage"))
+            return
         self._start({"message": answer})
         content = answer.get("content")
         if type(content) is str:

@@ -121,7 +121,10 @@ class ResponsesAccumulator(Accumulator):
             self._refuse(chunk, data)
 
     def _take_whole(self, answer: dict[str, Any], data: bytes) -> None:
-        self._end(answer, _ends_with(answer), data)
+        if self._error is not None and answer.keys().isdisjoint(("output", "output_text", "status")):
+            self._ended(answer)  # then there is no response, but perhaps usage
+        else:
+            self._end(answer, _ends_with(answer), data)
 
     def _report(self, usage: object) -> None:
         if (found := openai_usage(usage)) is not None:

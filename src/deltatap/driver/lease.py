@@ -43,7 +43,7 @@ HEARTBEAT_S = 15.0
 UNSURE_S = LEASE_S - HEARTBEAT_S
 # How long the renewals of a run may fail because of the storage. No request starts once its lease is unsure.
 GIVE_UP_S = 120.0
-_WATCH_EVERY_S = 5.0
+_WATCH_EVERY_S, _RETRY_S = 5.0, 1.0
 _VERSIONS = ("deltatap", "openai", "httptools", "tiktoken", "pyspark", "delta-spark", "pyarrow", "pandas")
 
 
@@ -245,16 +245,30 @@ class Renewal:
         else:
             self._renewed_at, self._failing_since = at, None
 
-    def require(self) -> None:
+    def require(self, sleep: Callable[[float], None] = time.sleep) -> None:
         """Require the lease, before work on what belongs to its holder. Reads the table only if the lease is unsure.
+
+        Args:
+            sleep: as ``time.sleep``.
 
         Raises:
             LeaseLostError: if another driver holds the lease.
+            Exception: what has failed, if the table cannot be read for too long.
         """
+        began = Moment.now()
         if self._lost is not None:
             raise self._lost
-        if self.is_unsure():
-            check(self._spark, self._settings, self._lease)
+        while self.is_unsure():
+            try:
+                check(self._spark, self._settings, self._lease)
+            except LeaseLostError:
+                raise
+            except Exception:
+                if Moment.now().since(began) >= self._give_up_s:
+                    raise
+                sleep(_RETRY_S)
+            else:
+                return
 
     def is_unsure(self) -> bool:
         """Whether the last renewal is so long ago that another driver may hold the lease by now."""

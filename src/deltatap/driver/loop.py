@@ -220,7 +220,7 @@ class CaptureLoop:
                 begins_at=None if self._opening is None else self._opening.turn(beats, time.time()),
             ),
             now,
-            lost=any(isinstance(thread.error, LeaseLostError) for thread in threads),
+            lost=unsure or any(isinstance(thread.error, LeaseLostError) for thread in threads),
         )
         progress = snapshot(self._plan.requests, beats, cool_s)
         if self._renewal is not None:
@@ -235,7 +235,11 @@ class CaptureLoop:
     def _publish(self, message: Control, now: float, *, lost: bool) -> None:
         """Send the workers a message. Without messages, they start no requests after STALE_S.
 
-        If another driver has the lease and uses this folder, its messages stay: they stop our workers, too.
+        Args:
+            message: for the workers.
+            now: in monotonic seconds.
+            lost: whether another driver may have the lease. If it uses this folder, its messages stay: they stop our
+                workers, too.
         """
         try:
             if lost and (found := self._state.control()) is not None and found.epoch > message.epoch:

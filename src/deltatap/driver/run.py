@@ -152,7 +152,8 @@ def _run_with_lease(run: ActiveRun, building: Building, signalled: threading.Eve
         run.state.forget_stop()
         # Workers of an older epoch that are still running stop now, before their journal is read.
         run.state.publish(Control(run.lease.epoch, next(run.beats)))
-        for note in land_leftovers(run.spark, run.settings, run.lease, before=[run.state] * again, say=run.say):
+        before = [run.state] * again
+        for note in land_leftovers(run.spark, run.settings, run.lease, renewal.require, before=before, say=run.say):
             run.say(note)
         with signals() if signalled is None else nullcontext(signalled) as event:
             return _run_steps(run, building, event, renewal, keeper)
@@ -259,6 +260,7 @@ def land_leftovers(
     spark: SparkSession,
     settings: Settings,
     lease: Lease,
+    require: Callable[[], None],
     *,
     before: Sequence[RunState] = (),
     say: Callable[[str], None] = lambda _: None,
@@ -271,6 +273,7 @@ def land_leftovers(
         spark: the session.
         settings: of this run.
         lease: of this run.
+        require: raises if this run has lost its lease. Then another run may be using the folders.
         before: the state folder of this run, if it exists from an earlier start.
         say: prints a line for the user.
 
@@ -292,14 +295,16 @@ def land_leftovers(
             left[run_id] = state
     wait_for_the_dead(lease, [*before, *left.values()], say)
     for run_id in lease.others:
+        if run_id not in left and run_id not in lease.died:
+            continue
+        require()
         if run_id in left:
             landing = Landing.of(spark, settings, left[run_id])
             landing.finish()
             notes += set_aside(landing)
             resuming.carry(settings, lease.captures, left[run_id])
             left[run_id].remove()
-        if run_id in left or run_id in lease.died:
-            runs.settle(spark, settings, lease.captures, run_id, runs.totals(spark, settings, run_id))
+        runs.settle(spark, settings, lease.captures, run_id, runs.totals(spark, settings, run_id))
     return notes
 
 

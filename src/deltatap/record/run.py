@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 _LAND_EVERY_S = 1.0
 _LANDING_TRIES = 5
-# How long renewals of the lease may fail. A recording cannot pause, and ends before another driver can take over.
+# How long renewals of the lease may fail. A recording cannot pause while its lease is unsure.
 _RENEWAL_S = 2 * leases.HEARTBEAT_S
 
 
@@ -100,7 +100,7 @@ def record(
             state.adopt()
             again = state.is_left()
             state.prepare(captures)
-            notes = land_leftovers(spark, settings, lease, before=[state] * again)
+            notes = land_leftovers(spark, settings, lease, renewal.require, before=[state] * again)
             ended = _Recording(settings, spark, prices, lease, state, renewal, keeper).run(listening, ready)
             return replace(ended, notes=(*notes, *ended.notes))
         except LeaseLostError:
@@ -131,10 +131,10 @@ class _Recording:
         route = route_of(settings.endpoint, run_id=lease.run_id)
         target = Target.of(settings.endpoint.base_url, route.proxy)
         landing = Landing.of(self.spark, settings, state)
+        self.renewal.require()
         state.forget_stop()
         beats = count(1)
         state.publish(Control(lease.epoch, next(beats)))
-        self.renewal.require()
         landing.drain()  # of an earlier start of the same run
         landers: list[Periodic] = []
         try:

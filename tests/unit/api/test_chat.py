@@ -521,6 +521,14 @@ def test_choices_without_numbers_of_their_own_are_numbered(indices: tuple[Any, A
     assert [choice.text for choice in accumulator.finish().choices] == texts
 
 
+def test_choices_in_a_stream_are_numbered_only_without_numbers_of_their_own() -> None:
+    accumulator = ChatAccumulator(2)
+    for pieces in ([(None, "A"), (None, "B")], [(1, "b"), (1, "c")], [(0, "a")]):
+        choices = [{"index": at, "delta": {"content": text}} for at, text in pieces]
+        accumulator.add(json.dumps({"choices": choices}).encode(), 0.0, 0)
+    assert [choice.text for choice in accumulator.finish().choices] == ["Aa", "Bbc"]
+
+
 def test_a_whole_answer_with_an_error_and_without_choices_keeps_its_usage() -> None:
     received = receive_whole(
         {"id": "r", "model": "m", "error": {"message": "x", "code": 500}, **used(10, 5, 15), "choices": None}

@@ -144,6 +144,7 @@ def test_an_error_instead_of_a_response(api: str) -> None:
     assert received.error == StreamError("server_error", None, "Oh")
     used = whole(api, {"id": "r", "error": {"message": "Oh"}, "usage": {"input_tokens": 3, "output_tokens": 2}})
     assert (used.choices, used.response_id, used.usage and used.usage.output_tokens) == ((), "r", 2)
+    assert whole(api, {"detail": "bad"}).choices == ()
     assert (whole(api, b"<html>").protocol_error or "").startswith("the response is not valid JSON (")
     assert whole(api, b"[]").protocol_error == "the response is not a JSON object: []"
 

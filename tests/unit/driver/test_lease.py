@@ -163,6 +163,31 @@ def test_renewals_may_fail_for_a_while(world: World) -> None:
         renewal.renew()
 
 
+def test_a_table_that_cannot_be_read_for_a_while_is_no_lost_lease(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renewal, failures = world.renewal(), 3
+
+    def read(*_: object) -> list[Any]:
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise OSError(5, "Input/output error")
+        return world.rows
+
+    def sleep(seconds: float) -> None:
+        world.passes(seconds, seconds)
+
+    monkeypatch.setattr(runs, "read", read)
+    world.passes(UNSURE_S + 1, UNSURE_S + 1)
+    renewal.require(sleep)
+    assert failures == -1
+    failures = 1000
+    with pytest.raises(OSError, match="Input/output error"):
+        renewal.require(sleep)
+    assert failures == 1000 - 121
+
+
 def test_what_belongs_to_the_holder_needs_the_lease(world: World) -> None:
     renewal = world.renewal()
     world.rows = TAKEN["by another run"]

@@ -101,6 +101,13 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
     return Driver(tmp_path, monkeypatch)
 
 
+def test_a_driver_that_may_have_lost_its_lease_does_not_replace_the_message_of_the_next_one(driver: Driver) -> None:
+    theirs = Control(EPOCH + 1, beat=1)
+    driver.state.publish(theirs)
+    driver.unsure = True
+    assert driver.turn() == theirs
+
+
 @pytest.mark.parametrize(("theirs", "stays"), [(EPOCH + 1, True), (EPOCH - 1, False), (None, False)])
 def test_a_driver_that_has_lost_its_lease_does_not_replace_the_message_of_the_next_one(
     driver: Driver,

@@ -172,7 +172,9 @@ def test_the_lease_is_renewed_while_leftovers_land(monkeypatch: pytest.MonkeyPat
         raise LandingError("the end of this test")
 
     monkeypatch.setattr("deltatap.driver.run.leases.HEARTBEAT_S", 0.001)
-    monkeypatch.setattr("deltatap.driver.run.leases.Renewal", lambda *_: SimpleNamespace(renew=renewed.set))
+    monkeypatch.setattr(
+        "deltatap.driver.run.leases.Renewal", lambda *_: SimpleNamespace(renew=renewed.set, require=nothing)
+    )
     monkeypatch.setattr("deltatap.driver.run.land_leftovers", land)
     monkeypatch.setattr("deltatap.driver.run._close_failed", lambda *_: None)
     state = RunState(tmp_path / "run")
@@ -196,6 +198,10 @@ def test_a_run_that_failed_leaves_its_folder_to_the_driver_that_took_over(
     run = SimpleNamespace(spark=None, settings=None, lease=a_lease(), state=state, beats=iter([1]))
     driver_run._close_failed(cast("Any", run), RuntimeError())
     assert state.control() == theirs
+
+
+def nothing() -> None:
+    """Require a lease that is held."""
 
 
 class Lost:
@@ -366,7 +372,8 @@ def test_a_run_whose_leftovers_land_is_not_found_by_a_request_to_stop(
     monkeypatch.setattr("deltatap.driver.run.Landing.of", lambda *_: landing)
     for name in ("resuming.carry", "runs.totals", "runs.settle"):
         monkeypatch.setattr(f"deltatap.driver.run.{name}", lambda *_: None)
-    notes = driver_run.land_leftovers(cast("Any", None), load_settings({"state": {"dir": str(tmp_path)}}), lease)
+    settings = load_settings({"state": {"dir": str(tmp_path)}})
+    notes = driver_run.land_leftovers(cast("Any", None), settings, lease, nothing)
     assert notes == [f"journal file a.parquet could not be read and was set aside in {dead.aside}"]
     assert asked == [(Asked("run", answered=True), lease.epoch)]
     assert not dead.folder.exists()
@@ -390,10 +397,29 @@ def test_only_leftovers_of_runs_on_this_table_land(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("deltatap.driver.run.Landing.of", landing)
     for name in ("resuming.carry", "runs.totals", "runs.settle"):
         monkeypatch.setattr(f"deltatap.driver.run.{name}", lambda *_: None)
-    notes = driver_run.land_leftovers(cast("Any", None), load_settings({"state": {"dir": str(tmp_path)}}), lease)
+    notes = driver_run.land_leftovers(
+        cast("Any", None), load_settings({"state": {"dir": str(tmp_path)}}), lease, nothing
+    )
     assert notes == [f"{tmp_path / 'elsewhere'} is left as it is: it is of a run on another captures table"]
     assert landed == ["half", "here", "old"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["aside", "elsewhere"]
+
+
+def test_a_driver_that_has_lost_its_lease_lands_no_leftovers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The next driver may have resumed one of these runs."""
+    lease = replace(a_lease(), others=("dead", "gone"), died=("gone",))
+    RunState(tmp_path / "dead").prepare()
+    for name in ("Landing.of", "runs.settle"):
+        monkeypatch.delattr(f"deltatap.driver.run.{name}")
+    for run_ids in (("dead", "gone"), ("gone",)):
+        with pytest.raises(LeaseLostError):
+            driver_run.land_leftovers(
+                cast("Any", None),
+                load_settings({"state": {"dir": str(tmp_path)}}),
+                replace(lease, others=run_ids),
+                lose,
+            )
+    assert (tmp_path / "dead").exists()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import socket
 import threading
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from itertools import count
 from types import SimpleNamespace
@@ -65,7 +66,7 @@ def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **fakes: Callable[...
         monkeypatch.setattr(f"deltatap.record.run.{name}", value)
     none: Any = None
     settings = load_settings({"run": {"id": "r"}, "state": {"dir": str(tmp_path)}})
-    run.record(settings, none, none, none, none)
+    run.record(settings, none, none, none, lambda _: None)
 
 
 def fail(error: Exception) -> Callable[..., Any]:
@@ -93,6 +94,65 @@ def test_the_lease_of_a_recording_is_renewed_from_its_start(tmp_path: Path, monk
     monkeypatch.setattr("deltatap.driver.lease.Renewal.renew", lambda _: renewed.set())
     with pytest.raises(LandingError, match="the end of this test"):
         start(monkeypatch, tmp_path, land_leftovers=land)
+
+
+class Lost:
+    """A renewal that notices at a certain look that the lease is lost, and notes what the recording does."""
+
+    def __init__(self, look: int) -> None:
+        self.looks, self.did = look, list[str]()
+        self.counts: dict[str, Any] = {}
+
+    def renew(self) -> None:
+        """The lease is held so far."""
+
+    def require(self) -> None:
+        self.looks -= 1
+        if self.looks < 0:
+            raise LeaseLostError("another driver has taken over")
+
+    def noting(self, what: str, value: Any = None) -> Callable[..., Any]:
+        def note(*_: object, **__: object) -> Any:
+            self.did.append(what)
+            return value
+
+        return note
+
+
+@pytest.mark.parametrize(
+    ("look", "did"),
+    [
+        (0, []),
+        (1, ["publish", "drain", "serve"]),
+        (2, ["publish", "drain", "serve", "finish", "close", "publish", "remove"]),
+    ],
+)
+def test_a_recording_that_has_lost_its_lease_does_not_touch_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: int, did: list[str]
+) -> None:
+    lost, given = Lost(look), list[Any]()
+    fake: Any = SimpleNamespace
+    landing = fake(
+        drain=lost.noting("drain"), finish=lost.noting("finish"), set_aside=[], keep=None, state=fake(aside="")
+    )
+    recorder = nullcontext(fake(heartbeat=lambda **_: Heartbeat(2, "00000-1-x", 1)))
+    server = fake(start=lambda: None, stop=lambda _: None)
+    for name in ("publish", "remove"):
+        monkeypatch.setattr(RunState, name, lost.noting(name))
+    monkeypatch.setattr(run._Recording, "_keep", lost.noting("serve"))
+
+    def renewal(*_: object, give_up_s: float) -> Lost:
+        given.append(give_up_s)
+        return lost
+
+    fakes: dict[str, Any] = {
+        "leases.Renewal": renewal, "Landing.of": lambda *_: landing, "Recorder": lambda *_: recorder,
+        "Server": lambda *_: server, "_close": lost.noting("close", {}),
+    }  # fmt: skip
+    with pytest.raises(LeaseLostError) if look < 2 else nullcontext():
+        start(monkeypatch, tmp_path, **fakes)
+    assert lost.did == did
+    assert given == [30.0]
 
 
 def test_a_recording_does_not_use_the_folder_of_a_run_on_another_table(
