@@ -22,7 +22,8 @@ from deltatap.delta import tables as delta_tables
 from deltatap.driver.landing import Landing
 from deltatap.driver.merge import NewRows
 from deltatap.messages import Control
-from deltatap.state import PlanState, RunState
+from deltatap.plan_state import PlanState
+from deltatap.state import RunState
 from deltatap.worker.held import SUFFIX
 from deltatap.worker.journal import journaled_rows, write_journal
 

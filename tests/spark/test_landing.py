@@ -17,7 +17,8 @@ from deltatap.driver.landing import Landing
 from deltatap.driver.merge import NewRows
 from deltatap.errors import LandingError
 from deltatap.messages import Control
-from deltatap.state import LANDED, PlanState, RunState
+from deltatap.plan_state import LANDED, PlanState
+from deltatap.state import RunState
 from deltatap.worker.journal import write_journal
 
 if TYPE_CHECKING:

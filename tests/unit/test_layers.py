@@ -9,7 +9,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[2] / "src"
 # Lowest first. A module imports from packages before its own, and from its own.
 ORDER = (
-    "errors", "visible", "program", "shipped", "rates", "catalog", "settings_file", "prices", "tokens", "model", "messages", "api", "template", "prompt_columns", "prompts", "setting_types", "endpoint", "prompt_files", "patterns", "config", "settings_loading", "delta", "files", "state", "http", "worker",
+    "errors", "visible", "program", "shipped", "rates", "catalog", "settings_file", "prices", "tokens", "model", "messages", "api", "template", "prompt_columns", "prompts", "setting_types", "endpoint", "prompt_files", "patterns", "config", "settings_loading", "delta", "files", "plan_state", "state", "http", "worker",
     "udf", "spark", "driver", "analysis", "report", "export", "reconcile", "sweep", "simulator", "replay", "record", "watch", "terminal", "starter", "cli", "demo", "__main__",
 )  # fmt: skip
 # What `from deltatap import …` offers, by name only.

@@ -24,7 +24,7 @@ from deltatap.driver.merge import NewRows, insert_sql, merge_sql, one_per_key
 from deltatap.driver.trouble import UNREAD, may_pass
 from deltatap.errors import LandingError
 from deltatap.files import OLD_S
-from deltatap.state import LANDED
+from deltatap.plan_state import LANDED
 from deltatap.worker.held import promote
 from deltatap.worker.journal import DamagedError, read_columns, readable
 

@@ -17,7 +17,7 @@ from pyspark.sql import functions as F  # noqa: N812 - the name in Spark's docum
 
 from deltatap.delta import columns, tables
 from deltatap.delta.final import final_sql
-from deltatap.state import LANDED
+from deltatap.plan_state import LANDED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

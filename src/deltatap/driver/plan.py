@@ -28,7 +28,7 @@ from deltatap.driver.pacer import Spent
 from deltatap.driver.trouble import may_pass
 from deltatap.errors import ConfigError
 from deltatap.files import OLD_S, PATIENCE_S
-from deltatap.state import Part
+from deltatap.plan_state import Part
 from deltatap.worker.arrivals import calls_of
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from deltatap.driver.landing import Landing
     from deltatap.driver.lease import Lease
     from deltatap.driver.progress import Snapshot
-    from deltatap.state import PlanState
+    from deltatap.plan_state import PlanState
 
 _SHOWN_MODELS = 5
 # How long to wait for parts that are not visible yet, how often to look, and how long to wait before another write.

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from deltatap.config import Settings
     from deltatap.http.credentials import Secrets
+    from deltatap.plan_state import Part, PlanState
     from deltatap.prices import Prices
-    from deltatap.state import Part, PlanState
 
 # How long a retried attempt waits before it relies on the absence of files.
 _WAIT_S = OLD_S

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from deltatap.messages import Control
-    from deltatap.state import PlanState, RunState
+    from deltatap.plan_state import PlanState
+    from deltatap.state import RunState
     from deltatap.worker.engine import Engine
     from deltatap.worker.journal import JournalWriter
 

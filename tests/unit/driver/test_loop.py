@@ -28,9 +28,10 @@ from deltatap.errors import LeaseLostError
 from deltatap.files import Files
 from deltatap.messages import Control, Heartbeat, Parked, Refusal
 from deltatap.model import RunStatus
+from deltatap.plan_state import LANDED
 from deltatap.prices import Prices
 from deltatap.settings_loading import load_settings
-from deltatap.state import LANDED, RunState
+from deltatap.state import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Callable

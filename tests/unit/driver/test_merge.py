@@ -13,7 +13,8 @@ from deltatap.delta.final import final_sql
 from deltatap.driver.landing import _escaped
 from deltatap.driver.merge import NewRows, insert_sql, merge_sql
 from deltatap.messages import Control
-from deltatap.state import LANDED, RunState
+from deltatap.plan_state import LANDED
+from deltatap.state import RunState
 
 if TYPE_CHECKING:
     from pathlib import Path

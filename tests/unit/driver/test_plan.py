@@ -14,8 +14,9 @@ from deltatap.driver.active import ActiveRun
 from deltatap.driver.pacer import Spent
 from deltatap.driver.plan import Plan, _listed, announce, make_plan, models, resumes, task_count, used_before
 from deltatap.driver.progress import Snapshot
+from deltatap.plan_state import PlanState
 from deltatap.settings_loading import load_settings
-from deltatap.state import PlanState, RunState
+from deltatap.state import RunState
 
 if TYPE_CHECKING:
     from pathlib import Path

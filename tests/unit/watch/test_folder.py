@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deltatap.messages import Control, Heartbeat, OpenStream
-from deltatap.state import PlanState, RunState
+from deltatap.plan_state import PlanState
+from deltatap.state import RunState
 from deltatap.watch.board import DEAD_S, Seen
 from deltatap.watch.folder import Folder
 from deltatap.worker.rows import JOURNAL_SCHEMA

@@ -18,10 +18,11 @@ import pytest
 from deltatap.delta import columns
 from deltatap.endpoint import Tls
 from deltatap.messages import Control
+from deltatap.plan_state import LANDED
 from deltatap.prices import Prices
 from deltatap.prompts import build_request
 from deltatap.settings_loading import load_settings
-from deltatap.state import LANDED, RunState
+from deltatap.state import RunState
 from deltatap.worker import attempt, link
 from deltatap.worker import journal as journaling
 from deltatap.worker.arrivals import due_times

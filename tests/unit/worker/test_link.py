@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deltatap.messages import LOST_S, STALE_S, Control, Permit
-from deltatap.state import PlanState, RunState
+from deltatap.plan_state import PlanState
+from deltatap.state import RunState
 from deltatap.worker import link
 from deltatap.worker.engine import Proceed
 from deltatap.worker.journal import Totals
