@@ -148,8 +148,8 @@ class RunState:
         try:
             if not self.is_of(captures):
                 problem = (
-                    f"run.id: {self.name}: {self.folder} is of a run on another captures table; choose another run.id "
-                    "or state.dir, or delete this folder if that table is gone"
+                    f"run.id: {self.name}: {self.folder} belongs to a run on another captures table; choose another "
+                    "run.id or state.dir, or delete this folder if that table is gone"
                 )
                 raise ConfigError([problem])
         except OSError as error:

@@ -287,7 +287,7 @@ def land_leftovers(
         if not state.is_left():
             continue
         if not state.is_of(lease.captures):  # runs on other tables can have the same ids
-            notes.append(f"{state.folder} is left as it is: it is of a run on another captures table")
+            notes.append(f"{state.folder} stays as it is: it belongs to a run on another captures table")
         else:
             state.prepare()
             # To `deltatap stop` and `deltatap watch`, the run is over, whatever is left to land.

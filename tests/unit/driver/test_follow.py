@@ -174,15 +174,16 @@ def test_another_run_that_removes_the_folder_does_not_hide_the_wait(
     removed: list[bool] = []
 
     def remove() -> None:
-        (folder,) = tmp_path.glob("*/control.json")  # it is back at the second look
+        (folder,) = tmp_path.glob("*/control.json")
+        state = RunState(folder.parent)
+        assert state.control() == Control(3, beat=0, stop="completed"), "it is back at each look"
         if len(removed) < 2:
-            state = RunState(folder.parent)
             state.publish(Control(9, beat=1, stop="ended"))
             if removed:
                 state.remove()
             removed.append(True)
         else:
-            RunState(folder.parent).ask_to_stop()
+            state.ask_to_stop()
 
     world.before_look = remove
     assert world.follow() == ["run1"]

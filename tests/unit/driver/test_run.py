@@ -271,7 +271,7 @@ def test_a_run_does_not_use_the_folder_of_a_run_on_another_table(
     with pytest.raises(LeaseLostError):  # it went on
         driver_run._run_alone(settings, none, none, none, (), None)
     state.prepare(Identity("a", "id", "file:/a"))
-    with pytest.raises(ConfigError, match=r"run\.id: nightly: .*nightly is of a run on another captures table"):
+    with pytest.raises(ConfigError, match=r"run\.id: nightly: .*nightly belongs to a run on another captures table"):
         driver_run._run_alone(settings, none, none, none, (), None)
 
 
@@ -400,7 +400,7 @@ def test_only_leftovers_of_runs_on_this_table_land(monkeypatch: pytest.MonkeyPat
     notes = driver_run.land_leftovers(
         cast("Any", None), load_settings({"state": {"dir": str(tmp_path)}}), lease, nothing
     )
-    assert notes == [f"{tmp_path / 'elsewhere'} is left as it is: it is of a run on another captures table"]
+    assert notes == [f"{tmp_path / 'elsewhere'} stays as it is: it belongs to a run on another captures table"]
     assert landed == ["half", "here", "old"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["aside", "elsewhere"]
 

@@ -159,7 +159,7 @@ def test_a_recording_does_not_use_the_folder_of_a_run_on_another_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     RunState.of(tmp_path, "r").prepare(Identity("t", "1", "file:/copy"))
-    with pytest.raises(ConfigError, match=r"run\.id: r: .* is of a run on another captures table"):
+    with pytest.raises(ConfigError, match=r"run\.id: r: .* belongs to a run on another captures table"):
         start(monkeypatch, tmp_path)
 
 
