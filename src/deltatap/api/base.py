@@ -131,10 +131,6 @@ class Api(ABC):
             query["starting_after"] = str(after)
         return f"{path}/{quote(response_id, safe='')}", query
 
-    def refusal_status(self, status: int, message: str) -> int:  # noqa: ARG002 - few APIs need it
-        """The HTTP status that best describes a refusal, for an API that uses one status for different causes."""
-        return status
-
     def last_prompt(self, body: Mapping[str, Any]) -> object:
         """The last message's content, or the prompt itself; None if the body has no prompt."""
         prompt = body.get(self.prompt_field)

@@ -39,9 +39,6 @@ _ERRORS = {
     504: "timeout_error",
     529: "overloaded_error",
 }
-# Anthropic reports an exhausted balance and a spend limit as invalid requests (400) without a specific code. The start
-# of the message is compared, because a message can quote the prompt.
-_SPENT = ("Your credit balance is too low", "You have reached your specified API usage limits")
 _TOOLS = ("tool_use", "server_tool_use", "mcp_tool_use")
 _USAGE = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens", "output_tokens")
 _USAGE_DETAILS = (
@@ -500,11 +497,6 @@ class Messages(Api):
         return (
             counted + without_rule(body.get("tools"), encoding) + InputTokens(_image_tokens(messages), approximate=True)
         )
-
-    def refusal_status(self, status: int, message: str) -> int:
-        """402 if the message says that no credit is left or that a spend limit is reached."""
-        spent = status == 400 and message.startswith(_SPENT)  # noqa: PLR2004 - bad request
-        return 402 if spent else status
 
     def parse_request(self, body: Mapping[str, Any]) -> ParsedRequest:
         """Like the base class, except that most parameters have other names."""

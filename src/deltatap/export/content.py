@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from deltatap.api.registry import NAMES, specification
+from deltatap.api.values import to_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -28,7 +29,7 @@ def system_instructions(body: Mapping[str, Any], api: str) -> str | None:
     """The system prompt, if the API keeps it separate from the messages; None if there is none."""
     system = specification(api).system if api in NAMES else None
     given = body.get(system) if system else None
-    return _json(_parts(given)) if given else None
+    return to_json(_parts(given)) if given else None
 
 
 def input_messages(body: Mapping[str, Any], api: str) -> str | None:
@@ -36,13 +37,13 @@ def input_messages(body: Mapping[str, Any], api: str) -> str | None:
     given = body.get(specification(api).prompt_field) if api in NAMES else None
     if not given:
         return None
-    return _json([_message(each) for each in (given if isinstance(given, list) else [given])])
+    return to_json([_message(each) for each in (given if isinstance(given, list) else [given])])
 
 
 def output_messages(choices: Iterable[Mapping[str, Any]]) -> str | None:
     """One message for each choice; None if there is none."""
     found = [_answer(choice) for choice in choices]
-    return _json(found) if found else None
+    return to_json(found) if found else None
 
 
 def _message(given: object) -> dict[str, Any]:
@@ -82,7 +83,7 @@ def _parts(content: object) -> list[Part]:
 
 def _part(given: object) -> Part:
     if not isinstance(given, dict):
-        return _text(given if isinstance(given, str) else _json(given))
+        return _text(given if isinstance(given, str) else to_json(given))
     kind = given.get("type")
     if kind in _TEXTS and isinstance(given.get("text"), str):
         return _text(given["text"])
@@ -120,7 +121,3 @@ def _call(id_: object, name: object, arguments: object) -> Part:
 
 def _response(id_: object, response: object) -> Part:
     return {"type": "tool_call_response", "id": id_, "response": response}
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from deltatap.api.registry import NAMES, specification
+from deltatap.api.values import clean
 from deltatap.export.content import input_messages, output_messages, system_instructions
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _USAGE = {
     "output_tokens": "output_tokens",
     "cached_input_tokens": "cache_read.input_tokens",
     "reasoning_tokens": "reasoning.output_tokens",
+    "cache_write_tokens": "cache_creation.input_tokens",
     "audio_input_tokens": "audio.input_tokens",
     "audio_output_tokens": "audio.output_tokens",
 }
@@ -176,7 +178,7 @@ def _attributes(row: Mapping[str, Any], server: Server, options: Options) -> Ite
     if provider == "openai":
         tier = body.get("service_tier")
         yield "openai.api.type", None if spec is None else spec.openai_type
-        yield "openai.request.service_tier", tier if isinstance(tier, str) and tier != "auto" else None
+        yield "openai.request.service_tier", clean(tier) if isinstance(tier, str) and tier != "auto" else None
         yield "openai.response.service_tier", row["service_tier"]
         yield "openai.response.system_fingerprint", row["system_fingerprint"]
     if row["status"] != "completed":
@@ -200,7 +202,7 @@ def _requested(body: Mapping[str, Any], api: str) -> Iterator[tuple[str, Value |
     yield "gen_ai.request.seed", seed if type(seed) is int and abs(seed) < 2**63 else None
     stop = body.get("stop", body.get("stop_sequences"))
     words = [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []
-    yield "gen_ai.request.stop_sequences", [word for word in words if isinstance(word, str)] or None
+    yield "gen_ai.request.stop_sequences", [clean(word) for word in words if isinstance(word, str)] or None
     form = body.get("response_format") or _object(body.get("text")).get("format")
     yield "gen_ai.output.type", _OUTPUTS.get(str(_object(form).get("type")))
     if api in NAMES:

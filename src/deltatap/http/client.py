@@ -105,8 +105,8 @@ class EndpointClient:
         self._endpoint, self._timeouts, self._keep_raw, self._wall = endpoint, timeouts, keep_raw, wall
         self._api = specification(endpoint.api)
         self._credential = credential or credential_of(endpoint)
-        # By model, since a router may send each model to a different server.
-        self._refuse_stream_options: set[str] = set()
+        # By model, since a router may send each model to a different server: the request whose refusal named them.
+        self._refuse_stream_options: dict[str, str] = {}
         # Otherwise the client sends OPENAI_ORG_ID and OPENAI_PROJECT_ID. Only the key comes from the environment.
         unset: dict[str, Any] = {"OpenAI-Organization": Omit(), "OpenAI-Project": Omit()}
         self._transport = Http1Transport(proxy=route.proxy, tls=route.tls)
@@ -180,7 +180,7 @@ class EndpointClient:
         ended = reading.seconds(reading.ended) or over
         resend = False
         if error is not None and (reads_on or not received.output):
-            resend = await self._adapt(error, reading, wire.model if with_options else None)
+            resend = await self._adapt(error, reading, wire, with_options=with_options)
         call = Call(
             started_at=started_at,
             ended_at=started_at + ended - started,
@@ -288,7 +288,7 @@ class EndpointClient:
             return cut or cancelled(watchdog.fired, self._timeouts)
         except FAILURES as failure:
             reading.refused = failure if isinstance(failure, RefusedError) else None
-            return error_of(failure, reading.http_status, self._wall(), self._api)
+            return error_of(failure, reading.http_status, self._wall())
         except BaseException as fault:  # noqa: BLE001 - logged, or else raised again
             code = INTERNAL_REQUEST if watchdog.written is None else INTERNAL_CUT
             return internal_error(fault, reading.request_id, code, "make the call")
@@ -346,7 +346,7 @@ class EndpointClient:
         name, prefix = self._endpoint.key_header
         return self._headers | {name: f"{prefix}{reading.token}"}
 
-    async def _adapt(self, error: CaptureError, reading: Reading, asked_usage_of: str | None) -> bool:
+    async def _adapt(self, error: CaptureError, reading: Reading, wire: Wire, *, with_options: bool) -> bool:
         """Correct a refused request: drop its stream options, or renew the token.
 
         Returns whether to resend the request at once.
@@ -354,11 +354,17 @@ class EndpointClient:
         Args:
             error: why the call failed.
             reading: how far the call got.
-            asked_usage_of: the model, if the request had stream options.
+            wire: the request.
+            with_options: whether it was sent with stream options.
         """
-        if asked_usage_of and error.http_status in _REFUSED_OPTIONS and _names_stream_options(error, reading):
-            self._refuse_stream_options.add(asked_usage_of)
+        refusing = self._refuse_stream_options
+        if with_options and error.http_status in _REFUSED_OPTIONS and _names_stream_options(error, reading):
+            refusing.setdefault(wire.model, reading.request_id)
             return True
+        dropped = wire.usage and not with_options
+        if dropped and error.type == "invalid_request" and refusing.get(wire.model) == reading.request_id:
+            # The options were not the reason: vLLM and FastAPI can quote the whole request that they refuse.
+            del refusing[wire.model]
         if error.type == "authentication" and self._credential is not None and reading.token is not None:
             # A cancellation here changes nothing, because the call has already failed.
             with suppress(CredentialError, asyncio.CancelledError):

@@ -22,7 +22,7 @@ from deltatap.http.parser import RefusedError
 from deltatap.model import CaptureError, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from deltatap.api.base import Api
     from deltatap.config import Timeouts
@@ -66,7 +66,8 @@ _POLICY_CODES = frozenset(
         "datainspectionfailed",
     )
 )
-# In lower case: OpenAI, DeepSeek (402), Anthropic, Alibaba. MiniMax 1008 and Zhipu 1113 have numbers.
+# In lower case. The first group is OpenAI's, DeepSeek's (402), Anthropic's and Alibaba's. MiniMax 1008 and Zhipu 1113
+# have numbers.
 _QUOTA_CODES = frozenset(
     (
         "insufficient_quota",
@@ -77,8 +78,43 @@ _QUOTA_CODES = frozenset(
         "arrearage",
         "1008",
         "1113",
+        "budget_exceeded",  # LiteLLM: 400 or 429
+        "exceeded_current_quota_error",  # Moonshot: 429
+        "precondition_failed",  # Fireworks, 412: the account reached its spending limit or is suspended
+        "failed_precondition",  # Gemini, 400: billing must be enabled in this region
     )
 )
+_ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
+# In lower case. Gemini refuses a bad key with 400, INVALID_ARGUMENT and one of the first two as the reason.
+_KEY_CODES = frozenset(("api_key_invalid", "api_key_expired", "invalid_api_key", "invalidapikey"))
+# What a gateway puts before the provider's message: LiteLLM an exception, OpenRouter a sentence. Both can also quote
+# the provider's JSON.
+_QUOTING = (
+    r"(?:litellm\.\w{1,40}: )?(?:\w{1,40}Exception[\w ]{0,40} - |Provider returned error: )?"
+    r"""(?:(?:b')?\[?\s*\{[^][{}]*(?:\{[^][{}]*)?"(?:message|error)":\s*")?"""
+)
+# The type of an error that only its message tells from others with the same status. The start of the message is
+# compared, because a message can quote the prompt.
+_OF_MESSAGE: Mapping[int, tuple[tuple[str, re.Pattern[str]], ...]] = {
+    status: tuple((type_, re.compile(_QUOTING + start)) for type_, start in rules)
+    for status, rules in {
+        400: (
+            # Anthropic, *Errors*.
+            ("quota", "Your credit balance is too low|You have reached your specified API usage limits"),
+            # LiteLLM behind another LiteLLM, which drops the code: github.com/BerriAI/litellm, issue 14144.
+            ("quota", "Budget has been exceeded!"),
+            # Gemini, native and OpenAI-compatible: google-gemini/gemini-cli, issue 25198; NVIDIA/NemoClaw, issue 2093.
+            ("authentication", "API [Kk]ey (?:not valid|not found|expired)"),
+            ("authentication", "(?:Missing or invalid|Missing|Invalid) Authorization header"),
+            # xAI: github.com/openai/codex, issue 1352; escaped in i-am-bee/beeai-framework, issue 447.
+            ("authentication", "Incorrect(?: |%20)API(?: |%20)key(?: |%20)provided"),
+        ),
+        # xAI: github.com/UKGovernmentBEIS/inspect_ai, pull request 2267.
+        403: (("content_policy", r"Content violates usage guidelines|.*Failed check: SAFETY_CHECK_TYPE_\w+\W*$"),),
+    }.items()
+}
+# OpenAI: a request above the limit per minute can never pass. Otherwise "Used" stands between the two numbers.
+_TOO_LARGE = re.compile(r"\bLimit (\d+), Requested (\d+)")
 _REDIRECTS = range(300, 400)
 _POLICY_STATUSES = (400, 403, 422, 451)
 _URL_CHARS = 200
@@ -86,19 +122,26 @@ _LONGEST_S = 10.0**9
 # A reset above the first number is a time since the epoch in seconds; above the second, in milliseconds.
 _EPOCH_S, _EPOCH_MS = 10.0**9, 10.0**11
 _SUCCESS_WAIT_S = 60.0
+# How many parts of a repeated header are read, so that a long one cannot hold up other calls.
+_REPEATS = 8
 
 
-def error_of(failure: Exception, http_status: int | None, now: float, api: Api | None = None) -> CaptureError:
+def error_of(
+    failure: Exception,
+    http_status: int | None,
+    now: float,
+    api: Api | None = None,  # noqa: ARG001 - record/recording.py still passes it
+) -> CaptureError:
     """Translate one of :data:`FAILURES`.
 
     Args:
         failure: the exception.
         http_status: of the response that had begun; None when none had.
         now: seconds since the epoch.
-        api: the API that was called.
+        api: not used.
     """
     if isinstance(failure, RefusedError):
-        return http_error(failure.status, failure.body, failure.headers, now, api, url=failure.url)
+        return http_error(failure.status, failure.body, failure.headers, now, url=failure.url)
     if isinstance(failure, ProtocolError):
         return CaptureError("protocol", None, str(failure), http_status)
     type_, code = next(found for kind, found in _OF_EXCEPTION.items() if isinstance(failure, kind))
@@ -127,9 +170,7 @@ def cancelled(timeout: str | None, timeouts: Timeouts) -> CaptureError:
     return CaptureError("timeout", timeout, f"{_WAITS[timeout]} after {seconds:g} s (timeouts.{timeout}_s)")
 
 
-def http_error(
-    status: int, body: bytes, headers: Mapping[str, str], now: float, api: Api | None = None, *, url: str = ""
-) -> CaptureError:
+def http_error(status: int, body: bytes, headers: Mapping[str, str], now: float, *, url: str = "") -> CaptureError:
     """The error of a response without a success status.
 
     Args:
@@ -137,13 +178,12 @@ def http_error(
         body: as much of it as arrived.
         headers: with lower-case names.
         now: seconds since the epoch, for a Retry-After that is a date.
-        api: may identify another status from the message, which then decides the type.
         url: that was called.
     """
     words = read_refusal(body)
     codes = {code for code in (words.code, words.type) if code} | _inner_codes(body)
     message = words.message or f"HTTP {status}"
-    type_ = _type_of(api.refusal_status(status, message) if api else status, codes)
+    type_ = _type_of(status, codes, message)
     if type_ == "permission" and _moderated(body):
         type_ = "content_policy"
     if type_ == "wrong_url":
@@ -155,35 +195,49 @@ def http_error(
     return CaptureError(type_, words.code or words.type, message, status, retry_after_s(headers, now))
 
 
-def _type_of(status: int, codes: set[str]) -> str:
-    """The type of an error, from the HTTP status and the codes that the API gives."""
+def _type_of(status: int, codes: set[str], message: str) -> str:
+    """The type of an error, from the HTTP status, and from the codes and the message that the API gives."""
     lower = {code.lower() for code in codes}
     if lower & _QUOTA_CODES:
         return "quota"
+    if lower & _KEY_CODES:
+        return "authentication"
     if status in _REDIRECTS:
         return "wrong_url"
     if lower & _POLICY_CODES and status in _POLICY_STATUSES:
         return "content_policy"
-    if status in _OF_STATUS:
-        return _OF_STATUS[status]
-    return "server" if status >= 500 else "invalid_request"  # noqa: PLR2004 - the standard's class of server errors
+    others = "server" if status >= 500 else "invalid_request"  # noqa: PLR2004 - the standard's class of server errors
+    return _of_message(status, message) or _OF_STATUS.get(status, others)
+
+
+def _of_message(status: int, message: str) -> str | None:
+    """The type of an error that only its message shows; None for any other."""
+    large = _TOO_LARGE.search(message) if status == 429 else None  # noqa: PLR2004 - too many requests
+    if large is not None and int(large[2]) > int(large[1]):
+        return "invalid_request"
+    return next((type_ for type_, start in _OF_MESSAGE.get(status, ()) if start.match(message)), None)
 
 
 def _inner(body: bytes) -> dict[str, object]:
-    """The error object of a body that is a JSON object."""
+    """The error object of a body that is a JSON object, or Gemini's list of one."""
     try:
         value = decode(body)
     except ValueError:
         return {}
+    if type(value) is list and value:
+        value = value[0]
     error = value.get("error", value) if type(value) is dict else None
     return error if type(error) is dict else {}
 
 
 def _inner_codes(body: bytes) -> set[str]:
-    """The code of Azure's inner error."""
-    inner = _inner(body).get("innererror")
-    code = inner.get("code") if type(inner) is dict else None
-    return {code} if type(code) is str else set()
+    """The code of Azure's inner error, and the reason of Google's ErrorInfo."""
+    error = _inner(body)
+    inner, details = error.get("innererror"), error.get("details")
+    codes = [inner.get("code")] if type(inner) is dict else []
+    infos = [detail for detail in details if type(detail) is dict] if type(details) is list else []
+    codes += [info.get("reason") for info in infos if info.get("@type") == _ERROR_INFO]
+    return {code for code in codes if type(code) is str}
 
 
 def _moderated(body: bytes) -> bool:
@@ -195,14 +249,26 @@ def _moderated(body: bytes) -> bool:
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
     """How many seconds the server asks to wait, from the first of these headers that it sends.
 
-    ``retry-after-ms``; ``retry-after``, in seconds or as a date (RFC 9110), or in a form of a reset; the reset of a
-    used-up rate limit.
+    ``retry-after-ms``; ``retry-after``, in seconds or as a date (RFC 9110), or in a form of a reset; the same two as
+    LiteLLM passes them on; the reset of a used-up rate limit.
     """
-    milliseconds = _number(headers.get("retry-after-ms", "").strip())
-    if milliseconds is not None:
-        return _bounded(milliseconds / 1000)
-    wait = _duration_s(headers.get("retry-after", "").strip(), now)
-    return _reset_s(headers, now) if wait is None else _bounded(wait)
+    for gateway in ("", "llm_provider-"):  # github.com/BerriAI/litellm, issue 21553
+        milliseconds = _longest(headers.get(f"{gateway}retry-after-ms", ""), _number)
+        if milliseconds is not None:
+            return _bounded(milliseconds / 1000)
+        wait = _longest(headers.get(f"{gateway}retry-after", ""), lambda text: _duration_s(text, now))
+        if wait is not None:
+            return _bounded(wait)
+    return _reset_s(headers, now)
+
+
+def _longest(text: str, parse: Callable[[str], float | None]) -> float | None:
+    """The value of a header, or the largest value if the header was sent several times. A date has a comma, too."""
+    whole = parse(text.strip())
+    if whole is not None:
+        return whole
+    values = (parse(part.strip()) for part in text.split(",", _REPEATS))
+    return max((value for value in values if value is not None), default=None)
 
 
 _DURATION = re.compile(
@@ -317,8 +383,10 @@ def _type_in_stream(error: StreamError, *, output: bool) -> str:
         return "quota"
     if lower & _POLICY_CODES:
         return "content_policy"
-    type_ = "stream_error" if error.client_status is None else _type_of(error.client_status, codes)
-    return type_ if not output or type_ in ("quota", "authentication") else "stream_error"
+    if error.client_status is None:
+        return "stream_error"
+    type_ = _type_of(error.client_status, codes, error.message or "")
+    return type_ if not output or type_ in ("quota", "authentication", "content_policy") else "stream_error"
 
 
 def _unfinished(received: Received) -> CaptureError:

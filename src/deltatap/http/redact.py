@@ -91,9 +91,12 @@ def _struck_text(text: str, secrets: tuple[str, ...]) -> str:
 
 def _spans(text: str, secrets: Collection[str]) -> list[tuple[int, int]]:
     """Where the secrets are, in order. Secrets that overlap count as one."""
-    escaped = "\\" in text
+    bare = text.replace("\\", "")
     found = [
-        match.span() for secret in secrets if escaped or secret in text for match in _escaped(secret).finditer(text)
+        match.span()
+        for secret in secrets
+        if secret in text or (bare != text and _can_match(text, bare, secret))
+        for match in _escaped(secret).finditer(text)
     ]
     spans: list[tuple[int, int]] = []
     for first, last in sorted(found):
@@ -118,8 +121,9 @@ def _without(text: str, spans: Iterable[tuple[int, int]], start: int = 0) -> str
 def _struck_bytes(data: bytes, secrets: tuple[str, ...]) -> bytes:
     for secret in secrets:
         data = data.replace(secret.encode(), _STRUCK.encode()) if secret.encode() in data else data
-        if b"\\" in data and (pattern := _escaped_bytes(secret)).search(data):
-            data = pattern.sub(_STRUCK.encode(), data)
+        bare = data.replace(b"\\", b"")
+        if bare != data and _can_match_bytes(data, bare, secret):
+            data = _escaped_bytes(secret).sub(_STRUCK.encode(), data)
     return data
 
 
@@ -140,6 +144,32 @@ def _escaped(secret: str) -> re.Pattern[str]:
 @functools.lru_cache(maxsize=256)
 def _escaped_bytes(secret: str) -> re.Pattern[bytes]:
     return re.compile(_escaped(secret).pattern.encode())
+
+
+def _can_match(text: str, bare: str, secret: str) -> bool:
+    """Whether :func:`_escaped` can match. That pattern has no literal start, so it takes long for a large text.
+
+    Args:
+        text: to be searched.
+        bare: the text without its backslashes.
+        secret: of the pattern.
+    """
+    return secret.replace("\\", "") in bare or _coded(secret).search(text) is not None
+
+
+def _can_match_bytes(data: bytes, bare: bytes, secret: str) -> bool:
+    return secret.replace("\\", "").encode() in bare or _coded_bytes(secret).search(data) is not None
+
+
+@functools.lru_cache(maxsize=256)
+def _coded(secret: str) -> re.Pattern[str]:
+    """Matches any character of the secret in the form `u00XX`."""
+    return re.compile(f"u(?i:{'|'.join(sorted({f'{ord(char):04x}' for char in secret}))})")
+
+
+@functools.lru_cache(maxsize=256)
+def _coded_bytes(secret: str) -> re.Pattern[bytes]:
+    return re.compile(_coded(secret).pattern.encode())
 
 
 def _struck_pieces(received: Received, secrets: tuple[str, ...], *, spoken: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The head of a client's request: where it goes, how it is rewritten, and which of its values are secret.
+"""The head of a client's request: where it goes, how it is rewritten, and which values of a request are secret.
 
 Pure. The path and almost all headers stay as they are. ``requests.py`` parses heads, ``session.py`` sends them.
 """
@@ -9,7 +9,7 @@ import re
 from base64 import b64decode
 from binascii import Error as Base64Error
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import parse_qsl, unquote
 
 import httpx2
@@ -18,7 +18,7 @@ from deltatap.api import registry
 from deltatap.endpoint import holds_credential
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from deltatap.api.base import Api
     from deltatap.http.proxy import Proxy
@@ -36,6 +36,11 @@ _DECODABLE = frozenset((b"gzip", b"x-gzip", b"deflate", b"identity"))
 _ABSOLUTE = re.compile(rb"(?i)https?://[^/?#]*")
 # Shorter values of a cookie can be words; a session id is longer.
 _SECRET_COOKIE = 16
+# The fields of a body that tell a server how to call other servers: tools of Responses, MCP servers of Messages, and
+# Azure's data sources. Their fields with these names hold JSON schemas, or conditions whose `key` is a name.
+_CALLED = {"tools": frozenset(("parameters", "input_schema", "filters")), "mcp_servers": (), "data_sources": ()}
+# A text under a name in JSON, even if it is cut.
+_NAMED_TEXT = re.compile(r'"([^"\\]{1,100})"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)')
 # The path that clients add before an API's path if the base URL has none.
 _USUAL = "/v1"
 
@@ -137,16 +142,46 @@ def secrets_of(head: Head) -> frozenset[str]:
     found: set[str] = set()
     for raw_name, raw_value in head.headers:
         name, value = raw_name.decode("latin1").lower(), raw_value.decode("latin1").strip()
-        if name == "cookie":
-            pairs = (each.partition("=")[2].strip(' "') for each in value.split(";"))
-            found |= {pair for pair in pairs if len(pair) >= _SECRET_COOKIE}
-        elif holds_credential(name):
-            # A list of values, each with or without a scheme.
-            words = {each.split()[-1].strip('"') for each in value.split(",") if each.strip()}
-            found |= {value, *words, *_basic(value)}
+        found |= _in_field(name, value)
     query = path_of(head.target).partition(b"?")[2].decode("latin1")
     found |= set(_in_query(query))
     return frozenset(found - {""})
+
+
+def secrets_in(body: Mapping[str, Any]) -> frozenset[str]:
+    """The credentials in a body for the servers that the server calls, such as those of MCP."""
+    found: set[str] = set()
+    for field, other in _CALLED.items():
+        waiting: list[tuple[str, object]] = [("", body.get(field))]
+        while waiting:
+            name, value = waiting.pop()
+            if isinstance(value, dict):
+                waiting += [each for each in value.items() if each[0] not in other]
+            elif isinstance(value, list):
+                waiting += [(name, each) for each in value]
+            elif isinstance(value, str):
+                found |= _in_field(name, value.strip())
+                if name.lower().endswith("url"):
+                    found |= set(_in_query(value.partition("?")[2]))
+    return frozenset(found - {""})
+
+
+def secrets_in_text(body: str) -> frozenset[str]:
+    """The credentials in a body that is not valid JSON, or that has not arrived completely."""
+    found = (_in_field(name, value) for name, value in _NAMED_TEXT.findall(body))
+    return frozenset({secret for secrets in found for secret in secrets} - {""})
+
+
+def _in_field(name: str, value: str) -> set[str]:
+    """The secrets in the value of a header, or of a field with such a name."""
+    if name.lower() == "cookie":
+        pairs = (each.partition("=")[2].strip(' "') for each in value.split(";"))
+        return {pair for pair in pairs if len(pair) >= _SECRET_COOKIE}
+    if not holds_credential(name):
+        return set()
+    # A list of values, each with or without a scheme.
+    words = {each.split()[-1].strip('"') for each in value.split(",") if each.strip()}
+    return {value, *words, *_basic(value)}
 
 
 def _basic(value: str) -> Iterable[str]:

@@ -210,10 +210,13 @@ class Pair:
         reusable, self._reset = answer.reusable, answer.hides_break
         self.answer = None
         answer.close()
-        if not self.over.done():  # the server did not wait for the body
+        connected = self.connected
+        if not self.over.done():
+            if self._upstream is not None:
+                self._upstream.abort()  # the server would take the next request for the rest of this body
             self.discard()
             await asyncio.wait({self.over}, timeout=_LINGER_S)
-        return reusable and self.over.done() and self.connected
+        return reusable and self.over.done() and connected
 
     def _server_ended(self, _error: Exception | None) -> None:
         if self._body is Body.PASS:

@@ -153,8 +153,8 @@ class Recorder:
                 continue
             if len(found) == STREAMS:
                 break
-            model, mode = recording.asked.request.model or "", recording.asked.mode
-            found.append(open_stream(recording.reading, model, mode, recording.started, recording.secrets))
+            model = recording.asked.request.model or ""
+            found.append(open_stream(recording.reading, model, recording.mode, recording.started, recording.secrets))
         return found
 
 

@@ -8,22 +8,24 @@ bytes on, ``recorder.py`` takes the capture.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import httpx2
 
+from deltatap.api.codes import UNFINISHED
 from deltatap.api.values import clean, decode
 from deltatap.errors import ProtocolError
 from deltatap.http.faults import internal_error, is_fault
-from deltatap.http.outcomes import FAILURES, error_of
+from deltatap.http.outcomes import FAILURES, error_of, retry_after_s
 from deltatap.http.parser import RefusedError, header_map
 from deltatap.http.reading import Reading
 from deltatap.http.redact import without_secrets
 from deltatap.http.watchdog import Watchdog
 from deltatap.model import INTERNAL_CUT, Call, Capture, CaptureError, Job, Request, Wire
 from deltatap.prompts import request_hash_of
+from deltatap.record.forwarding import secrets_in, secrets_in_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,6 +41,9 @@ MAX_BODY_BYTES = 64 * 2**20
 _MAX_ERROR_BYTES = 64 * 1024
 _FIRST_ERROR = 300
 _CLIENT = CaptureError("cancelled", "client", "the client closed the connection before the answer was complete")
+_IN_BACKGROUND = (
+    "the server generates the answer in the background; deltatap does not record how the application gets it later"
+)
 
 
 class Times(Watchdog):
@@ -50,12 +55,21 @@ class Times(Watchdog):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request in the form of a row, with its mode and the text of its body."""
+    """A request in the form of a row.
+
+    Attributes:
+        request: of the row.
+        wire: the body that was sent; None if it is not a valid request.
+        mode: None if the body cannot be read.
+        text: of the body.
+        secrets: the credentials in the body.
+    """
 
     request: Request
     wire: Wire | None
-    mode: Mode
+    mode: Mode | None
     text: str
+    secrets: frozenset[str] = field(default=frozenset(), repr=False)
 
     @classmethod
     def of(cls, api: Api, request_id: str, body: bytes | None, digest: str, deployment: str | None) -> Asked:
@@ -74,7 +88,9 @@ class Asked:
         except ValueError:  # UnicodeDecodeError, too
             value, text = None, ""
         if not isinstance(value, dict):
-            return cls(Request(request_id, digest, deployment, None, None, None), None, "complete", text)
+            unread = Request(request_id, digest, deployment, None, None, None)
+            return cls(unread, None, None, text, secrets_in_text(text))
+        secrets = secrets_in(value)
         mode: Mode = "stream" if value.get("stream") is True else "complete"
         named = value.get("model")
         model = clean(named) if isinstance(named, str) and named else deployment
@@ -82,9 +98,9 @@ class Asked:
             digest = request_hash_of(value)
             choices = api.choices(value)
         except (ValueError, TypeError, RecursionError, OverflowError):
-            return cls(Request(request_id, digest, model, None, None, None), None, mode, text)
+            return cls(Request(request_id, digest, model, None, None, None), None, mode, text, secrets)
         wire = Wire(text, model or "", mode, choices, usage=False)
-        return cls(Request(request_id, digest, model, text, None, None), wire, mode, text)
+        return cls(Request(request_id, digest, model, text, None, None), wire, mode, text, secrets)
 
 
 @dataclass(slots=True, eq=False)
@@ -94,7 +110,7 @@ class Recording:
     Attributes:
         api: that was called.
         request_id: created for the row.
-        secrets: the values that the row must not contain.
+        secrets: the values that the row must not contain. The request's body can add some.
         url: that was called, without its query, for messages.
         deployment: the model that the path names.
         timeouts: of the settings; only for messages.
@@ -102,7 +118,7 @@ class Recording:
         wall: seconds since the epoch.
         times: when the request was written.
         reading: the answer so far; None until the whole request has arrived.
-        mode: of the request, once it has arrived.
+        asked: the request, once it has arrived.
     """
 
     api: Api
@@ -120,10 +136,19 @@ class Recording:
     asked: Asked | None = None
     _body: bytearray | None = field(default_factory=bytearray)
     _hash: Any = field(default_factory=sha256)
+    _refusal: bytearray = field(default_factory=bytearray)
 
     def __post_init__(self) -> None:
         self.started_at = self.wall()
         self.times = Times(self.timeouts, self.started, "stream")
+
+    @property
+    def mode(self) -> Mode:
+        """The mode of the request. If its body cannot be read, the type of the answer decides."""
+        if self.asked is not None and self.asked.mode is not None:
+            return self.asked.mode
+        answered = "" if self.reading is None else self.reading.headers.get("content-type", "")
+        return "stream" if answered.lower().startswith("text/event-stream") else "complete"
 
     def add(self, data: bytes) -> None:
         """Add a part of the request's body."""
@@ -139,6 +164,7 @@ class Recording:
         self._body = None
         digest = self._hash.hexdigest()
         self.asked = asked = Asked.of(self.api, self.request_id, body, digest, self.deployment)
+        self.secrets |= asked.secrets
         choices = 1 if asked.wire is None else asked.wire.choices
         accumulator = self.api.accumulator(choices, keep_raw=self.keep_raw)
         self.reading = Reading(self.api, accumulator, self.request_id)
@@ -150,13 +176,12 @@ class Recording:
         try:
             await answer.head()
             if answer.status >= _FIRST_ERROR:
-                raise await self._refused(answer)  # noqa: TRY301 - as any other failure
+                raise await self._refused(answer, reading)  # noqa: TRY301 - as any other failure
             await reading.read(answer, self.times)
             if answer.undecodable is not None:
                 raise answer.undecodable  # noqa: TRY301 - the same
         except FAILURES as failure:
             await answer.over()
-            reading.refused = failure if isinstance(failure, RefusedError) else None
             return error_of(failure, reading.http_status, self.wall(), self.api)
         except BaseException as fault:
             if not is_fault(fault):
@@ -172,9 +197,13 @@ class Recording:
             answer.lost(ConnectionResetError("the exchange was cut"))
             await self.read(answer)
 
-    async def _refused(self, answer: Answer) -> RefusedError | httpx2.TransportError:
-        """The error of a response with an error status, with the start of its body."""
-        body = bytearray()
+    async def _refused(self, answer: Answer, reading: Reading) -> RefusedError | httpx2.TransportError:
+        """The error of a response with an error status, with the start of its body.
+
+        The reading has the error from the start, because the exchange can be cut before the body has arrived.
+        """
+        body = self._refusal
+        reading.refused = refused = RefusedError(self.url, answer.status, header_map(answer.headers), b"")
 
         def keep(data: bytes, *_: float) -> bool:
             body.extend(data[: _MAX_ERROR_BYTES - len(body)])
@@ -185,7 +214,9 @@ class Recording:
         except httpx2.TransportError as error:
             if not body:
                 return error
-        return RefusedError(self.url, answer.status, header_map(answer.headers), bytes(body))
+        finally:
+            refused.body = bytes(body)
+        return refused
 
     def left(self) -> CaptureError:
         """The error of a request whose client has closed the connection."""
@@ -206,7 +237,12 @@ class Recording:
         asked, times = self.asked, self.times
         if asked is None:
             raise RuntimeError("the request is complete by now")
-        received, status, error = reading.concluded(failure, asked.mode)
+        if failure is not None and reading.refused is not None and failure.http_status is None:
+            wait_s = retry_after_s(reading.headers, self.wall())
+            failure = replace(failure, http_status=reading.http_status, retry_after_s=wait_s)
+        received, status, error = reading.concluded(failure, self.mode)
+        if error is not None and failure is None and error.code in UNFINISHED:
+            error = replace(error, message=_IN_BACKGROUND)
         began = None if reading.incoming is None else reading.seconds(reading.incoming.began)
         ended = reading.seconds(reading.ended) or over
         call = Call(
@@ -227,7 +263,7 @@ class Recording:
             connection=times.connection,
         )
         clean = without_secrets(asked, self.secrets)
-        job = Job(clean.request, clean.wire, asked.mode, row, [], planned=self.started)
+        job = Job(clean.request, clean.wire, self.mode, row, [], planned=self.started)
         job.calls.append(without_secrets(call, self.secrets))
         return Capture(job, queued_ms=0.0, loop_lag_ms=loop_lag_ms)
 

@@ -142,7 +142,7 @@ def test_an_error_has_the_same_outcome_before_and_in_a_stream(
 ) -> None:
     body = API.error_body(status, "", None, "Oh")
     assert body["error"] == {"type": name, "message": "Oh"}
-    error = http_error(status, json.dumps(body).encode(), {}, 0.0, API)
+    error = http_error(status, json.dumps(body).encode(), {}, 0.0)
     assert (error.type, error.code, error.http_status) == (refused, name, status)
     accumulator = MessagesAccumulator()
     accumulator.add(json.dumps(body).encode(), 1.0, 0, "error")
@@ -159,7 +159,7 @@ def test_an_error_has_the_same_outcome_before_and_in_a_stream(
     ],
 )
 def test_a_refusal_because_no_credit_is_left_stops_the_run(message: str, type_: str) -> None:
-    error = http_error(400, json.dumps(API.error_body(400, "", None, message)).encode(), {}, 0.0, API)
+    error = http_error(400, json.dumps(API.error_body(400, "", None, message)).encode(), {}, 0.0)
     assert (error.type, error.http_status) == (type_, 400)
 
 

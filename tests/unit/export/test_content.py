@@ -43,6 +43,9 @@ CASES: list[tuple[str, dict[str, Any], list[dict[str, Any]] | None]] = [
         {"role": "assistant", "content": [{"type": "tool_use", "id": "c1", "name": "weather", "input": {"city": "Bonn"}}]},
         {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "57"}]}]},
      [{"role": "assistant", "parts": [call("c1", {"city": "Bonn"})]}, {"role": "user", "parts": [response("c1", "57")]}]),
+    ("chat", {"messages": [{"role": "user", "content": "a\ud83d"}, {"role": "assistant", "tool_calls": [
+        {"id": "c1", "function": {"name": "weather", "arguments": '{"\\ud83d":"\\ud83d"}'}}]}]},
+     [{"role": "user", "parts": [text("a\ufffd")]}, {"role": "assistant", "parts": [call("c1", {"\ufffd": "\ufffd"})]}]),
     ("chat", {}, None),
     ("of a newer version", {"messages": [{"role": "user", "content": "Hi"}]}, None),
 ]  # fmt: skip

@@ -223,6 +223,25 @@ def test_content_is_exported_if_asked_for(receiver: Receiver, folder: Path) -> N
     assert [span.status.message for span in receiver.spans() if span.status.code] == ["geheim"]
 
 
+def test_half_a_surrogate_pair_in_a_body_loses_nothing(
+    receiver: Receiver, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    body = json.dumps({"messages": [{"role": "user", "content": "a\ud83d"}], "stop": ["b\ud83d"]})
+    write_deltalake(
+        folder / "captures",
+        pa.Table.from_pylist(
+            [capture("new", 30, request=body)],
+            pa.schema([(column.name, column.type) for column in columns.CAPTURES]),
+        ),
+        mode="append",
+    )
+    assert export(folder, receiver.url, "--content")[0] == 0
+    found = [each for each in map(attributes, receiver.spans()) if each["deltatap.request_id"] == "q-30"]
+    assert [each["gen_ai.request.stop_sequences"] for each in found] == [["b\ufffd"]]
+    assert "a\ufffd" in found[0]["gen_ai.input.messages"]
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize(("limit", "value"), [("_SPANS", 3), ("_BYTES", 6_000)])
 def test_batches_have_a_limit(
     receiver: Receiver, folder: Path, limit: str, value: int, monkeypatch: pytest.MonkeyPatch

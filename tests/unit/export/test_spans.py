@@ -55,8 +55,9 @@ CASES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"finish_reasons": [None]}, {"gen_ai.response.finish_reasons": None}),
     ({"service_tier": "default", "system_fingerprint": "fp"}, {"openai.response.service_tier": "default", "openai.response.system_fingerprint": "fp"}),
     (
-        {"usage_reported": {"input_tokens": 9, "output_tokens": 0, "total_tokens": 9, "cached_input_tokens": 4, "reasoning_tokens": 3, "audio_input_tokens": 2, "audio_output_tokens": None}},
+        {"usage_reported": {"input_tokens": 9, "output_tokens": 0, "total_tokens": 9, "cached_input_tokens": 4, "cache_write_tokens": 5, "reasoning_tokens": 3, "audio_input_tokens": 2, "audio_output_tokens": None}},
         {"gen_ai.usage.input_tokens": 9, "gen_ai.usage.output_tokens": 0, "gen_ai.usage.cache_read.input_tokens": 4,
+         "gen_ai.usage.cache_creation.input_tokens": 5,
          "gen_ai.usage.reasoning.output_tokens": 3, "gen_ai.usage.audio.input_tokens": 2, "gen_ai.usage.audio.output_tokens": None},
     ),
     (  # a count of ours is never the server's
@@ -84,6 +85,7 @@ BODIES: list[tuple[str, Any, dict[str, Any]]] = [
     ("chat", {"temperature": "hot", "seed": 2**63, "top_p": True, "stop": 3, "n": 1}, {}),
     ("chat", {"max_tokens": 9, "max_completion_tokens": 8, "stop": "x", "n": 3}, {"max_tokens": 8, "stop_sequences": ["x"], "choice.count": 3}),
     ("messages", {"max_tokens": 9, "stop_sequences": ["x", "y"], "top_k": 5}, {"max_tokens": 9, "stop_sequences": ["x", "y"], "top_k": 5.0}),
+    ("chat", {"stop": ["a\ud83d", "b"]}, {"stop_sequences": ["a\ufffd", "b"]}),
     ("responses", {"max_output_tokens": 7}, {"max_tokens": 7}),
     ("chat", ["not", "an", "object"], {}),
 ]  # fmt: skip

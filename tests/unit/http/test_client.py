@@ -69,6 +69,7 @@ def test_each_wait_has_its_own_timeout(
     ("status", "body", "headers", "expected"),
     [
         ("429 X", b'{"error":{"code":"rate_limit_exceeded"}}', (b"retry-after: 7",), ("rate_limit", 7.0)),
+        ("429 X", b"{}", (b"retry-after: 47", b"Retry-After: 47"), ("rate_limit", 47.0)),
         ("429 X", b'{"error":{"code":"insufficient_quota"}}', (), ("quota", None)),
         ("503 X", b"<html>overloaded</html>", (), ("server", None)),
         ("400 X", b'{"error":{"code":"content_filter"}}', (), ("content_policy", None)),

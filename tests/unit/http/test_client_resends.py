@@ -32,6 +32,40 @@ def test_stream_options_that_a_server_refuses_are_not_sent_again(status: int) ->
     assert [b"stream_options" in body for _, body in found.requests] == [True, False, True]
 
 
+ECHO = b"""{"error": {"message": "top_p is 9 in {'stream_options': {'include_usage': True}, 'top_p': 9}"}}"""
+BAD = b"""{"error": {"message": "top_p is 9 in {'top_p': 9}"}}"""
+
+
+def test_refusal_that_quotes_stream_options_changes_no_later_request() -> None:
+    echo, bad = refusal("400 X", ECHO), refusal("400 X", BAD)
+    found = calls([echo, bad, ANSWER], [ASKING] * 3)
+    assert [(call.status, call.resend) for call in found.made[:2]] == [("failed", True), ("failed", False)]
+    assert [b"stream_options" in body for _, body in found.requests] == [True, False, True]
+
+
+@pytest.mark.parametrize("fault", [refusal("429 X", b"{}"), refusal("400 X", BAD)])
+def test_refused_stream_options_stay_known_when_another_request_fails(fault: bytes) -> None:
+    answers = [refusal("400 X", NO_OPTIONS), ANSWER, fault, ANSWER]
+    sent: list[bytes] = []
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while answers:
+            sent.append((await request(reader))[1])
+            writer.write(answers.pop(0))
+
+    async def made() -> None:
+        async with server(handler) as base_url:
+            client = EndpointClient(Endpoint(base_url=base_url, api_key=None), Timeouts())
+            try:
+                for request_id in ("a", "a", "b", "c"):
+                    await client.call(ASKING, request_id)
+            finally:
+                await client.close()
+
+    asyncio.run(made())
+    assert [b"stream_options" in body for body in sent] == [True, False, False, False]
+
+
 @pytest.mark.parametrize("status", [401, 403, 404, 409, 413, 429, 502, 503])
 def test_stream_options_are_still_sent_after_any_other_status(status: int) -> None:
     found = calls([refusal(f"{status} X", NO_OPTIONS)] * 2, [ASKING] * 2)

@@ -99,6 +99,13 @@ def test_status_and_error_of_a_call(
         (400, "Arrearage", "quota"),
         (403, "content_policy_violation", "content_policy"),
         (451, None, "invalid_request"),
+        (400, "budget_exceeded", "quota"),
+        (429, "budget_exceeded", "quota"),
+        (429, "exceeded_current_quota_error", "quota"),
+        (412, "PRECONDITION_FAILED", "quota"),
+        (412, None, "invalid_request"),
+        (400, "FAILED_PRECONDITION", "quota"),
+        (400, "invalid_api_key", "authentication"),
     ],
 )
 def test_type_of_an_http_error(status: int, code: str | None, type_: str) -> None:
@@ -135,6 +142,16 @@ def test_http_error_with_any_other_body(body: bytes) -> None:
         ({"retry-after": "Fri, 15 Jan 99999999999 08:00:05 GMT"}, None),
         ({"retry-after": "Friday, 15-Jan-27 08:00:05 GMT"}, 5.0),
         ({"retry-after": ""}, None),
+        ({"retry-after": "47, 47"}, 47.0),
+        ({"retry-after": "3, 47"}, 47.0),
+        ({"retry-after": "soon, 3"}, 3.0),
+        ({"retry-after": "Fri, 15 Jan 2027 08:00:05 GMT, Fri, 15 Jan 2027 08:00:05 GMT"}, 5.0),
+        ({"retry-after": ", " * 99_999 + "3"}, None),
+        ({"retry-after-ms": "1500, 1500"}, 1.5),
+        ({"llm_provider-retry-after": "47"}, 47.0),
+        ({"llm_provider-retry-after-ms": "1500"}, 1.5),
+        ({"llm_provider-retry-after": "47", "retry-after": "3"}, 3.0),
+        ({"llm_provider-retry-after": "Fri, 15 Jan 2027 08:00:05 GMT"}, 5.0),
         ({}, None),
     ],
 )
@@ -206,7 +223,73 @@ def test_wrong_url_names_what_was_called() -> None:
         (403, {"message": "Oh", "metadata": {"reasons": []}}, "permission"),
         (403, {"message": "insufficient_quota content_filter"}, "permission"),
         (400, {"message": "Oh", "innererror": {"code": "ResponsibleAIPolicyViolation"}}, "content_policy"),
+        (403, "Content violates usage guidelines. Team: t, Failed check: SAFETY_CHECK_TYPE_BIO", "content_policy"),
+        (403, "Request blocked. Failed check: SAFETY_CHECK_TYPE_BIO", "content_policy"),
+        (403, "Access to the chat endpoint is denied.", "permission"),
     ],
 )
 def test_moderation_is_not_a_missing_right(status: int, error: Any, type_: str) -> None:
     assert http_error(status, json.dumps({"error": error}).encode(), {}, NOW).type == type_
+
+
+CREDIT = "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing."
+KEY = "API key not valid. Please pass a valid API key."
+XAI = "Incorrect API key provided: sk***gA. You can obtain an API key from https://console.x.ai."
+TOO_LARGE = "Request too large for gpt-4o in organization org-x on tokens per min (TPM): Limit 30000, Requested 48402."
+USED_UP = "Rate limit reached for gpt-4o on tokens per min (TPM): Limit 30000, Used 29937, Requested 385."
+INFO = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "domain": "googleapis.com"}
+
+
+def gemini(message: str, *details: object) -> dict[str, Any]:
+    return {"error": {"code": 400, "status": "INVALID_ARGUMENT", "message": message, "details": details}}
+
+
+def anthropic(message: str) -> str:
+    return json.dumps({"type": "error", "error": {"type": "invalid_request_error", "message": message}})
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "type_"),
+    [
+        (400, [gemini(KEY)], "authentication"),
+        (400, gemini("Oh", {**INFO, "reason": "API_KEY_INVALID"}), "authentication"),
+        (400, [gemini("Oh", 1, {"@type": "x"}, {**INFO, "reason": "API_KEY_EXPIRED"})], "authentication"),
+        (400, gemini("API key expired. Please renew the API key."), "authentication"),
+        (400, [gemini("Missing or invalid Authorization header.")], "authentication"),
+        (400, {"error": {"message": json.dumps(gemini(KEY), indent=2), "code": 400}}, "authentication"),
+        (400, {"code": "Client specified an invalid argument", "error": XAI}, "authentication"),
+        (400, {"code": "x", "error": XAI.replace(" ", "%20")}, "authentication"),
+        (400, [gemini(f"Invalid value: '{KEY}'", {"@type": "x", "reason": "API_KEY_INVALID"})], "invalid_request"),
+        (400, {"detail": [{"loc": ["body"], "msg": "Oh", "input": {"message": KEY}}]}, "invalid_request"),
+        (400, {"error": {"message": f"unknown field in {{'messages': ['{CREDIT}']}}"}}, "invalid_request"),
+        (400, {"error": {"message": json.dumps({"messages": [{"message": CREDIT}]})}}, "invalid_request"),
+        (400, {"error": {"message": CREDIT, "type": "invalid_request_error"}}, "quota"),
+        (400, {"error": {"message": f"litellm.BadRequestError: AnthropicException - {anthropic(CREDIT)}"}}, "quota"),
+        (400, {"error": {"message": f"litellm.BadRequestError: AnthropicException - b'{anthropic(CREDIT)}'"}}, "quota"),
+        (400, {"error": {"message": "Provider returned error", "metadata": {"raw": anthropic(CREDIT)}}}, "quota"),
+        (400, {"error": {"message": "litellm.BadRequestError: OpenAIException - Budget has been exceeded! C"}}, "quota"),
+        (400, {"error": {"message": f"litellm.BadRequestError: AnthropicException - {anthropic('Oh')}"}}, "invalid_request"),
+        (422, {"error": {"message": CREDIT}}, "invalid_request"),
+        (429, {"error": {"message": TOO_LARGE, "type": "tokens", "code": "rate_limit_exceeded"}}, "invalid_request"),
+        (429, {"error": {"message": USED_UP, "type": "tokens", "code": "rate_limit_exceeded"}}, "rate_limit"),
+        (429, {"error": {"message": "Limit 3, Requested 1", "code": "rate_limit_exceeded"}}, "rate_limit"),
+    ],
+)  # fmt: skip
+def test_type_that_only_the_message_or_the_details_show(status: int, body: object, type_: str) -> None:
+    error = http_error(status, json.dumps(body).encode(), {}, NOW)
+    assert (error.type, error.http_status) == (type_, status)
+
+
+@pytest.mark.parametrize(
+    ("error", "before", "after"),
+    [
+        (StreamError("INVALID_ARGUMENT", "400", KEY, 400), "authentication", "authentication"),
+        (StreamError("invalid_request_error", None, CREDIT, 400), "quota", "quota"),
+        (StreamError("tokens", "rate_limit_exceeded", TOO_LARGE, 429), "invalid_request", "stream_error"),
+        (StreamError(None, "403", "Content violates usage guidelines.", 403), "content_policy", "content_policy"),
+        (StreamError("invalid_request_error", None, None, 400), "invalid_request", "stream_error"),
+    ],
+)
+def test_message_shows_the_type_of_an_error_in_a_stream_too(error: StreamError, before: str, after: str) -> None:
+    found = [conclude(received(error=error, output=output), None)[1] for output in (False, True)]
+    assert [each and each.type for each in found] == [before, after]

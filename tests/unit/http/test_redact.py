@@ -10,10 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deltatap.api.chat import ChatAccumulator
+from deltatap.http import redact
 from deltatap.http.redact import struck_pieces, without_secrets
 from deltatap.model import Call, CaptureError
 
 if TYPE_CHECKING:
+    import re
     from collections.abc import Sequence
 
     from deltatap.model import Received
@@ -168,6 +170,50 @@ def test_no_split_leaves_a_secret(parts: Sequence[str], data: st.DataObject) -> 
     found = without_secrets(call(*(event(content=piece) for piece in pieces)), SECRETS).received
     assert spoken(found) == (found.text or "")
     assert not any(secret in repr(found) for secret in SECRETS)
+
+
+ODD_SECRETS = (KEY, 'a"b/c\\d-ef', "pä\u0142-\U0001f600-xy", "\\" * 8, "u0073u0073")
+
+
+@st.composite
+def escaped_texts(draw: st.DrawFn) -> tuple[str, str]:
+    """A secret, and a text with the secret: each character plain or as a code, after any number of backslashes."""
+    secret = draw(st.sampled_from(ODD_SECRETS))
+    noise = st.text('\\u07aAsä"/', max_size=6)
+    parts = []
+    for char in secret:
+        code = f"{ord(char):04x}"
+        forms = [char, char, f"u{code}", f"u{code.upper()}", "x"]
+        parts.append(
+            "\\" * draw(st.sampled_from((0, 0, 1, 2, 4, 8, 9)))
+            + draw(st.sampled_from(forms[: draw(st.sampled_from((1, 4, 4, 5)))]))
+        )
+    return secret, draw(noise) + "".join(parts) + draw(noise)
+
+
+@given(escaped_texts())
+def test_the_quick_check_misses_nothing_that_the_pattern_finds(given_text: tuple[str, str]) -> None:
+    secret, text = given_text
+    found = redact._spans(text, [secret]), redact._struck_bytes(text.encode(), (secret,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(redact, "_can_match", lambda *_: True)
+        patch.setattr(redact, "_can_match_bytes", lambda *_: True)
+        assert found == (redact._spans(text, [secret]), redact._struck_bytes(text.encode(), (secret,)))
+
+
+@pytest.mark.parametrize("code", [False, True])
+def test_the_slow_pattern_runs_only_if_it_can_match(monkeypatch: pytest.MonkeyPatch, *, code: bool) -> None:
+    searched: list[str] = []
+    pattern = redact._escaped
+
+    def noting(secret: str) -> re.Pattern[str]:
+        searched.append(secret)
+        return pattern(secret)
+
+    monkeypatch.setattr(redact, "_escaped", noting)
+    text = f"a {KEY[:-1]} \\n b \\u00e4" + ("\\u0073" if code else "")
+    assert redact._struck_text(text, (KEY,)) == text
+    assert searched == [KEY] * code
 
 
 def test_headers_about_timing_are_stripped_of_secrets() -> None:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from deltatap.http.proxy import Proxy
-from deltatap.record.forwarding import Target, api_of, deployment_of, forwarded, is_chunked, path_of, secrets_of
+from deltatap.record.forwarding import (
+    Target,
+    api_of,
+    deployment_of,
+    forwarded,
+    is_chunked,
+    path_of,
+    secrets_in,
+    secrets_in_text,
+    secrets_of,
+)
 from deltatap.record.requests import Head
 
 TO = Target.of("https://api.example.com/v1")
@@ -150,3 +162,35 @@ def test_secrets() -> None:
 )
 def test_secrets_in_odd_headers(name: str, value: str, secrets: set[str]) -> None:
     assert secrets <= secrets_of(head((name, value)))
+
+
+SCHEMA = {"type": "object", "properties": {"authorization": {"type": "string", "description": "the password"}}}
+
+
+@pytest.mark.parametrize(
+    ("body", "secrets"),
+    [
+        ({"tools": [{"type": "mcp", "server_label": "calendar", "authorization": "ya29.SECRET"}]}, {"ya29.SECRET"}),
+        ({"tools": [{"headers": {"Authorization": "Bearer sk-abcdefgh", "X-Team": "search-team"}}]},
+         {"Bearer sk-abcdefgh", "sk-abcdefgh"}),
+        ({"tools": [{"headers": {"Cookie": "a=short; session=0123456789abcdef"}}]}, {"0123456789abcdef"}),
+        ({"tools": [{"server_url": "https://mcp.example/sse?api_key=key-12345678&team=search"}]}, {"key-12345678"}),
+        ({"mcp_servers": [{"url": "https://mcp.example", "authorization_token": "token-1234"}]}, {"token-1234"}),
+        ({"data_sources": [{"parameters": {"authentication": {"type": "api_key", "key": "azure-1234"}}}]}, {"azure-1234"}),
+        ({"tools": [{"function": {"name": "get_token", "parameters": SCHEMA}}, {"input_schema": SCHEMA}]}, set()),
+        ({"tools": [{"parameters": {"token": "a default"}}, {"filters": {"key": "published_on", "value": "x"}}]}, set()),
+        ({"tools": [{"authorization": None, "headers": {"x-api-key": ""}}], "mcp_servers": "none"}, set()),
+        ({"messages": [{"authorization": "in a prompt"}], "max_tokens": 5}, set()),
+        ({}, set()),
+    ],
+)  # fmt: skip
+def test_secrets_in_a_body(body: dict[str, Any], secrets: set[str]) -> None:
+    assert secrets_in(body) == secrets
+
+
+@pytest.mark.parametrize(
+    "body",
+    ['{"tools":[{"authorization": "ya29.SECRET"', '{"tools":[{"authorization":"ya29.SECRET"},]}', '{"api_key" : "ya29.SECRET', '"x-key":"ya29.SECRET"'],
+)  # fmt: skip
+def test_secrets_in_a_body_that_is_not_json(body: str) -> None:
+    assert secrets_in_text(body) == {"ya29.SECRET"}

@@ -141,6 +141,34 @@ def test_the_key_is_in_no_row(tmp_path: Path) -> None:
     assert "proxy-authorization" not in server.asked[0].headers
 
 
+def test_the_credentials_of_tools_are_in_no_row(tmp_path: Path) -> None:
+    secrets = ("ya29.SECRET", "sk-mcp-abcdefgh", "token-12345678")
+    tool = {"type": "mcp", "authorization": secrets[0], "headers": {"Authorization": f"Bearer {secrets[1]}"}}
+    schema = {"type": "object", "properties": {"authorization": {"type": "string"}}}
+    function = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    servers = [{"type": "url", "authorization_token": secrets[2]}]
+    body = {**HI, "tools": [tool, function], "mcp_servers": servers}
+    pieces = (STREAM_HEAD, *(chunk(event(f"{secret}, ")) for secret in secrets))
+    with raw_server(answering(*pieces, then="stall")) as server, recording(server.base_url, tmp_path) as proxy:
+        with socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as client:
+            client.sendall(request(body))
+            got = b""
+            while not got.endswith(pieces[-1]):
+                got += client.recv(65536)
+            beat = proxy.server.heartbeat()
+            assert beat is not None
+            assert [each.text for each in beat.streams] == ["***, ***, ***, "]
+        (row,) = proxy.journaled()
+    assert server.asked[0].body == body
+    kept = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    for secret in secrets:
+        assert secret not in str(row)
+        assert secret.encode() not in kept
+    assert row["text"] == "***, ***, ***, "
+    struck = {"type": "mcp", "authorization": "***", "headers": {"Authorization": "***"}}
+    assert json.loads(row["request"])["tools"] == [struck, function]
+
+
 @pytest.mark.parametrize(
     "path", ["/v1/models", "/v1/embeddings", "/v1/threads/t1/messages", "/v2/odd?x=1", "/v1/chat/completions/c1"]
 )
@@ -218,6 +246,61 @@ def test_an_error_passes_and_becomes_a_row(tmp_path: Path) -> None:
     (row,) = proxy.rows
     assert (row["status"], row["error"]["type"], row["error"]["http_status"]) == ("failed", "authentication", 401)
     assert row["error"]["message"] == "bad key ***"
+
+
+def test_an_error_that_is_cut_keeps_its_head(tmp_path: Path) -> None:
+    head = (
+        b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 7\r\nx-request-id: req-1\r\n"
+        b"x-ratelimit-limit-requests: 9\r\nContent-Length: 100\r\n\r\n"
+    )
+    for pieces in ((head,), (head, b'{"error":')):
+        folder = tmp_path / str(len(pieces))
+        with raw_server(answering(*pieces, then="stall")) as server, recording(server.base_url, folder) as proxy:
+            talk(proxy.port, request(), end=pieces[-1])
+            (row,) = proxy.journaled()
+        error = row["error"]
+        assert (row["status"], error["type"], error["code"]) == ("failed", "cancelled", "client")
+        assert (error["http_status"], error["retry_after_s"], row["server_request_id"]) == (429, 7.0, "req-1")
+        assert dict(row["server_timing"]) == {"x-ratelimit-limit-requests": "9"}
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/files"])
+def test_a_connection_with_an_unfinished_body_is_not_used_again(tmp_path: Path, path: str) -> None:
+    refusal = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 2\r\n\r\n{}"
+    fine = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]"
+    closed, seen = threading.Event(), list[bytes]()
+
+    def serve(listening: socket.socket) -> None:
+        first, _ = listening.accept()
+        with first:
+            first.settimeout(10)
+            got = b""
+            while not got.endswith(b"x" * 100):
+                got += first.recv(65536)
+            first.sendall(refusal)
+            while piece := first.recv(65536):
+                got += piece
+            seen.append(got)
+        closed.set()
+        second, _ = listening.accept()
+        with second:
+            seen.append(second.recv(65536))
+            second.sendall(fine)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=serve, args=(listening,), daemon=True)
+        thread.start()
+        with (
+            recording(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", tmp_path) as proxy,
+            socket.create_connection(("127.0.0.1", proxy.port), timeout=20) as client,
+        ):
+            client.sendall(request(b"x" * 1000, path)[:-900])
+            assert client.recv(65536) == refusal
+            assert closed.wait(10), "the connection to the server is closed before the rest of the body arrives"
+            client.sendall(b"x" * 900 + b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert client.recv(65536) == fine
+        thread.join()
+    assert [data.count(b"GET") for data in seen] == [0, 1]
 
 
 def test_a_stream_that_breaks_off_breaks_off_for_the_client(tmp_path: Path) -> None:
@@ -418,6 +501,52 @@ def test_a_large_request_passes(tmp_path: Path) -> None:
         assert talk(proxy.port, request(body)) == b"".join(STREAM)
     assert server.asked[0].body == body
     assert len(proxy.rows[0]["request"]) > 3_000_000
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_a_stream_keeps_its_chunks_if_the_request_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, large: bool
+) -> None:
+    body = json.dumps(HI).encode() if large else gzip.compress(json.dumps(HI).encode())
+    if large:
+        monkeypatch.setattr("deltatap.record.recording.MAX_BODY_BYTES", 10)
+
+    def serve(listening: socket.socket) -> None:
+        client, _ = listening.accept()
+        with client:
+            got = b""
+            while not got.endswith(body):
+                got += client.recv(65536)
+            client.sendall(b"".join(STREAM))
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        recording(f"http://127.0.0.1:{listening.getsockname()[1]}/v1", tmp_path) as proxy,
+    ):
+        thread = threading.Thread(target=serve, args=(listening,))
+        thread.start()
+        headers = "" if large else "Content-Encoding: gzip\r\n"
+        assert talk(proxy.port, request(body, headers=headers)) == b"".join(STREAM)
+        thread.join()
+    (row,) = proxy.rows
+    assert (row["status"], row["text"], row["mode"], row["request"]) == ("completed", "Hello", "stream", None)
+    assert [each["text"] for each in row["chunks"]] == ["Hel", "lo", "stop"]
+    assert row["ttft_ms"] is not None
+
+
+@pytest.mark.parametrize("status", ["queued", "in_progress"])
+def test_an_answer_in_the_background_is_not_recorded(tmp_path: Path, status: str) -> None:
+    response = json.dumps({"id": "resp_1", "object": "response", "status": status, "output": []}).encode()
+    answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (
+        len(response),
+        response,
+    )
+    with raw_server(answering(answer)) as server, recording(server.base_url, tmp_path) as proxy:
+        body = {"model": "gpt-4o-mini", "input": "Hi", "background": True}
+        assert talk(proxy.port, request(body, "/v1/responses")) == answer
+    (row,) = proxy.rows
+    assert (row["status"], row["error"]["code"], row["response_id"]) == ("failed", status, "resp_1")
+    assert "in the background; deltatap does not record" in row["error"]["message"]
 
 
 @pytest.mark.parametrize("body", [b"not json", b"[1]", b'{"model": "m", "stream": tru', b"\xff\xfe", b""])
