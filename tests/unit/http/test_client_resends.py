@@ -14,7 +14,7 @@ from deltatap.endpoint import Endpoint
 from deltatap.http.client import EndpointClient
 from deltatap.http.credentials import Credential, Token
 from deltatap.model import Call, Wire
-from tests.calls import ANSWER, WIRE, answering, call, calls, refusal, request, server
+from tests.calls import ANSWER, WHOLE, WIRE, answering, call, calls, refusal, request, server
 
 ASKING = Wire('{"model":"m","stream":true,"stream_options":{"include_usage":true}}', "m", "stream", 1, usage=True)
 NO_OPTIONS = b'{"error": {"message": "Extra inputs are not permitted: stream_options"}}'
@@ -43,9 +43,16 @@ def test_refusal_that_quotes_stream_options_changes_no_later_request() -> None:
     assert [b"stream_options" in body for _, body in found.requests] == [True, False, True]
 
 
-@pytest.mark.parametrize("fault", [refusal("429 X", b"{}"), refusal("400 X", BAD)])
-def test_refused_stream_options_stay_known_when_another_request_fails(fault: bytes) -> None:
-    answers = [refusal("400 X", NO_OPTIONS), ANSWER, fault, ANSWER]
+@pytest.mark.parametrize(
+    ("resent", "request_id", "wire", "answer"),
+    [
+        (ANSWER, "b", ASKING, refusal("400 X", BAD)),
+        (ANSWER, "a", WHOLE, refusal("400 X", BAD)),
+        (refusal("429 X", b"{}"), "a", ASKING, ANSWER),
+    ],
+)
+def test_refused_stream_options_stay_known(resent: bytes, request_id: str, wire: Wire, answer: bytes) -> None:
+    answers = [refusal("400 X", NO_OPTIONS), resent, answer, ANSWER]
     sent: list[bytes] = []
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -57,8 +64,8 @@ def test_refused_stream_options_stay_known_when_another_request_fails(fault: byt
         async with server(handler) as base_url:
             client = EndpointClient(Endpoint(base_url=base_url, api_key=None), Timeouts())
             try:
-                for request_id in ("a", "a", "b", "c"):
-                    await client.call(ASKING, request_id)
+                for each, of in ((ASKING, "a"), (ASKING, "a"), (wire, request_id), (ASKING, "c")):
+                    await client.call(each, of)
             finally:
                 await client.close()
 

@@ -145,6 +145,7 @@ def test_http_error_with_any_other_body(body: bytes) -> None:
         ({"retry-after": "47, 47"}, 47.0),
         ({"retry-after": "3, 47"}, 47.0),
         ({"retry-after": "soon, 3"}, 3.0),
+        ({"retry-after": "2027-01-15T08:00:09,5Z"}, 9.5),
         ({"retry-after": "Fri, 15 Jan 2027 08:00:05 GMT, Fri, 15 Jan 2027 08:00:05 GMT"}, 5.0),
         ({"retry-after": ", " * 99_999 + "3"}, None),
         ({"retry-after-ms": "1500, 1500"}, 1.5),
