@@ -20,7 +20,8 @@ from deltatap.analysis.queries import newest_capture, newest_runs, summarize
 from deltatap.analysis.sql import quantile_sql
 from deltatap.delta import columns
 from deltatap.delta import tables as delta_tables
-from deltatap.delta.reader import SparkReader
+from deltatap.delta.reader import SparkReader, identify_captures
+from deltatap.driver import runs
 from deltatap.driver.run import run
 from deltatap.errors import ConfigError
 from deltatap.prices import Prices
@@ -133,7 +134,7 @@ def test_95_percent_of_intervals_contain_the_true_quantile(spark: SparkSession, 
 @pytest.mark.slow
 def test_metrics_by_run_match_the_hand_computed_example(spark: SparkSession, settings: Settings) -> None:
     later = AT + timedelta(seconds=9)
-    retried: tuple[Any, ...] = (AT, 5.0, 429, "rate_limit", None, [], *[None] * 5)
+    retried: tuple[Any, ...] = (AT - timedelta(seconds=1), 5.0, 429, "rate_limit", None, [], *[None] * 5)
     write_captures(
         spark,
         settings,
@@ -159,7 +160,7 @@ def test_metrics_by_run_match_the_hand_computed_example(spark: SparkSession, set
         "failed": 1, "late": 1, "requests": 5, "errors": {"rate_limit": 1, "connection": 1},
         "finish_reasons": {"stop": 4}, "input_tokens": 40, "output_tokens": 24, "reported_output_tokens": 18,
         "tiktoken_output_tokens": 15, "cached_share": 0.4, "cost_usd": 1.0, "good": 1, "coalesced": 1 / 4,
-        "requests_per_s": 3 / 9, "output_tokens_per_s": 24 / 9, "good_per_s": 1 / 9,
+        "requests_per_s": 3 / 10, "output_tokens_per_s": 24 / 10, "good_per_s": 1 / 10,
     }  # fmt: skip
     for name, value in expected.items():
         assert row[name] == (pytest.approx(value) if isinstance(value, float) else value), name
@@ -198,6 +199,11 @@ def test_only_changed_runs_are_computed_again(spark: SparkSession, settings: Set
     assert [(row["hour"].astimezone(UTC), row["rows"]) for row in hours] == [
         (AT.replace(minute=0), 3), (later.replace(minute=0), 1),
     ]  # fmt: skip
+    # A journal of run one lands, although this run has ended.
+    write_captures(spark, settings, capture_row("one", "b"))
+    captures = identify_captures(SparkReader(spark), settings.captures.table, settings.runs.table)
+    runs.settle(spark, settings, captures, "one", runs.totals(spark, settings, "one"))
+    assert [(row["run_id"], row["rows"]) for row in analyze(spark, settings)] == [("one", 2)]
 
 
 def contents(spark: SparkSession, settings: Settings, name: str) -> list[str]:

@@ -28,7 +28,9 @@ PARTS = {
     "shown": f"filter(chunks, c -> {kinds_sql('reasoning')})",
     "events": "array_distinct(transform(filter(chunks, c -> c.kind NOT IN ('usage', 'error')), "
     "c -> struct(c.event, c.ms)))",
-    "tokens": "coalesce(usage_reported.output_tokens, usage_tiktoken.output_tokens)",
+    # Some servers report zero tokens for an answer that has text. Costs ignore such a count, too.
+    "tokens": "coalesce(nullif(usage_reported.output_tokens, 0), usage_tiktoken.output_tokens, "
+    "usage_reported.output_tokens)",
     "checks": "from_json(partial_moderation, "
     "'ARRAY<STRUCT<choice: INT, flagged: BOOLEAN, error: STRING, took_ms: DOUBLE, seen: INT>>')",
 }

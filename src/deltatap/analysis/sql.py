@@ -35,6 +35,8 @@ _Z = 1.959964
 _PAIRS = 5_000
 # date_trunc would use the session's time zone.
 HOUR = "timestamp_seconds(floor(unix_seconds(started_at) / 3600) * 3600)"
+# The start of a row's first call; `started_at` is the start of its last call. Retries are listed oldest first.
+FIRST_STARTED_AT = "least(started_at, get(retries, 0).started_at)"
 # Whether a row has lost times (capture.resume).
 TIMES_LOST = "coalesce(size(filter(resumed, r -> r.times_lost)) > 0, false)"
 _LENGTHS = ((16, "1-16"), (64, "17-64"), (256, "65-256"), (1024, "257-1024"))
@@ -87,7 +89,8 @@ def measured_sql(settings: Settings, captures: str) -> str:
         SELECT run_id, request_id, endpoint, request_model, mode, status, finish_reason, retries, error, cost_usd,
           usage_reported, usage_tiktoken, cost_basis, started_at, finished_at,
           {HOUR} AS hour, tokens AS output_tokens,
-          coalesce(usage_reported.input_tokens, usage_tiktoken.input_tokens) AS input_tokens,
+          coalesce(nullif(usage_reported.input_tokens, 0), usage_tiktoken.input_tokens, usage_reported.input_tokens)
+            AS input_tokens,
           status = 'completed' AND started_at IS NOT NULL AS answered, {TIMES_LOST} AS lost,
           answered AND NOT lost AND ({good}) AS good,
           loop_lag_ms, clock, answered AND {late} AS late, answered AND NOT lost AND NOT {late} AS counts,
@@ -136,7 +139,7 @@ def metrics_sql(rows: str, by: tuple[str, ...], settings: Settings) -> str:
             CAST(sum({exact_usd("cost_usd")}) AS DOUBLE) AS cost_usd, {good} AS good,
             count_if(checked) AS checked, count_if(flagged) AS flagged,
             sum(coalesced) / nullif(sum(outputs), 0) AS coalesced,
-            min(started_at) AS started_at, max(finished_at) AS finished_at, {values}
+            min({FIRST_STARTED_AT}) AS started_at, max(finished_at) AS finished_at, {values}
           FROM (
             SELECT *, status = 'completed' AND usage_reported.output_tokens IS NOT NULL AS counts_tokens FROM {rows}
           ) WHERE {" AND ".join(f"{key} IS NOT NULL" for key in by)} GROUP BY {keys}

@@ -65,13 +65,14 @@ def measured_runs(reader: Reader, settings: Settings, measure: Measure, runs: Se
     if not runs:
         return []
     captures = captures_sql(reader, settings, in_runs(run["run_id"] for run in runs))
+    (metric,) = (each for each in METRICS if each.name == measure.metric)
     found = reader.query(
         f"""
         SELECT run_id, endpoint, request_model, mode, CAST(size(found) AS BIGINT) AS rows,
           {quantile_sql("found", COMPARED[measure.quantile])} AS estimate
         FROM (
           SELECT run_id, endpoint, request_model, mode,
-            sort_array(collect_list(CASE WHEN counts THEN {measure.metric} END)) AS found
+            sort_array(collect_list(CASE WHEN {metric.rows} THEN {metric.name} END)) AS found
           FROM ({measured_sql(settings, captures)}) GROUP BY run_id, endpoint, request_model, mode
         )
         """

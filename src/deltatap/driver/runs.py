@@ -70,10 +70,14 @@ def closing(status: RunStatus, reason: str | None) -> dict[str, object]:
 def settle(
     spark: SparkSession, settings: Settings, captures: Identity, run_id: str, values: Mapping[str, object]
 ) -> None:
-    """Correct the counts of a run whose journal landed after its end. A run that is still open is closed as died."""
+    """Correct the counts of a run whose journal landed after its end. A run that is still open is closed as died.
+
+    The heartbeat tells the analysis that the run has changed.
+    """
     died = closing(RunStatus.DIED, "its driver died")
     update(spark, settings, captures, run_id, died, f"status = '{RunStatus.RUNNING}'")
-    update(spark, settings, captures, run_id, values, f"status != '{RunStatus.RUNNING}'")
+    corrected = {**values, "heartbeat_at": utc_now()}
+    update(spark, settings, captures, run_id, corrected, f"status != '{RunStatus.RUNNING}'")
 
 
 def totals(spark: SparkSession, settings: Settings, run_id: str) -> dict[str, Any]:

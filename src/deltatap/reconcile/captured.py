@@ -82,18 +82,22 @@ def of_the_same(
     captures: Sequence[Charge], billed: Sequence[Charge], run_id: str | None, day: datetime | None
 ) -> list[Charge]:
     """The charges of a bill that belong to the same run or day, as far as the bill has this information."""
-    if run_id is not None and any(charge.run_id == run_id for charge in billed):
-        return [charge for charge in billed if charge.run_id in (run_id, None)]
+    named = [charge for charge in billed if run_id is not None and charge.run_id == run_id]
+    others = [charge for charge in billed if charge.run_id is None] if named else billed
     if day is not None:
-        return [charge for charge in billed if charge.at is None or day <= charge.at < day + _DAY]
+        return named + [charge for charge in others if charge.at is None or day <= charge.at < day + _DAY]
     times = [charge.at for charge in captures if charge.at is not None]
     if not times:
-        return list(billed)
+        return [*named, *others]
     first, last = min(times), max(times)
-    return [
-        charge
-        for charge in billed
-        if charge.at is None
-        # A charge without ids is the sum of the calls in a period of at most a day.
-        or first - (_BEFORE if charge.ids else _DAY) <= charge.at <= last + _AFTER
-    ]
+    return named + [charge for charge in others if _overlaps(charge, first, last)]
+
+
+def _overlaps(charge: Charge, first: datetime, last: datetime) -> bool:
+    """Whether a charge can belong to calls that started between two times."""
+    if charge.at is None:
+        return True
+    if charge.ids:
+        return first - _BEFORE <= charge.at <= last + _AFTER
+    # A charge without ids is the sum of the calls in a period: of a day, unless the bill says otherwise.
+    return charge.at <= last and (charge.at > first - _DAY if charge.until is None else charge.until > first)

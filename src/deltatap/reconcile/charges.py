@@ -36,6 +36,7 @@ class Charge:
         ids: of the one call.
         at: when it started, or when the period of the charge started.
         run_id: of the run, if the call named it.
+        until: when the period of the charge ended.
     """
 
     models: tuple[str, ...]
@@ -47,6 +48,7 @@ class Charge:
     ids: tuple[str, ...] = ()
     at: datetime | None = None
     run_id: str | None = None
+    until: datetime | None = None
 
     @property
     def model(self) -> str:

@@ -11,7 +11,7 @@ import io
 import json
 import re
 from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -57,6 +57,7 @@ _NAMES = {
         "start_time", "start_time_iso", "starttime", "request_time", "timestamp", "created_at", "time", "usage_date",
         "date", "day", "event_time",
     ),
+    "until": ("end_time", "end_time_iso"),
 }  # fmt: skip
 # A call can have several ids: of the response, of the HTTP request, and one that the gateway assigned.
 _IDS = (
@@ -65,12 +66,15 @@ _IDS = (
     "litellm_call_id", "generation_id",
 )  # fmt: skip
 _COUNTS = ("requests", "input", "cached", "output")
+# The period of a bucket.
+_PERIOD = ("start_time", "start_time_iso", "end_time", "end_time_iso")
 # Text that can hold nested fields, such as the metadata that a gateway logs.
 _OBJECT = re.compile(r"\s*[\[{]")
 _DEEPEST = 6
 _MOST = 2**63
 # Larger or smaller numbers are not amounts.
 _MOST_USD, _PLACES = Decimal(10) ** 15, 40
+_LEAST_USD, _DIGITS = Decimal(1).scaleb(-_PLACES), Context(prec=60)
 # Commas only between groups of three digits: in some countries, a comma is the decimal point.
 _GROUPED = re.compile(r"-?\d{1,3}(,\d{3})+(\.\d+)?", re.ASCII)
 _DELIMITERS = ",;\t"
@@ -98,7 +102,7 @@ def read_charges(path: Path) -> list[Charge]:
 
 
 def _records(path: Path) -> Iterator[Record]:
-    """The rows of a file. Buckets of OpenAI's pages become rows with the bucket's start."""
+    """The rows of a file. Buckets of OpenAI's pages become rows with the bucket's start and end."""
     if path.suffix.lower() == ".parquet":
         yield from pq.read_table(path).to_pylist()
         return
@@ -147,9 +151,9 @@ def _rows(found: object) -> Iterator[Record]:
         if inner is None:
             yield found
             return
-        start = {name: found[name] for name in ("start_time", "start_time_iso") if name in found}
+        period = {name: found[name] for name in _PERIOD if name in found}
         for row in _rows(inner):
-            yield {**start, **row}
+            yield {**period, **row}
     else:
         raise ValueError(f"expected objects, found {json.dumps(found, default=str)[:40]}")  # noqa: TRY004 - the file's fault
 
@@ -197,6 +201,7 @@ def _charge(path: Path, number: int, record: Record) -> Charge | None:
         () if counts["requests"] is not None else tuple(dict.fromkeys(ids)),
         _time(_get(record, "at")),
         None if run is None else str(run),
+        _time(_get(record, "until")),
     )
 
 
@@ -230,8 +235,11 @@ def _usd(path: Path, number: int, value: object) -> Decimal | None:
     try:
         found = _number(str(value).replace("$", "", 1))
         exponent = found.as_tuple().exponent
-        if isinstance(exponent, int) and exponent >= -_PLACES and abs(found) < _MOST_USD:
-            return found
+        if isinstance(exponent, int) and abs(found) < _MOST_USD:
+            # OpenAI writes amounts with up to 34 digits after the leading zeros, and zero as 0E-6176.
+            kept = found if exponent >= -_PLACES else found.quantize(_LEAST_USD, context=_DIGITS)
+            if kept or not found:
+                return kept
     except InvalidOperation:
         pass
     raise ConfigError([f"{path}: row {number}: expected an amount in USD, found {_shown(value)}"])

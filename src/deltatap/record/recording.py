@@ -73,7 +73,7 @@ class Asked:
 
     @classmethod
     def of(cls, api: Api, request_id: str, body: bytes | None, digest: str, deployment: str | None) -> Asked:
-        """Read a body. A body that is not a valid request is kept as text; the server's error explains the problem.
+        """Read a body. A body that is not valid JSON is not kept; the server's error explains the problem.
 
         Args:
             api: that was called.
@@ -89,7 +89,9 @@ class Asked:
             value, text = None, ""
         if not isinstance(value, dict):
             unread = Request(request_id, digest, deployment, None, None, None)
-            return cls(unread, None, None, text, secrets_in_text(text))
+            # The server's error can quote the body.
+            secrets = secrets_in_text("" if body is None else body.decode("utf-8", "replace"))
+            return cls(unread, None, None, text, secrets)
         secrets = secrets_in(value)
         mode: Mode = "stream" if value.get("stream") is True else "complete"
         named = value.get("model")

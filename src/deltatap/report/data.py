@@ -15,7 +15,7 @@ from deltatap.analysis.names import series_key
 from deltatap.analysis.queries import captures_sql
 from deltatap.analysis.requested import BODY, prompt_line
 from deltatap.analysis.series import Measure
-from deltatap.analysis.sql import in_runs, measured_sql
+from deltatap.analysis.sql import FIRST_STARTED_AT, in_runs, measured_sql
 from deltatap.analysis.trend import ended_runs, series_over
 from deltatap.analysis.uncounted import uncounted_sql
 from deltatap.delta import tables
@@ -151,7 +151,7 @@ def gather(reader: Reader, settings: Settings, run_ids: Sequence[str]) -> Gather
         """
     )
     starts = f"""
-        SELECT run_id, min(started_at) AS begin, max(finished_at) AS end
+        SELECT run_id, min({FIRST_STARTED_AT}) AS begin, max(finished_at) AS end
         FROM {captures} WHERE {of_runs} GROUP BY run_id
     """
     bin_s = f"greatest(timestampdiff(MICROSECOND, begin, end) / 1e6 / {BINS}, 0.001)"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from deltatap.analysis.metrics import PARTS
 from deltatap.analysis.requested import BODY, prompt_line
-from deltatap.analysis.sql import in_runs
+from deltatap.analysis.sql import FIRST_STARTED_AT, in_runs
 from deltatap.delta.reader import rows as rows_of
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def requests_sql(captures: str, run_ids: Sequence[str]) -> str:
         run_ids: the runs.
     """
     most = max(1, ROWS // max(1, len(run_ids)))
-    at_s = "timestampdiff(MICROSECOND, min(started_at) OVER (PARTITION BY run_id), started_at) / 1e6"
+    at_s = f"timestampdiff(MICROSECOND, min({FIRST_STARTED_AT}) OVER (PARTITION BY run_id), started_at) / 1e6"
     return f"""
         SELECT * EXCEPT (place) FROM (
           SELECT run_id, request_id, mode, status, endpoint, request_model, finish_reason, error.type AS error,

@@ -260,7 +260,7 @@ def _of_call(call: Call, outputs: Sequence[Output]) -> dict[str, Any]:
     received = call.received
     times = Times.of(received.chunks)
     reported = received.usage.output_tokens if received.usage else None
-    tokens = sum(output.tokens for output in outputs) if reported is None else reported
+    tokens = reported or sum(output.tokens for output in outputs)  # a server can report zero although text arrived
     return {
         "finish_reason": received.finish_reason,
         "text": received.text,

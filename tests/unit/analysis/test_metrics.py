@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -7,6 +8,7 @@ import pytest
 from deltalake import write_deltalake
 
 from deltatap.analysis import tables
+from deltatap.analysis.compute import by_run_rows
 from deltatap.analysis.metrics import METRICS, PARTS, kinds_sql, with_parts
 from deltatap.analysis.queries import captures_sql
 from deltatap.analysis.sql import in_runs, measured_sql, pairs_sql
@@ -15,12 +17,13 @@ from deltatap.delta.local import LocalReader
 from deltatap.delta.reader import rows
 from deltatap.model import OUTPUT_KINDS
 from deltatap.settings_loading import load_settings
-from tests.captured import BY_HAND, CHUNKS, capture_row
+from tests.captured import AT, BY_HAND, CHUNKS, capture_row, used
 from tests.local import no_spark
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from deltatap.config import Settings
     from deltatap.delta.columns import Column
 
 # What tables of older versions lack, and the metrics that need it.
@@ -85,6 +88,41 @@ def test_metrics_without_a_jvm_match_the_hand_computed_example(tmp_path: Path) -
     (found,) = rows(LocalReader(no_spark).query(f"SELECT {', '.join(expressions)} FROM ({with_parts(captures)})"))
     for name, value in found.items():
         assert value == pytest.approx(BY_HAND[name.removesuffix("_from_chunks")]), name
+
+
+def local_captures(folder: Path, *given: dict[str, Any]) -> Settings:
+    schema = columns.arrow_schema(columns.CAPTURES)
+    made = pa.Table.from_pylist([as_structs(row, schema) for row in given], schema)
+    write_deltalake(folder / "captures", made)
+    return load_settings({name: {"table": str(folder / name)} for name in ("captures", "runs")})
+
+
+@pytest.mark.parametrize(
+    ("reported", "counted", "tokens"),
+    [((0, 0), (9, 5), (9, 5)), ((0, 0), None, (0, 0)), ((10, 6), (9, 5), (10, 6)), ((None, None), (9, 5), (9, 5))],
+)
+def test_a_count_of_zero_is_not_a_report(
+    tmp_path: Path, reported: tuple[int, int], counted: tuple[int, int] | None, tokens: tuple[int, int]
+) -> None:
+    tiktoken = None if counted is None else ("o200k_base", *counted, sum(counted), False)
+    settings = local_captures(tmp_path, capture_row("r", "a", usage_reported=used(*reported), usage_tiktoken=tiktoken))
+    reader = LocalReader(no_spark)
+    (found,) = rows(reader.query(measured_sql(settings, captures_sql(reader, settings, "true"))))
+    assert (found["input_tokens"], found["output_tokens"]) == tokens
+    assert found["tokens_per_s"] == pytest.approx(tokens[1] / 0.220)
+
+
+def test_a_run_starts_with_its_first_call(tmp_path: Path) -> None:
+    """Even if this call failed, and the request was sent again."""
+    retries: list[tuple[Any, ...]] = [(AT + timedelta(seconds=at), 5.0, 503, "server", *[None] * 7) for at in (-9, -5)]
+    never = dict.fromkeys(("started_at", "finished_at"))
+    settings = local_captures(
+        tmp_path, capture_row("r", "a", retries=retries), capture_row("r", "b"), capture_row("r", "unsent", **never)
+    )
+    write_deltalake(tmp_path / "runs", pa.Table.from_pylist([{"run_id": "r"}], columns.arrow_schema(columns.RUNS)))
+    reader = LocalReader(no_spark)
+    (found,) = by_run_rows(reader, settings, f"({measured_sql(settings, captures_sql(reader, settings, 'true'))})")
+    assert (found["started_at"], found["requests_per_s"]) == (AT - timedelta(seconds=9), 2 / 10)
 
 
 def test_a_table_of_an_older_version_has_no_metrics_of_tokens_and_checks(tmp_path: Path) -> None:

@@ -112,6 +112,18 @@ def test_runs_are_chosen_by_label_and_by_number(nights: Path) -> None:
         trend_of(nights, "complete.e2e_ms")
 
 
+def test_flagged_answers_count_although_they_are_interrupted(tmp_path: Path) -> None:
+    checks = json.dumps([{"choice": 0, "flagged": True, "error": None, "took_ms": 5.0, "seen": 40}])
+    cut = {"status": "interrupted", "partial_moderation": checks}
+    rows = [capture_row(night, prompt, 300.0, **cut) for night in range(2) for prompt in range(20)]
+    write_table(tmp_path / "captures", columns.CAPTURES, rows)
+    write_table(tmp_path / "runs", columns.RUNS, [run_row(night, str(tmp_path / "captures")) for night in range(2)])
+    (found,) = trend_of(tmp_path, "flagged_chars")
+    assert [(point.rows, point.value) for point in found.points] == [(20, 40.0)] * 2
+    with pytest.raises(ConfigError, match="no value of ttft_ms"):
+        trend_of(tmp_path, "ttft_ms")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

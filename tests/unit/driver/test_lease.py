@@ -306,3 +306,12 @@ def test_a_configured_run_id_resumes_that_run_with_any_status() -> None:
     rows = [row("a", "completed", request={"temperature": 1}), row("b", "running")]
     assert resumed(rows, run={"id": "a"}) == "a"
     assert resumed(rows, run={"id": "c"}) is None
+
+
+def test_a_run_that_is_corrected_after_its_end_has_a_new_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its heartbeat, the analysis knows that the run has changed."""
+    written: list[tuple[str, dict[str, Any]]] = []
+    monkeypatch.setattr(runs, "utc_now", lambda: NOW)
+    monkeypatch.setattr(runs, "update", lambda *args: written.append((args[-1], args[-2])))
+    runs.settle(cast("Any", None), load_settings({}), Identity("t"), "a", {"completed": 2})
+    assert written[-1] == ("status != 'running'", {"completed": 2, "heartbeat_at": NOW})

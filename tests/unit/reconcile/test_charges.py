@@ -196,3 +196,23 @@ def test_only_charges_of_the_same_run_or_day_are_compared(run_id: str, day: date
     bill[2] = replace(bill[2], at=START + timedelta(days=1)) if day else bill[2]
     midnight = day and day.replace(hour=0)
     assert [charge.ids[0] for charge in of_the_same([mine], bill, run_id, midnight)] == kept
+
+
+def test_charges_without_a_run_id_are_of_the_time_of_the_run() -> None:
+    mine = call(1, run_id="r")
+    far = call(2, run_id="r", at=START - timedelta(days=20))
+    others = [call(number, at=START + timedelta(days=days)) for number, days in ((3, -20), (4, 0), (5, 20))]
+    others.append(call(6, at=None))
+    assert of_the_same([mine], [*others, far, mine], "r", None) == [far, mine, others[1], others[3]]
+
+
+@pytest.mark.parametrize(
+    ("begins", "hours", "kept"),
+    [(-60, 1, False), (-59, 1, True), (30, 1, True), (60, 1, True), (61, 1, False), (5, 1 / 60, True),
+     (-24 * 60, None, False), (-24 * 60 + 1, None, True), (60, None, True), (61, None, False)],
+)  # fmt: skip
+def test_the_period_of_a_sum_overlaps_the_run(begins: int, hours: float | None, kept: bool) -> None:  # noqa: FBT001 - a parameter
+    at = START + timedelta(minutes=begins)
+    bucket = Charge(("gpt-4o",), 2, at=at, until=None if hours is None else at + timedelta(hours=hours))
+    ours = [call(1, at=START), call(2, at=START + timedelta(minutes=60))]
+    assert of_the_same(ours, [bucket], None, None) == [bucket] * kept

@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from deltatap.errors import ConfigError
-from deltatap.reconcile.charges import Charge
+from deltatap.reconcile.charges import Charge, _rounding
 from deltatap.reconcile.exports import read_charges
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 AT = datetime(2024, 11, 1, 4, tzinfo=UTC)
+UNTIL = datetime(2024, 11, 2, 4, tzinfo=UTC)
 USAGE = """{"object": "page", "data": [{"object": "bucket", "start_time": 1730433600, "end_time": 1730520000, "results": [
   {"object": "organization.usage.completions.result", "input_tokens": 1000, "output_tokens": 500,
    "input_cached_tokens": 800, "num_model_requests": 5, "project_id": null, "api_key_id": "key_1",
@@ -46,11 +47,12 @@ GATEWAY = """{"request_id": "chatcmpl-1", "model": "openai/gpt-4o", "prompt_toke
 {"request_id": "chatcmpl-2", "model": "openai/gpt-4o", "prompt_tokens": 0, "completion_tokens": 0, "spend": 0.0}
 """
 
+BUCKET = Charge(("gpt-4o-2024-08-06",), 5, 1000, 800, 500, None, (), AT, until=UNTIL)
 READ = [
-    ("usage.json", USAGE, Charge(("gpt-4o-2024-08-06",), 5, 1000, 800, 500, None, (), AT)),
-    ("pages.jsonl", USAGE.replace("\n", " "), Charge(("gpt-4o-2024-08-06",), 5, 1000, 800, 500, None, (), AT)),
+    ("usage.json", USAGE, BUCKET),
+    ("pages.jsonl", USAGE.replace("\n", " "), BUCKET),
     ("costs.json", COSTS, Charge(("gpt-4o-2024-08-06",), usd=Decimal("0.06"), at=AT)),
-    ("costs.csv", COSTS_CSV, Charge(("gpt-4o-2024-08-06",), usd=Decimal("0.0123456789"), at=AT)),
+    ("costs.csv", COSTS_CSV, Charge(("gpt-4o-2024-08-06",), usd=Decimal("0.0123456789"), at=AT, until=UNTIL)),
     ("usage.csv", USAGE_CSV, Charge(("gpt-4o-2024-08-06",), 5, 1000, 800, 500, None, (), AT)),
     ("endpoint_usage.csv", SERVING, Charge(("databricks-gpt-oss-120b",), 1, 100, None, 7, None, ("dbx-1",), AT, "r1")),
     ("log.jsonl", GATEWAY, Charge(("openai/gpt-4o",), 1, 10, 3, 2, Decimal("0.000045"), ("chatcmpl-1",), AT, "r1")),
@@ -112,6 +114,7 @@ def test_the_least_nested_field_counts(tmp_path: Path) -> None:
         ("a.csv", "model,cost_usd\ngpt-4o,NaN\n", "row 1: expected an amount in USD, found 'NaN'"),
         ("a.csv", "model,amount_value,amount_currency\ngpt-4o,1,eur\n", "row 1: expected amounts in USD, found eur"),
         ("a.csv", "model,cost_usd\ngpt-4o,1e999999\n", "row 1: expected an amount in USD, found '1e999999'"),
+        ("a.csv", "model,cost_usd\ngpt-4o,1e-41\n", "row 1: expected an amount in USD, found '1e-41'"),
         ("a.csv", "model,cost_usd\ngpt-4o,1e-3999999\n", "row 1: expected an amount in USD, found '1e-3999999'"),
         ("a.csv", 'model,cost_usd\ngpt-4o,"0,0012"\n', "row 1: expected an amount in USD, found '0,0012'"),
         ("a.csv", "model;cost_usd\ngpt-4o;0,0012\n", "row 1: expected an amount in USD, found '0,0012'"),
@@ -139,6 +142,27 @@ def test_a_file_that_is_not_a_bill_is_one_clear_error(tmp_path: Path, name: str,
         read_charges(path)
     (found,) = caught.value.problems
     assert found.startswith(f"{path}: {problem}"), found
+
+
+@pytest.mark.parametrize(
+    ("value", "usd", "rounding"),
+    [
+        ('"0E-6176"', "0", "5E-10"),
+        ("0E-6176", "0", "5E-10"),
+        ('"0E+6111"', "0", "5E-10"),
+        ('"0.00000002500000000000000000000000000000000"', "0.000000025", "5E-10"),
+        ('"0.00000200000000000000000000000000000000000"', "0.000002", "5E-10"),
+        ('"0.00000001234567890123456789012345678901234"', "0.0000000123456789012345678901234567890123", "5E-10"),
+        ('"0.000002"', "0.000002", "5E-7"),
+    ],
+)
+def test_amounts_with_any_number_of_places(tmp_path: Path, value: str, usd: str, rounding: str) -> None:
+    """As OpenAI's costs have them. Only the places of an ordinary amount say how the log rounds."""
+    path = tmp_path / "costs.json"
+    path.write_text(f'[{{"amount": {{"value": {value}, "currency": "usd"}}, "requests": 1}}]')
+    (charge,) = read_charges(path)
+    assert charge.usd == Decimal(usd)
+    assert _rounding(charge.usd) == Decimal(rounding)
 
 
 def test_a_file_that_is_missing_or_not_text(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from deltatap.delta.local import LocalReader
 from deltatap.delta.reader import rows as rows_of
 from deltatap.report import requests
 from deltatap.report.cards import Words, kinds, left_out
-from deltatap.report.data import failures_sql, sizes_sql
+from deltatap.report.data import failures_sql, gather, sizes_sql
 from deltatap.settings_loading import load_settings
 from tests import captured, prompts
 from tests.local import no_spark
@@ -111,18 +111,29 @@ def test_the_rows_left_out_have_a_reason(settings: Settings) -> None:
     assert len({each.advice for each in found}) == 5
 
 
+def test_the_charts_over_time_start_with_the_first_call(settings: Settings) -> None:
+    calls = [retry("server", 503) | {"started_at": captured.AT - timedelta(seconds=at)} for at in (9, 5)]
+    query(settings, "SELECT 1", row("a", retries=calls), row("b"))
+    run = {"run_id": "r", "status": "completed", "started_at": captured.AT, "captures": settings.captures.table}
+    write_deltalake(settings.runs.table, pa.Table.from_pylist([run], columns.arrow_schema(columns.RUNS)))
+    found = gather(LocalReader(no_spark), settings, ["r"])
+    assert [(each["at"], each["type"]) for each in rows_of(found.errors)] == [(0.0, "server"), (4.0, "server")]
+    assert [each["at"] for each in rows_of(found.timeline) if each["started"]] == [9.0]
+
+
 def test_the_table_of_requests_starts_with_what_broke(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requests, "ROWS", 6)
     made = [row(f"a{at}", at) for at in range(4)]
     made += [failed("broken", at=9), row("reused", started_at=None)]
     made += [row(f"b{at}", 100 + at, run_id="s", text="x" * 500) for at in range(2)]
     made.append(row("other", run_id="t"))
+    made[0]["retries"] = [retry("server", 503) | {"started_at": captured.AT - timedelta(seconds=9)}]
     sql = requests.requests_sql(tables.quoted(settings.captures.table), ["r", "s"])
     found = rows_of(query(settings, sql, *made))
     assert [(each["run_id"], each["request_id"], each["at_s"]) for each in found] == [
-        ("r", "broken", 9.0),
-        ("r", "a0", 0.0),
-        ("r", "a1", 1.0),
+        ("r", "broken", 18.0),
+        ("r", "a0", 9.0),
+        ("r", "a1", 10.0),
         ("s", "b0", 0.0),
         ("s", "b1", 1.0),
     ]

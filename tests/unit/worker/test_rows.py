@@ -135,6 +135,8 @@ def test_usage_that_is_not_reported_is_counted() -> None:
     assert (made["usage_reported"], made["cost_basis"]) == (None, "tiktoken")
     assert made["cost_usd"] == (8 * 1 + 2 * 10) / 1e6
     assert made["tpot_ms"] == 10.0
+    zero = row(call(received("Good", " morning", usage={"prompt_tokens": 0, "completion_tokens": 0})))
+    assert (zero["tpot_ms"], zero["cost_basis"]) == (10.0, "tiktoken")
     half = row(call(received("Good", " morning", usage={"completion_tokens": 5})))
     assert (half["cost_usd"], half["cost_basis"]) == ((8 * 1 + 5 * 10) / 1e6, "mixed")
 
