@@ -40,7 +40,7 @@ _SECRET_COOKIE = 16
 # Azure's data sources. Their fields with these names hold JSON schemas, or conditions whose `key` is a name.
 _CALLED = {"tools": frozenset(("parameters", "input_schema", "filters")), "mcp_servers": (), "data_sources": ()}
 # A text under a name in JSON, even if it is cut.
-_NAMED_TEXT = re.compile(r'"([^"\\]{1,100})"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)')
+_NAMED_TEXT = re.compile(r'"([^"\\]{1,100})"\s*:\s*"((?:[^"\\]++|\\.)*+)')
 # The path that clients add before an API's path if the base URL has none.
 _USUAL = "/v1"
 
