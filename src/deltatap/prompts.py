@@ -20,7 +20,9 @@ from deltatap.model import Mode, Request, Wire
 OURS = ("stream",)
 # Python's JSON decoder fails at a depth that depends on its caller.
 _MOST_LEVELS = 250
-_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]')
+_TOO_DEEP = f"the request is nested deeper than {_MOST_LEVELS} levels"
+# Possessive: otherwise, a long text costs a hundred bytes of memory for each character.
+_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[\]{}]')
 # Above this, a float cannot represent every integer.
 _MOST_EXACT = 2**53
 
@@ -80,12 +82,23 @@ def build_request(
         asked, request_hash, text = body["model"], request_hash_of(body), _text(body)
     except UnicodeEncodeError:
         bad = "text that is not valid Unicode (a lone surrogate)"
+    except RecursionError:
+        bad = _TOO_DEEP
     except BadPromptError as error:
         bad = str(error)
     else:
         return Request(given_id or request_hash, request_hash, asked, text, kept, None)
-    source = sha256(json.dumps(plain(row, strict=False), sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+    source = _hash_of(row)
     return Request(given_id or source, source, asked, None, kept, bad)
+
+
+def _hash_of(row: Mapping[str, Any]) -> str:
+    """The hash of a row without a request."""
+    try:
+        values = plain(row, strict=False)
+        return sha256(json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False))
+    except (BadPromptError, RecursionError):  # a VARIANT nests too deeply
+        return sha256(compact({name: as_text(value) for name, value in row.items()}))
 
 
 def _asked(row: Mapping[str, Any], model: str | None) -> str | None:
@@ -105,7 +118,7 @@ def _text(body: Mapping[str, Any]) -> str:
     text = json.dumps(body, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     text.encode()
     if _levels(text) > _MOST_LEVELS:
-        raise BadPromptError(f"the request is nested deeper than {_MOST_LEVELS} levels")
+        raise BadPromptError(_TOO_DEEP)
     return text
 
 
@@ -114,8 +127,8 @@ def _levels(text: str) -> int:
     if text.count("[") + text.count("{") <= _MOST_LEVELS:
         return 0
     level = deepest = 0
-    for bracket in _BRACKETS.findall(text):
-        level += (bracket in "[{") - (bracket in "]}")
+    for found in _BRACKETS.finditer(text):
+        level += (found[0] in "[{") - (found[0] in "]}")
         deepest = max(deepest, level)
     return deepest
 
@@ -189,6 +202,8 @@ def without_stream_options(body: str) -> str:
 
 
 def _body(row: Mapping[str, Any], api: str, model: str | None, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    # `null` in JSON means the same as NULL.
+    row = {**row, **{name: None for name in ("messages", "params") if _is_null(row.get(name))}}
     for name in ("model", "system"):
         if not isinstance(row.get(name), str | None):
             raise BadPromptError(f"{name}: expected text, found a value of type {type(row[name]).__name__}")
@@ -221,7 +236,11 @@ def _require_json(**columns: Mapping[str, Any]) -> None:
         except ValueError:
             raise BadPromptError(f"{name} contains NaN or an infinite number, which JSON cannot express") from None
         except RecursionError:
-            raise BadPromptError(f"the request is nested deeper than {_MOST_LEVELS} levels") from None
+            raise BadPromptError(_TOO_DEEP) from None
+
+
+def _is_null(given: object) -> bool:
+    return isinstance(given, str) and given.strip() == "null"
 
 
 def _params(given: object) -> dict[str, Any]:

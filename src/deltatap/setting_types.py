@@ -43,7 +43,14 @@ def _file(path: str) -> str:
         local = re.sub("^(dbfs|file):/+", "/", path)
         hint = f", such as {local}" if local != path else ""
         raise PydanticCustomError("path", "a path on this machine or under /Volumes{hint}", {"hint": hint})
-    return str(Path(path).expanduser().absolute())
+    return _absolute(path)
+
+
+def _absolute(path: str) -> str:
+    try:
+        return str(Path(path).expanduser().absolute())
+    except RuntimeError:
+        raise PydanticCustomError("path", "a path whose ~ stands for a home folder that exists") from None
 
 
 def _location(table: str) -> str:
@@ -56,7 +63,7 @@ def _location(table: str) -> str:
         return table
     if URI.match(table):
         return table.rstrip("/")
-    return str(Path(table).expanduser().absolute())
+    return _absolute(table)
 
 
 def _one_line(run_id: str) -> str:

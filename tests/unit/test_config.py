@@ -30,6 +30,13 @@ def test_local_yml_lists_every_key_with_its_default() -> None:
     }
 
 
+@pytest.mark.parametrize("key", ["state.dir", "prompts.table", "endpoint.tls.ca_file"])
+def test_a_path_in_a_home_folder_that_does_not_exist(key: str) -> None:
+    (problem,) = problems(LOCAL, f"{key}=~no-such-user/x")
+    assert key in problem
+    assert "expected a path whose ~ stands for a home folder that exists" in problem
+
+
 def test_overrides_are_typed_by_the_key_they_set() -> None:
     settings = load_settings(
         LOCAL,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tracemalloc
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deltatap.api.prompt import Json
 from deltatap.api.registry import NAMES
 from deltatap.prompts import build_request, depends_on_resume, request_hash_of, wire, without_stream_options
 
@@ -133,6 +135,9 @@ def test_content_is_parts_only_when_it_is_objects_with_a_type(content: str, expe
     assert body(messages=[{"role": "user", "content": content}])["messages"][0]["content"] == expected
 
 
+TOO_DEEP = "the request is nested deeper than 250"
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -166,6 +171,11 @@ def test_content_is_parts_only_when_it_is_objects_with_a_type(content: str, expe
         ({"prompt": "x", "params": '{"a":' + "[" * 100_000 + "]" * 100_000 + "}"}, "params is nested too deeply"),
         ({"prompt": "x", "params": '{"a":' + "[" * 300 + "]" * 300 + "}"}, "the request is nested deeper than 250"),
         ({"messages": "[" * 100_000}, "messages is nested too deeply"),
+        *(
+            ({"messages": f'[{{"role": "user", "content": "x", "y": {a * depth}1{b * depth}}}]'}, TOO_DEEP)
+            for depth in (300, 480, 600, 900)
+            for a, b in (("[", "]"), ('{"a":', "}"))
+        ),
         ({"prompt": "x", "params": {"a": timedelta(1)}}, "expected a JSON value, found one of type time"),
         ({"prompt": "x\ud800"}, "text that is not valid Unicode"),
         ({"prompt": "x", "params": '{"user": "cut \\ud83d"}'}, "text that is not valid Unicode"),
@@ -215,6 +225,33 @@ def test_kept_columns_are_copied_as_text() -> None:
     request = build(keep=("a", "b", "c", "d"), prompt="Hi", a="x", b=3, c=None, d=[{"e": 1}])
     assert request.keep == {"a": "x", "b": "3", "c": None, "d": '[{"e": 1}]'}
     assert build(prompt="Hi").keep is None
+
+
+@pytest.mark.parametrize("depth", [900, 2000])
+@pytest.mark.parametrize("prompt", ["Hi", None])
+def test_a_kept_variant_of_any_depth_is_copied(depth: int, prompt: str | None) -> None:
+    text = "[" * depth + "]" * depth
+    request = build(keep=("a",), prompt=prompt, a=Json(text))
+    assert request.keep == {"a": text}
+    assert (request.error is None) == (prompt is not None)
+    assert request == build(keep=("a",), prompt=prompt, a=Json(text))
+
+
+@pytest.mark.parametrize("null", ["null", " null\n"])
+def test_null_in_json_is_null(null: str) -> None:
+    assert build(prompt="Hi", messages=null, params=null).request_hash == build(prompt="Hi").request_hash
+    assert build(messages=null).error == build().error
+
+
+def test_the_depth_of_a_long_text_takes_little_memory() -> None:
+    text = "[" * 300 + '"' + "a" * 1_000_000 + '"' + "]" * 300
+    tracemalloc.start()
+    try:
+        assert build(prompt=text).error is None, "brackets in a text do not count"
+        before = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert before < 20 * len(text)
 
 
 _LEAF = (

@@ -75,15 +75,15 @@ def prices_of(run: Mapping[str, Any]) -> dict[str, str]:
     """The prices in a row of ``runs``, by model and service tier."""
     # A table of an older version does not have this column.
     listed = json.loads(run.get("prices") or "[]")
-    found: dict[str, dict[str, None]] = {}
+    found: dict[str, set[str]] = {}
     for price in listed:
         tier = f" ({price['service_tier']})" if price.get("service_tier") else ""
         rates = ", ".join(f"{name} {price[name]}" for name in Rates.model_fields if name in price)
         steps = "".join(f"; above {each['above']:,} tokens: input {each['input']}" for each in price.get("steps", ()))
         # The price changed during the run, or several models answered for the requested one. Equal prices count once:
         # a call that fails names no model, so its price can have another name than the price of an answer.
-        found.setdefault(f"price of {price['request_model']}{tier}", {})[f"{rates}{steps}"] = None
-    return {name: " and ".join(texts) for name, texts in found.items()}
+        found.setdefault(f"price of {price['request_model']}{tier}", set()).add(f"{rates}{steps}")
+    return {name: " and ".join(sorted(texts)) for name, texts in found.items()}
 
 
 def price_changes(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, Changed]]:

@@ -129,8 +129,11 @@ def plain(value: object, *, strict: bool = True) -> Any:  # noqa: ANN401, PLR091
 
 def as_text(value: object) -> str:
     """A value as text: text unchanged, anything else as JSON."""
-    made = plain(value, strict=False)
-    return made if isinstance(made, str) else json.dumps(made, ensure_ascii=False)
+    try:
+        made = plain(value, strict=False)
+        return made if isinstance(made, str) else json.dumps(made, ensure_ascii=False)
+    except (BadPromptError, RecursionError):  # it nests too deeply for Python's JSON
+        return value.text if isinstance(value, Json) else str(value)
 
 
 def _key(key: object) -> str:

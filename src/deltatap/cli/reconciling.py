@@ -51,7 +51,7 @@ def reconcile(
     The command reads OpenAI's usage and costs exports, Databricks' system.serving.endpoint_usage, and logs of gateways
     with one call in each row. If the rows of a bill have request ids, it compares call by call; otherwise, model by
     model. Pass usage and costs of the same period together. If the bill names runs (endpoint.metadata,
-    endpoint.headers), only the rows that name this run count.
+    endpoint.headers), the rows of other runs are left out.
 
     Exit codes: 0, the differences are within the tolerance; 2, a file or an option is wrong; 3, the differences are
     larger.

@@ -266,7 +266,9 @@ RUNS: tuple[Column, ...] = (
     Column("reason", STRING, "why the run ended with this status, in one line"),
     Column("started_at", TIMESTAMP, "start of the run, UTC"),
     Column("finished_at", TIMESTAMP, "end of the run, UTC; null while it is running"),
-    Column("heartbeat_at", TIMESTAMP, "last heartbeat of the driver, UTC"),
+    Column(
+        "heartbeat_at", TIMESTAMP, "last heartbeat of the driver, or the time when captures landed after its end, UTC"
+    ),
     Column("owed", BIGINT, "requests that the run had to capture"),
     Column("completed", BIGINT, "completed rows"),
     Column("interrupted", BIGINT, "interrupted rows"),

@@ -44,7 +44,10 @@ _COUNTED = (
 _ENDPOINTS = 3
 # The sums of rows of requests.
 _SUMS = ("requests", "bad", "input_tokens", "bounded", "unbounded")
-_OUTPUT = "coalesce(usage_reported.output_tokens, usage_tiktoken.output_tokens)"
+# As in analysis/metrics.py: some servers report zero tokens for an answer that has text.
+_OUTPUT = (
+    "coalesce(nullif(usage_reported.output_tokens, 0), usage_tiktoken.output_tokens, usage_reported.output_tokens)"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ which library issues a new one; uses no event loop and no HTTP. A value never ap
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from deltatap.endpoint import Endpoint
 
+# The usual form of the name of an environment variable.
+_NAME = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 # https://learn.microsoft.com/azure/ai-services/openai/how-to/managed-identity
 _AZURE_SCOPE = "https://cognitiveservices.azure.com/.default"
 # A token is renewed when a fifth of its lifetime is left, at most this many seconds before it expires.
@@ -164,7 +167,9 @@ def value_of(source: Source, where: str, secrets: Secrets | None, *, else_: str 
     where = f"{where}.env: "
     value = os.environ.get(str(source.env), "").strip()
     if not value:
-        raise ConfigError([f"{where}the environment variable {source.env} is not set; set it{else_}"])
+        # People paste keys where the name of a variable is expected.
+        named = source.env if _NAME.fullmatch(str(source.env)) else "that is named here"
+        raise ConfigError([f"{where}the environment variable {named} is not set; set it{else_}"])
     return _sendable(value, f"{where}{source.env}")
 
 

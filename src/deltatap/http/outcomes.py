@@ -24,7 +24,6 @@ from deltatap.model import CaptureError, Status
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from deltatap.api.base import Api
     from deltatap.config import Timeouts
     from deltatap.model import Received, StreamError
 
@@ -81,7 +80,6 @@ _QUOTA_CODES = frozenset(
         "budget_exceeded",  # LiteLLM: 400 or 429
         "exceeded_current_quota_error",  # Moonshot: 429
         "precondition_failed",  # Fireworks, 412: the account reached its spending limit or is suspended
-        "failed_precondition",  # Gemini, 400: billing must be enabled in this region
     )
 )
 _ERROR_INFO = "type.googleapis.com/google.rpc.ErrorInfo"
@@ -96,13 +94,17 @@ _QUOTING = (
 # The type of an error that only its message tells from others with the same status. The start of the message is
 # compared, because a message can quote the prompt.
 _OF_MESSAGE: Mapping[int, tuple[tuple[str, re.Pattern[str]], ...]] = {
-    status: tuple((type_, re.compile(_QUOTING + start)) for type_, start in rules)
+    status: tuple((type_, re.compile(f"{_QUOTING}(?:{start})")) for type_, start in rules)
     for status, rules in {
         400: (
             # Anthropic, *Errors*.
             ("quota", "Your credit balance is too low|You have reached your specified API usage limits"),
             # LiteLLM behind another LiteLLM, which drops the code: github.com/BerriAI/litellm, issue 14144.
             ("quota", "Budget has been exceeded!"),
+            # Gemini has one code, FAILED_PRECONDITION, for these and for a file that is not ready:
+            # google-gemini/gemini-cli, issue 24641; expectedparrot/edsl, issue 1907.
+            ("quota", "Gemini API free tier is not available"),
+            ("permission", "User location is not supported"),
             # Gemini, native and OpenAI-compatible: google-gemini/gemini-cli, issue 25198; NVIDIA/NemoClaw, issue 2093.
             ("authentication", "API [Kk]ey (?:not valid|not found|expired)"),
             ("authentication", "(?:Missing or invalid|Missing|Invalid) Authorization header"),
@@ -126,19 +128,13 @@ _SUCCESS_WAIT_S = 60.0
 _REPEATS = 8
 
 
-def error_of(
-    failure: Exception,
-    http_status: int | None,
-    now: float,
-    api: Api | None = None,  # noqa: ARG001 - record/recording.py still passes it
-) -> CaptureError:
+def error_of(failure: Exception, http_status: int | None, now: float) -> CaptureError:
     """Translate one of :data:`FAILURES`.
 
     Args:
         failure: the exception.
         http_status: of the response that had begun; None when none had.
         now: seconds since the epoch.
-        api: not used.
     """
     if isinstance(failure, RefusedError):
         return http_error(failure.status, failure.body, failure.headers, now, url=failure.url)

@@ -37,7 +37,8 @@ _ABSOLUTE = re.compile(rb"(?i)https?://[^/?#]*")
 # Shorter values of a cookie can be words; a session id is longer.
 _SECRET_COOKIE = 16
 # The fields of a body that tell a server how to call other servers: tools of Responses, MCP servers of Messages, and
-# Azure's data sources. Their fields with these names hold JSON schemas, or conditions whose `key` is a name.
+# Azure's data sources; and the names of fields inside them that hold no credentials: JSON schemas, and conditions whose
+# `key` is a name.
 _CALLED = {"tools": frozenset(("parameters", "input_schema", "filters")), "mcp_servers": (), "data_sources": ()}
 # A text under a name in JSON, even if it is cut.
 _NAMED_TEXT = re.compile(r'"([^"\\]{1,100})"\s*:\s*"((?:[^"\\]++|\\.)*+)')
@@ -149,7 +150,7 @@ def secrets_of(head: Head) -> frozenset[str]:
 
 
 def secrets_in(body: Mapping[str, Any]) -> frozenset[str]:
-    """The credentials in a body for the servers that the server calls, such as those of MCP."""
+    """The credentials that a body gives the server for other servers, such as those of MCP."""
     found: set[str] = set()
     for field, other in _CALLED.items():
         waiting: list[tuple[str, object]] = [("", body.get(field))]

@@ -184,7 +184,7 @@ class Recording:
                 raise answer.undecodable  # noqa: TRY301 - the same
         except FAILURES as failure:
             await answer.over()
-            return error_of(failure, reading.http_status, self.wall(), self.api)
+            return error_of(failure, reading.http_status, self.wall())
         except BaseException as fault:
             if not is_fault(fault):
                 raise
@@ -235,7 +235,7 @@ class Recording:
         reading, over = self.reading or self.complete(), time.perf_counter()
         if isinstance(failure, Exception):
             known = isinstance(failure, FAILURES)
-            failure = error_of(failure if known else ProtocolError(str(failure)), None, self.wall(), self.api)
+            failure = error_of(failure if known else ProtocolError(str(failure)), None, self.wall())
         asked, times = self.asked, self.times
         if asked is None:
             raise RuntimeError("the request is complete by now")

@@ -65,7 +65,7 @@ def test_a_price_that_changed_between_runs_is_named() -> None:
     assert facts.price_changes([{"run_id": "older version", "versions": {}, "config": "{}"}]) == []
     failed, mini = {**old, "model": "a-1"}, {**old, "model": "a-mini", "input": "1"}
     assert facts.prices_of(priced("7", old, mini, failed)) == {
-        "price of a": "input 2, output 8 and input 1, output 8"
+        "price of a": "input 1, output 8 and input 2, output 8"
     }, "an equal price counts once"
     steps = {**old, "steps": [{"above": 200000, "input": "4", "output": "9"}]}
     assert facts.prices_of(priced("6", old, steps)) == {

@@ -52,6 +52,15 @@ def test_missing_key_is_reported_with_its_variable(monkeypatch: pytest.MonkeyPat
         EndpointClient(Endpoint(api_key=ApiKey(env="TEST_KEY")), Timeouts())
 
 
+@pytest.mark.parametrize("key", ["sk-hunt-0123456789abcdef", "gsk_0123456789abcdef", "Bearer x", "A" * 65])
+def test_key_in_place_of_a_variable_s_name_is_not_shown(key: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"api_key\.env: the environment variable that is named here is not set"
+    ) as refused:
+        EndpointClient(Endpoint(api_key=ApiKey(env=key)), Timeouts())
+    assert key not in str(refused.value)
+
+
 @pytest.mark.parametrize("key", ["sk-\u200bhidden", "sk-\u2013dash", "sk-two\nlines", "sk-\xa0space"])
 def test_key_that_no_header_can_hold_is_rejected_and_not_shown(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
     monkeypatch.setenv("TEST_KEY", key)

@@ -104,7 +104,7 @@ def test_status_and_error_of_a_call(
         (429, "exceeded_current_quota_error", "quota"),
         (412, "PRECONDITION_FAILED", "quota"),
         (412, None, "invalid_request"),
-        (400, "FAILED_PRECONDITION", "quota"),
+        (400, "FAILED_PRECONDITION", "invalid_request"),
         (400, "invalid_api_key", "authentication"),
     ],
 )
@@ -234,6 +234,7 @@ def test_moderation_is_not_a_missing_right(status: int, error: Any, type_: str) 
 
 
 CREDIT = "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing."
+LIMIT = "You have reached your specified API usage limits. You will regain access on 2027-02-01."
 KEY = "API key not valid. Please pass a valid API key."
 XAI = "Incorrect API key provided: sk***gA. You can obtain an API key from https://console.x.ai."
 TOO_LARGE = "Request too large for gpt-4o in organization org-x on tokens per min (TPM): Limit 30000, Requested 48402."
@@ -267,7 +268,10 @@ def anthropic(message: str) -> str:
         (400, {"error": {"message": CREDIT, "type": "invalid_request_error"}}, "quota"),
         (400, {"error": {"message": f"litellm.BadRequestError: AnthropicException - {anthropic(CREDIT)}"}}, "quota"),
         (400, {"error": {"message": f"litellm.BadRequestError: AnthropicException - b'{anthropic(CREDIT)}'"}}, "quota"),
+        (400, {"error": {"message": f"litellm.BadRequestError: AnthropicException - {anthropic(LIMIT)}"}}, "quota"),
         (400, {"error": {"message": "Provider returned error", "metadata": {"raw": anthropic(CREDIT)}}}, "quota"),
+        (400, [gemini("Gemini API free tier is not available in your country.")], "quota"),
+        (400, [gemini("User location is not supported for the API use.")], "permission"),
         (400, {"error": {"message": "litellm.BadRequestError: OpenAIException - Budget has been exceeded! C"}}, "quota"),
         (400, {"error": {"message": f"litellm.BadRequestError: AnthropicException - {anthropic('Oh')}"}}, "invalid_request"),
         (422, {"error": {"message": CREDIT}}, "invalid_request"),
