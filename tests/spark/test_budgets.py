@@ -11,12 +11,13 @@ import yaml
 from rich.console import Console
 
 from deltatap import cli
-from deltatap.driver.estimate import Estimate, estimate_run
+from deltatap.driver.estimate import Estimate, Lengths, _earlier, estimate_run
 from deltatap.driver.estimate_text import show
 from deltatap.errors import ConfigError
 from deltatap.prices import load_prices
 from deltatap.settings_loading import load_settings
 from tests import prompts
+from tests.captured import capture_row, empty_tables, used, write_captures
 from tests.runs import capture, captured, run_rows
 
 if TYPE_CHECKING:
@@ -144,3 +145,10 @@ def test_the_output_of_a_dry_run(
     assert cli.run(cli.capture, tables / "c.yml", dry_run=True) == 0
     assert "what a run would capture (no call was made)" in capsys.readouterr().out
     assert simulator.counts()["calls"] == 0
+
+
+def test_tokens_of_an_answer_whose_server_reports_zero(spark: SparkSession, tables: Path) -> None:
+    settings = empty_tables(spark, tables)
+    zero = capture_row("one", "a", usage_reported=used(0, 0), usage_tiktoken=("o200k_base", 9, 5, 14, False))
+    write_captures(spark, settings, zero | {"endpoint": settings.endpoint.label})
+    assert _earlier(spark, settings, zero["request_model"]) == Lengths(1, 5.0, 5.0)
