@@ -41,6 +41,7 @@ def run(status: str, age: timedelta) -> dict[str, Any]:
     return {"status": status, "heartbeat_at": datetime.now(UTC) - age}
 
 
+@pytest.mark.slow
 def test_failed_and_silent_runs_are_counted(value: Callable[[str, list[dict[str, Any]]], float]) -> None:
     minute, hours, days = timedelta(minutes=1), timedelta(hours=2), timedelta(days=2)
     fine = [run("completed", minute), run("running", minute), run("stopped", hours), run("failed", days)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 
 from deltatap.analysis.compute import analyze
 from deltatap.config import Arrivals
@@ -25,6 +26,7 @@ SCHEDULE: dict[str, Any] = {"per_second": 20, "seed": 7}
 PACE = {"speed": 1, "ttft_ms": 120, "ttft_sigma": 0, "itl_ms": 1, "tokens": 3}
 
 
+@pytest.mark.slow
 def test_requests_start_on_their_schedule_and_late_starts_count(
     spark: SparkSession, tables: Path, simulator: Simulation
 ) -> None:

@@ -133,6 +133,7 @@ def test_reports_that_cannot_be_written_are_refused(job: Job) -> None:
         assert expected in job.refused(work=cli.report, out=Path(out))
 
 
+@pytest.mark.slow
 def test_a_query_that_fails_is_refused(spark: SparkSession, job: Job) -> None:
     query = "SELECT CAST(1 / (id - id) AS STRING) prompt FROM range(2)"
     expected = f"prompts: query {query!r}: [DIVIDE_BY_ZERO] Division by zero."
@@ -212,6 +213,7 @@ def test_all_problems_are_listed_at_once(job: Job, monkeypatch: pytest.MonkeyPat
     assert output.count("✗") == 3
 
 
+@pytest.mark.slow
 def test_a_key_missing_in_the_workers_fails_the_run(
     spark: SparkSession, tables: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:

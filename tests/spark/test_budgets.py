@@ -92,6 +92,7 @@ def test_a_runtime_budget_drains_the_run(spark: SparkSession, tables: Path, simu
     assert again.row["owed"] == 1, "an interrupted request is owed again"
 
 
+@pytest.mark.slow
 def test_a_cost_budget_without_a_price_is_refused(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
     prompts.write(spark, tables / "prompts", [("a", "x", "mystery"), ("b", "y")])
     (tables / "prices.yml").write_text(PRICES)
@@ -103,6 +104,7 @@ def test_a_cost_budget_without_a_price_is_refused(spark: SparkSession, tables: P
     assert simulator.counts()["calls"] == 0
 
 
+@pytest.mark.slow
 def test_a_dry_run_estimates_the_owed_requests_without_a_call(
     spark: SparkSession, tables: Path, simulator: Simulation
 ) -> None:

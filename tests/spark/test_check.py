@@ -6,13 +6,14 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from deltatap.driver.check import Finding, check
 from deltatap.settings_loading import load_settings
 from tests import prompts
 from tests.simulation import KEY, KEY_VARIABLE
 
 if TYPE_CHECKING:
-    import pytest
     from pyspark.sql import SparkSession
 
     from tests.simulation import Simulation
@@ -35,6 +36,7 @@ def details(found: dict[str, Finding], level: str = "problem") -> dict[str, str]
     return {finding.what: finding.detail for finding in found.values() if finding.level == level}
 
 
+@pytest.mark.slow
 def test_a_valid_setup_passes_without_a_call(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
     prompts.write(spark, tables / "prompts", [("a", "Say it.", None)])
     tree = prompts.config(tables, simulator.base_url)
@@ -96,6 +98,7 @@ def test_all_problems_are_found(spark: SparkSession, tables: Path, monkeypatch: 
     }
 
 
+@pytest.mark.slow
 def test_a_rejected_key_and_an_unlisted_model_are_found(
     spark: SparkSession, tables: Path, simulator: Simulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:

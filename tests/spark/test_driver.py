@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from rich.console import Console
 
 from deltatap.delta.tables import quoted
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 IN_DRIVER = {"where": "driver", "concurrency": 16, "max_attempts": 2}
 
 
+@pytest.mark.slow
 def test_the_driver_captures_as_the_workers_do(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
     faults = {"cut": "m!cut@2:1", "down": "m!500", "busy": "m!429=0.1:1", "bad": "m!400"}
     rows = [(f"r{n:02d}", f"Prompt {n}?") for n in range(30)] + [(name, "p", model) for name, model in faults.items()]
@@ -52,6 +54,7 @@ def test_the_driver_captures_as_the_workers_do(spark: SparkSession, tables: Path
     assert simulator.counts()["calls"] == calls + 4
 
 
+@pytest.mark.slow
 def test_more_streams_than_one_process_holds_are_noted(
     spark: SparkSession, tables: Path, simulator: Simulation
 ) -> None:
@@ -74,6 +77,7 @@ def test_check_sees_what_spark_has(spark: SparkSession, tmp_path: Path) -> None:
     assert "Spark cannot write to it" in problem
 
 
+@pytest.mark.slow
 def test_rounds_capture_new_and_changed_prompts_once(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
     """A request that failed in one round is not sent again in the next one, but by the next run."""
     first = [("a", "one"), ("b", "two"), ("down", "p", "m!500"), ("bad", " ")]

@@ -58,6 +58,7 @@ def refused(spark: SparkSession, settings: Settings) -> None:
         leases.acquire(spark, settings, "other")
 
 
+@pytest.mark.slow
 def test_a_path_has_one_lease_in_every_spelling(spark: SparkSession, tables: Path, settings: Settings) -> None:
     (tables / "link").symlink_to(tables / "captures")
     (tables / "up").symlink_to(tables)
@@ -68,6 +69,7 @@ def test_a_path_has_one_lease_in_every_spelling(spark: SparkSession, tables: Pat
         assert [row["run_id"] for row in newest_runs(SparkReader(spark), of(tables, spelling), 5)] == ["a"]
 
 
+@pytest.mark.slow
 def test_a_catalog_table_has_one_lease_in_every_spelling(spark: SparkSession, tables: Path, schema: str) -> None:
     first = of(tables, f"{schema}.captures")
     prepare_tables(spark, first)
@@ -82,6 +84,7 @@ def test_a_catalog_table_has_one_lease_in_every_spelling(spark: SparkSession, ta
         spark.catalog.setCurrentDatabase(before)
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_table_is_another_table(spark: SparkSession, tables: Path, settings: Settings) -> None:
     guard(spark, settings)
     leases.acquire(spark, settings, "a")
@@ -96,6 +99,7 @@ def test_a_copy_of_a_table_is_another_table(spark: SparkSession, tables: Path, s
     refused(spark, settings)
 
 
+@pytest.mark.slow
 def test_a_replaced_table_is_the_same_table(spark: SparkSession, settings: Settings) -> None:
     leases.acquire(spark, settings, "a")
     name = delta_tables.quoted(settings.captures.table)
@@ -105,6 +109,7 @@ def test_a_replaced_table_is_the_same_table(spark: SparkSession, settings: Setti
     refused(spark, settings)
 
 
+@pytest.mark.slow
 def test_runs_of_the_previous_version_count_and_it_sees_ours(
     spark: SparkSession, tables: Path, settings: Settings
 ) -> None:
@@ -155,6 +160,7 @@ def test_a_view_of_an_older_version_gains_the_columns_of_its_table(
     assert spark.table(f"{schema}.captures_current").columns == spark.table(f"{schema}.captures").columns
 
 
+@pytest.mark.slow
 def test_a_table_of_an_older_version_gains_the_fields_of_its_structs(
     spark: SparkSession, tables: Path, schema: str
 ) -> None:
@@ -183,6 +189,7 @@ def test_the_runs_table_has_no_deletion_vectors(spark: SparkSession, settings: S
     assert SparkReader(spark).identify(settings.runs.table).properties[name] == "false"
 
 
+@pytest.mark.slow
 def test_of_two_starts_at_once_on_two_spellings_one_runs(spark: SparkSession, tables: Path, settings: Settings) -> None:
     spellings = (str(tables / "captures"), f"{tables}/x/../captures")
     for pair in range(2):

@@ -147,7 +147,8 @@ PRICES = "- {model: 'gpt-4o-mini*', input: 0.15, cached_input: 0.075, output: 0.
 
 
 # Transcripts test every API quickly; a real run of each is among the slow tests.
-@pytest.mark.parametrize("api", [pytest.param(api, marks=[] if api == "chat" else [pytest.mark.slow]) for api in KINDS])
+@pytest.mark.slow
+@pytest.mark.parametrize("api", KINDS)
 def test_every_kind_of_request_fills_its_columns(
     spark: SparkSession, tables: Path, simulator: Simulation, api: str
 ) -> None:

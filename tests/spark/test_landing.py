@@ -116,6 +116,7 @@ def test_the_first_driver_of_a_run_only_inserts(first: Landing, merges: list[str
     assert len(merges) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("finished_at", [AT, None])
 def test_rows_committed_but_not_recorded_are_not_inserted_again(
     first: Landing, merges: list[str], monkeypatch: pytest.MonkeyPatch, finished_at: datetime | None
@@ -137,6 +138,7 @@ def test_rows_committed_but_not_recorded_are_not_inserted_again(
     assert set(landed(first)) == {"r0"}
 
 
+@pytest.mark.slow
 def test_rows_that_may_replace_others_are_merged(first: Landing, merges: list[str]) -> None:
     write(first, "a", row(0, "interrupted"))
     first.tick()
@@ -175,6 +177,7 @@ def test_a_conflicting_commit_is_retried(landing: Landing, monkeypatch: pytest.M
     assert next(errors, None) is None
 
 
+@pytest.mark.slow
 def test_landing_the_same_rows_again_changes_nothing(landing: Landing) -> None:
     write(landing, "a", row(0, text="first"))
     landing.tick()
@@ -188,6 +191,7 @@ def test_landing_the_same_rows_again_changes_nothing(landing: Landing) -> None:
     assert recorded(landing) == [0, 1]
 
 
+@pytest.mark.slow
 def test_only_rows_that_are_not_final_are_replaced(landing: Landing) -> None:
     later = AT + timedelta(seconds=5)
     write(
@@ -214,6 +218,7 @@ def test_of_rows_with_equal_keys_a_final_row_wins_then_the_latest(landing: Landi
     assert {key: r["text"] for key, r in landed(landing).items()} == {"r0": "final", "r1": "late"}
 
 
+@pytest.mark.slow
 def test_a_row_that_was_held_lands_with_the_results_of_its_checks(landing: Landing) -> None:
     checked = [row(at, status, partial_moderation="[]") for at, status in ((0, "completed"), (1, "interrupted"))]
     held = [{**each, "partial_moderation": None} for each in checked]
@@ -255,6 +260,7 @@ def test_a_truncated_file_alone_is_set_aside(landing: Landing) -> None:
     assert [path.name for path in landing.set_aside] == ["only.parquet"]
 
 
+@pytest.mark.slow
 def test_a_file_whose_deletion_failed_is_deleted_later(landing: Landing) -> None:
     path = write(landing, "a", row(0))
     content = path.read_bytes()
@@ -275,6 +281,7 @@ def test_records_of_landed_rows_are_compacted(landing: Landing) -> None:
     assert sum(path.stat().st_size for path in files) < 400 * 16
 
 
+@pytest.mark.slow
 def test_files_of_many_small_merges_are_compacted(
     landing: Landing, spark: SparkSession, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,6 +308,7 @@ def test_captures_are_clustered_by_the_columns_that_analysis_filters_on(spark: S
     assert tuple(detail["clusteringColumns"]) == columns.CAPTURES_CLUSTERED_BY
 
 
+@pytest.mark.slow
 def test_keep_waits_and_then_lands_all_waiting_files_in_one_merge(landing: Landing, merges: list[str]) -> None:
     with mock.patch("deltatap.driver.landing.time.monotonic") as now:
         for at, name in enumerate("abc"):
@@ -318,6 +326,7 @@ def test_keep_waits_and_then_lands_all_waiting_files_in_one_merge(landing: Landi
     assert set(landed(landing)) == {"r97", "r98", "r99", "r1"}
 
 
+@pytest.mark.slow
 def test_keep_lands_at_once_when_there_are_files_for_a_batch(
     landing: Landing, merges: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,6 +351,7 @@ def test_files_that_another_driver_landed_meanwhile_are_left_out(landing: Landin
     assert landing.set_aside == []
 
 
+@pytest.mark.slow
 def test_files_that_cannot_be_deleted_end_the_drain(landing: Landing) -> None:
     write(landing, "a", row(0))
     with mock.patch.object(Path, "unlink"), pytest.raises(LandingError, match="cannot land the files of "):

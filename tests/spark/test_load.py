@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 
+@pytest.mark.slow
 def test_requests_are_made_from_a_table_of_loaded_files(spark: SparkSession, tables: Path) -> None:
     settings = load_settings(prompts.config(tables, "http://127.0.0.1:1/v1"))
     body = {"messages": [{"role": "user", "content": "Hé"}]}
@@ -86,6 +87,7 @@ def test_a_name_that_the_catalog_refuses_leaves_nothing_behind(spark: SparkSessi
     assert not list(warehouse.rglob("odd*"))
 
 
+@pytest.mark.slow
 def test_rows_with_the_same_request_id_are_replaced(spark: SparkSession, tables: Path) -> None:
     settings = load_settings(prompts.config(tables, "http://127.0.0.1:1/v1"))
     load_prompts(
@@ -108,6 +110,7 @@ def test_rows_with_the_same_request_id_are_replaced(spark: SparkSession, tables:
         load_prompts(spark, settings, write_file(tables, "z.csv", "prompt\nx\n"), replace=True)
 
 
+@pytest.mark.slow
 def test_a_table_with_integer_ids_takes_files(spark: SparkSession, tables: Path) -> None:
     settings = load_settings(prompts.config(tables, "http://127.0.0.1:1/v1"))
     prompts.write(spark, tables / "prompts", [(1, "Say"), (2, "Say")], "Request_ID BIGINT, prompt STRING")
@@ -122,6 +125,7 @@ def test_a_table_with_integer_ids_takes_files(spark: SparkSession, tables: Path)
         load_prompts(spark, settings, write_file(tables, "y.csv", "request_id,prompt\na,Tell\n"))
 
 
+@pytest.mark.slow
 def test_rows_that_are_loaded_without_a_jvm_are_those_of_spark(spark: SparkSession, tables: Path) -> None:
     settings = load_settings(prompts.config(tables, "http://127.0.0.1:1/v1"))
     first = write_file(tables, "x.csv", 'request_id,prompt,tenant\na,"Grüße 🙂",x\nb,,y\n')

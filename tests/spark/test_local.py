@@ -68,13 +68,8 @@ def test_forked_workers_have_deltatap_imported(spark: SparkSession) -> None:
     assert [row["imported"] for row in spark.range(1).mapInArrow(imported, "imported BOOLEAN").collect()] == [True]
 
 
-@pytest.mark.parametrize(
-    "master",
-    [
-        pytest.param("local[2]", id="local"),
-        pytest.param("local-cluster[2,1,1024]", id="local-cluster", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("master", ["local[2]", "local-cluster[2,1,1024]"])
 def test_workers_find_deltatap_and_stderr_stays_empty(master: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, master, str(tmp_path / "table")],

@@ -27,6 +27,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.slow
 def test_runs_with_odd_names_land_and_are_owed_nothing(
     spark: SparkSession, tables: Path, simulator: Simulation
 ) -> None:

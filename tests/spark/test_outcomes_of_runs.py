@@ -52,6 +52,7 @@ def test_requests_with_a_final_row_are_not_sent_again(spark: SparkSession, table
     assert everything.row["owed"] == 5
 
 
+@pytest.mark.slow
 def test_an_empty_prompts_table_is_reported(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
     prompts.write(spark, tables / "prompts", [])
     ended, output = capture(spark, tables, simulator)
@@ -59,6 +60,7 @@ def test_an_empty_prompts_table_is_reported(spark: SparkSession, tables: Path, s
     assert ended.row["owed"] == 0
 
 
+@pytest.mark.slow
 def test_all_rows_fail_and_shuffles_have_2000_partitions(
     spark: SparkSession, tables: Path, simulator: Simulation
 ) -> None:
@@ -75,6 +77,7 @@ def test_all_rows_fail_and_shuffles_have_2000_partitions(
     )
 
 
+@pytest.mark.slow
 def test_a_repeated_request_id_gives_one_request_or_one_failed_row(
     spark: SparkSession, tables: Path, simulator: Simulation
 ) -> None:

@@ -102,6 +102,7 @@ def built(spark: SparkSession, settings: Settings) -> list[str | None]:
     return [row["request_id"] for row in changed.collect()]
 
 
+@pytest.mark.slow
 def test_the_shortcut_skips_exactly_the_settled_requests(spark: SparkSession, tables: Path, settings: Settings) -> None:
     write_prompts(spark, tables, [row for row, *_ in SETTLED])
     settle(spark, settings, "earlier", {row["request_id"]: (status, error) for row, status, error in SETTLED})
@@ -137,6 +138,7 @@ def settled(settled_once: Path, tables: Path) -> Settings:
     return load_settings(prompts.config(tables, "http://127.0.0.1:1/v1"))
 
 
+@pytest.mark.slow
 def test_a_changed_default_changes_every_request(spark: SparkSession, tables: Path, settled: Settings) -> None:
     assert owed_ids(spark, settled) == set()
     for section in ({"request": {"temperature": 1}}, {"endpoint": {"model": "another"}}):
@@ -144,6 +146,7 @@ def test_a_changed_default_changes_every_request(spark: SparkSession, tables: Pa
         assert owed_ids(spark, other) == {("a", "stream")}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("settled")
 def test_a_request_is_settled_separately_in_each_mode(spark: SparkSession, tables: Path) -> None:
     paired = load_settings(prompts.config(tables, "http://127.0.0.1:1/v1", capture={"mode": "paired"}))
@@ -152,6 +155,7 @@ def test_a_request_is_settled_separately_in_each_mode(spark: SparkSession, table
     assert (owed_ids(spark, paired), built(spark, paired)) == (set(), [])
 
 
+@pytest.mark.slow
 def test_a_reverted_edit_is_settled(spark: SparkSession, tables: Path, settled: Settings) -> None:
     write_prompts(spark, tables, [{"request_id": "a", "prompt": "q"}])
     settle(spark, settled, "second", {})
@@ -160,6 +164,7 @@ def test_a_reverted_edit_is_settled(spark: SparkSession, tables: Path, settled: 
     assert owed_ids(spark, settled) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["new", "all"])
 def test_a_request_settled_while_requests_are_built_is_not_owed(
     spark: SparkSession, tables: Path, settings: Settings, which: str
@@ -193,6 +198,7 @@ def test_the_shortcut_for_an_empty_table_finds_what_the_lookup_finds(
     assert len(found[0][1]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("max_runs", "is_owed"), [(1, False), (2, True)])
 def test_an_interrupted_request_is_owed_until_max_runs(
     spark: SparkSession, tables: Path, settings: Settings, max_runs: int, *, is_owed: bool

@@ -14,6 +14,7 @@ from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from pyspark.sql import types as T  # noqa: N812 - the name in Spark's documentation
@@ -240,6 +241,7 @@ def reference(row: dict[str, Any], template: str | None, keep: list[str]) -> dic
 
 
 # Shrinking a failure would take minutes, because each try is a Spark job.
+@pytest.mark.slow
 @settings(
     max_examples=12, deadline=None, derandomize=True, phases=[Phase.generate], suppress_health_check=list(HealthCheck)
 )

@@ -144,7 +144,9 @@ LOOKS: dict[str, Callable[[Reader, Settings], Any]] = {
 }
 
 
-@pytest.mark.parametrize("look", LOOKS)
+@pytest.mark.parametrize(
+    "look", [pytest.param(look, marks=[pytest.mark.slow] if look == "report" else []) for look in LOOKS]
+)
 def test_a_look_without_a_jvm_shows_what_spark_shows(spark: SparkSession, settings: Settings, look: str) -> None:
     through_spark, local = (LOOKS[look](reader, settings) for reader in (SparkReader(spark), LocalReader(no_spark)))
     assert plain(local) == plain(through_spark)

@@ -40,6 +40,7 @@ def texts(simulator: Simulation) -> dict[str, str]:
     return {call["response_id"]: call["texts"].get("0", "") for call in simulator.calls() if call["method"] == "POST"}
 
 
+@pytest.mark.slow
 def test_cut_streams_are_resumed(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
     prompts.write(spark, tables / "prompts", [(f"r{n:03d}", f"Prompt {n}?") for n in range(PROMPTS)])
     simulator.restore(tokens=30, ttft_ms=20, itl_ms=2, speed=1)
@@ -71,6 +72,7 @@ def test_cut_streams_are_resumed(spark: SparkSession, tables: Path, simulator: S
     assert measured.where("counts").count() == PROMPTS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("setting", "outcome", "posts"), [("keep_s", "expired", 2), ("stream_s", "whole", 1)])
 def test_an_answer_that_cannot_be_streamed_any_more(
     spark: SparkSession, tables: Path, simulator: Simulation, setting: str, outcome: str, posts: int
@@ -90,6 +92,7 @@ def test_an_answer_that_cannot_be_streamed_any_more(
     assert measured.where("counts").count() == (outcome == "expired")
 
 
+@pytest.mark.slow
 def test_background_without_resume_is_refused_before_anything_is_sent(
     spark: SparkSession, tables: Path, simulator: Simulation
 ) -> None:

@@ -31,6 +31,7 @@ def small_files(spark: SparkSession) -> Iterator[None]:
     spark.conf.unset("spark.sql.files.maxRecordsPerFile")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_files")
 def test_identical_requests_are_called_once(
     spark: SparkSession, tables: Path, simulator: Simulation, capsys: pytest.CaptureFixture[str]

@@ -60,6 +60,7 @@ def test_a_lease_is_refused_while_its_holder_is_alive(spark: SparkSession, setti
         leases.acquire(spark, settings, "b")
 
 
+@pytest.mark.slow
 def test_closing_a_run_releases_its_lease(spark: SparkSession, settings: Settings) -> None:
     lease = leases.acquire(spark, settings, "a")
     row = leases.close(spark, settings, lease, RunStatus.COMPLETED, None, {"completed": 3})
@@ -67,6 +68,7 @@ def test_closing_a_run_releases_its_lease(spark: SparkSession, settings: Setting
     assert leases.acquire(spark, settings, "b").epoch == 2
 
 
+@pytest.mark.slow
 def test_a_dead_run_is_resumed_by_the_same_job_only(spark: SparkSession, settings: Settings) -> None:
     started = leases.acquire(spark, settings, "a").started_at
     dead(spark, settings, "a")
@@ -79,6 +81,7 @@ def test_a_dead_run_is_resumed_by_the_same_job_only(spark: SparkSession, setting
     assert (lease.run_id, lease.epoch, lease.resumed, lease.died) == ("c", 3, False, ("a",))
 
 
+@pytest.mark.slow
 def test_a_holder_on_another_host_is_watched_until_its_next_heartbeat(spark: SparkSession, settings: Settings) -> None:
     leases.acquire(spark, settings, "a")
     elsewhere(spark, settings, "a", age_s=5)
@@ -94,6 +97,7 @@ def test_a_holder_on_another_host_is_watched_until_its_next_heartbeat(spark: Spa
     assert len(waits) == 2
 
 
+@pytest.mark.slow
 def test_a_silent_holder_on_another_host_loses_its_lease(spark: SparkSession, settings: Settings) -> None:
     leases.acquire(spark, settings, "a")
     elsewhere(spark, settings, "a", age_s=5)
@@ -113,6 +117,7 @@ def renew(spark: SparkSession, settings: Settings, lease: leases.Lease, counts: 
     renewal.renew()
 
 
+@pytest.mark.slow
 def test_a_driver_that_lost_its_lease_gets_an_error_and_writes_nothing(spark: SparkSession, settings: Settings) -> None:
     first = leases.acquire(spark, settings, "a")
     renew(spark, settings, first, {"completed": 1})
@@ -149,6 +154,7 @@ def test_one_of_several_simultaneous_drivers_gets_the_lease(spark: SparkSession,
     assert [row["run_id"] for row in rows if row["status"] == "running"] == winners
 
 
+@pytest.mark.slow
 def test_two_tables_have_two_leases(spark: SparkSession, settings: Settings, tables: Path) -> None:
     leases.acquire(spark, settings, "a")
     other = load_settings(settings.model_dump() | {"captures": {"table": str(tables / "other")}})

@@ -60,6 +60,7 @@ def test_secret_reaches_the_workers_and_nothing_else(
     assert [path for path in tables.rglob("*") if path.is_file() and KEY.encode() in path.read_bytes()] == []
 
 
+@pytest.mark.slow
 def test_missing_secret_is_reported_and_nothing_is_called(
     spark: SparkSession, tables: Path, locked: Simulation, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,6 +111,7 @@ def test_twice_in_one_frame(spark: SparkSession, simulator: Simulation) -> None:
     assert simulator.counts()["calls"] == 4
 
 
+@pytest.mark.slow
 def test_in_a_stream(spark: SparkSession, tables: Path, simulator: Simulation) -> None:
     udf = capture_udf(config(simulator), max_requests=9)
     path = str(tables / "prompts")

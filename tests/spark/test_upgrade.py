@@ -46,7 +46,8 @@ def hashes(rows: list[Row]) -> dict[str, tuple[Any, ...]]:
     return {row["request_id"]: (row["text"], row["request_hash"], row["source_hash"]) for row in rows}
 
 
-@pytest.mark.parametrize("name", ["sim", pytest.param("another", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sim", "another"])
 def test_a_new_version_takes_over_what_the_released_one_left(
     spark: SparkSession, released: Path, simulator: Simulation, name: str
 ) -> None:
@@ -81,6 +82,7 @@ def test_a_new_version_takes_over_what_the_released_one_left(
     assert not list((released / "state").glob("*/journal/*.parquet"))
 
 
+@pytest.mark.slow
 def test_a_dry_run_reads_the_tables_of_the_released_version_as_they_are(
     spark: SparkSession, released: Path, simulator: Simulation
 ) -> None:

@@ -141,6 +141,7 @@ REASONS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_reason_of_a_failure_is_the_sentence_of_spark(spark: SparkSession, tmp_path: Path) -> None:
     spark.range(3).selectExpr("'Hi' AS prompt").coalesce(1).write.format("delta").save(str(tmp_path))
     shutil.copytree(tmp_path, tmp_path / "newer")
@@ -218,6 +219,7 @@ def test_columns_that_look_misspelled_are_named(spark: SparkSession) -> None:
     assert misspelled(spark, settings) == ["prompts: column requestId is not used; did you mean request_id?"]
 
 
+@pytest.mark.slow
 def test_duplicate_columns_that_are_not_used_do_not_matter(spark: SparkSession) -> None:
     assert len(planned(spark, of_query("SELECT 'Hi' prompt, 1 n, 2 n"))) == 1
 
@@ -240,6 +242,7 @@ def test_templates_take_any_columns(spark: SparkSession) -> None:
     assert other["a"]["source_hash"] != found["a"]["source_hash"]
 
 
+@pytest.mark.slow
 def test_a_sample_is_the_same_every_time(spark: SparkSession) -> None:
     def drawn(fraction: float, seed: int, count: int = 1000) -> set[str]:
         query = f"SELECT id request_id, 'Hi' prompt FROM range({count})"

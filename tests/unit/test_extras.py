@@ -125,6 +125,7 @@ def test_an_identity_names_its_extra_before_spark_starts(tmp_path: Path, endpoin
     ]
 
 
+@pytest.mark.slow
 def test_the_commands_that_need_no_extra_work_without_any(tmp_path: Path) -> None:
     commands = [["--version"], ["--help"], ["init"], ["stop", "a"]]
     version, helped, begun, stopped = run(tmp_path, set(extras()), commands)

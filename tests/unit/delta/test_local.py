@@ -342,6 +342,7 @@ def test_requests_are_good_if_they_completed_within_every_bound(tmp_path: Path) 
     }
 
 
+@pytest.mark.slow
 def test_the_command_line_loads_and_shows_without_pyspark(tmp_path: Path) -> None:
     write(
         tmp_path / "runs", columns.RUNS,
