@@ -28,7 +28,7 @@ SLOW_FILES = $(shell grep -rl --include='test_*.py' 'mark\.slow' tests | sort)
 test: setup ## all tests but the slow ones
 	@.venv/bin/pytest $(SIDE_BY_SIDE)
 
-test-slow: setup ## the slow tests: kills, faults, clusters of processes
+test-slow: setup ## the slow tests: most captures, kills, faults, clusters of processes
 	@$(foreach marker,$(MISSING),echo "test-slow: leaving out the tests that need $(marker) (see docs/contributing.md)";)
 	@.venv/bin/python -m tests.classes
 	@.venv/bin/pytest $(SLOW_SIDE_BY_SIDE) -m "slow$(SELECTED)" --durations=20 $(SLOW_FILES)

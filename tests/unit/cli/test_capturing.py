@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import socket
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from deltatap import cli
 from deltatap.delta import columns
+from deltatap.driver.run import Ended
 from deltatap.messages import Control
 from deltatap.state import RunState
 from tests.commands import invoke
@@ -73,6 +74,79 @@ def test_the_last_line_of_a_capture_is_short_json(
     monkeypatch.setattr("deltatap.analysis.queries.summarize", lambda *_: ([], [], []))
     assert cli.run(cli.capture, config) == cli.OK
     assert list(json.loads(capsys.readouterr().out.splitlines()[-1]).items()) == list(last.items())
+
+
+def ended(completed: int | None, interrupted: int | None, failed: int | None, **values: Any) -> Ended:
+    counts = {"completed": completed, "interrupted": interrupted, "failed": failed}
+    used = {"owed": 4, "requests": 5, "input_tokens": 6, "output_tokens": 7, "cost_usd": None}
+    return Ended({"run_id": "r", "status": "completed", "reason": None, "config": "{}"} | counts | used | values)
+
+
+@pytest.mark.parametrize(
+    ("rate", "outcome", "code"),
+    [
+        (0.5, ended(1, 1, 2), cli.OK),
+        (0.5, ended(1, 0, 2), cli.TOO_MANY_ERRORS),
+        (0.7, ended(1, 0, 2), cli.OK),
+        (0.0, ended(1, 0, 2), cli.TOO_MANY_ERRORS),
+        (1.0, ended(0, 0, 2), cli.OK),
+        (1.0, ended(1, 0, 0, status="failed", reason="quota"), cli.FAILED),
+        (0.0, ended(1, 0, 0, status="stopped", reason="stopped by a signal"), cli.OK),
+    ],
+)
+def test_capture_fails_above_the_configured_error_rate(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    rate: float, outcome: Ended, code: int,
+) -> None:  # fmt: skip
+    """Runs the capture command. The run itself is replaced by its outcome."""
+    monkeypatch.setattr("deltatap.driver.needs.preflight", lambda _: None)
+    monkeypatch.setattr("deltatap.driver.run.run", lambda *_: outcome)
+    monkeypatch.setattr("deltatap.analysis.queries.summarize", lambda *_: ([], [], []))
+    monkeypatch.setattr("deltatap.cli.capturing.session", lambda *_: None)
+    path = tmp_path / "config.yml"
+    path.write_text(f"capture:\n  fail_above_error_rate: {rate}\n")
+    assert cli.run(cli.capture, path) == code
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last == {name: value for name, value in outcome.row.items() if name != "config"}
+
+
+@pytest.mark.parametrize(
+    ("rounds", "code"),
+    [
+        ([ended(1, 0, 0), ended(2, 0, 0)], cli.OK),
+        ([ended(0, 0, 4), ended(2, 0, 0)], cli.TOO_MANY_ERRORS),
+        ([ended(0, 0, 4), ended(2, 0, 0, status="failed", reason="quota")], cli.FAILED),
+        ([ended(1, 0, 0), ended(2, 0, 0, status="stopped", reason="stopped by a signal")], cli.OK),
+    ],
+)
+def test_each_round_prints_its_row_and_the_last_line_is_the_last_row(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, rounds: list[Ended], code: int
+) -> None:
+    """Runs the capture command. The rounds are replaced by their outcomes."""
+    monkeypatch.setattr("deltatap.driver.needs.preflight", lambda _: None)
+    monkeypatch.setattr("deltatap.driver.follow.follow", lambda *_: iter(rounds))
+    monkeypatch.setattr("deltatap.analysis.queries.summarize", lambda *_: ([], [], []))
+    monkeypatch.setattr("deltatap.cli.capturing.session", lambda *_: None)
+    path = tmp_path / "config.yml"
+    path.write_text("capture: {follow_s: 5}\n")
+    assert cli.run(cli.capture, path) == code
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [row["completed"] for row in found] == [1 if rounds[0].row["completed"] else 0, 2, 2]
+
+
+def test_a_dry_run_needs_neither_the_key_nor_the_endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Runs the capture command. What needs Spark is replaced."""
+    shown: list[object] = []
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setattr("deltatap.cli.capturing.session", lambda *_: None)
+    monkeypatch.setattr("deltatap.driver.estimate.estimate_run", lambda *_: "estimate")
+    monkeypatch.setattr("deltatap.driver.estimate_text.show", lambda *arguments: shown.extend(arguments[1:]))
+    monkeypatch.setattr("deltatap.driver.source.misspelled", lambda *_: [])
+    path = tmp_path / "config.yml"
+    path.write_text("endpoint: {base_url: 'http://127.0.0.1:9/v1'}\n")
+    assert cli.run(cli.capture, path) == cli.CONFIGURATION
+    assert cli.run(cli.capture, path, dry_run=True) == cli.OK
+    assert shown == ["estimate", None]
 
 
 def test_capture_without_a_server_exits_with_2_before_spark_starts(

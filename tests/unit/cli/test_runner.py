@@ -149,3 +149,12 @@ def test_the_module_of_every_optional_package_has_its_extra() -> None:
         for requirement in extras[extra]
     }
     assert declared == cli.EXTRAS
+
+
+def test_a_local_session_has_the_configured_master(monkeypatch: pytest.MonkeyPatch) -> None:
+    masters: list[str] = []
+    monkeypatch.delenv("DATABRICKS_RUNTIME_VERSION", raising=False)
+    monkeypatch.setattr("pyspark.sql.SparkSession.getActiveSession", lambda: None)
+    monkeypatch.setattr("deltatap.spark.session.local_session", lambda master, **_: masters.append(master))
+    session(load_settings({"spark": {"master": "local[7]"}}), Console())
+    assert masters == ["local[7]"]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import threading
 from contextlib import nullcontext
 from dataclasses import replace
@@ -12,8 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 from rich.console import Console
 
-from deltatap import cli, load_settings
-from deltatap.cli import runner
+from deltatap import load_settings
 from deltatap.delta.identity import Identity
 from deltatap.driver import run as driver_run
 from deltatap.driver.asking import Asked, ask_to_stop
@@ -27,85 +25,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def ended(completed: int | None, interrupted: int | None, failed: int | None, **values: Any) -> Ended:
-    counts = {"completed": completed, "interrupted": interrupted, "failed": failed}
-    used = {"owed": 4, "requests": 5, "input_tokens": 6, "output_tokens": 7, "cost_usd": None}
-    return Ended({"run_id": "r", "status": "completed", "reason": None, "config": "{}"} | counts | used | values)
-
-
 @pytest.mark.parametrize(
     ("counts", "share"),
     [((1, 1, 2), 0.5), ((0, 0, 0), 0.0), ((None, None, None), 0.0), ((3, 1, 0), 0.0), ((0, 0, 7), 1.0)],
 )
 def test_the_share_of_failed_rows(counts: tuple[int | None, int | None, int | None], share: float) -> None:
-    assert ended(*counts).failed_share == share
-
-
-@pytest.mark.parametrize(
-    ("rate", "outcome", "code"),
-    [
-        (0.5, ended(1, 1, 2), cli.OK),
-        (0.5, ended(1, 0, 2), cli.TOO_MANY_ERRORS),
-        (0.7, ended(1, 0, 2), cli.OK),
-        (0.0, ended(1, 0, 2), cli.TOO_MANY_ERRORS),
-        (1.0, ended(0, 0, 2), cli.OK),
-        (1.0, ended(1, 0, 0, status="failed", reason="quota"), cli.FAILED),
-        (0.0, ended(1, 0, 0, status="stopped", reason="stopped by a signal"), cli.OK),
-    ],
-)
-def test_capture_fails_above_the_configured_error_rate(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path,
-    rate: float, outcome: Ended, code: int,
-) -> None:  # fmt: skip
-    """Runs the capture command. The run itself is replaced by its outcome."""
-    monkeypatch.setattr("deltatap.driver.needs.preflight", lambda _: None)
-    monkeypatch.setattr("deltatap.driver.run.run", lambda *_: outcome)
-    monkeypatch.setattr("deltatap.analysis.queries.summarize", lambda *_: ([], [], []))
-    monkeypatch.setattr("deltatap.cli.capturing.session", lambda *_: None)
-    path = tmp_path / "config.yml"
-    path.write_text(f"capture:\n  fail_above_error_rate: {rate}\n")
-    assert cli.run(cli.capture, path) == code
-    last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert last == {name: value for name, value in outcome.row.items() if name != "config"}
-
-
-@pytest.mark.parametrize(
-    ("rounds", "code"),
-    [
-        ([ended(1, 0, 0), ended(2, 0, 0)], cli.OK),
-        ([ended(0, 0, 4), ended(2, 0, 0)], cli.TOO_MANY_ERRORS),
-        ([ended(0, 0, 4), ended(2, 0, 0, status="failed", reason="quota")], cli.FAILED),
-        ([ended(1, 0, 0), ended(2, 0, 0, status="stopped", reason="stopped by a signal")], cli.OK),
-    ],
-)
-def test_each_round_prints_its_row_and_the_last_line_is_the_last_row(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, rounds: list[Ended], code: int
-) -> None:
-    """Runs the capture command. The rounds are replaced by their outcomes."""
-    monkeypatch.setattr("deltatap.driver.needs.preflight", lambda _: None)
-    monkeypatch.setattr("deltatap.driver.follow.follow", lambda *_: iter(rounds))
-    monkeypatch.setattr("deltatap.analysis.queries.summarize", lambda *_: ([], [], []))
-    monkeypatch.setattr("deltatap.cli.capturing.session", lambda *_: None)
-    path = tmp_path / "config.yml"
-    path.write_text("capture: {follow_s: 5}\n")
-    assert cli.run(cli.capture, path) == code
-    found = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
-    assert [row["completed"] for row in found] == [1 if rounds[0].row["completed"] else 0, 2, 2]
-
-
-def test_a_dry_run_needs_neither_the_key_nor_the_endpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Runs the capture command. What needs Spark is replaced."""
-    shown: list[object] = []
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    monkeypatch.setattr("deltatap.cli.capturing.session", lambda *_: None)
-    monkeypatch.setattr("deltatap.driver.estimate.estimate_run", lambda *_: "estimate")
-    monkeypatch.setattr("deltatap.driver.estimate_text.show", lambda *arguments: shown.extend(arguments[1:]))
-    monkeypatch.setattr("deltatap.driver.source.misspelled", lambda *_: [])
-    path = tmp_path / "config.yml"
-    path.write_text("endpoint: {base_url: 'http://127.0.0.1:9/v1'}\n")
-    assert cli.run(cli.capture, path) == cli.CONFIGURATION
-    assert cli.run(cli.capture, path, dry_run=True) == cli.OK
-    assert shown == ["estimate", None]
+    row = dict(zip(("completed", "interrupted", "failed"), counts, strict=True))
+    assert Ended(row).failed_share == share
 
 
 def test_a_start_that_is_refused_waits_for_the_python_workers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,15 +225,6 @@ def test_a_run_says_whether_it_was_asked_to_stop_while_it_closed(
     closed = driver_run._close(cast("Any", run), cast("Any", plan), cast("Any", landing), None, [])
     assert closed.asked_to_stop is (epoch == lease.epoch)
     assert not state.folder.exists()
-
-
-def test_a_local_session_has_the_configured_master(monkeypatch: pytest.MonkeyPatch) -> None:
-    masters: list[str] = []
-    monkeypatch.delenv("DATABRICKS_RUNTIME_VERSION", raising=False)
-    monkeypatch.setattr("pyspark.sql.SparkSession.getActiveSession", lambda: None)
-    monkeypatch.setattr("deltatap.spark.session.local_session", lambda master, **_: masters.append(master))
-    runner.session(load_settings({"spark": {"master": "local[7]"}}), Console())
-    assert masters == ["local[7]"]
 
 
 class SlowLanding:
