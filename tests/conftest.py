@@ -99,5 +99,5 @@ def simulator(simulation: Simulation, request: pytest.FixtureRequest) -> Simulat
 @pytest.fixture(autouse=True)
 def _no_wait_for_the_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests' disk shows every file at once. The tests of the waits set them."""
-    monkeypatch.setattr("deltatap.driver.run._WAIT_S", 0.0)
+    monkeypatch.setattr("deltatap.driver.leftovers._WAIT_S", 0.0)
     monkeypatch.setattr("deltatap.driver.loop._WAIT_S", 0.0)

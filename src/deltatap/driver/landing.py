@@ -295,3 +295,9 @@ def _places(where: pa.Table) -> np.ndarray[Any, Any]:
 def _escaped(path: str) -> str:
     """A path for Spark's readers, which read `*`, `?`, `[`, `{` and the backslash as parts of a pattern."""
     return re.sub(r"([\\*?\[\]{}])", r"\\\1", path)
+
+
+def set_aside(landing: Landing) -> list[str]:
+    """Notes for the user about journal files that could not be read."""
+    where = landing.state.aside
+    return [f"journal file {path.name} could not be read and was set aside in {where}" for path in landing.set_aside]

@@ -21,8 +21,9 @@ from deltatap.delta.prepare import guard, prepare_tables
 from deltatap.driver import lease as leases
 from deltatap.driver import runs
 from deltatap.driver.background import Periodic
-from deltatap.driver.landing import Landing
-from deltatap.driver.run import land_leftovers, set_aside, signals
+from deltatap.driver.landing import Landing, set_aside
+from deltatap.driver.leftovers import land_leftovers
+from deltatap.driver.run import signals
 from deltatap.errors import LeaseLostError, one_line
 from deltatap.files import Files
 from deltatap.http.dial import Dialer

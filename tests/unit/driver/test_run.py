@@ -2,9 +2,6 @@ from __future__ import annotations
 
 import threading
 from contextlib import nullcontext
-from dataclasses import replace
-from datetime import UTC, datetime
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -14,15 +11,15 @@ from rich.console import Console
 from deltatap import load_settings
 from deltatap.delta.identity import Identity
 from deltatap.driver import run as driver_run
-from deltatap.driver.asking import Asked, ask_to_stop
-from deltatap.driver.lease import Lease, Moment
 from deltatap.driver.run import Ended, _capture
 from deltatap.errors import ConfigError, LandingError, LeaseLostError
-from deltatap.messages import Control, Heartbeat
+from deltatap.messages import Control
 from deltatap.state import RunState
+from tests.leases import a_lease, held, lost
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 
 @pytest.mark.parametrize(
@@ -99,7 +96,7 @@ def test_the_lease_is_renewed_while_leftovers_land(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("deltatap.driver.run.leases.HEARTBEAT_S", 0.001)
     monkeypatch.setattr(
-        "deltatap.driver.run.leases.Renewal", lambda *_: SimpleNamespace(renew=renewed.set, require=nothing)
+        "deltatap.driver.run.leases.Renewal", lambda *_: SimpleNamespace(renew=renewed.set, require=held)
     )
     monkeypatch.setattr("deltatap.driver.run.land_leftovers", land)
     monkeypatch.setattr("deltatap.driver.run._close_failed", lambda *_: None)
@@ -109,10 +106,6 @@ def test_the_lease_is_renewed_while_leftovers_land(monkeypatch: pytest.MonkeyPat
         driver_run._run_with_lease(cast("Any", run), cast("Any", None))
 
 
-def lose(*_: object, **__: object) -> None:
-    raise LeaseLostError("another driver has taken over")
-
-
 def test_a_run_that_failed_leaves_its_folder_to_the_driver_that_took_over(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -120,14 +113,10 @@ def test_a_run_that_failed_leaves_its_folder_to_the_driver_that_took_over(
     state.prepare()
     state.publish(theirs)
     monkeypatch.setattr("deltatap.driver.run.runs.totals", lambda *_: {})
-    monkeypatch.setattr("deltatap.driver.run.leases.close", lose)
+    monkeypatch.setattr("deltatap.driver.run.leases.close", lost)
     run = SimpleNamespace(spark=None, settings=None, lease=a_lease(), state=state, beats=iter([1]))
     driver_run._close_failed(cast("Any", run), RuntimeError())
     assert state.control() == theirs
-
-
-def nothing() -> None:
-    """Require a lease that is held."""
 
 
 class Lost:
@@ -139,7 +128,7 @@ class Lost:
     def require(self) -> None:
         self.looks -= 1
         if self.looks < 0:
-            lose()
+            lost()
 
     def drain(self) -> None:
         self.did.append("drain")
@@ -191,7 +180,7 @@ def test_a_run_does_not_use_the_folder_of_a_run_on_another_table(
     here = Identity("b", "id", "file:/b")
     monkeypatch.setattr("deltatap.driver.run.guard", lambda *_: here)
     monkeypatch.setattr("deltatap.driver.run.Building", lambda *_: SimpleNamespace(close=lambda: None))
-    monkeypatch.setattr("deltatap.driver.run.leases.acquire", lose)
+    monkeypatch.setattr("deltatap.driver.run.leases.acquire", lost)
     state, none = RunState.of(tmp_path, "nightly"), cast("Any", None)
     state.prepare(here)
     with pytest.raises(LeaseLostError):  # it went on
@@ -264,103 +253,3 @@ def test_landing_is_used_by_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch
     loop: Any = DrainingLoop(landing)
     renewal: Any = SimpleNamespace(require=lambda: None)
     assert _capture(loop, landing, renewal, cast("Any", None), concurrent=True) is None
-
-
-def a_lease(seen_at: float = 0.0) -> Lease:
-    return Lease("run", 2, datetime.now(UTC), resumed=True, others=(), died=(), taken_at=Moment.now(),
-                 captures=Identity("t"), seen_at=seen_at)  # fmt: skip
-
-
-def test_a_run_whose_leftovers_land_is_not_found_by_a_request_to_stop(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    own, dead = (RunState(tmp_path / name) for name in ("run", "dead"))
-    lease, asked = replace(a_lease(), others=("dead",)), []
-    for state, epoch in ((own, lease.epoch), (dead, 1)):
-        state.prepare()
-        state.publish(Control(epoch, beat=1, stop=None if state is dead else "stopped by a signal"))
-
-    def finish() -> None:
-        control = dead.control()
-        assert control is not None
-        asked.append((ask_to_stop(tmp_path), control.epoch))
-
-    landing = SimpleNamespace(finish=finish, state=dead, set_aside=[Path("a.parquet")])
-    monkeypatch.setattr("deltatap.driver.run.Landing.of", lambda *_: landing)
-    for name in ("resuming.carry", "runs.totals", "runs.settle"):
-        monkeypatch.setattr(f"deltatap.driver.run.{name}", lambda *_: None)
-    settings = load_settings({"state": {"dir": str(tmp_path)}})
-    notes = driver_run.land_leftovers(cast("Any", None), settings, lease, nothing)
-    assert notes == [f"journal file a.parquet could not be read and was set aside in {dead.aside}"]
-    assert asked == [(Asked("run", answered=True), lease.epoch)]
-    assert not dead.folder.exists()
-
-
-def test_only_leftovers_of_runs_on_this_table_land(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    here, other = Identity("t", "1", "s3://here"), Identity("other", "2", "s3://other")
-    lease = replace(a_lease(), others=("aside", "elsewhere", "half", "here", "old"), captures=here)
-    landed: list[str] = []
-    for run_id, table in (("aside", here), ("elsewhere", other), ("half", other), ("here", here)):
-        RunState(tmp_path / run_id).prepare(table)
-    (tmp_path / "half" / "captures").write_bytes(b'["2", ')  # its driver died while it wrote the mark
-    RunState(tmp_path / "old").prepare()
-    aside = RunState(tmp_path / "aside")
-    (aside.aside / "damaged.parquet").touch()
-    aside.remove()
-
-    def landing(_spark: object, _settings: object, state: RunState) -> Any:
-        return SimpleNamespace(finish=lambda: landed.append(state.folder.name), state=state, set_aside=[])
-
-    monkeypatch.setattr("deltatap.driver.run.Landing.of", landing)
-    for name in ("resuming.carry", "runs.totals", "runs.settle"):
-        monkeypatch.setattr(f"deltatap.driver.run.{name}", lambda *_: None)
-    notes = driver_run.land_leftovers(
-        cast("Any", None), load_settings({"state": {"dir": str(tmp_path)}}), lease, nothing
-    )
-    assert notes == [f"{tmp_path / 'elsewhere'} stays as it is: it belongs to a run on another captures table"]
-    assert landed == ["half", "here", "old"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["aside", "elsewhere"]
-
-
-def test_a_driver_that_has_lost_its_lease_lands_no_leftovers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The next driver may have resumed one of these runs."""
-    lease = replace(a_lease(), others=("dead", "gone"), died=("gone",))
-    RunState(tmp_path / "dead").prepare()
-    for name in ("Landing.of", "runs.settle"):
-        monkeypatch.delattr(f"deltatap.driver.run.{name}")
-    for run_ids in (("dead", "gone"), ("gone",)):
-        with pytest.raises(LeaseLostError):
-            driver_run.land_leftovers(
-                cast("Any", None),
-                load_settings({"state": {"dir": str(tmp_path)}}),
-                replace(lease, others=run_ids),
-                lose,
-            )
-    assert (tmp_path / "dead").exists()
-
-
-@pytest.mark.parametrize(
-    ("seen_ago", "beat_ago", "waits"),
-    [
-        (40, 40, []),  # the workers had died before the listing could be old
-        (40, 29, [15.0]),
-        (29, 40, [15.0]),
-        (0, None, [15.0]),
-        (40, None, []),
-    ],
-)
-def test_the_files_of_dead_workers_are_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen_ago: float, beat_ago: float | None, waits: list[float]
-) -> None:
-    monkeypatch.setattr("deltatap.driver.run._WAIT_S", 15.0)
-    state = RunState(tmp_path / "run")
-    state.prepare()
-    if beat_ago is not None:
-        state.beat(Heartbeat(1, "00000-1-a", 1, at=1000.0 - beat_ago))
-    slept: list[float] = []
-    said: list[str] = []
-    lease = a_lease(1000.0 - seen_ago)
-    driver_run.wait_for_the_dead(lease, [state], said.append, now=lambda: 1000.0, sleep=slept.append)
-    assert (slept, len(said)) == (waits, len(waits))
-    driver_run.wait_for_the_dead(lease, [], said.append, now=lambda: 1000.0, sleep=slept.append)
-    assert slept == waits, "nothing is left of a run without a folder"
